@@ -1,0 +1,62 @@
+#pragma once
+// Files with every return value checked. Errors are MissingInputError (no such file), IoError (the
+// system refused; message carries path and reason).
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <span>
+#include <string>
+#include <string_view>
+
+namespace farskip {
+
+namespace fs = std::filesystem;
+
+/// A regular file open for reading by offset. Never maps: a truncated mapping is SIGBUS.
+class InputFile {
+ public:
+  explicit InputFile(const fs::path& path);
+  InputFile(InputFile&& other) noexcept;
+  InputFile& operator=(InputFile&&) = delete;
+  ~InputFile();
+
+  std::uint64_t size() const { return size_; }
+  const fs::path& path() const { return path_; }
+  /// Reads exactly buffer.size() bytes from `offset`, else throws IoError (DataError past the end).
+  void read_at(std::uint64_t offset, std::span<std::byte> buffer) const;
+
+ private:
+  fs::path path_;
+  int descriptor_ = -1;
+  std::uint64_t size_ = 0;
+};
+
+/// Writes a file under a temporary name beside its place; commit() fsyncs and renames it there. Without
+/// commit() the temporary file is removed: a reader never sees a half-written file.
+class OutputFile {
+ public:
+  explicit OutputFile(const fs::path& path);
+  OutputFile(const OutputFile&) = delete;
+  OutputFile& operator=(const OutputFile&) = delete;
+  ~OutputFile();
+
+  void write(std::span<const std::byte> bytes);
+  void write(std::string_view text);
+  std::uint64_t bytes_written() const { return written_; }
+  void commit();
+
+ private:
+  fs::path path_, temporary_;
+  int descriptor_ = -1;
+  std::uint64_t written_ = 0;
+};
+
+/// Whole file as text; refuses files larger than `limit` bytes (DataError).
+std::string read_text_file(const fs::path& path, std::uint64_t limit = std::uint64_t{1} << 30);
+/// Atomic: old content or new content, never a mixture.
+void write_text_file(const fs::path& path, std::string_view text);
+/// fsyncs a directory, so that a rename inside it survives a power cut.
+void sync_directory(const fs::path& path);
+
+}  // namespace farskip

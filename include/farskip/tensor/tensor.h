@@ -1,0 +1,88 @@
+#pragma once
+// Shapes, views of memory someone else owns, and host tensors that own theirs. Everything is row-major
+// and contiguous; a view of some rows of dim 0 is again contiguous.
+
+#include <cstdint>
+#include <initializer_list>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "farskip/base/error.h"
+#include "farskip/tensor/dtype.h"
+
+namespace farskip {
+
+/// Sizes of the dims, outermost first. An empty shape is a scalar (one element).
+class Shape {
+ public:
+  Shape() = default;
+  Shape(std::initializer_list<std::int64_t> dims) : dims_(dims) {}
+  explicit Shape(std::vector<std::int64_t> dims) : dims_(std::move(dims)) {}
+
+  std::size_t rank() const { return dims_.size(); }
+  std::int64_t operator[](std::size_t i) const { return dims_[i]; }
+  std::int64_t back() const { return dims_.back(); }
+  const std::vector<std::int64_t>& dims() const { return dims_; }
+  std::int64_t num_elements() const;
+  /// Product of all dims but the last: the number of rows when seen as a matrix.
+  std::int64_t num_rows() const;
+  /// "[4, 32]".
+  std::string text() const;
+
+  friend bool operator==(const Shape&, const Shape&) = default;
+
+ private:
+  std::vector<std::int64_t> dims_;
+};
+
+/// Typed window onto memory owned elsewhere (an arena, a HostTensor). data == nullptr: absent.
+struct TensorView {
+  void* data = nullptr;
+  DType dtype = DType::f32;
+  Shape shape;
+
+  explicit operator bool() const { return data != nullptr; }
+  std::int64_t num_elements() const { return shape.num_elements(); }
+  std::size_t num_bytes() const { return static_cast<std::size_t>(num_elements()) * dtype_size(dtype); }
+  std::span<std::byte> bytes() const { return {static_cast<std::byte*>(data), num_bytes()}; }
+  template <class T>
+  T* as() const {
+    return static_cast<T*>(data);
+  }
+};
+
+/// Owns its memory, 64-byte aligned, uninitialised unless filled.
+class HostTensor {
+ public:
+  HostTensor() = default;
+  HostTensor(DType dtype, Shape shape);
+
+  const Shape& shape() const { return view_.shape; }
+  DType dtype() const { return view_.dtype; }
+  std::int64_t num_elements() const { return view_.num_elements(); }
+  const TensorView& view() const { return view_; }
+  std::span<std::byte> bytes() { return view_.bytes(); }
+  std::span<const std::byte> bytes() const { return view_.bytes(); }
+
+  /// Elements as T; throws InternalError when sizeof(T) is not the element size.
+  template <class T>
+  std::span<T> values() {
+    FARSKIP_CHECK(sizeof(T) == dtype_size(view_.dtype), "element of {} bytes", dtype_size(view_.dtype));
+    return {view_.as<T>(), static_cast<std::size_t>(num_elements())};
+  }
+  template <class T>
+  std::span<const T> values() const {
+    return const_cast<HostTensor*>(this)->values<T>();
+  }
+
+ private:
+  std::shared_ptr<std::byte[]> memory_;
+  TensorView view_;
+};
+
+/// Converts between floating-point (or between integer) element types; other pairs are InternalError.
+HostTensor convert_dtype(const HostTensor& tensor, DType dtype);
+
+}  // namespace farskip

@@ -1,0 +1,123 @@
+#include "farskip/base/file.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+
+#include "farskip/base/error.h"
+
+namespace farskip {
+namespace {
+
+std::string reason() {
+  return std::strerror(errno);
+}
+
+}  // namespace
+
+InputFile::InputFile(const fs::path& path) : path_(path) {
+  descriptor_ = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (descriptor_ < 0) {
+    if (errno == ENOENT || errno == ENOTDIR)
+      throw MissingInputError(fmt::format("{}: no such file", path.string()));
+    throw IoError(fmt::format("{}: cannot open: {}", path.string(), reason()));
+  }
+  struct stat info {};
+  if (::fstat(descriptor_, &info) != 0 || !S_ISREG(info.st_mode)) {
+    ::close(descriptor_);
+    throw IoError(fmt::format("{}: not a regular file", path.string()));
+  }
+  size_ = static_cast<std::uint64_t>(info.st_size);
+}
+
+InputFile::InputFile(InputFile&& other) noexcept
+    : path_(std::move(other.path_)), descriptor_(other.descriptor_), size_(other.size_) {
+  other.descriptor_ = -1;
+}
+
+InputFile::~InputFile() {
+  if (descriptor_ >= 0) ::close(descriptor_);
+}
+
+void InputFile::read_at(std::uint64_t offset, std::span<std::byte> buffer) const {
+  std::size_t done = 0;
+  while (done < buffer.size()) {
+    const ssize_t n = ::pread(descriptor_, buffer.data() + done, buffer.size() - done,
+                              static_cast<off_t>(offset + done));
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) throw IoError(fmt::format("{}: read failed: {}", path_.string(), reason()));
+    if (n == 0)
+      throw DataError(fmt::format("{}: ends at byte {}, {} more expected", path_.string(), offset + done,
+                                  buffer.size() - done));
+    done += static_cast<std::size_t>(n);
+  }
+}
+
+OutputFile::OutputFile(const fs::path& path)
+    : path_(path), temporary_(path.string() + fmt::format(".tmp-{}", ::getpid())) {
+  descriptor_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+  if (descriptor_ < 0) throw IoError(fmt::format("{}: cannot create: {}", temporary_.string(), reason()));
+}
+
+OutputFile::~OutputFile() {
+  if (descriptor_ < 0) return;
+  ::close(descriptor_);
+  ::unlink(temporary_.c_str());
+}
+
+void OutputFile::write(std::span<const std::byte> bytes) {
+  std::size_t done = 0;
+  while (done < bytes.size()) {
+    const ssize_t n = ::write(descriptor_, bytes.data() + done, bytes.size() - done);
+    if (n < 0 && errno == EINTR) continue;
+    if (n <= 0)
+      throw IoError(fmt::format("{}: write failed after {} bytes: {}", path_.string(), written_ + done, reason()));
+    done += static_cast<std::size_t>(n);
+  }
+  written_ += done;
+}
+
+void OutputFile::write(std::string_view text) {
+  write(std::as_bytes(std::span(text.data(), text.size())));
+}
+
+void OutputFile::commit() {
+  if (::fsync(descriptor_) != 0) throw IoError(fmt::format("{}: fsync failed: {}", path_.string(), reason()));
+  const int descriptor = descriptor_;
+  descriptor_ = -1;
+  if (::close(descriptor) != 0 || ::rename(temporary_.c_str(), path_.c_str()) != 0) {
+    const std::string why = reason();
+    ::unlink(temporary_.c_str());
+    throw IoError(fmt::format("{}: cannot finish writing: {}", path_.string(), why));
+  }
+}
+
+std::string read_text_file(const fs::path& path, std::uint64_t limit) {
+  const InputFile file(path);
+  if (file.size() > limit)
+    throw DataError(fmt::format("{}: {} bytes, at most {} allowed", path.string(), file.size(), limit));
+  std::string text(file.size(), '\0');
+  file.read_at(0, std::as_writable_bytes(std::span(text.data(), text.size())));
+  return text;
+}
+
+void write_text_file(const fs::path& path, std::string_view text) {
+  OutputFile file(path);
+  file.write(text);
+  file.commit();
+}
+
+void sync_directory(const fs::path& path) {
+  const int descriptor = ::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (descriptor < 0 || ::fsync(descriptor) != 0) {
+    const std::string why = reason();
+    if (descriptor >= 0) ::close(descriptor);
+    throw IoError(fmt::format("{}: cannot sync directory: {}", path.string(), why));
+  }
+  ::close(descriptor);
+}
+
+}  // namespace farskip

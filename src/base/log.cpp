@@ -1,0 +1,35 @@
+#include "farskip/base/log.h"
+
+#include <spdlog/sinks/stdout_color_sinks.h>
+#include <spdlog/spdlog.h>
+
+namespace farskip {
+namespace {
+
+spdlog::level::level_enum to_spdlog(LogLevel level) {
+  switch (level) {
+    case LogLevel::debug: return spdlog::level::debug;
+    case LogLevel::info: return spdlog::level::info;
+    case LogLevel::warning: return spdlog::level::warn;
+    case LogLevel::error: return spdlog::level::err;
+    case LogLevel::off: break;
+  }
+  return spdlog::level::off;
+}
+
+}  // namespace
+
+struct Logger::Sink {
+  spdlog::logger logger{"farskip", std::make_shared<spdlog::sinks::stderr_color_sink_mt>()};
+};
+
+Logger::Logger(LogLevel level) : sink_(std::make_shared<Sink>()) {
+  sink_->logger.set_pattern("%H:%M:%S %^%l%$ %v");
+  sink_->logger.set_level(to_spdlog(level));
+}
+
+void Logger::write(LogLevel level, std::string_view message) const {
+  sink_->logger.log(to_spdlog(level), spdlog::string_view_t(message.data(), message.size()));
+}
+
+}  // namespace farskip

@@ -1,0 +1,99 @@
+#include "farskip/tensor/tensor.h"
+
+#include <cstring>
+#include <new>
+
+namespace farskip {
+namespace {
+
+constexpr std::align_val_t kAlignment{64};
+
+float f16_to_f32(std::uint16_t bits) {
+  const std::uint32_t sign = static_cast<std::uint32_t>(bits & 0x8000U) << 16;
+  const std::uint32_t exponent = (bits >> 10) & 0x1fU;
+  const std::uint32_t mantissa = bits & 0x3ffU;
+  if (exponent == 0x1f) return std::bit_cast<float>(sign | 0x7f800000U | (mantissa << 13));
+  if (exponent != 0) return std::bit_cast<float>(sign | ((exponent + 112) << 23) | (mantissa << 13));
+  const float magnitude = static_cast<float>(mantissa) * 0x1p-24F;
+  return sign != 0 ? -magnitude : magnitude;
+}
+
+double load_float(const TensorView& view, std::int64_t i) {
+  switch (view.dtype) {
+    case DType::f64: return view.as<double>()[i];
+    case DType::f32: return view.as<float>()[i];
+    case DType::bf16: return bf16_to_f32(view.as<std::uint16_t>()[i]);
+    case DType::f16: return f16_to_f32(view.as<std::uint16_t>()[i]);
+    default: throw InternalError(fmt::format("{} is not a floating-point type", dtype_name(view.dtype)));
+  }
+}
+
+void store_float(const TensorView& view, std::int64_t i, double value) {
+  switch (view.dtype) {
+    case DType::f64: view.as<double>()[i] = value; return;
+    case DType::f32: view.as<float>()[i] = static_cast<float>(value); return;
+    case DType::bf16: view.as<std::uint16_t>()[i] = f32_to_bf16(static_cast<float>(value)); return;
+    default: throw InternalError(fmt::format("cannot convert to {}", dtype_name(view.dtype)));
+  }
+}
+
+std::int64_t load_int(const TensorView& view, std::int64_t i) {
+  switch (view.dtype) {
+    case DType::i64: return view.as<std::int64_t>()[i];
+    case DType::i32: return view.as<std::int32_t>()[i];
+    case DType::i16: return view.as<std::int16_t>()[i];
+    case DType::i8: return view.as<std::int8_t>()[i];
+    case DType::u16: return view.as<std::uint16_t>()[i];
+    default: return view.as<std::uint8_t>()[i];
+  }
+}
+
+bool is_float(DType dtype) {
+  return dtype == DType::f64 || dtype == DType::f32 || dtype == DType::bf16 || dtype == DType::f16;
+}
+
+}  // namespace
+
+std::int64_t Shape::num_elements() const {
+  std::int64_t n = 1;
+  for (const std::int64_t d : dims_) n *= d;
+  return n;
+}
+
+std::int64_t Shape::num_rows() const {
+  std::int64_t n = 1;
+  for (std::size_t i = 0; i + 1 < dims_.size(); ++i) n *= dims_[i];
+  return n;
+}
+
+std::string Shape::text() const {
+  return fmt::format("[{}]", fmt::join(dims_, ", "));
+}
+
+HostTensor::HostTensor(DType dtype, Shape shape) : view_{nullptr, dtype, std::move(shape)} {
+  auto* memory = static_cast<std::byte*>(::operator new[](std::max<std::size_t>(view_.num_bytes(), 1), kAlignment));
+  memory_ = std::shared_ptr<std::byte[]>(memory, [](std::byte* p) { ::operator delete[](p, kAlignment); });
+  view_.data = memory;
+}
+
+HostTensor convert_dtype(const HostTensor& tensor, DType dtype) {
+  if (tensor.dtype() == dtype) return tensor;
+  HostTensor out(dtype, tensor.shape());
+  const std::int64_t n = tensor.num_elements();
+  if (is_float(tensor.dtype())) {
+    for (std::int64_t i = 0; i < n; ++i) store_float(out.view(), i, load_float(tensor.view(), i));
+    return out;
+  }
+  for (std::int64_t i = 0; i < n; ++i) {
+    const std::int64_t value = load_int(tensor.view(), i);
+    if (dtype == DType::i64) {
+      out.view().as<std::int64_t>()[i] = value;
+    } else {
+      FARSKIP_CHECK(dtype == DType::i32, "cannot convert {} to {}", dtype_name(tensor.dtype()), dtype_name(dtype));
+      out.view().as<std::int32_t>()[i] = static_cast<std::int32_t>(value);
+    }
+  }
+  return out;
+}
+
+}  // namespace farskip

@@ -1,0 +1,35 @@
+# Outside libraries, all from the distribution (Debian 12 and Ubuntu 24.04 differ in the names of a
+# few targets; the farskip::* aliases below are the only names the rest of the build uses).
+find_package(Threads REQUIRED)
+find_package(OpenMP REQUIRED COMPONENTS CXX)
+find_package(spdlog REQUIRED)
+find_package(nlohmann_json REQUIRED)
+find_package(CLI11 REQUIRED)
+find_package(PkgConfig REQUIRED)
+
+find_package(yaml-cpp REQUIRED)
+add_library(farskip::yaml_cpp INTERFACE IMPORTED)
+if(TARGET yaml-cpp::yaml-cpp)
+  target_link_libraries(farskip::yaml_cpp INTERFACE yaml-cpp::yaml-cpp)  # 0.8
+else()
+  target_link_libraries(farskip::yaml_cpp INTERFACE yaml-cpp)  # 0.7
+endif()
+
+pkg_check_modules(xxhash REQUIRED IMPORTED_TARGET libxxhash)
+add_library(farskip::xxhash ALIAS PkgConfig::xxhash)
+pkg_check_modules(pcre2 REQUIRED IMPORTED_TARGET libpcre2-8)
+add_library(farskip::pcre2 ALIAS PkgConfig::pcre2)
+
+# Matrix products: oneDNN where it exists (twice the rate of OpenBLAS, facts in docs/numerics.md),
+# OpenBLAS otherwise. src/backend/blas/{onednn,openblas}.cpp implement the same header.
+find_package(dnnl CONFIG QUIET)
+add_library(farskip::blas INTERFACE IMPORTED)
+if(dnnl_FOUND AND NOT FARSKIP_FORCE_OPENBLAS)
+  set(FARSKIP_BLAS onednn)
+  target_link_libraries(farskip::blas INTERFACE DNNL::dnnl)
+else()
+  set(FARSKIP_BLAS openblas)
+  pkg_check_modules(openblas REQUIRED IMPORTED_TARGET openblas)
+  target_link_libraries(farskip::blas INTERFACE PkgConfig::openblas)
+endif()
+message(STATUS "Matrix products: ${FARSKIP_BLAS}")

@@ -1,0 +1,21 @@
+# Flags shared by every target: warnings, instruction set, sanitizers, ccache.
+add_library(farskip_options INTERFACE)
+target_compile_options(farskip_options INTERFACE -Wall -Wextra -Wpedantic -Wshadow -Wconversion
+                                                 -Wno-sign-conversion)
+if(FARSKIP_WERROR)
+  target_compile_options(farskip_options INTERFACE -Werror)
+endif()
+# Contraction stays on (FMA is the point of the CPU kernels) but nothing that reassociates: results
+# must not depend on how a loop was vectorised for a given thread count.
+if(FARSKIP_NATIVE)
+  target_compile_options(farskip_options INTERFACE -march=native)
+endif()
+if(FARSKIP_SANITIZE)
+  string(REPLACE ";" "," sanitizers "${FARSKIP_SANITIZE}")
+  target_compile_options(farskip_options INTERFACE -fsanitize=${sanitizers} -fno-omit-frame-pointer)
+  target_link_options(farskip_options INTERFACE -fsanitize=${sanitizers})
+endif()
+find_program(FARSKIP_CCACHE ccache)
+if(FARSKIP_CCACHE)
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${FARSKIP_CCACHE})
+endif()
