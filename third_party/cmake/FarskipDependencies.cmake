@@ -22,11 +22,15 @@ add_library(farskip::pcre2 ALIAS PkgConfig::pcre2)
 
 # Matrix products: oneDNN where it exists (twice the rate of OpenBLAS, facts in docs/numerics.md),
 # OpenBLAS otherwise. src/backend/blas/{onednn,openblas}.cpp implement the same header.
-find_package(dnnl CONFIG QUIET)
+# (Debian's dnnl-config.cmake insists on OpenCL headers that nothing here needs, hence the plain look-up.)
+option(FARSKIP_FORCE_OPENBLAS "Use OpenBLAS even where oneDNN is installed" OFF)
+find_path(DNNL_INCLUDE_DIR dnnl.h)
+find_library(DNNL_LIBRARY dnnl)
 add_library(farskip::blas INTERFACE IMPORTED)
-if(dnnl_FOUND AND NOT FARSKIP_FORCE_OPENBLAS)
+if(DNNL_INCLUDE_DIR AND DNNL_LIBRARY AND NOT FARSKIP_FORCE_OPENBLAS)
   set(FARSKIP_BLAS onednn)
-  target_link_libraries(farskip::blas INTERFACE DNNL::dnnl)
+  target_include_directories(farskip::blas INTERFACE ${DNNL_INCLUDE_DIR})
+  target_link_libraries(farskip::blas INTERFACE ${DNNL_LIBRARY})
 else()
   set(FARSKIP_BLAS openblas)
   pkg_check_modules(openblas REQUIRED IMPORTED_TARGET openblas)
