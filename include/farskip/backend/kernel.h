@@ -1,0 +1,63 @@
+#pragma once
+// Kernels: what a backend runs for an op. Looked up once, when a plan is made executable.
+
+#include <map>
+#include <span>
+#include <string>
+#include <string_view>
+#include <tuple>
+
+#include "farskip/graph/graph.h"
+
+namespace farskip {
+
+enum class DeviceKind : std::uint8_t { cpu, cuda };
+
+/// One execution of a node. Inputs and outputs in the op's order; an absent optional input is a view
+/// without data. dim 0 of a bounded value is already cut to its actual count on the CPU.
+struct KernelCall {
+  const Attributes& attributes;
+  std::span<const TensorView> inputs;
+  std::span<const TensorView> outputs;
+  std::span<std::byte> workspace;  // as large as the kernel's workspace rule asked for, 64-byte aligned
+
+  template <class A>
+  const A& get() const {
+    return attributes.get<A>();
+  }
+  bool has(std::size_t i) const { return i < inputs.size() && inputs[i].data != nullptr; }
+  template <class T = float>
+  const T* in(std::size_t i) const {
+    return inputs[i].as<const T>();
+  }
+  template <class T = float>
+  T* out(std::size_t i) const {
+    return outputs[i].as<T>();
+  }
+  const Shape& in_shape(std::size_t i) const { return inputs[i].shape; }
+  const Shape& out_shape(std::size_t i) const { return outputs[i].shape; }
+};
+
+struct Kernel {
+  void (*run)(const KernelCall&) = nullptr;
+  /// Bytes of scratch memory at the bound of the shapes; nullptr: none.
+  std::size_t (*workspace)(const OpTypes&) = nullptr;
+};
+
+/// Kernels by (op, dtype of the op's computation, device).
+class KernelTable {
+ public:
+  void add(std::string_view op, DType dtype, DeviceKind device, Kernel kernel);
+  /// UsageError naming op, dtype and device where there is none.
+  const Kernel& at(std::string_view op, DType dtype, DeviceKind device) const;
+  bool contains(std::string_view op, DType dtype, DeviceKind device) const;
+
+ private:
+  std::map<std::tuple<std::string, DType, DeviceKind>, Kernel, std::less<>> kernels_;
+};
+
+/// All f32 kernels of the CPU backend.
+const KernelTable& cpu_kernel_table();
+void register_cpu_kernels(KernelTable& table);
+
+}  // namespace farskip

@@ -1,0 +1,97 @@
+#pragma once
+// What the graph knows of an op: its rules, stated side by side in one file per op family (src/ops/).
+
+#include <map>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "farskip/base/id.h"
+#include "farskip/graph/attributes.h"
+#include "farskip/tensor/tensor.h"
+
+namespace farskip {
+
+using ValueId = Id<struct ValueTag>;
+using NodeId = Id<struct NodeTag>;
+
+/// Type of a value. When `count` names a value (i32[1]), dim 0 of `shape` is only a bound: the actual
+/// number of rows is that device value (routed rows).
+struct TensorType {
+  DType dtype = DType::f32;
+  Shape shape;
+  ValueId count{};
+
+  /// Bytes of the full (bounded) extent.
+  std::size_t num_bytes() const { return static_cast<std::size_t>(shape.num_elements()) * dtype_size(dtype); }
+  friend bool operator==(const TensorType&, const TensorType&) = default;
+};
+
+/// What one execution of a node takes, at the bound of its shapes.
+struct OpCost {
+  double flops = 0;       // multiply and add count as two
+  double bytes = 0;       // inputs read once + outputs written once
+  double wire_bytes = 0;  // sent by one rank
+};
+
+/// Attributes and types handed to the shape and cost rules. An absent optional input is nullptr.
+struct OpTypes {
+  const Attributes& attributes;
+  std::span<const TensorType* const> inputs;
+  std::span<const TensorType> outputs = {};  // empty in the shape rule
+
+  template <class A>
+  const A& get() const {
+    return attributes.get<A>();
+  }
+  bool has(std::size_t i) const { return i < inputs.size() && inputs[i] != nullptr; }
+  const TensorType& in(std::size_t i) const {
+    FARSKIP_CHECK(has(i), "input {} is absent", i);
+    return *inputs[i];
+  }
+  const Shape& shape(std::size_t i) const { return in(i).shape; }
+};
+
+class GradientCall;
+
+/// A pair (output, input): the output may live in the input's buffer when nothing reads the input later.
+struct InPlace {
+  std::size_t output, input;
+};
+
+struct OpDef {
+  std::string name;
+  Attributes (*parse_attributes)(const FieldTexts&) = &Attributes::parse<NoAttributes>;
+  std::size_t min_inputs = 0, max_inputs = 0;  // inputs past the minimum are optional
+  /// Types of the outputs; throws InternalError where the inputs do not fit together.
+  std::vector<TensorType> (*infer)(const OpTypes&) = nullptr;
+  /// Emits the gradient as ops (autograd/gradient_call.h). nullptr: not differentiable, and asking for
+  /// its gradient is an error that names the op.
+  void (*gradient)(GradientCall&) = nullptr;
+  /// nullptr: no arithmetic, every input read once and every output written once.
+  OpCost (*cost)(const OpTypes&) = nullptr;
+  std::vector<InPlace> in_place;
+  /// Optional input that is added to an output (gradient accumulation): output += input.
+  std::vector<InPlace> accumulates;
+};
+
+/// All ops by name. Filled once by register_ops(), then constant.
+class OpTable {
+ public:
+  void add(OpDef op);
+  /// InternalError for an unknown name.
+  const OpDef& at(std::string_view name) const;
+  const OpDef* find(std::string_view name) const;
+  const std::map<std::string, OpDef, std::less<>>& all() const { return ops_; }
+
+ private:
+  std::map<std::string, OpDef, std::less<>> ops_;
+};
+
+/// The table with every family of src/ops (defined in layer ops).
+const OpTable& op_table();
+
+OpCost cost_of(const OpDef& op, const OpTypes& types);
+
+}  // namespace farskip

@@ -1,0 +1,309 @@
+#pragma once
+// Every op of the graph: attributes, and the function that emits it. The rules (shape, gradient, cost)
+// stand in src/ops/<family>.cpp, the kernels in src/backend/<backend>/<family>.cpp.
+//
+// Shape letters: T tokens of the micro-batch (B sequences of S), H hidden, V vocabulary, E experts, K
+// experts per token (top-k), R routed rows (T*K), I expert width, A attention heads, G key-value heads,
+// D query/key head size, Dv value head size. Matrices are row-major; "x[T, H]" is f32 unless said.
+
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "farskip/graph/graph.h"
+
+namespace farskip::ops {
+
+// ---- embedding.cpp -------------------------------------------------------------------------------
+
+/// table[V, H], tokens i32[T] → [T, H]: row tokens[t] of the table.
+ValueId embedding(Builder& b, ValueId table, ValueId tokens);
+
+struct EmbeddingGrad {
+  std::int64_t vocab_size = 0;
+  static void fields(auto& self, auto&& f) { f("vocab_size", self.vocab_size); }
+};
+// op "embedding_grad": dy[T, H], tokens i32[T], [accumulate [V, H]] → dtable[V, H]; rows of one token id
+// are summed in order of t.
+
+// ---- elementwise.cpp -----------------------------------------------------------------------------
+
+/// a + b, same shape. In place in a or b.
+ValueId add(Builder& b, ValueId x, ValueId y);
+
+// ---- matmul.cpp ----------------------------------------------------------------------------------
+
+struct Matmul {
+  bool transpose_a = false, transpose_b = false;
+  static void fields(auto& self, auto&& f) {
+    f("transpose_a", self.transpose_a);
+    f("transpose_b", self.transpose_b);
+  }
+};
+// op "matmul": a, b, [accumulate [M, N]] → op(a)[M, K] · op(b)[K, N] (+ accumulate).
+ValueId matmul(Builder& b, ValueId x, ValueId y, Matmul attributes = {});
+/// x[T, in], w[out, in] → x · wᵀ [T, out].
+inline ValueId linear(Builder& b, ValueId x, ValueId w) {
+  return matmul(b, x, w, {.transpose_a = false, .transpose_b = true});
+}
+
+// ---- norm.cpp ------------------------------------------------------------------------------------
+
+struct RmsNorm {
+  double eps = 1e-6;
+  static void fields(auto& self, auto&& f) { f("eps", self.eps); }
+};
+/// x[T, N*D], w[D] → (y[T, N*D], rstd[T, N]): each group of D elements is divided by its root mean square
+/// (rstd = 1/sqrt(mean(x²) + eps)) and multiplied by w. N = 1 for a layer norm, the heads for a q/k norm.
+ValueId rms_norm(Builder& b, ValueId x, ValueId w, double eps);
+// op "rms_norm_grad" {eps}: dy[T, N*D], x[T, N*D], w[D], rstd[T, N], [accumulate dw[D]] → (dx, dw[D]).
+// In place: dx in dy.
+
+// ---- rope.cpp ------------------------------------------------------------------------------------
+
+enum class RopeScaling : std::uint8_t { none, yarn };
+constexpr auto enum_names(RopeScaling) {
+  return std::array<std::string_view, 2>{"none", "yarn"};
+}
+
+/// Frequencies of rotary embedding. YaRN: Peng et al. 2023 (arXiv 2309.00071), as in DeepSeek-V2:
+/// dims between the two correction bounds blend interpolated (1/factor) and original frequencies.
+struct RopeTable {
+  std::int64_t positions = 0;  // rows: positions 0 .. positions-1
+  std::int64_t dim = 0;        // rotated elements of a head, even
+  double theta = 10000.0;
+  RopeScaling scaling = RopeScaling::none;
+  double factor = 1.0;
+  std::int64_t original_positions = 0;
+  double beta_fast = 32.0, beta_slow = 1.0;
+  double attention_factor = 1.0;  // multiplies cos and sin
+  static void fields(auto& self, auto&& f) {
+    f("positions", self.positions);
+    f("dim", self.dim);
+    f("theta", self.theta);
+    f("scaling", self.scaling);
+    f("factor", self.factor);
+    f("original_positions", self.original_positions);
+    f("beta_fast", self.beta_fast);
+    f("beta_slow", self.beta_slow);
+    f("attention_factor", self.attention_factor);
+  }
+};
+/// → [positions, dim]: cos of the dim/2 angles, then sin of them. Computed in f64, stored as f32.
+ValueId rope_table(Builder& b, const RopeTable& attributes);
+
+struct Rope {
+  std::int64_t head_dim = 0;  // x has N heads of this size in a row
+  std::int64_t offset = 0;    // first rotated element of a head
+  std::int64_t dim = 0;       // rotated elements
+  bool interleaved = false;   // pairs (2i, 2i+1); otherwise (i, i + dim/2)
+  bool inverse = false;       // rotates by minus the angle: the gradient
+  static void fields(auto& self, auto&& f) {
+    f("head_dim", self.head_dim);
+    f("offset", self.offset);
+    f("dim", self.dim);
+    f("interleaved", self.interleaved);
+    f("inverse", self.inverse);
+  }
+};
+/// x[T, N*head_dim], table[S, dim] → same shape; token t has position t mod S. Rotated in place within the
+/// head: element order is kept for both pairings. In place in x.
+ValueId rope(Builder& b, ValueId x, ValueId table, const Rope& attributes);
+
+// ---- attention.cpp -------------------------------------------------------------------------------
+
+struct Attention {
+  std::int64_t sequence_length = 0;  // S; T is a multiple of it
+  std::int64_t heads = 0;            // A
+  std::int64_t kv_heads = 0;         // G, divides A: head a reads key-value head a / (A/G)
+  double scale = 1.0;                // softmax(scale · q kᵀ)
+  std::int64_t chunk = 0;            // > 0: position i attends only inside [i - i mod chunk, i]
+  static void fields(auto& self, auto&& f) {
+    f("sequence_length", self.sequence_length);
+    f("heads", self.heads);
+    f("kv_heads", self.kv_heads);
+    f("scale", self.scale);
+    f("chunk", self.chunk);
+  }
+};
+struct AttentionResult {
+  ValueId out, lse;
+};
+/// Causal attention. q[T, A*D], k[T, G*D], v[T, G*Dv], [document_start i32[T]] → (out[T, A*Dv],
+/// lse[T, A]: log of the softmax denominator, natural). Position i attends to j in
+/// [max(document_start[i], chunk start), i]. Never forms [S, S] of a head in memory.
+AttentionResult attention(Builder& b, ValueId q, ValueId k, ValueId v, ValueId document_start,
+                          const Attention& attributes);
+// op "attention_grad" (same attributes): dout, q, k, v, out, lse, [document_start] → dq, dk, dv.
+
+struct MlaKeyValue {
+  std::int64_t heads = 0, nope_dim = 0, rope_dim = 0, v_dim = 0;
+  static void fields(auto& self, auto&& f) {
+    f("heads", self.heads);
+    f("nope_dim", self.nope_dim);
+    f("rope_dim", self.rope_dim);
+    f("v_dim", self.v_dim);
+  }
+};
+/// kv[T, A*(nope+v)], k_rope[T, rope] → (k[T, A*(nope+rope)], v[T, A*v]): head a of k is the nope part of
+/// head a of kv followed by k_rope, which all heads share.
+std::pair<ValueId, ValueId> mla_key_value(Builder& b, ValueId kv, ValueId k_rope,
+                                          const MlaKeyValue& attributes);
+// op "mla_key_value_grad" (same attributes): dk, dv → (dkv, dk_rope: summed over heads in order).
+
+// ---- columns.cpp ---------------------------------------------------------------------------------
+
+struct SplitColumns {
+  std::vector<std::int64_t> widths;
+  static void fields(auto& self, auto&& f) { f("widths", self.widths); }
+};
+/// x[T, Σ widths] → one [T, width] each.
+std::vector<ValueId> split_columns(Builder& b, ValueId x, std::vector<std::int64_t> widths);
+/// The reverse ("concat_columns", up to 8 inputs).
+ValueId concat_columns(Builder& b, std::vector<ValueId> parts);
+
+// ---- activation.cpp ------------------------------------------------------------------------------
+
+/// x[T, 2I] (gate, then up), [row_weight [T]] → silu(gate) * up * row_weight, [T, I].
+ValueId swiglu(Builder& b, ValueId x, ValueId row_weight = {});
+// op "swiglu_grad": dy[T, I], x[T, 2I], [row_weight [T]] → (dx[T, 2I], d_row_weight[T]). The second output
+// exists only with row_weight. In place: dx in x.
+
+// ---- router.cpp ----------------------------------------------------------------------------------
+
+enum class ScoreFunction : std::uint8_t { softmax, sigmoid };
+constexpr auto enum_names(ScoreFunction) {
+  return std::array<std::string_view, 2>{"softmax", "sigmoid"};
+}
+/// How a group of experts is scored for group-limited routing: DeepSeek-V2 takes the best expert, V3 the
+/// sum of the two best.
+enum class GroupScore : std::uint8_t { max, top2_sum };
+constexpr auto enum_names(GroupScore) {
+  return std::array<std::string_view, 2>{"max", "top2_sum"};
+}
+
+struct Route {
+  std::int64_t top_k = 1;                        // K
+  ScoreFunction score = ScoreFunction::softmax;  // over all experts, before the choice
+  std::int64_t num_groups = 1, top_groups = 1;   // group-limited: only experts of the best groups
+  GroupScore group_score = GroupScore::max;
+  bool normalize = false;  // weights divided by (their sum + 1e-20)
+  double scaling = 1.0;    // then multiplied by this
+  static void fields(auto& self, auto&& f) {
+    f("top_k", self.top_k);
+    f("score", self.score);
+    f("num_groups", self.num_groups);
+    f("top_groups", self.top_groups);
+    f("group_score", self.group_score);
+    f("normalize", self.normalize);
+    f("scaling", self.scaling);
+  }
+};
+struct RouteResult {
+  ValueId indices, weights, scores;
+};
+/// logits[T, E], [selection bias [E]] → (indices i32[T, K], weights[T, K], scores[T, E]). The bias takes
+/// part in choosing (experts and groups) only. Indices by descending choice score, ties to the lower
+/// index. Indices carry no gradient.
+RouteResult route(Builder& b, ValueId logits, ValueId selection_bias, const Route& attributes);
+// op "route_grad" (same attributes): d_weights[T, K] or absent, d_scores[T, E] or absent, scores, indices
+// → dlogits[T, E].
+
+struct BalanceLoss {
+  std::int64_t sequence_length = 0;
+  bool normalize_scores = false;  // sigmoid scores are divided by their sum first
+  static void fields(auto& self, auto&& f) {
+    f("sequence_length", self.sequence_length);
+    f("normalize_scores", self.normalize_scores);
+  }
+};
+/// scores[T, E], indices i32[T, K] → [1]: Σ over sequences of Σ_e f_e · P_e with f_e = E/(K·S) · (times e
+/// was chosen in the sequence), P_e = mean score of e over the sequence (DeepSeek-V2, eq. 23-25, per
+/// sequence, so that it does not depend on the layout). f carries no gradient.
+ValueId balance_loss(Builder& b, ValueId scores, ValueId indices, const BalanceLoss& attributes);
+// op "balance_loss_grad" (same attributes): dloss[1], scores, indices → dscores.
+
+// ---- dispatch.cpp --------------------------------------------------------------------------------
+
+struct SortByExpert {
+  std::int64_t num_experts = 0;
+  static void fields(auto& self, auto&& f) { f("num_experts", self.num_experts); }
+};
+struct RoutedOrder {
+  ValueId row_slot, slot_row, offsets;
+};
+/// indices i32[T, K] → (row_slot i32[R]: routed row r comes from slot t*K+k, slot_row i32[R]: the inverse,
+/// offsets i32[E+1]: rows of expert e are [offsets[e], offsets[e+1])). Rows are grouped by expert, in
+/// order of slots within an expert (a stable counting sort).
+RoutedOrder sort_by_expert(Builder& b, ValueId indices, std::int64_t num_experts);
+
+struct TopK {
+  std::int64_t top_k = 1;
+  static void fields(auto& self, auto&& f) { f("top_k", self.top_k); }
+};
+/// x[T, H], order → [R, H]: row r is x[row_slot[r] / K].
+ValueId dispatch_rows(Builder& b, ValueId x, const RoutedOrder& order, std::int64_t top_k);
+/// y[R, H], order → [T, H]: Σ_k y[slot_row[t*K+k]], in order of k. Each is the other's gradient.
+ValueId combine_rows(Builder& b, ValueId y, const RoutedOrder& order, std::int64_t top_k);
+/// values f32[any shape of R elements], index i32[R], inverse i32[R] → [R]: out[i] = values[index[i]]. The
+/// gradient swaps index and inverse.
+ValueId permute_values(Builder& b, ValueId values, ValueId index, ValueId inverse);
+
+// ---- grouped_matmul.cpp --------------------------------------------------------------------------
+
+struct GroupedMatmul {
+  bool transpose_w = true;
+  static void fields(auto& self, auto&& f) { f("transpose_w", self.transpose_w); }
+};
+/// x[R, K'], w[E, N, K'], offsets i32[E+1] → [R, N]: rows of expert e times w[e]ᵀ. transpose_w = false:
+/// x[R, N], w[E, N, K'] → [R, K'], rows times w[e]. Experts without rows are fine.
+ValueId grouped_matmul(Builder& b, ValueId x, ValueId w, ValueId offsets, GroupedMatmul attributes = {});
+// op "grouped_matmul_wgrad": dy[R, N], x[R, K'], offsets, [accumulate [E, N, K']] → dw[E, N, K'].
+
+// ---- loss.cpp ------------------------------------------------------------------------------------
+
+struct LossResult {
+  ValueId loss_sum, num_correct;
+};
+/// Cross-entropy fused with the head: h[T, H], w[V, H], targets i32[T] (-1: not counted) → (loss_sum [1]:
+/// Σ over counted tokens of logsumexp(h wᵀ) - (h wᵀ)[target], num_correct i32[1]: counted tokens whose
+/// target has the largest logit). Works on blocks of tokens: no [T, V] buffer exists.
+LossResult linear_cross_entropy(Builder& b, ValueId h, ValueId w, ValueId targets);
+// op "linear_cross_entropy_grad": dloss[1], h, w, targets, [accumulate dw] → (loss_sum, num_correct, dh,
+// dw): recomputes the forward, so that one pass over the logits serves both (passes/fuse.h).
+
+// ---- optimizer.cpp -------------------------------------------------------------------------------
+
+/// f32 tensors (1 to 4096 of them) → [1] f64: Σ of all squares, in order of the inputs.
+ValueId sum_of_squares(Builder& b, std::vector<ValueId> tensors);
+
+struct ClipFactor {
+  double max_norm = 1.0;  // 0: no clipping
+  static void fields(auto& self, auto&& f) { f("max_norm", self.max_norm); }
+};
+/// sum_sq f64[1] → (norm f32[1] = sqrt(sum_sq), factor f32[1] = min(1, max_norm / (norm + 1e-6))), as
+/// torch.nn.utils.clip_grad_norm_. A norm that is not finite gives factor 0: the update is then skipped.
+std::pair<ValueId, ValueId> clip_factor(Builder& b, ValueId sum_sq, double max_norm);
+
+struct AdamW {
+  double beta1 = 0.9, beta2 = 0.95, eps = 1e-8, weight_decay = 0.0;
+  static void fields(auto& self, auto&& f) {
+    f("beta1", self.beta1);
+    f("beta2", self.beta2);
+    f("eps", self.eps);
+    f("weight_decay", self.weight_decay);
+  }
+};
+struct AdamWState {
+  ValueId parameter, m, v;
+};
+/// Decoupled weight decay (Loshchilov & Hutter 2019): g' = factor·g; m = β1 m + (1-β1) g'; v = β2 v +
+/// (1-β2) g'²; p = p (1 - lr·wd) - lr · (m/c1) / (sqrt(v/c2) + eps), c_i = 1 - β_i^step. hyper f32[3] =
+/// {lr, 1/c1, 1/c2}; factor f32[1]. Where factor is 0 nothing changes. In place in p, m, v.
+AdamWState adamw(Builder& b, const AdamWState& state, ValueId grad, ValueId factor, ValueId hyper,
+                 const AdamW& attributes);
+
+}  // namespace farskip::ops
