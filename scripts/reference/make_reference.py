@@ -1,0 +1,285 @@
+#!/usr/bin/env python3
+"""Reference values from an independent implementation (PyTorch and transformers, CPU, fp32).
+
+The FarSkip wirings are written here over the library's own attention, norm, router and expert modules,
+straight from the equations (docs/architecture.md); mode "off" must equal the library's own forward.
+
+    make_reference.py make VARIANT DIR      a tiny random model, its tokens and every reference value
+    make_reference.py complete DIR [--out]  adds the values that DIR lacks (needs config, model, tokens)
+    make_reference.py check DIR             recomputes what DIR holds and prints the largest differences
+
+A folder holds config.json and model.safetensors (hub layout), reference.safetensors (`tokens` [B, S],
+`logits.MODE` [B, S, V]), grads.MODE.safetensors (gradients of the mean next-token cross-entropy under the
+library's names: experts packed as gate_up_proj [E, 2I, H], gate rows first, and down_proj [E, H, I]),
+reference.json (losses, norms) and, for some, tokens.bin/.idx with AdamW loss curves in reference.json.
+"""
+
+import argparse
+import json
+import struct
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+GRADIENT_MODES = ("off", "full")
+CURVE_MODES = ("off", "full")
+CURVE_STEPS, CURVE_BATCH, CURVE_SEQUENCE = 20, 4, 32
+
+COMMON = dict(
+    vocab_size=160, hidden_size=32, intermediate_size=48, moe_intermediate_size=16, num_attention_heads=4,
+    max_position_embeddings=256, rms_norm_eps=1e-6, tie_word_embeddings=False, attention_bias=False,
+    torch_dtype="float32",
+)
+DEEPSEEK = dict(
+    COMMON, model_type="deepseek_v2", num_key_value_heads=4, q_lora_rank=None, kv_lora_rank=16,
+    qk_nope_head_dim=16, qk_rope_head_dim=8, v_head_dim=16, first_k_dense_replace=1, n_routed_experts=8,
+    norm_topk_prob=False, bos_token_id=1, eos_token_id=2,
+)
+QWEN = dict(COMMON, model_type="qwen3_moe", mlp_only_layers=[], bos_token_id=None, eos_token_id=None)
+VARIANTS = {
+    "deepseek_v2": dict(
+        DEEPSEEK, num_hidden_layers=4, n_shared_experts=2, num_experts_per_tok=3, routed_scaling_factor=1.0,
+        topk_method="greedy", n_group=None, topk_group=None,
+        rope_parameters=dict(rope_type="default", rope_theta=1e4),
+    ),
+    "deepseek_v2_yarn": dict(
+        DEEPSEEK, num_hidden_layers=3, n_shared_experts=1, num_experts_per_tok=2, routed_scaling_factor=4.0,
+        topk_method="group_limited_greedy", n_group=4, topk_group=2, max_position_embeddings=128,
+        rope_parameters=dict(
+            rope_type="yarn", rope_theta=1e4, factor=4.0, mscale=0.707, mscale_all_dim=0.707, beta_fast=32,
+            beta_slow=1, original_max_position_embeddings=32,
+        ),
+    ),
+    "qwen3_moe": dict(
+        QWEN, num_hidden_layers=4, num_key_value_heads=2, head_dim=24, num_experts=8, num_experts_per_tok=2,
+        norm_topk_prob=True, decoder_sparse_step=1, rope_parameters=dict(rope_type="default", rope_theta=1e6),
+    ),
+    "qwen3_moe_tied": dict(
+        QWEN, num_hidden_layers=3, num_key_value_heads=1, head_dim=16, num_experts=6, num_experts_per_tok=2,
+        norm_topk_prob=False, decoder_sparse_step=2, tie_word_embeddings=True,
+        rope_parameters=dict(rope_type="default", rope_theta=1e4),
+    ),
+}
+WITH_CURVES = ("deepseek_v2", "qwen3_moe")
+
+
+def parse_mode(mode, num_layers):
+    """Per layer (attention reads the partial stream, MLP reads the stream before this layer's attention)."""
+    name, *bounds = mode.split("_")
+    switches = {"off": (False, False), "full": (True, True), "attention": (True, False), "mlp": (False, True)}
+    first, last = (int(bounds[0]), int(bounds[1])) if bounds else (0, num_layers - 1)
+    return [switches[name] if first <= k <= last else (False, False) for k in range(num_layers)]
+
+
+def list_modes(num_layers):
+    return ["off", "full", "attention", "mlp", "full_0_1", f"full_2_{num_layers - 1}"]
+
+
+def split_mlp(mlp, x_BSH):
+    """(always-present part, routed part) of a dense or sparse MLP; a missing part is None."""
+    if not hasattr(mlp, "experts"):
+        return mlp(x_BSH), None
+    x_TH = x_BSH.reshape(-1, x_BSH.shape[-1])
+    _, weights_TK, experts_TK = mlp.gate(x_TH)
+    routed = mlp.experts(x_TH, experts_TK, weights_TK).view_as(x_BSH)
+    shared = mlp.shared_experts(x_BSH) if hasattr(mlp, "shared_experts") else None
+    return shared, routed
+
+
+def wired_forward(model, tokens_BS, mode):
+    """Logits [B, S, V]. Two streams run through the layers: `full`, and `part`, which lacks the routed
+    output of the layer before. Order of addition: ((full + attention) + shared) + routed."""
+    body = model.model
+    sequence = tokens_BS.shape[1]
+    positions = torch.arange(sequence)[None]
+    mask = torch.full((sequence, sequence), torch.finfo(torch.float32).min).triu(1)[None, None]
+    full = body.embed_tokens(tokens_BS)
+    part = full
+    rotary = body.rotary_emb(full, position_ids=positions)
+    for layer, (partial_attention, outdated_mlp) in zip(body.layers, parse_mode(mode, len(body.layers))):
+        normed = layer.input_layernorm(part if partial_attention else full)
+        attention = layer.self_attn(hidden_states=normed, attention_mask=mask, position_embeddings=rotary)[0]
+        after_attention = full + attention
+        shared, routed = split_mlp(
+            layer.mlp, layer.post_attention_layernorm(full if outdated_mlp else after_attention))
+        part = after_attention if shared is None else after_attention + shared
+        full = part if routed is None else part + routed
+    return model.lm_head(body.norm(full))
+
+
+def next_token_loss(logits_BSV, tokens_BS):
+    return torch.nn.functional.cross_entropy(logits_BSV[:, :-1].flatten(0, 1), tokens_BS[:, 1:].flatten())
+
+
+def load_model(folder):
+    return AutoModelForCausalLM.from_pretrained(
+        folder, attn_implementation="eager", experts_implementation="eager", dtype=torch.float32).eval()
+
+
+@torch.no_grad()
+def compute_logits(model, tokens_BS, modes):
+    return {mode: wired_forward(model, tokens_BS, mode) for mode in modes}
+
+
+def compute_gradients(model, tokens_BS, mode):
+    model.zero_grad()
+    next_token_loss(wired_forward(model, tokens_BS, mode), tokens_BS).backward()
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+def total_norm(tensors):
+    return float(torch.sqrt(sum(tensor.double().pow(2).sum() for tensor in tensors)))
+
+
+def train_curve(folder, mode):
+    """Losses and gradient norms (before clipping) of AdamW from model.safetensors on tokens.bin; sample i is
+    the S + 1 tokens from i S on. Decay only on tensors of rank 2 and more."""
+    stream = torch.from_numpy(np.fromfile(folder / "tokens.bin", dtype=np.uint16).astype(np.int64))
+    model = load_model(folder)
+    parameters = list(model.parameters())
+    groups = [{"params": [p for p in parameters if p.dim() >= 2], "weight_decay": 0.1},
+              {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.95), eps=1e-8)
+    losses, norms = [], []
+    for step in range(CURVE_STEPS):
+        starts = [(step * CURVE_BATCH + row) * CURVE_SEQUENCE for row in range(CURVE_BATCH)]
+        rows = torch.stack([stream[start:start + CURVE_SEQUENCE + 1] for start in starts])
+        logits = wired_forward(model, rows[:, :-1], mode)
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        norms.append(float(torch.nn.utils.clip_grad_norm_(parameters, 1.0)))
+        optimizer.step()
+        losses.append(loss.item())
+    return losses, norms
+
+
+def write_token_file(prefix, tokens):
+    """One document in the Megatron layout: PREFIX.bin (uint16) and PREFIX.idx."""
+    tokens.astype(np.uint16).tofile(f"{prefix}.bin")
+    header = b"MMIDIDX\0\0" + struct.pack("<QBQQ", 1, 8, 1, 2)
+    Path(f"{prefix}.idx").write_bytes(header + struct.pack("<iqqq", len(tokens), 0, 0, 1))
+
+
+def make_learnable_tokens(count, vocab, generator):
+    """A noisy walk over a random successor table, so that a loss curve has something to learn."""
+    successors = generator.permutation(vocab)
+    tokens = generator.integers(0, vocab, count)
+    for i in range(1, count):
+        if generator.random() < 0.7:
+            tokens[i] = successors[tokens[i - 1]]
+    return tokens
+
+
+def make_model(variant, folder, seed):
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(seed)
+    settings = dict(VARIANTS[variant])
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(settings.pop("model_type"), **settings))
+    with torch.no_grad():  # norms away from one, so that a swapped or forgotten one shows
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, float(parameter.dim() < 2), 0.05 if parameter.dim() >= 2 else 0.2)
+    model.save_pretrained(folder)
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    tokens = torch.randint(0, model.config.vocab_size, (2, 40), dtype=torch.int32)
+    save_file({"tokens": tokens}, folder / "reference.safetensors")
+    if variant in WITH_CURVES:
+        count = CURVE_STEPS * CURVE_BATCH * CURVE_SEQUENCE + 1
+        write_token_file(folder / "tokens",
+                         make_learnable_tokens(count, model.config.vocab_size, np.random.default_rng(seed)))
+
+
+def complete(folder, out):
+    """Computes into `out` every value that it lacks; values that are there stay as they are."""
+    out.mkdir(parents=True, exist_ok=True)
+    values = load_file(folder / "reference.safetensors")
+    facts_file = folder / "reference.json"
+    facts = json.loads(facts_file.read_text()) if facts_file.exists() else {}
+    facts.setdefault("family", folder.name)
+    facts.setdefault("transformers", transformers.__version__)
+    model = load_model(folder)
+    tokens = values["tokens"].long()
+    with torch.no_grad():
+        off = wired_forward(model, tokens, "off")
+        facts.setdefault("off_vs_library", float((off - model(tokens).logits).abs().max()))
+    for mode, logits in compute_logits(model, tokens, list_modes(len(model.model.layers))).items():
+        values.setdefault(f"logits.{mode}", logits.contiguous())
+        facts.setdefault(f"loss.{mode}", float(next_token_loss(logits, tokens)))
+    for mode in GRADIENT_MODES:
+        if (folder / f"grads.{mode}.safetensors").exists():
+            continue
+        gradients = compute_gradients(model, tokens, mode)
+        save_file(gradients, out / f"grads.{mode}.safetensors")
+        facts.setdefault(f"grad_norm.{mode}", total_norm(gradients.values()))
+    if (folder / "tokens.bin").exists():
+        for mode in CURVE_MODES:
+            if f"adamw_losses.{mode}" not in facts:
+                facts[f"adamw_losses.{mode}"], facts[f"adamw_grad_norms.{mode}"] = train_curve(folder, mode)
+    facts.setdefault("keys", sorted(load_file(folder / "model.safetensors")))
+    save_file(values, out / "reference.safetensors")
+    (out / "reference.json").write_text(json.dumps(facts, indent=1) + "\n")
+
+
+def check(folder):
+    """Prints, per stored value, the largest absolute difference from a recomputation."""
+    values = load_file(folder / "reference.safetensors")
+    facts = json.loads((folder / "reference.json").read_text())
+    model = load_model(folder)
+    tokens = values["tokens"].long()
+    differences = {}
+    with torch.no_grad():
+        differences["library forward vs off"] = float(
+            (wired_forward(model, tokens, "off") - model(tokens).logits).abs().max())
+    modes = [name.removeprefix("logits.") for name in values if name.startswith("logits.")]
+    for mode, logits in compute_logits(model, tokens, modes).items():
+        differences[f"logits.{mode}"] = float((logits - values[f"logits.{mode}"]).abs().max())
+        differences[f"loss.{mode}"] = abs(float(next_token_loss(logits, tokens)) - facts[f"loss.{mode}"])
+    for path in sorted(folder.glob("grads.*.safetensors")):
+        mode = path.name.split(".")[1]
+        stored, gradients = load_file(path), compute_gradients(model, tokens, mode)
+        if stored.keys() != gradients.keys():
+            sys.exit(f"{path}: other names than the model's: {sorted(stored.keys() ^ gradients.keys())}")
+        differences[f"grads.{mode}"] = max(float((gradients[k] - stored[k]).abs().max()) for k in stored)
+        if f"grad_norm.{mode}" in facts:
+            differences[f"grad_norm.{mode}"] = abs(total_norm(gradients.values()) - facts[f"grad_norm.{mode}"])
+    for mode in CURVE_MODES:
+        if f"adamw_losses.{mode}" in facts:
+            for name, curve in zip(("adamw_losses", "adamw_grad_norms"), train_curve(folder, mode)):
+                stored = facts[f"{name}.{mode}"]
+                differences[f"{name}.{mode}"] = max(abs(a - b) for a, b in zip(curve, stored, strict=True))
+    width = max(map(len, differences))
+    print(f"{folder.name} (largest absolute differences)")
+    for name, difference in differences.items():
+        print(f"  {name:<{width}}  {difference:.1e}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    make = commands.add_parser("make")
+    make.add_argument("variant", choices=VARIANTS)
+    make.add_argument("folder", type=Path)
+    make.add_argument("--seed", type=int, default=1)
+    add = commands.add_parser("complete")
+    add.add_argument("folder", type=Path)
+    add.add_argument("--out", type=Path, help="where new and completed files go; default: the folder itself")
+    commands.add_parser("check").add_argument("folder", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    transformers.utils.logging.disable_progress_bar()
+    if arguments.command == "make":
+        make_model(arguments.variant, arguments.folder, arguments.seed)
+        complete(arguments.folder, arguments.folder)
+    elif arguments.command == "complete":
+        complete(arguments.folder, arguments.out or arguments.folder)
+    else:
+        check(arguments.folder)
+
+
+if __name__ == "__main__":
+    main()
