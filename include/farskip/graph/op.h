@@ -66,14 +66,14 @@ struct OpDef {
   std::size_t min_inputs = 0, max_inputs = 0;  // inputs past the minimum are optional
   /// Types of the outputs; throws InternalError where the inputs do not fit together.
   std::vector<TensorType> (*infer)(const OpTypes&) = nullptr;
-  /// Emits the gradient as ops (autograd/gradient_call.h). nullptr: not differentiable, and asking for
+  /// Emits the gradient as ops (graph/gradient_call.h). nullptr: not differentiable, and asking for
   /// its gradient is an error that names the op.
   void (*gradient)(GradientCall&) = nullptr;
   /// nullptr: no arithmetic, every input read once and every output written once.
   OpCost (*cost)(const OpTypes&) = nullptr;
-  std::vector<InPlace> in_place;
+  std::vector<InPlace> in_place{};
   /// Optional input that is added to an output (gradient accumulation): output += input.
-  std::vector<InPlace> accumulates;
+  std::vector<InPlace> accumulates{};
 };
 
 /// All ops by name. Filled once by register_ops(), then constant.

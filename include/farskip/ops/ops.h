@@ -248,9 +248,13 @@ struct TopK {
 ValueId dispatch_rows(Builder& b, ValueId x, const RoutedOrder& order, std::int64_t top_k);
 /// y[R, H], order → [T, H]: Σ_k y[slot_row[t*K+k]], in order of k. Each is the other's gradient.
 ValueId combine_rows(Builder& b, ValueId y, const RoutedOrder& order, std::int64_t top_k);
-/// values f32[any shape of R elements], index i32[R], inverse i32[R] → [R]: out[i] = values[index[i]]. The
-/// gradient swaps index and inverse.
-ValueId permute_values(Builder& b, ValueId values, ValueId index, ValueId inverse);
+struct PermuteValues {
+  std::int64_t columns = 0;  // 0: the result is [R]; otherwise [R / columns, columns]
+  static void fields(auto& self, auto&& f) { f("columns", self.columns); }
+};
+/// values f32[any shape of R elements], index i32[R], inverse i32[R] → R elements: out[i] =
+/// values[index[i]]. The gradient swaps index and inverse.
+ValueId permute_values(Builder& b, ValueId values, ValueId index, ValueId inverse, PermuteValues attributes = {});
 
 // ---- grouped_matmul.cpp --------------------------------------------------------------------------
 

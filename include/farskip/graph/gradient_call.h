@@ -1,0 +1,47 @@
+#pragma once
+// What a gradient rule sees of the node it differentiates, and how it answers.
+
+#include <vector>
+
+#include "farskip/graph/graph.h"
+
+namespace farskip {
+
+/// Handed to OpDef::gradient. The rule reads inputs, outputs and the gradients of the outputs, emits ops
+/// through builder(), and sets the gradient of each input that needs one.
+class GradientCall {
+ public:
+  GradientCall(Graph& graph, const Node& node, std::vector<ValueId> output_gradients, std::vector<char> needed)
+      : builder_{graph, node.scope},
+        node_(node),
+        output_gradients_(std::move(output_gradients)),
+        needed_(std::move(needed)),
+        input_gradients_(node.inputs.size()) {
+    builder_.scope.phase = Phase::backward;
+  }
+
+  Builder& builder() { return builder_; }
+  template <class A>
+  const A& get() const {
+    return node_.attributes.get<A>();
+  }
+  ValueId in(std::size_t i) const { return i < node_.inputs.size() ? node_.inputs[i] : ValueId(); }
+  ValueId out(std::size_t i) const { return node_.outputs[i]; }
+  /// Gradient of output i; none when nothing that is differentiated reads that output.
+  ValueId dout(std::size_t i = 0) const { return output_gradients_[i]; }
+  bool needs(std::size_t i) const { return i < needed_.size() && needed_[i]; }
+  void set(std::size_t i, ValueId gradient) {
+    if (needs(i)) input_gradients_[i] = gradient;
+  }
+  const Shape& shape(ValueId v) const { return builder_.shape(v); }
+  const std::vector<ValueId>& input_gradients() const { return input_gradients_; }
+
+ private:
+  Builder builder_;
+  const Node node_;  // a copy: emitting ops may move the graph's nodes
+  std::vector<ValueId> output_gradients_;
+  std::vector<char> needed_;
+  std::vector<ValueId> input_gradients_;
+};
+
+}  // namespace farskip

@@ -1,0 +1,112 @@
+#include "farskip/ops/ops.h"
+#include "farskip/ops/rules.h"
+
+namespace farskip {
+
+using namespace ops;
+
+namespace {
+
+struct HeadDims {
+  std::int64_t qk, v;
+};
+
+HeadDims head_dims(const OpTypes& t, std::size_t q) {
+  const auto& a = t.get<Attention>();
+  return {t.shape(q)[1] / a.heads, t.shape(q + 2)[1] / a.kv_heads};
+}
+
+void check(const OpTypes& t, std::size_t q) {
+  const auto& a = t.get<Attention>();
+  const HeadDims d = head_dims(t, q);
+  const std::int64_t tokens = t.shape(q)[0];
+  FARSKIP_SHAPE(a.heads % a.kv_heads == 0 && tokens % a.sequence_length == 0 && t.shape(q)[1] == a.heads * d.qk &&
+                    t.shape(q + 1) == (Shape{tokens, a.kv_heads * d.qk}) &&
+                    t.shape(q + 2) == (Shape{tokens, a.kv_heads * d.v}),
+                "attention", t);
+}
+
+// Two products over the causal half of [S, S] for every head, of width D and Dv.
+double score_flops(const OpTypes& t, std::size_t q) {
+  const auto& a = t.get<Attention>();
+  const double span = static_cast<double>(a.chunk > 0 ? std::min(a.chunk, a.sequence_length) : a.sequence_length);
+  const HeadDims d = head_dims(t, q);
+  return static_cast<double>(t.shape(q)[0]) * static_cast<double>(a.heads) * (span + 1) *
+         static_cast<double>(d.qk + d.v);
+}
+
+}  // namespace
+
+void register_attention(OpTable& table);
+void register_attention(OpTable& table) {
+  table.add({.name = "attention",
+             .parse_attributes = &Attributes::parse<Attention>,
+             .min_inputs = 3,
+             .max_inputs = 4,
+             .infer = [](const OpTypes& t) -> std::vector<TensorType> {
+               check(t, 0);
+               const auto& a = t.get<Attention>();
+               return {rows_like(t.in(0), a.heads * head_dims(t, 0).v), rows_like(t.in(0), a.heads)};
+             },
+             .gradient =
+                 [](GradientCall& g) {
+                   const auto d = g.builder().emit(
+                       "attention_grad", g.get<Attention>(),
+                       {g.dout(), g.in(0), g.in(1), g.in(2), g.out(0), g.out(1), g.in(3)});
+                   for (std::size_t i = 0; i < 3; ++i) g.set(i, d[i]);
+                 },
+             .cost = [](const OpTypes& t) { return flops_cost(score_flops(t, 0)); }});
+
+  table.add({.name = "attention_grad",
+             .parse_attributes = &Attributes::parse<Attention>,
+             .min_inputs = 6,
+             .max_inputs = 7,
+             .infer = [](const OpTypes& t) -> std::vector<TensorType> {
+               check(t, 1);
+               FARSKIP_SHAPE(t.in(0) == t.in(4), "attention_grad", t);
+               return {like(t.in(1)), like(t.in(2)), like(t.in(3))};
+             },
+             // five products instead of two: the scores are recomputed
+             .cost = [](const OpTypes& t) { return flops_cost(2.5 * score_flops(t, 1)); }});
+
+  table.add({.name = "mla_key_value",
+             .parse_attributes = &Attributes::parse<MlaKeyValue>,
+             .min_inputs = 2,
+             .max_inputs = 2,
+             .infer = [](const OpTypes& t) -> std::vector<TensorType> {
+               const auto& a = t.get<MlaKeyValue>();
+               FARSKIP_SHAPE(t.shape(0)[1] == a.heads * (a.nope_dim + a.v_dim) && t.shape(1)[1] == a.rope_dim,
+                             "mla_key_value", t);
+               return {rows_like(t.in(0), a.heads * (a.nope_dim + a.rope_dim)), rows_like(t.in(0), a.heads * a.v_dim)};
+             },
+             .gradient =
+                 [](GradientCall& g) {
+                   const auto d = g.builder().emit("mla_key_value_grad", g.get<MlaKeyValue>(), {g.dout(0), g.dout(1)});
+                   g.set(0, d[0]);
+                   g.set(1, d[1]);
+                 }});
+
+  table.add({.name = "mla_key_value_grad",
+             .parse_attributes = &Attributes::parse<MlaKeyValue>,
+             .min_inputs = 2,
+             .max_inputs = 2,
+             .infer = [](const OpTypes& t) -> std::vector<TensorType> {
+               const auto& a = t.get<MlaKeyValue>();
+               FARSKIP_SHAPE(t.shape(0)[1] == a.heads * (a.nope_dim + a.rope_dim) && t.shape(1)[1] == a.heads * a.v_dim,
+                             "mla_key_value_grad", t);
+               return {rows_like(t.in(0), a.heads * (a.nope_dim + a.v_dim)), rows_like(t.in(0), a.rope_dim)};
+             }});
+}
+
+namespace ops {
+AttentionResult attention(Builder& b, ValueId q, ValueId k, ValueId v, ValueId document_start,
+                          const Attention& attributes) {
+  const auto out = b.emit("attention", attributes, {q, k, v, document_start});
+  return {out[0], out[1]};
+}
+std::pair<ValueId, ValueId> mla_key_value(Builder& b, ValueId kv, ValueId k_rope, const MlaKeyValue& attributes) {
+  const auto out = b.emit("mla_key_value", attributes, {kv, k_rope});
+  return {out[0], out[1]};
+}
+}  // namespace ops
+}  // namespace farskip

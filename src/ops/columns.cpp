@@ -1,0 +1,59 @@
+#include <numeric>
+
+#include "farskip/ops/ops.h"
+#include "farskip/ops/rules.h"
+
+namespace farskip {
+
+using namespace ops;
+
+void register_columns(OpTable& table);
+void register_columns(OpTable& table) {
+  table.add({.name = "split_columns",
+             .parse_attributes = &Attributes::parse<SplitColumns>,
+             .min_inputs = 1,
+             .max_inputs = 1,
+             .infer = [](const OpTypes& t) -> std::vector<TensorType> {
+               const auto& widths = t.get<SplitColumns>().widths;
+               FARSKIP_SHAPE(std::accumulate(widths.begin(), widths.end(), std::int64_t{0}) == t.shape(0)[1],
+                             "split_columns", t);
+               std::vector<TensorType> out;
+               for (const std::int64_t width : widths) out.push_back(rows_like(t.in(0), width));
+               return out;
+             },
+             .gradient =
+                 [](GradientCall& g) {
+                   std::vector<ValueId> parts;
+                   for (std::size_t i = 0; i < g.get<SplitColumns>().widths.size(); ++i) parts.push_back(g.dout(i));
+                   g.set(0, concat_columns(g.builder(), parts));
+                 }});
+
+  table.add({.name = "concat_columns",
+             .min_inputs = 1,
+             .max_inputs = 8,
+             .infer = [](const OpTypes& t) -> std::vector<TensorType> {
+               std::int64_t width = 0;
+               for (std::size_t i = 0; i < t.inputs.size(); ++i) {
+                 FARSKIP_SHAPE(t.shape(i)[0] == t.shape(0)[0], "concat_columns", t);
+                 width += t.shape(i)[1];
+               }
+               return {rows_like(t.in(0), width)};
+             },
+             .gradient =
+                 [](GradientCall& g) {
+                   std::vector<std::int64_t> widths;
+                   for (std::size_t i = 0; g.in(i); ++i) widths.push_back(g.shape(g.in(i))[1]);
+                   const auto parts = split_columns(g.builder(), g.dout(), widths);
+                   for (std::size_t i = 0; i < parts.size(); ++i) g.set(i, parts[i]);
+                 }});
+}
+
+namespace ops {
+std::vector<ValueId> split_columns(Builder& b, ValueId x, std::vector<std::int64_t> widths) {
+  return b.emit("split_columns", SplitColumns{std::move(widths)}, {x});
+}
+ValueId concat_columns(Builder& b, std::vector<ValueId> parts) {
+  return b.emit("concat_columns", std::move(parts))[0];
+}
+}  // namespace ops
+}  // namespace farskip

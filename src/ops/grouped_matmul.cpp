@@ -1,0 +1,59 @@
+#include "farskip/ops/ops.h"
+#include "farskip/ops/rules.h"
+
+namespace farskip {
+
+using namespace ops;
+
+namespace {
+
+OpCost cost(double rows, const Shape& w) {
+  return flops_cost(2.0 * rows * static_cast<double>(w[1]) * static_cast<double>(w[2]));
+}
+
+}  // namespace
+
+void register_grouped_matmul(OpTable& table);
+void register_grouped_matmul(OpTable& table) {
+  table.add({.name = "grouped_matmul",
+             .parse_attributes = &Attributes::parse<GroupedMatmul>,
+             .min_inputs = 3,  // x, w, offsets
+             .max_inputs = 3,
+             .infer = [](const OpTypes& t) -> std::vector<TensorType> {
+               const Shape& w = t.shape(1);
+               const bool transpose = t.get<GroupedMatmul>().transpose_w;
+               FARSKIP_SHAPE(w.rank() == 3 && t.shape(0)[1] == w[transpose ? 2 : 1] && t.shape(2) == Shape{w[0] + 1},
+                             "grouped_matmul", t);
+               return {rows_like(t.in(0), w[transpose ? 1 : 2])};
+             },
+             .gradient =
+                 [](GradientCall& g) {
+                   const bool transpose = g.get<GroupedMatmul>().transpose_w;
+                   const ValueId x = g.in(0), w = g.in(1), offsets = g.in(2), dy = g.dout();
+                   if (g.needs(0)) g.set(0, grouped_matmul(g.builder(), dy, w, offsets, {!transpose}));
+                   if (!g.needs(1)) return;
+                   const std::vector<ValueId> inputs =
+                       transpose ? std::vector{dy, x, offsets} : std::vector{x, dy, offsets};
+                   g.set(1, g.builder().emit("grouped_matmul_wgrad", inputs)[0]);
+                 },
+             .cost = [](const OpTypes& t) { return cost(static_cast<double>(t.shape(0)[0]), t.shape(1)); }});
+
+  table.add({.name = "grouped_matmul_wgrad",
+             .min_inputs = 3,  // dy, x, offsets
+             .max_inputs = 4,
+             .infer = [](const OpTypes& t) -> std::vector<TensorType> {
+               FARSKIP_SHAPE(t.shape(0)[0] == t.shape(1)[0], "grouped_matmul_wgrad", t);
+               return {{t.in(0).dtype, Shape{t.shape(2)[0] - 1, t.shape(0)[1], t.shape(1)[1]}, {}}};
+             },
+             .cost =
+                 [](const OpTypes& t) { return cost(static_cast<double>(t.shape(0)[0]), t.outputs[0].shape); },
+             .in_place = {{0, 3}},
+             .accumulates = {{0, 3}}});
+}
+
+namespace ops {
+ValueId grouped_matmul(Builder& b, ValueId x, ValueId w, ValueId offsets, GroupedMatmul attributes) {
+  return b.emit("grouped_matmul", attributes, {x, w, offsets})[0];
+}
+}  // namespace ops
+}  // namespace farskip

@@ -1,0 +1,54 @@
+#include "farskip/ops/ops.h"
+#include "farskip/ops/rules.h"
+
+namespace farskip {
+
+using namespace ops;
+
+namespace {
+
+double head_flops(const Shape& h, const Shape& w) {
+  return 2.0 * static_cast<double>(h[0]) * static_cast<double>(h[1]) * static_cast<double>(w[0]);
+}
+
+}  // namespace
+
+void register_loss(OpTable& table);
+void register_loss(OpTable& table) {
+  table.add({.name = "linear_cross_entropy",
+             .min_inputs = 3,  // h, w, targets
+             .max_inputs = 3,
+             .infer = [](const OpTypes& t) -> std::vector<TensorType> {
+               FARSKIP_SHAPE(t.shape(0)[1] == t.shape(1)[1] && t.shape(0)[0] == t.shape(2)[0], "linear_cross_entropy",
+                             t);
+               return {{t.in(0).dtype, Shape{1}, {}}, {DType::i32, Shape{1}, {}}};
+             },
+             .gradient =
+                 [](GradientCall& g) {
+                   const auto d =
+                       g.builder().emit("linear_cross_entropy_grad", {g.dout(), g.in(0), g.in(1), g.in(2)});
+                   g.set(0, d[2]);
+                   g.set(1, d[3]);
+                 },
+             .cost = [](const OpTypes& t) { return flops_cost(head_flops(t.shape(0), t.shape(1))); }});
+
+  table.add({.name = "linear_cross_entropy_grad",
+             .min_inputs = 4,  // dloss, h, w, targets
+             .max_inputs = 5,
+             .infer = [](const OpTypes& t) -> std::vector<TensorType> {
+               FARSKIP_SHAPE(t.shape(1)[1] == t.shape(2)[1] && t.shape(1)[0] == t.shape(3)[0],
+                             "linear_cross_entropy_grad", t);
+               return {{t.in(1).dtype, Shape{1}, {}}, {DType::i32, Shape{1}, {}}, like(t.in(1)), like(t.in(2))};
+             },
+             .cost = [](const OpTypes& t) { return flops_cost(3.0 * head_flops(t.shape(1), t.shape(2))); },
+             .in_place = {{3, 4}},
+             .accumulates = {{3, 4}}});
+}
+
+namespace ops {
+LossResult linear_cross_entropy(Builder& b, ValueId h, ValueId w, ValueId targets) {
+  const auto out = b.emit("linear_cross_entropy", {h, w, targets});
+  return {out[0], out[1]};
+}
+}  // namespace ops
+}  // namespace farskip

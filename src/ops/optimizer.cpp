@@ -1,0 +1,57 @@
+#include "farskip/ops/ops.h"
+#include "farskip/ops/rules.h"
+
+namespace farskip {
+
+using namespace ops;
+
+void register_optimizer(OpTable& table);
+void register_optimizer(OpTable& table) {
+  table.add({.name = "sum_of_squares",
+             .min_inputs = 1,
+             .max_inputs = 4096,
+             .infer = [](const OpTypes&) -> std::vector<TensorType> { return {{DType::f64, Shape{1}, {}}}; },
+             .cost =
+                 [](const OpTypes& t) {
+                   double flops = 0;
+                   for (const TensorType* type : t.inputs) flops += 2.0 * elements(type->shape);
+                   return flops_cost(flops);
+                 }});
+
+  table.add({.name = "clip_factor",
+             .parse_attributes = &Attributes::parse<ClipFactor>,
+             .min_inputs = 1,
+             .max_inputs = 1,
+             .infer = [](const OpTypes&) -> std::vector<TensorType> {
+               return {{DType::f32, Shape{1}, {}}, {DType::f32, Shape{1}, {}}};
+             }});
+
+  table.add({.name = "adamw",
+             .parse_attributes = &Attributes::parse<AdamW>,
+             .min_inputs = 6,  // parameter, m, v, gradient, factor, hyper
+             .max_inputs = 6,
+             .infer = [](const OpTypes& t) -> std::vector<TensorType> {
+               FARSKIP_SHAPE(t.shape(0) == t.shape(1) && t.shape(0) == t.shape(2) && t.shape(0) == t.shape(3) &&
+                                 t.shape(5) == Shape{3},
+                             "adamw", t);
+               return {like(t.in(0)), like(t.in(1)), like(t.in(2))};
+             },
+             .cost = [](const OpTypes& t) { return flops_cost(15.0 * elements(t.shape(0))); },
+             .in_place = {{0, 0}, {1, 1}, {2, 2}}});
+}
+
+namespace ops {
+ValueId sum_of_squares(Builder& b, std::vector<ValueId> tensors) {
+  return b.emit("sum_of_squares", std::move(tensors))[0];
+}
+std::pair<ValueId, ValueId> clip_factor(Builder& b, ValueId sum_sq, double max_norm) {
+  const auto out = b.emit("clip_factor", ClipFactor{max_norm}, {sum_sq});
+  return {out[0], out[1]};
+}
+AdamWState adamw(Builder& b, const AdamWState& state, ValueId grad, ValueId factor, ValueId hyper,
+                 const AdamW& attributes) {
+  const auto out = b.emit("adamw", attributes, {state.parameter, state.m, state.v, grad, factor, hyper});
+  return {out[0], out[1], out[2]};
+}
+}  // namespace ops
+}  // namespace farskip
