@@ -1,0 +1,100 @@
+#include <cstring>
+#include <limits>
+
+#include "farskip/base/error.h"
+#include "farskip/data/token_file.h"
+
+namespace farskip {
+namespace {
+
+constexpr std::size_t kBufferSize = std::size_t{4} << 20;
+
+template <class T>
+void append(std::vector<std::byte>& bytes, T value) {
+  const auto raw = std::as_bytes(std::span(&value, 1));
+  bytes.insert(bytes.end(), raw.begin(), raw.end());
+}
+
+/// Largest id that `type` holds.
+std::int64_t largest_id(TokenType type) {
+  switch (type) {
+    case TokenType::u8:
+      return 255;
+    case TokenType::u16:
+      return 65535;
+    case TokenType::i32:
+    case TokenType::i64:
+      return std::numeric_limits<std::int32_t>::max();
+  }
+  throw InternalError("unknown token type");
+}
+
+}  // namespace
+
+TokenFileWriter::TokenFileWriter(const std::string& prefix, TokenType type)
+    : prefix_(prefix), type_(type), bin_(prefix + ".bin") {}
+
+TokenFileWriter::~TokenFileWriter() = default;
+
+void TokenFileWriter::add_document(std::span<const std::int32_t> tokens) {
+  if (tokens.size() > static_cast<std::size_t>(std::numeric_limits<std::int32_t>::max()))
+    throw DataError(fmt::format("{}.bin: document {} has {} tokens; the format allows 2147483647", prefix_,
+                                num_documents(), tokens.size()));
+  const std::int64_t largest = largest_id(type_);
+  for (std::size_t i = 0; i < tokens.size(); ++i) {
+    if (tokens[i] < 0 || tokens[i] > largest)
+      throw DataError(fmt::format("{}.bin: token id {} at document {}, position {} does not fit {} (0 to {})",
+                                  prefix_, tokens[i], num_documents(), i, token_type_name(type_), largest));
+    switch (type_) {
+      case TokenType::u8:
+        append(buffer_, static_cast<std::uint8_t>(tokens[i]));
+        break;
+      case TokenType::u16:
+        append(buffer_, static_cast<std::uint16_t>(tokens[i]));
+        break;
+      case TokenType::i32:
+        append(buffer_, tokens[i]);
+        break;
+      case TokenType::i64:
+        append(buffer_, static_cast<std::int64_t>(tokens[i]));
+        break;
+    }
+    if (buffer_.size() >= kBufferSize) flush();
+  }
+  lengths_.push_back(static_cast<std::int32_t>(tokens.size()));
+  num_tokens_ += tokens.size();
+}
+
+void TokenFileWriter::flush() {
+  bin_.write(std::span<const std::byte>(buffer_));
+  buffer_.clear();
+}
+
+void TokenFileWriter::commit() {
+  flush();
+  std::vector<std::byte> idx;
+  for (const char c : std::string_view("MMIDIDX\0\0", 9)) append(idx, c);
+  append(idx, std::uint64_t{1});
+  append(idx, static_cast<std::uint8_t>(type_));
+  append(idx, std::uint64_t{lengths_.size()});
+  append(idx, std::uint64_t{lengths_.size() + 1});
+  for (const std::int32_t length : lengths_) append(idx, length);
+  std::int64_t pointer = 0;
+  for (const std::int32_t length : lengths_) {
+    append(idx, pointer);
+    pointer += length * static_cast<std::int64_t>(token_type_size(type_));
+  }
+  for (std::size_t i = 0; i <= lengths_.size(); ++i) append(idx, static_cast<std::int64_t>(i));
+
+  OutputFile idx_file(prefix_ + ".idx");
+  idx_file.write(std::span<const std::byte>(idx));
+  // An index left from before must not meet the new .bin, should we stop between the two renames.
+  std::error_code ignored;
+  fs::remove(prefix_ + ".idx", ignored);
+  bin_.commit();
+  idx_file.commit();
+  const fs::path folder = fs::path(prefix_).parent_path();
+  sync_directory(folder.empty() ? fs::path(".") : folder);
+}
+
+}  // namespace farskip
