@@ -1,0 +1,207 @@
+#pragma once
+// The configuration of a run as typed values. Every default, range and unit is here and in
+// src/config/run_config.cpp; docs/configuration.md is held to them by a test. Strings end here: the rest of
+// the program sees these structs only (and the `model` tree, which layer model reads).
+
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "farskip/config/choice.h"
+#include "farskip/config/layer_selection.h"
+#include "farskip/config/tree.h"
+
+namespace farskip {
+
+enum class DeviceChoice { automatic, cpu, cuda };
+inline constexpr Choice<DeviceChoice> device_names[] = {
+    {"auto", DeviceChoice::automatic}, {"cpu", DeviceChoice::cpu}, {"cuda", DeviceChoice::cuda}};
+
+/// Of the computation; parameters and moments stay fp32.
+enum class Precision { fp32, bf16 };
+inline constexpr Choice<Precision> precision_names[] = {{"fp32", Precision::fp32}, {"bf16", Precision::bf16}};
+
+enum class FarSkipMode { off, attention, mlp, full };
+inline constexpr Choice<FarSkipMode> farskip_mode_names[] = {{"off", FarSkipMode::off},
+                                                             {"attention", FarSkipMode::attention},
+                                                             {"mlp", FarSkipMode::mlp},
+                                                             {"full", FarSkipMode::full}};
+
+/// What the backward pass computes again instead of keeping it.
+enum class Recompute { none, attention, experts, full };
+inline constexpr Choice<Recompute> recompute_names[] = {{"none", Recompute::none},
+                                                        {"attention", Recompute::attention},
+                                                        {"experts", Recompute::experts},
+                                                        {"full", Recompute::full}};
+
+enum class OptimizerName { adamw };
+inline constexpr Choice<OptimizerName> optimizer_names[] = {{"adamw", OptimizerName::adamw}};
+
+enum class LearningRateSchedule { constant, cosine, wsd };
+inline constexpr Choice<LearningRateSchedule> learning_rate_schedule_names[] = {
+    {"constant", LearningRateSchedule::constant},
+    {"cosine", LearningRateSchedule::cosine},
+    {"wsd", LearningRateSchedule::wsd}};
+
+enum class DistillLoss { kl, reverse_kl, jsd, sft };
+inline constexpr Choice<DistillLoss> distill_loss_names[] = {{"kl", DistillLoss::kl},
+                                                             {"reverse_kl", DistillLoss::reverse_kl},
+                                                             {"jsd", DistillLoss::jsd},
+                                                             {"sft", DistillLoss::sft}};
+
+/// Groups of parameters that distillation can leave as they are.
+enum class ParameterGroup { embedding, head, attention, router, experts, shared_experts, dense_mlp, norms };
+inline constexpr Choice<ParameterGroup> parameter_group_names[] = {
+    {"embedding", ParameterGroup::embedding}, {"head", ParameterGroup::head},
+    {"attention", ParameterGroup::attention}, {"router", ParameterGroup::router},
+    {"experts", ParameterGroup::experts},     {"shared_experts", ParameterGroup::shared_experts},
+    {"dense_mlp", ParameterGroup::dense_mlp}, {"norms", ParameterGroup::norms}};
+
+/// automatic: from the newest whole checkpoint of the run directory if there is one; required: it must exist.
+enum class Resume { automatic, never, required };
+inline constexpr Choice<Resume> resume_names[] = {
+    {"auto", Resume::automatic}, {"never", Resume::never}, {"required", Resume::required}};
+
+struct FarSkipConfig {
+  FarSkipMode mode = FarSkipMode::full;
+  LayerSelection layers;
+  bool operator==(const FarSkipConfig&) const = default;
+};
+
+struct ParallelConfig {
+  std::int64_t expert = 1;  // ranks that share one set of experts
+  std::int64_t zero = 0;    // 1: optimizer state is sharded
+  bool operator==(const ParallelConfig&) const = default;
+};
+
+struct ScheduleConfig {
+  bool overlap = true;
+  std::int64_t micro_batches_in_flight = 1;
+  Recompute recompute = Recompute::none;
+  std::optional<std::uint64_t> routed_rows_memory;  // bytes; absent: chosen by the planner (auto)
+  bool operator==(const ScheduleConfig&) const = default;
+};
+
+struct DataConfig {
+  std::vector<std::string> tokens;  // prefixes of .bin/.idx pairs, or
+  std::vector<std::string> text;    // files and folders; never both
+  std::string tokenizer;            // empty: that of the model started from
+  std::vector<std::string> validation;
+  std::vector<double> weights;  // one per source
+  bool document_mask = false;
+  bool shuffle = true;
+  bool operator==(const DataConfig&) const = default;
+};
+
+struct OptimizerConfig {
+  OptimizerName name = OptimizerName::adamw;
+  double beta1 = 0.9, beta2 = 0.95;
+  double eps = 1e-8;
+  double weight_decay = 0.1;    // on tensors of rank >= 2
+  double clip_grad_norm = 1.0;  // 0: no clipping
+  bool operator==(const OptimizerConfig&) const = default;
+};
+
+struct LearningRateConfig {
+  LearningRateSchedule schedule = LearningRateSchedule::cosine;
+  double peak = 1e-3;
+  double final_rate = 0.0;        // `final`; the constant schedule does not use it
+  std::int64_t warmup_steps = 0;  // linear from 0
+  std::int64_t decay_steps = 0;   // last steps of wsd, from peak to final
+  bool operator==(const LearningRateConfig&) const = default;
+};
+
+struct TrainConfig {
+  std::int64_t steps = 1000;
+  std::int64_t sequence_length = 256;  // S, tokens
+  std::int64_t global_batch = 32;      // sequences over all ranks
+  std::int64_t micro_batch = 1;        // sequences of one rank at a time
+  OptimizerConfig optimizer;
+  LearningRateConfig learning_rate;
+  double aux_loss = 0.001;            // coefficient; 0: off
+  double router_bias_update = 0.0;    // step of the aux-free balancing; 0: off
+  std::int64_t validate_every = 100;  // steps; 0: never
+  bool operator==(const TrainConfig&) const = default;
+};
+
+struct EarlyStoppingConfig {
+  std::int64_t every = 1000;   // steps between looks
+  std::int64_t patience = 20;  // looks without progress
+  double delta = 0.02;         // relative improvement that counts as progress
+  bool operator==(const EarlyStoppingConfig&) const = default;
+};
+
+struct DistillConfig {
+  std::string teacher;  // folder of a model
+  DistillLoss loss = DistillLoss::kl;
+  double hidden_l2 = 0.0;  // coefficient of the intermediate loss; 0: off
+  double temperature = 1.0;
+  std::int64_t top_k = 0;  // teacher logits used; 0: the full vocabulary
+  std::vector<ParameterGroup> freeze;
+  std::optional<EarlyStoppingConfig> early_stopping;
+  bool operator==(const DistillConfig&) const = default;
+};
+
+struct CheckpointConfig {
+  std::int64_t every = 200;  // steps; 0: at the end only
+  std::int64_t keep = 3;     // newest checkpoints kept
+  Resume resume = Resume::automatic;
+  bool async = true;
+  bool operator==(const CheckpointConfig&) const = default;
+};
+
+struct RunConfig {
+  std::string name;
+  std::string run_dir;
+  std::int64_t seed = 1;
+  DeviceChoice device = DeviceChoice::automatic;
+  Precision precision = Precision::fp32;
+  bool deterministic = true;
+  std::string init_from;  // init.from: a model or checkpoint; empty: none
+  ConfigNode model;       // the section as written; null where init.from or distill.teacher gives the model
+  /// Absent only beside init.from: then the wiring is the one that the model's own config names.
+  std::optional<FarSkipConfig> farskip;
+  ParallelConfig parallel;
+  ScheduleConfig schedule;
+  DataConfig data;
+  TrainConfig train;
+  std::optional<DistillConfig> distill;
+  CheckpointConfig checkpoint;
+  bool operator==(const RunConfig&) const = default;
+};
+
+/// What a command cannot do without. Sections that are present are always checked.
+struct RunNeeds {
+  bool model = true;     // `model`, or init.from (for distillation, the teacher will do)
+  bool data = false;     // data.tokens or data.text
+  bool distill = false;  // the section `distill`
+};
+
+struct LoadOptions {
+  RunNeeds needs;
+  /// Reads the section `model`, where there is one, into the same list, so that its mistakes are reported
+  /// with the others.
+  std::function<void(const ConfigNode& model, ErrorList& errors)> check_model;
+  /// If given, receives sentences on values that were fitted to an override, for the log.
+  std::vector<std::string>* notices = nullptr;
+};
+
+/// Reads a whole tree and adds every mistake to `errors`; the result is of use only if there is none.
+RunConfig read_run_config(const ConfigNode& tree, ErrorList& errors, const LoadOptions& options = {});
+
+/// File, then overrides (`train.steps=20`, each path once), then checks. UsageError with all mistakes at
+/// once, or MissingInputError if there is no such file.
+RunConfig load_run_config(const std::filesystem::path& path, const std::vector<std::string>& overrides,
+                          const LoadOptions& options = {});
+
+/// The configuration with every default spelled out.
+ConfigNode run_config_tree(const RunConfig& config);
+
+/// The same as YAML that loads to an equal RunConfig; provenance stands in comments at the top.
+std::string resolved_yaml(const RunConfig& config, const std::string& version, const std::string& commit,
+                          const std::string& machine);
+
+}  // namespace farskip

@@ -1,0 +1,167 @@
+// RunConfig → tree → YAML, the reverse of run_config.cpp.
+#include <algorithm>
+
+#include "farskip/config/run_config.h"
+
+namespace farskip {
+namespace {
+
+ConfigNode texts(const std::vector<std::string>& values) {
+  std::vector<ConfigNode> nodes;
+  for (const std::string& value : values) nodes.push_back(make_node(std::string_view(value)));
+  return make_list(std::move(nodes));
+}
+
+ConfigNode optional_text(const std::string& value) {
+  return value.empty() ? ConfigNode{} : make_node(std::string_view(value));
+}
+
+ConfigNode farskip_tree(const FarSkipConfig& config) {
+  ConfigNode node;
+  node.set("mode", make_word(name_of(farskip_mode_names, config.mode)));
+  if (config.layers.kind == LayerSelection::Kind::list) {
+    std::vector<ConfigNode> layers;
+    for (const std::int64_t layer : config.layers.layers) layers.push_back(make_node(layer));
+    node.set("layers", make_list(std::move(layers)));
+  } else {
+    node.set("layers", make_word(describe(config.layers)));
+  }
+  return node;
+}
+
+ConfigNode parallel_tree(const ParallelConfig& config) {
+  ConfigNode node;
+  node.set("expert", make_node(config.expert));
+  node.set("zero", make_node(config.zero));
+  return node;
+}
+
+ConfigNode schedule_tree(const ScheduleConfig& config) {
+  ConfigNode node;
+  node.set("overlap", make_node(config.overlap));
+  node.set("micro_batches_in_flight", make_node(config.micro_batches_in_flight));
+  node.set("recompute", make_word(name_of(recompute_names, config.recompute)));
+  node.set("routed_rows_memory",
+           make_word(config.routed_rows_memory ? fmt::format("{}B", *config.routed_rows_memory) : "auto"));
+  return node;
+}
+
+ConfigNode data_tree(const DataConfig& config) {
+  ConfigNode node;
+  std::vector<ConfigNode> weights;
+  for (const double weight : config.weights) weights.push_back(make_node(weight));
+  node.set("tokens", texts(config.tokens));
+  node.set("text", texts(config.text));
+  node.set("tokenizer", optional_text(config.tokenizer));
+  node.set("validation", texts(config.validation));
+  node.set("weights", make_list(std::move(weights)));
+  node.set("document_mask", make_node(config.document_mask));
+  node.set("shuffle", make_node(config.shuffle));
+  return node;
+}
+
+ConfigNode optimizer_tree(const OptimizerConfig& config) {
+  ConfigNode node;
+  node.set("name", make_word(name_of(optimizer_names, config.name)));
+  node.set("betas", make_list({make_node(config.beta1), make_node(config.beta2)}));
+  node.set("eps", make_node(config.eps));
+  node.set("weight_decay", make_node(config.weight_decay));
+  node.set("clip_grad_norm", make_node(config.clip_grad_norm));
+  return node;
+}
+
+ConfigNode learning_rate_tree(const LearningRateConfig& config) {
+  ConfigNode node;
+  node.set("schedule", make_word(name_of(learning_rate_schedule_names, config.schedule)));
+  node.set("peak", make_node(config.peak));
+  node.set("final", make_node(config.final_rate));
+  node.set("warmup_steps", make_node(config.warmup_steps));
+  node.set("decay_steps", make_node(config.decay_steps));
+  return node;
+}
+
+ConfigNode train_tree(const TrainConfig& config) {
+  ConfigNode node;
+  node.set("steps", make_node(config.steps));
+  node.set("sequence_length", make_node(config.sequence_length));
+  node.set("global_batch", make_node(config.global_batch));
+  node.set("micro_batch", make_node(config.micro_batch));
+  node.set("optimizer", optimizer_tree(config.optimizer));
+  node.set("learning_rate", learning_rate_tree(config.learning_rate));
+  node.set("aux_loss", make_node(config.aux_loss));
+  node.set("router_bias_update", make_node(config.router_bias_update));
+  node.set("validate_every", make_node(config.validate_every));
+  return node;
+}
+
+ConfigNode distill_tree(const DistillConfig& config) {
+  ConfigNode node;
+  std::vector<ConfigNode> freeze;
+  for (const ParameterGroup group : config.freeze)
+    freeze.push_back(make_word(name_of(parameter_group_names, group)));
+  node.set("teacher", make_node(std::string_view(config.teacher)));
+  node.set("loss", make_word(name_of(distill_loss_names, config.loss)));
+  node.set("hidden_l2", make_node(config.hidden_l2));
+  node.set("temperature", make_node(config.temperature));
+  node.set("top_k", make_node(config.top_k));
+  node.set("freeze", make_list(std::move(freeze)));
+  ConfigNode stopping;
+  if (config.early_stopping) {
+    stopping.set("every", make_node(config.early_stopping->every));
+    stopping.set("patience", make_node(config.early_stopping->patience));
+    stopping.set("delta", make_node(config.early_stopping->delta));
+  }
+  node.set("early_stopping", std::move(stopping));
+  return node;
+}
+
+ConfigNode checkpoint_tree(const CheckpointConfig& config) {
+  ConfigNode node;
+  node.set("every", make_node(config.every));
+  node.set("keep", make_node(config.keep));
+  node.set("resume", make_word(name_of(resume_names, config.resume)));
+  node.set("async", make_node(config.async));
+  return node;
+}
+
+std::string comment_line(std::string_view label, std::string text) {
+  std::replace_if(
+      text.begin(), text.end(), [](char c) { return static_cast<unsigned char>(c) < 0x20 || c == 0x7f; },
+      ' ');
+  return fmt::format("# {}: {}\n", label, text);
+}
+
+}  // namespace
+
+ConfigNode run_config_tree(const RunConfig& config) {
+  ConfigNode tree;
+  tree.set("name", make_node(std::string_view(config.name)));
+  tree.set("run_dir", make_node(std::string_view(config.run_dir)));
+  tree.set("seed", make_node(config.seed));
+  tree.set("device", make_word(name_of(device_names, config.device)));
+  tree.set("precision", make_word(name_of(precision_names, config.precision)));
+  tree.set("deterministic", make_node(config.deterministic));
+  if (!config.init_from.empty()) {
+    ConfigNode init;
+    init.set("from", make_node(std::string_view(config.init_from)));
+    tree.set("init", std::move(init));
+  }
+  if (config.model.kind != ConfigNode::Kind::null) tree.set("model", config.model);
+  if (config.farskip) tree.set("farskip", farskip_tree(*config.farskip));
+  tree.set("parallel", parallel_tree(config.parallel));
+  tree.set("schedule", schedule_tree(config.schedule));
+  tree.set("data", data_tree(config.data));
+  tree.set("train", train_tree(config.train));
+  if (config.distill) tree.set("distill", distill_tree(*config.distill));
+  tree.set("checkpoint", checkpoint_tree(config.checkpoint));
+  return tree;
+}
+
+std::string resolved_yaml(const RunConfig& config, const std::string& version, const std::string& commit,
+                          const std::string& machine) {
+  return "# The resolved configuration of this run, every default included. It can be run as it is.\n" +
+         comment_line("farskip", version) + comment_line("commit", commit) +
+         comment_line("machine", machine) + to_yaml(run_config_tree(config));
+}
+
+}  // namespace farskip

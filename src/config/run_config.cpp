@@ -1,0 +1,309 @@
+#include "farskip/config/run_config.h"
+
+#include <algorithm>
+#include <cmath>
+#include <set>
+
+#include "farskip/config/reader.h"
+
+namespace farskip {
+namespace {
+
+constexpr IntegerRange at_least_zero{.min = 0};
+constexpr IntegerRange at_least_one{.min = 1};
+constexpr IntegerRange step_count{.min = 1, .max = 1'000'000'000'000};
+constexpr RealRange not_negative{.min = 0};
+constexpr RealRange positive{.min = 0, .above_min = true};
+constexpr RealRange below_one{.min = 0, .max = 1, .below_max = true};
+
+bool is_file_name(const std::string& name) {
+  return !name.empty() && name.size() <= 200 && name[0] != '.' &&
+         std::all_of(name.begin(), name.end(), [](char c) {
+           return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '_' ||
+                  c == '-' || c == '.';
+         });
+}
+
+std::string default_name(const ConfigNode& tree) {
+  const std::string stem =
+      tree.position.file ? std::filesystem::path(*tree.position.file).stem().string() : "";
+  return is_file_name(stem) ? stem : "run";
+}
+
+void read_name(Reader& reader, RunConfig& config, const std::string& fallback) {
+  config.name = reader.optional_string("name").value_or(fallback);
+  if (reader.sound("name") && !is_file_name(config.name))
+    reader.fail(
+        "name",
+        fmt::format("{} cannot name a folder; allowed: letters, digits, _ - and ., not beginning with .",
+                    quote_for_message(config.name)));
+  config.run_dir = reader.optional_string("run_dir").value_or("runs/" + config.name);
+}
+
+LayerSelection read_layers(Reader& reader) {
+  const std::string allowed = "all, a range such as 0-3, a list such as [0, 2]";
+  LayerSelection selection;
+  const ConfigNode* node = reader.take("layers", allowed, "all");
+  if (node == nullptr) return selection;
+  if (node->kind == ConfigNode::Kind::scalar) {
+    const auto parsed = parse_layer_selection(node->text);
+    if (!parsed.value)
+      reader.fail("layers",
+                  fmt::format("{} {}; allowed: {}", quote_for_message(node->text), parsed.reason, allowed));
+    return parsed.value.value_or(selection);
+  }
+  if (node->kind == ConfigNode::Kind::map) {
+    reader.fail("layers", "a map stands here; allowed: " + allowed);
+    return selection;
+  }
+  selection.kind = LayerSelection::Kind::list;
+  selection.layers = reader.integers("layers", at_least_zero, {.min = 1}, {});
+  std::sort(selection.layers.begin(), selection.layers.end());
+  const auto twice = std::adjacent_find(selection.layers.begin(), selection.layers.end());
+  if (twice != selection.layers.end()) reader.fail("layers", fmt::format("layer {} is listed twice", *twice));
+  return selection;
+}
+
+FarSkipConfig read_farskip(Reader reader) {
+  FarSkipConfig config;
+  config.mode = reader.choice("mode", farskip_mode_names, config.mode);
+  config.layers = read_layers(reader);
+  reader.finish();
+  return config;
+}
+
+ParallelConfig read_parallel(Reader reader) {
+  ParallelConfig config;
+  config.expert = reader.integer("expert", {.min = 1, .max = 1'000'000}, config.expert);
+  config.zero = reader.integer("zero", {.min = 0, .max = 1}, config.zero);
+  reader.finish();
+  return config;
+}
+
+ScheduleConfig read_schedule(Reader reader) {
+  ScheduleConfig config;
+  config.overlap = reader.boolean("overlap", config.overlap);
+  config.micro_batches_in_flight =
+      reader.integer("micro_batches_in_flight", {.min = 1, .max = 64}, config.micro_batches_in_flight);
+  config.recompute = reader.choice("recompute", recompute_names, config.recompute);
+  config.routed_rows_memory = reader.optional_memory("routed_rows_memory", "auto");
+  if (config.routed_rows_memory == std::uint64_t{0})
+    reader.fail("routed_rows_memory", "0 bytes hold no rows; allowed: auto, or a size above 0");
+  reader.finish();
+  return config;
+}
+
+void check_weights(Reader& reader, DataConfig& config) {
+  const std::size_t num_sources = config.tokens.size() + config.text.size();
+  if (!reader.has("weights") && reader.sound("weights")) config.weights.assign(num_sources, 1.0);
+  if (!reader.sound("weights") || !reader.sound("tokens") || !reader.sound("text")) return;
+  if (config.weights.size() != num_sources)
+    reader.fail("weights",
+                fmt::format("{} weights for {} sources; allowed: one weight per entry of {}",
+                            config.weights.size(), num_sources, config.text.empty() ? "tokens" : "text"));
+  else if (num_sources > 0 &&
+           std::all_of(config.weights.begin(), config.weights.end(), [](double w) { return w == 0; }))
+    reader.fail("weights", "all weights are 0; allowed: at least one above 0");
+}
+
+/// `own_tokenizer`: a model is started from that may bring its tokenizer.
+DataConfig read_data(Reader reader, const RunNeeds& needs, bool own_tokenizer) {
+  DataConfig config;
+  config.tokens = reader.strings("tokens");
+  config.text = reader.strings("text");
+  config.tokenizer = reader.optional_string("tokenizer").value_or("");
+  config.validation = reader.strings("validation");
+  config.weights = reader.reals("weights", not_negative, {}, {});
+  config.document_mask = reader.boolean("document_mask", config.document_mask);
+  config.shuffle = reader.boolean("shuffle", config.shuffle);
+  const bool sound = reader.sound("tokens") && reader.sound("text");
+  if (!config.tokens.empty() && !config.text.empty())
+    reader.fail("text", "given beside data.tokens; allowed: only one of the two");
+  else if (sound && config.tokens.empty() && config.text.empty() && needs.data)
+    reader.fail("tokens",
+                "no data is named; give tokens (prefixes of .bin/.idx files) or text (files or folders)");
+  if (!config.text.empty() && config.tokenizer.empty() && reader.sound("tokenizer") && !own_tokenizer)
+    reader.fail("tokenizer", "this key is missing; data.text needs a tokenizer.json");
+  check_weights(reader, config);
+  reader.finish();
+  return config;
+}
+
+OptimizerConfig read_optimizer(Reader reader) {
+  OptimizerConfig config;
+  config.name = reader.choice("name", optimizer_names, config.name);
+  const auto betas = reader.reals("betas", below_one, {.min = 2, .max = 2}, {config.beta1, config.beta2});
+  config.beta1 = betas[0];
+  config.beta2 = betas[1];
+  config.eps = reader.real("eps", {.min = 0, .max = 1, .above_min = true}, config.eps);
+  config.weight_decay = reader.real("weight_decay", not_negative, config.weight_decay);
+  config.clip_grad_norm = reader.real("clip_grad_norm", not_negative, config.clip_grad_norm);
+  reader.finish();
+  return config;
+}
+
+/// Fits a number of steps into `room`. A run that an override of train.steps makes shorter than its file says
+/// keeps working: the number is cut. Within one file it is a contradiction.
+void fit_steps(Reader& reader, std::string_view key, std::int64_t& value, std::int64_t room,
+               bool steps_overridden, std::vector<std::string>* notices) {
+  if (value <= room) return;
+  if (steps_overridden && !reader.is_override(key)) {
+    if (notices != nullptr)
+      notices->push_back(fmt::format("{}: cut from {} to {} to fit train.steps of the command line",
+                                     reader.path_of(key), value, room));
+    value = room;
+  } else {
+    reader.fail(key, fmt::format("{} does not fit into train.steps; allowed: at most {}", value, room));
+  }
+}
+
+LearningRateConfig read_learning_rate(Reader reader, std::int64_t steps, bool steps_sound,
+                                      bool steps_overridden, std::vector<std::string>* notices) {
+  LearningRateConfig config;
+  config.schedule = reader.choice("schedule", learning_rate_schedule_names, config.schedule);
+  config.peak = reader.real("peak", {.min = 0, .max = 100, .above_min = true}, config.peak);
+  config.final_rate = reader.real("final", {.min = 0, .max = 100}, config.final_rate);
+  config.warmup_steps = reader.integer("warmup_steps", at_least_zero, config.warmup_steps);
+  const auto decay_steps = reader.optional_integer("decay_steps", at_least_zero);
+  if (config.schedule != LearningRateSchedule::constant && reader.sound("peak") && reader.sound("final") &&
+      config.final_rate > config.peak)
+    reader.fail("final", fmt::format("{} is above the peak {}; allowed: at most the peak", config.final_rate,
+                                     config.peak));
+  if (steps_sound && reader.sound("warmup_steps"))
+    fit_steps(reader, "warmup_steps", config.warmup_steps, steps, steps_overridden, notices);
+  const std::int64_t room = std::max<std::int64_t>(0, steps - config.warmup_steps);
+  config.decay_steps = decay_steps.value_or(std::min(steps / 5, room));
+  if (config.schedule == LearningRateSchedule::wsd && steps_sound && reader.sound("decay_steps") &&
+      reader.sound("warmup_steps"))
+    fit_steps(reader, "decay_steps", config.decay_steps, room, steps_overridden, notices);
+  reader.finish();
+  return config;
+}
+
+TrainConfig read_train(Reader reader, std::vector<std::string>* notices) {
+  TrainConfig config;
+  config.steps = reader.integer("steps", step_count, config.steps);
+  config.sequence_length =
+      reader.integer("sequence_length", {.min = 1, .max = 1 << 24}, config.sequence_length);
+  config.global_batch = reader.integer("global_batch", {.min = 1, .max = 1 << 24}, config.global_batch);
+  config.micro_batch = reader.integer("micro_batch", {.min = 1, .max = 1 << 16}, config.micro_batch);
+  config.optimizer = read_optimizer(reader.section("optimizer"));
+  config.learning_rate = read_learning_rate(reader.section("learning_rate"), config.steps,
+                                            reader.sound("steps"), reader.is_override("steps"), notices);
+  config.aux_loss = reader.real("aux_loss", not_negative, config.aux_loss);
+  config.router_bias_update =
+      reader.real("router_bias_update", {.min = 0, .max = 1}, config.router_bias_update);
+  config.validate_every = reader.integer("validate_every", at_least_zero, config.validate_every);
+  if (reader.sound("global_batch") && reader.sound("micro_batch") &&
+      config.global_batch % config.micro_batch != 0)
+    reader.fail("global_batch",
+                fmt::format("{} is not a multiple of train.micro_batch = {}; allowed: a multiple of "
+                            "micro_batch x world size",
+                            config.global_batch, config.micro_batch));
+  reader.finish();
+  return config;
+}
+
+std::optional<EarlyStoppingConfig> read_early_stopping(Reader& parent) {
+  Reader reader = parent.section("early_stopping");
+  EarlyStoppingConfig config;
+  config.every = reader.integer("every", at_least_one, config.every);
+  config.patience = reader.integer("patience", at_least_one, config.patience);
+  config.delta = reader.real("delta", below_one, config.delta);
+  reader.finish();
+  return parent.has("early_stopping") ? std::optional(config) : std::nullopt;
+}
+
+std::optional<DistillConfig> read_distill(Reader& root, const RunNeeds& needs) {
+  Reader reader = root.section("distill");
+  const bool present = root.has("distill");
+  DistillConfig config;
+  config.teacher = reader.optional_string("teacher").value_or("");
+  if (config.teacher.empty() && reader.sound("teacher") && (present || needs.distill))
+    reader.fail("teacher", "this key is missing; allowed: the folder of the teacher model");
+  config.loss = reader.choice("loss", distill_loss_names, config.loss);
+  config.hidden_l2 = reader.real("hidden_l2", not_negative, config.hidden_l2);
+  config.temperature = reader.real("temperature", positive, config.temperature);
+  config.top_k = reader.integer("top_k", at_least_zero, config.top_k);
+  config.freeze = reader.choices("freeze", parameter_group_names);
+  config.early_stopping = read_early_stopping(reader);
+  reader.finish();
+  return present ? std::optional(config) : std::nullopt;
+}
+
+CheckpointConfig read_checkpoint(Reader reader) {
+  CheckpointConfig config;
+  config.every = reader.integer("every", at_least_zero, config.every);
+  config.keep = reader.integer("keep", at_least_one, config.keep);
+  config.resume = reader.choice("resume", resume_names, config.resume);
+  config.async = reader.boolean("async", config.async);
+  reader.finish();
+  return config;
+}
+
+void read_model_source(Reader& reader, RunConfig& config, const LoadOptions& options) {
+  Reader init = reader.section("init");
+  config.init_from = init.optional_string("from").value_or("");
+  if (reader.has("init") && config.init_from.empty() && init.sound("from"))
+    init.fail("from", "this key is missing; allowed: the folder of a model or checkpoint");
+  init.finish();
+  if (const ConfigNode* model = reader.take("model", "map (see the model families)")) {
+    if (model->kind != ConfigNode::Kind::map)
+      reader.fail("model",
+                  fmt::format("a {} stands here; allowed: a map of key: value lines", describe_kind(*model)));
+    else if (options.check_model)
+      options.check_model(*model, reader.errors());
+    config.model = *model;
+  }
+  if (reader.has("model") && reader.has("init"))
+    reader.fail("model",
+                "given beside init.from, whose own config gives the model; allowed: only one of the two");
+}
+
+}  // namespace
+
+RunConfig read_run_config(const ConfigNode& tree, ErrorList& errors, const LoadOptions& options) {
+  RunConfig config;
+  Reader reader(tree, errors);
+  read_name(reader, config, default_name(tree));
+  config.seed = reader.integer("seed", at_least_zero, config.seed);
+  config.device = reader.choice("device", device_names, config.device);
+  config.precision = reader.choice("precision", precision_names, config.precision);
+  config.deterministic = reader.boolean("deterministic", config.deterministic);
+  read_model_source(reader, config, options);
+  const bool distills = reader.has("distill");
+  const FarSkipConfig farskip = read_farskip(reader.section("farskip"));
+  if (reader.has("farskip") || config.init_from.empty() || distills) config.farskip = farskip;
+  config.parallel = read_parallel(reader.section("parallel"));
+  config.schedule = read_schedule(reader.section("schedule"));
+  config.data = read_data(reader.section("data"), options.needs, !config.init_from.empty() || distills);
+  config.train = read_train(reader.section("train"), options.notices);
+  config.distill = read_distill(reader, options.needs);
+  config.checkpoint = read_checkpoint(reader.section("checkpoint"));
+  const bool has_model = reader.has("model") || reader.has("init") || (options.needs.distill && distills);
+  if (options.needs.model && !has_model && tree.kind == ConfigNode::Kind::map)
+    reader.fail("model", "this key is missing; give model (the architecture) or init: {from: DIR}");
+  reader.finish();
+  return config;
+}
+
+RunConfig load_run_config(const std::filesystem::path& path, const std::vector<std::string>& overrides,
+                          const LoadOptions& options) {
+  ErrorList errors;
+  ConfigNode tree = parse_yaml_file(path, errors);
+  std::set<std::string> seen;
+  for (const std::string& assignment : overrides) {
+    const std::string key = assignment.substr(0, assignment.find('='));
+    if (!seen.insert(key).second) {
+      const Position position{std::make_shared<const std::string>("command line: " + assignment), 0, 0};
+      errors.add(position, key, "set twice on the command line");
+    } else {
+      apply_override(tree, assignment, errors);
+    }
+  }
+  RunConfig config = read_run_config(tree, errors, options);
+  errors.throw_if_any();
+  return config;
+}
+
+}  // namespace farskip
