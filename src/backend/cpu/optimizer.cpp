@@ -1,0 +1,128 @@
+// Gradient norm, clip factor and the AdamW update.
+#include <cmath>
+#include <cstring>
+
+#include "farskip/backend/cpu/parallel.h"
+#include "farskip/backend/cpu/reduce.h"
+#include "farskip/backend/kernel.h"
+#include "farskip/ops/ops.h"
+
+// sqrt may set errno, which keeps GCC from vectorising the loop of adamw; nothing here reads errno.
+#pragma GCC optimize("no-math-errno")
+
+namespace farskip {
+namespace {
+
+std::int64_t num_tiles(const Shape& shape) {
+  return (shape.num_elements() + cpu::kElementsPerTile - 1) / cpu::kElementsPerTile;
+}
+
+// One sum per tile, and the number of the first tile of each input (one more for their end).
+std::size_t sum_of_squares_workspace(const OpTypes& types) {
+  std::size_t words = types.inputs.size() + 1;
+  for (std::size_t i = 0; i < types.inputs.size(); ++i)
+    words += static_cast<std::size_t>(num_tiles(types.shape(i)));
+  return words * sizeof(double);
+}
+
+// Tensors → [1] f64. Tiles are summed in f64 each, then in order of inputs and tiles.
+void run_sum_of_squares(const KernelCall& call) {
+  static_assert(sizeof(std::int64_t) == sizeof(double));
+  const std::size_t num_inputs = call.inputs.size();
+  auto* first_tile = reinterpret_cast<std::int64_t*>(call.workspace.data());
+  auto* sums = reinterpret_cast<double*>(call.workspace.data()) + num_inputs + 1;
+  first_tile[0] = 0;
+  for (std::size_t i = 0; i < num_inputs; ++i)
+    first_tile[i + 1] = first_tile[i] + num_tiles(call.in_shape(i));
+  const std::int64_t tiles = first_tile[num_inputs];
+  cpu::parallel_for(tiles, [&](std::int64_t tile) {
+    const auto* after = std::upper_bound(first_tile, first_tile + num_inputs + 1, tile);
+    const auto input = static_cast<std::size_t>(after - first_tile - 1);
+    const std::int64_t begin = (tile - first_tile[input]) * cpu::kElementsPerTile;
+    const std::int64_t size = std::min(cpu::kElementsPerTile, call.inputs[input].num_elements() - begin);
+    const float* values = call.in(input) + begin;
+    sums[tile] = cpu::lane_sum<double>(size, [&](std::int64_t i) {
+      const auto value = static_cast<double>(values[i]);
+      return value * value;
+    });
+  });
+  double sum = 0.0;
+  for (std::int64_t tile = 0; tile < tiles; ++tile) sum += sums[tile];
+  call.out<double>(0)[0] = sum;
+}
+
+void run_clip_factor(const KernelCall& call) {
+  const double max_norm = call.get<ops::ClipFactor>().max_norm;
+  const double norm = std::sqrt(call.in<double>(0)[0]);
+  call.out(0)[0] = static_cast<float>(norm);
+  if (!std::isfinite(norm)) {
+    call.out(1)[0] = 0.0F;
+  } else {
+    call.out(1)[0] = max_norm > 0.0 ? static_cast<float>(std::min(1.0, max_norm / (norm + 1e-6))) : 1.0F;
+  }
+}
+
+/// The numbers that every element of an update shares.
+struct AdamWStep {
+  AdamWStep(const ops::AdamW& a, float clip, const float* hyper)
+      : beta1(static_cast<float>(a.beta1)),
+        beta2(static_cast<float>(a.beta2)),
+        rest1(static_cast<float>(1.0 - a.beta1)),
+        rest2(static_cast<float>(1.0 - a.beta2)),
+        eps(static_cast<float>(a.eps)),
+        keep(static_cast<float>(1.0 - static_cast<double>(hyper[0]) * a.weight_decay)),
+        factor(clip),
+        step(hyper[0] * hyper[1]),
+        over_c2(hyper[2]) {}
+  float beta1, beta2, rest1, rest2, eps;
+  float keep;    // 1 - lr · weight decay
+  float factor;  // of the gradient
+  float step;    // lr / c1
+  float over_c2;
+};
+
+void copy_state(const KernelCall& call, std::int64_t begin, std::int64_t end) {
+  for (std::size_t i = 0; i < 3; ++i)
+    if (call.in(i) != call.out(i))
+      std::memcpy(call.out(i) + begin, call.in(i) + begin,
+                  static_cast<std::size_t>(end - begin) * sizeof(float));
+}
+
+void update_state(const KernelCall& call, const AdamWStep s, std::int64_t begin, std::int64_t end) {
+  const float *p = call.in(0), *m = call.in(1), *v = call.in(2), *gradient = call.in(3);
+  float *p_out = call.out(0), *m_out = call.out(1), *v_out = call.out(2);
+#pragma omp simd
+  for (std::int64_t i = begin; i < end; ++i) {
+    const float g = s.factor * gradient[i];
+    const float new_m = s.beta1 * m[i] + s.rest1 * g;
+    const float new_v = s.beta2 * v[i] + s.rest2 * g * g;
+    p_out[i] = s.keep * p[i] - s.step * new_m / (std::sqrt(new_v * s.over_c2) + s.eps);
+    m_out[i] = new_m;
+    v_out[i] = new_v;
+  }
+}
+
+// parameter, m, v, gradient, factor[1], hyper[3] = {lr, 1/c1, 1/c2} → parameter, m, v
+void run_adamw(const KernelCall& call) {
+  const AdamWStep step(call.get<ops::AdamW>(), call.in(4)[0], call.in(5));
+  const auto run_range = [&](std::int64_t begin, std::int64_t end) {
+    if (step.factor == 0.0F) {
+      copy_state(call, begin, end);
+    } else {
+      update_state(call, step, begin, end);
+    }
+  };
+  cpu::parallel_ranges(call.in_shape(0).num_elements(), cpu::kElementsPerTile, run_range);
+}
+
+}  // namespace
+
+void register_optimizer(KernelTable& table);
+void register_optimizer(KernelTable& table) {
+  table.add("sum_of_squares", DType::f32, DeviceKind::cpu,
+            {.run = run_sum_of_squares, .workspace = sum_of_squares_workspace});
+  table.add("clip_factor", DType::f64, DeviceKind::cpu, {.run = run_clip_factor, .workspace = nullptr});
+  table.add("adamw", DType::f32, DeviceKind::cpu, {.run = run_adamw, .workspace = nullptr});
+}
+
+}  // namespace farskip

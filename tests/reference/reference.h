@@ -1,0 +1,27 @@
+#pragma once
+// A second opinion on every forward op: naive double-precision loops written from the formulas in
+// farskip/ops/ops.h, not from the kernels they judge. Slow on purpose; only tests link it.
+
+#include "farskip/backend/kernel.h"
+
+namespace farskip {
+
+/// Registers every forward op under DType::f64. Where the op's f32 tensors are f32, a reference kernel
+/// takes and gives f64; i32 tensors stay i32. Keys that the table already has (clip_factor, which the CPU
+/// backend also lists under f64) are left alone, so a table may hold the CPU kernels first and these
+/// after. sort_by_expert, which has no floating-point tensor, is listed under f64 as well as under i32.
+void register_reference_kernels(KernelTable& table);
+
+namespace reference {
+
+void register_dense(KernelTable& table);      // embedding, add, matmul, grouped_matmul, columns, loss
+void register_rowwise(KernelTable& table);    // rms_norm, rope, swiglu
+void register_attention(KernelTable& table);  // attention, mla_key_value
+void register_routing(KernelTable& table);    // route, balance_loss, sort, dispatch, combine, permute
+void register_optimizer(KernelTable& table);  // sum_of_squares, clip_factor, adamw
+
+/// Adds `run` as the f64 kernel of `op` unless the table has one.
+void add_reference(KernelTable& table, std::string_view op, void (*run)(const KernelCall&));
+
+}  // namespace reference
+}  // namespace farskip

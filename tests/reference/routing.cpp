@@ -1,0 +1,151 @@
+// Reference kernels of the router and of the way to the experts and back.
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <vector>
+
+#include "farskip/ops/ops.h"
+#include "reference/reference.h"
+
+namespace farskip::reference {
+namespace {
+
+using Values = std::vector<double>;
+
+Values scores_of(const double* logits, std::size_t num_experts, ops::ScoreFunction function) {
+  Values scores(logits, logits + num_experts);
+  if (function == ops::ScoreFunction::sigmoid) {
+    for (double& s : scores) s = 1.0 / (1.0 + std::exp(-s));
+    return scores;
+  }
+  const double largest = *std::max_element(scores.begin(), scores.end());
+  for (double& s : scores) s = std::exp(s - largest);
+  const double sum = std::accumulate(scores.begin(), scores.end(), 0.0);
+  for (double& s : scores) s /= sum;
+  return scores;
+}
+
+/// Indices of `values`, best first; equal values in order of index.
+std::vector<std::size_t> ranking(const Values& values) {
+  std::vector<std::size_t> order(values.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(),
+                   [&](std::size_t a, std::size_t b) { return values[a] > values[b]; });
+  return order;
+}
+
+/// Whether each expert stands in one of the best groups.
+std::vector<bool> allowed_experts(const Values& choice, const ops::Route& a) {
+  const auto groups = static_cast<std::size_t>(a.num_groups), size = choice.size() / groups;
+  Values group_scores;
+  for (std::size_t g = 0; g < groups; ++g) {
+    Values members(choice.begin() + g * size, choice.begin() + (g + 1) * size);
+    std::sort(members.rbegin(), members.rend());
+    const bool two = a.group_score == ops::GroupScore::top2_sum && size > 1;
+    group_scores.push_back(two ? members[0] + members[1] : members[0]);
+  }
+  std::vector<bool> allowed(choice.size(), false);
+  const auto order = ranking(group_scores);
+  for (std::size_t i = 0; i < static_cast<std::size_t>(a.top_groups); ++i)
+    for (std::size_t e = 0; e < size; ++e) allowed[order[i] * size + e] = true;
+  return allowed;
+}
+
+void run_route(const KernelCall& call) {
+  const auto& a = call.get<ops::Route>();
+  const auto num_experts = static_cast<std::size_t>(call.in_shape(0).back());
+  const auto top_k = static_cast<std::size_t>(a.top_k);
+  for (std::size_t t = 0; t < static_cast<std::size_t>(call.in_shape(0).num_rows()); ++t) {
+    const Values scores = scores_of(call.in<double>(0) + t * num_experts, num_experts, a.score);
+    Values choice = scores;
+    if (call.has(1))
+      for (std::size_t e = 0; e < num_experts; ++e) choice[e] += call.in<double>(1)[e];
+    const auto allowed = allowed_experts(choice, a);
+    auto order = ranking(choice);
+    std::erase_if(order, [&](std::size_t e) { return !allowed[e]; });
+    double sum = 0.0;
+    for (std::size_t k = 0; k < top_k; ++k) sum += scores[order[k]];
+    for (std::size_t k = 0; k < top_k; ++k) {
+      call.out<std::int32_t>(0)[t * top_k + k] = static_cast<std::int32_t>(order[k]);
+      const double weight = a.normalize ? scores[order[k]] / (sum + 1e-20) : scores[order[k]];
+      call.out<double>(1)[t * top_k + k] = weight * a.scaling;
+    }
+    std::copy(scores.begin(), scores.end(), call.out<double>(2) + t * num_experts);
+  }
+}
+
+void run_balance_loss(const KernelCall& call) {
+  const auto& a = call.get<ops::BalanceLoss>();
+  const std::int64_t tokens = call.in_shape(0).num_rows(), num_experts = call.in_shape(0).back();
+  const std::int64_t top_k = call.in_shape(1).back(), length = a.sequence_length;
+  double loss = 0.0;
+  for (std::int64_t start = 0; start < tokens; start += length)
+    for (std::int64_t e = 0; e < num_experts; ++e) {
+      double chosen = 0.0, probability = 0.0;
+      for (std::int64_t t = start; t < start + length; ++t) {
+        for (std::int64_t k = 0; k < top_k; ++k)
+          chosen += call.in<std::int32_t>(1)[t * top_k + k] == e ? 1.0 : 0.0;
+        const double* row = call.in<double>(0) + t * num_experts;
+        const double sum = a.normalize_scores ? std::accumulate(row, row + num_experts, 0.0) : 1.0;
+        probability += row[e] / sum;
+      }
+      const auto s = static_cast<double>(length);
+      loss += static_cast<double>(num_experts) / (static_cast<double>(top_k) * s) * chosen * probability / s;
+    }
+  call.out<double>(0)[0] = loss;
+}
+
+void run_sort_by_expert(const KernelCall& call) {
+  const std::int64_t num_experts = call.get<ops::SortByExpert>().num_experts;
+  std::int32_t row = 0;
+  for (std::int64_t e = 0; e < num_experts; ++e) {
+    call.out<std::int32_t>(2)[e] = row;
+    for (std::int64_t slot = 0; slot < call.in_shape(0).num_elements(); ++slot)
+      if (call.in<std::int32_t>(0)[slot] == e) {
+        call.out<std::int32_t>(0)[row] = static_cast<std::int32_t>(slot);
+        call.out<std::int32_t>(1)[slot] = row++;
+      }
+  }
+  call.out<std::int32_t>(2)[num_experts] = row;
+}
+
+// Inputs of dispatch_rows and combine_rows: rows, row_slot, slot_row, offsets.
+void run_dispatch_rows(const KernelCall& call) {
+  const std::int64_t top_k = call.get<ops::TopK>().top_k, hidden = call.out_shape(0).back();
+  for (std::int64_t r = 0; r < call.out_shape(0).num_rows(); ++r)
+    for (std::int64_t h = 0; h < hidden; ++h)
+      call.out<double>(0)[r * hidden + h] =
+          call.in<double>(0)[call.in<std::int32_t>(1)[r] / top_k * hidden + h];
+}
+
+void run_combine_rows(const KernelCall& call) {
+  const std::int64_t top_k = call.get<ops::TopK>().top_k, hidden = call.out_shape(0).back();
+  for (std::int64_t t = 0; t < call.out_shape(0).num_rows(); ++t)
+    for (std::int64_t h = 0; h < hidden; ++h) {
+      double sum = 0.0;
+      for (std::int64_t k = 0; k < top_k; ++k)
+        sum += call.in<double>(0)[call.in<std::int32_t>(2)[t * top_k + k] * hidden + h];
+      call.out<double>(0)[t * hidden + h] = sum;
+    }
+}
+
+void run_permute_values(const KernelCall& call) {
+  for (std::int64_t i = 0; i < call.out_shape(0).num_elements(); ++i)
+    call.out<double>(0)[i] = call.in<double>(0)[call.in<std::int32_t>(1)[i]];
+}
+
+}  // namespace
+
+void register_routing(KernelTable& table) {
+  add_reference(table, "route", run_route);
+  add_reference(table, "balance_loss", run_balance_loss);
+  add_reference(table, "sort_by_expert", run_sort_by_expert);
+  if (!table.contains("sort_by_expert", DType::i32, DeviceKind::cpu))
+    table.add("sort_by_expert", DType::i32, DeviceKind::cpu,
+              {.run = run_sort_by_expert, .workspace = nullptr});
+  add_reference(table, "dispatch_rows", run_dispatch_rows);
+  add_reference(table, "combine_rows", run_combine_rows);
+  add_reference(table, "permute_values", run_permute_values);
+}
+
+}  // namespace farskip::reference
