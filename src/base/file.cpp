@@ -18,9 +18,13 @@ std::string reason() {
 
 }  // namespace
 
-InputFile::InputFile(const fs::path& path) : path_(path) {
-  descriptor_ = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+InputFile::InputFile(const fs::path& path, Links links) : path_(path) {
+  // O_NONBLOCK: opening a fifo for reading would otherwise wait for its writer; regular files ignore it.
+  const int flags = O_RDONLY | O_CLOEXEC | O_NONBLOCK | (links == Links::refuse ? O_NOFOLLOW : 0);
+  descriptor_ = ::open(path.c_str(), flags);
   if (descriptor_ < 0) {
+    if (errno == ELOOP && links == Links::refuse)
+      throw IoError(fmt::format("{}: is a symbolic link; put the file itself there (cp -L)", path.string()));
     if (errno == ENOENT || errno == ENOTDIR)
       throw MissingInputError(fmt::format("{}: no such file", path.string()));
     throw IoError(fmt::format("{}: cannot open: {}", path.string(), reason()));
@@ -45,8 +49,8 @@ InputFile::~InputFile() {
 void InputFile::read_at(std::uint64_t offset, std::span<std::byte> buffer) const {
   std::size_t done = 0;
   while (done < buffer.size()) {
-    const ssize_t n = ::pread(descriptor_, buffer.data() + done, buffer.size() - done,
-                              static_cast<off_t>(offset + done));
+    const ssize_t n =
+        ::pread(descriptor_, buffer.data() + done, buffer.size() - done, static_cast<off_t>(offset + done));
     if (n < 0 && errno == EINTR) continue;
     if (n < 0) throw IoError(fmt::format("{}: read failed: {}", path_.string(), reason()));
     if (n == 0)
@@ -74,7 +78,8 @@ void OutputFile::write(std::span<const std::byte> bytes) {
     const ssize_t n = ::write(descriptor_, bytes.data() + done, bytes.size() - done);
     if (n < 0 && errno == EINTR) continue;
     if (n <= 0)
-      throw IoError(fmt::format("{}: write failed after {} bytes: {}", path_.string(), written_ + done, reason()));
+      throw IoError(
+          fmt::format("{}: write failed after {} bytes: {}", path_.string(), written_ + done, reason()));
     done += static_cast<std::size_t>(n);
   }
   written_ += done;
@@ -95,8 +100,8 @@ void OutputFile::commit() {
   }
 }
 
-std::string read_text_file(const fs::path& path, std::uint64_t limit) {
-  const InputFile file(path);
+std::string read_text_file(const fs::path& path, std::uint64_t limit, Links links) {
+  const InputFile file(path, links);
   if (file.size() > limit)
     throw DataError(fmt::format("{}: {} bytes, at most {} allowed", path.string(), file.size(), limit));
   std::string text(file.size(), '\0');
@@ -118,6 +123,30 @@ void sync_directory(const fs::path& path) {
     throw IoError(fmt::format("{}: cannot sync directory: {}", path.string(), why));
   }
   ::close(descriptor);
+}
+
+void check_file_name(std::string_view name, std::string_view where) {
+  const bool plain = !name.empty() && name.size() <= 255 && name != "." && name != ".." &&
+                     name.find('/') == std::string_view::npos && name.find('\0') == std::string_view::npos;
+  if (!plain)
+    throw DataError(
+        fmt::format("{}: \"{}\" is not allowed as a file name: one plain name inside the same folder "
+                    "is expected, without '/' and not \"..\"",
+                    where, printable(name)));
+}
+
+std::string printable(std::string_view text, std::size_t limit) {
+  std::string out;
+  for (const char c : text.substr(0, limit)) {
+    const auto byte = static_cast<unsigned char>(c);
+    if (byte < 0x20 || byte == 0x7f) {
+      out += fmt::format("\\x{:02x}", byte);
+    } else {
+      out += c;
+    }
+  }
+  if (text.size() > limit) out += "...";
+  return out;
 }
 
 }  // namespace farskip

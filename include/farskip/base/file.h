@@ -13,10 +13,15 @@ namespace farskip {
 
 namespace fs = std::filesystem;
 
-/// A regular file open for reading by offset. Never maps: a truncated mapping is SIGBUS.
+/// What to do when the last component of a path is a symbolic link. Paths that a user typed follow
+/// links; names that came out of a file refuse them, so that no file can point outside its folder.
+enum class Links { follow, refuse };
+
+/// A regular file open for reading by offset. Never maps: a truncated mapping is SIGBUS. Fifos, devices
+/// and folders are IoError, without waiting on them.
 class InputFile {
  public:
-  explicit InputFile(const fs::path& path);
+  explicit InputFile(const fs::path& path, Links links = Links::follow);
   InputFile(InputFile&& other) noexcept;
   InputFile& operator=(InputFile&&) = delete;
   ~InputFile();
@@ -53,10 +58,16 @@ class OutputFile {
 };
 
 /// Whole file as text; refuses files larger than `limit` bytes (DataError).
-std::string read_text_file(const fs::path& path, std::uint64_t limit = std::uint64_t{1} << 30);
+std::string read_text_file(const fs::path& path, std::uint64_t limit = std::uint64_t{1} << 30,
+                           Links links = Links::follow);
 /// Atomic: old content or new content, never a mixture.
 void write_text_file(const fs::path& path, std::string_view text);
 /// fsyncs a directory, so that a rename inside it survives a power cut.
 void sync_directory(const fs::path& path);
+/// Throws DataError unless `name`, which was read from `where`, is one plain path component: not empty,
+/// no '/' and no NUL, not "." or "..", at most 255 bytes.
+void check_file_name(std::string_view name, std::string_view where);
+/// `text` as messages show what an untrusted file says: control bytes as \xNN, cut after `limit` bytes.
+std::string printable(std::string_view text, std::size_t limit = 120);
 
 }  // namespace farskip
