@@ -1,0 +1,121 @@
+#include <fcntl.h>
+#include <sys/random.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <charconv>
+#include <cstring>
+#include <nlohmann/json.hpp>
+#include <utility>
+
+#include "farskip/base/error.h"
+#include "farskip/base/failpoint.h"
+#include "farskip/train/checkpoint_files.h"
+
+namespace farskip {
+namespace {
+
+/// rename() alone would replace an empty folder of the new name.
+void rename_to_new(const fs::path& from, const fs::path& to) {
+  if (::renameat2(AT_FDCWD, from.c_str(), AT_FDCWD, to.c_str(), RENAME_NOREPLACE) == 0) return;
+  int why = errno;
+  if (why == EINVAL || why == ENOSYS) {  // a file system without the flag, such as NFS
+    std::error_code ignored;
+    if (fs::exists(fs::symlink_status(to, ignored))) {
+      why = EEXIST;
+    } else if (::rename(from.c_str(), to.c_str()) == 0) {
+      return;
+    } else {
+      why = errno;
+    }
+  }
+  throw IoError(
+      fmt::format("{}: cannot rename to {}: {}", from.string(), to.filename().string(), std::strerror(why)));
+}
+
+}  // namespace
+
+std::string make_run_id() {
+  std::uint64_t random = 0;
+  if (::getrandom(&random, sizeof(random), 0) != static_cast<ssize_t>(sizeof(random)))
+    throw IoError(fmt::format("no random numbers from the system: {}", std::strerror(errno)));
+  return fmt::format("{}-{:016x}", ::getpid(), random);
+}
+
+std::optional<std::int64_t> parse_step_name(std::string_view name) {
+  constexpr std::string_view kPrefix = "step-";
+  if (name.substr(0, kPrefix.size()) != kPrefix) return std::nullopt;
+  name.remove_prefix(kPrefix.size());
+  std::int64_t step = 0;
+  const auto [end, error] = std::from_chars(name.data(), name.data() + name.size(), step);
+  if (error != std::errc{} || end != name.data() + name.size() || name != std::to_string(step) || step < 0)
+    return std::nullopt;
+  return step;
+}
+
+CheckpointWriter::CheckpointWriter(const fs::path& folder, std::int64_t step, std::string run_id, int rank)
+    : folder_(folder), temporary_(folder / fmt::format("step-{}.tmp-{}", step, run_id)), rank_(rank) {
+  FARSKIP_CHECK(step >= 0, "step {}", step);
+  check_file_name(run_id, "run id");
+  manifest_.step = step;
+  if (rank_ != 0) return;
+  std::error_code error;
+  const fs::path target = folder_ / fmt::format("step-{}", step);
+  if (fs::exists(fs::symlink_status(target, error)))
+    throw UsageError(
+        fmt::format("{}: exists already and is never overwritten; resume from it, move it away, or use "
+                    "another run_dir",
+                    target.string()));
+  fs::create_directories(folder_, error);
+  if (!error) fs::remove_all(temporary_, error);  // an earlier attempt of this run that failed
+  if (!error) fs::create_directory(temporary_, error);
+  if (error) throw IoError(fmt::format("{}: cannot create: {}", temporary_.string(), error.message()));
+  try {
+    failpoint("ckpt.begin", rank_);
+  } catch (...) {
+    fs::remove_all(temporary_, error);
+    throw;
+  }
+}
+
+CheckpointWriter::~CheckpointWriter() {
+  if (rank_ != 0 || committed_) return;
+  std::error_code ignored;  // what cannot be removed now is removed as stale by the next run
+  fs::remove_all(temporary_, ignored);
+}
+
+fs::path CheckpointWriter::shard_path(const std::string& name) const {
+  check_file_name(name, temporary_.string());
+  failpoint("ckpt.shard", rank_);
+  return temporary_ / name;
+}
+
+void CheckpointWriter::add_file(CheckpointFile file) {
+  check_file_name(file.name, temporary_.string());
+  const std::string name = file.name;
+  FARSKIP_CHECK(manifest_.files.emplace(name, std::move(file)).second, "file {} reported twice", name);
+}
+
+fs::path CheckpointWriter::commit(const nlohmann::json& state,
+                                  std::map<std::string, CheckpointTensor> tensors) {
+  FARSKIP_CHECK(rank_ == 0 && !committed_, "commit on rank {}", rank_);
+  check_checkpoint_files(temporary_, manifest_);
+  manifest_.tensors = std::move(tensors);
+  const std::string text = print_manifest(manifest_, state);
+  nlohmann::json read_back;
+  parse_manifest(text, (temporary_ / "manifest.json").string(), read_back);  // what is written can be read
+  failpoint("ckpt.manifest", rank_);
+  write_text_file(temporary_ / "manifest.json", text);
+  sync_directory(temporary_);
+  failpoint("ckpt.rename", rank_);
+  const fs::path target = folder_ / fmt::format("step-{}", manifest_.step);
+  rename_to_new(temporary_, target);
+  committed_ = true;
+  sync_directory(folder_);
+  failpoint("ckpt.latest", rank_);
+  write_text_file(folder_ / "latest", target.filename().string() + "\n");
+  sync_directory(folder_);
+  return target;
+}
+
+}  // namespace farskip
