@@ -11,7 +11,8 @@ void register_activation(OpTable& table) {
              .min_inputs = 1,
              .max_inputs = 2,
              .infer = [](const OpTypes& t) -> std::vector<TensorType> {
-               FARSKIP_SHAPE(t.shape(0)[1] % 2 == 0 && (!t.has(1) || t.shape(1) == Shape{t.shape(0)[0]}), "swiglu", t);
+               FARSKIP_SHAPE(t.shape(0)[1] % 2 == 0 && (!t.has(1) || t.shape(1) == Shape{t.shape(0)[0]}),
+                             "swiglu", t);
                return {rows_like(t.in(0), t.shape(0)[1] / 2)};
              },
              .gradient =
@@ -26,7 +27,8 @@ void register_activation(OpTable& table) {
              .min_inputs = 2,
              .max_inputs = 3,
              .infer = [](const OpTypes& t) -> std::vector<TensorType> {
-               FARSKIP_SHAPE(t.shape(0)[1] * 2 == t.shape(1)[1] && t.shape(0)[0] == t.shape(1)[0], "swiglu_grad", t);
+               FARSKIP_SHAPE(t.shape(0)[1] * 2 == t.shape(1)[1] && t.shape(0)[0] == t.shape(1)[0],
+                             "swiglu_grad", t);
                std::vector<TensorType> out{like(t.in(1))};
                if (t.has(2)) out.push_back(like(t.in(2)));
                return out;

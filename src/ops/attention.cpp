@@ -20,8 +20,8 @@ void check(const OpTypes& t, std::size_t q) {
   const auto& a = t.get<Attention>();
   const HeadDims d = head_dims(t, q);
   const std::int64_t tokens = t.shape(q)[0];
-  FARSKIP_SHAPE(a.heads % a.kv_heads == 0 && tokens % a.sequence_length == 0 && t.shape(q)[1] == a.heads * d.qk &&
-                    t.shape(q + 1) == (Shape{tokens, a.kv_heads * d.qk}) &&
+  FARSKIP_SHAPE(a.heads % a.kv_heads == 0 && tokens % a.sequence_length == 0 &&
+                    t.shape(q)[1] == a.heads * d.qk && t.shape(q + 1) == (Shape{tokens, a.kv_heads * d.qk}) &&
                     t.shape(q + 2) == (Shape{tokens, a.kv_heads * d.v}),
                 "attention", t);
 }
@@ -29,7 +29,8 @@ void check(const OpTypes& t, std::size_t q) {
 // Two products over the causal half of [S, S] for every head, of width D and Dv.
 double score_flops(const OpTypes& t, std::size_t q) {
   const auto& a = t.get<Attention>();
-  const double span = static_cast<double>(a.chunk > 0 ? std::min(a.chunk, a.sequence_length) : a.sequence_length);
+  const double span =
+      static_cast<double>(a.chunk > 0 ? std::min(a.chunk, a.sequence_length) : a.sequence_length);
   const HeadDims d = head_dims(t, q);
   return static_cast<double>(t.shape(q)[0]) * static_cast<double>(a.heads) * (span + 1) *
          static_cast<double>(d.qk + d.v);
@@ -50,9 +51,9 @@ void register_attention(OpTable& table) {
              },
              .gradient =
                  [](GradientCall& g) {
-                   const auto d = g.builder().emit(
-                       "attention_grad", g.get<Attention>(),
-                       {g.dout(), g.in(0), g.in(1), g.in(2), g.out(0), g.out(1), g.in(3)});
+                   const auto d =
+                       g.builder().emit("attention_grad", g.get<Attention>(),
+                                        {g.dout(), g.in(0), g.in(1), g.in(2), g.out(0), g.out(1), g.in(3)});
                    for (std::size_t i = 0; i < 3; ++i) g.set(i, d[i]);
                  },
              .cost = [](const OpTypes& t) { return flops_cost(score_flops(t, 0)); }});
@@ -77,11 +78,13 @@ void register_attention(OpTable& table) {
                const auto& a = t.get<MlaKeyValue>();
                FARSKIP_SHAPE(t.shape(0)[1] == a.heads * (a.nope_dim + a.v_dim) && t.shape(1)[1] == a.rope_dim,
                              "mla_key_value", t);
-               return {rows_like(t.in(0), a.heads * (a.nope_dim + a.rope_dim)), rows_like(t.in(0), a.heads * a.v_dim)};
+               return {rows_like(t.in(0), a.heads * (a.nope_dim + a.rope_dim)),
+                       rows_like(t.in(0), a.heads * a.v_dim)};
              },
              .gradient =
                  [](GradientCall& g) {
-                   const auto d = g.builder().emit("mla_key_value_grad", g.get<MlaKeyValue>(), {g.dout(0), g.dout(1)});
+                   const auto d =
+                       g.builder().emit("mla_key_value_grad", g.get<MlaKeyValue>(), {g.dout(0), g.dout(1)});
                    g.set(0, d[0]);
                    g.set(1, d[1]);
                  }});
@@ -92,8 +95,9 @@ void register_attention(OpTable& table) {
              .max_inputs = 2,
              .infer = [](const OpTypes& t) -> std::vector<TensorType> {
                const auto& a = t.get<MlaKeyValue>();
-               FARSKIP_SHAPE(t.shape(0)[1] == a.heads * (a.nope_dim + a.rope_dim) && t.shape(1)[1] == a.heads * a.v_dim,
-                             "mla_key_value_grad", t);
+               FARSKIP_SHAPE(
+                   t.shape(0)[1] == a.heads * (a.nope_dim + a.rope_dim) && t.shape(1)[1] == a.heads * a.v_dim,
+                   "mla_key_value_grad", t);
                return {rows_like(t.in(0), a.heads * (a.nope_dim + a.v_dim)), rows_like(t.in(0), a.rope_dim)};
              }});
 }
@@ -104,7 +108,8 @@ AttentionResult attention(Builder& b, ValueId q, ValueId k, ValueId v, ValueId d
   const auto out = b.emit("attention", attributes, {q, k, v, document_start});
   return {out[0], out[1]};
 }
-std::pair<ValueId, ValueId> mla_key_value(Builder& b, ValueId kv, ValueId k_rope, const MlaKeyValue& attributes) {
+std::pair<ValueId, ValueId> mla_key_value(Builder& b, ValueId kv, ValueId k_rope,
+                                          const MlaKeyValue& attributes) {
   const auto out = b.emit("mla_key_value", attributes, {kv, k_rope});
   return {out[0], out[1]};
 }

@@ -24,7 +24,8 @@ void register_columns(OpTable& table) {
              .gradient =
                  [](GradientCall& g) {
                    std::vector<ValueId> parts;
-                   for (std::size_t i = 0; i < g.get<SplitColumns>().widths.size(); ++i) parts.push_back(g.dout(i));
+                   for (std::size_t i = 0; i < g.get<SplitColumns>().widths.size(); ++i)
+                     parts.push_back(g.dout(i));
                    g.set(0, concat_columns(g.builder(), parts));
                  }});
 

@@ -34,27 +34,28 @@ void register_dispatch(OpTable& table) {
                return {.bytes = 2.0 * static_cast<double>(t.outputs[0].num_bytes())};
              }});
 
-  table.add({.name = "combine_rows",
-             .parse_attributes = &Attributes::parse<TopK>,
-             .min_inputs = 3,
-             .max_inputs = 3,
-             .infer = [](const OpTypes& t) -> std::vector<TensorType> {
-               FARSKIP_SHAPE(t.shape(0)[0] == t.shape(2)[0], "combine_rows", t);
-               return {{t.in(0).dtype, Shape{t.shape(2)[0] / t.get<TopK>().top_k, t.shape(0)[1]}, {}}};
-             },
-             .gradient =
-                 [](GradientCall& g) {
-                   g.set(0, g.builder().emit("dispatch_rows", g.get<TopK>(), {g.dout(), g.in(1), g.in(2)})[0]);
-                 },
-             .cost = [](const OpTypes& t) { return flops_cost(elements(t.shape(0))); }});
+  table.add(
+      {.name = "combine_rows",
+       .parse_attributes = &Attributes::parse<TopK>,
+       .min_inputs = 3,
+       .max_inputs = 3,
+       .infer = [](const OpTypes& t) -> std::vector<TensorType> {
+         FARSKIP_SHAPE(t.shape(0)[0] == t.shape(2)[0], "combine_rows", t);
+         return {{t.in(0).dtype, Shape{t.shape(2)[0] / t.get<TopK>().top_k, t.shape(0)[1]}, {}}};
+       },
+       .gradient =
+           [](GradientCall& g) {
+             g.set(0, g.builder().emit("dispatch_rows", g.get<TopK>(), {g.dout(), g.in(1), g.in(2)})[0]);
+           },
+       .cost = [](const OpTypes& t) { return flops_cost(elements(t.shape(0))); }});
 
   table.add({.name = "permute_values",
              .parse_attributes = &Attributes::parse<PermuteValues>,
              .min_inputs = 3,  // values, index, inverse
              .max_inputs = 3,
              .infer = [](const OpTypes& t) -> std::vector<TensorType> {
-               FARSKIP_SHAPE(t.shape(0).num_elements() == t.shape(1)[0] && t.shape(1) == t.shape(2), "permute_values",
-                             t);
+               FARSKIP_SHAPE(t.shape(0).num_elements() == t.shape(1)[0] && t.shape(1) == t.shape(2),
+                             "permute_values", t);
                const std::int64_t rows = t.shape(1)[0], columns = t.get<PermuteValues>().columns;
                return {{t.in(0).dtype, columns == 0 ? Shape{rows} : Shape{rows / columns, columns}, {}}};
              },

@@ -22,8 +22,9 @@ void register_grouped_matmul(OpTable& table) {
              .infer = [](const OpTypes& t) -> std::vector<TensorType> {
                const Shape& w = t.shape(1);
                const bool transpose = t.get<GroupedMatmul>().transpose_w;
-               FARSKIP_SHAPE(w.rank() == 3 && t.shape(0)[1] == w[transpose ? 2 : 1] && t.shape(2) == Shape{w[0] + 1},
-                             "grouped_matmul", t);
+               FARSKIP_SHAPE(
+                   w.rank() == 3 && t.shape(0)[1] == w[transpose ? 2 : 1] && t.shape(2) == Shape{w[0] + 1},
+                   "grouped_matmul", t);
                return {rows_like(t.in(0), w[transpose ? 1 : 2])};
              },
              .gradient =
@@ -38,17 +39,17 @@ void register_grouped_matmul(OpTable& table) {
                  },
              .cost = [](const OpTypes& t) { return cost(static_cast<double>(t.shape(0)[0]), t.shape(1)); }});
 
-  table.add({.name = "grouped_matmul_wgrad",
-             .min_inputs = 3,  // dy, x, offsets
-             .max_inputs = 4,
-             .infer = [](const OpTypes& t) -> std::vector<TensorType> {
-               FARSKIP_SHAPE(t.shape(0)[0] == t.shape(1)[0], "grouped_matmul_wgrad", t);
-               return {{t.in(0).dtype, Shape{t.shape(2)[0] - 1, t.shape(0)[1], t.shape(1)[1]}, {}}};
-             },
-             .cost =
-                 [](const OpTypes& t) { return cost(static_cast<double>(t.shape(0)[0]), t.outputs[0].shape); },
-             .in_place = {{0, 3}},
-             .accumulates = {{0, 3}}});
+  table.add(
+      {.name = "grouped_matmul_wgrad",
+       .min_inputs = 3,  // dy, x, offsets
+       .max_inputs = 4,
+       .infer = [](const OpTypes& t) -> std::vector<TensorType> {
+         FARSKIP_SHAPE(t.shape(0)[0] == t.shape(1)[0], "grouped_matmul_wgrad", t);
+         return {{t.in(0).dtype, Shape{t.shape(2)[0] - 1, t.shape(0)[1], t.shape(1)[1]}, {}}};
+       },
+       .cost = [](const OpTypes& t) { return cost(static_cast<double>(t.shape(0)[0]), t.outputs[0].shape); },
+       .in_place = {{0, 3}},
+       .accumulates = {{0, 3}}});
 }
 
 namespace ops {

@@ -19,8 +19,8 @@ void register_loss(OpTable& table) {
              .min_inputs = 3,  // h, w, targets
              .max_inputs = 3,
              .infer = [](const OpTypes& t) -> std::vector<TensorType> {
-               FARSKIP_SHAPE(t.shape(0)[1] == t.shape(1)[1] && t.shape(0)[0] == t.shape(2)[0], "linear_cross_entropy",
-                             t);
+               FARSKIP_SHAPE(t.shape(0)[1] == t.shape(1)[1] && t.shape(0)[0] == t.shape(2)[0],
+                             "linear_cross_entropy", t);
                return {{t.in(0).dtype, Shape{1}, {}}, {DType::i32, Shape{1}, {}}};
              },
              .gradient =
@@ -32,17 +32,18 @@ void register_loss(OpTable& table) {
                  },
              .cost = [](const OpTypes& t) { return flops_cost(head_flops(t.shape(0), t.shape(1))); }});
 
-  table.add({.name = "linear_cross_entropy_grad",
-             .min_inputs = 4,  // dloss, h, w, targets
-             .max_inputs = 5,
-             .infer = [](const OpTypes& t) -> std::vector<TensorType> {
-               FARSKIP_SHAPE(t.shape(1)[1] == t.shape(2)[1] && t.shape(1)[0] == t.shape(3)[0],
-                             "linear_cross_entropy_grad", t);
-               return {{t.in(1).dtype, Shape{1}, {}}, {DType::i32, Shape{1}, {}}, like(t.in(1)), like(t.in(2))};
-             },
-             .cost = [](const OpTypes& t) { return flops_cost(3.0 * head_flops(t.shape(1), t.shape(2))); },
-             .in_place = {{3, 4}},
-             .accumulates = {{3, 4}}});
+  table.add(
+      {.name = "linear_cross_entropy_grad",
+       .min_inputs = 4,  // dloss, h, w, targets
+       .max_inputs = 5,
+       .infer = [](const OpTypes& t) -> std::vector<TensorType> {
+         FARSKIP_SHAPE(t.shape(1)[1] == t.shape(2)[1] && t.shape(1)[0] == t.shape(3)[0],
+                       "linear_cross_entropy_grad", t);
+         return {{t.in(1).dtype, Shape{1}, {}}, {DType::i32, Shape{1}, {}}, like(t.in(1)), like(t.in(2))};
+       },
+       .cost = [](const OpTypes& t) { return flops_cost(3.0 * head_flops(t.shape(1), t.shape(2))); },
+       .in_place = {{3, 4}},
+       .accumulates = {{3, 4}}});
 }
 
 namespace ops {

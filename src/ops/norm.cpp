@@ -7,23 +7,24 @@ using namespace ops;
 
 void register_norm(OpTable& table);
 void register_norm(OpTable& table) {
-  table.add({.name = "rms_norm",
-             .parse_attributes = &Attributes::parse<RmsNorm>,
-             .min_inputs = 2,
-             .max_inputs = 2,
-             .infer = [](const OpTypes& t) -> std::vector<TensorType> {
-               FARSKIP_SHAPE(t.shape(0).rank() == 2 && t.shape(1).rank() == 1 && t.shape(0)[1] % t.shape(1)[0] == 0,
-                             "rms_norm", t);
-               return {like(t.in(0)), rows_like(t.in(0), t.shape(0)[1] / t.shape(1)[0])};
-             },
-             .gradient =
-                 [](GradientCall& g) {
-                   const auto d = g.builder().emit("rms_norm_grad", g.get<RmsNorm>(),
-                                                   {g.dout(), g.in(0), g.in(1), g.out(1)});
-                   g.set(0, d[0]);
-                   g.set(1, d[1]);
-                 },
-             .cost = [](const OpTypes& t) { return flops_cost(4.0 * elements(t.shape(0))); }});
+  table.add(
+      {.name = "rms_norm",
+       .parse_attributes = &Attributes::parse<RmsNorm>,
+       .min_inputs = 2,
+       .max_inputs = 2,
+       .infer = [](const OpTypes& t) -> std::vector<TensorType> {
+         FARSKIP_SHAPE(t.shape(0).rank() == 2 && t.shape(1).rank() == 1 && t.shape(0)[1] % t.shape(1)[0] == 0,
+                       "rms_norm", t);
+         return {like(t.in(0)), rows_like(t.in(0), t.shape(0)[1] / t.shape(1)[0])};
+       },
+       .gradient =
+           [](GradientCall& g) {
+             const auto d =
+                 g.builder().emit("rms_norm_grad", g.get<RmsNorm>(), {g.dout(), g.in(0), g.in(1), g.out(1)});
+             g.set(0, d[0]);
+             g.set(1, d[1]);
+           },
+       .cost = [](const OpTypes& t) { return flops_cost(4.0 * elements(t.shape(0))); }});
 
   table.add({.name = "rms_norm_grad",
              .parse_attributes = &Attributes::parse<RmsNorm>,

@@ -10,7 +10,9 @@ void register_optimizer(OpTable& table) {
   table.add({.name = "sum_of_squares",
              .min_inputs = 1,
              .max_inputs = 4096,
-             .infer = [](const OpTypes&) -> std::vector<TensorType> { return {{DType::f64, Shape{1}, {}}}; },
+             .infer = [](const OpTypes&) -> std::vector<TensorType> {
+               return {{DType::f64, Shape{1}, {}}};
+             },
              .cost =
                  [](const OpTypes& t) {
                    double flops = 0;
@@ -31,8 +33,8 @@ void register_optimizer(OpTable& table) {
              .min_inputs = 6,  // parameter, m, v, gradient, factor, hyper
              .max_inputs = 6,
              .infer = [](const OpTypes& t) -> std::vector<TensorType> {
-               FARSKIP_SHAPE(t.shape(0) == t.shape(1) && t.shape(0) == t.shape(2) && t.shape(0) == t.shape(3) &&
-                                 t.shape(5) == Shape{3},
+               FARSKIP_SHAPE(t.shape(0) == t.shape(1) && t.shape(0) == t.shape(2) &&
+                                 t.shape(0) == t.shape(3) && t.shape(5) == Shape{3},
                              "adamw", t);
                return {like(t.in(0)), like(t.in(1)), like(t.in(2))};
              },

@@ -18,8 +18,9 @@ namespace ops {
 std::string shapes_text(const OpTypes& types) {
   std::string text;
   for (const TensorType* type : types.inputs)
-    text += fmt::format("{}{}", text.empty() ? "" : ", ",
-                        type == nullptr ? "absent" : fmt::format("{}{}", dtype_name(type->dtype), type->shape.text()));
+    text += fmt::format(
+        "{}{}", text.empty() ? "" : ", ",
+        type == nullptr ? "absent" : fmt::format("{}{}", dtype_name(type->dtype), type->shape.text()));
   return text;
 }
 

@@ -11,7 +11,8 @@ namespace farskip {
 /// through builder(), and sets the gradient of each input that needs one.
 class GradientCall {
  public:
-  GradientCall(Graph& graph, const Node& node, std::vector<ValueId> output_gradients, std::vector<char> needed)
+  GradientCall(Graph& graph, const Node& node, std::vector<ValueId> output_gradients,
+               std::vector<char> needed)
       : builder_{graph, node.scope},
         node_(node),
         output_gradients_(std::move(output_gradients)),

@@ -254,7 +254,8 @@ struct PermuteValues {
 };
 /// values f32[any shape of R elements], index i32[R], inverse i32[R] → R elements: out[i] =
 /// values[index[i]]. The gradient swaps index and inverse.
-ValueId permute_values(Builder& b, ValueId values, ValueId index, ValueId inverse, PermuteValues attributes = {});
+ValueId permute_values(Builder& b, ValueId values, ValueId index, ValueId inverse,
+                       PermuteValues attributes = {});
 
 // ---- grouped_matmul.cpp --------------------------------------------------------------------------
 

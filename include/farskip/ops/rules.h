@@ -18,8 +18,8 @@ inline TensorType rows_like(const TensorType& type, std::int64_t width) {
 }
 
 /// Shape rule check: InternalError naming the op's inputs.
-#define FARSKIP_SHAPE(condition, op, t)                                                              \
-  FARSKIP_CHECK(condition, "{} {{{}}}: inputs do not fit: {}", op, (t).attributes.text(),            \
+#define FARSKIP_SHAPE(condition, op, t)                                                   \
+  FARSKIP_CHECK(condition, "{} {{{}}}: inputs do not fit: {}", op, (t).attributes.text(), \
                 ::farskip::ops::shapes_text(t))
 
 std::string shapes_text(const OpTypes& types);

@@ -1,0 +1,101 @@
+#pragma once
+// A model's architecture as typed values, the same for every family. Families differ in how their hub
+// config and tensor names map to this (src/model/families/), not in what is built from it.
+
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "farskip/config/reader.h"
+#include "farskip/config/run_config.h"
+#include "farskip/ops/ops.h"
+
+namespace farskip {
+
+/// Multi-head latent attention (DeepSeek-V2, section 2.1): keys and values from one low-rank latent, plus a
+/// rotated key part that all heads share.
+struct MlaConfig {
+  std::int64_t q_lora_rank = 0;  // 0: queries straight from the hidden state
+  std::int64_t kv_lora_rank = 0;
+  std::int64_t nope_dim = 0, rope_dim = 0, v_dim = 0;
+  bool operator==(const MlaConfig&) const = default;
+};
+
+/// Grouped-query attention.
+struct GqaConfig {
+  std::int64_t kv_heads = 0, head_dim = 0;
+  bool qk_norm = false;  // RMSNorm of each query and key head before rotation
+  bool operator==(const GqaConfig&) const = default;
+};
+
+struct RopeConfig {
+  double theta = 10000.0;
+  bool interleaved = false;
+  ops::RopeScaling scaling = ops::RopeScaling::none;
+  double factor = 1.0;
+  std::int64_t original_positions = 0;
+  double beta_fast = 32.0, beta_slow = 1.0;
+  double mscale = 0.0, mscale_all_dim = 0.0;  // 0: not given
+  double attention_factor = 1.0;              // multiplies cos and sin
+  bool operator==(const RopeConfig&) const = default;
+};
+
+struct MoeConfig {
+  std::int64_t num_experts = 0, top_k = 0;
+  std::int64_t expert_size = 0;  // I of a routed expert
+  std::int64_t shared_size = 0;  // I of the shared expert; 0: none
+  ops::ScoreFunction score = ops::ScoreFunction::softmax;
+  ops::GroupScore group_score = ops::GroupScore::max;
+  std::int64_t num_groups = 1, top_groups = 1;
+  bool normalize = false;
+  double scaling = 1.0;
+  bool operator==(const MoeConfig&) const = default;
+};
+
+struct ModelConfig {
+  std::string family;  // "deepseek_v2", "qwen3_moe"
+  std::int64_t vocab_size = 0, hidden_size = 0, num_layers = 0, num_heads = 0;
+  std::int64_t intermediate_size = 0;  // of dense layers
+  std::int64_t max_positions = 0;
+  double rms_norm_eps = 1e-6, initializer_range = 0.02;
+  bool tie_embeddings = false;
+  std::optional<MlaConfig> mla;  // otherwise gqa
+  GqaConfig gqa;
+  RopeConfig rope;
+  double softmax_scale = 1.0;
+  MoeConfig moe;
+  std::vector<bool> moe_layers;  // per layer: routed experts (true) or a dense MLP
+  std::optional<std::int64_t> bos_token;
+  std::vector<std::int64_t> eos_tokens;
+  double aux_loss = 0.001;  // coefficient of the load-balancing loss the model was made with
+  FarSkipConfig farskip{FarSkipMode::off, {}};  // the wiring named in the model's own config
+
+  std::int64_t qk_head_dim() const { return mla ? mla->nope_dim + mla->rope_dim : gqa.head_dim; }
+  std::int64_t v_head_dim() const { return mla ? mla->v_dim : gqa.head_dim; }
+  std::int64_t rope_dim() const { return mla ? mla->rope_dim : gqa.head_dim; }
+  bool operator==(const ModelConfig&) const = default;
+};
+
+/// Reads the `model` section of a run configuration (`family` and that family's hub fields). Mistakes go
+/// to `errors`; the result counts only if there are none.
+ModelConfig read_model_section(const ConfigNode& section, ErrorList& errors);
+/// Reads DIR/config.json of a hub-layout folder. DataError listing every field that is not understood or
+/// has a value that is not built, MissingInputError without the file.
+ModelConfig read_hub_config(const std::filesystem::path& folder);
+/// config.json text; read_hub_config of it gives the same ModelConfig.
+std::string hub_config_text(const ModelConfig& config);
+
+/// Parameters: all; active for one token (top_k of the experts); and active without the embedding table,
+/// the count that model FLOPs are stated with.
+struct ParameterCounts {
+  std::int64_t total = 0, active = 0, active_without_embedding = 0;
+};
+ParameterCounts count_parameters(const ModelConfig& config);
+
+/// Floating-point operations of one training step per token, forward and backward: 6 x (active parameters
+/// without the embedding table) + causal attention over sequences of `sequence_length`.
+double train_flops_per_token(const ModelConfig& config, std::int64_t sequence_length);
+
+}  // namespace farskip

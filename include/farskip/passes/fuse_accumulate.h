@@ -1,0 +1,11 @@
+#pragma once
+#include "farskip/graph/graph.h"
+
+namespace farskip {
+
+/// Replaces add(a, f(…)) by f(…, accumulate = a) where f's op can add to its output in place (OpDef::
+/// accumulates), f's result has no other reader and a is defined before f. Saves a pass over memory for
+/// every gradient that is summed over micro-batches. Changes no value.
+Graph fuse_accumulate(const Graph& graph);
+
+}  // namespace farskip

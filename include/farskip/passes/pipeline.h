@@ -1,0 +1,32 @@
+#pragma once
+// The passes a graph goes through between autograd and schedule, in one list.
+
+#include <set>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "farskip/base/log.h"
+#include "farskip/graph/graph.h"
+
+namespace farskip {
+
+struct Pass {
+  std::string name;
+  Graph (*run)(const Graph&);
+};
+
+struct PipelineOptions {
+  std::set<std::string> skip;  // names of passes to leave out
+  std::string stop_after;      // empty: run all
+  std::string dump_folder;     // empty: none; otherwise NN-name.txt after each pass that changed the graph
+};
+
+/// All passes, top to bottom.
+std::span<const Pass> graph_passes();
+
+/// Runs them, logs each by name with node counts, and verifies the graph after each. An unknown name in
+/// the options is a UsageError that lists the passes.
+Graph run_pipeline(Graph graph, const PipelineOptions& options, const Logger& logger);
+
+}  // namespace farskip

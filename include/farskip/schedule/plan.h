@@ -1,0 +1,50 @@
+#pragma once
+// Plan: the order in which the nodes of a graph run, and where every buffer lies. A value: printable,
+// comparable, and checked by a verifier of its own.
+
+#include <cstddef>
+#include <string>
+#include <vector>
+
+#include "farskip/graph/graph.h"
+
+namespace farskip {
+
+/// Where a value lives: in the arena, or in the buffer of an external value (weights, state, inputs).
+struct Placement {
+  ValueId external{};      // set: the buffer bound to that external
+  std::size_t offset = 0;  // otherwise: byte offset in the arena
+  std::size_t bytes = 0;
+  friend bool operator==(const Placement&, const Placement&) = default;
+};
+
+struct PlanStep {
+  NodeId node;
+  std::size_t workspace_offset = 0, workspace_bytes = 0;
+  friend bool operator==(const PlanStep&, const PlanStep&) = default;
+};
+
+struct Plan {
+  std::vector<PlanStep> steps;
+  std::vector<Placement> placements;  // by value id
+  std::size_t arena_bytes = 0;
+  std::size_t live_bytes = 0;  // largest sum of buffers alive at once: no packing can do with less
+
+  /// One line a step: node, scope, what it reads and writes and where.
+  std::string text(const Graph& graph) const;
+  friend bool operator==(const Plan&, const Plan&) = default;
+};
+
+/// Scratch bytes that a node's kernel asks for (0 where there is none).
+using WorkspaceRule = std::size_t (*)(const OpDef& op, const OpTypes& types);
+
+/// The serial plan: nodes in graph order, one at a time. Always available; every other plan must compute
+/// the same bits.
+Plan make_serial_plan(const Graph& graph, WorkspaceRule workspace);
+
+/// Throws InternalError naming step and value unless: every node runs once and after what it reads, no
+/// two buffers that are alive together overlap (but where an op declares in-place use), every update ends
+/// in the buffer of its external value, and everything lies inside the arena.
+void verify_plan(const Graph& graph, const Plan& plan);
+
+}  // namespace farskip

@@ -1,0 +1,82 @@
+// Qwen3-MoE: grouped-query attention with per-head query/key norms, routed experts only, dense layers
+// where decoder_sparse_step or mlp_only_layers say so. Field names are those of the hub's config.json.
+
+#include <algorithm>
+#include <cmath>
+
+#include "farskip/model/family.h"
+
+namespace farskip {
+namespace {
+
+void read_attention(Reader& r, ModelConfig& c) {
+  c.gqa.kv_heads = r.integer("num_key_value_heads", {.min = 1}, 4);
+  c.gqa.head_dim = r.integer("head_dim", {.min = 2}, std::max<std::int64_t>(c.hidden_size / c.num_heads, 2));
+  c.gqa.qk_norm = true;
+  if (r.sound("num_key_value_heads") && c.num_heads % c.gqa.kv_heads != 0)
+    r.fail("num_key_value_heads",
+           fmt::format("{} does not divide {} attention heads", c.gqa.kv_heads, c.num_heads));
+  if (c.gqa.head_dim % 2 != 0) r.fail("head_dim", "rotated pairs need an even size");
+  r.require_value("use_sliding_window", false, "sliding-window attention is not built");
+  r.ignore("sliding_window");  // without use_sliding_window neither has an effect
+  r.ignore("max_window_layers");
+  c.rope = read_rope(r);
+  c.softmax_scale = 1.0 / std::sqrt(static_cast<double>(c.gqa.head_dim));
+}
+
+void read_experts(Reader& r, ModelConfig& c) {
+  MoeConfig& moe = c.moe;
+  const char* count = r.has("num_local_experts") ? "num_local_experts" : "num_experts";
+  moe.num_experts = r.integer(count, {.min = 1, .max = 4096});
+  if (r.has("num_local_experts"))
+    r.require_value("num_experts", moe.num_experts, "it is another name of num_local_experts");
+  moe.top_k = r.integer("num_experts_per_tok", {.min = 1, .max = 256}, 8);
+  moe.expert_size = r.integer("moe_intermediate_size", {.min = 1});
+  moe.normalize = r.boolean("norm_topk_prob", false);
+  if (r.sound(count) && r.sound("num_experts_per_tok") && moe.top_k > moe.num_experts)
+    r.fail("num_experts_per_tok",
+           fmt::format("{} experts per token, only {} there", moe.top_k, moe.num_experts));
+  const std::int64_t step = r.integer("decoder_sparse_step", {.min = 1}, 1);
+  const auto dense = r.integers("mlp_only_layers", {.min = 0, .max = c.num_layers - 1}, {}, {});
+  for (std::int64_t layer = 0; layer < c.num_layers; ++layer)
+    c.moe_layers.push_back((layer + 1) % step == 0 &&
+                           std::find(dense.begin(), dense.end(), layer) == dense.end());
+  c.aux_loss = r.real("router_aux_loss_coef", {.min = 0.0}, 0.001);
+  r.ignore("output_router_logits");  // what a forward call returns, not what the model is
+}
+
+ModelConfig read(Reader& r) {
+  ModelConfig c;
+  read_common(r, c);
+  read_attention(r, c);
+  read_experts(r, c);
+  return c;
+}
+
+void write(const ModelConfig& c, ConfigNode& map) {
+  write_common(c, map);
+  map.set("num_key_value_heads", make_node(c.gqa.kv_heads));
+  map.set("head_dim", make_node(c.gqa.head_dim));
+  map.set("use_sliding_window", make_node(false));
+  map.set("sliding_window", ConfigNode{});
+  write_rope(c.rope, map);
+  map.set("num_experts", make_node(c.moe.num_experts));
+  map.set("num_experts_per_tok", make_node(c.moe.top_k));
+  map.set("moe_intermediate_size", make_node(c.moe.expert_size));
+  map.set("norm_topk_prob", make_node(c.moe.normalize));
+  map.set("decoder_sparse_step", make_node(std::int64_t{1}));
+  std::vector<ConfigNode> dense;
+  for (std::size_t layer = 0; layer < c.moe_layers.size(); ++layer)
+    if (!c.moe_layers[layer]) dense.push_back(make_node(static_cast<std::int64_t>(layer)));
+  map.set("mlp_only_layers", make_list(std::move(dense)));
+  map.set("router_aux_loss_coef", make_node(c.aux_loss));
+}
+
+}  // namespace
+
+const Family& qwen3_moe_family() {
+  static const Family family{"qwen3_moe", "Qwen3MoeForCausalLM", read, write};
+  return family;
+}
+
+}  // namespace farskip

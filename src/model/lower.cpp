@@ -1,0 +1,235 @@
+#include "farskip/model/lower.h"
+
+#include <map>
+#include <unordered_map>
+
+namespace farskip {
+namespace {
+
+class Lowering {
+ public:
+  Lowering(const ModelConfig& config, const LayerGraph& layers, const LowerOptions& options)
+      : c_(config), layers_(layers), options_(options), tokens_(options.batch * options.sequence_length) {}
+
+  Graph run() {
+    add_externals();
+    for (std::size_t i = 0; i < layers_.blocks.size(); ++i) {
+      const LayerBlock& block = layers_.blocks[i];
+      scope_ = {0, 0, block.layer, block.kind, Phase::forward};
+      if (block.kind == SubBlock::head)
+        lower_head(stream(layers_.reads(static_cast<int>(i))));
+      else
+        contributions_.push_back(lower_block(block, static_cast<int>(i)));
+    }
+    if (balance_loss_) graph_.add_output("balance_loss", balance_loss_);
+    return std::move(graph_);
+  }
+
+ private:
+  Builder builder() { return {graph_, scope_}; }
+
+  void add_externals() {
+    const auto input = [&](const char* name) {
+      return graph_.add_external(ExternalKind::input, name, {DType::i32, Shape{tokens_}, {}});
+    };
+    token_ids_ = input("tokens");
+    if (!options_.logits) targets_ = input("targets");
+    if (options_.document_mask) document_start_ = input("document_start");
+    for (const ParameterSpec& p : list_parameters(c_))
+      parameters_[p.name] =
+          graph_.add_external(ExternalKind::parameter, p.name, {options_.dtype, p.shape, {}});
+  }
+
+  ValueId parameter(std::string_view name) const {
+    const auto it = parameters_.find(std::string(name));
+    FARSKIP_CHECK(it != parameters_.end(), "no parameter {}", name);
+    return it->second;
+  }
+  ValueId layer_parameter(std::string_view suffix) const {
+    return parameter(layer_name(scope_.layer, suffix));
+  }
+
+  // Sum of contributions in order. Lists that share a beginning share its sums.
+  ValueId stream(const std::vector<int>& list) {
+    if (list.size() == 1) return contributions_[static_cast<std::size_t>(list[0])];
+    if (const auto it = sums_.find(list); it != sums_.end()) return it->second;
+    const std::vector<int> prefix(list.begin(), list.end() - 1);
+    Builder b = builder();
+    const ValueId sum = ops::add(b, stream(prefix), contributions_[static_cast<std::size_t>(list.back())]);
+    sums_[list] = sum;
+    return sum;
+  }
+
+  // Shared and routed experts read the same norm of the same stream: one op.
+  ValueId normalised(ValueId x, ValueId weight) {
+    ValueId& y = norms_[{x, weight}];
+    if (!y) {
+      Builder b = builder();
+      y = ops::rms_norm(b, x, weight, c_.rms_norm_eps);
+    }
+    return y;
+  }
+
+  ValueId lower_block(const LayerBlock& block, int index) {
+    if (block.kind == SubBlock::embedding) {
+      Builder b = builder();
+      return ops::embedding(b, parameter(kEmbeddingName), token_ids_);
+    }
+    const ValueId x = stream(layers_.reads(index));
+    if (block.kind == SubBlock::attention) {
+      const ValueId h = normalised(x, layer_parameter("input_layernorm.weight"));
+      return c_.mla ? latent_attention(h, *c_.mla) : grouped_query_attention(h);
+    }
+    const ValueId h = normalised(x, layer_parameter("post_attention_layernorm.weight"));
+    switch (block.kind) {
+      case SubBlock::dense:
+        return mlp(h, "mlp");
+      case SubBlock::shared:
+        return mlp(h, "mlp.shared_experts");
+      case SubBlock::routed:
+        return routed_experts(h);
+      default:
+        throw InternalError(fmt::format("block {} has no lowering", index));
+    }
+  }
+
+  ValueId mlp(ValueId h, const std::string& module) {
+    Builder b = builder();
+    const ValueId gate_up = ops::linear(b, h, layer_parameter(module + ".gate_up_proj.weight"));
+    return ops::linear(b, ops::swiglu(b, gate_up), layer_parameter(module + ".down_proj.weight"));
+  }
+
+  ValueId rope_table() {
+    if (rope_table_) return rope_table_;
+    const RopeConfig& r = c_.rope;
+    Builder b = builder();
+    rope_table_ = ops::rope_table(b, {.positions = options_.sequence_length,
+                                      .dim = c_.rope_dim(),
+                                      .theta = r.theta,
+                                      .scaling = r.scaling,
+                                      .factor = r.factor,
+                                      .original_positions = r.original_positions,
+                                      .beta_fast = r.beta_fast,
+                                      .beta_slow = r.beta_slow,
+                                      .attention_factor = r.attention_factor});
+    return rope_table_;
+  }
+
+  ValueId rotate(ValueId x, std::int64_t head_dim, std::int64_t offset) {
+    Builder b = builder();
+    const ValueId table = rope_table();
+    return ops::rope(
+        b, x, table,
+        {.head_dim = head_dim, .offset = offset, .dim = c_.rope_dim(), .interleaved = c_.rope.interleaved});
+  }
+
+  ValueId core_attention(ValueId q, ValueId k, ValueId v, std::int64_t kv_heads) {
+    Builder b = builder();
+    const ops::Attention attributes{.sequence_length = options_.sequence_length,
+                                    .heads = c_.num_heads,
+                                    .kv_heads = kv_heads,
+                                    .scale = c_.softmax_scale};
+    const ValueId out = ops::attention(b, q, k, v, document_start_, attributes).out;
+    return ops::linear(b, out, layer_parameter("self_attn.o_proj.weight"));
+  }
+
+  ValueId latent_attention(ValueId h, const MlaConfig& mla) {
+    Builder b = builder();
+    ValueId q;
+    if (mla.q_lora_rank > 0) {
+      const ValueId latent = ops::linear(b, h, layer_parameter("self_attn.q_a_proj.weight"));
+      q = ops::linear(b, normalised(latent, layer_parameter("self_attn.q_a_layernorm.weight")),
+                      layer_parameter("self_attn.q_b_proj.weight"));
+    } else {
+      q = ops::linear(b, h, layer_parameter("self_attn.q_proj.weight"));
+    }
+    q = rotate(q, mla.nope_dim + mla.rope_dim, mla.nope_dim);
+    const ValueId kv_a = ops::linear(b, h, layer_parameter("self_attn.kv_a_proj_with_mqa.weight"));
+    const auto parts = ops::split_columns(b, kv_a, {mla.kv_lora_rank, mla.rope_dim});
+    const ValueId latent = normalised(parts[0], layer_parameter("self_attn.kv_a_layernorm.weight"));
+    const ValueId kv = ops::linear(b, latent, layer_parameter("self_attn.kv_b_proj.weight"));
+    const auto [k, v] = ops::mla_key_value(b, kv, rotate(parts[1], mla.rope_dim, 0),
+                                           {c_.num_heads, mla.nope_dim, mla.rope_dim, mla.v_dim});
+    return core_attention(q, k, v, c_.num_heads);
+  }
+
+  ValueId grouped_query_attention(ValueId h) {
+    Builder b = builder();
+    ValueId q = ops::linear(b, h, layer_parameter("self_attn.q_proj.weight"));
+    ValueId k = ops::linear(b, h, layer_parameter("self_attn.k_proj.weight"));
+    const ValueId v = ops::linear(b, h, layer_parameter("self_attn.v_proj.weight"));
+    if (c_.gqa.qk_norm) {
+      q = normalised(q, layer_parameter("self_attn.q_norm.weight"));
+      k = normalised(k, layer_parameter("self_attn.k_norm.weight"));
+    }
+    return core_attention(rotate(q, c_.gqa.head_dim, 0), rotate(k, c_.gqa.head_dim, 0), v, c_.gqa.kv_heads);
+  }
+
+  ValueId routed_experts(ValueId h) {
+    Builder b = builder();
+    const MoeConfig& moe = c_.moe;
+    const ValueId logits = ops::linear(b, h, layer_parameter("mlp.gate.weight"));
+    const ops::RouteResult routed = ops::route(b, logits, {},
+                                               {.top_k = moe.top_k,
+                                                .score = moe.score,
+                                                .num_groups = moe.num_groups,
+                                                .top_groups = moe.top_groups,
+                                                .group_score = moe.group_score,
+                                                .normalize = moe.normalize,
+                                                .scaling = moe.scaling});
+    add_balance_loss(b, routed);
+    const ops::RoutedOrder order = ops::sort_by_expert(b, routed.indices, moe.num_experts);
+    graph_.add_output(fmt::format("expert_offsets.{}", scope_.layer), order.offsets);
+    // The routing weight multiplies inside the expert, before its down-projection, so that its gradient
+    // needs no saved [R, H] tensor.
+    const ValueId weight = ops::permute_values(b, routed.weights, order.row_slot, order.slot_row);
+    const ValueId rows = ops::dispatch_rows(b, h, order, moe.top_k);
+    const ValueId gate_up =
+        ops::grouped_matmul(b, rows, layer_parameter("mlp.experts.gate_up_proj"), order.offsets);
+    const ValueId inner = ops::swiglu(b, gate_up, weight);
+    const ValueId out =
+        ops::grouped_matmul(b, inner, layer_parameter("mlp.experts.down_proj"), order.offsets);
+    return ops::combine_rows(b, out, order, moe.top_k);
+  }
+
+  void add_balance_loss(Builder& b, const ops::RouteResult& routed) {
+    if (!options_.balance_loss) return;
+    const bool normalize = c_.moe.score == ops::ScoreFunction::sigmoid;
+    const ValueId loss =
+        ops::balance_loss(b, routed.scores, routed.indices, {options_.sequence_length, normalize});
+    balance_loss_ = balance_loss_ ? ops::add(b, balance_loss_, loss) : loss;
+  }
+
+  void lower_head(ValueId x) {
+    const ValueId h = normalised(x, parameter(kFinalNormName));
+    const ValueId weight = parameter(c_.tie_embeddings ? kEmbeddingName : kHeadName);
+    Builder b = builder();
+    if (options_.logits) {
+      graph_.add_output("logits", ops::linear(b, h, weight));
+      return;
+    }
+    const ops::LossResult loss = ops::linear_cross_entropy(b, h, weight, targets_);
+    graph_.add_output("loss_sum", loss.loss_sum);
+    graph_.add_output("num_correct", loss.num_correct);
+  }
+
+  const ModelConfig& c_;
+  const LayerGraph& layers_;
+  const LowerOptions& options_;
+  const std::int64_t tokens_;
+  Graph graph_;
+  Scope scope_;
+  ValueId token_ids_, targets_, document_start_, rope_table_, balance_loss_;
+  std::unordered_map<std::string, ValueId> parameters_;
+  std::vector<ValueId> contributions_;
+  std::map<std::vector<int>, ValueId> sums_;
+  std::map<std::pair<ValueId, ValueId>, ValueId> norms_;
+};
+
+}  // namespace
+
+Graph lower(const ModelConfig& config, const LayerGraph& layers, const LowerOptions& options) {
+  return Lowering(config, layers, options).run();
+}
+
+}  // namespace farskip

@@ -1,0 +1,109 @@
+#include "farskip/model/model_config.h"
+
+#include <algorithm>
+#include <array>
+#include <nlohmann/json.hpp>
+
+#include "farskip/model/family.h"
+#include "farskip/model/parameters.h"
+
+namespace farskip {
+namespace {
+
+constexpr std::string_view kRewired = "farskip_";
+
+std::string family_names() {
+  std::vector<std::string> names;
+  for (const Family& family : families()) names.push_back(family.name);
+  return fmt::format("{}", fmt::join(names, ", "));
+}
+
+ModelConfig read_family(const ConfigNode& map, const std::string& key, const std::string& path,
+                        ErrorList& errors) {
+  Reader reader(map, errors, path);
+  std::string name = reader.string(key);
+  if (!reader.sound(key)) return {};
+  if (name.starts_with(kRewired)) name.erase(0, kRewired.size());
+  const Family* family = find_family(name);
+  if (family == nullptr) {
+    reader.fail(key, fmt::format("no family is called '{}'; allowed: {}", name, family_names()));
+    return {};
+  }
+  ModelConfig config = family->read(reader);
+  config.family = name;
+  reader.finish();
+  return config;
+}
+
+nlohmann::ordered_json to_json(const ConfigNode& node) {
+  using Kind = ConfigNode::Kind;
+  if (node.kind == Kind::null) return nullptr;
+  if (node.kind == Kind::scalar) {
+    if (node.quoted) return node.text;
+    const auto parsed = nlohmann::ordered_json::parse(node.text, nullptr, false);
+    return parsed.is_discarded() ? nlohmann::ordered_json(node.text) : parsed;
+  }
+  nlohmann::ordered_json out =
+      node.kind == Kind::map ? nlohmann::ordered_json::object() : nlohmann::ordered_json::array();
+  for (const ConfigNode& child : node.children)
+    if (node.kind == Kind::map)
+      out[child.key] = to_json(child);
+    else
+      out.push_back(to_json(child));
+  return out;
+}
+
+}  // namespace
+
+std::span<const Family> families() {
+  static const std::array<Family, 2> all{deepseek_v2_family(), qwen3_moe_family()};
+  return all;
+}
+
+const Family* find_family(std::string_view name) {
+  for (const Family& family : families())
+    if (family.name == name) return &family;
+  return nullptr;
+}
+
+ModelConfig read_model_section(const ConfigNode& section, ErrorList& errors) {
+  return read_family(section, "family", "model", errors);
+}
+
+ModelConfig read_hub_config(const std::filesystem::path& folder) {
+  ErrorList errors(ExitCode::bad_data);
+  const ConfigNode tree = parse_yaml_file(folder / "config.json", errors);
+  ModelConfig config = read_family(tree, "model_type", "", errors);
+  errors.throw_if_any();
+  return config;
+}
+
+std::string hub_config_text(const ModelConfig& config) {
+  const Family* family = find_family(config.family);
+  FARSKIP_CHECK(family != nullptr, "family '{}'", config.family);
+  ConfigNode map;
+  family->write(config, map);
+  return to_json(map).dump(2) + "\n";
+}
+
+ParameterCounts count_parameters(const ModelConfig& config) {
+  ParameterCounts counts;
+  for (const ParameterSpec& p : list_parameters(config)) {
+    const std::int64_t n = p.shape.num_elements();
+    const std::int64_t active = p.is_expert ? n / config.moe.num_experts * config.moe.top_k : n;
+    counts.total += n;
+    counts.active += active;
+    // A tied table also serves as the head, where it takes part in arithmetic.
+    if (p.block != SubBlock::embedding || config.tie_embeddings) counts.active_without_embedding += active;
+  }
+  return counts;
+}
+
+double train_flops_per_token(const ModelConfig& config, std::int64_t sequence_length) {
+  const double attention = static_cast<double>(config.num_layers * config.num_heads) *
+                           static_cast<double>(config.qk_head_dim() + config.v_head_dim()) *
+                           static_cast<double>(sequence_length) / 2.0;
+  return 6.0 * (static_cast<double>(count_parameters(config).active_without_embedding) + attention);
+}
+
+}  // namespace farskip

@@ -1,0 +1,116 @@
+#include "farskip/model/parameters.h"
+
+namespace farskip {
+namespace {
+
+class Lister {
+ public:
+  explicit Lister(const ModelConfig& config) : c_(config) {}
+
+  std::vector<ParameterSpec> run() {
+    add(std::string(kEmbeddingName), {c_.vocab_size, c_.hidden_size}, SubBlock::embedding);
+    for (layer_ = 0; layer_ < c_.num_layers; ++layer_) add_layer();
+    layer_ = -1;
+    add(std::string(kFinalNormName), {c_.hidden_size}, SubBlock::head);
+    if (!c_.tie_embeddings) add(std::string(kHeadName), {c_.vocab_size, c_.hidden_size}, SubBlock::head);
+    return std::move(out_);
+  }
+
+ private:
+  ParameterSpec& add(std::string name, Shape shape, SubBlock block) {
+    ParameterSpec p{name, shape, block, static_cast<std::int32_t>(layer_), false, Initializer::normal, {}};
+    if (shape.rank() == 1) p.initializer = Initializer::ones;  // every vector here is a norm's weight
+    p.pieces.push_back({std::move(name), std::move(shape), 0});
+    return out_.emplace_back(std::move(p));
+  }
+  std::string name(std::string_view suffix) const { return layer_name(layer_, suffix); }
+
+  void add_layer() {
+    add(name("input_layernorm.weight"), {c_.hidden_size}, SubBlock::attention);
+    if (c_.mla)
+      add_latent_attention(*c_.mla);
+    else
+      add_grouped_query_attention();
+    const bool moe = c_.moe_layers[static_cast<std::size_t>(layer_)];
+    add(name("post_attention_layernorm.weight"), {c_.hidden_size}, moe ? SubBlock::routed : SubBlock::dense);
+    if (!moe) {
+      add_mlp("mlp", c_.intermediate_size, SubBlock::dense);
+      return;
+    }
+    add(name("mlp.gate.weight"), {c_.moe.num_experts, c_.hidden_size}, SubBlock::routed);
+    add_experts();
+    if (c_.moe.shared_size > 0) add_mlp("mlp.shared_experts", c_.moe.shared_size, SubBlock::shared);
+  }
+
+  void add_latent_attention(const MlaConfig& mla) {
+    const std::int64_t heads = c_.num_heads, qk = mla.nope_dim + mla.rope_dim;
+    const auto block = SubBlock::attention;
+    if (mla.q_lora_rank > 0) {
+      add(name("self_attn.q_a_proj.weight"), {mla.q_lora_rank, c_.hidden_size}, block);
+      add(name("self_attn.q_a_layernorm.weight"), {mla.q_lora_rank}, block);
+      add(name("self_attn.q_b_proj.weight"), {heads * qk, mla.q_lora_rank}, block);
+    } else {
+      add(name("self_attn.q_proj.weight"), {heads * qk, c_.hidden_size}, block);
+    }
+    add(name("self_attn.kv_a_proj_with_mqa.weight"), {mla.kv_lora_rank + mla.rope_dim, c_.hidden_size},
+        block);
+    add(name("self_attn.kv_a_layernorm.weight"), {mla.kv_lora_rank}, block);
+    add(name("self_attn.kv_b_proj.weight"), {heads * (mla.nope_dim + mla.v_dim), mla.kv_lora_rank}, block);
+    add(name("self_attn.o_proj.weight"), {c_.hidden_size, heads * mla.v_dim}, block);
+  }
+
+  void add_grouped_query_attention() {
+    const GqaConfig& gqa = c_.gqa;
+    const auto block = SubBlock::attention;
+    add(name("self_attn.q_proj.weight"), {c_.num_heads * gqa.head_dim, c_.hidden_size}, block);
+    add(name("self_attn.k_proj.weight"), {gqa.kv_heads * gqa.head_dim, c_.hidden_size}, block);
+    add(name("self_attn.v_proj.weight"), {gqa.kv_heads * gqa.head_dim, c_.hidden_size}, block);
+    add(name("self_attn.o_proj.weight"), {c_.hidden_size, c_.num_heads * gqa.head_dim}, block);
+    if (!gqa.qk_norm) return;
+    add(name("self_attn.q_norm.weight"), {gqa.head_dim}, block);
+    add(name("self_attn.k_norm.weight"), {gqa.head_dim}, block);
+  }
+
+  void add_mlp(const std::string& module, std::int64_t size, SubBlock block) {
+    const Shape half{size, c_.hidden_size};
+    ParameterSpec& gate_up = add(name(module + ".gate_up_proj.weight"), {2 * size, c_.hidden_size}, block);
+    gate_up.pieces = {{name(module + ".gate_proj.weight"), half, 0},
+                      {name(module + ".up_proj.weight"), half, size}};
+    add(name(module + ".down_proj.weight"), {c_.hidden_size, size}, block);
+  }
+
+  void add_experts() {
+    const std::int64_t experts = c_.moe.num_experts, size = c_.moe.expert_size, hidden = c_.hidden_size;
+    ParameterSpec& gate_up =
+        add(name("mlp.experts.gate_up_proj"), {experts, 2 * size, hidden}, SubBlock::routed);
+    gate_up.is_expert = true;
+    gate_up.pieces.clear();
+    for (std::int64_t e = 0; e < experts; ++e) {
+      const std::string expert = name(fmt::format("mlp.experts.{}", e));
+      gate_up.pieces.push_back({expert + ".gate_proj.weight", {size, hidden}, e * 2 * size});
+      gate_up.pieces.push_back({expert + ".up_proj.weight", {size, hidden}, e * 2 * size + size});
+    }
+    ParameterSpec& down = add(name("mlp.experts.down_proj"), {experts, hidden, size}, SubBlock::routed);
+    down.is_expert = true;
+    down.pieces.clear();
+    for (std::int64_t e = 0; e < experts; ++e)
+      down.pieces.push_back(
+          {name(fmt::format("mlp.experts.{}.down_proj.weight", e)), {hidden, size}, e * hidden});
+  }
+
+  const ModelConfig& c_;
+  std::int64_t layer_ = -1;
+  std::vector<ParameterSpec> out_;
+};
+
+}  // namespace
+
+std::string layer_name(std::int64_t layer, std::string_view suffix) {
+  return fmt::format("model.layers.{}.{}", layer, suffix);
+}
+
+std::vector<ParameterSpec> list_parameters(const ModelConfig& config) {
+  return Lister(config).run();
+}
+
+}  // namespace farskip
