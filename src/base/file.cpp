@@ -136,6 +136,8 @@ void check_file_name(std::string_view name, std::string_view where) {
 }
 
 std::string printable(std::string_view text, std::size_t limit) {
+  const bool cut = text.size() > limit;
+  while (cut && limit > 0 && (text[limit] & 0xc0) == 0x80) --limit;  // not inside a UTF-8 character
   std::string out;
   for (const char c : text.substr(0, limit)) {
     const auto byte = static_cast<unsigned char>(c);
@@ -145,7 +147,7 @@ std::string printable(std::string_view text, std::size_t limit) {
       out += c;
     }
   }
-  if (text.size() > limit) out += "...";
+  if (cut) out += "...";
   return out;
 }
 
