@@ -1,0 +1,51 @@
+#pragma once
+// Byte-level byte-pair encoding of single words.
+
+#include <array>
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+namespace farskip {
+
+/// The printable alphabet in which tokenizer files write bytes: printable ASCII and Latin-1 stand for
+/// themselves, the other 68 bytes are U+0100 and on (a space is Ġ).
+const std::array<char32_t, 256>& byte_alphabet();
+/// `bytes` written in that alphabet, UTF-8.
+std::string to_byte_alphabet(std::string_view bytes);
+/// The bytes that `text` stands for; false (and `bytes` is unspecified) if a character is outside.
+bool from_byte_alphabet(std::string_view text, std::string& bytes);
+
+struct StringHash {
+  using is_transparent = void;
+  std::size_t operator()(std::string_view text) const { return std::hash<std::string_view>{}(text); }
+};
+using StringToId = std::unordered_map<std::string, std::int32_t, StringHash, std::equal_to<>>;
+
+/// Merges in order of rank; the leftmost pair first among equal ranks. Immutable after construction.
+class BpeModel {
+ public:
+  /// `vocabulary` maps tokens in the byte alphabet to ids, `merges` are pairs of tokens, best first. With
+  /// `ignore_merges` a word that is a token itself is never split. Throws DataError, naming `where`, for a
+  /// byte without a token and a merge of or into tokens that the vocabulary lacks.
+  BpeModel(const StringToId& vocabulary, const std::vector<std::pair<std::string, std::string>>& merges,
+           bool ignore_merges, const std::string& where);
+
+  /// Appends the ids of one word of raw bytes.
+  void encode_word(std::string_view word, std::vector<std::int32_t>& ids) const;
+
+ private:
+  struct Merge {
+    std::int32_t rank, id;
+  };
+  const Merge* find_merge(std::int32_t left, std::int32_t right) const;
+
+  std::array<std::int32_t, 256> byte_ids_{};
+  std::unordered_map<std::uint64_t, Merge> merges_;  // left id << 32 | right id
+  StringToId words_;                                 // raw bytes; filled with ignore_merges only
+};
+
+}  // namespace farskip
