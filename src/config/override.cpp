@@ -75,7 +75,7 @@ void apply_override(ConfigNode& tree, const std::string& assignment, ErrorList& 
   for (const std::string_view part : parts) {
     if (at->kind != ConfigNode::Kind::map && at->kind != ConfigNode::Kind::null) {
       errors.add(position, path,
-                 fmt::format("{} is a {} and has no keys; give its whole value, {}=...", walked,
+                 fmt::format("{} is {} and has no keys; give its whole value, {}=...", walked,
                              describe_kind(*at), walked));
       return;
     }

@@ -12,7 +12,7 @@ template <class T>
 std::optional<T> parse_unquoted(const ConfigNode& node, Parsed<T> (*parse)(std::string_view),
                                 std::string& reason) {
   if (node.kind != ConfigNode::Kind::scalar) {
-    reason = fmt::format("a {} stands here", describe_kind(node));
+    reason = fmt::format("{} stands here", describe_kind(node));
     return {};
   }
   Parsed<T> parsed = parse(node.text);
@@ -44,7 +44,7 @@ std::optional<double> check_real(const ConfigNode& node, const RealRange& range,
 std::optional<std::string> check_string(const ConfigNode& node, std::string& reason) {
   const auto is_control = [](char c) { return static_cast<unsigned char>(c) < 0x20 || c == 0x7f; };
   if (node.kind != ConfigNode::Kind::scalar)
-    reason = fmt::format("a {} stands here", describe_kind(node));
+    reason = fmt::format("{} stands here", describe_kind(node));
   else if (node.text.empty())
     reason = "is empty";
   else if (std::any_of(node.text.begin(), node.text.end(), is_control))
@@ -98,7 +98,7 @@ Reader::Reader(const ConfigNode& map, ErrorList& errors, std::string path)
   if (map.kind == ConfigNode::Kind::map) return;
   quiet_ = true;
   errors_->add(map.position, path_,
-               fmt::format("a {} stands here; allowed: a map of key: value lines", describe_kind(map)));
+               fmt::format("{} stands here; allowed: a map of key: value lines", describe_kind(map)));
   map_ = &empty_map();
 }
 
@@ -230,7 +230,7 @@ bool is_one_of(const std::string& names, std::string_view name) {
 
 std::optional<std::string> check_name(const ConfigNode& node, const std::string& names, std::string& reason) {
   if (node.kind != ConfigNode::Kind::scalar)
-    reason = fmt::format("a {} stands here", describe_kind(node));
+    reason = fmt::format("{} stands here", describe_kind(node));
   else if (!is_one_of(names, node.text))
     reason = quote_for_message(node.text) + " is not known";
   else
@@ -329,7 +329,7 @@ void Reader::require(std::string_view key, const Expected& expected, const std::
   if (node == nullptr) return;
   if (node->kind == ConfigNode::Kind::scalar && std::visit(Matcher{*node}, expected)) return;
   const std::string found =
-      node->kind == ConfigNode::Kind::scalar ? quote_for_message(node->text) : "a " + describe_kind(*node);
+      node->kind == ConfigNode::Kind::scalar ? quote_for_message(node->text) : describe_kind(*node);
   fail(key, fmt::format("{} is not supported: {}; allowed: {}", found, why, allowed));
 }
 

@@ -250,7 +250,7 @@ void read_model_source(Reader& reader, RunConfig& config, const LoadOptions& opt
   if (const ConfigNode* model = reader.take("model", "map (see the model families)")) {
     if (model->kind != ConfigNode::Kind::map)
       reader.fail("model",
-                  fmt::format("a {} stands here; allowed: a map of key: value lines", describe_kind(*model)));
+                  fmt::format("{} stands here; allowed: a map of key: value lines", describe_kind(*model)));
     else if (options.check_model)
       options.check_model(*model, reader.errors());
     config.model = *model;

@@ -108,7 +108,7 @@ const ConfigNode* ConfigNode::find(std::string_view name) const {
 }
 
 void ConfigNode::set(std::string_view name, ConfigNode value) {
-  FARSKIP_CHECK(kind == Kind::null || kind == Kind::map, "cannot set {} of a {}", name, describe_kind(*this));
+  FARSKIP_CHECK(kind == Kind::null || kind == Kind::map, "cannot set {} of {}", name, describe_kind(*this));
   kind = Kind::map;
   value.key = name;
   if (!value.key_position.file) value.key_position = value.position;
@@ -129,17 +129,17 @@ bool operator==(const ConfigNode& a, const ConfigNode& b) {
 std::string describe_kind(const ConfigNode& node) {
   switch (node.kind) {
     case ConfigNode::Kind::null:
-      return "empty value";
+      return "an empty value";
     case ConfigNode::Kind::list:
-      return "list";
+      return "a list";
     case ConfigNode::Kind::map:
-      return "map";
+      return "a map";
     case ConfigNode::Kind::scalar:
       break;
   }
   if (node.quoted) return "text";
-  if (parse_integer(node.text).value) return "integer";
-  if (parse_real(node.text).value) return "number";
+  if (parse_integer(node.text).value) return "an integer";
+  if (parse_real(node.text).value) return "a number";
   return parse_boolean(node.text).value ? "true or false" : "text";
 }
 

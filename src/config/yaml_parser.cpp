@@ -15,6 +15,9 @@
 namespace farskip {
 namespace {
 
+constexpr const char* alias_message =
+    "YAML alias (*name); write the value out, or put text that begins with * in quotes";
+
 using FileName = std::shared_ptr<const std::string>;
 
 /// A fault that ends the parse.
@@ -73,6 +76,17 @@ std::string replace_json_tabs(std::string_view text) {
   return out;
 }
 
+// What usually lies behind yaml-cpp's terse messages.
+std::string explain_syntax(std::string_view text, const Position& position, const std::string& message) {
+  for (int line = 1; line < position.line; ++line)
+    text.remove_prefix(std::min(text.find('\n') + 1, text.size()));
+  const std::string_view indent = text.substr(0, text.find_first_not_of(" \t"));
+  if (indent.find('\t') != std::string_view::npos) return " (a tab in the indentation; indent with blanks)";
+  if (message == YAML::ErrorMsg::MAP_VALUE)
+    return " (a colon that cannot stand here; check the indentation, or put the text in quotes)";
+  return "";
+}
+
 class TreeBuilder final : public YAML::EventHandler {
  public:
   TreeBuilder(const std::string& text, FileName file, ErrorList& errors)
@@ -114,8 +128,7 @@ class TreeBuilder final : public YAML::EventHandler {
   }
 
   void OnAlias(const YAML::Mark& mark, YAML::anchor_t) override {
-    fail(errors_, position_of(mark),
-         "YAML alias (*name); write the value out, or put text that begins with * in quotes");
+    fail(errors_, position_of(mark), alias_message);
   }
 
   void OnScalar(const YAML::Mark& mark, const std::string& tag, YAML::anchor_t anchor,
@@ -249,7 +262,11 @@ ConfigNode parse_yaml_text(std::string_view text, const std::string& origin, Err
     while (parser.HandleNextDocument(builder)) {
     }
   } catch (const YAML::Exception& error) {
-    fail(errors, builder.position_of(error.mark), fmt::format("not valid YAML: {}", error.msg));
+    if (error.msg.find(YAML::ErrorMsg::UNKNOWN_ANCHOR) != std::string::npos)
+      fail(errors, builder.position_of(error.mark), alias_message);
+    const Position position = builder.position_of(error.mark);
+    fail(errors, position,
+         fmt::format("not valid YAML: {}{}", error.msg, explain_syntax(yaml, position, error.msg)));
   }
   std::optional<ConfigNode> root = builder.take_root();
   if (!root || root->kind == ConfigNode::Kind::null)

@@ -181,10 +181,10 @@ struct RunNeeds {
 };
 
 struct LoadOptions {
-  RunNeeds needs;
+  RunNeeds needs = {};
   /// Reads the section `model`, where there is one, into the same list, so that its mistakes are reported
   /// with the others.
-  std::function<void(const ConfigNode& model, ErrorList& errors)> check_model;
+  std::function<void(const ConfigNode& model, ErrorList& errors)> check_model = {};
   /// If given, receives sentences on values that were fitted to an override, for the log.
   std::vector<std::string>* notices = nullptr;
 };

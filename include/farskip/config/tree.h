@@ -41,7 +41,7 @@ struct ConfigNode {
 /// Same values; positions do not count, and quotes only where they change the meaning.
 bool operator==(const ConfigNode& a, const ConfigNode& b);
 
-/// "integer", "list" and so on, for messages.
+/// "an integer", "a list" and so on, for messages.
 std::string describe_kind(const ConfigNode& node);
 
 /// Trees made by hand.
