@@ -1,0 +1,256 @@
+// Cross-entropy fused with the head. The forward never holds more than a tile of logits; the gradient
+// holds the logits of one block of tokens.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "farskip/backend/cpu/matmul.h"
+#include "farskip/backend/cpu/micro_kernel.h"
+#include "farskip/backend/cpu/parallel.h"
+#include "farskip/backend/cpu/vector_math.h"
+#include "farskip/backend/kernel.h"
+#include "farskip/ops/ops.h"
+
+namespace farskip {
+namespace {
+
+constexpr float kLowest = -std::numeric_limits<float>::infinity();
+constexpr std::int64_t kTokens = 20 * cpu::kMicroRows, kColumns = 256;  // tile of logits on the stack
+constexpr std::int64_t kChunk = 4096;                                   // vocabulary of one partial result
+
+std::int64_t ceil_div(std::int64_t a, std::int64_t b) {
+  return (a + b - 1) / b;
+}
+
+/// Softmax statistics of some logits of one token: Σ exp(logit) = sum * exp(max).
+struct Partial {
+  float max = kLowest;
+  float sum = 0.0F;
+};
+
+float largest(const float* x, std::int64_t n) {
+  float max = kLowest;
+#pragma omp simd reduction(max : max)
+  for (std::int64_t i = 0; i < n; ++i) max = x[i] > max ? x[i] : max;
+  return max;
+}
+
+/// Σ exp(x - max), and the terms in `terms` (may be x).
+float sum_exp(const float* x, std::int64_t n, float max, float* terms) {
+  float sum = 0.0F;
+#pragma omp simd reduction(+ : sum)
+  for (std::int64_t i = 0; i < n; ++i) {
+    const float e = cpu::fast_exp(x[i] - max);
+    terms[i] = e;
+    sum += e;
+  }
+  return sum;
+}
+
+/// What a token adds to the loss: 0 where it is not counted.
+struct TokenLoss {
+  double loss = 0.0;
+  std::int32_t correct = 0;
+};
+
+TokenLoss finish_token(Partial total, float target_logit) {
+  const double lse = static_cast<double>(total.max) + std::log(static_cast<double>(total.sum));
+  return {lse - static_cast<double>(target_logit), target_logit >= total.max ? 1 : 0};
+}
+
+void check_targets(const std::int32_t* targets, std::int64_t tokens, std::int64_t vocabulary) {
+  for (std::int64_t t = 0; t < tokens; ++t)
+    FARSKIP_CHECK(targets[t] >= -1 && targets[t] < vocabulary, "target {} of token {}, vocabulary {}",
+                  targets[t], t, vocabulary);
+}
+
+/// Sum in order of tokens.
+void store_sums(const TokenLoss* tokens, std::int64_t count, float* loss_sum, std::int32_t* num_correct) {
+  double loss = 0.0;
+  std::int32_t correct = 0;
+  for (std::int64_t t = 0; t < count; ++t) {
+    loss += tokens[t].loss;
+    correct += tokens[t].correct;
+  }
+  *loss_sum = static_cast<float>(loss);
+  *num_correct = correct;
+}
+
+// ---- forward -------------------------------------------------------------------------------------
+
+struct ForwardBuffers {
+  std::int64_t tokens, chunks;
+  TokenLoss* losses;     // [T]
+  Partial* partials;     // [T, chunks]
+  float* target_logits;  // [T]
+
+  static std::size_t bytes(std::int64_t tokens, std::int64_t vocabulary) {
+    return static_cast<std::size_t>(tokens) *
+           (sizeof(TokenLoss) + sizeof(Partial) * static_cast<std::size_t>(ceil_div(vocabulary, kChunk)) +
+            sizeof(float));
+  }
+  ForwardBuffers(std::span<std::byte> workspace, std::int64_t num_tokens, std::int64_t vocabulary)
+      : tokens(num_tokens), chunks(ceil_div(vocabulary, kChunk)) {
+    FARSKIP_CHECK(workspace.size() >= bytes(num_tokens, vocabulary), "workspace of {} bytes",
+                  workspace.size());
+    losses = reinterpret_cast<TokenLoss*>(workspace.data());
+    partials = reinterpret_cast<Partial*>(losses + tokens);
+    target_logits = reinterpret_cast<float*>(partials + tokens * chunks);
+  }
+};
+
+/// Tokens [t0, t0 + m) against one chunk of the vocabulary.
+void forward_tile(const KernelCall& call, const ForwardBuffers& buffers, std::int64_t t0, std::int64_t m,
+                  std::int64_t chunk) {
+  alignas(64) float logits[kTokens * kColumns];
+  const std::int64_t hidden = call.in_shape(0).back(), vocabulary = call.in_shape(1)[0];
+  const auto* targets = call.in<std::int32_t>(2);
+  Partial partial[kTokens];
+  const std::int64_t end = std::min(vocabulary, (chunk + 1) * kChunk);
+  for (std::int64_t v = chunk * kChunk; v < end; v += kColumns) {
+    const std::int64_t n = std::min(kColumns, end - v);
+    cpu::multiply_tile(false, true, m, n, hidden, call.in(0) + t0 * hidden, hidden, call.in(1) + v * hidden,
+                       hidden, false, logits, kColumns);
+    for (std::int64_t i = 0; i < m; ++i) {
+      float* row = logits + i * kColumns;
+      const std::int64_t target = targets[t0 + i] - v;
+      if (target >= 0 && target < n) buffers.target_logits[t0 + i] = row[target];
+      Partial& p = partial[i];
+      const float max = std::max(p.max, largest(row, n));
+      const float before = p.max == kLowest ? 0.0F : p.sum * cpu::fast_exp(p.max - max);
+      p = {max, before + sum_exp(row, n, max, row)};
+    }
+  }
+  for (std::int64_t i = 0; i < m; ++i) buffers.partials[(t0 + i) * buffers.chunks + chunk] = partial[i];
+}
+
+void run_linear_cross_entropy(const KernelCall& call) {
+  const std::int64_t tokens = call.in_shape(0)[0], vocabulary = call.in_shape(1)[0];
+  const auto* targets = call.in<std::int32_t>(2);
+  check_targets(targets, tokens, vocabulary);
+  const ForwardBuffers buffers(call.workspace, tokens, vocabulary);
+  const std::int64_t blocks = ceil_div(tokens, kTokens);
+  cpu::parallel_for(blocks * buffers.chunks, [&](std::int64_t i) {
+    const std::int64_t t0 = i % blocks * kTokens;
+    forward_tile(call, buffers, t0, std::min(kTokens, tokens - t0), i / blocks);
+  });
+  cpu::parallel_ranges(tokens, 256, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t t = begin; t < end; ++t) {
+      buffers.losses[t] = {};
+      if (targets[t] < 0) continue;
+      const Partial* parts = buffers.partials + t * buffers.chunks;
+      Partial total;
+      for (std::int64_t c = 0; c < buffers.chunks; ++c) total.max = std::max(total.max, parts[c].max);
+      for (std::int64_t c = 0; c < buffers.chunks; ++c)
+        total.sum += parts[c].sum * cpu::fast_exp(parts[c].max - total.max);
+      buffers.losses[t] = finish_token(total, buffers.target_logits[t]);
+    }
+  });
+  store_sums(buffers.losses, tokens, call.out(0), call.out<std::int32_t>(1));
+}
+
+// ---- forward and gradient ------------------------------------------------------------------------
+
+/// Tokens whose logits are held at once: about 64 MiB of them, whatever the number of tokens.
+std::int64_t gradient_block(std::int64_t tokens, std::int64_t vocabulary) {
+  const std::int64_t most =
+      std::clamp<std::int64_t>((1 << 24) / std::max<std::int64_t>(vocabulary, 1), 64, 1024);
+  return tokens == 0 ? 1 : ceil_div(tokens, ceil_div(tokens, most));
+}
+
+std::size_t gradient_bytes(std::int64_t tokens, std::int64_t vocabulary) {
+  return static_cast<std::size_t>(tokens) * sizeof(TokenLoss) +
+         static_cast<std::size_t>(gradient_block(tokens, vocabulary) * vocabulary) * sizeof(float);
+}
+
+/// One row of logits becomes dloss * (softmax - one-hot of the target).
+TokenLoss differentiate_row(float* row, std::int64_t vocabulary, std::int32_t target, float dloss) {
+  if (target < 0) {
+    std::fill_n(row, vocabulary, 0.0F);
+    return {};
+  }
+  const float target_logit = row[target];
+  Partial total;
+  total.max = largest(row, vocabulary);
+  // Summed in pieces, whose order is fixed, so that 100,000 small terms do not vanish beside the sum.
+  double sum = 0.0;
+  for (std::int64_t v = 0; v < vocabulary; v += kChunk)
+    sum += static_cast<double>(sum_exp(row + v, std::min(kChunk, vocabulary - v), total.max, row + v));
+  total.sum = static_cast<float>(sum);
+  const float factor = dloss / total.sum;
+#pragma omp simd
+  for (std::int64_t v = 0; v < vocabulary; ++v) row[v] *= factor;
+  row[target] -= dloss;
+  return finish_token(total, target_logit);
+}
+
+void run_linear_cross_entropy_grad(const KernelCall& call) {
+  const std::int64_t tokens = call.in_shape(1)[0], hidden = call.in_shape(1).back();
+  const std::int64_t vocabulary = call.in_shape(2)[0];
+  const float dloss = *call.in(0);
+  const float *h = call.in(1), *w = call.in(2);
+  const auto* targets = call.in<std::int32_t>(3);
+  float *dh = call.out(2), *dw = call.out(3);
+  check_targets(targets, tokens, vocabulary);
+  FARSKIP_CHECK(call.workspace.size() >= gradient_bytes(tokens, vocabulary), "workspace of {} bytes",
+                call.workspace.size());
+  auto* losses = reinterpret_cast<TokenLoss*>(call.workspace.data());
+  auto* logits = reinterpret_cast<float*>(losses + tokens);
+  const std::int64_t block = gradient_block(tokens, vocabulary);
+  const float* sum_so_far = call.has(4) ? call.in(4) : nullptr;
+  for (std::int64_t t = 0; t < std::max<std::int64_t>(tokens, 1); t += block) {
+    const std::int64_t m = std::min(block, tokens - t);  // 0 without tokens: dw is still written
+    cpu::multiply({.transpose_b = true,
+                   .m = m,
+                   .n = vocabulary,
+                   .k = hidden,
+                   .a = h + t * hidden,
+                   .lda = hidden,
+                   .b = w,
+                   .ldb = hidden,
+                   .c = logits,
+                   .ldc = vocabulary});
+    cpu::parallel_for(m, [&](std::int64_t i) {
+      losses[t + i] = differentiate_row(logits + i * vocabulary, vocabulary, targets[t + i], dloss);
+    });
+    cpu::multiply({.m = m,
+                   .n = hidden,
+                   .k = vocabulary,
+                   .a = logits,
+                   .lda = vocabulary,
+                   .b = w,
+                   .ldb = hidden,
+                   .c = dh + t * hidden,
+                   .ldc = hidden});
+    cpu::multiply({.transpose_a = true,
+                   .m = vocabulary,
+                   .n = hidden,
+                   .k = m,
+                   .a = logits,
+                   .lda = vocabulary,
+                   .b = h + t * hidden,
+                   .ldb = hidden,
+                   .c = dw,
+                   .ldc = hidden,
+                   .accumulate = sum_so_far});
+    sum_so_far = dw;
+  }
+  store_sums(losses, tokens, call.out(0), call.out<std::int32_t>(1));
+}
+
+}  // namespace
+
+void register_loss(KernelTable& table);
+
+void register_loss(KernelTable& table) {
+  table.add("linear_cross_entropy", DType::f32, DeviceKind::cpu,
+            {.run = run_linear_cross_entropy, .workspace = [](const OpTypes& types) {
+               return ForwardBuffers::bytes(types.shape(0)[0], types.shape(1)[0]);
+             }});
+  table.add("linear_cross_entropy_grad", DType::f32, DeviceKind::cpu,
+            {.run = run_linear_cross_entropy_grad, .workspace = [](const OpTypes& types) {
+               return gradient_bytes(types.shape(1)[0], types.shape(2)[0]);
+             }});
+}
+
+}  // namespace farskip

@@ -1,0 +1,109 @@
+#include "farskip/backend/cpu/matmul.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "farskip/backend/cpu/blas.h"
+#include "farskip/backend/cpu/micro_kernel.h"
+#include "farskip/backend/cpu/parallel.h"
+#include "farskip/backend/kernel.h"
+#include "farskip/ops/ops.h"
+
+namespace farskip {
+namespace cpu {
+namespace {
+
+/// Below this many rows a product is bound by reading its right operand, which packing would only copy.
+constexpr std::int64_t kFewRows = 4;
+
+std::int64_t ceil_div(std::int64_t a, std::int64_t b) {
+  return (a + b - 1) / b;
+}
+
+}  // namespace
+
+Tiling choose_tiling(std::int64_t m, std::int64_t n, std::int64_t k, std::int64_t siblings) {
+  Tiling tiling;
+  if (m <= 0 || n <= 0) return tiling;
+  // Large tiles pack less; 64 tiles in all keep up to 64 cores busy, as long as a tile is worth a thread's
+  // waking (about 2^20 multiplications).
+  const std::int64_t wanted = std::max<std::int64_t>(1, 64 / siblings);
+  std::int64_t rows = kMaxTileRows, columns = kMaxTileColumns;
+  const auto count = [&] { return ceil_div(m, rows) * ceil_div(n, columns); };
+  const auto halves = [&] {
+    return std::min(rows, m) * std::min(columns, n) * std::max<std::int64_t>(k, 1) >= (2 << 20);
+  };
+  while (count() < wanted && halves()) {
+    if (std::min(columns, n) >= std::min(rows, m) && columns > 4 * kMicroColumns)
+      columns /= 2;
+    else if (rows > 4 * kMicroRows)
+      rows = round_up(rows / 2, kMicroRows);
+    else if (columns > 4 * kMicroColumns)
+      columns /= 2;
+    else
+      break;
+  }
+  tiling.rows = round_up(ceil_div(m, ceil_div(m, rows)), kMicroRows);
+  tiling.columns = round_up(ceil_div(n, ceil_div(n, columns)), kMicroColumns);
+  tiling.num_rows = ceil_div(m, tiling.rows);
+  tiling.num_columns = ceil_div(n, tiling.columns);
+  return tiling;
+}
+
+void run_tile(const Product& p, const Tiling& tiling, std::int64_t i) {
+  // Down the rows first: neighbours in time share the columns of b, which is the larger operand (weights).
+  const std::int64_t i0 = i % tiling.num_rows * tiling.rows, j0 = i / tiling.num_rows * tiling.columns;
+  const std::int64_t m = std::min(tiling.rows, p.m - i0), n = std::min(tiling.columns, p.n - j0);
+  const float* a = p.transpose_a ? p.a + i0 : p.a + i0 * p.lda;
+  const float* b = p.transpose_b ? p.b + j0 * p.ldb : p.b + j0;
+  float* c = p.c + i0 * p.ldc + j0;
+  const bool accumulate = p.accumulate != nullptr;
+  if (accumulate && p.accumulate != p.c) {
+    const float* from = p.accumulate + i0 * p.ldc + j0;
+    for (std::int64_t r = 0; r < m; ++r)
+      std::memcpy(c + r * p.ldc, from + r * p.ldc, static_cast<std::size_t>(n) * sizeof(float));
+  }
+  if (p.m < kFewRows && p.k > 0)
+    sgemm_single_thread(p.transpose_a, p.transpose_b, m, n, p.k, 1.0F, a, p.lda, b, p.ldb,
+                        accumulate ? 1.0F : 0.0F, c, p.ldc);
+  else
+    multiply_tile(p.transpose_a, p.transpose_b, m, n, p.k, a, p.lda, b, p.ldb, accumulate, c, p.ldc);
+}
+
+void multiply(const Product& product) {
+  const Tiling tiling = choose_tiling(product.m, product.n, product.k);
+  parallel_for(tiling.count(), [&](std::int64_t i) { run_tile(product, tiling, i); });
+}
+
+}  // namespace cpu
+
+namespace {
+
+void run_matmul(const KernelCall& call) {
+  const auto& attributes = call.get<ops::Matmul>();
+  const std::int64_t a_columns = call.in_shape(0).back(), b_columns = call.in_shape(1).back();
+  cpu::Product product;
+  product.transpose_a = attributes.transpose_a;
+  product.transpose_b = attributes.transpose_b;
+  product.m = call.out_shape(0).num_rows();
+  product.n = call.out_shape(0).back();
+  product.k = attributes.transpose_a ? call.in_shape(0).num_rows() : a_columns;
+  product.a = call.in(0);
+  product.lda = a_columns;
+  product.b = call.in(1);
+  product.ldb = b_columns;
+  product.c = call.out(0);
+  product.ldc = product.n;
+  product.accumulate = call.has(2) ? call.in(2) : nullptr;
+  cpu::multiply(product);
+}
+
+}  // namespace
+
+void register_matmul(KernelTable& table);
+
+void register_matmul(KernelTable& table) {
+  table.add("matmul", DType::f32, DeviceKind::cpu, {.run = run_matmul, .workspace = nullptr});
+}
+
+}  // namespace farskip
