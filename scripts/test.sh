@@ -1,0 +1,56 @@
+#!/usr/bin/env bash
+# Builds the release and runs every test. The last line is always "N passed, N failed"; the exit code is 0
+# only if nothing failed. Arguments go to ctest, e.g. scripts/test.sh -R parity.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+jobs=$(nproc)
+test_jobs=2
+results=build/release/test-results.xml
+
+# Open MPI: tests start more ranks than there are cores, and containers run them as root.
+export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_base_oversubscribe=1
+# More compiler processes than memory allows would end the build: about 1.5 GB each.
+memory_jobs=$(awk '/^MemAvailable:/ {print int($2 / 1572864)}' /proc/meminfo)
+if ((memory_jobs < jobs)); then jobs=$((memory_jobs > 0 ? memory_jobs : 1)); fi
+
+build() {
+  scripts/install_dependencies.sh && cmake --preset release && cmake --build --preset release --parallel "$jobs"
+}
+if ! build; then
+  echo "The build failed, so no test ran."
+  echo "0 passed, 1 failed"
+  exit 1
+fi
+
+rm -f "$results"
+status=0
+ctest --preset release --parallel "$test_jobs" --output-junit "$PWD/$results" "$@" || status=$?
+
+# The counts come from ctest's own record. A test that could not run counts as failed; one that says by
+# itself that this machine lacks what it needs is listed as skipped.
+counted=0
+python3 - "$results" << 'PYTHON' || counted=$?
+import sys
+import xml.etree.ElementTree as xml
+
+try:
+    cases = list(xml.parse(sys.argv[1]).getroot().iter("testcase"))
+except (OSError, xml.ParseError) as error:
+    cases = []
+    print(f"No record of the tests: {error}")
+skipped = [case for case in cases
+           if case.get("status") == "disabled"
+           or any(note.get("message", "").startswith("SKIP_") for note in case.iter("skipped"))]
+passed = sum(case.get("status") == "run" for case in cases)
+failed = len(cases) - passed - len(skipped)
+if not cases:
+    print("No test ran.")
+    failed = 1
+for case in skipped:
+    print("Skipped:", case.get("name"))
+print(f"{passed} passed, {failed} failed")
+sys.exit(failed > 0)
+PYTHON
+if ((status != 0)); then exit "$status"; fi
+exit "$counted"
