@@ -1,0 +1,152 @@
+#include "farskip/data/sampler.h"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <numeric>
+
+#include "farskip/base/error.h"
+#include "farskip/base/random.h"
+
+namespace farskip {
+namespace {
+
+/// A bijection that spreads every input bit over all output bits (the finalizer of SplitMix64).
+std::uint64_t mix(std::uint64_t x) {
+  x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9U;
+  x = (x ^ x >> 27) * 0x94D049BB133111EBU;
+  return x ^ x >> 31;
+}
+
+/// A stream of its own for each purpose, source and epoch (or block).
+std::uint64_t stream_for(std::string_view purpose, std::uint64_t a, std::uint64_t b) {
+  return mix(mix(stream_id(purpose) + a) + b);
+}
+
+}  // namespace
+
+Permutation::Permutation(std::uint64_t seed, std::uint64_t stream, std::uint64_t size) : size_(size) {
+  FARSKIP_CHECK(size > 0 && size <= std::uint64_t{1} << 62, "permutation of {}", size);
+  half_bits_ = std::max(1, (static_cast<int>(std::bit_width(size - 1)) + 1) / 2);
+  for (int round = 0; round < kRounds; ++round)
+    keys_[round] = uniform_u64(seed, stream, static_cast<std::uint64_t>(round));
+}
+
+std::uint64_t Permutation::operator()(std::uint64_t index) const {
+  FARSKIP_CHECK(index < size_, "index {} of {}", index, size_);
+  const std::uint64_t mask = (std::uint64_t{1} << half_bits_) - 1;
+  do {  // the network permutes fewer than 4 * size numbers, so a few steps are enough on average
+    std::uint64_t left = index >> half_bits_, right = index & mask;
+    for (const std::uint64_t key : keys_) {
+      const std::uint64_t next = left ^ (mix(right ^ key) & mask);
+      left = right;
+      right = next;
+    }
+    index = left << half_bits_ | right;
+  } while (index >= size_);
+  return index;
+}
+
+std::vector<std::uint64_t> apportion(const std::vector<double>& weights, std::uint64_t total) {
+  const double sum = std::accumulate(weights.begin(), weights.end(), 0.0);
+  std::vector<std::uint64_t> counts;
+  std::vector<double> remainders;
+  for (const double weight : weights) {
+    const double exact = weight / sum * static_cast<double>(total);
+    counts.push_back(static_cast<std::uint64_t>(exact));
+    remainders.push_back(exact - std::floor(exact));
+  }
+  std::vector<std::size_t> order(weights.size());
+  std::iota(order.begin(), order.end(), std::size_t{0});
+  std::stable_sort(order.begin(), order.end(), [&](auto a, auto b) { return remainders[a] > remainders[b]; });
+  const std::uint64_t given = std::accumulate(counts.begin(), counts.end(), std::uint64_t{0});
+  for (std::uint64_t i = 0; i + given < total; ++i) ++counts[order[i % order.size()]];
+  return counts;
+}
+
+Sampler::Sampler(std::vector<SamplerSource> sources, const SamplerOptions& options)
+    : sources_(std::move(sources)), options_(options) {
+  const std::int64_t length = options.sequence_length;
+  if (sources_.empty()) throw UsageError("no token source to sample from");
+  if (length < 1 || length > std::int64_t{1} << 30)
+    throw UsageError(fmt::format("sequence length {}: 1 to 2^30 is allowed", length));
+  std::vector<double> weights;
+  for (const SamplerSource& source : sources_) {
+    const std::string& name = source.tokens->prefix();
+    if (!std::isfinite(source.weight) || source.weight <= 0)
+      throw UsageError(fmt::format("{}: mixture weight {} must be positive; leave the source out instead",
+                                   name, source.weight));
+    weights.push_back(source.weight);
+    const std::uint64_t num_tokens = source.tokens->num_tokens();
+    if (num_tokens <= static_cast<std::uint64_t>(length))
+      throw DataError(
+          fmt::format("{}: {} tokens, but one sample of sequence length {} needs {}; shorten the sequence or "
+                      "add text",
+                      name, num_tokens, length, length + 1));
+    samples_per_epoch_.push_back((num_tokens - 1) / static_cast<std::uint64_t>(length));
+  }
+  FARSKIP_CHECK(options.block_size > 0, "block size 0");
+  samples_per_block_ = apportion(weights, options.block_size);
+  std::uint64_t bound = 0;
+  for (std::size_t s = 0; s < sources_.size(); ++s) {
+    if (samples_per_block_[s] == 0)
+      throw UsageError(fmt::format(
+          "{}: mixture weight {} is less than one sample in {}, so the source would never be read",
+          sources_[s].tokens->prefix(), weights[s], options.block_size));
+    block_bounds_.push_back(bound += samples_per_block_[s]);
+  }
+}
+
+SampleAddress Sampler::locate(std::uint64_t number) const {
+  std::uint64_t source = 0, position = number;  // position: how many samples of that source came before
+  if (sources_.size() > 1) {
+    const std::uint64_t block = number / options_.block_size, place = number % options_.block_size;
+    const Permutation slots(options_.seed, stream_for("mixture", 0, block), options_.block_size);
+    const auto source_at = [&](std::uint64_t i) {
+      return static_cast<std::uint64_t>(
+          std::upper_bound(block_bounds_.begin(), block_bounds_.end(), slots(i)) - block_bounds_.begin());
+    };
+    source = source_at(place);
+    position = block * samples_per_block_[source];
+    for (std::uint64_t i = 0; i < place; ++i) position += source_at(i) == source ? 1 : 0;
+  }
+  const std::uint64_t per_epoch = samples_per_epoch_[source];
+  SampleAddress address{source, position / per_epoch, position % per_epoch};
+  if (options_.shuffle)
+    address.index =
+        Permutation(options_.seed, stream_for("shuffle", source, address.epoch), per_epoch)(address.index);
+  return address;
+}
+
+Sample Sampler::sample(std::uint64_t number) const {
+  const auto length = static_cast<std::size_t>(options_.sequence_length);
+  Sample sample;
+  sample.address = locate(number);
+  const TokenFile& file = *sources_[sample.address.source].tokens;
+  const std::uint64_t first = sample.address.index * length;
+  sample.tokens.resize(length + 1);
+  file.read(first, length + 1, sample.tokens.data());
+  sample.targets.assign(sample.tokens.begin() + 1, sample.tokens.end());
+  sample.tokens.pop_back();
+  if (options_.document_mask) mark_documents(file, first, sample);
+  return sample;
+}
+
+void Sampler::mark_documents(const TokenFile& file, std::uint64_t first, Sample& sample) const {
+  const auto length = static_cast<std::uint64_t>(options_.sequence_length);
+  const auto bounds = file.document_offsets();
+  // The first bound inside the sequence; a target beyond a bound belongs to the next document.
+  auto bound = std::upper_bound(bounds.begin(), bounds.end(), first);
+  std::uint64_t start = 0;
+  sample.document_start.resize(length);
+  for (std::uint64_t t = 0; t < length; ++t) {
+    while (*bound == first + t) {  // several bounds here: empty documents
+      start = t;
+      ++bound;
+    }
+    sample.document_start[t] = static_cast<std::int32_t>(start);
+    if (*bound == first + t + 1) sample.targets[t] = kIgnoredTarget;
+  }
+}
+
+}  // namespace farskip
