@@ -1,0 +1,160 @@
+// Whole models against values from independent public implementations (scripts/reference).
+
+#include <nlohmann/json.hpp>
+
+#include "farskip/data/token_file.h"
+#include "farskip/passes/farskip.h"
+#include "farskip/train/engine.h"
+#include "farskip/train/learning_rate.h"
+#include "support/catch.h"
+#include "support/support.h"
+
+namespace farskip {
+namespace {
+
+struct Reference {
+  explicit Reference(const std::string& name)
+      : folder(test::fixtures() / name),
+        config(read_hub_config(folder)),
+        specs(list_parameters(config)),
+        weights(make_parameter_tensors(specs)),
+        values(folder / "reference.safetensors"),
+        numbers(nlohmann::json::parse(read_text_file(folder / "reference.json"))) {
+    load_weights(weights, specs, SafetensorsFolder(folder));
+  }
+
+  LayerGraph layers(const FarSkipConfig& wiring) const { return rewire_farskip(build_layer_graph(config), wiring); }
+
+  // tokens [B, S]; targets are the next tokens, none for the last of a sequence
+  Batch batch() const {
+    const HostTensor tokens = values.read("tokens");
+    const std::int64_t s = tokens.shape()[1];
+    Batch b;
+    for (const std::int32_t id : tokens.values<std::int32_t>()) b.tokens.push_back(id);
+    for (std::size_t i = 0; i < b.tokens.size(); ++i)
+      b.targets.push_back(static_cast<std::int64_t>(i) % s == s - 1 ? -1 : b.tokens[i + 1]);
+    return b;
+  }
+  std::int64_t sequence_length() const { return values.find("tokens").shape[1]; }
+
+  fs::path folder;
+  ModelConfig config;
+  std::vector<ParameterSpec> specs;
+  TensorMap weights;
+  SafetensorsFile values;
+  nlohmann::json numbers;
+};
+
+double relative_error(std::span<const float> got, std::span<const float> want) {
+  double difference = 0, norm = 0;
+  for (std::size_t i = 0; i < want.size(); ++i) {
+    difference += std::pow(static_cast<double>(got[i]) - want[i], 2);
+    norm += std::pow(static_cast<double>(want[i]), 2);
+  }
+  return std::sqrt(difference / norm);
+}
+
+FarSkipConfig parse_wiring(const std::string& mode) {
+  if (mode == "off") return {FarSkipMode::off, {}};
+  if (mode == "attention") return {FarSkipMode::attention, {}};
+  if (mode == "mlp") return {FarSkipMode::mlp, {}};
+  FarSkipConfig wiring{FarSkipMode::full, {}};
+  if (mode.starts_with("full_"))
+    wiring.layers = {LayerSelection::Kind::range, mode[5] - '0', mode[7] - '0', {}};
+  return wiring;
+}
+
+std::vector<std::string> modes(const Reference& r) {
+  std::vector<std::string> out;
+  for (const TensorInfo& t : r.values.tensors())
+    if (t.name.starts_with("logits.")) out.push_back(t.name.substr(7));
+  return out;
+}
+
+const char* const kModels[] = {"deepseek_v2", "deepseek_v2_yarn", "qwen3_moe", "qwen3_moe_tied"};
+
+TEST_CASE("logits and losses equal the reference for every wiring") {
+  const Reference r(GENERATE(from_range(std::begin(kModels), std::end(kModels))));
+  REQUIRE(modes(r).size() >= 6);
+  const Batch batch = r.batch();
+  const double counted =
+      static_cast<double>(std::count_if(batch.targets.begin(), batch.targets.end(), [](int t) { return t >= 0; }));
+  for (const std::string& mode : modes(r)) {
+    CAPTURE(r.folder, mode);
+    InferenceEngine engine(r.config, r.layers(parse_wiring(mode)), r.weights, Logger(LogLevel::off));
+    const TensorView logits = engine.logits(batch.tokens, r.sequence_length());
+    const HostTensor want = r.values.read("logits." + mode);
+    CHECK(relative_error({logits.as<float>(), want.values<float>().size()}, want.values<float>()) < 2e-5);
+    const double loss = engine.loss(batch, r.sequence_length()).loss_sum / counted;
+    CHECK(loss == Catch::Approx(r.numbers["loss." + mode].get<double>()).epsilon(2e-6));
+  }
+}
+
+TEST_CASE("every parameter's gradient equals the reference") {
+  const Reference r(GENERATE(from_range(std::begin(kModels), std::end(kModels))));
+  const std::string mode = GENERATE(as<std::string>(), "off", "full");
+  CAPTURE(r.folder, mode);
+  const Batch batch = r.batch();
+  TensorMap weights = r.weights;
+  TrainEngineOptions options;
+  options.sequence_length = r.sequence_length();
+  options.micro_batch = static_cast<std::int64_t>(batch.tokens.size()) / options.sequence_length;
+  TrainEngine engine(r.config, r.layers(parse_wiring(mode)), weights, options, Logger(LogLevel::off));
+  const auto counted = options.micro_batch * (options.sequence_length - 1);
+  engine.micro_batch(batch, 1.0F / static_cast<float>(counted), 0.0F, true);
+
+  const SafetensorsFile want(r.folder / ("grads." + mode + ".safetensors"));
+  const auto pieces = hub_views(engine.gradients(), r.specs);
+  std::size_t compared = 0;
+  auto compare = [&](const std::string& name, const TensorView& got) {
+    CAPTURE(name);
+    const HostTensor reference = want.read(name);
+    CHECK(relative_error({got.as<float>(), reference.values<float>().size()}, reference.values<float>()) < 1e-4);
+    ++compared;
+  };
+  for (const TensorInfo& info : want.tensors()) {
+    if (const auto it = engine.gradients().find(info.name); it != engine.gradients().end())
+      compare(info.name, it->second.view());  // packed experts
+    else
+      compare(info.name, pieces.at(info.name));
+  }
+  CHECK(compared == want.tensors().size());
+}
+
+TEST_CASE("twenty steps of AdamW follow the reference's losses and gradient norms") {
+  const Reference r(GENERATE("deepseek_v2", "qwen3_moe"));
+  const std::string mode = GENERATE(as<std::string>(), "off", "full");
+  const std::int64_t micro_batch = GENERATE(4, 2);  // in one piece, and accumulated
+  CAPTURE(r.folder, mode, micro_batch);
+  constexpr std::int64_t kSequence = 32, kBatch = 4;
+  TensorMap weights = make_parameter_tensors(r.specs);
+  load_weights(weights, r.specs, SafetensorsFolder(r.folder));
+  TrainEngineOptions options;
+  options.sequence_length = kSequence;
+  options.micro_batch = micro_batch;
+  options.accumulate = micro_batch < kBatch;
+  options.optimizer = {.beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.1, .clip_grad_norm = 1.0};
+  TrainEngine engine(r.config, r.layers(parse_wiring(mode)), weights, options, Logger(LogLevel::off));
+  const TokenFile tokens((r.folder / "tokens").string());
+  std::int64_t sample = 0;
+  for (std::int64_t step = 0; step < 20; ++step) {
+    double loss = 0;
+    for (std::int64_t m = 0; m < kBatch / micro_batch; ++m) {
+      Batch batch;
+      for (std::int64_t i = 0; i < micro_batch; ++i, ++sample) {
+        std::vector<std::int32_t> ids(kSequence + 1);
+        tokens.read(static_cast<std::uint64_t>(sample * kSequence), kSequence + 1, ids.data());
+        batch.tokens.insert(batch.tokens.end(), ids.begin(), ids.end() - 1);
+        batch.targets.insert(batch.targets.end(), ids.begin() + 1, ids.end());
+      }
+      loss += engine.micro_batch(batch, 1.0F / (kBatch * kSequence), 0.0F, m == 0).loss_sum / (kBatch * kSequence);
+    }
+    const float norm = engine.update(1e-3, step + 1);
+    CAPTURE(step);
+    CHECK(loss == Catch::Approx(r.numbers["adamw_losses." + mode][step].get<double>()).epsilon(1e-4));
+    CHECK(norm == Catch::Approx(r.numbers["adamw_grad_norms." + mode][step].get<double>()).epsilon(1e-4));
+  }
+}
+
+}  // namespace
+}  // namespace farskip
