@@ -46,6 +46,8 @@ class Bench:
         # An OPENBLAS_* or MKL_* setting of the machine must not hold the peer back.
         self.peer_environment = {key: value for key, value in self.ours_environment.items()
                                  if not key.startswith(("OPENBLAS_", "MKL_"))}
+        # Large blocks go back to the system after every use otherwise, and are cleared again at the next.
+        self.peer_environment |= {"MALLOC_MMAP_THRESHOLD_": str(4 << 30), "MALLOC_TRIM_THRESHOLD_": str(8 << 30)}
         self.peer = [arguments.peer_python, "scripts/bench/torch_step.py", self.config, "--json", "--threads",
                      threads, *shlex.split(arguments.peer_args)]
         self.startup = run([FARSKIP, "--version"], self.cores, self.ours_environment)[1]
