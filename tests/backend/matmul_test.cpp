@@ -1,6 +1,9 @@
 #include "farskip/backend/cpu/matmul.h"
 
+#include <omp.h>
+
 #include <algorithm>
+#include <array>
 
 #include "farskip/backend/cpu/micro_kernel.h"
 #include "farskip/ops/ops.h"
@@ -61,20 +64,23 @@ TEST_CASE("matmul without rows writes nothing, without depth writes zeros or wha
   for (const std::int64_t m : {2, 40}) check_matmul(true, false, m, 11, 0);
 }
 
-TEST_CASE("the tiles of every shape cover it, stay within the limits and spread over many cores") {
-  for (const std::int64_t m : {1, 6, 100, 335, 337, 2048, 4096})
-    for (const std::int64_t n : {1, 64, 513, 1408, 10944})
-      for (const std::int64_t siblings : {1, 64}) {
-        CAPTURE(m, n, siblings);
-        const cpu::Tiling t = cpu::choose_tiling(m, n, 2048, siblings);
-        CHECK((t.rows <= cpu::kMaxTileRows && t.columns <= cpu::kMaxTileColumns));
-        CHECK((t.num_rows * t.rows >= m && (t.num_rows - 1) * t.rows < m));
-        CHECK((t.num_columns * t.columns >= n && (t.num_columns - 1) * t.columns < n));
-      }
-  CHECK(cpu::choose_tiling(2048, 1408, 2048).count() >= 48);
-  CHECK(cpu::choose_tiling(512, 2048, 4096).count() >= 48);
-  CHECK(cpu::choose_tiling(1, 1408, 2048).count() >= 2);
-  CHECK(cpu::choose_tiling(0, 1408, 2048).count() == 0);
+TEST_CASE("the tiles of every shape cover it, stay within the limit and keep all threads busy") {
+  for (const int threads : {1, 2, 64}) {
+    omp_set_num_threads(threads);
+    for (const std::int64_t m : {1, 6, 100, 335, 337, 2048, 4096})
+      for (const std::int64_t n : {1, 64, 513, 1408, 10944})
+        for (const std::int64_t siblings : {1, 64}) {
+          CAPTURE(threads, m, n, siblings);
+          const cpu::Tiling t = cpu::choose_tiling(m, n, 2048, cpu::wanted_tiles(siblings));
+          CHECK(t.columns <= cpu::kMaxTileColumns);
+          CHECK((t.num_rows * t.rows >= m && (t.num_rows - 1) * t.rows < m));
+          CHECK((t.num_columns * t.columns >= n && (t.num_columns - 1) * t.columns < n));
+        }
+    CHECK(cpu::choose_tiling(2048, 1408, 2048, cpu::wanted_tiles()).count() >= 3 * threads);
+    CHECK(cpu::choose_tiling(512, 2048, 4096, cpu::wanted_tiles()).count() >= 3 * threads);
+    CHECK(cpu::choose_tiling(0, 1408, 2048, cpu::wanted_tiles()).count() == 0);
+  }
+  omp_set_num_threads(omp_get_num_procs());
 }
 
 TEST_CASE("an element of a product has the same bits in every tile and next to any number of other rows") {
@@ -141,5 +147,5 @@ TEST_CASE("grouped products and their weight gradients agree with one product pe
   check_grouped({0, 0, 401, 0}, 70, 45);  // all rows to one expert
   check_grouped({0, 0, 0}, 5, 7);         // no rows at all: weight gradients are zeros
   check_grouped({1}, 1, 1);
-  check_grouped({300, 2, 0, 5}, 130, 270);
+  check_grouped({300, 2, 0, 5}, 130, 270);  // several tiles an expert
 }

@@ -13,7 +13,7 @@
 namespace farskip {
 namespace {
 
-constexpr std::int64_t kQueries = 126, kKeys = 128;  // block sizes; 126 is a multiple of 6 and of 14
+constexpr std::int64_t kQueries = 252, kKeys = 128;  // block sizes; 252 is a multiple of 6 and of 14
 constexpr float kLowest = -std::numeric_limits<float>::infinity();
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) {
@@ -82,16 +82,16 @@ void clear_rows(float* x, std::int64_t rows, std::int64_t columns, std::int64_t 
 
 // ---- forward -------------------------------------------------------------------------------------
 
-/// Running softmax of the queries of a block: largest scaled score and Σ exp(score - max).
+/// Running softmax of a query: largest scaled score and Σ exp(score - max).
 struct Running {
-  float max[kQueries];
-  float sum[kQueries];
+  float max = kLowest;
+  float sum = 0.0F;
 };
 
 /// Scores of one key block become weights relative to the running maximum; keys a query does not see get
 /// weight 0, and what the query has summed up in `out` so far is rescaled.
 void update_softmax(const Problem& p, std::int64_t sequence, std::int64_t i0, std::int64_t m, std::int64_t j0,
-                    std::int64_t n, float* scores, Running& running, float* out) {
+                    std::int64_t n, float* scores, Running* running, float* out) {
   const std::int64_t out_stride = p.heads * p.dv;
   for (std::int64_t r = 0; r < m; ++r) {
     float* row = scores + r * kKeys;
@@ -100,7 +100,8 @@ void update_softmax(const Problem& p, std::int64_t sequence, std::int64_t i0, st
     std::fill(row, row + begin, 0.0F);
     std::fill(row + end, row + n, 0.0F);
     if (begin == end) continue;
-    float max = running.max[r];
+    Running& state = running[r];
+    float max = state.max;
 #pragma omp simd reduction(max : max)
     for (std::int64_t j = begin; j < end; ++j) {
       row[j] *= p.scale;
@@ -112,14 +113,12 @@ void update_softmax(const Problem& p, std::int64_t sequence, std::int64_t i0, st
       row[j] = cpu::fast_exp(row[j] - max);
       sum += row[j];
     }
-    if (running.max[r] == kLowest) {
-      running.sum[r] = sum;
-    } else {
-      const float factor = cpu::fast_exp(running.max[r] - max);
-      running.sum[r] = running.sum[r] * factor + sum;
+    if (state.max != kLowest) {
+      const float factor = cpu::fast_exp(state.max - max);
+      sum += state.sum * factor;
       if (factor != 1.0F) scale_row(out + r * out_stride, p.dv, factor);
     }
-    running.max[r] = max;
+    state = {max, sum};
   }
 }
 
@@ -137,21 +136,23 @@ void forward_block(const Problem& p, const ForwardTensors& x, std::int64_t seque
   const std::int64_t row = sequence * p.length, query = row + i0;
   const float* q = x.q + query * q_stride + head * p.d;
   float* out = x.out + query * out_stride + head * p.dv;
-  Running running;
-  std::fill_n(running.max, m, kLowest);
-  std::fill_n(running.sum, m, 0.0F);
+  Running running[kQueries];
   const std::int64_t first = p.first_key_of_block(sequence, i0, i0 + m) / kKeys * kKeys;
   for (std::int64_t j0 = first; j0 < i0 + m; j0 += kKeys) {
     const std::int64_t n = std::min(kKeys, i0 + m - j0);
     const float* k = x.k + (row + j0) * k_stride + kv_head * p.d;
     const float* v = x.v + (row + j0) * v_stride + kv_head * p.dv;
-    multiply_block(false, true, m, n, p.d, q, q_stride, k, k_stride, false, scores, kKeys);
-    update_softmax(p, sequence, i0, m, j0, n, scores, running, out);
-    multiply_block(false, false, m, p.dv, n, scores, kKeys, v, v_stride, j0 > first, out, out_stride);
+    // Queries before the first key of the block see none of it.
+    const std::int64_t skip = std::max<std::int64_t>(j0 - i0, 0), rows = m - skip;
+    multiply_block(false, true, rows, n, p.d, q + skip * q_stride, q_stride, k, k_stride, false, scores,
+                   kKeys);
+    update_softmax(p, sequence, i0 + skip, rows, j0, n, scores, running + skip, out + skip * out_stride);
+    multiply_block(false, false, rows, p.dv, n, scores, kKeys, v, v_stride, j0 > first,
+                   out + skip * out_stride, out_stride);
   }
   for (std::int64_t r = 0; r < m; ++r) {
-    scale_row(out + r * out_stride, p.dv, 1.0F / running.sum[r]);
-    x.lse[(query + r) * p.heads + head] = running.max[r] + std::log(running.sum[r]);
+    scale_row(out + r * out_stride, p.dv, 1.0F / running[r].sum);
+    x.lse[(query + r) * p.heads + head] = running[r].max + std::log(running[r].sum);
   }
 }
 
@@ -237,7 +238,7 @@ void backward_head(const Problem& p, const BackwardTensors& x, std::int64_t sequ
     const std::int64_t n = std::min(kKeys, p.length - j0);
     const std::int64_t k_at = (row + j0) * k_stride + kv_head * p.d;
     const std::int64_t v_at = (row + j0) * v_stride + kv_head * p.dv;
-    for (std::int64_t i0 = j0 / kQueries * kQueries; i0 < p.length; i0 += kQueries) {
+    for (std::int64_t i0 = j0; i0 < p.length; i0 += kQueries) {
       const std::int64_t m = std::min(kQueries, p.length - i0);
       if (p.first_key_of_block(sequence, i0, i0 + m) >= j0 + n) continue;
       const float* q_block = q + i0 * q_stride;

@@ -13,8 +13,11 @@ namespace farskip {
 namespace cpu {
 namespace {
 
-/// Below this many rows a product is bound by reading its right operand, which packing would only copy.
+/// Below this many rows a product is bound by reading its right operand, which packing would only copy:
+/// left to the matrix library.
 constexpr std::int64_t kFewRows = 4;
+/// Beyond this many rows the packed columns are used often enough.
+constexpr std::int64_t kMaxTileRows = 1008;
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) {
   return (a + b - 1) / b;
@@ -22,18 +25,21 @@ std::int64_t ceil_div(std::int64_t a, std::int64_t b) {
 
 }  // namespace
 
-Tiling choose_tiling(std::int64_t m, std::int64_t n, std::int64_t k, std::int64_t siblings) {
+std::int64_t wanted_tiles(std::int64_t siblings) {
+  return std::max<std::int64_t>(1, 8 * omp_get_max_threads() / std::max<std::int64_t>(siblings, 1));
+}
+
+Tiling choose_tiling(std::int64_t m, std::int64_t n, std::int64_t k, std::int64_t wanted) {
   Tiling tiling;
   if (m <= 0 || n <= 0) return tiling;
-  // Large tiles pack less; 64 tiles in all keep up to 64 cores busy, as long as a tile is worth a thread's
-  // waking (about 2^20 multiplications).
-  const std::int64_t wanted = std::max<std::int64_t>(1, 64 / siblings);
+  // The matrix library does not promise that an element has the same bits in every tile.
+  if (m < kFewRows) wanted = 64;
   std::int64_t rows = kMaxTileRows, columns = kMaxTileColumns;
   const auto count = [&] { return ceil_div(m, rows) * ceil_div(n, columns); };
-  const auto halves = [&] {
+  const auto worth_halving = [&] {
     return std::min(rows, m) * std::min(columns, n) * std::max<std::int64_t>(k, 1) >= (2 << 20);
   };
-  while (count() < wanted && halves()) {
+  while (count() < wanted && worth_halving()) {
     if (std::min(columns, n) >= std::min(rows, m) && columns > 4 * kMicroColumns)
       columns /= 2;
     else if (rows > 4 * kMicroRows)
@@ -71,7 +77,7 @@ void run_tile(const Product& p, const Tiling& tiling, std::int64_t i) {
 }
 
 void multiply(const Product& product) {
-  const Tiling tiling = choose_tiling(product.m, product.n, product.k);
+  const Tiling tiling = choose_tiling(product.m, product.n, product.k, wanted_tiles());
   parallel_for(tiling.count(), [&](std::int64_t i) { run_tile(product, tiling, i); });
 }
 

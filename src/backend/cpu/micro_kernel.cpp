@@ -6,6 +6,9 @@
 namespace farskip::cpu {
 namespace {
 
+/// Rows packed at once: they fit a second-level cache of 512 KiB.
+constexpr std::int64_t kBlockRows = 252;
+
 using Vector = float __attribute__((vector_size(4 * kVectorWidth)));
 using UnalignedVector = float __attribute__((vector_size(4 * kVectorWidth), aligned(4)));
 using Four = float __attribute__((vector_size(16), aligned(4)));
@@ -15,6 +18,9 @@ using FourIndices = int __attribute__((vector_size(16)));
 template <bool accumulate>
 void micro_kernel(std::int64_t k, const float* __restrict a, const float* __restrict b, float* __restrict c,
                   std::int64_t ldc) {
+  // The corner of c is needed k steps from now; its rows lie too far apart for the hardware to foresee.
+  if constexpr (accumulate)
+    for (std::int64_t i = 0; i < kMicroRows; ++i) __builtin_prefetch(c + i * ldc, 1);
   Vector sums[kMicroRows][2] = {};
   for (std::int64_t p = 0; p < k; ++p) {
     const Vector b0 = *reinterpret_cast<const Vector*>(b);
@@ -67,25 +73,29 @@ void pack_transposing(std::int64_t count, std::int64_t k, const float* from, std
     for (std::int64_t p = 0; p < k; ++p) to[p * width + i] = 0;
 }
 
-/// The same where the source holds k rows of the panel's elements.
-template <std::int64_t width>
-void pack_copying(std::int64_t count, std::int64_t k, const float* from, std::int64_t ld, float* to) {
-  if (count == width) {
-    for (std::int64_t p = 0; p < k; ++p) std::memcpy(to + p * width, from + p * ld, width * sizeof(float));
-    return;
-  }
-  for (std::int64_t p = 0; p < k; ++p)
-    for (std::int64_t i = 0; i < width; ++i) to[p * width + i] = i < count ? from[p * ld + i] : 0.0F;
-}
+/// Elements of a row that packing by rows takes at once.
+constexpr std::int64_t kPackedAtOnce = 128;
 
 template <std::int64_t width>
 void pack(bool copying, std::int64_t n, std::int64_t k, const float* from, std::int64_t ld, float* packed) {
-  for (std::int64_t i = 0; i < n; i += width) {
-    const std::int64_t count = std::min(width, n - i);
-    if (copying)
-      pack_copying<width>(count, k, from + i, ld, packed + i * k);
-    else
-      pack_transposing<width>(count, k, from + i * ld, ld, packed + i * k);
+  if (!copying) {
+    for (std::int64_t i = 0; i < n; i += width)
+      pack_transposing<width>(std::min(width, n - i), k, from + i * ld, ld, packed + i * k);
+    return;
+  }
+  // The source holds k rows of all panels: read several panels' worth of each row at once. Panel by panel
+  // would touch one line of every row, and rows a power of two apart fall into the same few cache sets.
+  constexpr std::int64_t group = kPackedAtOnce / width * width;
+  for (std::int64_t g = 0; g < n; g += group) {
+    const std::int64_t count = std::min(group, n - g), whole = count / width * width;
+    float* to = packed + g * k;
+    for (std::int64_t p = 0; p < k; ++p, to += width) {
+      const float* row = from + p * ld + g;
+      for (std::int64_t i = 0; i < whole; i += width) std::memcpy(to + i * k, row + i, width * sizeof(float));
+      if (whole < count)
+        for (std::int64_t i = 0; i < width; ++i)
+          to[whole * k + i] = whole + i < count ? row[whole + i] : 0.0F;
+    }
   }
 }
 
@@ -128,13 +138,16 @@ void multiply_packed(std::int64_t m, std::int64_t n, std::int64_t k, const float
 void multiply_tile(bool transpose_a, bool transpose_b, std::int64_t m, std::int64_t n, std::int64_t k,
                    const float* a, std::int64_t lda, const float* b, std::int64_t ldb, bool accumulate,
                    float* c, std::int64_t ldc) {
-  alignas(64) float a_packed[packed_rows_size(kMaxTileRows, kDepth)];
+  alignas(64) float a_packed[packed_rows_size(kBlockRows, kDepth)];
   alignas(64) float b_packed[packed_columns_size(kMaxTileColumns, kDepth)];
   for (std::int64_t p = 0; p < k; p += kDepth) {
     const std::int64_t depth = std::min(kDepth, k - p);
-    pack_rows(transpose_a, m, depth, transpose_a ? a + p * lda : a + p, lda, a_packed);
     pack_columns(transpose_b, n, depth, transpose_b ? b + p : b + p * ldb, ldb, b_packed);
-    multiply_packed(m, n, depth, a_packed, b_packed, accumulate || p > 0, c, ldc);
+    for (std::int64_t i = 0; i < m; i += kBlockRows) {
+      const std::int64_t rows = std::min(kBlockRows, m - i);
+      pack_rows(transpose_a, rows, depth, transpose_a ? a + p * lda + i : a + i * lda + p, lda, a_packed);
+      multiply_packed(rows, n, depth, a_packed, b_packed, accumulate || p > 0, c + i * ldc, ldc);
+    }
   }
   if (k == 0 && !accumulate)
     for (std::int64_t i = 0; i < m; ++i) std::fill_n(c + i * ldc, n, 0.0F);

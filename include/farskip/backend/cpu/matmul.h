@@ -18,14 +18,17 @@ struct Product {
   const float* accumulate = nullptr;  // same leading dimension as c
 };
 
-/// Tiles of a product: even parts of at most kMaxTileRows x kMaxTileColumns. A function of the shape and of
-/// `siblings`, the number of products that share the loop (each then needs fewer tiles of its own).
+/// Even parts of a product. Tiles decide who computes an element, never its bits (micro_kernel.h).
 struct Tiling {
   std::int64_t rows = 1, columns = 1;          // of a tile; the last one is smaller
   std::int64_t num_rows = 0, num_columns = 0;  // tiles down and across
   std::int64_t count() const { return num_rows * num_columns; }
 };
-Tiling choose_tiling(std::int64_t m, std::int64_t n, std::int64_t k, std::int64_t siblings = 1);
+/// How many tiles each of `siblings` products that share one parallel loop should be cut into; call it
+/// outside of the loop.
+std::int64_t wanted_tiles(std::int64_t siblings = 1);
+/// About `wanted` tiles, fewer where they would become too small to be worth a thread's waking.
+Tiling choose_tiling(std::int64_t m, std::int64_t n, std::int64_t k, std::int64_t wanted);
 
 /// Computes tile i of the product on the calling thread (inside parallel_for).
 void run_tile(const Product& product, const Tiling& tiling, std::int64_t i);

@@ -38,10 +38,10 @@ void pack_columns(bool transposed, std::int64_t n, std::int64_t k, const float* 
 void multiply_packed(std::int64_t m, std::int64_t n, std::int64_t k, const float* a, const float* b,
                      bool accumulate, float* c, std::int64_t ldc);
 
-/// Largest tile that multiply_tile takes; its scratch (0.9 MB) lies on the stack.
-constexpr std::int64_t kMaxTileRows = 336, kMaxTileColumns = 512;
+/// Widest tile that multiply_tile takes; its scratch (1.3 MB) lies on the stack.
+constexpr std::int64_t kMaxTileColumns = 1024;
 
-/// c[m, n] = (accumulate ? c : 0) + op(a)[m, k] op(b)[k, n] on the calling thread, m and n within the limits.
+/// c[m, n] = (accumulate ? c : 0) + op(a)[m, k] op(b)[k, n] on the calling thread, n <= kMaxTileColumns.
 void multiply_tile(bool transpose_a, bool transpose_b, std::int64_t m, std::int64_t n, std::int64_t k,
                    const float* a, std::int64_t lda, const float* b, std::int64_t ldb, bool accumulate,
                    float* c, std::int64_t ldc);
