@@ -1,0 +1,124 @@
+// Embedding, sums, matrix products, columns and the fused loss.
+#include "farskip/ops/ops.h"
+#include "op_case.h"
+
+namespace farskip::test {
+namespace {
+
+OpCase matmul_case(std::string name, std::int64_t m, std::int64_t n, std::int64_t k, ops::Matmul a,
+                   bool accumulate) {
+  OpCase c{"matmul",
+           std::move(name),
+           Attributes::of(a),
+           {random_tensor(a.transpose_a ? Shape{k, m} : Shape{m, k}, 1),
+            random_tensor(a.transpose_b ? Shape{n, k} : Shape{k, n}, 2)}};
+  if (accumulate) c.inputs.push_back(random_tensor({m, n}, 3));
+  return c;
+}
+
+void add_matmul(std::vector<OpCase>& cases) {
+  for (const bool ta : {false, true})
+    for (const bool tb : {false, true}) {
+      cases.push_back(matmul_case("odd sizes", 13, 7, 19, {ta, tb}, false));
+      cases.push_back(matmul_case("odd sizes, added to a tensor", 5, 33, 3, {ta, tb}, true));
+    }
+  const ops::Matmul linear{.transpose_a = false, .transpose_b = true};
+  cases.push_back(matmul_case("one token", 1, 37, 65, linear, false));
+  cases.push_back(matmul_case("one element", 1, 1, 1, linear, false));
+  cases.push_back(matmul_case("more than one tile", 131, 70, 259, linear, false));
+  cases.push_back(matmul_case("no rows", 0, 5, 4, linear, false));
+  cases.push_back(matmul_case("weight gradient of one token", 17, 9, 1, {.transpose_a = true}, true));
+}
+
+void add_grouped_matmul(std::vector<OpCase>& cases) {
+  struct Row {
+    const char* name;
+    std::vector<std::int32_t> offsets;
+    std::int64_t n, k;
+  };
+  for (const Row& row :
+       {Row{"uneven experts, two empty", {0, 0, 5, 5, 12, 13}, 7, 9},
+        Row{"all rows to one expert", {0, 0, 11, 11}, 5, 3}, Row{"one row", {0, 0, 1}, 33, 17},
+        Row{"no rows", {0, 0, 0}, 4, 6}, Row{"rows of more than one tile", {0, 130, 131, 300}, 34, 18}})
+    for (const bool transpose : {true, false}) {
+      const auto num_experts = static_cast<std::int64_t>(row.offsets.size()) - 1;
+      cases.push_back(
+          {"grouped_matmul",
+           row.name,
+           Attributes::of(ops::GroupedMatmul{transpose}),
+           {random_tensor({row.offsets.back(), transpose ? row.k : row.n}, 11),
+            random_tensor({num_experts, row.n, row.k}, 12), integer_tensor({num_experts + 1}, row.offsets)}});
+    }
+}
+
+void add_columns(std::vector<OpCase>& cases) {
+  cases.push_back({"split_columns",
+                   "three parts",
+                   Attributes::of(ops::SplitColumns{{3, 1, 8}}),
+                   {random_tensor({5, 12}, 21)},
+                   {0, 1, 2},
+                   {},
+                   true});
+  cases.push_back({"split_columns",
+                   "one part, one token",
+                   Attributes::of(ops::SplitColumns{{7}}),
+                   {random_tensor({1, 7}, 22)}});
+  cases.push_back({"split_columns",
+                   "many rows",
+                   Attributes::of(ops::SplitColumns{{30, 70}}),
+                   {random_tensor({500, 100}, 23)},
+                   {0, 1},
+                   {},
+                   true});
+  cases.push_back({"concat_columns",
+                   "three parts",
+                   Attributes::of(NoAttributes{}),
+                   {random_tensor({4, 2}, 24), random_tensor({4, 9}, 25), random_tensor({4, 1}, 26)}});
+  cases.push_back(
+      {"concat_columns", "one part", Attributes::of(NoAttributes{}), {random_tensor({3, 5}, 27)}});
+}
+
+void add_loss(std::vector<OpCase>& cases) {
+  const auto loss_case = [](const char* name, std::int64_t vocab, std::int64_t hidden, double stddev,
+                            const HostTensor& targets) {
+    return OpCase{"linear_cross_entropy",
+                  name,
+                  Attributes::of(NoAttributes{}),
+                  {random_tensor({targets.num_elements(), hidden}, 31, stddev),
+                   random_tensor({vocab, hidden}, 32), targets}};
+  };
+  cases.push_back(
+      loss_case("some tokens not counted", 19, 7, 0.5, integer_tensor({6}, {3, -1, 18, 0, -1, 7})));
+  cases.push_back(loss_case("one token", 5, 3, 1.0, integer_tensor({1}, {4})));
+  cases.push_back(loss_case("large logits", 11, 9, 20.0, random_integers({8}, 0, 11, 33)));
+  cases.push_back(
+      loss_case("blocks of tokens and of vocabulary", 1031, 16, 0.3, random_integers({301}, -1, 1031, 34)));
+  OpCase none = loss_case("no token counted", 6, 4, 1.0, integer_tensor({3}, {-1, -1, -1}));
+  cases.push_back(none);
+}
+
+}  // namespace
+
+std::vector<OpCase> dense_cases() {
+  std::vector<OpCase> cases;
+  const auto none = Attributes::of(NoAttributes{});
+  cases.push_back(
+      {"embedding", "a token twice", none, {random_tensor({9, 5}, 41), integer_tensor({4}, {2, 8, 2, 0})}});
+  cases.push_back({"embedding", "one token", none, {random_tensor({3, 1}, 42), integer_tensor({1}, {2})}});
+  cases.push_back({"embedding",
+                   "the same token always",
+                   none,
+                   {random_tensor({2, 300}, 43), random_integers({77}, 1, 2, 44)}});
+  cases.push_back({"embedding", "no tokens", none, {random_tensor({2, 3}, 45), HostTensor(DType::i32, {0})}});
+  cases.push_back({"add", "odd sizes", none, {random_tensor({7, 13}, 46), random_tensor({7, 13}, 47)}});
+  cases.push_back(
+      {"add", "more than one tile", none, {random_tensor({333, 101}, 48), random_tensor({333, 101}, 49)}});
+  cases.push_back({"add", "no rows", none, {random_tensor({0, 4}, 48), random_tensor({0, 4}, 49)}});
+  add_matmul(cases);
+  add_grouped_matmul(cases);
+  add_columns(cases);
+  add_loss(cases);
+  return cases;
+}
+
+}  // namespace farskip::test

@@ -1,0 +1,57 @@
+// Gradient norm, clipping and AdamW.
+#include <cmath>
+#include <limits>
+
+#include "farskip/ops/ops.h"
+#include "op_case.h"
+
+namespace farskip::test {
+namespace {
+
+OpCase clip_case(const char* name, double sum_of_squares, double max_norm) {
+  HostTensor sum(DType::f64, {1});
+  sum.values<double>()[0] = sum_of_squares;
+  return {"clip_factor", name, Attributes::of(ops::ClipFactor{max_norm}), {sum}, {}};
+}
+
+OpCase adamw_case(const char* name, const Shape& shape, float factor, const ops::AdamW& a) {
+  HostTensor v = random_tensor(shape, 403, 0.1);
+  for (float& value : v.values<float>()) value *= value;
+  return {
+      "adamw",
+      name,
+      Attributes::of(a),
+      {random_tensor(shape, 401), random_tensor(shape, 402, 0.1), v, random_tensor(shape, 404),
+       float_tensor({1}, {factor}), float_tensor({3}, {1e-3F, 1.0F / (1.0F - 0.9F), 1.0F / (1.0F - 0.95F)})},
+      {}};
+}
+
+}  // namespace
+
+std::vector<OpCase> optimizer_cases() {
+  std::vector<OpCase> cases;
+  const auto none = Attributes::of(NoAttributes{});
+  cases.push_back({"sum_of_squares", "one element", none, {random_tensor({1}, 411)}, {}, {}, false, 1e-12});
+  cases.push_back({"sum_of_squares",
+                   "tensors of all sizes, one empty",
+                   none,
+                   {random_tensor({3, 5}, 412), random_tensor({0, 7}, 413), random_tensor({2, 3, 7}, 414),
+                    random_tensor({151, 333}, 415, 100.0), random_tensor({16384}, 416),
+                    random_tensor({16385}, 417, 1e-3)},
+                   {},
+                   {},
+                   false,
+                   1e-12});
+  cases.push_back(clip_case("a small norm is left alone", 0.25, 1.0));
+  cases.push_back(clip_case("a large norm is clipped", 1e6, 1.5));
+  cases.push_back(clip_case("zero gradient", 0.0, 1.0));
+  cases.push_back(clip_case("no clipping", 1e8, 0.0));
+  cases.push_back(adamw_case("odd sizes", {3, 7}, 0.3F, {.weight_decay = 0.1}));
+  cases.push_back(
+      adamw_case("no decay, other betas", {129}, 1.0F, {.beta1 = 0.8, .beta2 = 0.999, .eps = 1e-6}));
+  cases.push_back(adamw_case("more than one tile", {33, 1001}, 1.0F, {.weight_decay = 0.01}));
+  cases.push_back(adamw_case("factor 0: nothing changes", {5, 9}, 0.0F, {.weight_decay = 0.1}));
+  return cases;
+}
+
+}  // namespace farskip::test

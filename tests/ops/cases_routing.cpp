@@ -1,0 +1,140 @@
+// Router, balance loss, and the way to the experts and back.
+#include "farskip/ops/ops.h"
+#include "op_case.h"
+
+namespace farskip::test {
+namespace {
+
+OpCase route_case(const char* name, std::int64_t tokens, std::int64_t num_experts, const ops::Route& a,
+                  bool biased = false) {
+  return {"route",
+          name,
+          Attributes::of(a),
+          {random_tensor({tokens, num_experts}, 301),
+           biased ? random_tensor({num_experts}, 302, 0.3) : HostTensor()},
+          {1, 2},
+          {1}};
+}
+
+void add_route(std::vector<OpCase>& cases) {
+  for (const auto score : {ops::ScoreFunction::softmax, ops::ScoreFunction::sigmoid})
+    for (const bool normalize : {false, true}) {
+      const ops::Route a{.top_k = 3, .score = score, .normalize = normalize, .scaling = 2.5};
+      cases.push_back(route_case("odd sizes", 7, 11, a));
+      cases.push_back(route_case("biased choice", 5, 9, a, true));
+      cases.push_back(route_case("more than one tile", 101, 37, a, true));
+      cases.push_back(route_case("every expert chosen", 4, 3, a));
+      ops::Route grouped = a;
+      grouped.num_groups = 4;
+      grouped.top_groups = 2;
+      grouped.group_score =
+          score == ops::ScoreFunction::softmax ? ops::GroupScore::max : ops::GroupScore::top2_sum;
+      cases.push_back(route_case("groups", 40, 12, grouped));
+      cases.push_back(route_case("groups, biased", 40, 12, grouped, true));
+      cases.push_back(route_case("groups of one expert", 6, 4,
+                                 {.top_k = 2,
+                                  .score = score,
+                                  .num_groups = 4,
+                                  .top_groups = 3,
+                                  .group_score = ops::GroupScore::top2_sum,
+                                  .normalize = normalize}));
+    }
+  cases.push_back(route_case("one token, one expert", 1, 1, {.top_k = 1, .normalize = true}));
+  cases.push_back(route_case("no tokens", 0, 4, {.top_k = 2}));
+
+  OpCase ties = route_case("equal scores go to the lower index", 3, 5, {.top_k = 3});
+  ties.inputs[0] = float_tensor({3, 5}, {0, 0, 0, 0, 0, 1, 2, 2, 1, 2, 0, 1, 0, 1, 0});
+  ties.differentiated = {};
+  cases.push_back(ties);
+  OpCase tied_groups =
+      route_case("equal groups: the lower one is kept", 2, 6,
+                 {.top_k = 2, .num_groups = 3, .top_groups = 1, .group_score = ops::GroupScore::top2_sum});
+  tied_groups.inputs[0] = float_tensor({2, 6}, {0, 1, 1, 0, 1, 0, 0, 0, 2, 0, 0, 2});
+  tied_groups.differentiated = {};
+  cases.push_back(tied_groups);
+  OpCase negative = route_case("a large negative bias keeps no excluded expert", 5, 6,
+                               {.top_k = 2,
+                                .score = ops::ScoreFunction::sigmoid,
+                                .num_groups = 3,
+                                .top_groups = 1,
+                                .group_score = ops::GroupScore::top2_sum});
+  negative.inputs[1] = random_tensor({6}, 303, 0.5, -5.0);
+  cases.push_back(negative);
+  OpCase large = route_case("large logits", 6, 8, {.top_k = 2, .normalize = true});
+  large.inputs[0] = random_tensor({6, 8}, 304, 10.0);
+  large.tolerance = 1e-5;
+  large.gradient_tolerance = 1e-4;
+  cases.push_back(large);
+}
+
+OpCase balance_case(const char* name, std::int64_t sequences, std::int64_t length, std::int64_t num_experts,
+                    const HostTensor& indices, bool normalize) {
+  HostTensor scores = random_tensor({sequences * length, num_experts}, 311);
+  for (float& score : scores.values<float>()) score = 1.0F / (1.0F + score * score);  // in (0, 1]
+  return {"balance_loss",
+          name,
+          Attributes::of(ops::BalanceLoss{.sequence_length = length, .normalize_scores = normalize}),
+          {scores, indices}};
+}
+
+void add_balance(std::vector<OpCase>& cases) {
+  for (const bool normalize : {false, true}) {
+    cases.push_back(balance_case("two sequences", 2, 5, 7, random_choice(10, 3, 7, 312), normalize));
+    cases.push_back(balance_case("sequences of one token", 3, 1, 4, random_choice(3, 2, 4, 313), normalize));
+    cases.push_back(
+        balance_case("all tokens to one expert", 1, 9, 5, random_integers({9, 1}, 3, 4, 314), normalize));
+    cases.push_back(balance_case("more than one block", 2, 301, 6, random_choice(602, 2, 6, 315), normalize));
+  }
+}
+
+void add_dispatch(std::vector<OpCase>& cases) {
+  struct Row {
+    const char* name;
+    std::int64_t num_experts, hidden;
+    HostTensor indices;
+  };
+  for (const Row& row : {Row{"odd sizes", 7, 5, random_choice(11, 3, 7, 321)},
+                         Row{"one token", 4, 9, random_choice(1, 2, 4, 322)},
+                         Row{"all tokens to one expert", 5, 3, random_integers({13, 1}, 3, 4, 323)},
+                         Row{"many tokens", 6, 130, random_choice(400, 2, 6, 324)},
+                         Row{"no tokens", 3, 4, HostTensor(DType::i32, {0, 2})}}) {
+    const Order order = routed_order(row.indices, row.num_experts);
+    const std::int64_t tokens = row.indices.shape()[0], top_k = row.indices.shape()[1], rows = tokens * top_k;
+    const auto k = Attributes::of(ops::TopK{top_k});
+    cases.push_back(
+        {"sort_by_expert", row.name, Attributes::of(ops::SortByExpert{row.num_experts}), {row.indices}, {}});
+    cases.push_back({"dispatch_rows",
+                     row.name,
+                     k,
+                     {random_tensor({tokens, row.hidden}, 325), order.row_slot, order.slot_row}});
+    cases.push_back({"combine_rows",
+                     row.name,
+                     k,
+                     {random_tensor({rows, row.hidden}, 326), order.row_slot, order.slot_row}});
+    cases.push_back({"permute_values",
+                     row.name,
+                     Attributes::of(ops::PermuteValues{}),
+                     {random_tensor({tokens, top_k}, 327), order.row_slot, order.slot_row}});
+    cases.push_back({"permute_values",
+                     row.name,
+                     Attributes::of(ops::PermuteValues{top_k}),
+                     {random_tensor({rows}, 328), order.slot_row, order.row_slot}});
+  }
+  cases.push_back({"sort_by_expert",
+                   "more than one block of slots",
+                   Attributes::of(ops::SortByExpert{9}),
+                   {random_choice(2111, 4, 9, 329)},
+                   {}});
+}
+
+}  // namespace
+
+std::vector<OpCase> routing_cases() {
+  std::vector<OpCase> cases;
+  add_route(cases);
+  add_balance(cases);
+  add_dispatch(cases);
+  return cases;
+}
+
+}  // namespace farskip::test
