@@ -1,0 +1,59 @@
+#pragma once
+// What a run says while it trains: metrics.jsonl, and a progress line or log lines.
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "farskip/base/file.h"
+#include "farskip/base/log.h"
+
+namespace farskip {
+
+struct StepMetrics {
+  std::int64_t step = 0;  // 1-based: steps done
+  double loss = 0;        // mean over the step's counted tokens, nats
+  double grad_norm = 0, learning_rate = 0;
+  std::int64_t tokens = 0;  // of all steps so far
+  double tokens_per_second = 0, step_seconds = 0, model_tflops = 0;
+  double exposed_comm_seconds = 0, hidden_comm_seconds = 0;
+  std::uint64_t peak_memory_bytes = 0;
+  std::optional<double> validation_loss, aux_loss, load_max_over_mean;
+  std::int64_t dropped_tokens = 0;
+
+  /// One JSON object, keys as docs/configuration.md lists them.
+  std::string json() const;
+};
+
+/// Appends to metrics.jsonl. On resume at `first_step`, lines of later steps (written after the checkpoint
+/// that is resumed from) and a torn last line are removed first.
+class MetricsFile {
+ public:
+  MetricsFile(const fs::path& path, std::int64_t first_step);
+  MetricsFile(const MetricsFile&) = delete;
+  MetricsFile& operator=(const MetricsFile&) = delete;
+  ~MetricsFile();
+  void append(const StepMetrics& metrics);
+
+ private:
+  fs::path path_;
+  int descriptor_ = -1;
+};
+
+/// A line that is redrawn in place when stderr is a terminal; otherwise a log line about every ten seconds
+/// and at every validation.
+class Progress {
+ public:
+  Progress(std::int64_t steps, std::int64_t first_step, Logger logger);
+  ~Progress();
+  void show(const StepMetrics& metrics);
+
+ private:
+  std::int64_t steps_, first_step_;
+  Logger logger_;
+  bool terminal_;
+  bool line_open_ = false;
+  double started_, last_shown_ = -1e9;
+};
+
+}  // namespace farskip

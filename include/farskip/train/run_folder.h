@@ -1,0 +1,42 @@
+#pragma once
+// The run directory: one live writer, the resolved configuration, and how the run ended.
+
+#include <string>
+
+#include "farskip/base/file.h"
+
+namespace farskip {
+
+/// Creates the folder and holds its lock (file `lock`, flock) until destroyed; the system frees the lock of
+/// a process that died. UsageError naming the holder when another process has it; IoError when the folder
+/// cannot be written.
+class RunFolder {
+ public:
+  explicit RunFolder(const fs::path& path);
+  RunFolder(const RunFolder&) = delete;
+  RunFolder& operator=(const RunFolder&) = delete;
+  ~RunFolder();
+
+  const fs::path& path() const { return path_; }
+  fs::path checkpoints() const { return path_ / "checkpoints"; }
+  /// Writes exit.json: {"reason", "step", "resumable"}. Batch scripts read it: mpirun's own status does not
+  /// say whether a run was stopped on request.
+  void write_exit(const std::string& reason, std::int64_t step, bool resumable) const;
+
+ private:
+  fs::path path_;
+  int descriptor_ = -1;
+};
+
+/// Requests to stop: SIGUSR1 and SIGTERM ask for a checkpoint at the next step boundary and exit code 75; a
+/// second SIGTERM leaves at once. Signal handlers are process-wide by nature: one instance at a time.
+class StopSignals {
+ public:
+  StopSignals();
+  ~StopSignals();
+  StopSignals(const StopSignals&) = delete;
+  StopSignals& operator=(const StopSignals&) = delete;
+  bool requested() const;
+};
+
+}  // namespace farskip

@@ -1,0 +1,46 @@
+#pragma once
+// The training run: data, steps, validation, metrics, checkpoints.
+
+#include <memory>
+#include <optional>
+
+#include "farskip/config/run_config.h"
+#include "farskip/data/sampler.h"
+#include "farskip/train/engine.h"
+
+namespace farskip {
+
+struct RunData {
+  std::unique_ptr<Sampler> train, validation;  // validation: in order, nullptr without validation sources
+  std::filesystem::path tokenizer;             // empty: none known
+};
+/// Opens token files, or tokenizes text (cached under run_dir/../cache), and checks that the vocabulary
+/// fits the model.
+RunData open_run_data(const RunConfig& config, const ModelConfig& model, const Logger& logger);
+
+/// Samples [first, first + count) as one batch.
+Batch read_batch(const Sampler& sampler, std::uint64_t first, std::int64_t count);
+std::int64_t count_targets(const Batch& batch);
+
+struct Evaluation {
+  double loss = 0;      // mean over counted tokens, nats
+  double accuracy = 0;  // share of counted tokens with the target on top
+  std::int64_t tokens = 0;
+};
+/// One pass over a source in order, at most `max_sequences` (0: all of them).
+Evaluation evaluate(InferenceEngine& engine, const Sampler& sampler, std::int64_t batch, std::int64_t max_sequences);
+
+struct TrainResult {
+  std::int64_t step = 0;
+  double loss = 0;
+  std::optional<double> validation_loss;
+  bool stopped_early = false;  // on request: a checkpoint was saved, the run can be resumed
+};
+
+/// What the configuration asks for and this build cannot do, as one UsageError naming each key.
+void refuse_unsupported(const RunConfig& config);
+
+/// Trains to the end, or until a stop signal. `model` is the architecture that the configuration names.
+TrainResult train(const RunConfig& config, const ModelConfig& model, const Logger& logger);
+
+}  // namespace farskip

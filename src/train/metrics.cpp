@@ -1,0 +1,107 @@
+#include "farskip/train/metrics.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <chrono>
+#include <cstdio>
+#include <cstring>
+#include <nlohmann/json.hpp>
+#include <sstream>
+
+#include "farskip/base/error.h"
+
+namespace farskip {
+namespace {
+
+double now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+std::string duration_text(double seconds) {
+  const auto s = static_cast<std::int64_t>(seconds);
+  if (s < 3600) return fmt::format("{}:{:02}", s / 60, s % 60);
+  return fmt::format("{}h{:02}m", s / 3600, s / 60 % 60);
+}
+
+// What of an older file stays: whole lines of steps up to `first_step`.
+std::string keep_lines(const std::string& text, std::int64_t first_step) {
+  std::string kept;
+  std::istringstream lines(text);
+  for (std::string line; std::getline(lines, line);) {
+    const auto object = nlohmann::json::parse(line, nullptr, false);
+    if (!object.is_object() || !object.contains("step") || !object["step"].is_number_integer()) continue;
+    if (object["step"].get<std::int64_t>() <= first_step) kept += line + "\n";
+  }
+  return kept;
+}
+
+}  // namespace
+
+std::string StepMetrics::json() const {
+  nlohmann::ordered_json o;
+  o["step"] = step;
+  o["loss"] = loss;
+  o["grad_norm"] = grad_norm;
+  o["learning_rate"] = learning_rate;
+  o["tokens"] = tokens;
+  o["tokens_per_second"] = tokens_per_second;
+  o["step_seconds"] = step_seconds;
+  o["model_tflops"] = model_tflops;
+  o["exposed_comm_seconds"] = exposed_comm_seconds;
+  o["hidden_comm_seconds"] = hidden_comm_seconds;
+  o["peak_memory_bytes"] = peak_memory_bytes;
+  if (validation_loss) o["validation_loss"] = *validation_loss;
+  if (aux_loss) o["aux_loss"] = *aux_loss;
+  if (load_max_over_mean) o["load_max_over_mean"] = *load_max_over_mean;
+  o["dropped_tokens"] = dropped_tokens;
+  return o.dump();
+}
+
+MetricsFile::MetricsFile(const fs::path& path, std::int64_t first_step) : path_(path) {
+  if (fs::exists(path)) write_text_file(path, keep_lines(read_text_file(path), first_step));
+  descriptor_ = ::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
+  if (descriptor_ < 0) throw IoError(fmt::format("{}: cannot open: {}", path.string(), std::strerror(errno)));
+}
+
+MetricsFile::~MetricsFile() {
+  if (descriptor_ >= 0) ::close(descriptor_);
+}
+
+void MetricsFile::append(const StepMetrics& metrics) {
+  const std::string line = metrics.json() + "\n";
+  if (::write(descriptor_, line.data(), line.size()) != static_cast<ssize_t>(line.size()))
+    throw IoError(fmt::format("{}: write failed: {}", path_.string(), std::strerror(errno)));
+}
+
+Progress::Progress(std::int64_t steps, std::int64_t first_step, Logger logger)
+    : steps_(steps), first_step_(first_step), logger_(std::move(logger)), terminal_(::isatty(2) == 1), started_(now()) {}
+
+Progress::~Progress() {
+  if (line_open_) std::fputc('\n', stderr);
+}
+
+void Progress::show(const StepMetrics& m) {
+  const double t = now();
+  const bool last = m.step == steps_;
+  const double wait = terminal_ ? 0.1 : 10.0;
+  if (!last && !m.validation_loss && m.step > first_step_ + 1 && t - last_shown_ < wait) return;
+  last_shown_ = t;
+  const double left = (t - started_) / static_cast<double>(m.step - first_step_) * static_cast<double>(steps_ - m.step);
+  std::string line = fmt::format("step {}/{}  loss {:.4f}  grad norm {:.3f}  lr {:.2e}  {:.0f} tokens/s  {:.3f} TFLOP/s",
+                                 m.step, steps_, m.loss, m.grad_norm, m.learning_rate, m.tokens_per_second,
+                                 m.model_tflops);
+  if (m.validation_loss) line += fmt::format("  validation {:.4f}", *m.validation_loss);
+  line += fmt::format("  {} left", duration_text(left));
+  if (!terminal_) {
+    logger_.info("{}", line);
+    return;
+  }
+  std::fprintf(stderr, "\r\033[K%s", line.c_str());
+  if (m.validation_loss || last) std::fputc('\n', stderr);
+  line_open_ = !(m.validation_loss || last);
+  std::fflush(stderr);
+}
+
+}  // namespace farskip

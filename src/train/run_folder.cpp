@@ -1,0 +1,76 @@
+#include "farskip/train/run_folder.h"
+
+#include <fcntl.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <csignal>
+#include <cstring>
+#include <nlohmann/json.hpp>
+
+#include "farskip/base/environment.h"
+#include "farskip/base/error.h"
+
+namespace farskip {
+namespace {
+
+// A handler can reach nothing else.
+volatile std::sig_atomic_t stop_requested = 0;
+
+void on_stop(int signal) {
+  if (signal == SIGTERM && stop_requested == SIGTERM) ::_exit(128 + SIGTERM);
+  stop_requested = signal;
+}
+
+void install(void (*handler)(int)) {
+  struct sigaction action {};
+  action.sa_handler = handler;
+  action.sa_flags = SA_RESTART;
+  ::sigaction(SIGUSR1, &action, nullptr);
+  ::sigaction(SIGTERM, &action, nullptr);
+}
+
+}  // namespace
+
+RunFolder::RunFolder(const fs::path& path) : path_(path) {
+  std::error_code failure;
+  fs::create_directories(path, failure);
+  if (failure) throw IoError(fmt::format("run_dir {}: cannot create: {}", path.string(), failure.message()));
+  const fs::path lock = path / "lock";
+  descriptor_ = ::open(lock.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+  if (descriptor_ < 0)
+    throw IoError(fmt::format("run_dir {}: cannot write: {}", path.string(), std::strerror(errno)));
+  if (::flock(descriptor_, LOCK_EX | LOCK_NB) != 0) {
+    const std::string holder = read_text_file(lock, 4096);
+    ::close(descriptor_);
+    descriptor_ = -1;
+    throw UsageError(fmt::format("run_dir {} is in use by {}; stop that run or choose another run_dir", path.string(),
+                                 holder.empty() ? "another process" : printable(holder)));
+  }
+  const std::string me = fmt::format("process {} on {}", ::getpid(), machine_info().hostname);
+  if (::ftruncate(descriptor_, 0) != 0 || ::pwrite(descriptor_, me.data(), me.size(), 0) < 0)
+    throw IoError(fmt::format("{}: cannot write: {}", lock.string(), std::strerror(errno)));
+}
+
+RunFolder::~RunFolder() {
+  if (descriptor_ >= 0) ::close(descriptor_);
+}
+
+void RunFolder::write_exit(const std::string& reason, std::int64_t step, bool resumable) const {
+  const nlohmann::ordered_json text{{"reason", reason}, {"step", step}, {"resumable", resumable}};
+  write_text_file(path_ / "exit.json", text.dump() + "\n");
+}
+
+StopSignals::StopSignals() {
+  stop_requested = 0;
+  install(on_stop);
+}
+StopSignals::~StopSignals() {
+  install(SIG_DFL);
+}
+bool StopSignals::requested() const {
+  return stop_requested != 0;
+}
+
+}  // namespace farskip
