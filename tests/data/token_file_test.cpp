@@ -249,6 +249,7 @@ TEST_CASE("An id outside the vocabulary is named with file, document, position a
   const std::string scanned = message([&] { TokenFile(prefix).check_token_range(50); });
   CHECK_THAT(scanned, ContainsSubstring("t.bin: token id 100 at document 1, position 1 is not in [0, 50)"));
   CHECK(message([&] { read_all(TokenFile(prefix, 50)); }) == scanned);
+  CHECK_THROWS_AS(TokenFile(prefix).check_token_range(100), DataError);
   CHECK_NOTHROW(TokenFile(prefix).check_token_range(101));
   Ids first(4);
   TokenFile(prefix, 50).read(0, 4, first.data());

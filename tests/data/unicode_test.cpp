@@ -41,7 +41,8 @@ TEST_CASE("Normal form C composes, reorders, and keeps composition exclusions ap
   CHECK(normalize_nfc("\u1100\u1161\u11a8") == "\uac01");   // Hangul
   CHECK(normalize_nfc("\u0958") == "\u0915\u093c");         // excluded from composition
   CHECK(normalize_nfc("a\u0315\u0300\u05ae\u0062") == "\u00e0\u05ae\u0315\u0062");
-  CHECK(normalize_nfc("\ufb01") == "\ufb01");  // compatibility forms stay
+  CHECK(normalize_nfc("a\u0310\u0301") == "a\u0310\u0301");  // a mark of the same class stands between
+  CHECK(normalize_nfc("\ufb01") == "\ufb01");                // compatibility forms stay
 }
 
 TEST_CASE("Normal form C of every code point agrees with Python's unicodedata 14.0") {
