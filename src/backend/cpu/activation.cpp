@@ -33,19 +33,16 @@ void run_swiglu_grad(const KernelCall& call) {
   const auto differentiate = [&](std::int64_t t) {
     const float *gradient = dy + t * width, *gate = x + t * 2 * width, *up = gate + width;
     float *d_gate = dx + t * 2 * width, *d_up = d_gate + width;
-    float weight = 1.0F;
-    if (weights != nullptr) {
-      weight = weights[t];
-      call.out(1)[t] = cpu::lane_sum<float>(
-          width, [&](std::int64_t i) { return gradient[i] * (cpu::silu(gate[i]) * up[i]); });
-    }
-#pragma omp simd
-    for (std::int64_t i = 0; i < width; ++i) {
+    const float weight = weights != nullptr ? weights[t] : 1.0F;
+    // One pass: the sum for the weight's gradient is taken where the element's gradients are written.
+    const float sum = cpu::lane_sum<float>(width, [&](std::int64_t i) {
       const float g = gate[i], u = up[i], d = gradient[i] * weight;
       const float sigmoid = cpu::fast_sigmoid(g);
       d_gate[i] = d * u * (sigmoid * (1.0F + g * (1.0F - sigmoid)));
       d_up[i] = d * (g * sigmoid);
-    }
+      return gradient[i] * (g * sigmoid * u);
+    });
+    if (weights != nullptr) call.out(1)[t] = sum;
   };
   cpu::parallel_ranges(call.in_shape(0)[0], cpu::rows_per_tile(width),
                        [&](std::int64_t begin, std::int64_t end) {

@@ -48,7 +48,7 @@ void run_embedding_grad(const KernelCall& call) {
         std::memset(dtable + begin, 0, bytes);
       }
     });
-  constexpr std::int64_t columns_per_tile = 128;
+  constexpr std::int64_t columns_per_tile = 256;
   cpu::parallel_ranges(hidden, columns_per_tile, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t t = 0; t < num_tokens; ++t) {
       float* row = dtable + tokens[t] * hidden;

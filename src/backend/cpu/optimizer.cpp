@@ -1,14 +1,12 @@
 // Gradient norm, clip factor and the AdamW update.
 #include <cmath>
 #include <cstring>
+#include <experimental/simd>
 
 #include "farskip/backend/cpu/parallel.h"
 #include "farskip/backend/cpu/reduce.h"
 #include "farskip/backend/kernel.h"
 #include "farskip/ops/ops.h"
-
-// sqrt may set errno, which keeps GCC from vectorising the loop of adamw; nothing here reads errno.
-#pragma GCC optimize("no-math-errno")
 
 namespace farskip {
 namespace {
@@ -88,17 +86,37 @@ void copy_state(const KernelCall& call, std::int64_t begin, std::int64_t end) {
                   static_cast<std::size_t>(end - begin) * sizeof(float));
 }
 
+/// Square roots in place. std::sqrt may set errno, which keeps a loop of it from being vectorised.
+void take_roots(float* values, std::int64_t n) {
+  using Lanes = std::experimental::native_simd<float>;
+  constexpr auto size = static_cast<std::int64_t>(Lanes::size());
+  std::int64_t i = 0;
+  for (; i + size <= n; i += size) {
+    const Lanes lanes(values + i, std::experimental::element_aligned);
+    sqrt(lanes).copy_to(values + i, std::experimental::element_aligned);
+  }
+  for (; i < n; ++i) values[i] = std::sqrt(values[i]);
+}
+
 void update_state(const KernelCall& call, const AdamWStep s, std::int64_t begin, std::int64_t end) {
   const float *p = call.in(0), *m = call.in(1), *v = call.in(2), *gradient = call.in(3);
   float *p_out = call.out(0), *m_out = call.out(1), *v_out = call.out(2);
+  constexpr std::int64_t chunk = 512;  // stays in the first-level cache between the loops
+  alignas(64) float roots[chunk];
+  for (std::int64_t first = begin; first < end; first += chunk) {
+    const std::int64_t last = std::min(end, first + chunk);
 #pragma omp simd
-  for (std::int64_t i = begin; i < end; ++i) {
-    const float g = s.factor * gradient[i];
-    const float new_m = s.beta1 * m[i] + s.rest1 * g;
-    const float new_v = s.beta2 * v[i] + s.rest2 * g * g;
-    p_out[i] = s.keep * p[i] - s.step * new_m / (std::sqrt(new_v * s.over_c2) + s.eps);
-    m_out[i] = new_m;
-    v_out[i] = new_v;
+    for (std::int64_t i = first; i < last; ++i) {
+      const float g = s.factor * gradient[i];
+      const float new_v = s.beta2 * v[i] + s.rest2 * g * g;
+      m_out[i] = s.beta1 * m[i] + s.rest1 * g;
+      v_out[i] = new_v;
+      roots[i - first] = new_v * s.over_c2;
+    }
+    take_roots(roots, last - first);
+#pragma omp simd
+    for (std::int64_t i = first; i < last; ++i)
+      p_out[i] = s.keep * p[i] - s.step * m_out[i] / (roots[i - first] + s.eps);
   }
 }
 
