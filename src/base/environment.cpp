@@ -14,7 +14,8 @@ namespace {
 std::uint64_t proc_kilobytes(const char* file, const std::string& key) {
   std::ifstream in(file);
   for (std::string line; std::getline(in, line);)
-    if (line.compare(0, key.size(), key) == 0) return std::strtoull(line.c_str() + key.size(), nullptr, 10) * 1024;
+    if (line.compare(0, key.size(), key) == 0)
+      return std::strtoull(line.c_str() + key.size(), nullptr, 10) * 1024;
   return 0;
 }
 
@@ -48,8 +49,9 @@ MachineInfo machine_info() {
     }
   cpu_set_t set;
   CPU_ZERO(&set);
-  info.cores = ::sched_getaffinity(0, sizeof(set), &set) == 0 ? CPU_COUNT(&set)
-                                                               : static_cast<int>(::sysconf(_SC_NPROCESSORS_ONLN));
+  info.cores = ::sched_getaffinity(0, sizeof(set), &set) == 0
+                   ? CPU_COUNT(&set)
+                   : static_cast<int>(::sysconf(_SC_NPROCESSORS_ONLN));
   info.memory_bytes = proc_kilobytes("/proc/meminfo", "MemTotal:");
   return info;
 }

@@ -83,8 +83,8 @@ void register_attention(OpTable& table) {
              },
              .gradient =
                  [](GradientCall& g) {
-                   const auto d =
-                       g.builder().emit("mla_key_value_grad", g.get<MlaKeyValue>(), {g.dout(0), g.dout(1)});
+                   const auto d = g.builder().emit("mla_key_value_grad", g.get<MlaKeyValue>(),
+                                                   {g.required_dout(0), g.required_dout(1)});
                    g.set(0, d[0]);
                    g.set(1, d[1]);
                  }});

@@ -25,7 +25,7 @@ void register_columns(OpTable& table) {
                  [](GradientCall& g) {
                    std::vector<ValueId> parts;
                    for (std::size_t i = 0; i < g.get<SplitColumns>().widths.size(); ++i)
-                     parts.push_back(g.dout(i));
+                     parts.push_back(g.required_dout(i));
                    g.set(0, concat_columns(g.builder(), parts));
                  }});
 

@@ -20,31 +20,49 @@ float f16_to_f32(std::uint16_t bits) {
 
 double load_float(const TensorView& view, std::int64_t i) {
   switch (view.dtype) {
-    case DType::f64: return view.as<double>()[i];
-    case DType::f32: return view.as<float>()[i];
-    case DType::bf16: return bf16_to_f32(view.as<std::uint16_t>()[i]);
-    case DType::f16: return f16_to_f32(view.as<std::uint16_t>()[i]);
-    default: throw InternalError(fmt::format("{} is not a floating-point type", dtype_name(view.dtype)));
+    case DType::f64:
+      return view.as<double>()[i];
+    case DType::f32:
+      return view.as<float>()[i];
+    case DType::bf16:
+      return bf16_to_f32(view.as<std::uint16_t>()[i]);
+    case DType::f16:
+      return f16_to_f32(view.as<std::uint16_t>()[i]);
+    default:
+      throw InternalError(fmt::format("{} is not a floating-point type", dtype_name(view.dtype)));
   }
 }
 
 void store_float(const TensorView& view, std::int64_t i, double value) {
   switch (view.dtype) {
-    case DType::f64: view.as<double>()[i] = value; return;
-    case DType::f32: view.as<float>()[i] = static_cast<float>(value); return;
-    case DType::bf16: view.as<std::uint16_t>()[i] = f32_to_bf16(static_cast<float>(value)); return;
-    default: throw InternalError(fmt::format("cannot convert to {}", dtype_name(view.dtype)));
+    case DType::f64:
+      view.as<double>()[i] = value;
+      return;
+    case DType::f32:
+      view.as<float>()[i] = static_cast<float>(value);
+      return;
+    case DType::bf16:
+      view.as<std::uint16_t>()[i] = f32_to_bf16(static_cast<float>(value));
+      return;
+    default:
+      throw InternalError(fmt::format("cannot convert to {}", dtype_name(view.dtype)));
   }
 }
 
 std::int64_t load_int(const TensorView& view, std::int64_t i) {
   switch (view.dtype) {
-    case DType::i64: return view.as<std::int64_t>()[i];
-    case DType::i32: return view.as<std::int32_t>()[i];
-    case DType::i16: return view.as<std::int16_t>()[i];
-    case DType::i8: return view.as<std::int8_t>()[i];
-    case DType::u16: return view.as<std::uint16_t>()[i];
-    default: return view.as<std::uint8_t>()[i];
+    case DType::i64:
+      return view.as<std::int64_t>()[i];
+    case DType::i32:
+      return view.as<std::int32_t>()[i];
+    case DType::i16:
+      return view.as<std::int16_t>()[i];
+    case DType::i8:
+      return view.as<std::int8_t>()[i];
+    case DType::u16:
+      return view.as<std::uint16_t>()[i];
+    default:
+      return view.as<std::uint8_t>()[i];
   }
 }
 
@@ -71,7 +89,8 @@ std::string Shape::text() const {
 }
 
 HostTensor::HostTensor(DType dtype, Shape shape) : view_{nullptr, dtype, std::move(shape)} {
-  auto* memory = static_cast<std::byte*>(::operator new[](std::max<std::size_t>(view_.num_bytes(), 1), kAlignment));
+  auto* memory =
+      static_cast<std::byte*>(::operator new[](std::max<std::size_t>(view_.num_bytes(), 1), kAlignment));
   memory_ = std::shared_ptr<std::byte[]>(memory, [](std::byte* p) { ::operator delete[](p, kAlignment); });
   view_.data = memory;
 }
@@ -89,7 +108,8 @@ HostTensor convert_dtype(const HostTensor& tensor, DType dtype) {
     if (dtype == DType::i64) {
       out.view().as<std::int64_t>()[i] = value;
     } else {
-      FARSKIP_CHECK(dtype == DType::i32, "cannot convert {} to {}", dtype_name(tensor.dtype()), dtype_name(dtype));
+      FARSKIP_CHECK(dtype == DType::i32, "cannot convert {} to {}", dtype_name(tensor.dtype()),
+                    dtype_name(dtype));
       out.view().as<std::int32_t>()[i] = static_cast<std::int32_t>(value);
     }
   }

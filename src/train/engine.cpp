@@ -19,7 +19,8 @@ std::string same_name(std::string_view parameter) {
 }
 
 TensorView view_of(const std::vector<std::int32_t>& values) {
-  return {const_cast<std::int32_t*>(values.data()), DType::i32, Shape{static_cast<std::int64_t>(values.size())}};
+  return {const_cast<std::int32_t*>(values.data()), DType::i32,
+          Shape{static_cast<std::int64_t>(values.size())}};
 }
 TensorView view_of(std::span<float> values) {
   return {values.data(), DType::f32, Shape{static_cast<std::int64_t>(values.size())}};
@@ -44,8 +45,8 @@ BatchLoss read_loss(const Executor& executor) {
     std::int32_t busiest = 0;
     for (std::int64_t e = 0; e < experts; ++e) busiest = std::max(busiest, at[e + 1] - at[e]);
     if (at[experts] > 0)
-      loss.load_max_over_mean = std::max(loss.load_max_over_mean, static_cast<double>(busiest) *
-                                                                      static_cast<double>(experts) / at[experts]);
+      loss.load_max_over_mean = std::max(
+          loss.load_max_over_mean, static_cast<double>(busiest) * static_cast<double>(experts) / at[experts]);
   }
   return loss;
 }
@@ -56,16 +57,19 @@ void fill_zero(TensorMap& tensors) {
 
 }  // namespace
 
-std::unique_ptr<Executor> compile(Graph graph, Arena& arena, const PipelineOptions& options, const Logger& logger) {
+std::unique_ptr<Executor> compile(Graph graph, Arena& arena, const PipelineOptions& options,
+                                  const Logger& logger) {
   graph = run_pipeline(std::move(graph), options, logger);
   Plan plan = make_serial_plan(graph, cpu_workspace);
   return std::make_unique<Executor>(std::move(graph), std::move(plan), cpu_kernel_table(), arena);
 }
 
-InferenceEngine::InferenceEngine(ModelConfig config, LayerGraph layers, const TensorMap& weights, Logger logger)
+InferenceEngine::InferenceEngine(ModelConfig config, LayerGraph layers, const TensorMap& weights,
+                                 Logger logger)
     : config_(std::move(config)), layers_(std::move(layers)), weights_(weights), logger_(std::move(logger)) {}
 
-Executor& InferenceEngine::executor(std::int64_t batch, std::int64_t sequence_length, bool logits, bool document_mask) {
+Executor& InferenceEngine::executor(std::int64_t batch, std::int64_t sequence_length, bool logits,
+                                    bool document_mask) {
   std::unique_ptr<Executor>& e = executors_[{batch, sequence_length, logits, document_mask}];
   if (!e) {
     LowerOptions options;
@@ -88,7 +92,8 @@ BatchLoss InferenceEngine::loss(const Batch& batch, std::int64_t sequence_length
 }
 
 TensorView InferenceEngine::logits(std::span<const std::int32_t> tokens, std::int64_t sequence_length) {
-  Executor& e = executor(static_cast<std::int64_t>(tokens.size()) / sequence_length, sequence_length, true, false);
+  Executor& e =
+      executor(static_cast<std::int64_t>(tokens.size()) / sequence_length, sequence_length, true, false);
   const std::vector<std::int32_t> copy(tokens.begin(), tokens.end());
   e.bind("tokens", view_of(copy));
   e.run();
@@ -104,9 +109,11 @@ TrainEngine::TrainEngine(const ModelConfig& config, const LayerGraph& layers, Te
   lowering.balance_loss = options.balance_loss;
   lowering.document_mask = options.document_mask;
   const std::vector<ParameterSpec> specs = list_parameters(config);
-  first_ = compile(build_micro_batch_graph(config, layers, lowering, false), arena_, options.pipeline, logger);
+  first_ =
+      compile(build_micro_batch_graph(config, layers, lowering, false), arena_, options.pipeline, logger);
   if (options.accumulate)
-    next_ = compile(build_micro_batch_graph(config, layers, lowering, true), arena_, options.pipeline, logger);
+    next_ =
+        compile(build_micro_batch_graph(config, layers, lowering, true), arena_, options.pipeline, logger);
   update_ = compile(build_update_graph(specs, optimizer_), arena_, options.pipeline, logger);
 
   gradients_ = make_parameter_tensors(specs);
@@ -145,8 +152,8 @@ float TrainEngine::update(double learning_rate, std::int64_t step) {
 }
 
 MemoryReport TrainEngine::memory() const {
-  return {total_bytes(weights_), total_bytes(gradients_), total_bytes(first_moments_) + total_bytes(second_moments_),
-          arena_.size()};
+  return {total_bytes(weights_), total_bytes(gradients_),
+          total_bytes(first_moments_) + total_bytes(second_moments_), arena_.size()};
 }
 
 }  // namespace farskip

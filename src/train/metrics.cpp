@@ -76,7 +76,11 @@ void MetricsFile::append(const StepMetrics& metrics) {
 }
 
 Progress::Progress(std::int64_t steps, std::int64_t first_step, Logger logger)
-    : steps_(steps), first_step_(first_step), logger_(std::move(logger)), terminal_(::isatty(2) == 1), started_(now()) {}
+    : steps_(steps),
+      first_step_(first_step),
+      logger_(std::move(logger)),
+      terminal_(::isatty(2) == 1),
+      started_(now()) {}
 
 Progress::~Progress() {
   if (line_open_) std::fputc('\n', stderr);
@@ -88,10 +92,11 @@ void Progress::show(const StepMetrics& m) {
   const double wait = terminal_ ? 0.1 : 10.0;
   if (!last && !m.validation_loss && m.step > first_step_ + 1 && t - last_shown_ < wait) return;
   last_shown_ = t;
-  const double left = (t - started_) / static_cast<double>(m.step - first_step_) * static_cast<double>(steps_ - m.step);
-  std::string line = fmt::format("step {}/{}  loss {:.4f}  grad norm {:.3f}  lr {:.2e}  {:.0f} tokens/s  {:.3f} TFLOP/s",
-                                 m.step, steps_, m.loss, m.grad_norm, m.learning_rate, m.tokens_per_second,
-                                 m.model_tflops);
+  const double left =
+      (t - started_) / static_cast<double>(m.step - first_step_) * static_cast<double>(steps_ - m.step);
+  std::string line =
+      fmt::format("step {}/{}  loss {:.4f}  grad norm {:.3f}  lr {:.2e}  {:.0f} tokens/s  {:.3f} TFLOP/s",
+                  m.step, steps_, m.loss, m.grad_norm, m.learning_rate, m.tokens_per_second, m.model_tflops);
   if (m.validation_loss) line += fmt::format("  validation {:.4f}", *m.validation_loss);
   line += fmt::format("  {} left", duration_text(left));
   if (!terminal_) {

@@ -17,11 +17,13 @@ SamplerOptions sampler_options(const RunConfig& config, bool training) {
   return options;
 }
 
-std::unique_ptr<Sampler> make_sampler(const std::vector<std::string>& prefixes, const std::vector<double>& weights,
-                                      std::int64_t vocab_size, const SamplerOptions& options) {
+std::unique_ptr<Sampler> make_sampler(const std::vector<std::string>& prefixes,
+                                      const std::vector<double>& weights, std::int64_t vocab_size,
+                                      const SamplerOptions& options) {
   std::vector<SamplerSource> sources;
   for (std::size_t i = 0; i < prefixes.size(); ++i)
-    sources.push_back({std::make_shared<TokenFile>(prefixes[i], vocab_size), i < weights.size() ? weights[i] : 1.0});
+    sources.push_back(
+        {std::make_shared<TokenFile>(prefixes[i], vocab_size), i < weights.size() ? weights[i] : 1.0});
   return std::make_unique<Sampler>(std::move(sources), options);
 }
 
@@ -40,11 +42,13 @@ RunData open_run_data(const RunConfig& config, const ModelConfig& model, const L
   std::vector<std::string> sources = config.data.tokens;
   if (!config.data.text.empty()) {
     if (data.tokenizer.empty())
-      throw UsageError("data.text needs data.tokenizer (a tokenizer.json; 'farskip data train-tokenizer' makes one)");
+      throw UsageError(
+          "data.text needs data.tokenizer (a tokenizer.json; 'farskip data train-tokenizer' makes one)");
     const Tokenizer tokenizer = Tokenizer::load(data.tokenizer);
     if (tokenizer.vocab_size() > model.vocab_size)
-      throw UsageError(fmt::format("data.tokenizer {} has {} tokens, model.vocab_size is {}; raise vocab_size",
-                                   data.tokenizer.string(), tokenizer.vocab_size(), model.vocab_size));
+      throw UsageError(
+          fmt::format("data.tokenizer {} has {} tokens, model.vocab_size is {}; raise vocab_size",
+                      data.tokenizer.string(), tokenizer.vocab_size(), model.vocab_size));
     const fs::path cache = fs::path(config.run_dir).parent_path() / "cache";
     for (const std::string& text : config.data.text) {
       const std::vector<fs::path> one{text};
@@ -54,7 +58,8 @@ RunData open_run_data(const RunConfig& config, const ModelConfig& model, const L
   }
   data.train = make_sampler(sources, config.data.weights, model.vocab_size, sampler_options(config, true));
   if (!config.data.validation.empty())
-    data.validation = make_sampler(config.data.validation, {}, model.vocab_size, sampler_options(config, false));
+    data.validation =
+        make_sampler(config.data.validation, {}, model.vocab_size, sampler_options(config, false));
   return data;
 }
 
@@ -74,14 +79,16 @@ std::int64_t count_targets(const Batch& batch) {
   return std::count_if(batch.targets.begin(), batch.targets.end(), [](std::int32_t t) { return t >= 0; });
 }
 
-Evaluation evaluate(InferenceEngine& engine, const Sampler& sampler, std::int64_t batch, std::int64_t max_sequences) {
+Evaluation evaluate(InferenceEngine& engine, const Sampler& sampler, std::int64_t batch,
+                    std::int64_t max_sequences) {
   auto sequences = static_cast<std::int64_t>(sampler.samples_per_epoch(0));
   if (max_sequences > 0) sequences = std::min(sequences, max_sequences);
   Evaluation result;
   double loss_sum = 0;
   std::int64_t correct = 0;
   for (std::int64_t first = 0; first < sequences; first += batch) {
-    const Batch b = read_batch(sampler, static_cast<std::uint64_t>(first), std::min(batch, sequences - first));
+    const Batch b =
+        read_batch(sampler, static_cast<std::uint64_t>(first), std::min(batch, sequences - first));
     const BatchLoss loss = engine.loss(b, sampler.options().sequence_length);
     loss_sum += loss.loss_sum;
     correct += loss.num_correct;

@@ -45,8 +45,8 @@ RunFolder::RunFolder(const fs::path& path) : path_(path) {
     const std::string holder = read_text_file(lock, 4096);
     ::close(descriptor_);
     descriptor_ = -1;
-    throw UsageError(fmt::format("run_dir {} is in use by {}; stop that run or choose another run_dir", path.string(),
-                                 holder.empty() ? "another process" : printable(holder)));
+    throw UsageError(fmt::format("run_dir {} is in use by {}; stop that run or choose another run_dir",
+                                 path.string(), holder.empty() ? "another process" : printable(holder)));
   }
   const std::string me = fmt::format("process {} on {}", ::getpid(), machine_info().hostname);
   if (::ftruncate(descriptor_, 0) != 0 || ::pwrite(descriptor_, me.data(), me.size(), 0) < 0)

@@ -14,8 +14,8 @@ std::string second_moment_name(std::string_view parameter) {
   return fmt::format("adam.v.{}", parameter);
 }
 
-Graph build_micro_batch_graph(const ModelConfig& config, const LayerGraph& layers, const LowerOptions& options,
-                              bool accumulate) {
+Graph build_micro_batch_graph(const ModelConfig& config, const LayerGraph& layers,
+                              const LowerOptions& options, bool accumulate) {
   Graph graph = lower(config, layers, options);
   const TensorType scalar{options.dtype, Shape{1}, {}};
   std::vector<Objective> objectives;
@@ -52,8 +52,11 @@ Graph build_update_graph(const std::vector<ParameterSpec>& specs, const Optimize
   std::vector<ops::AdamWState> states;
   for (const ParameterSpec& spec : specs) {
     const TensorType type{DType::f32, spec.shape, {}};
-    const auto state = [&](const std::string& name) { return graph.add_external(ExternalKind::state, name, type); };
-    states.push_back({state(spec.name), state(first_moment_name(spec.name)), state(second_moment_name(spec.name))});
+    const auto state = [&](const std::string& name) {
+      return graph.add_external(ExternalKind::state, name, type);
+    };
+    states.push_back(
+        {state(spec.name), state(first_moment_name(spec.name)), state(second_moment_name(spec.name))});
     gradients.push_back(state(gradient_name(spec.name)));
   }
   const ValueId hyper =

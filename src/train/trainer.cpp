@@ -34,9 +34,10 @@ TrainEngineOptions engine_options(const RunConfig& config) {
 void log_memory(const MemoryReport& m, const Logger& logger) {
   constexpr double kMiB = 1 << 20;
   const auto mib = [](std::size_t bytes) { return static_cast<double>(bytes) / kMiB; };
-  logger.info("planned memory: weights {:.0f}, gradients {:.0f}, moments {:.0f}, activations and scratch {:.0f}, "
-              "together {:.0f} MiB",
-              mib(m.weights), mib(m.gradients), mib(m.moments), mib(m.arena), mib(m.total()));
+  logger.info(
+      "planned memory: weights {:.0f}, gradients {:.0f}, moments {:.0f}, activations and scratch {:.0f}, "
+      "together {:.0f} MiB",
+      mib(m.weights), mib(m.gradients), mib(m.moments), mib(m.arena), mib(m.total()));
 }
 
 class TrainingRun {
@@ -52,7 +53,8 @@ class TrainingRun {
         layers_(rewire_farskip(build_layer_graph(model), model.farskip)),
         engine_(model, layers_, weights_, engine_options(config), logger),
         inference_(model, layers_, weights_, logger),
-        saver_(folder_.checkpoints(), config.checkpoint.keep, config.checkpoint.async, model, data_.tokenizer, logger),
+        saver_(folder_.checkpoints(), config.checkpoint.keep, config.checkpoint.async, model, data_.tokenizer,
+               logger),
         flops_per_token_(train_flops_per_token(model, config.train.sequence_length)) {}
 
   TrainResult run() {
@@ -70,19 +72,19 @@ class TrainingRun {
   }
 
  private:
-  TrainingTensors tensors() {
-    return {specs_, weights_, engine_.first_moments(), engine_.second_moments()};
-  }
+  TrainingTensors tensors() { return {specs_, weights_, engine_.first_moments(), engine_.second_moments()}; }
 
   void start() {
     const MachineInfo machine = machine_info();
-    write_text_file(folder_.path() / "config.yaml",
-                    resolved_yaml(config_, version(), commit(),
-                                  fmt::format("{}, {} cores, {}", machine.processor, machine.cores, machine.system)));
+    write_text_file(
+        folder_.path() / "config.yaml",
+        resolved_yaml(config_, version(), commit(),
+                      fmt::format("{}, {} cores, {}", machine.processor, machine.cores, machine.system)));
     const ParameterCounts counts = count_parameters(model_);
-    logger_.info("{}: {:.2f}M parameters, {:.2f}M active per token; {} layers, {} experts, top {}", model_.family,
-                 static_cast<double>(counts.total) * 1e-6, static_cast<double>(counts.active) * 1e-6,
-                 model_.num_layers, model_.moe.num_experts, model_.moe.top_k);
+    logger_.info("{}: {:.2f}M parameters, {:.2f}M active per token; {} layers, {} experts, top {}",
+                 model_.family, static_cast<double>(counts.total) * 1e-6,
+                 static_cast<double>(counts.active) * 1e-6, model_.num_layers, model_.moe.num_experts,
+                 model_.moe.top_k);
     log_memory(engine_.memory(), logger_);
     state_.seed = static_cast<std::uint64_t>(config_.seed);
     if (config_.checkpoint.resume != Resume::never)
@@ -109,17 +111,17 @@ class TrainingRun {
     std::vector<Batch> batches;
     std::int64_t counted = 0;
     for (std::int64_t part = 0; part < parts; ++part) {
-      batches.push_back(read_batch(*data_.train, static_cast<std::uint64_t>(state_.samples + part * t.micro_batch),
-                                   t.micro_batch));
+      batches.push_back(read_batch(
+          *data_.train, static_cast<std::uint64_t>(state_.samples + part * t.micro_batch), t.micro_batch));
       counted += count_targets(batches.back());
     }
     StepMetrics m;
     double loss_sum = 0, balance = 0, load = 0;
     for (std::int64_t part = 0; part < parts; ++part) {
-      const BatchLoss loss = engine_.micro_batch(batches[static_cast<std::size_t>(part)],
-                                                 1.0F / static_cast<float>(std::max<std::int64_t>(counted, 1)),
-                                                 static_cast<float>(t.aux_loss / static_cast<double>(t.global_batch)),
-                                                 part == 0);
+      const BatchLoss loss = engine_.micro_batch(
+          batches[static_cast<std::size_t>(part)],
+          1.0F / static_cast<float>(std::max<std::int64_t>(counted, 1)),
+          static_cast<float>(t.aux_loss / static_cast<double>(t.global_batch)), part == 0);
       loss_sum += loss.loss_sum;
       balance += loss.balance_loss;
       load = std::max(load, loss.load_max_over_mean);
@@ -150,11 +152,13 @@ class TrainingRun {
   // both good; going on would repeat the same step.
   void check_finite(const StepMetrics& m) const {
     if (std::isfinite(m.loss) && std::isfinite(m.grad_norm)) return;
-    throw Error(ExitCode::bad_data,
-                fmt::format("step {}: loss {} and gradient norm {} are not both finite (samples {} to {}); parameters "
-                            "are unchanged; lower train.learning_rate.peak or look at these samples",
-                            state_.step + 1, m.loss, m.grad_norm, state_.samples,
-                            state_.samples + config_.train.global_batch - 1));
+    throw Error(
+        ExitCode::bad_data,
+        fmt::format(
+            "step {}: loss {} and gradient norm {} are not both finite (samples {} to {}); parameters "
+            "are unchanged; lower train.learning_rate.peak or look at these samples",
+            state_.step + 1, m.loss, m.grad_norm, state_.samples,
+            state_.samples + config_.train.global_batch - 1));
   }
 
   void save() {

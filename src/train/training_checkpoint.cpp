@@ -26,16 +26,19 @@ std::int64_t read_integer(const nlohmann::json& state, const char* key) {
 void refuse_other_model(const nlohmann::json& saved, const ModelConfig& config, const fs::path& path) {
   const nlohmann::json wanted = nlohmann::json::parse(hub_config_text(config));
   if (saved == wanted) return;
-  std::string text = fmt::format("{}: the checkpoint is of another model than the configuration:", path.string());
+  std::string text =
+      fmt::format("{}: the checkpoint is of another model than the configuration:", path.string());
   for (const auto& item : wanted.items()) {
     const nlohmann::json other = saved.value(item.key(), nlohmann::json());
     if (other != item.value())
-      text += fmt::format("\n  {}: checkpoint {}, configuration {}", item.key(), other.dump(), item.value().dump());
+      text += fmt::format("\n  {}: checkpoint {}, configuration {}", item.key(), other.dump(),
+                          item.value().dump());
   }
   for (const auto& item : saved.items())
     if (!wanted.contains(item.key()))
       text += fmt::format("\n  {}: checkpoint {}, configuration none", item.key(), item.value().dump());
-  throw UsageError(text + "\nuse the configuration that made it, another run_dir, or checkpoint.resume: never");
+  throw UsageError(text +
+                   "\nuse the configuration that made it, another run_dir, or checkpoint.resume: never");
 }
 
 void read_tensors(const Checkpoint& checkpoint, const ViewMap& destination) {
@@ -46,13 +49,15 @@ void read_tensors(const Checkpoint& checkpoint, const ViewMap& destination) {
   }
 }
 
-ViewMap moment_views(const TensorMap& first, const TensorMap& second, const std::vector<ParameterSpec>& specs) {
+ViewMap moment_views(const TensorMap& first, const TensorMap& second,
+                     const std::vector<ParameterSpec>& specs) {
   ViewMap views = hub_views(first, specs, first_moment_name(""));
   views.merge(hub_views(second, specs, second_moment_name("")));
   return views;
 }
 
-void add_tensors(std::map<std::string, CheckpointTensor>& map, const ViewMap& views, const std::string& file) {
+void add_tensors(std::map<std::string, CheckpointTensor>& map, const ViewMap& views,
+                 const std::string& file) {
   for (const auto& [name, view] : views)
     map[name] = {view.dtype, view.shape, {{file, name, 0, view.shape.rank() == 0 ? 1 : view.shape[0]}}};
 }
@@ -111,7 +116,8 @@ void CheckpointSaver::save(const TrainingState& state, const TrainingTensors& te
   });
 }
 
-void CheckpointSaver::write(const TrainingState& state, const ViewMap& weights, const ViewMap& moments) const {
+void CheckpointSaver::write(const TrainingState& state, const ViewMap& weights,
+                            const ViewMap& moments) const {
   CheckpointWriter writer(folder_, state.step, run_id_);
   std::map<std::string, CheckpointTensor> tensors;
   const auto add = [&](const std::string& name, const ViewMap& views) {
@@ -132,8 +138,9 @@ void CheckpointSaver::write(const TrainingState& state, const ViewMap& weights, 
   remove_old_checkpoints(folder_, static_cast<int>(keep_), run_id_, logger_);
 }
 
-std::optional<TrainingState> resume_training(const fs::path& folder, const ModelConfig& config, std::uint64_t seed,
-                                             const TrainingTensors& tensors, const Logger& logger) {
+std::optional<TrainingState> resume_training(const fs::path& folder, const ModelConfig& config,
+                                             std::uint64_t seed, const TrainingTensors& tensors,
+                                             const Logger& logger) {
   const auto checkpoint = find_newest_valid_checkpoint(folder, logger);
   if (!checkpoint) return std::nullopt;
   const nlohmann::json& saved = checkpoint->state();
@@ -144,8 +151,9 @@ std::optional<TrainingState> resume_training(const fs::path& folder, const Model
   state.tokens = read_integer(saved, "tokens");
   state.seed = static_cast<std::uint64_t>(read_integer(saved, "seed"));
   if (state.seed != seed)
-    throw UsageError(fmt::format("{} was made with seed {}, the configuration has {}; the order of samples would change",
-                                 checkpoint->path().string(), state.seed, seed));
+    throw UsageError(
+        fmt::format("{} was made with seed {}, the configuration has {}; the order of samples would change",
+                    checkpoint->path().string(), state.seed, seed));
   read_tensors(*checkpoint, hub_views(tensors.weights, tensors.specs));
   read_tensors(*checkpoint, moment_views(tensors.first_moments, tensors.second_moments, tensors.specs));
   set_aside_newer_checkpoints(folder, state.step, logger);

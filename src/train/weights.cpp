@@ -10,7 +10,8 @@ namespace {
 TensorView piece_view(const HostTensor& tensor, const HubPiece& piece) {
   const auto row_bytes = static_cast<std::size_t>(tensor.shape().rank() == 1 ? 1 : tensor.shape().back()) *
                          dtype_size(tensor.dtype());
-  auto* data = static_cast<std::byte*>(tensor.view().data) + static_cast<std::size_t>(piece.first_row) * row_bytes;
+  auto* data =
+      static_cast<std::byte*>(tensor.view().data) + static_cast<std::size_t>(piece.first_row) * row_bytes;
   return {data, tensor.dtype(), piece.shape};
 }
 
@@ -35,8 +36,8 @@ class Loader {
     }
     if (problems_.empty()) return;
     const std::size_t shown = std::min<std::size_t>(problems_.size(), 10);
-    std::string text = fmt::format("{}: {} tensors do not fit the model's config.json:", folder_.path().string(),
-                                   problems_.size());
+    std::string text = fmt::format(
+        "{}: {} tensors do not fit the model's config.json:", folder_.path().string(), problems_.size());
     for (std::size_t i = 0; i < shown; ++i) text += "\n  " + problems_[i];
     if (shown < problems_.size()) text += fmt::format("\n  and {} more", problems_.size() - shown);
     throw DataError(text);
@@ -51,14 +52,16 @@ class Loader {
     used_.insert(name);
     const TensorInfo& info = folder_.find(name);
     if (info.shape != destination.shape) {
-      problems_.push_back(fmt::format("{} is {}, the model has {}", name, info.shape.text(), destination.shape.text()));
+      problems_.push_back(
+          fmt::format("{} is {}, the model has {}", name, info.shape.text(), destination.shape.text()));
     } else if (info.dtype == DType::f32) {
       folder_.read_into(name, 0, destination.bytes());
     } else if (info.dtype == DType::bf16 || info.dtype == DType::f16 || info.dtype == DType::f64) {
       const HostTensor converted = convert_dtype(folder_.read(name), DType::f32);
       std::copy(converted.bytes().begin(), converted.bytes().end(), destination.bytes().begin());
     } else {
-      problems_.push_back(fmt::format("{} is {}; f32, bf16, f16 and f64 are read", name, dtype_name(info.dtype)));
+      problems_.push_back(
+          fmt::format("{} is {}; f32, bf16, f16 and f64 are read", name, dtype_name(info.dtype)));
     }
   }
 
@@ -92,7 +95,8 @@ void initialise_weights(TensorMap& weights, const std::vector<ParameterSpec>& sp
   }
 }
 
-void load_weights(TensorMap& weights, const std::vector<ParameterSpec>& specs, const SafetensorsFolder& folder) {
+void load_weights(TensorMap& weights, const std::vector<ParameterSpec>& specs,
+                  const SafetensorsFolder& folder) {
   Loader loader(folder);
   bool tied = true;
   for (const ParameterSpec& spec : specs) {
@@ -102,7 +106,8 @@ void load_weights(TensorMap& weights, const std::vector<ParameterSpec>& specs, c
   loader.finish(tied);
 }
 
-ViewMap hub_views(const TensorMap& tensors, const std::vector<ParameterSpec>& specs, std::string_view prefix) {
+ViewMap hub_views(const TensorMap& tensors, const std::vector<ParameterSpec>& specs,
+                  std::string_view prefix) {
   ViewMap views;
   for (const ParameterSpec& spec : specs)
     for (const HubPiece& piece : spec.pieces)
@@ -126,10 +131,11 @@ WrittenFile write_tensors(const fs::path& path, const ViewMap& tensors, DType dt
   return writer.finish();
 }
 
-void write_hub_folder(const fs::path& folder, const ModelConfig& config, const TensorMap& weights, DType dtype,
-                      const fs::path& tokenizer) {
+void write_hub_folder(const fs::path& folder, const ModelConfig& config, const TensorMap& weights,
+                      DType dtype, const fs::path& tokenizer) {
   if (fs::exists(folder / "config.json") || fs::exists(folder / "model.safetensors"))
-    throw UsageError(fmt::format("{} holds a model already; choose another folder or remove it", folder.string()));
+    throw UsageError(
+        fmt::format("{} holds a model already; choose another folder or remove it", folder.string()));
   std::error_code failure;
   fs::create_directories(folder, failure);
   if (failure) throw IoError(fmt::format("{}: cannot create folder: {}", folder.string(), failure.message()));

@@ -23,7 +23,9 @@ struct Reference {
     load_weights(weights, specs, SafetensorsFolder(folder));
   }
 
-  LayerGraph layers(const FarSkipConfig& wiring) const { return rewire_farskip(build_layer_graph(config), wiring); }
+  LayerGraph layers(const FarSkipConfig& wiring) const {
+    return rewire_farskip(build_layer_graph(config), wiring);
+  }
 
   // tokens [B, S]; targets are the next tokens, none for the last of a sequence
   Batch batch() const {
@@ -77,8 +79,8 @@ TEST_CASE("logits and losses equal the reference for every wiring") {
   const Reference r(GENERATE(from_range(std::begin(kModels), std::end(kModels))));
   REQUIRE(modes(r).size() >= 6);
   const Batch batch = r.batch();
-  const double counted =
-      static_cast<double>(std::count_if(batch.targets.begin(), batch.targets.end(), [](int t) { return t >= 0; }));
+  const double counted = static_cast<double>(
+      std::count_if(batch.targets.begin(), batch.targets.end(), [](int t) { return t >= 0; }));
   for (const std::string& mode : modes(r)) {
     CAPTURE(r.folder, mode);
     InferenceEngine engine(r.config, r.layers(parse_wiring(mode)), r.weights, Logger(LogLevel::off));
@@ -109,7 +111,8 @@ TEST_CASE("every parameter's gradient equals the reference") {
   auto compare = [&](const std::string& name, const TensorView& got) {
     CAPTURE(name);
     const HostTensor reference = want.read(name);
-    CHECK(relative_error({got.as<float>(), reference.values<float>().size()}, reference.values<float>()) < 1e-4);
+    CHECK(relative_error({got.as<float>(), reference.values<float>().size()}, reference.values<float>()) <
+          1e-4);
     ++compared;
   };
   for (const TensorInfo& info : want.tensors()) {
@@ -147,7 +150,8 @@ TEST_CASE("twenty steps of AdamW follow the reference's losses and gradient norm
         batch.tokens.insert(batch.tokens.end(), ids.begin(), ids.end() - 1);
         batch.targets.insert(batch.targets.end(), ids.begin() + 1, ids.end());
       }
-      loss += engine.micro_batch(batch, 1.0F / (kBatch * kSequence), 0.0F, m == 0).loss_sum / (kBatch * kSequence);
+      loss += engine.micro_batch(batch, 1.0F / (kBatch * kSequence), 0.0F, m == 0).loss_sum /
+              (kBatch * kSequence);
     }
     const float norm = engine.update(1e-3, step + 1);
     CAPTURE(step);

@@ -5,6 +5,8 @@ target_compile_options(farskip_options INTERFACE -Wall -Wextra -Wpedantic -Wshad
 if(FARSKIP_WERROR)
   target_compile_options(farskip_options INTERFACE -Werror)
 endif()
+# errno is never read after a math function, and setting it keeps square roots from being vectorised.
+target_compile_options(farskip_options INTERFACE -fno-math-errno)
 # Contraction stays on (FMA is the point of the CPU kernels) but nothing that reassociates: results
 # must not depend on how a loop was vectorised for a given thread count.
 if(FARSKIP_NATIVE)

@@ -55,11 +55,11 @@ class InternalError : public Error {
 };
 
 /// Throws InternalError with the place and the message unless `condition` holds.
-#define FARSKIP_CHECK(condition, ...)                                                              \
-  do {                                                                                             \
-    if (!(condition)) [[unlikely]]                                                                 \
-      throw ::farskip::InternalError(fmt::format("{}:{}: ({}) is false: {}", __FILE__, __LINE__,  \
-                                                 #condition, fmt::format(__VA_ARGS__)));           \
+#define FARSKIP_CHECK(condition, ...)                                                                        \
+  do {                                                                                                       \
+    if (!(condition)) [[unlikely]]                                                                           \
+      throw ::farskip::InternalError(fmt::format("{}:{}: ({}) is false: {}", __FILE__, __LINE__, #condition, \
+                                                 fmt::format(__VA_ARGS__)));                                 \
   } while (false)
 
 }  // namespace farskip

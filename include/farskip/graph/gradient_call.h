@@ -30,6 +30,12 @@ class GradientCall {
   ValueId out(std::size_t i) const { return node_.outputs[i]; }
   /// Gradient of output i; none when nothing that is differentiated reads that output.
   ValueId dout(std::size_t i = 0) const { return output_gradients_[i]; }
+  /// The same for a rule that needs the gradient of every output it asks for: InternalError without one.
+  ValueId required_dout(std::size_t i) const {
+    FARSKIP_CHECK(dout(i), "the gradient of {} @{} needs a reader of output {}", node_.op->name,
+                  node_.scope.text(), i);
+    return dout(i);
+  }
   bool needs(std::size_t i) const { return i < needed_.size() && needed_[i]; }
   void set(std::size_t i, ValueId gradient) {
     if (needs(i)) input_gradients_[i] = gradient;

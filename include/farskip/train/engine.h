@@ -17,19 +17,20 @@ namespace farskip {
 
 /// Tokens of some sequences of equal length, as the graphs want them.
 struct Batch {
-  std::vector<std::int32_t> tokens, targets;   // [B*S]; target -1: not counted
-  std::vector<std::int32_t> document_start;    // [B*S] or empty
+  std::vector<std::int32_t> tokens, targets;  // [B*S]; target -1: not counted
+  std::vector<std::int32_t> document_start;   // [B*S] or empty
 };
 
 struct BatchLoss {
-  double loss_sum = 0;           // Σ over counted tokens, nats
-  std::int64_t num_correct = 0;  // counted tokens whose target has the largest logit
-  double balance_loss = 0;       // Σ over layers and sequences
+  double loss_sum = 0;            // Σ over counted tokens, nats
+  std::int64_t num_correct = 0;   // counted tokens whose target has the largest logit
+  double balance_loss = 0;        // Σ over layers and sequences
   double load_max_over_mean = 0;  // largest over layers: rows of the busiest expert over the mean
 };
 
 /// Graph → passes → serial plan → executor.
-std::unique_ptr<Executor> compile(Graph graph, Arena& arena, const PipelineOptions& options, const Logger& logger);
+std::unique_ptr<Executor> compile(Graph graph, Arena& arena, const PipelineOptions& options,
+                                  const Logger& logger);
 
 struct MemoryReport {
   std::size_t weights = 0, gradients = 0, moments = 0, arena = 0;
@@ -69,8 +70,8 @@ struct TrainEngineOptions {
 /// Training use: gradients and moments beside the weights.
 class TrainEngine {
  public:
-  TrainEngine(const ModelConfig& config, const LayerGraph& layers, TensorMap& weights, const TrainEngineOptions& options,
-              const Logger& logger);
+  TrainEngine(const ModelConfig& config, const LayerGraph& layers, TensorMap& weights,
+              const TrainEngineOptions& options, const Logger& logger);
 
   /// Forward and backward of one micro-batch. `first`: gradients are written, otherwise added to.
   BatchLoss micro_batch(const Batch& batch, float loss_scale, float balance_scale, bool first);
@@ -83,6 +84,7 @@ class TrainEngine {
   TensorMap& second_moments() { return second_moments_; }
   MemoryReport memory() const;
   const Executor& micro_batch_executor() const { return *first_; }
+  const Executor& update_executor() const { return *update_; }
   /// Seconds of each node of the last micro_batch() or update() call while set; nullptr turns it off.
   void record_times(std::vector<NodeTime>* times) { times_ = times; }
 

@@ -17,8 +17,8 @@ std::string second_moment_name(std::string_view parameter);
 
 /// Forward and backward of one micro-batch. The gradient of each parameter is state under gradient_name:
 /// with `accumulate` the new value is old + gradient, otherwise the gradient. Outputs as lower() has them.
-Graph build_micro_batch_graph(const ModelConfig& config, const LayerGraph& layers, const LowerOptions& options,
-                              bool accumulate);
+Graph build_micro_batch_graph(const ModelConfig& config, const LayerGraph& layers,
+                              const LowerOptions& options, bool accumulate);
 
 /// Clip and AdamW over all parameters (decay on tensors of rank >= 2 as the hub counts ranks: an expert's
 /// matrices, not norms). Parameters and moments are state. Output "grad_norm" f32[1], before clipping.

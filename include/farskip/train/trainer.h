@@ -28,7 +28,8 @@ struct Evaluation {
   std::int64_t tokens = 0;
 };
 /// One pass over a source in order, at most `max_sequences` (0: all of them).
-Evaluation evaluate(InferenceEngine& engine, const Sampler& sampler, std::int64_t batch, std::int64_t max_sequences);
+Evaluation evaluate(InferenceEngine& engine, const Sampler& sampler, std::int64_t batch,
+                    std::int64_t max_sequences);
 
 struct TrainResult {
   std::int64_t step = 0;

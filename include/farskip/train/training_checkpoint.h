@@ -31,8 +31,8 @@ struct TrainingTensors {
 /// save() or wait().
 class CheckpointSaver {
  public:
-  CheckpointSaver(fs::path folder, std::int64_t keep, bool asynchronous, ModelConfig config, fs::path tokenizer,
-                  Logger logger);
+  CheckpointSaver(fs::path folder, std::int64_t keep, bool asynchronous, ModelConfig config,
+                  fs::path tokenizer, Logger logger);
   CheckpointSaver(const CheckpointSaver&) = delete;
   CheckpointSaver& operator=(const CheckpointSaver&) = delete;
   ~CheckpointSaver();
@@ -58,7 +58,8 @@ class CheckpointSaver {
 /// Newest valid checkpoint of the folder, if any, loaded into `tensors`. UsageError listing each field of
 /// the model that differs from `config` with both values, or when the seed differs (the order of samples
 /// would change).
-std::optional<TrainingState> resume_training(const fs::path& folder, const ModelConfig& config, std::uint64_t seed,
-                                             const TrainingTensors& tensors, const Logger& logger);
+std::optional<TrainingState> resume_training(const fs::path& folder, const ModelConfig& config,
+                                             std::uint64_t seed, const TrainingTensors& tensors,
+                                             const Logger& logger);
 
 }  // namespace farskip

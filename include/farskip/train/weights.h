@@ -27,17 +27,19 @@ void initialise_weights(TensorMap& weights, const std::vector<ParameterSpec>& sp
 
 /// Fills weights from hub layout (f32, bf16 or f16; experts one tensor each or packed). DataError naming
 /// each tensor that is missing, of another shape, or not part of the model.
-void load_weights(TensorMap& weights, const std::vector<ParameterSpec>& specs, const SafetensorsFolder& folder);
+void load_weights(TensorMap& weights, const std::vector<ParameterSpec>& specs,
+                  const SafetensorsFolder& folder);
 
 /// The same memory cut into hub tensors, each name after `prefix`.
-ViewMap hub_views(const TensorMap& tensors, const std::vector<ParameterSpec>& specs, std::string_view prefix = "");
+ViewMap hub_views(const TensorMap& tensors, const std::vector<ParameterSpec>& specs,
+                  std::string_view prefix = "");
 
 /// Writes f32 tensors, converted to `dtype` (f32 or bf16, rounded to nearest even).
 WrittenFile write_tensors(const fs::path& path, const ViewMap& tensors, DType dtype);
 
 /// Hub-layout folder: config.json, model.safetensors and, unless `tokenizer` is empty, tokenizer.json.
 /// UsageError when the folder holds a model already.
-void write_hub_folder(const fs::path& folder, const ModelConfig& config, const TensorMap& weights, DType dtype,
-                      const fs::path& tokenizer);
+void write_hub_folder(const fs::path& folder, const ModelConfig& config, const TensorMap& weights,
+                      DType dtype, const fs::path& tokenizer);
 
 }  // namespace farskip

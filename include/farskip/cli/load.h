@@ -1,0 +1,44 @@
+#pragma once
+// What several commands do first: read a run configuration, load a model.
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "farskip/base/log.h"
+#include "farskip/config/run_config.h"
+#include "farskip/data/tokenizer.h"
+#include "farskip/train/weights.h"
+
+namespace farskip {
+
+struct LoadedRun {
+  RunConfig config;
+  ModelConfig model;  // with the wiring that the configuration asks for
+};
+/// Reads and checks everything, model section included, before anything is loaded.
+LoadedRun load_run(const std::string& path, const std::vector<std::string>& overrides, const RunNeeds& needs,
+                   const Logger& logger);
+
+struct LoadedModel {
+  ModelConfig config;
+  TensorMap weights;
+  fs::path tokenizer;  // of the folder; empty where it has none
+};
+/// A hub-layout folder or a checkpoint (step-N, or a run or checkpoints folder: its newest one).
+LoadedModel load_model(const std::string& folder, const Logger& logger);
+/// The folder that load_model would read.
+fs::path resolve_model_folder(const std::string& folder, const Logger& logger);
+
+/// Wiring from --farskip and --layers; nullopt without --farskip. UsageError for a bad value.
+std::optional<FarSkipConfig> parse_wiring(const std::string& mode, const std::string& layers,
+                                          std::int64_t num_layers);
+
+/// Token ids of a safetensors file with tensor `tokens` [B, S], i32 or i64.
+struct TokenMatrix {
+  std::vector<std::int32_t> ids;
+  std::int64_t batch = 0, sequence_length = 0;
+};
+TokenMatrix read_token_matrix(const std::string& path, std::int64_t vocab_size);
+
+}  // namespace farskip

@@ -1,0 +1,21 @@
+#pragma once
+#include <functional>
+
+#include "farskip/train/engine.h"
+
+namespace farskip {
+
+struct GenerateOptions {
+  std::int64_t max_tokens = 64;
+  double temperature = 0.0;  // 0: the most likely token
+  std::int64_t top_k = 0;    // choose among so many; 0: all
+  std::uint64_t seed = 1;
+};
+
+/// Continues `prompt` until an end token of the model, max_tokens, or the model's longest position; calls
+/// `use` with each new token. Recomputes the whole prefix for every token.
+std::vector<std::int32_t> generate(InferenceEngine& engine, std::vector<std::int32_t> prompt,
+                                   const GenerateOptions& options,
+                                   const std::function<void(std::int32_t)>& use);
+
+}  // namespace farskip

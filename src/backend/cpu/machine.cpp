@@ -1,0 +1,59 @@
+#include "farskip/backend/cpu/machine.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <vector>
+
+#include "farskip/backend/cpu/matmul.h"
+#include "farskip/backend/cpu/parallel.h"
+
+namespace farskip::cpu {
+namespace {
+
+template <class F>
+double best_seconds(const F& f) {
+  double best = 1e30;
+  for (int i = 0; i < 3; ++i) {
+    const auto start = std::chrono::steady_clock::now();
+    f();
+    best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+  }
+  return best;
+}
+
+}  // namespace
+
+const char* instruction_set() {
+#if defined(__AVX512F__)
+  return "AVX-512";
+#elif defined(__AVX2__)
+  return "AVX2";
+#elif defined(__AVX__)
+  return "AVX";
+#else
+  return "baseline";
+#endif
+}
+
+Measured measure_machine() {
+  Measured measured;
+  measured.threads = omp_get_max_threads();
+  constexpr std::int64_t n = 1024;
+  std::vector<float> a(n * n, 0.5F), b(n * n, 0.25F), c(n * n);
+  const Product product{
+      .m = n, .n = n, .k = n, .a = a.data(), .lda = n, .b = b.data(), .ldb = n, .c = c.data(), .ldc = n};
+  measured.matmul_gflops = 2e-9 * n * n * n / best_seconds([&] { multiply(product); });
+
+  constexpr std::int64_t kBytes = std::int64_t{128} << 20, kPieces = 64;
+  std::vector<char> from(kBytes, 1), to(kBytes);
+  measured.copy_gb_per_second = 2e-9 * kBytes / best_seconds([&] {
+                                  parallel_for(kPieces, [&](std::int64_t i) {
+                                    const std::int64_t piece = kBytes / kPieces;
+                                    std::memcpy(to.data() + i * piece, from.data() + i * piece, piece);
+                                  });
+                                });
+  return measured;
+}
+
+}  // namespace farskip::cpu

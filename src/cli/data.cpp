@@ -1,0 +1,139 @@
+#include <CLI/CLI.hpp>
+#include <nlohmann/json.hpp>
+
+#include "farskip/cli/command.h"
+#include "farskip/data/bpe_trainer.h"
+#include "farskip/data/ngram.h"
+#include "farskip/data/text_source.h"
+
+namespace farskip {
+namespace {
+
+struct Options {
+  std::vector<std::string> text;
+  std::string tokenizer, out, train, validation, prefix;
+  std::int64_t vocab_size = 4096, holdout_every = 0;
+};
+
+std::vector<fs::path> text_files(const Options& options) {
+  const std::vector<fs::path> sources(options.text.begin(), options.text.end());
+  return list_text_files(sources);
+}
+
+ExitCode train_tokenizer(const Options& options, const CommonOptions& common) {
+  const std::vector<fs::path> files = text_files(options);
+  BpeTrainer trainer;
+  std::uint64_t bytes = 0;
+  for (const fs::path& file : files)
+    for_each_document(file, [&](std::string_view text) {
+      trainer.add_text(text);
+      bytes += text.size();
+    });
+  BpeTrainerOptions bpe;
+  bpe.vocab_size = options.vocab_size;
+  const Tokenizer tokenizer = trainer.train(bpe);
+  tokenizer.save(options.out);
+  if (common.json)
+    print_json({{"out", options.out},
+                {"vocab_size", tokenizer.vocab_size()},
+                {"files", files.size()},
+                {"bytes", bytes}});
+  common.logger().info("{}: {} tokens, from {} files, {:.1f} MB", options.out, tokenizer.vocab_size(),
+                       files.size(), static_cast<double>(bytes) * 1e-6);
+  return ExitCode::ok;
+}
+
+nlohmann::ordered_json describe_tokens(const std::string& prefix) {
+  const TokenFile file(prefix);
+  return {{"prefix", prefix},
+          {"documents", file.num_documents()},
+          {"tokens", file.num_tokens()},
+          {"dtype", std::string(token_type_name(file.type()))}};
+}
+
+void print_tokens(const std::string& prefix, const CommonOptions& common) {
+  const auto o = describe_tokens(prefix);
+  if (common.json)
+    print_json(o);
+  else
+    fmt::print("{}: {} documents, {} tokens, {}\n", prefix, o["documents"].dump(), o["tokens"].dump(),
+               o["dtype"].get<std::string>());
+}
+
+// Every Nth file, in sorted order, is held out: training and validation text never share a document.
+ExitCode tokenize(const Options& options, const CommonOptions& common) {
+  const Tokenizer tokenizer = Tokenizer::load(options.tokenizer);
+  std::vector<fs::path> train, held_out;
+  for (const fs::path& file : text_files(options)) {
+    const std::size_t n = train.size() + held_out.size() + 1;
+    const bool hold = options.holdout_every > 0 && n % static_cast<std::size_t>(options.holdout_every) == 0;
+    (hold ? held_out : train).push_back(file);
+  }
+  if (options.holdout_every > 0 && held_out.empty())
+    throw UsageError(fmt::format("--holdout-every {}: only {} files; nothing would be held out",
+                                 options.holdout_every, train.size()));
+  tokenize_text(train, tokenizer, options.out);
+  print_tokens(options.out, common);
+  if (held_out.empty()) return ExitCode::ok;
+  tokenize_text(held_out, tokenizer, options.out + "-validation");
+  print_tokens(options.out + "-validation", common);
+  return ExitCode::ok;
+}
+
+ExitCode baselines(const Options& options, const CommonOptions& common) {
+  const TokenFile train(options.train), validation(options.validation);
+  const NgramBaseline model(train, 0, train.num_tokens(), options.vocab_size);
+  const NgramLoss loss = model.evaluate(validation, 0, validation.num_tokens());
+  if (common.json)
+    print_json({{"unigram", loss.unigram}, {"bigram", loss.bigram}, {"tokens", loss.num_predicted}});
+  else
+    fmt::print("unigram {:.4f}, bigram (interpolated Kneser-Ney) {:.4f} nats/token on {} tokens\n",
+               loss.unigram, loss.bigram, loss.num_predicted);
+  return ExitCode::ok;
+}
+
+}  // namespace
+
+void add_data(CLI::App& app, Command& command) {
+  auto options = std::make_shared<Options>();
+  CLI::App* data = app.add_subcommand("data", "Tokenizers and token files");
+  data->require_subcommand(1);
+
+  CLI::App* tokenizer =
+      data->add_subcommand("train-tokenizer", "Learn a byte-level BPE vocabulary from text");
+  tokenizer->add_option("TEXT", options->text, "Text or JSONL files, folders")->required();
+  tokenizer->add_option("--vocab-size", options->vocab_size, "Tokens, with the 256 bytes and <|endoftext|>")
+      ->check(CLI::Range(std::int64_t{257}, std::int64_t{1} << 20))
+      ->capture_default_str();
+  tokenizer->add_option("--out", options->out, "tokenizer.json to write")->required();
+  finish_command(tokenizer, command,
+                 [options, &command] { return train_tokenizer(*options, command.common); });
+
+  CLI::App* tokens = data->add_subcommand("tokenize", "Text into a token file (PREFIX.bin, PREFIX.idx)");
+  tokens->add_option("TEXT", options->text, "Text or JSONL files, folders")->required();
+  tokens->add_option("--tokenizer", options->tokenizer, "tokenizer.json")->required();
+  tokens->add_option("--out", options->out, "Prefix to write")->required();
+  tokens
+      ->add_option("--holdout-every", options->holdout_every,
+                   "Put every Nth file into PREFIX-validation instead (0: none)")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  finish_command(tokens, command, [options, &command] { return tokenize(*options, command.common); });
+
+  CLI::App* info = data->add_subcommand("info", "What a token file holds");
+  info->add_option("PREFIX", options->prefix, "Token file prefix")->required();
+  finish_command(info, command, [options, &command] {
+    print_tokens(options->prefix, command.common);
+    return ExitCode::ok;
+  });
+
+  CLI::App* baseline = data->add_subcommand("baselines", "Held-out loss of unigram and bigram models");
+  baseline->add_option("--train", options->train, "Token file prefix to fit on")->required();
+  baseline->add_option("--validation", options->validation, "Token file prefix to measure on")->required();
+  baseline->add_option("--vocab-size", options->vocab_size, "Number of token ids")
+      ->check(CLI::Range(std::int64_t{2}, std::int64_t{1} << 24))
+      ->capture_default_str();
+  finish_command(baseline, command, [options, &command] { return baselines(*options, command.common); });
+}
+
+}  // namespace farskip

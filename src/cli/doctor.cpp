@@ -1,0 +1,60 @@
+#include <CLI/CLI.hpp>
+#include <nlohmann/json.hpp>
+
+#include "farskip/backend/cpu/blas.h"
+#include "farskip/backend/cpu/machine.h"
+#include "farskip/base/environment.h"
+#include "farskip/base/version.h"
+#include "farskip/cli/command.h"
+
+namespace farskip {
+namespace {
+
+ExitCode run(const CommonOptions& common) {
+  const MachineInfo machine = machine_info();
+  const cpu::Measured measured = cpu::measure_machine();
+  std::vector<std::string> advice;
+  if (measured.threads < machine.cores)
+    advice.push_back(fmt::format("OMP_NUM_THREADS allows {} of {} cores", measured.threads, machine.cores));
+  if (!std::string_view(cpu::blas_name()).starts_with("oneDNN"))
+    advice.push_back(
+        "oneDNN (libdnnl-dev) was not found when this was built; matrix products are slower without it");
+  const nlohmann::ordered_json o{{"version", version()},
+                                 {"commit", commit()},
+                                 {"processor", machine.processor},
+                                 {"cores", machine.cores},
+                                 {"threads", measured.threads},
+                                 {"memory_bytes", machine.memory_bytes},
+                                 {"system", machine.system},
+                                 {"instruction_set", cpu::instruction_set()},
+                                 {"matrix_library", cpu::blas_name()},
+                                 {"matmul_gflops", measured.matmul_gflops},
+                                 {"copy_gb_per_second", measured.copy_gb_per_second},
+                                 {"devices", {"cpu"}},
+                                 {"transports", {"self"}},
+                                 {"advice", advice}};
+  if (common.json) {
+    print_json(o);
+    return ExitCode::ok;
+  }
+  fmt::print("farskip          {} ({})\n", version(), commit());
+  fmt::print("processor        {}, {} cores ({} threads used), {}\n", machine.processor, machine.cores,
+             measured.threads, cpu::instruction_set());
+  fmt::print("memory           {:.1f} GiB\n", static_cast<double>(machine.memory_bytes) / (1 << 30));
+  fmt::print("system           {}\n", machine.system);
+  fmt::print("matrix products  {}: {:.0f} GFLOP/s (fp32, 1024 cubed)\n", cpu::blas_name(),
+             measured.matmul_gflops);
+  fmt::print("memory copy      {:.1f} GB/s\n", measured.copy_gb_per_second);
+  fmt::print("devices          cpu\n");
+  for (const std::string& line : advice) fmt::print("advice           {}\n", line);
+  return ExitCode::ok;
+}
+
+}  // namespace
+
+void add_doctor(CLI::App& app, Command& command) {
+  CLI::App* sub = app.add_subcommand("doctor", "What this machine offers, and what is missing");
+  finish_command(sub, command, [&command] { return run(command.common); });
+}
+
+}  // namespace farskip

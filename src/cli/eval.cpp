@@ -1,0 +1,63 @@
+#include <CLI/CLI.hpp>
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+#include "farskip/cli/command.h"
+#include "farskip/cli/load.h"
+#include "farskip/passes/farskip.h"
+#include "farskip/train/trainer.h"
+
+namespace farskip {
+namespace {
+
+struct Options {
+  std::string model, data, farskip, layers;
+  std::int64_t sequence_length = 256, batch = 8, max_sequences = 0;
+};
+
+ExitCode run(const Options& options, const CommonOptions& common) {
+  const Logger logger = common.logger();
+  LoadedModel model = load_model(options.model, logger);
+  if (const auto wiring = parse_wiring(options.farskip, options.layers, model.config.num_layers))
+    model.config.farskip = *wiring;
+  SamplerOptions sampling;
+  sampling.sequence_length = options.sequence_length;
+  sampling.shuffle = false;
+  std::vector<SamplerSource> sources;
+  sources.push_back({std::make_shared<TokenFile>(options.data, model.config.vocab_size), 1.0});
+  const Sampler sampler(std::move(sources), sampling);
+  InferenceEngine engine(model.config, rewire_farskip(build_layer_graph(model.config), model.config.farskip),
+                         model.weights, logger);
+  const Evaluation e = evaluate(engine, sampler, options.batch, options.max_sequences);
+  if (common.json)
+    print_json(
+        {{"loss", e.loss}, {"perplexity", std::exp(e.loss)}, {"top1", e.accuracy}, {"tokens", e.tokens}});
+  else
+    fmt::print("loss {:.4f} nats/token, perplexity {:.2f}, top-1 {:.2f}%, {} tokens\n", e.loss,
+               std::exp(e.loss), 100.0 * e.accuracy, e.tokens);
+  return ExitCode::ok;
+}
+
+}  // namespace
+
+void add_eval(CLI::App& app, Command& command) {
+  auto options = std::make_shared<Options>();
+  CLI::App* sub = app.add_subcommand("eval", "Held-out loss, perplexity and top-1 accuracy");
+  sub->add_option("--model", options->model, "Model folder, checkpoint or run directory")->required();
+  sub->add_option("--data", options->data, "Token file prefix (PREFIX.bin, PREFIX.idx)")->required();
+  sub->add_option("--sequence-length", options->sequence_length, "Tokens of context, at most")
+      ->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 20))
+      ->capture_default_str();
+  sub->add_option("--batch", options->batch, "Sequences at a time")
+      ->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 16))
+      ->capture_default_str();
+  sub->add_option("--max-sequences", options->max_sequences, "Stop after so many (0: all)")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  sub->add_option("--farskip", options->farskip,
+                  "Wiring: off, attention, mlp or full (default: the model's own)");
+  sub->add_option("--layers", options->layers, "Rewired layers: all, A-B or a list");
+  finish_command(sub, command, [options, &command] { return run(*options, command.common); });
+}
+
+}  // namespace farskip

@@ -1,0 +1,85 @@
+#include <CLI/CLI.hpp>
+#include <cstring>
+#include <nlohmann/json.hpp>
+
+#include "farskip/cli/command.h"
+#include "farskip/cli/load.h"
+#include "farskip/passes/farskip.h"
+#include "farskip/tensor/safetensors_writer.h"
+#include "farskip/train/engine.h"
+
+namespace farskip {
+namespace {
+
+struct Options {
+  std::string model, tokens, out, farskip, layers, device = "cpu";
+  bool grads = false;
+};
+
+// Targets are the next tokens; the last of a sequence has none.
+Batch next_token_batch(const TokenMatrix& matrix) {
+  Batch batch{matrix.ids, matrix.ids, {}};
+  for (std::size_t i = 0; i < matrix.ids.size(); ++i) {
+    const bool last = static_cast<std::int64_t>(i + 1) % matrix.sequence_length == 0;
+    batch.targets[i] = last ? -1 : matrix.ids[i + 1];
+  }
+  return batch;
+}
+
+ExitCode run(const Options& options, const CommonOptions& common) {
+  const Logger logger = common.logger();
+  if (options.device != "cpu" && options.device != "auto")
+    throw UsageError(fmt::format("--device {}: this build has no such backend; use cpu", options.device));
+  LoadedModel model = load_model(options.model, logger);
+  if (const auto wiring = parse_wiring(options.farskip, options.layers, model.config.num_layers))
+    model.config.farskip = *wiring;
+  const TokenMatrix matrix = read_token_matrix(options.tokens, model.config.vocab_size);
+  if (matrix.batch == 0 || matrix.sequence_length < 2)
+    throw DataError(fmt::format("{}: tokens is [{}, {}]; at least one sequence of two tokens is needed",
+                                options.tokens, matrix.batch, matrix.sequence_length));
+  const Batch batch = next_token_batch(matrix);
+  const LayerGraph layers = rewire_farskip(build_layer_graph(model.config), model.config.farskip);
+  const auto counted = static_cast<double>(matrix.batch * (matrix.sequence_length - 1));
+
+  InferenceEngine inference(model.config, layers, model.weights, logger);
+  auto loss = static_cast<float>(inference.loss(batch, matrix.sequence_length).loss_sum / counted);
+  std::map<std::string, TensorView> out;
+  out["loss"] = {&loss, DType::f32, Shape{}};
+  TensorView logits = inference.logits(matrix.ids, matrix.sequence_length);
+  logits.shape = Shape{matrix.batch, matrix.sequence_length, model.config.vocab_size};
+  out["logits"] = logits;
+
+  std::unique_ptr<TrainEngine> engine;
+  if (options.grads) {
+    TrainEngineOptions train;
+    train.micro_batch = matrix.batch;
+    train.sequence_length = matrix.sequence_length;
+    engine = std::make_unique<TrainEngine>(model.config, layers, model.weights, train, logger);
+    engine->micro_batch(batch, static_cast<float>(1.0 / counted), 0.0F, true);
+    out.merge(hub_views(engine->gradients(), list_parameters(model.config), "grad."));
+  }
+  write_safetensors(options.out, out);
+  if (common.json) print_json({{"loss", loss}, {"tensors", out.size()}, {"out", options.out}});
+  logger.info("loss {:.6f}; {} tensors in {}", loss, out.size(), options.out);
+  return ExitCode::ok;
+}
+
+}  // namespace
+
+void add_forward(CLI::App& app, Command& command) {
+  auto options = std::make_shared<Options>();
+  CLI::App* sub = app.add_subcommand("forward", "Logits, loss and gradients of a model on given tokens");
+  sub->add_option("--model", options->model, "Model folder or checkpoint")->required();
+  sub->add_option("--tokens", options->tokens, "safetensors file with tensor tokens [B, S], I32 or I64")
+      ->required();
+  sub->add_option("--out", options->out, "safetensors file to write: logits, loss, grad.<tensor>")
+      ->required();
+  sub->add_option("--farskip", options->farskip,
+                  "Wiring: off, attention, mlp or full (default: the model's own)");
+  sub->add_option("--layers", options->layers, "Rewired layers: all, A-B or a list");
+  sub->add_flag("--grads", options->grads, "Also write the gradient of the loss for every parameter");
+  sub->add_option("--device", options->device, "cpu or cuda");
+  finish_command(sub, command, [options, &command] { return run(*options, command.common); });
+}
+
+}  // namespace farskip

@@ -1,0 +1,66 @@
+#include "farskip/train/generate.h"
+
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <nlohmann/json.hpp>
+
+#include "farskip/cli/command.h"
+#include "farskip/cli/load.h"
+#include "farskip/passes/farskip.h"
+
+namespace farskip {
+namespace {
+
+struct Options {
+  std::string model, prompt, tokenizer;
+  GenerateOptions generation;
+};
+
+ExitCode run(const Options& options, const CommonOptions& common) {
+  const Logger logger = common.logger();
+  LoadedModel model = load_model(options.model, logger);
+  const fs::path path = options.tokenizer.empty() ? model.tokenizer : fs::path(options.tokenizer);
+  if (path.empty())
+    throw MissingInputError(
+        fmt::format("{} holds no tokenizer.json; name one with --tokenizer", options.model));
+  const Tokenizer tokenizer = Tokenizer::load(path);
+  const std::vector<std::int32_t> prompt = tokenizer.encode(options.prompt);
+  if (prompt.empty()) throw UsageError("--prompt is empty; give at least one character");
+  for (const std::int32_t id : prompt)
+    if (id >= model.config.vocab_size)
+      throw DataError(fmt::format("{}: token {} of the prompt is not in the model's vocabulary of {}",
+                                  path.string(), id, model.config.vocab_size));
+  InferenceEngine engine(model.config, rewire_farskip(build_layer_graph(model.config), model.config.farskip),
+                         model.weights, logger);
+  const auto made = generate(engine, prompt, options.generation, [](std::int32_t) {});
+  const std::string text = tokenizer.decode(made, true);
+  if (common.json)
+    print_json({{"prompt", options.prompt}, {"text", text}, {"ids", made}});
+  else
+    std::printf("%s%s\n", options.prompt.c_str(), text.c_str());
+  return ExitCode::ok;
+}
+
+}  // namespace
+
+void add_generate(CLI::App& app, Command& command) {
+  auto options = std::make_shared<Options>();
+  CLI::App* sub = app.add_subcommand("generate", "Continue a text, greedily or by sampling");
+  sub->add_option("--model", options->model, "Model folder, checkpoint or run directory")->required();
+  sub->add_option("--prompt", options->prompt, "Text to continue")->required();
+  sub->add_option("--tokenizer", options->tokenizer, "tokenizer.json (default: the model folder's)");
+  GenerateOptions& g = options->generation;
+  sub->add_option("--max-tokens", g.max_tokens, "Stop after so many new tokens")
+      ->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 20))
+      ->capture_default_str();
+  sub->add_option("--temperature", g.temperature, "0: the most likely token each time")
+      ->check(CLI::Range(0.0, 100.0))
+      ->capture_default_str();
+  sub->add_option("--top-k", g.top_k, "Sample among the k most likely tokens (0: all)")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  sub->add_option("--seed", g.seed, "Seed of the sampling")->capture_default_str();
+  finish_command(sub, command, [options, &command] { return run(*options, command.common); });
+}
+
+}  // namespace farskip

@@ -1,0 +1,116 @@
+#include <CLI/CLI.hpp>
+#include <nlohmann/json.hpp>
+
+#include "farskip/cli/command.h"
+#include "farskip/cli/load.h"
+#include "farskip/data/token_file.h"
+#include "farskip/train/checkpoint_files.h"
+
+namespace farskip {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+Json describe_model(const fs::path& folder) {
+  const ModelConfig config = read_hub_config(folder);
+  const ParameterCounts counts = count_parameters(config);
+  return {{"kind", "model"},
+          {"family", config.family},
+          {"parameters", counts.total},
+          {"active_parameters", counts.active},
+          {"layers", config.num_layers},
+          {"hidden_size", config.hidden_size},
+          {"experts", config.moe.num_experts},
+          {"experts_per_token", config.moe.top_k},
+          {"vocab_size", config.vocab_size},
+          {"farskip", std::string(name_of(farskip_mode_names, config.farskip.mode))},
+          {"farskip_layers", describe(config.farskip.layers)}};
+}
+
+Json describe_checkpoint(const fs::path& folder, bool verify) {
+  const Checkpoint checkpoint = open_checkpoint(folder, verify ? Verify::hashes : Verify::layout);
+  Json o = describe_model(folder);
+  o["kind"] = "checkpoint";
+  o["step"] = checkpoint.step();
+  o["tensors"] = checkpoint.manifest().tensors.size();
+  std::uint64_t bytes = 0;
+  for (const auto& [name, file] : checkpoint.manifest().files) bytes += file.size;
+  o["bytes"] = bytes;
+  return o;
+}
+
+Json describe_tensors(const fs::path& path) {
+  const SafetensorsFile file(path);
+  Json list = Json::array();
+  for (const TensorInfo& t : file.tensors())
+    list.push_back(
+        {{"name", t.name}, {"dtype", std::string(dtype_name(t.dtype))}, {"shape", t.shape.dims()}});
+  return {{"kind", "safetensors"}, {"bytes", file.size()}, {"hash", file.hash()}, {"tensors", list}};
+}
+
+Json describe_tokens(const std::string& prefix, bool verify) {
+  const TokenFile file(prefix);
+  if (verify) file.check_token_range(std::int64_t{1} << 31);
+  return {{"kind", "tokens"},
+          {"documents", file.num_documents()},
+          {"tokens", file.num_tokens()},
+          {"dtype", std::string(token_type_name(file.type()))}};
+}
+
+// All weights are read and every element is checked for NaN and infinity.
+void verify_model(const std::string& path, const Logger& logger) {
+  const LoadedModel model = load_model(path, logger);
+  for (const auto& [name, tensor] : model.weights)
+    for (const float x : tensor.values<float>())
+      if (!std::isfinite(x)) throw DataError(fmt::format("{}: {} holds {}", path, name, x));
+}
+
+Json describe(const std::string& path, bool verify, const Logger& logger) {
+  const fs::path p(path);
+  if (fs::is_directory(p) && fs::exists(p / "manifest.json")) return describe_checkpoint(p, verify);
+  if (fs::is_directory(p)) {
+    const fs::path folder = resolve_model_folder(path, logger);
+    if (fs::exists(folder / "manifest.json")) return describe_checkpoint(folder, verify);
+    if (verify) verify_model(path, logger);
+    return describe_model(folder);
+  }
+  if (p.extension() == ".safetensors") return describe_tensors(p);
+  const bool suffixed = p.extension() == ".bin" || p.extension() == ".idx";
+  const std::string prefix = suffixed ? fs::path(p).replace_extension().string() : path;
+  if (fs::exists(prefix + ".idx") || suffixed) return describe_tokens(prefix, verify);
+  if (!fs::exists(p)) throw MissingInputError(fmt::format("{}: no such file or folder", path));
+  throw DataError(fmt::format("{}: not a model folder, checkpoint, .safetensors or token file", path));
+}
+
+ExitCode run(const std::string& path, bool verify, const CommonOptions& common) {
+  Json o = describe(path, verify, common.logger());
+  o["path"] = path;
+  if (verify) o["verified"] = true;
+  if (common.json) {
+    print_json(o);
+    return ExitCode::ok;
+  }
+  for (const auto& item : o.items()) {
+    if (item.value().is_array() && item.value().size() > 0 && item.value()[0].is_object())
+      for (const Json& row : item.value())
+        fmt::print("  {:60} {:5} {}\n", row["name"].get<std::string>(), row["dtype"].get<std::string>(),
+                   row["shape"].dump());
+    else
+      fmt::print("{:20} {}\n", item.key(),
+                 item.value().is_string() ? item.value().get<std::string>() : item.value().dump());
+  }
+  return ExitCode::ok;
+}
+
+}  // namespace
+
+void add_inspect(CLI::App& app, Command& command) {
+  auto path = std::make_shared<std::string>();
+  auto verify = std::make_shared<bool>(false);
+  CLI::App* sub = app.add_subcommand("inspect", "What a checkpoint, model, safetensors or token file holds");
+  sub->add_option("PATH", *path, "File, folder or token file prefix")->required();
+  sub->add_flag("--verify", *verify, "Read everything and check hashes and values");
+  finish_command(sub, command, [path, verify, &command] { return run(*path, *verify, command.common); });
+}
+
+}  // namespace farskip

@@ -1,0 +1,103 @@
+#include "farskip/cli/load.h"
+
+#include "farskip/train/checkpoint_files.h"
+
+namespace farskip {
+namespace {
+
+void check_layers(const FarSkipConfig& wiring, std::int64_t num_layers) {
+  const LayerSelection& layers = wiring.layers;
+  const std::int64_t last = layers.kind == LayerSelection::Kind::range  ? layers.last
+                            : layers.kind == LayerSelection::Kind::list ? layers.layers.back()
+                                                                        : 0;
+  if (last >= num_layers)
+    throw UsageError(fmt::format("farskip.layers {}: the model has {} layers, 0 to {}", describe(layers),
+                                 num_layers, num_layers - 1));
+}
+
+}  // namespace
+
+LoadedRun load_run(const std::string& path, const std::vector<std::string>& overrides, const RunNeeds& needs,
+                   const Logger& logger) {
+  LoadedRun run;
+  LoadOptions options;
+  options.needs = needs;
+  options.check_model = [&run](const ConfigNode& section, ErrorList& errors) {
+    run.model = read_model_section(section, errors);
+  };
+  std::vector<std::string> notices;
+  options.notices = &notices;
+  run.config = load_run_config(path, overrides, options);
+  for (const std::string& notice : notices) logger.warning("{}", notice);
+  if (!run.config.init_from.empty()) {
+    run.config.init_from = resolve_model_folder(run.config.init_from, logger);
+    run.model = read_hub_config(run.config.init_from);
+  }
+  if (run.config.farskip) run.model.farskip = *run.config.farskip;
+  check_layers(run.model.farskip, run.model.num_layers);
+  return run;
+}
+
+fs::path resolve_model_folder(const std::string& folder, const Logger& logger) {
+  const fs::path path(folder);
+  if (!fs::exists(path)) throw MissingInputError(fmt::format("{}: no such folder", folder));
+  if (fs::exists(path / "config.json")) return path;
+  for (const fs::path& checkpoints : {path / "checkpoints", path})
+    if (fs::is_directory(checkpoints))
+      if (const auto newest = find_newest_valid_checkpoint(checkpoints, logger, Verify::layout))
+        return newest->path();
+  throw MissingInputError(
+      fmt::format("{}: neither a model folder (config.json) nor a run with checkpoints", folder));
+}
+
+LoadedModel load_model(const std::string& folder, const Logger& logger) {
+  const fs::path path = resolve_model_folder(folder, logger);
+  LoadedModel model{read_hub_config(path), {}, {}};
+  const std::vector<ParameterSpec> specs = list_parameters(model.config);
+  model.weights = make_parameter_tensors(specs);
+  load_weights(
+      model.weights, specs,
+      SafetensorsFolder(path.filename().string().starts_with("step-") ? path / "model.safetensors" : path));
+  if (fs::exists(path / "tokenizer.json")) model.tokenizer = path / "tokenizer.json";
+  return model;
+}
+
+std::optional<FarSkipConfig> parse_wiring(const std::string& mode, const std::string& layers,
+                                          std::int64_t num_layers) {
+  if (mode.empty()) {
+    if (!layers.empty()) throw UsageError("--layers needs --farskip");
+    return std::nullopt;
+  }
+  const auto parsed = find_choice(farskip_mode_names, mode);
+  if (!parsed)
+    throw UsageError(fmt::format("--farskip {}: allowed: {}", mode, list_names(farskip_mode_names)));
+  FarSkipConfig wiring{*parsed, {}};
+  if (!layers.empty()) {
+    const auto selection = parse_layer_selection(layers);
+    if (!selection.value) throw UsageError(fmt::format("--layers {}: {}", layers, selection.reason));
+    wiring.layers = *selection.value;
+  }
+  check_layers(wiring, num_layers);
+  return wiring;
+}
+
+TokenMatrix read_token_matrix(const std::string& path, std::int64_t vocab_size) {
+  const SafetensorsFile file(path);
+  const TensorInfo& info = file.find("tokens");
+  if (info.shape.rank() != 2 || (info.dtype != DType::i32 && info.dtype != DType::i64))
+    throw DataError(fmt::format("{}: tensor tokens is {}{}; [batch, sequence] of I32 or I64 is needed", path,
+                                dtype_name(info.dtype), info.shape.text()));
+  TokenMatrix matrix{{}, info.shape[0], info.shape[1]};
+  const HostTensor wide = convert_dtype(file.read("tokens"), DType::i64);
+  for (const std::int64_t id : wide.values<std::int64_t>()) {
+    if (id < 0 || id >= vocab_size)
+      throw DataError(fmt::format("{}: token {} at [{}, {}] is not in the vocabulary (0 to {})", path, id,
+                                  static_cast<std::int64_t>(matrix.ids.size()) / matrix.sequence_length,
+                                  static_cast<std::int64_t>(matrix.ids.size()) % matrix.sequence_length,
+                                  vocab_size - 1));
+    matrix.ids.push_back(static_cast<std::int32_t>(id));
+  }
+  return matrix;
+}
+
+}  // namespace farskip

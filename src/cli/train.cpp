@@ -1,0 +1,42 @@
+#include <CLI/CLI.hpp>
+#include <nlohmann/json.hpp>
+
+#include "farskip/cli/command.h"
+#include "farskip/cli/load.h"
+#include "farskip/train/trainer.h"
+
+namespace farskip {
+namespace {
+
+struct Options {
+  std::string config;
+  std::vector<std::string> overrides;
+};
+
+ExitCode run(const Options& options, const CommonOptions& common) {
+  const Logger logger = common.logger();
+  const LoadedRun loaded = load_run(options.config, options.overrides, {.model = true, .data = true}, logger);
+  const TrainResult result = train(loaded.config, loaded.model, logger);
+  if (common.json) {
+    nlohmann::ordered_json o{
+        {"run_dir", loaded.config.run_dir}, {"step", result.step}, {"loss", result.loss}};
+    if (result.validation_loss) o["validation_loss"] = *result.validation_loss;
+    o["stopped_early"] = result.stopped_early;
+    print_json(o);
+  }
+  if (result.stopped_early)
+    logger.info("stopped at step {} on request; run the same command to go on", result.step);
+  return result.stopped_early ? ExitCode::resumable : ExitCode::ok;
+}
+
+}  // namespace
+
+void add_train(CLI::App& app, Command& command) {
+  auto options = std::make_shared<Options>();
+  CLI::App* sub = app.add_subcommand("train", "Train from scratch or from a checkpoint");
+  sub->add_option("CONFIG", options->config, "Run configuration (YAML, docs/configuration.md)")->required();
+  sub->add_option("overrides", options->overrides, "key.path=value, for instance train.steps=20");
+  finish_command(sub, command, [options, &command] { return run(*options, command.common); });
+}
+
+}  // namespace farskip

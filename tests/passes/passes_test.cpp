@@ -1,0 +1,134 @@
+// Graph text in, graph text out.
+
+#include "farskip/passes/dead_code.h"
+#include "farskip/passes/fuse_accumulate.h"
+#include "farskip/passes/fuse_loss.h"
+#include "farskip/passes/pipeline.h"
+#include "support/catch.h"
+#include "support/support.h"
+
+namespace farskip {
+namespace {
+
+std::string apply(Graph (*pass)(const Graph&), const std::string& text) {
+  const Graph graph = pass(parse_graph(text));
+  verify_graph(graph);
+  return print_graph(graph);
+}
+
+TEST_CASE("dead code goes, externals and state updates stay") {
+  CHECK(apply(eliminate_dead_code, R"(%0 = input "x" : f32[2, 2]
+%1 = input "unused" : f32[3]
+%2 = state "s" : f32[2, 2]
+%3 = add(%0, %0)
+%4 = add(%3, %0)
+%5 = add(%2, %0)
+output "y" = %3
+update %2 -> %5
+)") == R"(%0 = input "x" : f32[2, 2]
+%1 = input "unused" : f32[3]
+%2 = state "s" : f32[2, 2]
+%3 = add(%0, %0) @none.forward : f32[2, 2]
+%4 = add(%2, %0) @none.forward : f32[2, 2]
+output "y" = %3
+update %2 -> %4
+)");
+}
+
+const char* const kAccumulate = R"(%0 = input "a" : f32[3, 2]
+%1 = input "b" : f32[3, 2]
+%2 = state "s" : f32[2, 2]
+)";
+
+TEST_CASE("a sum with a product becomes an accumulating product, whichever side it stands on") {
+  const std::string fused =
+      std::string(kAccumulate) +
+      R"(%3 = matmul(%0, %1, %2) {transpose_a=true, transpose_b=false} @none.forward : f32[2, 2]
+update %2 -> %3
+)";
+  for (const char* sum : {"%4 = add(%2, %3)", "%4 = add(%3, %2)"})
+    CHECK(apply(fuse_accumulate, std::string(kAccumulate) + "%3 = matmul(%0, %1) {transpose_a=true}\n" + sum +
+                                     "\nupdate %2 -> %4\n") == fused);
+}
+
+TEST_CASE("sums chain through several accumulating products") {
+  CHECK(apply(fuse_accumulate, std::string(kAccumulate) + R"(%3 = matmul(%0, %1) {transpose_a=true}
+%4 = matmul(%1, %0) {transpose_a=true}
+%5 = add(%3, %4)
+%6 = add(%2, %5)
+update %2 -> %6
+)") == std::string(kAccumulate) +
+            R"(%3 = matmul(%0, %1, %2) {transpose_a=true, transpose_b=false} @none.forward : f32[2, 2]
+%4 = matmul(%1, %0, %3) {transpose_a=true, transpose_b=false} @none.forward : f32[2, 2]
+update %2 -> %4
+)");
+}
+
+TEST_CASE("a product that something else reads too, or that runs before the other summand exists, stays") {
+  const std::string read_twice =
+      std::string(kAccumulate) +
+      R"(%3 = matmul(%0, %1) {transpose_a=true, transpose_b=false} @none.forward : f32[2, 2]
+%4 = add(%2, %3) @none.forward : f32[2, 2]
+output "y" = %3
+update %2 -> %4
+)";
+  CHECK(apply(fuse_accumulate, read_twice) == read_twice);
+  const std::string too_early =
+      std::string(kAccumulate) +
+      R"(%3 = matmul(%0, %1) {transpose_a=true, transpose_b=false} @none.forward : f32[2, 2]
+%4 = add(%2, %2) @none.forward : f32[2, 2]
+%5 = add(%3, %4) @none.forward : f32[2, 2]
+output "y" = %5
+)";
+  CHECK(apply(fuse_accumulate, too_early) == too_early);
+}
+
+const char* const kLoss = R"(%0 = input "h" : f32[3, 2]
+%1 = input "w" : f32[5, 2]
+%2 = input "t" : i32[3]
+%3 = input "seed" : f32[1]
+)";
+
+TEST_CASE("the loss comes from its gradient op where both are there") {
+  CHECK(
+      apply(fuse_loss, std::string(kLoss) + R"(%4, %5 = linear_cross_entropy(%0, %1, %2)
+%6, %7, %8, %9 = linear_cross_entropy_grad(%3, %0, %1, %2)
+output "loss" = %4
+output "dh" = %8
+)") ==
+      std::string(kLoss) +
+          R"(%4, %5, %6, %7 = linear_cross_entropy_grad(%3, %0, %1, %2) @none.forward : f32[1], i32[1], f32[3, 2], f32[5, 2]
+output "loss" = %4
+output "dh" = %6
+)");
+}
+
+TEST_CASE("a loss that another op reads keeps its own op") {
+  const std::string text =
+      std::string(kLoss) + R"(%4, %5 = linear_cross_entropy(%0, %1, %2) @head.forward : f32[1], i32[1]
+%6 = add(%4, %3) @head.forward : f32[1]
+%7, %8, %9, %10 = linear_cross_entropy_grad(%6, %0, %1, %2) @head.backward : f32[1], i32[1], f32[3, 2], f32[5, 2]
+output "loss" = %4
+output "dh" = %9
+)";
+  CHECK(apply(fuse_loss, text) == text);
+}
+
+TEST_CASE("the pipeline skips, stops and dumps by name, and refuses names it does not know") {
+  const std::string text = std::string(kAccumulate) +
+                           "%3 = matmul(%0, %1) {transpose_a=true}\n%4 = add(%2, %3)\n" +
+                           "%5 = add(%2, %2)\nupdate %2 -> %4\n";
+  const Logger quiet(LogLevel::off);
+  CHECK(run_pipeline(parse_graph(text), {}, quiet).nodes().size() == 1);
+  CHECK(run_pipeline(parse_graph(text), {{"fuse_accumulate"}, "", ""}, quiet).nodes().size() == 2);
+  CHECK(run_pipeline(parse_graph(text), {{}, "fuse_loss", ""}, quiet).nodes().size() == 3);
+  const test::TemporaryFolder folder;
+  run_pipeline(parse_graph(text), {{}, "", folder.path().string()}, quiet);
+  CHECK_FALSE(std::filesystem::exists(folder / "01-fuse_loss.txt"));  // changed nothing
+  CHECK(std::filesystem::exists(folder / "02-fuse_accumulate.txt"));
+  CHECK_THROWS_WITH(run_pipeline(parse_graph(text), {{"fuse_everything"}, "", ""}, quiet),
+                    ContainsSubstring("fuse_everything") && ContainsSubstring("fuse_accumulate"));
+}
+
+}  // namespace
+}  // namespace farskip
