@@ -1,4 +1,3 @@
-#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
 #include <nlohmann/json.hpp>
@@ -137,21 +136,16 @@ ExitCode run_step(const Options& options, const CommonOptions& common) {
 
 }  // namespace
 
-void add_bench(CLI::App& app, Command& command) {
-  auto options = std::make_shared<Options>();
-  CLI::App* bench = app.add_subcommand("bench", "Measure on random tokens and weights; reads no data");
-  bench->require_subcommand(1);
-  CLI::App* step = bench->add_subcommand("step", "One training step: time, rate and memory");
-  step->add_option("CONFIG", options->config, "Run configuration (YAML)")->required();
-  step->add_option("overrides", options->overrides, "key.path=value");
-  step->add_option("--steps", options->steps, "Timed steps")
-      ->check(CLI::PositiveNumber)
-      ->capture_default_str();
-  step->add_option("--warmup", options->warmup, "Steps before them")
-      ->check(CLI::NonNegativeNumber)
-      ->capture_default_str();
-  step->add_flag("--ops", options->ops, "Also a table of time and rate by op");
-  finish_command(step, command, [options, &command] { return run_step(*options, command.common); });
+void add_bench(Subcommand& root) {
+  auto o = std::make_shared<Options>();
+  Subcommand bench = root.add("bench", "Measure on random tokens and weights; reads no data");
+  Subcommand step = bench.add("step", "One training step: time, rate and memory");
+  step.positional("CONFIG", o->config, "Run configuration (YAML)");
+  step.positionals("overrides", o->overrides, "key.path=value", false);
+  step.integer("--steps", o->steps, "Timed steps", 1);
+  step.integer("--warmup", o->warmup, "Steps before them", 0);
+  step.flag("--ops", o->ops, "Also a table of time and rate by op");
+  step.run([o](const CommonOptions& common) { return run_step(*o, common); });
 }
 
 }  // namespace farskip

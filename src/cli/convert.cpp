@@ -1,4 +1,3 @@
-#include <CLI/CLI.hpp>
 #include <nlohmann/json.hpp>
 
 #include "farskip/cli/command.h"
@@ -31,16 +30,15 @@ ExitCode run(const Options& options, const CommonOptions& common) {
 
 }  // namespace
 
-void add_convert(CLI::App& app, Command& command) {
-  auto options = std::make_shared<Options>();
-  CLI::App* sub = app.add_subcommand("convert", "A model folder or checkpoint into a hub-layout folder");
-  sub->add_option("SRC", options->source, "Model folder, checkpoint or run directory")->required();
-  sub->add_option("DST", options->destination, "Folder to write; must not hold a model")->required();
-  sub->add_option("--farskip", options->farskip, "Wiring of the result: off, attention, mlp or full");
-  sub->add_option("--layers", options->layers, "Rewired layers: all, A-B or a list");
-  sub->add_option("--dtype", options->dtype, "Element type of the weights: f32 or bf16")
-      ->capture_default_str();
-  finish_command(sub, command, [options, &command] { return run(*options, command.common); });
+void add_convert(Subcommand& root) {
+  auto o = std::make_shared<Options>();
+  Subcommand sub = root.add("convert", "A model folder or checkpoint into a hub-layout folder");
+  sub.positional("SRC", o->source, "Model folder, checkpoint or run directory");
+  sub.positional("DST", o->destination, "Folder to write; must not hold a model");
+  sub.text("--farskip", o->farskip, "Wiring of the result: off, attention, mlp or full");
+  sub.text("--layers", o->layers, "Rewired layers: all, A-B or a list");
+  sub.text("--dtype", o->dtype, "Element type of the weights: f32 or bf16");
+  sub.run([o](const CommonOptions& common) { return run(*o, common); });
 }
 
 }  // namespace farskip

@@ -1,4 +1,3 @@
-#include <CLI/CLI.hpp>
 #include <nlohmann/json.hpp>
 
 #include "farskip/cli/command.h"
@@ -94,46 +93,37 @@ ExitCode baselines(const Options& options, const CommonOptions& common) {
 
 }  // namespace
 
-void add_data(CLI::App& app, Command& command) {
-  auto options = std::make_shared<Options>();
-  CLI::App* data = app.add_subcommand("data", "Tokenizers and token files");
-  data->require_subcommand(1);
+void add_data(Subcommand& root) {
+  auto o = std::make_shared<Options>();
+  Subcommand data = root.add("data", "Tokenizers and token files");
 
-  CLI::App* tokenizer =
-      data->add_subcommand("train-tokenizer", "Learn a byte-level BPE vocabulary from text");
-  tokenizer->add_option("TEXT", options->text, "Text or JSONL files, folders")->required();
-  tokenizer->add_option("--vocab-size", options->vocab_size, "Tokens, with the 256 bytes and <|endoftext|>")
-      ->check(CLI::Range(std::int64_t{257}, std::int64_t{1} << 20))
-      ->capture_default_str();
-  tokenizer->add_option("--out", options->out, "tokenizer.json to write")->required();
-  finish_command(tokenizer, command,
-                 [options, &command] { return train_tokenizer(*options, command.common); });
+  Subcommand tokenizer = data.add("train-tokenizer", "Learn a byte-level BPE vocabulary from text");
+  tokenizer.positionals("TEXT", o->text, "Text or JSONL files, folders", true);
+  tokenizer.integer("--vocab-size", o->vocab_size, "Tokens, with the 256 bytes and <|endoftext|>", 257,
+                    1 << 20);
+  tokenizer.required_text("--out", o->out, "tokenizer.json to write");
+  tokenizer.run([o](const CommonOptions& common) { return train_tokenizer(*o, common); });
 
-  CLI::App* tokens = data->add_subcommand("tokenize", "Text into a token file (PREFIX.bin, PREFIX.idx)");
-  tokens->add_option("TEXT", options->text, "Text or JSONL files, folders")->required();
-  tokens->add_option("--tokenizer", options->tokenizer, "tokenizer.json")->required();
-  tokens->add_option("--out", options->out, "Prefix to write")->required();
-  tokens
-      ->add_option("--holdout-every", options->holdout_every,
-                   "Put every Nth file into PREFIX-validation instead (0: none)")
-      ->check(CLI::NonNegativeNumber)
-      ->capture_default_str();
-  finish_command(tokens, command, [options, &command] { return tokenize(*options, command.common); });
+  Subcommand tokens = data.add("tokenize", "Text into a token file (PREFIX.bin, PREFIX.idx)");
+  tokens.positionals("TEXT", o->text, "Text or JSONL files, folders", true);
+  tokens.required_text("--tokenizer", o->tokenizer, "tokenizer.json");
+  tokens.required_text("--out", o->out, "Prefix to write");
+  tokens.integer("--holdout-every", o->holdout_every,
+                 "Put every Nth file into PREFIX-validation instead (0: none)", 0);
+  tokens.run([o](const CommonOptions& common) { return tokenize(*o, common); });
 
-  CLI::App* info = data->add_subcommand("info", "What a token file holds");
-  info->add_option("PREFIX", options->prefix, "Token file prefix")->required();
-  finish_command(info, command, [options, &command] {
-    print_tokens(options->prefix, command.common);
+  Subcommand info = data.add("info", "What a token file holds");
+  info.positional("PREFIX", o->prefix, "Token file prefix");
+  info.run([o](const CommonOptions& common) {
+    print_tokens(o->prefix, common);
     return ExitCode::ok;
   });
 
-  CLI::App* baseline = data->add_subcommand("baselines", "Held-out loss of unigram and bigram models");
-  baseline->add_option("--train", options->train, "Token file prefix to fit on")->required();
-  baseline->add_option("--validation", options->validation, "Token file prefix to measure on")->required();
-  baseline->add_option("--vocab-size", options->vocab_size, "Number of token ids")
-      ->check(CLI::Range(std::int64_t{2}, std::int64_t{1} << 24))
-      ->capture_default_str();
-  finish_command(baseline, command, [options, &command] { return baselines(*options, command.common); });
+  Subcommand baseline = data.add("baselines", "Held-out loss of unigram and bigram models");
+  baseline.required_text("--train", o->train, "Token file prefix to fit on");
+  baseline.required_text("--validation", o->validation, "Token file prefix to measure on");
+  baseline.integer("--vocab-size", o->vocab_size, "Number of token ids", 2, 1 << 24);
+  baseline.run([o](const CommonOptions& common) { return baselines(*o, common); });
 }
 
 }  // namespace farskip

@@ -1,4 +1,3 @@
-#include <CLI/CLI.hpp>
 #include <nlohmann/json.hpp>
 
 #include "farskip/backend/cpu/blas.h"
@@ -52,9 +51,8 @@ ExitCode run(const CommonOptions& common) {
 
 }  // namespace
 
-void add_doctor(CLI::App& app, Command& command) {
-  CLI::App* sub = app.add_subcommand("doctor", "What this machine offers, and what is missing");
-  finish_command(sub, command, [&command] { return run(command.common); });
+void add_doctor(Subcommand& root) {
+  root.add("doctor", "What this machine offers, and what is missing").run(run);
 }
 
 }  // namespace farskip

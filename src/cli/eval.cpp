@@ -1,4 +1,3 @@
-#include <CLI/CLI.hpp>
 #include <cmath>
 #include <nlohmann/json.hpp>
 
@@ -40,24 +39,17 @@ ExitCode run(const Options& options, const CommonOptions& common) {
 
 }  // namespace
 
-void add_eval(CLI::App& app, Command& command) {
-  auto options = std::make_shared<Options>();
-  CLI::App* sub = app.add_subcommand("eval", "Held-out loss, perplexity and top-1 accuracy");
-  sub->add_option("--model", options->model, "Model folder, checkpoint or run directory")->required();
-  sub->add_option("--data", options->data, "Token file prefix (PREFIX.bin, PREFIX.idx)")->required();
-  sub->add_option("--sequence-length", options->sequence_length, "Tokens of context, at most")
-      ->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 20))
-      ->capture_default_str();
-  sub->add_option("--batch", options->batch, "Sequences at a time")
-      ->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 16))
-      ->capture_default_str();
-  sub->add_option("--max-sequences", options->max_sequences, "Stop after so many (0: all)")
-      ->check(CLI::NonNegativeNumber)
-      ->capture_default_str();
-  sub->add_option("--farskip", options->farskip,
-                  "Wiring: off, attention, mlp or full (default: the model's own)");
-  sub->add_option("--layers", options->layers, "Rewired layers: all, A-B or a list");
-  finish_command(sub, command, [options, &command] { return run(*options, command.common); });
+void add_eval(Subcommand& root) {
+  auto o = std::make_shared<Options>();
+  Subcommand sub = root.add("eval", "Held-out loss, perplexity and top-1 accuracy");
+  sub.required_text("--model", o->model, "Model folder, checkpoint or run directory");
+  sub.required_text("--data", o->data, "Token file prefix (PREFIX.bin, PREFIX.idx)");
+  sub.integer("--sequence-length", o->sequence_length, "Tokens of context, at most", 1, 1 << 20);
+  sub.integer("--batch", o->batch, "Sequences at a time", 1, 1 << 16);
+  sub.integer("--max-sequences", o->max_sequences, "Stop after so many (0: all)", 0);
+  sub.text("--farskip", o->farskip, "Wiring: off, attention, mlp or full (default: the model's own)");
+  sub.text("--layers", o->layers, "Rewired layers: all, A-B or a list");
+  sub.run([o](const CommonOptions& common) { return run(*o, common); });
 }
 
 }  // namespace farskip

@@ -1,4 +1,3 @@
-#include <CLI/CLI.hpp>
 #include <cstring>
 #include <nlohmann/json.hpp>
 
@@ -66,20 +65,17 @@ ExitCode run(const Options& options, const CommonOptions& common) {
 
 }  // namespace
 
-void add_forward(CLI::App& app, Command& command) {
-  auto options = std::make_shared<Options>();
-  CLI::App* sub = app.add_subcommand("forward", "Logits, loss and gradients of a model on given tokens");
-  sub->add_option("--model", options->model, "Model folder or checkpoint")->required();
-  sub->add_option("--tokens", options->tokens, "safetensors file with tensor tokens [B, S], I32 or I64")
-      ->required();
-  sub->add_option("--out", options->out, "safetensors file to write: logits, loss, grad.<tensor>")
-      ->required();
-  sub->add_option("--farskip", options->farskip,
-                  "Wiring: off, attention, mlp or full (default: the model's own)");
-  sub->add_option("--layers", options->layers, "Rewired layers: all, A-B or a list");
-  sub->add_flag("--grads", options->grads, "Also write the gradient of the loss for every parameter");
-  sub->add_option("--device", options->device, "cpu or cuda");
-  finish_command(sub, command, [options, &command] { return run(*options, command.common); });
+void add_forward(Subcommand& root) {
+  auto o = std::make_shared<Options>();
+  Subcommand sub = root.add("forward", "Logits, loss and gradients of a model on given tokens");
+  sub.required_text("--model", o->model, "Model folder or checkpoint");
+  sub.required_text("--tokens", o->tokens, "safetensors file with tensor tokens [B, S], I32 or I64");
+  sub.required_text("--out", o->out, "safetensors file to write: logits, loss, grad.<tensor>");
+  sub.text("--farskip", o->farskip, "Wiring: off, attention, mlp or full (default: the model's own)");
+  sub.text("--layers", o->layers, "Rewired layers: all, A-B or a list");
+  sub.flag("--grads", o->grads, "Also write the gradient of the loss for every parameter");
+  sub.text("--device", o->device, "cpu or cuda");
+  sub.run([o](const CommonOptions& common) { return run(*o, common); });
 }
 
 }  // namespace farskip

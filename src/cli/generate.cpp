@@ -1,6 +1,5 @@
 #include "farskip/train/generate.h"
 
-#include <CLI/CLI.hpp>
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
@@ -43,24 +42,18 @@ ExitCode run(const Options& options, const CommonOptions& common) {
 
 }  // namespace
 
-void add_generate(CLI::App& app, Command& command) {
-  auto options = std::make_shared<Options>();
-  CLI::App* sub = app.add_subcommand("generate", "Continue a text, greedily or by sampling");
-  sub->add_option("--model", options->model, "Model folder, checkpoint or run directory")->required();
-  sub->add_option("--prompt", options->prompt, "Text to continue")->required();
-  sub->add_option("--tokenizer", options->tokenizer, "tokenizer.json (default: the model folder's)");
-  GenerateOptions& g = options->generation;
-  sub->add_option("--max-tokens", g.max_tokens, "Stop after so many new tokens")
-      ->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 20))
-      ->capture_default_str();
-  sub->add_option("--temperature", g.temperature, "0: the most likely token each time")
-      ->check(CLI::Range(0.0, 100.0))
-      ->capture_default_str();
-  sub->add_option("--top-k", g.top_k, "Sample among the k most likely tokens (0: all)")
-      ->check(CLI::NonNegativeNumber)
-      ->capture_default_str();
-  sub->add_option("--seed", g.seed, "Seed of the sampling")->capture_default_str();
-  finish_command(sub, command, [options, &command] { return run(*options, command.common); });
+void add_generate(Subcommand& root) {
+  auto o = std::make_shared<Options>();
+  Subcommand sub = root.add("generate", "Continue a text, greedily or by sampling");
+  sub.required_text("--model", o->model, "Model folder, checkpoint or run directory");
+  sub.required_text("--prompt", o->prompt, "Text to continue");
+  sub.text("--tokenizer", o->tokenizer, "tokenizer.json (default: the model folder's)");
+  GenerateOptions& g = o->generation;
+  sub.integer("--max-tokens", g.max_tokens, "Stop after so many new tokens", 1, 1 << 20);
+  sub.real("--temperature", g.temperature, "0: the most likely token each time", 0.0, 100.0);
+  sub.integer("--top-k", g.top_k, "Sample among the k most likely tokens (0: all)", 0);
+  sub.integer("--seed", g.seed, "Seed of the sampling", 0);
+  sub.run([o](const CommonOptions& common) { return run(*o, common); });
 }
 
 }  // namespace farskip

@@ -1,4 +1,3 @@
-#include <CLI/CLI.hpp>
 #include <nlohmann/json.hpp>
 
 #include "farskip/cli/command.h"
@@ -104,13 +103,16 @@ ExitCode run(const std::string& path, bool verify, const CommonOptions& common) 
 
 }  // namespace
 
-void add_inspect(CLI::App& app, Command& command) {
-  auto path = std::make_shared<std::string>();
-  auto verify = std::make_shared<bool>(false);
-  CLI::App* sub = app.add_subcommand("inspect", "What a checkpoint, model, safetensors or token file holds");
-  sub->add_option("PATH", *path, "File, folder or token file prefix")->required();
-  sub->add_flag("--verify", *verify, "Read everything and check hashes and values");
-  finish_command(sub, command, [path, verify, &command] { return run(*path, *verify, command.common); });
+void add_inspect(Subcommand& root) {
+  struct Options {
+    std::string path;
+    bool verify = false;
+  };
+  auto o = std::make_shared<Options>();
+  Subcommand sub = root.add("inspect", "What a checkpoint, model, safetensors or token file holds");
+  sub.positional("PATH", o->path, "File, folder or token file prefix");
+  sub.flag("--verify", o->verify, "Read everything and check hashes and values");
+  sub.run([o](const CommonOptions& common) { return run(o->path, o->verify, common); });
 }
 
 }  // namespace farskip

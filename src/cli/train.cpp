@@ -1,4 +1,3 @@
-#include <CLI/CLI.hpp>
 #include <nlohmann/json.hpp>
 
 #include "farskip/cli/command.h"
@@ -31,12 +30,12 @@ ExitCode run(const Options& options, const CommonOptions& common) {
 
 }  // namespace
 
-void add_train(CLI::App& app, Command& command) {
-  auto options = std::make_shared<Options>();
-  CLI::App* sub = app.add_subcommand("train", "Train from scratch or from a checkpoint");
-  sub->add_option("CONFIG", options->config, "Run configuration (YAML, docs/configuration.md)")->required();
-  sub->add_option("overrides", options->overrides, "key.path=value, for instance train.steps=20");
-  finish_command(sub, command, [options, &command] { return run(*options, command.common); });
+void add_train(Subcommand& root) {
+  auto o = std::make_shared<Options>();
+  Subcommand sub = root.add("train", "Train from scratch or from a checkpoint");
+  sub.positional("CONFIG", o->config, "Run configuration (YAML, docs/configuration.md)");
+  sub.positionals("overrides", o->overrides, "key.path=value, for instance train.steps=20", false);
+  sub.run([o](const CommonOptions& common) { return run(*o, common); });
 }
 
 }  // namespace farskip

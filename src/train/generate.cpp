@@ -28,7 +28,7 @@ std::int32_t choose(std::span<const float> logits, const GenerateOptions& option
   for (std::size_t i = 0; i < k; ++i)
     cumulative.push_back(
         sum += std::exp((static_cast<double>(logits[order[i]]) - logits[best]) / options.temperature));
-  const double at = uniform_double(options.seed, kStream, counter) * sum;
+  const double at = uniform_double(static_cast<std::uint64_t>(options.seed), kStream, counter) * sum;
   const auto i = static_cast<std::size_t>(std::upper_bound(cumulative.begin(), cumulative.end(), at) -
                                           cumulative.begin());
   return order[std::min(i, k - 1)];

@@ -1,4 +1,5 @@
 # Flags shared by every target: warnings, instruction set, sanitizers, ccache.
+set(CMAKE_CXX_FLAGS_RELEASE "-O2 -DNDEBUG")  # the backend asks for -O3 (CMakeLists.txt)
 add_library(farskip_options INTERFACE)
 target_compile_options(farskip_options INTERFACE -Wall -Wextra -Wpedantic -Wshadow -Wconversion
                                                  -Wno-sign-conversion)

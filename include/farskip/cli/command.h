@@ -1,9 +1,12 @@
 #pragma once
-// The command line: one file per command, each adding its subcommand here.
+// The command line: one file per command, each adding itself to the root here. The parser library stays
+// behind this header, in src/cli/command.cpp.
 
+#include <cstdint>
 #include <functional>
 #include <nlohmann/json_fwd.hpp>
 #include <string>
+#include <vector>
 
 #include "farskip/base/error.h"
 #include "farskip/base/log.h"
@@ -21,24 +24,46 @@ struct CommonOptions {
   Logger logger() const { return Logger(quiet ? LogLevel::warning : LogLevel::info); }
 };
 
-/// The command chosen on the command line, ready to run.
 struct Command {
   CommonOptions common;
-  std::function<ExitCode()> run;
+  std::function<ExitCode(const CommonOptions&)> run;  // of the subcommand that was chosen
 };
 
-void add_train(CLI::App& app, Command& command);
-void add_forward(CLI::App& app, Command& command);
-void add_eval(CLI::App& app, Command& command);
-void add_generate(CLI::App& app, Command& command);
-void add_convert(CLI::App& app, Command& command);
-void add_inspect(CLI::App& app, Command& command);
-void add_data(CLI::App& app, Command& command);
-void add_bench(CLI::App& app, Command& command);
-void add_doctor(CLI::App& app, Command& command);
+/// One subcommand. Values that options are bound to must outlive the parse: keep them in a shared_ptr that
+/// the function given to run() holds too. A value's content at the time of the call is its default.
+class Subcommand {
+ public:
+  Subcommand(CLI::App& app, Command& command) : app_(app), command_(command) {}
 
-/// Adds --json and --quiet, and makes `run` what happens when `subcommand` is chosen.
-void finish_command(CLI::App* subcommand, Command& command, std::function<ExitCode()> run);
+  /// A subcommand of this one.
+  Subcommand add(const std::string& name, const std::string& help);
+  void positional(const std::string& name, std::string& value, const std::string& help);
+  void positionals(const std::string& name, std::vector<std::string>& values, const std::string& help,
+                   bool required);
+  void text(const std::string& name, std::string& value, const std::string& help);
+  void required_text(const std::string& name, std::string& value, const std::string& help);
+  void integer(const std::string& name, std::int64_t& value, const std::string& help, std::int64_t min,
+               std::int64_t max = std::int64_t{1} << 40);
+  void real(const std::string& name, double& value, const std::string& help, double min, double max);
+  void flag(const std::string& name, bool& value, const std::string& help);
+  /// Adds --json and --quiet, and says what the subcommand does.
+  void run(std::function<ExitCode(const CommonOptions&)> run);
+
+ private:
+  CLI::App& app_;
+  Command& command_;
+};
+
+void add_train(Subcommand& root);
+void add_forward(Subcommand& root);
+void add_eval(Subcommand& root);
+void add_generate(Subcommand& root);
+void add_convert(Subcommand& root);
+void add_inspect(Subcommand& root);
+void add_data(Subcommand& root);
+void add_bench(Subcommand& root);
+void add_doctor(Subcommand& root);
+
 /// One line on stdout.
 void print_json(const nlohmann::ordered_json& object);
 

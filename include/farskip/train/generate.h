@@ -9,7 +9,7 @@ struct GenerateOptions {
   std::int64_t max_tokens = 64;
   double temperature = 0.0;  // 0: the most likely token
   std::int64_t top_k = 0;    // choose among so many; 0: all
-  std::uint64_t seed = 1;
+  std::int64_t seed = 1;
 };
 
 /// Continues `prompt` until an end token of the model, max_tokens, or the model's longest position; calls
