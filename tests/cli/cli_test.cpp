@@ -1,0 +1,168 @@
+// The program as a person uses it: whole commands, exit codes, messages.
+
+#include <nlohmann/json.hpp>
+
+#include "farskip/base/file.h"
+#include "farskip/tensor/safetensors.h"
+#include "support/catch.h"
+#include "support/support.h"
+
+namespace farskip {
+namespace {
+
+using test::run_command;
+
+std::string fixture(const std::string& name) {
+  return (test::fixtures() / name).string();
+}
+test::CommandResult farskip_command(const std::string& arguments) {
+  return run_command(std::string(FARSKIP_BINARY) + " " + arguments);
+}
+
+struct Mistake {
+  std::string arguments;
+  int status;
+  std::string message;
+};
+
+TEST_CASE("mistakes end with one clear message and the documented exit code") {
+  const test::TemporaryFolder folder;
+  const std::string tmp = folder.path().string(), model = fixture("deepseek_v2");
+  write_text_file(folder / "broken.safetensors", "\x10");
+  write_text_file(folder / "latin1.txt", "caf\xe9");
+  write_text_file(folder / "typo.yaml", "trian: {steps: 3}\n");
+  const std::vector<Mistake> mistakes{
+      {"", 64, "subcommand"},
+      {"trian", 64, "--help"},
+      {"train", 64, "CONFIG"},
+      {"train " + tmp + "/none.yaml", 66, "none.yaml"},
+      {"train " + tmp + "/typo.yaml", 64, "typo.yaml:1:1"},
+      {"train " + tmp + "/typo.yaml", 64, "train"},
+      {"inspect " + tmp + "/none", 66, "no such file"},
+      {"inspect " + tmp + "/broken.safetensors", 65, "broken.safetensors"},
+      {"inspect " + tmp + "/latin1.txt", 65, "not a model folder"},
+      {"data train-tokenizer " + tmp + "/latin1.txt --out " + tmp + "/t.json", 65, "byte 3"},
+      {"data train-tokenizer " + tmp + "/latin1.txt --vocab-size 12 --out " + tmp + "/t.json", 64, "257"},
+      {"data info " + tmp + "/none", 66, "none"},
+      {"eval --model " + model + " --data " + tmp + "/none", 66, "none"},
+      {"eval --model " + tmp + "/nowhere --data x", 66, "nowhere"},
+      {"eval --model " + model + " --data " + model + "/tokens --farskip sideways", 64, "attention"},
+      {"eval --model " + model + " --data " + model + "/tokens --farskip full --layers 2-9", 64, "0 to 3"},
+      {"eval --model " + model + " --data " + model + "/tokens --layers 2-3", 64, "--farskip"},
+      {"generate --model " + model + " --prompt x", 66, "tokenizer"},
+      {"convert " + model + " " + tmp + "/out --dtype int4", 64, "bf16"},
+      {"convert " + model + " " + model, 64, "holds a model already"},
+      {"forward --model " + model + " --tokens " + model + "/model.safetensors --out " + tmp + "/o", 65, "tokens"},
+      {"forward --device cuda --model " + model + " --tokens x --out y", 64, "cuda"},
+  };
+  for (const Mistake& m : mistakes) {
+    CAPTURE(m.arguments);
+    const auto result = farskip_command(m.arguments);
+    CHECK(result.status == m.status);
+    CHECK_THAT(result.err, ContainsSubstring(m.message));
+    CHECK(result.out.empty());
+  }
+  CHECK_FALSE(std::filesystem::exists(folder / "t.json"));
+  CHECK_FALSE(std::filesystem::exists(folder / "out"));
+}
+
+TEST_CASE("help and version answer on stdout with exit code 0") {
+  CHECK_THAT(farskip_command("--version").out, ContainsSubstring("farskip 0."));
+  for (const char* command : {"", "train", "forward", "eval", "generate", "convert", "inspect", "data", "data tokenize",
+                              "bench step", "doctor"}) {
+    const auto result = farskip_command(std::string(command) + " --help");
+    CAPTURE(command);
+    CHECK(result.status == 0);
+    CHECK_THAT(result.out, ContainsSubstring("--help"));
+  }
+}
+
+TEST_CASE("forward writes the reference's logits, loss and gradients under hub names") {
+  const test::TemporaryFolder folder;
+  const std::string model = fixture("qwen3_moe"), out = (folder / "out.safetensors").string();
+  const auto result = farskip_command("forward --json --grads --farskip full --model " + model + " --tokens " + model +
+                                      "/reference.safetensors --out " + out);
+  REQUIRE(result.status == 0);
+  const auto reference = nlohmann::json::parse(read_text_file(model + "/reference.json"));
+  CHECK(nlohmann::json::parse(result.out)["loss"].get<double>() ==
+        Catch::Approx(reference["loss.full"].get<double>()).epsilon(2e-6));
+  const SafetensorsFile file(out), want(model + "/reference.safetensors"), weights(model + "/model.safetensors");
+  CHECK(file.find("logits").shape == want.find("logits.full").shape);
+  for (const TensorInfo& info : weights.tensors()) CHECK(file.find("grad." + info.name).shape == info.shape);
+}
+
+TEST_CASE("hub to hub conversion keeps every byte of the weights, and the wiring travels in the config") {
+  const test::TemporaryFolder folder;
+  const std::string model = fixture("deepseek_v2_yarn"), out = (folder / "out").string();
+  REQUIRE(farskip_command("convert " + model + " " + out + " --farskip attention --layers 1-2").status == 0);
+  const SafetensorsFile a(model + "/model.safetensors"), b(out + "/model.safetensors");
+  REQUIRE(a.tensors().size() == b.tensors().size());
+  for (const TensorInfo& info : a.tensors()) {
+    const HostTensor x = a.read(info.name), y = b.read(info.name);
+    CHECK(std::equal(x.bytes().begin(), x.bytes().end(), y.bytes().begin(), y.bytes().end()));
+  }
+  const auto described = nlohmann::json::parse(farskip_command("inspect --json --verify " + out).out);
+  CHECK(described["farskip"] == "attention");
+  CHECK(described["farskip_layers"] == "1-2");
+}
+
+TEST_CASE("train, eval, generate and convert work on one run directory from text") {
+  const test::TemporaryFolder folder;
+  const std::string tmp = folder.path().string();
+  std::string text;
+  for (int i = 0; i < 400; ++i) text += fmt::format("The value of item {} is {}.\n", i % 7, i % 5);
+  write_text_file(folder / "corpus.txt", text);
+  REQUIRE(farskip_command("data train-tokenizer " + tmp + "/corpus.txt --vocab-size 300 --out " + tmp + "/t.json").status == 0);
+  REQUIRE(farskip_command("data tokenize " + tmp + "/corpus.txt --tokenizer " + tmp + "/t.json --out " + tmp + "/v").status == 0);
+  write_text_file(folder / "run.yaml", R"(
+model: {family: qwen3_moe, vocab_size: 300, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2,
+  num_attention_heads: 4, num_key_value_heads: 2, head_dim: 8, num_experts: 4, num_experts_per_tok: 2,
+  moe_intermediate_size: 32, eos_token_id: 0}
+farskip: {mode: off}
+run_dir: )" + tmp + R"(/run
+data: {text: [)" + tmp + R"(/corpus.txt], tokenizer: )" + tmp + R"(/t.json}
+train: {steps: 40, sequence_length: 32, global_batch: 8, micro_batch: 8, learning_rate: {peak: 3.0e-3, warmup_steps: 4}}
+)");
+  const auto trained = farskip_command("train --json " + tmp + "/run.yaml");
+  REQUIRE(trained.status == 0);
+  CHECK(nlohmann::json::parse(trained.out)["step"] == 40);
+  const auto eval = farskip_command("eval --json --sequence-length 32 --model " + tmp + "/run --data " + tmp + "/v");
+  REQUIRE(eval.status == 0);
+  CHECK(nlohmann::json::parse(eval.out)["loss"].get<double>() < 3.0);  // from ln 300 = 5.7
+  const auto made = farskip_command("generate --max-tokens 8 --model " + tmp + "/run --prompt 'The value'");
+  CHECK(made.status == 0);
+  CHECK_THAT(made.out, ContainsSubstring("The value"));
+  REQUIRE(farskip_command("convert " + tmp + "/run " + tmp + "/hub --dtype bf16").status == 0);
+  CHECK(nlohmann::json::parse(farskip_command("inspect --json " + tmp + "/hub").out)["parameters"].get<int>() > 1000);
+  // Out-of-vocabulary tokens are named, not run.
+  const auto narrow = farskip_command("eval --model " + fixture("qwen3_moe") + " --data " + tmp + "/v --sequence-length 32");
+  CHECK(narrow.status == 65);
+  CHECK_THAT(narrow.err, ContainsSubstring("vocabulary"));
+}
+
+TEST_CASE("a full disk stops a save with the file's name and leaves the older checkpoints whole") {
+  const test::TemporaryFolder folder;
+  const std::string tmp = folder.path().string(), model = fixture("deepseek_v2");
+  write_text_file(folder / "c.yaml", fmt::format(R"(
+run_dir: {0}/run
+init: {{from: {1}}}
+farskip: {{mode: off}}
+data: {{tokens: [{1}/tokens]}}
+train: {{sequence_length: 32, global_batch: 2, micro_batch: 2}}
+checkpoint: {{every: 1}}
+)",
+                                                 tmp, model));
+  REQUIRE(farskip_command("train " + tmp + "/c.yaml train.steps=2").status == 0);
+  // Files may grow to 50 KiB only; a checkpoint needs more. SIGXFSZ is ignored, so writes fail instead.
+  const auto full = run_command("trap '' XFSZ; ulimit -f 100; " + std::string(FARSKIP_BINARY) + " train " + tmp +
+                                "/c.yaml train.steps=4");
+  CHECK(full.status == 74);
+  CHECK_THAT(full.err, ContainsSubstring("safetensors"));
+  CHECK_THAT(full.err, ContainsSubstring("write failed"));
+  CHECK(farskip_command("inspect --verify " + tmp + "/run/checkpoints/step-2").status == 0);
+  for (const auto& entry : std::filesystem::directory_iterator(tmp + "/run/checkpoints"))
+    CHECK(entry.path().filename().string().find(".tmp") == std::string::npos);
+}
+
+}  // namespace
+}  // namespace farskip

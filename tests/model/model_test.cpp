@@ -1,0 +1,133 @@
+#include "farskip/model/model_config.h"
+
+#include "farskip/base/file.h"
+#include "farskip/model/layer_graph.h"
+#include "farskip/model/lower.h"
+#include "farskip/passes/farskip.h"
+#include "support/catch.h"
+#include "support/support.h"
+
+namespace farskip {
+namespace {
+
+const char* const kModels[] = {"deepseek_v2", "deepseek_v2_yarn", "qwen3_moe", "qwen3_moe_tied"};
+
+TEST_CASE("a config written for the hub reads back to the same model") {
+  ModelConfig config = read_hub_config(test::fixtures() / GENERATE(from_range(std::begin(kModels), std::end(kModels))));
+  const FarSkipMode mode = GENERATE(FarSkipMode::off, FarSkipMode::full, FarSkipMode::attention, FarSkipMode::mlp);
+  config.farskip.mode = mode;
+  if (mode == FarSkipMode::attention) config.farskip.layers = {LayerSelection::Kind::range, 1, 2, {}};
+  if (mode == FarSkipMode::mlp) config.farskip.layers = {LayerSelection::Kind::list, 0, 0, {0, 2}};
+  const test::TemporaryFolder folder;
+  write_text_file(folder / "config.json", hub_config_text(config));
+  CHECK(read_hub_config(folder.path()) == config);
+  const bool named = hub_config_text(config).find("\"farskip_") != std::string::npos;
+  CHECK(named == (mode != FarSkipMode::off));  // a model type of its own, so that nothing loads it silently
+}
+
+// The deepseek_v2 fixture with one field changed.
+std::string config_with(const std::string& from, const std::string& to) {
+  std::string text = read_text_file(test::fixtures() / "deepseek_v2" / "config.json");
+  const std::size_t at = text.find(from);
+  REQUIRE(at != std::string::npos);
+  return text.replace(at, from.size(), to);
+}
+
+TEST_CASE("config fields that are not built are refused by name, never ignored") {
+  const auto refused = [](const std::string& from, const std::string& to, const std::string& message) {
+    CAPTURE(to);
+    const test::TemporaryFolder folder;
+    write_text_file(folder / "config.json", config_with(from, to));
+    CHECK_THROWS_WITH(read_hub_config(folder.path()), ContainsSubstring(message));
+    CHECK_THROWS_AS(read_hub_config(folder.path()), DataError);
+  };
+  refused("\"use_cache\": true", "\"quantization_config\": {\"bits\": 8}", "quantization_config");
+  refused("\"hidden_act\": \"silu\"", "\"hidden_act\": \"gelu\"", "gelu");
+  refused("\"rope_type\": \"default\"", "\"rope_type\": \"longrope\"", "longrope");
+  refused("\"model_type\": \"deepseek_v2\"", "\"model_type\": \"gpt2\"", "gpt2");
+  refused("\"attention_bias\": false", "\"attention_bias\": true", "attention_bias");
+  refused("\"norm_topk_prob\": false", "\"norm_topk_prob\": true", "norm_topk_prob");
+  refused("\"kv_lora_rank\": 16", "\"kv_lora_rank\": -16", "kv_lora_rank");
+  refused("\"kv_lora_rank\": 16,", "", "kv_lora_rank");
+  refused("\"num_experts_per_tok\": 3", "\"num_experts_per_tok\": 9", "only 8 to choose from");
+  refused("\"num_hidden_layers\": 4", "\"num_hidden_layrs\": 4", "num_hidden_layers");
+}
+
+TEST_CASE("parameter counts of a public model are those of its authors") {
+  ErrorList errors;
+  const ConfigNode tree = parse_yaml_text(R"(
+family: deepseek_v2
+vocab_size: 102400
+hidden_size: 2048
+intermediate_size: 10944
+num_hidden_layers: 27
+num_attention_heads: 16
+num_key_value_heads: 16
+kv_lora_rank: 512
+qk_nope_head_dim: 128
+qk_rope_head_dim: 64
+v_head_dim: 128
+n_routed_experts: 64
+num_experts_per_tok: 6
+n_shared_experts: 2
+moe_intermediate_size: 1408
+first_k_dense_replace: 1
+)",
+                                          "lite", errors);
+  const ModelConfig lite = read_model_section(tree, errors);
+  errors.throw_if_any();
+  const ParameterCounts counts = count_parameters(lite);
+  CHECK(counts.total == 15706484224);                        // DeepSeek-V2-Lite: 15.7B
+  CHECK(counts.active == Catch::Approx(2.66e9).epsilon(0.01));  // 2.4B without one of the two tables
+}
+
+TEST_CASE("pieces of the hub cover every parameter exactly once") {
+  const ModelConfig config = read_hub_config(test::fixtures() / GENERATE(from_range(std::begin(kModels), std::end(kModels))));
+  for (const ParameterSpec& spec : list_parameters(config)) {
+    CAPTURE(spec.name);
+    std::int64_t row = 0;
+    for (const HubPiece& piece : spec.pieces) {
+      CHECK(piece.first_row == row);
+      row += piece.shape.rank() == 1 ? piece.shape[0] : piece.shape.num_rows();
+    }
+    CHECK(row == (spec.shape.rank() == 1 ? spec.shape[0] : spec.shape.num_rows()));
+  }
+}
+
+TEST_CASE("FarSkip changes what blocks read and nothing else") {
+  const ModelConfig config = read_hub_config(test::fixtures() / "deepseek_v2");
+  const LayerGraph standard = build_layer_graph(config);
+  CHECK(rewire_farskip(standard, {FarSkipMode::off, {}}) == standard);
+  const LayerGraph full = rewire_farskip(standard, {FarSkipMode::full, {}});
+  REQUIRE(full.blocks.size() == standard.blocks.size());
+  const auto omitted = [&](const LayerGraph& g, SubBlock kind, int layer) {
+    std::vector<std::pair<SubBlock, int>> out;
+    for (const int i : g.blocks[static_cast<std::size_t>(g.find(kind, layer))].omits)
+      out.emplace_back(g.blocks[static_cast<std::size_t>(i)].kind, g.blocks[static_cast<std::size_t>(i)].layer);
+    return out;
+  };
+  using Omitted = std::vector<std::pair<SubBlock, int>>;
+  CHECK(omitted(full, SubBlock::attention, 1).empty());  // layer 0 is dense: nothing is in flight
+  CHECK(omitted(full, SubBlock::attention, 2) == Omitted{{SubBlock::routed, 1}});
+  CHECK(omitted(full, SubBlock::routed, 2) == Omitted{{SubBlock::attention, 2}, {SubBlock::shared, 2}});
+  CHECK(omitted(full, SubBlock::dense, 0) == Omitted{{SubBlock::attention, 0}});
+  CHECK(omitted(full, SubBlock::head, -1).empty());
+  const LayerGraph late = rewire_farskip(standard, {FarSkipMode::full, {LayerSelection::Kind::range, 2, 3, {}}});
+  CHECK(omitted(late, SubBlock::routed, 1) == Omitted{{SubBlock::shared, 1}});
+  CHECK(omitted(late, SubBlock::attention, 2) == Omitted{{SubBlock::routed, 1}});
+}
+
+TEST_CASE("FarSkip wiring costs no extra sums") {
+  const ModelConfig config = read_hub_config(test::fixtures() / "deepseek_v2");
+  const auto adds = [&](FarSkipMode mode) {
+    LowerOptions options;
+    options.sequence_length = 8;
+    const Graph graph = lower(config, rewire_farskip(build_layer_graph(config), {mode, {}}), options);
+    verify_graph(graph);
+    return std::count_if(graph.nodes().begin(), graph.nodes().end(), [](const Node& n) { return n.op->name == "add"; });
+  };
+  CHECK(adds(FarSkipMode::full) == adds(FarSkipMode::off));
+}
+
+}  // namespace
+}  // namespace farskip

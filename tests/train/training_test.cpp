@@ -1,0 +1,233 @@
+// Training runs as a whole: resume, accumulation, metrics, faults.
+
+#include <csignal>
+#include <nlohmann/json.hpp>
+#include <sstream>
+#include <thread>
+
+#include "farskip/base/environment.h"
+#include "farskip/config/run_config.h"
+#include "farskip/train/checkpoint_files.h"
+#include "farskip/train/learning_rate.h"
+#include "farskip/train/run_folder.h"
+#include "farskip/train/trainer.h"
+#include "support/catch.h"
+#include "support/support.h"
+
+namespace farskip {
+namespace {
+
+struct Run {
+  RunConfig config;
+  ModelConfig model;
+};
+
+Run make_run(const fs::path& run_dir, const std::vector<std::string>& overrides = {}) {
+  const fs::path data = test::fixtures() / "deepseek_v2";
+  std::string yaml = fmt::format(R"(
+run_dir: {}
+init: {{from: {}}}
+farskip: {{mode: off}}
+data: {{tokens: [{}/tokens], validation: [{}/tokens]}}
+train:
+  steps: 6
+  sequence_length: 32
+  global_batch: 4
+  micro_batch: 2
+  learning_rate: {{schedule: cosine, peak: 1.0e-3, final: 1.0e-4}}
+  validate_every: 3
+checkpoint: {{every: 2, keep: 10}}
+)",
+                                 run_dir.string(), data.string(), data.string(), data.string());
+  ErrorList errors;
+  ConfigNode tree = parse_yaml_text(yaml, "test", errors);
+  for (const std::string& o : overrides) apply_override(tree, o, errors);
+  Run run{read_run_config(tree, errors), read_hub_config(data)};
+  errors.throw_if_any();
+  return run;
+}
+
+const Logger kQuiet(LogLevel::off);
+
+std::string checkpoint_bytes(const fs::path& run_dir, int step) {
+  std::string bytes;
+  for (const char* name : {"model.safetensors", "optimizer.safetensors"})
+    bytes += read_text_file(run_dir / "checkpoints" / fmt::format("step-{}", step) / name);
+  return bytes;
+}
+
+std::vector<nlohmann::json> metrics(const fs::path& run_dir) {
+  std::vector<nlohmann::json> lines;
+  std::istringstream text(read_text_file(run_dir / "metrics.jsonl"));
+  for (std::string line; std::getline(text, line);) lines.push_back(nlohmann::json::parse(line));
+  return lines;
+}
+
+TEST_CASE("training in two halves gives the bytes of training in one piece") {
+  const test::TemporaryFolder folder;
+  const Run whole = make_run(folder / "whole", {"checkpoint.async=false"});
+  train(whole.config, whole.model, kQuiet);
+  // The second half is a run of its own over the same directory: as after a kill at step 4.
+  const Run first = make_run(folder / "halves");
+  train(first.config, first.model, kQuiet);
+  fs::remove_all(folder / "halves" / "checkpoints" / "step-6");
+  const TrainResult result = train(first.config, first.model, kQuiet);
+  CHECK(result.step == 6);
+  CHECK(checkpoint_bytes(folder / "whole", 6) == checkpoint_bytes(folder / "halves", 6));
+  const auto a = metrics(folder / "whole"), b = metrics(folder / "halves");
+  REQUIRE(a.size() == 6);
+  REQUIRE(b.size() == 6);
+  for (std::size_t i = 0; i < 6; ++i) {
+    CHECK(b[i]["step"] == i + 1);
+    CHECK(a[i]["loss"] == b[i]["loss"]);
+  }
+}
+
+TEST_CASE("two runs of one configuration are bit-identical, another seed is not") {
+  const test::TemporaryFolder folder;
+  for (const char* name : {"a", "b"}) {
+    const Run run = make_run(folder / name);
+    train(run.config, run.model, kQuiet);
+  }
+  CHECK(checkpoint_bytes(folder / "a", 6) == checkpoint_bytes(folder / "b", 6));
+  const Run other = make_run(folder / "c", {"seed=2"});
+  train(other.config, other.model, kQuiet);
+  CHECK(checkpoint_bytes(folder / "a", 6) != checkpoint_bytes(folder / "c", 6));
+}
+
+TEST_CASE("micro-batches of any size give the same losses up to rounding") {
+  const test::TemporaryFolder folder;
+  for (const int micro : {1, 2, 4}) {
+    const Run run = make_run(folder / std::to_string(micro), {fmt::format("train.micro_batch={}", micro)});
+    train(run.config, run.model, kQuiet);
+  }
+  const auto whole = metrics(folder / "4");
+  for (const char* parts : {"1", "2"})
+    for (std::size_t i = 0; i < whole.size(); ++i)
+      CHECK(metrics(folder / parts)[i]["loss"].get<double>() == Catch::Approx(whole[i]["loss"].get<double>()).epsilon(1e-5));
+}
+
+TEST_CASE("metrics hold what the contract names") {
+  const test::TemporaryFolder folder;
+  const Run run = make_run(folder / "run");
+  train(run.config, run.model, kQuiet);
+  const auto lines = metrics(folder / "run");
+  for (const char* key : {"step", "loss", "grad_norm", "learning_rate", "tokens", "tokens_per_second", "step_seconds",
+                          "exposed_comm_seconds", "hidden_comm_seconds", "peak_memory_bytes", "aux_loss",
+                          "load_max_over_mean", "dropped_tokens"})
+    CHECK(lines[0].contains(key));
+  CHECK(lines[2].contains("validation_loss"));
+  CHECK_FALSE(lines[1].contains("validation_loss"));
+  CHECK(lines[5]["tokens"] == 6 * 4 * 32);
+  // The resolved configuration loads, and to the same run.
+  CHECK(load_run_config(folder / "run" / "config.yaml", {}) == run.config);
+  CHECK(nlohmann::json::parse(read_text_file(folder / "run" / "exit.json"))["reason"] == "done");
+}
+
+TEST_CASE("a checkpoint is a model folder") {
+  const test::TemporaryFolder folder;
+  const Run run = make_run(folder / "run");
+  train(run.config, run.model, kQuiet);
+  const fs::path step = folder / "run" / "checkpoints" / "step-6";
+  CHECK(read_hub_config(step) == run.model);
+  const Run next = make_run(folder / "next", {"init.from=" + step.string()});
+  CHECK_NOTHROW(train(next.config, next.model, kQuiet));
+}
+
+TEST_CASE("resuming with another model or seed is refused with both values") {
+  const test::TemporaryFolder folder;
+  const Run run = make_run(folder / "run");
+  train(run.config, run.model, kQuiet);
+  ModelConfig other = run.model;
+  other.farskip.mode = FarSkipMode::full;
+  CHECK_THROWS_WITH(train(run.config, other, kQuiet), ContainsSubstring("farskip: checkpoint null, configuration true"));
+  const Run seed = make_run(folder / "run", {"seed=5"});
+  CHECK_THROWS_WITH(train(seed.config, seed.model, kQuiet), ContainsSubstring("seed 1") && ContainsSubstring("has 5"));
+}
+
+TEST_CASE("a run directory has one writer") {
+  const test::TemporaryFolder folder;
+  const RunFolder holder(folder / "run");
+  const Run run = make_run(folder / "run");
+  CHECK_THROWS_WITH(train(run.config, run.model, kQuiet), ContainsSubstring("in use by process"));
+}
+
+TEST_CASE("a stop signal saves at a step boundary and the next run goes on") {
+  const test::TemporaryFolder folder;
+  const Run whole = make_run(folder / "whole", {"train.steps=400", "checkpoint.every=0"});
+  std::thread signaller([&] {
+    while (!fs::exists(folder / "whole" / "metrics.jsonl") || fs::file_size(folder / "whole" / "metrics.jsonl") == 0)
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    std::raise(SIGUSR1);
+  });
+  const TrainResult stopped = train(whole.config, whole.model, kQuiet);
+  signaller.join();
+  CHECK(stopped.stopped_early);
+  CHECK(stopped.step < 400);
+  CHECK(fs::exists(folder / "whole" / "checkpoints" / fmt::format("step-{}", stopped.step)));
+  CHECK(nlohmann::json::parse(read_text_file(folder / "whole" / "exit.json"))["resumable"] == true);
+  const Run rest = make_run(folder / "whole", {fmt::format("train.steps={}", stopped.step + 2), "checkpoint.every=0"});
+  CHECK(train(rest.config, rest.model, kQuiet).step == stopped.step + 2);
+}
+
+TEST_CASE("a loss that is not finite stops the run and names the samples") {
+  const test::TemporaryFolder folder;
+  const Run run = make_run(folder / "run", {"train.learning_rate.peak=1.0e30", "train.learning_rate.final=0.0",
+                                            "train.optimizer.clip_grad_norm=0.0"});
+  CHECK_THROWS_WITH(train(run.config, run.model, kQuiet), ContainsSubstring("finite") && ContainsSubstring("samples"));
+}
+
+TEST_CASE("planned memory is what the run takes") {
+  // Larger than the noise of the allocator; everything planned is touched.
+  ErrorList errors;
+  const ConfigNode tree = parse_yaml_text(R"(
+family: qwen3_moe
+vocab_size: 8192
+hidden_size: 512
+intermediate_size: 1024
+num_hidden_layers: 4
+num_attention_heads: 8
+num_key_value_heads: 2
+head_dim: 64
+num_experts: 16
+num_experts_per_tok: 2
+moe_intermediate_size: 256
+)",
+                                          "test", errors);
+  const ModelConfig model = read_model_section(tree, errors);
+  errors.throw_if_any();
+  const std::vector<ParameterSpec> specs = list_parameters(model);
+  const std::uint64_t before = resident_bytes();
+  TensorMap weights = make_parameter_tensors(specs);
+  initialise_weights(weights, specs, 1, 0.02);
+  TrainEngineOptions options;
+  options.micro_batch = 2;
+  options.sequence_length = 256;
+  TrainEngine engine(model, build_layer_graph(model), weights, options, kQuiet);
+  Batch batch;
+  for (int i = 0; i < 512; ++i) {
+    batch.tokens.push_back(i * 13 % 8192);
+    batch.targets.push_back(i * 17 % 8192);
+  }
+  engine.micro_batch(batch, 1.0F / 512, 0.0F, true);
+  engine.update(1e-3, 1);
+  const auto measured = static_cast<double>(resident_bytes() - before);
+  CHECK(measured == Catch::Approx(static_cast<double>(engine.memory().total())).epsilon(0.03));
+}
+
+TEST_CASE("learning rates follow their formulas") {
+  LearningRateConfig c{LearningRateSchedule::cosine, 1.0, 0.1, 10, 0};
+  CHECK(learning_rate_at(c, 0, 110) == Catch::Approx(0.1));
+  CHECK(learning_rate_at(c, 9, 110) == Catch::Approx(1.0));
+  CHECK(learning_rate_at(c, 59, 110) == Catch::Approx(0.55));
+  CHECK(learning_rate_at(c, 109, 110) == Catch::Approx(0.1));
+  c.schedule = LearningRateSchedule::constant;
+  CHECK(learning_rate_at(c, 109, 110) == 1.0);
+  c = {LearningRateSchedule::wsd, 1.0, 0.0, 0, 20};
+  CHECK(learning_rate_at(c, 79, 100) == 1.0);
+  CHECK(learning_rate_at(c, 89, 100) == Catch::Approx(0.5));
+  CHECK(learning_rate_at(c, 99, 100) == Catch::Approx(0.0));
+}
+
+}  // namespace
+}  // namespace farskip
