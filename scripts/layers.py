@@ -1,0 +1,90 @@
+#!/usr/bin/env python3
+"""Holds the code and docs/architecture.md to the layers that CMakeLists.txt states.
+
+  scripts/layers.py            draws the arrows of the page anew
+  scripts/layers.py --check    changes nothing; exits 1 if the drawn arrows differ from CMakeLists.txt, or if a
+                               file includes a header of a layer that its own layer does not use
+"""
+
+import difflib
+import pathlib
+import re
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs/architecture.md"
+BEGIN, END = "<!-- layers: drawn by scripts/layers.py -->", "<!-- end of layers -->"
+
+
+def read_layers():
+    """Layer -> layers it names after USES, in the order of CMakeLists.txt."""
+    text = re.sub(r"#.*", "", (ROOT / "CMakeLists.txt").read_text())
+    layers = {}
+    for name, rest in re.findall(r"^farskip_layer\(\s*(\w+)([^)]*)\)", text, re.MULTILINE):
+        used = re.search(r"\bUSES\s+(.*?)(?=\bLINK\b|\bREGISTER\b|$)", rest, re.DOTALL)
+        layers[name] = used.group(1).split() if used else []
+        for other in layers[name]:
+            if other not in layers:
+                sys.exit(f"CMakeLists.txt: {name} uses {other}, which is not listed before it")
+    if not layers:
+        sys.exit("CMakeLists.txt: no farskip_layer(...) found")
+    return layers
+
+
+def draw(layers):
+    # Node names in capitals: "graph" is a word of the drawing language.
+    lines = ["```mermaid", "flowchart BT"]
+    lines += [f'  {name.upper()}["{name}"]' for name in layers]
+    lines += [f"  {name.upper()} --> {other.upper()}" for name, used in layers.items() for other in used]
+    return "\n".join(lines + ["```"])
+
+
+def find_page_problems(page, drawn):
+    if drawn == page:
+        return []
+    difference = difflib.unified_diff(page.splitlines(), drawn.splitlines(), "docs/architecture.md",
+                                      "CMakeLists.txt", lineterm="")
+    return list(difference) + ["docs/architecture.md: arrows differ; scripts/layers.py draws them anew"]
+
+
+def find_include_problems(layers):
+    reachable = {}
+    for name, used in layers.items():
+        reachable[name] = {name}.union(*(reachable[other] for other in used))
+    problems = []
+    for folder in ("include/farskip", "src"):
+        for path in sorted((ROOT / folder).glob("*/**/*.*")):
+            layer = path.relative_to(ROOT / folder).parts[0]
+            if path.suffix not in (".h", ".cpp", ".cu", ".cuh"):
+                continue
+            where = path.relative_to(ROOT)
+            if layer not in layers:
+                problems.append(f"{where}: CMakeLists.txt has no layer {layer}")
+                continue
+            for number, line in enumerate(path.read_text().splitlines(), 1):
+                header = re.match(r'\s*#\s*include\s*["<]farskip/(\w+)/', line)
+                if header and header.group(1) not in reachable[layer]:
+                    problems.append(f"{where}:{number}: layer {layer} does not use layer {header.group(1)}")
+    return problems
+
+
+def main():
+    if sys.argv[1:] not in ([], ["--check"]):
+        sys.exit(__doc__.strip())
+    layers = read_layers()
+    page = PAGE.read_text()
+    parts = re.split(f"({BEGIN}\n)(.*?)({END})", page, flags=re.DOTALL)
+    if len(parts) != 5:
+        sys.exit(f"docs/architecture.md: one block between '{BEGIN}' and '{END}' is needed")
+    drawn = "".join(parts[:2] + [draw(layers) + "\n"] + parts[3:])
+    problems = find_include_problems(layers)
+    if sys.argv[1:]:
+        problems = find_page_problems(page, drawn) + problems
+    elif drawn != page:
+        PAGE.write_text(drawn)
+    for problem in problems:
+        print(problem)
+    sys.exit(1 if problems else 0)
+
+
+main()
