@@ -69,7 +69,7 @@ class Bench:
             text, _ = run([*self.peer, "--steps", str(LOSS_STEPS), "--warmup", "0", "--write-init", init,
                            "--write-tokens", tokens], self.cores, self.peer_environment)
             theirs = last_json(text)["losses"]
-            run([FARSKIP, "train", self.config, f"init.from={init}", f"data.tokens=[{tokens}]",
+            run([FARSKIP, "train", self.config, "model=null", f"init.from={init}", f"data.tokens=[{tokens}]",
                  "data.shuffle=false", f"train.steps={LOSS_STEPS}", f"run_dir={run_dir}"],
                 self.cores, self.ours_environment)
             lines = Path(run_dir, "metrics.jsonl").read_text().splitlines()

@@ -21,7 +21,8 @@ void register_activation(OpTable& table) {
                    g.set(0, d[0]);
                    if (g.in(1)) g.set(1, d[1]);
                  },
-             .cost = [](const OpTypes& t) { return flops_cost(10.0 * elements(t.outputs[0].shape)); }});
+             .cost = [](const OpTypes& t) { return flops_cost(10.0 * elements(t.outputs[0].shape)); },
+             .cheap = true});
 
   table.add({.name = "swiglu_grad",
              .min_inputs = 2,

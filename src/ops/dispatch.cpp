@@ -32,7 +32,8 @@ void register_dispatch(OpTable& table) {
                  },
              .cost = [](const OpTypes& t) -> OpCost {
                return {.bytes = 2.0 * static_cast<double>(t.outputs[0].num_bytes())};
-             }});
+             },
+             .cheap = true});
 
   table.add(
       {.name = "combine_rows",

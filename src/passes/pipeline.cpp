@@ -6,14 +6,16 @@
 #include "farskip/passes/dead_code.h"
 #include "farskip/passes/fuse_accumulate.h"
 #include "farskip/passes/fuse_loss.h"
+#include "farskip/passes/rematerialise.h"
 
 namespace farskip {
 
 std::span<const Pass> graph_passes() {
-  static const std::array<Pass, 3> passes{{
+  static const std::array<Pass, 4> passes{{
       {"fuse_loss", fuse_loss},
       {"fuse_accumulate", fuse_accumulate},
       {"dead_code", eliminate_dead_code},
+      {"rematerialise_cheap", rematerialise_cheap},
   }};
   return passes;
 }

@@ -1,20 +1,14 @@
 #include "farskip/runtime/executor.h"
 
 #include <chrono>
-#include <new>
+
+#include "farskip/base/memory.h"
 
 namespace farskip {
-namespace {
-
-constexpr std::align_val_t kAlignment{4096};
-
-}  // namespace
-
 void Arena::reserve(std::size_t bytes) {
   if (bytes <= size_) return;
   memory_.reset();  // never both at once
-  auto* memory = static_cast<std::byte*>(::operator new[](bytes, kAlignment));
-  memory_ = std::shared_ptr<std::byte[]>(memory, [](std::byte* p) { ::operator delete[](p, kAlignment); });
+  memory_ = allocate_memory(bytes);
   size_ = bytes;
 }
 

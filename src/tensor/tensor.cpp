@@ -1,12 +1,9 @@
 #include "farskip/tensor/tensor.h"
 
-#include <cstring>
-#include <new>
+#include "farskip/base/memory.h"
 
 namespace farskip {
 namespace {
-
-constexpr std::align_val_t kAlignment{64};
 
 float f16_to_f32(std::uint16_t bits) {
   const std::uint32_t sign = static_cast<std::uint32_t>(bits & 0x8000U) << 16;
@@ -89,10 +86,8 @@ std::string Shape::text() const {
 }
 
 HostTensor::HostTensor(DType dtype, Shape shape) : view_{nullptr, dtype, std::move(shape)} {
-  auto* memory =
-      static_cast<std::byte*>(::operator new[](std::max<std::size_t>(view_.num_bytes(), 1), kAlignment));
-  memory_ = std::shared_ptr<std::byte[]>(memory, [](std::byte* p) { ::operator delete[](p, kAlignment); });
-  view_.data = memory;
+  memory_ = allocate_memory(view_.num_bytes());
+  view_.data = memory_.get();
 }
 
 HostTensor convert_dtype(const HostTensor& tensor, DType dtype) {

@@ -148,8 +148,7 @@ class TrainingRun {
     return m;
   }
 
-  // The update of a step with a non-finite norm changes nothing, so the last checkpoint and the weights are
-  // both good; going on would repeat the same step.
+  // Going on would only spread it. With a norm that is not finite the update changed nothing.
   void check_finite(const StepMetrics& m) const {
     if (std::isfinite(m.loss) && std::isfinite(m.grad_norm)) return;
     throw Error(
@@ -202,6 +201,7 @@ void refuse_unsupported(const RunConfig& config) {
   };
   refuse(config.device == DeviceChoice::cuda, "device", "this build has no CUDA backend; use cpu or auto");
   refuse(config.precision == Precision::bf16, "precision", "the CPU computes in fp32; use fp32");
+  refuse(config.distill.has_value(), "distill", "this build trains on data only; remove the section");
   refuse(config.parallel.expert > 1, "parallel.expert", "this build runs on one rank; use 1");
   refuse(config.parallel.zero > 0, "parallel.zero", "this build runs on one rank; use 0");
   refuse(config.schedule.micro_batches_in_flight > 1, "schedule.micro_batches_in_flight", "use 1");

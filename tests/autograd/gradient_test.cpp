@@ -81,11 +81,13 @@ Problem make_problem(const char* yaml) {
   for (const ParameterSpec& spec : p.specs) {
     HostTensor t(DType::f64, spec.shape);
     for (double& x : t.values<double>())
-      x = static_cast<float>(spec.initializer == Initializer::ones ? 1.0 + 0.1 * normal(random) : 0.4 * normal(random));
+      x = static_cast<float>(spec.initializer == Initializer::ones ? 1.0 + 0.1 * normal(random)
+                                                                   : 0.4 * normal(random));
     p.values.emplace(spec.name, t);
   }
   for (std::int64_t i = 0; i < kBatch * kSequence; ++i) {
-    p.tokens.values<std::int32_t>()[static_cast<std::size_t>(i)] = static_cast<std::int32_t>(random() % p.config.vocab_size);
+    p.tokens.values<std::int32_t>()[static_cast<std::size_t>(i)] =
+        static_cast<std::int32_t>(random() % p.config.vocab_size);
     p.targets.values<std::int32_t>()[static_cast<std::size_t>(i)] =
         i == 3 ? -1 : static_cast<std::int32_t>(random() % p.config.vocab_size);
   }
@@ -103,13 +105,35 @@ LowerOptions options(DType dtype) {
   return o;
 }
 
+// Every value has memory of its own: the slow kernels know nothing of working in place.
+Plan make_plan_without_reuse(const Graph& graph) {
+  Plan plan;
+  for (std::size_t v = 0; v < graph.num_values(); ++v) {
+    Placement place;
+    place.bytes = graph.type(ValueId(v)).num_bytes();
+    if (!graph.value(ValueId(v)).producer) {
+      place.external = ValueId(v);
+    } else {
+      place.offset = plan.arena_bytes;
+      plan.arena_bytes += (place.bytes + 63) / 64 * 64;
+    }
+    plan.placements.push_back(place);
+  }
+  plan.steps = make_serial_plan(graph, cpu_workspace).steps;  // for the scratch that kernels ask for
+  for (PlanStep& step : plan.steps) {
+    step.workspace_offset = plan.arena_bytes;
+    plan.arena_bytes += (step.workspace_bytes + 63) / 64 * 64;
+  }
+  return plan;
+}
+
 // Σ seed · loss in double precision, through the slow reference kernels.
 class Reference {
  public:
   explicit Reference(Problem& p) : table_(cpu_kernel_table()) {
     register_reference_kernels(table_);
     Graph graph = lower(p.config, build_layer_graph(p.config), options(DType::f64));
-    Plan plan = make_serial_plan(graph, [](const OpDef&, const OpTypes&) { return std::size_t{1} << 16; });
+    Plan plan = make_plan_without_reuse(graph);
     executor_ = std::make_unique<Executor>(std::move(graph), std::move(plan), table_, arena_);
     executor_->bind("tokens", p.tokens.view());
     executor_->bind("targets", p.targets.view());

@@ -71,14 +71,18 @@ TEST_CASE("the tiles of every shape cover it, stay within the limit and keep all
       for (const std::int64_t n : {1, 64, 513, 1408, 10944})
         for (const std::int64_t siblings : {1, 64}) {
           CAPTURE(threads, m, n, siblings);
-          const cpu::Tiling t = cpu::choose_tiling(m, n, 2048, cpu::wanted_tiles(siblings));
+          const cpu::Tiling t = cpu::choose_tiling(m, n, 2048, cpu::available_workers(siblings));
           CHECK(t.columns <= cpu::kMaxTileColumns);
           CHECK((t.num_rows * t.rows >= m && (t.num_rows - 1) * t.rows < m));
           CHECK((t.num_columns * t.columns >= n && (t.num_columns - 1) * t.columns < n));
         }
-    CHECK(cpu::choose_tiling(2048, 1408, 2048, cpu::wanted_tiles()).count() >= 3 * threads);
-    CHECK(cpu::choose_tiling(512, 2048, 4096, cpu::wanted_tiles()).count() >= 3 * threads);
-    CHECK(cpu::choose_tiling(0, 1408, 2048, cpu::wanted_tiles()).count() == 0);
+    // Whole rounds of all threads, or nearly so.
+    for (const std::int64_t n : {1408, 2048}) {
+      const std::int64_t count = cpu::choose_tiling(2048, n, 2048, cpu::available_workers()).count();
+      const std::int64_t rounds = (count + threads - 1) / threads;
+      CHECK(10 * count >= 8 * rounds * threads);
+    }
+    CHECK(cpu::choose_tiling(0, 1408, 2048, cpu::available_workers()).count() == 0);
   }
   omp_set_num_threads(omp_get_num_procs());
 }

@@ -41,7 +41,7 @@ TEST_CASE("mistakes end with one clear message and the documented exit code") {
       {"inspect " + tmp + "/none", 66, "no such file"},
       {"inspect " + tmp + "/broken.safetensors", 65, "broken.safetensors"},
       {"inspect " + tmp + "/latin1.txt", 65, "not a model folder"},
-      {"data train-tokenizer " + tmp + "/latin1.txt --out " + tmp + "/t.json", 65, "byte 3"},
+      {"data train-tokenizer " + tmp + "/latin1.txt --out " + tmp + "/t.json", 65, "offset 3"},
       {"data train-tokenizer " + tmp + "/latin1.txt --vocab-size 12 --out " + tmp + "/t.json", 64, "257"},
       {"data info " + tmp + "/none", 66, "none"},
       {"eval --model " + model + " --data " + tmp + "/none", 66, "none"},
@@ -52,7 +52,8 @@ TEST_CASE("mistakes end with one clear message and the documented exit code") {
       {"generate --model " + model + " --prompt x", 66, "tokenizer"},
       {"convert " + model + " " + tmp + "/out --dtype int4", 64, "bf16"},
       {"convert " + model + " " + model, 64, "holds a model already"},
-      {"forward --model " + model + " --tokens " + model + "/model.safetensors --out " + tmp + "/o", 65, "tokens"},
+      {"forward --model " + model + " --tokens " + model + "/model.safetensors --out " + tmp + "/o", 65,
+       "tokens"},
       {"forward --device cuda --model " + model + " --tokens x --out y", 64, "cuda"},
   };
   for (const Mistake& m : mistakes) {
@@ -68,8 +69,8 @@ TEST_CASE("mistakes end with one clear message and the documented exit code") {
 
 TEST_CASE("help and version answer on stdout with exit code 0") {
   CHECK_THAT(farskip_command("--version").out, ContainsSubstring("farskip 0."));
-  for (const char* command : {"", "train", "forward", "eval", "generate", "convert", "inspect", "data", "data tokenize",
-                              "bench step", "doctor"}) {
+  for (const char* command : {"", "train", "forward", "eval", "generate", "convert", "inspect", "data",
+                              "data tokenize", "bench step", "doctor"}) {
     const auto result = farskip_command(std::string(command) + " --help");
     CAPTURE(command);
     CHECK(result.status == 0);
@@ -80,13 +81,14 @@ TEST_CASE("help and version answer on stdout with exit code 0") {
 TEST_CASE("forward writes the reference's logits, loss and gradients under hub names") {
   const test::TemporaryFolder folder;
   const std::string model = fixture("qwen3_moe"), out = (folder / "out.safetensors").string();
-  const auto result = farskip_command("forward --json --grads --farskip full --model " + model + " --tokens " + model +
-                                      "/reference.safetensors --out " + out);
+  const auto result = farskip_command("forward --json --grads --farskip full --model " + model +
+                                      " --tokens " + model + "/reference.safetensors --out " + out);
   REQUIRE(result.status == 0);
   const auto reference = nlohmann::json::parse(read_text_file(model + "/reference.json"));
   CHECK(nlohmann::json::parse(result.out)["loss"].get<double>() ==
         Catch::Approx(reference["loss.full"].get<double>()).epsilon(2e-6));
-  const SafetensorsFile file(out), want(model + "/reference.safetensors"), weights(model + "/model.safetensors");
+  const SafetensorsFile file(out), want(model + "/reference.safetensors"),
+      weights(model + "/model.safetensors");
   CHECK(file.find("logits").shape == want.find("logits.full").shape);
   for (const TensorInfo& info : weights.tensors()) CHECK(file.find("grad." + info.name).shape == info.shape);
 }
@@ -112,30 +114,39 @@ TEST_CASE("train, eval, generate and convert work on one run directory from text
   std::string text;
   for (int i = 0; i < 400; ++i) text += fmt::format("The value of item {} is {}.\n", i % 7, i % 5);
   write_text_file(folder / "corpus.txt", text);
-  REQUIRE(farskip_command("data train-tokenizer " + tmp + "/corpus.txt --vocab-size 300 --out " + tmp + "/t.json").status == 0);
-  REQUIRE(farskip_command("data tokenize " + tmp + "/corpus.txt --tokenizer " + tmp + "/t.json --out " + tmp + "/v").status == 0);
+  REQUIRE(
+      farskip_command("data train-tokenizer " + tmp + "/corpus.txt --vocab-size 300 --out " + tmp + "/t.json")
+          .status == 0);
+  REQUIRE(farskip_command("data tokenize " + tmp + "/corpus.txt --tokenizer " + tmp + "/t.json --out " + tmp +
+                          "/v")
+              .status == 0);
   write_text_file(folder / "run.yaml", R"(
 model: {family: qwen3_moe, vocab_size: 300, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2,
   num_attention_heads: 4, num_key_value_heads: 2, head_dim: 8, num_experts: 4, num_experts_per_tok: 2,
   moe_intermediate_size: 32, eos_token_id: 0}
 farskip: {mode: off}
 run_dir: )" + tmp + R"(/run
-data: {text: [)" + tmp + R"(/corpus.txt], tokenizer: )" + tmp + R"(/t.json}
+data: {text: [)" + tmp + R"(/corpus.txt], tokenizer: )" +
+                                           tmp + R"(/t.json}
 train: {steps: 40, sequence_length: 32, global_batch: 8, micro_batch: 8, learning_rate: {peak: 3.0e-3, warmup_steps: 4}}
 )");
   const auto trained = farskip_command("train --json " + tmp + "/run.yaml");
   REQUIRE(trained.status == 0);
   CHECK(nlohmann::json::parse(trained.out)["step"] == 40);
-  const auto eval = farskip_command("eval --json --sequence-length 32 --model " + tmp + "/run --data " + tmp + "/v");
+  const auto eval =
+      farskip_command("eval --json --sequence-length 32 --model " + tmp + "/run --data " + tmp + "/v");
   REQUIRE(eval.status == 0);
   CHECK(nlohmann::json::parse(eval.out)["loss"].get<double>() < 3.0);  // from ln 300 = 5.7
   const auto made = farskip_command("generate --max-tokens 8 --model " + tmp + "/run --prompt 'The value'");
   CHECK(made.status == 0);
   CHECK_THAT(made.out, ContainsSubstring("The value"));
   REQUIRE(farskip_command("convert " + tmp + "/run " + tmp + "/hub --dtype bf16").status == 0);
-  CHECK(nlohmann::json::parse(farskip_command("inspect --json " + tmp + "/hub").out)["parameters"].get<int>() > 1000);
+  CHECK(
+      nlohmann::json::parse(farskip_command("inspect --json " + tmp + "/hub").out)["parameters"].get<int>() >
+      1000);
   // Out-of-vocabulary tokens are named, not run.
-  const auto narrow = farskip_command("eval --model " + fixture("qwen3_moe") + " --data " + tmp + "/v --sequence-length 32");
+  const auto narrow =
+      farskip_command("eval --model " + fixture("qwen3_moe") + " --data " + tmp + "/v --sequence-length 32");
   CHECK(narrow.status == 65);
   CHECK_THAT(narrow.err, ContainsSubstring("vocabulary"));
 }
@@ -154,8 +165,8 @@ checkpoint: {{every: 1}}
                                                  tmp, model));
   REQUIRE(farskip_command("train " + tmp + "/c.yaml train.steps=2").status == 0);
   // Files may grow to 50 KiB only; a checkpoint needs more. SIGXFSZ is ignored, so writes fail instead.
-  const auto full = run_command("trap '' XFSZ; ulimit -f 100; " + std::string(FARSKIP_BINARY) + " train " + tmp +
-                                "/c.yaml train.steps=4");
+  const auto full = run_command("trap '' XFSZ; ulimit -f 100; " + std::string(FARSKIP_BINARY) + " train " +
+                                tmp + "/c.yaml train.steps=4");
   CHECK(full.status == 74);
   CHECK_THAT(full.err, ContainsSubstring("safetensors"));
   CHECK_THAT(full.err, ContainsSubstring("write failed"));

@@ -1,8 +1,7 @@
-#include "farskip/model/model_config.h"
-
 #include "farskip/base/file.h"
 #include "farskip/model/layer_graph.h"
 #include "farskip/model/lower.h"
+#include "farskip/model/model_config.h"
 #include "farskip/passes/farskip.h"
 #include "support/catch.h"
 #include "support/support.h"
@@ -13,8 +12,10 @@ namespace {
 const char* const kModels[] = {"deepseek_v2", "deepseek_v2_yarn", "qwen3_moe", "qwen3_moe_tied"};
 
 TEST_CASE("a config written for the hub reads back to the same model") {
-  ModelConfig config = read_hub_config(test::fixtures() / GENERATE(from_range(std::begin(kModels), std::end(kModels))));
-  const FarSkipMode mode = GENERATE(FarSkipMode::off, FarSkipMode::full, FarSkipMode::attention, FarSkipMode::mlp);
+  ModelConfig config =
+      read_hub_config(test::fixtures() / GENERATE(from_range(std::begin(kModels), std::end(kModels))));
+  const FarSkipMode mode =
+      GENERATE(FarSkipMode::off, FarSkipMode::full, FarSkipMode::attention, FarSkipMode::mlp);
   config.farskip.mode = mode;
   if (mode == FarSkipMode::attention) config.farskip.layers = {LayerSelection::Kind::range, 1, 2, {}};
   if (mode == FarSkipMode::mlp) config.farskip.layers = {LayerSelection::Kind::list, 0, 0, {0, 2}};
@@ -77,12 +78,13 @@ first_k_dense_replace: 1
   const ModelConfig lite = read_model_section(tree, errors);
   errors.throw_if_any();
   const ParameterCounts counts = count_parameters(lite);
-  CHECK(counts.total == 15706484224);                        // DeepSeek-V2-Lite: 15.7B
+  CHECK(counts.total == 15706484224);                           // DeepSeek-V2-Lite: 15.7B
   CHECK(counts.active == Catch::Approx(2.66e9).epsilon(0.01));  // 2.4B without one of the two tables
 }
 
 TEST_CASE("pieces of the hub cover every parameter exactly once") {
-  const ModelConfig config = read_hub_config(test::fixtures() / GENERATE(from_range(std::begin(kModels), std::end(kModels))));
+  const ModelConfig config =
+      read_hub_config(test::fixtures() / GENERATE(from_range(std::begin(kModels), std::end(kModels))));
   for (const ParameterSpec& spec : list_parameters(config)) {
     CAPTURE(spec.name);
     std::int64_t row = 0;
@@ -103,7 +105,8 @@ TEST_CASE("FarSkip changes what blocks read and nothing else") {
   const auto omitted = [&](const LayerGraph& g, SubBlock kind, int layer) {
     std::vector<std::pair<SubBlock, int>> out;
     for (const int i : g.blocks[static_cast<std::size_t>(g.find(kind, layer))].omits)
-      out.emplace_back(g.blocks[static_cast<std::size_t>(i)].kind, g.blocks[static_cast<std::size_t>(i)].layer);
+      out.emplace_back(g.blocks[static_cast<std::size_t>(i)].kind,
+                       g.blocks[static_cast<std::size_t>(i)].layer);
     return out;
   };
   using Omitted = std::vector<std::pair<SubBlock, int>>;
@@ -112,7 +115,8 @@ TEST_CASE("FarSkip changes what blocks read and nothing else") {
   CHECK(omitted(full, SubBlock::routed, 2) == Omitted{{SubBlock::attention, 2}, {SubBlock::shared, 2}});
   CHECK(omitted(full, SubBlock::dense, 0) == Omitted{{SubBlock::attention, 0}});
   CHECK(omitted(full, SubBlock::head, -1).empty());
-  const LayerGraph late = rewire_farskip(standard, {FarSkipMode::full, {LayerSelection::Kind::range, 2, 3, {}}});
+  const LayerGraph late =
+      rewire_farskip(standard, {FarSkipMode::full, {LayerSelection::Kind::range, 2, 3, {}}});
   CHECK(omitted(late, SubBlock::routed, 1) == Omitted{{SubBlock::shared, 1}});
   CHECK(omitted(late, SubBlock::attention, 2) == Omitted{{SubBlock::routed, 1}});
 }
@@ -124,7 +128,8 @@ TEST_CASE("FarSkip wiring costs no extra sums") {
     options.sequence_length = 8;
     const Graph graph = lower(config, rewire_farskip(build_layer_graph(config), {mode, {}}), options);
     verify_graph(graph);
-    return std::count_if(graph.nodes().begin(), graph.nodes().end(), [](const Node& n) { return n.op->name == "add"; });
+    return std::count_if(graph.nodes().begin(), graph.nodes().end(),
+                         [](const Node& n) { return n.op->name == "add"; });
   };
   CHECK(adds(FarSkipMode::full) == adds(FarSkipMode::off));
 }

@@ -4,20 +4,21 @@
 #include "farskip/passes/fuse_accumulate.h"
 #include "farskip/passes/fuse_loss.h"
 #include "farskip/passes/pipeline.h"
+#include "farskip/passes/rematerialise.h"
 #include "support/catch.h"
 #include "support/support.h"
 
 namespace farskip {
 namespace {
 
-std::string apply(Graph (*pass)(const Graph&), const std::string& text) {
+std::string run_pass(Graph (*pass)(const Graph&), const std::string& text) {
   const Graph graph = pass(parse_graph(text));
   verify_graph(graph);
   return print_graph(graph);
 }
 
 TEST_CASE("dead code goes, externals and state updates stay") {
-  CHECK(apply(eliminate_dead_code, R"(%0 = input "x" : f32[2, 2]
+  CHECK(run_pass(eliminate_dead_code, R"(%0 = input "x" : f32[2, 2]
 %1 = input "unused" : f32[3]
 %2 = state "s" : f32[2, 2]
 %3 = add(%0, %0)
@@ -47,12 +48,12 @@ TEST_CASE("a sum with a product becomes an accumulating product, whichever side 
 update %2 -> %3
 )";
   for (const char* sum : {"%4 = add(%2, %3)", "%4 = add(%3, %2)"})
-    CHECK(apply(fuse_accumulate, std::string(kAccumulate) + "%3 = matmul(%0, %1) {transpose_a=true}\n" + sum +
-                                     "\nupdate %2 -> %4\n") == fused);
+    CHECK(run_pass(fuse_accumulate, std::string(kAccumulate) + "%3 = matmul(%0, %1) {transpose_a=true}\n" +
+                                        sum + "\nupdate %2 -> %4\n") == fused);
 }
 
 TEST_CASE("sums chain through several accumulating products") {
-  CHECK(apply(fuse_accumulate, std::string(kAccumulate) + R"(%3 = matmul(%0, %1) {transpose_a=true}
+  CHECK(run_pass(fuse_accumulate, std::string(kAccumulate) + R"(%3 = matmul(%0, %1) {transpose_a=true}
 %4 = matmul(%1, %0) {transpose_a=true}
 %5 = add(%3, %4)
 %6 = add(%2, %5)
@@ -72,7 +73,7 @@ TEST_CASE("a product that something else reads too, or that runs before the othe
 output "y" = %3
 update %2 -> %4
 )";
-  CHECK(apply(fuse_accumulate, read_twice) == read_twice);
+  CHECK(run_pass(fuse_accumulate, read_twice) == read_twice);
   const std::string too_early =
       std::string(kAccumulate) +
       R"(%3 = matmul(%0, %1) {transpose_a=true, transpose_b=false} @none.forward : f32[2, 2]
@@ -80,7 +81,7 @@ update %2 -> %4
 %5 = add(%3, %4) @none.forward : f32[2, 2]
 output "y" = %5
 )";
-  CHECK(apply(fuse_accumulate, too_early) == too_early);
+  CHECK(run_pass(fuse_accumulate, too_early) == too_early);
 }
 
 const char* const kLoss = R"(%0 = input "h" : f32[3, 2]
@@ -91,7 +92,7 @@ const char* const kLoss = R"(%0 = input "h" : f32[3, 2]
 
 TEST_CASE("the loss comes from its gradient op where both are there") {
   CHECK(
-      apply(fuse_loss, std::string(kLoss) + R"(%4, %5 = linear_cross_entropy(%0, %1, %2)
+      run_pass(fuse_loss, std::string(kLoss) + R"(%4, %5 = linear_cross_entropy(%0, %1, %2)
 %6, %7, %8, %9 = linear_cross_entropy_grad(%3, %0, %1, %2)
 output "loss" = %4
 output "dh" = %8
@@ -111,7 +112,39 @@ TEST_CASE("a loss that another op reads keeps its own op") {
 output "loss" = %4
 output "dh" = %9
 )";
-  CHECK(apply(fuse_loss, text) == text);
+  CHECK(run_pass(fuse_loss, text) == text);
+}
+
+TEST_CASE("a cheap value whose inputs are kept anyway is computed again before its first backward reader") {
+  CHECK(run_pass(rematerialise_cheap, R"(%0 = parameter "w" : f32[6, 4]
+%1 = input "x" : f32[3, 4]
+%2 = matmul(%1, %0) {transpose_b=true} @0.dense.forward
+%3 = swiglu(%2) @0.dense.forward
+%4 = matmul(%3, %3) {transpose_a=true} @0.dense.backward
+%5 = swiglu_grad(%3, %2) @0.dense.backward
+output "a" = %4
+output "b" = %5
+)") == R"(%0 = parameter "w" : f32[6, 4]
+%1 = input "x" : f32[3, 4]
+%2 = matmul(%1, %0) {transpose_a=false, transpose_b=true} @0.dense.forward : f32[3, 6]
+%3 = swiglu(%2) @0.dense.forward : f32[3, 3]
+%4 = swiglu(%2) @0.dense.backward : f32[3, 3]
+%5 = matmul(%4, %4) {transpose_a=true, transpose_b=false} @0.dense.backward : f32[3, 3]
+%6 = swiglu_grad(%4, %2) @0.dense.backward : f32[3, 6]
+output "a" = %5
+output "b" = %6
+)");
+}
+
+TEST_CASE("a cheap value whose input is not kept for the backward is not computed again") {
+  const std::string text = R"(%0 = parameter "w" : f32[6, 4]
+%1 = input "x" : f32[3, 4]
+%2 = matmul(%1, %0) {transpose_a=false, transpose_b=true} @0.dense.forward : f32[3, 6]
+%3 = swiglu(%2) @0.dense.forward : f32[3, 3]
+%4 = matmul(%3, %3) {transpose_a=true, transpose_b=false} @0.dense.backward : f32[3, 3]
+output "a" = %4
+)";
+  CHECK(run_pass(rematerialise_cheap, text) == text);
 }
 
 TEST_CASE("the pipeline skips, stops and dumps by name, and refuses names it does not know") {

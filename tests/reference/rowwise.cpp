@@ -51,6 +51,11 @@ void run_rope_table(const KernelCall& call) {
     }
 }
 
+// In a graph the table is f32 whatever the type of the rest.
+double table_value(const TensorView& table, std::int64_t i) {
+  return table.dtype == DType::f32 ? static_cast<double>(table.as<float>()[i]) : table.as<double>()[i];
+}
+
 void run_rope(const KernelCall& call) {
   const auto& a = call.get<ops::Rope>();
   const std::int64_t width = call.in_shape(0).back(), positions = call.in_shape(1)[0];
@@ -59,9 +64,9 @@ void run_rope(const KernelCall& call) {
   for (std::int64_t t = 0; t < call.in_shape(0).num_rows(); ++t)
     for (std::int64_t head = 0; head < width / a.head_dim; ++head)
       for (std::int64_t pair = 0; pair < a.dim / 2; ++pair) {
-        const double* angles = call.in<double>(1) + (t % positions) * a.dim;
-        const double cosine = angles[pair];
-        const double sine = a.inverse ? -angles[a.dim / 2 + pair] : angles[a.dim / 2 + pair];
+        const std::int64_t angles = (t % positions) * a.dim;
+        const double cosine = table_value(call.inputs[1], angles + pair);
+        const double sine = (a.inverse ? -1.0 : 1.0) * table_value(call.inputs[1], angles + a.dim / 2 + pair);
         const std::int64_t base = t * width + head * a.head_dim + a.offset;
         const std::int64_t first = base + (a.interleaved ? 2 * pair : pair);
         const std::int64_t second = base + (a.interleaved ? 2 * pair + 1 : pair + a.dim / 2);

@@ -6,7 +6,9 @@ namespace Catch {
 using Detail::Approx;
 }
 namespace Catch::Matchers {
-inline auto ContainsSubstring(const std::string& text) { return Contains(text); }
+inline auto ContainsSubstring(const std::string& text) {
+  return Contains(text);
+}
 }  // namespace Catch::Matchers
 #else
 #include <catch2/catch_all.hpp>

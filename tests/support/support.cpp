@@ -36,7 +36,8 @@ TemporaryFolder::~TemporaryFolder() {
 
 CommandResult run_command(const std::string& command) {
   const TemporaryFolder folder;
-  const std::string line = "( " + command + " ) >" + (folder / "out").string() + " 2>" + (folder / "err").string();
+  const std::string line =
+      "( " + command + " ) >" + (folder / "out").string() + " 2>" + (folder / "err").string();
   const int status = std::system(line.c_str());
   CommandResult result;
   result.status = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);

@@ -71,6 +71,8 @@ struct OpDef {
   void (*gradient)(GradientCall&) = nullptr;
   /// nullptr: no arithmetic, every input read once and every output written once.
   OpCost (*cost)(const OpTypes&) = nullptr;
+  /// Costs little beside a matrix product: the backward may compute it again instead of keeping its output.
+  bool cheap = false;
   std::vector<InPlace> in_place{};
   /// Optional input that is added to an output (gradient accumulation): output += input.
   std::vector<InPlace> accumulates{};

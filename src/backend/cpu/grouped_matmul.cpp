@@ -20,8 +20,8 @@ template <class F>
 void run_products(std::int64_t experts, std::span<std::byte> workspace, const F& product_of) {
   FARSKIP_CHECK(workspace.size() >= first_tiles_bytes(experts), "workspace of {} bytes", workspace.size());
   auto* first = reinterpret_cast<std::int64_t*>(workspace.data());
-  const std::int64_t wanted = cpu::wanted_tiles(experts);
-  const auto tiling_of = [&](const cpu::Product& p) { return cpu::choose_tiling(p.m, p.n, p.k, wanted); };
+  const cpu::Workers workers = cpu::available_workers(experts);
+  const auto tiling_of = [&](const cpu::Product& p) { return cpu::choose_tiling(p.m, p.n, p.k, workers); };
   first[0] = 0;
   for (std::int64_t e = 0; e < experts; ++e) first[e + 1] = first[e] + tiling_of(product_of(e)).count();
   cpu::parallel_for(first[experts], [&](std::int64_t i) {

@@ -25,35 +25,42 @@ std::int64_t ceil_div(std::int64_t a, std::int64_t b) {
 
 }  // namespace
 
-std::int64_t wanted_tiles(std::int64_t siblings) {
-  return std::max<std::int64_t>(1, 8 * omp_get_max_threads() / std::max<std::int64_t>(siblings, 1));
+Workers available_workers(std::int64_t siblings) {
+  return {omp_get_max_threads(), std::max<std::int64_t>(siblings, 1)};
 }
 
-Tiling choose_tiling(std::int64_t m, std::int64_t n, std::int64_t k, std::int64_t wanted) {
-  Tiling tiling;
-  if (m <= 0 || n <= 0) return tiling;
+Tiling choose_tiling(std::int64_t m, std::int64_t n, std::int64_t k, Workers workers) {
+  if (m <= 0 || n <= 0) return {};
   // The matrix library does not promise that an element has the same bits in every tile.
-  if (m < kFewRows) wanted = 64;
-  std::int64_t rows = kMaxTileRows, columns = kMaxTileColumns;
-  const auto count = [&] { return ceil_div(m, rows) * ceil_div(n, columns); };
-  const auto worth_halving = [&] {
-    return std::min(rows, m) * std::min(columns, n) * std::max<std::int64_t>(k, 1) >= (2 << 20);
+  if (m < kFewRows) workers = {16, 1};
+  // Costs in multiply-adds, measured: packing an element of a or b, starting a tile.
+  constexpr double kPackRow = 50, kPackColumn = 30, kStart = 1e5;
+  constexpr std::int64_t kMostParts = 48;
+  const auto part = [](std::int64_t size, std::int64_t parts, std::int64_t unit) {
+    return round_up(ceil_div(size, parts), unit);
   };
-  while (count() < wanted && worth_halving()) {
-    if (std::min(columns, n) >= std::min(rows, m) && columns > 4 * kMicroColumns)
-      columns /= 2;
-    else if (rows > 4 * kMicroRows)
-      rows = round_up(rows / 2, kMicroRows);
-    else if (columns > 4 * kMicroColumns)
-      columns /= 2;
-    else
-      break;
+  Tiling best;
+  double best_cost = 0;
+  for (std::int64_t down = ceil_div(m, kMaxTileRows); down <= ceil_div(m, kMaxTileRows) + kMostParts;
+       ++down) {
+    const std::int64_t rows = part(m, down, kMicroRows);
+    for (std::int64_t across = ceil_div(n, kMaxTileColumns);
+         across <= ceil_div(n, kMaxTileColumns) + kMostParts; ++across) {
+      const std::int64_t columns = part(n, across, kMicroColumns);
+      const Tiling tiling{rows, columns, ceil_div(m, rows), ceil_div(n, columns)};
+      const auto r = static_cast<double>(rows), c = static_cast<double>(columns);
+      const double tile = static_cast<double>(k) * (r * c + kPackRow * r + kPackColumn * c) + kStart;
+      const double cost =
+          static_cast<double>(ceil_div(workers.siblings * tiling.count(), workers.threads)) * tile;
+      if (best.count() == 0 || cost < best_cost) {
+        best = tiling;
+        best_cost = cost;
+      }
+      if (columns <= 2 * kMicroColumns) break;
+    }
+    if (rows <= 2 * kMicroRows) break;
   }
-  tiling.rows = round_up(ceil_div(m, ceil_div(m, rows)), kMicroRows);
-  tiling.columns = round_up(ceil_div(n, ceil_div(n, columns)), kMicroColumns);
-  tiling.num_rows = ceil_div(m, tiling.rows);
-  tiling.num_columns = ceil_div(n, tiling.columns);
-  return tiling;
+  return best;
 }
 
 void run_tile(const Product& p, const Tiling& tiling, std::int64_t i) {
@@ -77,7 +84,7 @@ void run_tile(const Product& p, const Tiling& tiling, std::int64_t i) {
 }
 
 void multiply(const Product& product) {
-  const Tiling tiling = choose_tiling(product.m, product.n, product.k, wanted_tiles());
+  const Tiling tiling = choose_tiling(product.m, product.n, product.k, available_workers());
   parallel_for(tiling.count(), [&](std::int64_t i) { run_tile(product, tiling, i); });
 }
 

@@ -24,11 +24,14 @@ struct Tiling {
   std::int64_t num_rows = 0, num_columns = 0;  // tiles down and across
   std::int64_t count() const { return num_rows * num_columns; }
 };
-/// How many tiles each of `siblings` products that share one parallel loop should be cut into; call it
-/// outside of the loop.
-std::int64_t wanted_tiles(std::int64_t siblings = 1);
-/// About `wanted` tiles, fewer where they would become too small to be worth a thread's waking.
-Tiling choose_tiling(std::int64_t m, std::int64_t n, std::int64_t k, std::int64_t wanted);
+/// Who works on a product: all threads, shared with `siblings` products in the same parallel loop.
+struct Workers {
+  std::int64_t threads = 1, siblings = 1;
+};
+/// Call it outside of the loop: inside, a thread sees only itself.
+Workers available_workers(std::int64_t siblings = 1);
+/// The tiling with the least estimated time: whole rounds of all threads, few elements packed twice.
+Tiling choose_tiling(std::int64_t m, std::int64_t n, std::int64_t k, Workers workers);
 
 /// Computes tile i of the product on the calling thread (inside parallel_for).
 void run_tile(const Product& product, const Tiling& tiling, std::int64_t i);
