@@ -108,6 +108,32 @@ TEST_CASE("micro-batches of any size give the same losses up to rounding") {
             Catch::Approx(whole[i]["loss"].get<double>()).epsilon(1e-5));
 }
 
+TEST_CASE("a document mask changes what is learnt from, and sources mix by weight") {
+  const test::TemporaryFolder folder;
+  // Two sources of many short documents: one repeats a token, the other counts.
+  for (const bool counting : {false, true}) {
+    TokenFileWriter writer((folder / (counting ? "count" : "repeat")).string(), TokenType::u16);
+    for (std::int32_t d = 0; d < 60; ++d) {
+      std::vector<std::int32_t> document;
+      for (std::int32_t i = 0; i < 9; ++i) document.push_back(counting ? (d + i) % 100 + 5 : d + 5);
+      document.push_back(2);
+      writer.add_document(document);
+    }
+    writer.commit();
+  }
+  const std::string sources = fmt::format("data.tokens=[{}, {}]", (folder / "count").string(), (folder / "repeat").string());
+  std::vector<double> losses;
+  for (const char* override : {"data.document_mask=false", "data.document_mask=true", "data.weights=[3, 1]"}) {
+    const fs::path run_dir = folder / std::to_string(losses.size());
+    const Run run = make_run(run_dir, {sources, override, "data.validation=[]"});
+    train(run.config, run.model, kQuiet);
+    losses.push_back(metrics(run_dir)[0]["loss"].get<double>());
+    CHECK(std::isfinite(losses.back()));
+  }
+  CHECK(losses[0] != losses[1]);
+  CHECK(losses[0] != losses[2]);
+}
+
 TEST_CASE("metrics hold what the contract names") {
   const test::TemporaryFolder folder;
   const Run run = make_run(folder / "run");

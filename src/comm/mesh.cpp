@@ -1,0 +1,26 @@
+#include "farskip/comm/mesh.h"
+
+namespace farskip {
+namespace {
+
+int check_divides(int expert_size, int world_size) {
+  if (expert_size < 1 || world_size % expert_size != 0) {
+    std::string allowed;
+    for (int d = 1; d <= world_size; ++d)
+      if (world_size % d == 0) allowed += fmt::format("{}{}", allowed.empty() ? "" : ", ", d);
+    throw UsageError(
+        fmt::format("parallel.expert is {}, which does not divide the {} ranks of the world; with {} ranks it may "
+                    "be {}",
+                    expert_size, world_size, world_size, allowed));
+  }
+  return expert_size;
+}
+
+}  // namespace
+
+Mesh::Mesh(const Communicator& world, int expert_size)
+    : world_(world),
+      expert_(world.split(world.rank() / check_divides(expert_size, world.size()), world.rank(), "expert")),
+      data_(world.split(world.rank() % expert_size, world.rank(), "data")) {}
+
+}  // namespace farskip

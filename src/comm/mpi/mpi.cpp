@@ -1,0 +1,185 @@
+#include "farskip/comm/mpi.h"
+
+#include <mpi.h>
+
+#include <cstdlib>
+#include <exception>
+#include <limits>
+#include <vector>
+
+#include "../host/host_communicator.h"
+#include "farskip/base/environment.h"
+
+namespace farskip {
+
+/// Shared by the session and all groups.
+struct MpiState {
+  std::vector<MPI_Comm> groups;  // all that were made; freed at the end
+  std::shared_ptr<CommunicatorImpl> world;
+  bool open = true;
+  bool failed = false;
+  const int exceptions = std::uncaught_exceptions();  // passing through when the session began
+};
+
+namespace {
+
+void check(int code, const char* call, const std::string& where) {
+  if (code == MPI_SUCCESS) return;
+  char text[MPI_MAX_ERROR_STRING] = "unknown error";
+  int length = 0;
+  MPI_Error_string(code, text, &length);
+  throw CommunicationError(fmt::format("{}: {}: {}", where, call, text));
+}
+
+class MpiExchange final : public Exchange {
+ public:
+  MpiExchange(MPI_Comm group, int rank, int size, std::string name, std::shared_ptr<const MpiState> state)
+      : group_(group), rank_(rank), size_(size), name_(std::move(name)), state_(std::move(state)) {
+    requests_.reserve(2 * static_cast<std::size_t>(size));
+    statuses_.resize(2 * static_cast<std::size_t>(size));
+    sources_.reserve(static_cast<std::size_t>(size));
+  }
+
+  /// Receives first: what has a place waiting need not be kept by MPI. Rank r begins with rank r + 1, so that not
+  /// everyone sends to the same rank at once.
+  void post(int tag, std::span<const Outgoing> out, std::span<Incoming> in) override {
+    FARSKIP_CHECK(state_->open, "{}: used after MPI has ended", name_);
+    in_ = in;
+    requests_.clear();
+    sources_.clear();
+    for (int step = 1; step < size_; ++step) {
+      const int source = (rank_ + size_ - step) % size_;
+      Incoming& from = in[source];
+      if (from.capacity == kNoMessage) continue;
+      sources_.push_back(source);
+      MPI_Request& request = requests_.emplace_back();
+      check(MPI_Irecv(from.data, length_of(from.capacity, source), MPI_BYTE, source, tag, group_, &request),
+            "MPI_Irecv", name_);
+    }
+    for (int step = 1; step < size_; ++step) {
+      const int target = (rank_ + step) % size_;
+      const Outgoing& to = out[target];
+      if (to.bytes == kNoMessage) continue;
+      MPI_Request& request = requests_.emplace_back();
+      check(MPI_Isend(to.data, length_of(to.bytes, target), MPI_BYTE, target, tag, group_, &request), "MPI_Isend",
+            name_);
+    }
+  }
+
+  bool test() override {
+    int done = 0;
+    const int num_requests = static_cast<int>(requests_.size());
+    const int code = MPI_Testall(num_requests, requests_.data(), &done, statuses_.data());
+    if (code == MPI_ERR_IN_STATUS)
+      for (int i = 0; i < num_requests; ++i)
+        if (statuses_[i].MPI_ERROR != MPI_ERR_PENDING) check(statuses_[i].MPI_ERROR, "MPI_Testall", name_);
+    check(code, "MPI_Testall", name_);
+    if (!done) return false;
+    for (std::size_t i = 0; i < sources_.size(); ++i) {
+      int bytes = 0;
+      check(MPI_Get_count(&statuses_[i], MPI_BYTE, &bytes), "MPI_Get_count", name_);
+      in_[sources_[i]].bytes = bytes;
+    }
+    return true;
+  }
+
+  /// Sends cannot be taken back; nothing touches the buffers unless this process calls MPI again, and a session that
+  /// has failed calls only MPI_Abort.
+  void abandon() noexcept override {
+    for (std::size_t i = 0; i < sources_.size() && i < requests_.size(); ++i)
+      if (state_->open && requests_[i] != MPI_REQUEST_NULL) MPI_Cancel(&requests_[i]);
+  }
+
+ private:
+  int length_of(std::int64_t bytes, int peer) const {
+    if (bytes > std::numeric_limits<int>::max())
+      throw CommunicationError(
+          fmt::format("{}: a message of {} bytes between ranks {} and {}; MPI takes at most {}: send it in parts",
+                      name_, bytes, rank_, peer, std::numeric_limits<int>::max()));
+    return static_cast<int>(bytes);
+  }
+
+  const MPI_Comm group_;
+  const int rank_, size_;
+  const std::string name_;
+  const std::shared_ptr<const MpiState> state_;
+  std::vector<MPI_Request> requests_;  // receives, then sends
+  std::vector<MPI_Status> statuses_;
+  std::vector<int> sources_;  // of the receives
+  std::span<Incoming> in_;
+};
+
+class MpiEndpoint final : public Endpoint {
+ public:
+  MpiEndpoint(MPI_Comm group, std::string name, std::shared_ptr<MpiState> state)
+      : group_(group), name_(std::move(name)), state_(std::move(state)) {
+    check(MPI_Comm_set_errhandler(group_, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler", name_);
+    check(MPI_Comm_rank(group_, &rank_), "MPI_Comm_rank", name_);
+    check(MPI_Comm_size(group_, &size_), "MPI_Comm_size", name_);
+  }
+
+  int rank() const override { return rank_; }
+  int size() const override { return size_; }
+  std::string name() const override { return name_; }
+  std::unique_ptr<Exchange> make_exchange() override {
+    return std::make_unique<MpiExchange>(group_, rank_, size_, name_, state_);
+  }
+  std::unique_ptr<Endpoint> split(const SplitPlan& plan) override {
+    MPI_Comm part = MPI_COMM_NULL;
+    check(MPI_Comm_split(group_, plan.color, plan.position, &part), "MPI_Comm_split", name_);
+    state_->groups.push_back(part);
+    return std::make_unique<MpiEndpoint>(part, plan.name + " (mpi)", state_);
+  }
+  /// Every test() lets MPI work, and MPI yields the core where it has been told to; there is nothing to sleep on.
+  std::uint64_t changes() override { return 0; }
+  void wait_for_change(std::uint64_t) override {}
+  void fail(const std::string&) noexcept override { state_->failed = true; }
+
+ private:
+  MPI_Comm group_;
+  int rank_ = 0, size_ = 0;
+  std::string name_;
+  std::shared_ptr<MpiState> state_;
+};
+
+}  // namespace
+
+bool started_by_mpi_launcher() {
+  for (const char* const variable : {"OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK"})
+    if (environment_variable(variable)) return true;
+  return false;
+}
+
+MpiSession::MpiSession() : state_(std::make_shared<MpiState>()) {
+  int initialized = 0;
+  MPI_Initialized(&initialized);
+  FARSKIP_CHECK(!initialized, "MPI has been started before in this process");
+  int provided = MPI_THREAD_SINGLE;
+  check(MPI_Init_thread(nullptr, nullptr, MPI_THREAD_FUNNELED, &provided), "MPI_Init_thread", "mpi");
+  if (provided < MPI_THREAD_FUNNELED)
+    throw CommunicationError("mpi: this MPI allows no threads at all (MPI_THREAD_FUNNELED is needed)");
+  check(MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler", "mpi");
+  MPI_Comm world = MPI_COMM_NULL;  // messages of our own, apart from any other user of MPI
+  check(MPI_Comm_dup(MPI_COMM_WORLD, &world), "MPI_Comm_dup", "mpi");
+  state_->groups.push_back(world);
+  state_->world = std::make_shared<HostCommunicator>(std::make_unique<MpiEndpoint>(world, "world (mpi)", state_),
+                                                     std::make_shared<Progress>());
+}
+
+MpiSession::~MpiSession() {
+  if (state_->failed || std::uncaught_exceptions() > state_->exceptions)
+    abort(static_cast<int>(ExitCode::internal));
+  state_->open = false;
+  state_->world.reset();
+  for (MPI_Comm& group : state_->groups) MPI_Comm_free(&group);
+  MPI_Finalize();
+}
+
+Communicator MpiSession::world() const { return Communicator(state_->world); }
+
+void MpiSession::abort(int exit_code) const {
+  MPI_Abort(MPI_COMM_WORLD, exit_code);
+  std::_Exit(exit_code);
+}
+
+}  // namespace farskip
