@@ -20,7 +20,8 @@ constexpr ElementType element_type() {
 void check_pieces(const CommunicatorImpl& group, std::span<const std::int64_t> offsets, std::size_t total,
                   std::size_t own) {
   const auto size = static_cast<std::size_t>(group.size());
-  FARSKIP_CHECK(offsets.size() == size + 1, "{}: {} offsets for {} ranks", group.name(), offsets.size(), size);
+  FARSKIP_CHECK(offsets.size() == size + 1, "{}: {} offsets for {} ranks", group.name(), offsets.size(),
+                size);
   FARSKIP_CHECK(offsets[0] == 0, "{}: the first piece starts at {}", group.name(), offsets[0]);
   for (std::size_t p = 0; p < size; ++p)
     FARSKIP_CHECK(offsets[p] <= offsets[p + 1], "{}: piece {} is [{}, {})", group.name(), p, offsets[p],
@@ -64,8 +65,8 @@ Pending start_reduce_scatter_of(const std::shared_ptr<CommunicatorImpl>& impl, s
 template <class Rows>
 void check_rows(const CommunicatorImpl& group, const Rows& rows) {
   FARSKIP_CHECK(rows.groups >= 1 && rows.row_bytes >= 0 && rows.max_rows_per_peer >= 0,
-                "{}: {} groups, {} bytes a row, at most {} rows a peer", group.name(), rows.groups, rows.row_bytes,
-                rows.max_rows_per_peer);
+                "{}: {} groups, {} bytes a row, at most {} rows a peer", group.name(), rows.groups,
+                rows.row_bytes, rows.max_rows_per_peer);
 }
 
 void check_offsets(const CommunicatorImpl& group, const std::int32_t* offsets, int groups) {
@@ -91,7 +92,9 @@ Pending& Pending::operator=(Pending&& other) noexcept {
   return *this;
 }
 
-Pending::~Pending() { drop(); }
+Pending::~Pending() {
+  drop();
+}
 
 void Pending::drop() noexcept {
   if (operation_ != nullptr) communicator_->drop(std::exchange(operation_, nullptr));
@@ -110,10 +113,18 @@ void Pending::wait() {
 
 Communicator::Communicator(std::shared_ptr<CommunicatorImpl> impl) : impl_(std::move(impl)) {}
 
-int Communicator::rank() const { return impl_->rank(); }
-int Communicator::size() const { return impl_->size(); }
-std::string Communicator::name() const { return impl_->name(); }
-void Communicator::poll() const noexcept { impl_->poll(); }
+int Communicator::rank() const {
+  return impl_->rank();
+}
+int Communicator::size() const {
+  return impl_->size();
+}
+std::string Communicator::name() const {
+  return impl_->name();
+}
+void Communicator::poll() const noexcept {
+  impl_->poll();
+}
 
 Pending Communicator::start_all_reduce(std::span<float> data, Reduction reduction) const {
   return start_all_reduce_of(impl_, data, reduction);
@@ -178,8 +189,8 @@ Pending Communicator::start_all_to_all(const RowExchange& rows) const {
         std::int64_t{rows.send_offsets[(peer + 1) * rows.groups]} - rows.send_offsets[peer * rows.groups];
     if (count > rows.max_rows_per_peer)
       throw RowOverflowError(fmt::format(
-          "{}: rank {} has {} routed rows for rank {}, but the plan has room for {} rows from each peer", name(),
-          rank(), count, peer, rows.max_rows_per_peer));
+          "{}: rank {} has {} routed rows for rank {}, but the plan has room for {} rows from each peer",
+          name(), rank(), count, peer, rows.max_rows_per_peer));
   }
   Collective collective;
   collective.kind = Collective::Kind::exchange_rows;
@@ -197,8 +208,8 @@ Pending Communicator::start_all_to_all(const RowReturn& rows) const {
       FARSKIP_CHECK(rows_of_group >= 0, "{}: {} rows for rank {}", name(), rows_of_group, peer);
       count += rows_of_group;
     }
-    FARSKIP_CHECK(count <= rows.max_rows_per_peer, "{}: {} rows in the slab of rank {}, which holds {}", name(),
-                  count, peer, rows.max_rows_per_peer);
+    FARSKIP_CHECK(count <= rows.max_rows_per_peer, "{}: {} rows in the slab of rank {}, which holds {}",
+                  name(), count, peer, rows.max_rows_per_peer);
   }
   Collective collective;
   collective.kind = Collective::Kind::return_rows;

@@ -1,5 +1,5 @@
-// Ranks as threads. A message is announced in its receiver's inbox and copied by the receiver, under the one lock of
-// the world: nobody can leave with a buffer that another copies from.
+// Ranks as threads. A message is announced in its receiver's inbox and copied by the receiver, under the one
+// lock of the world: nobody can leave with a buffer that another copies from.
 #include "farskip/comm/local.h"
 
 #include <algorithm>
@@ -27,8 +27,8 @@ struct World;
 struct Group {
   std::shared_ptr<World> world;
   std::string name;
-  std::vector<int> world_ranks;              // [size]
-  std::vector<std::vector<Message*>> inbox;  // [size], by receiver
+  std::vector<int> world_ranks;                                 // [size]
+  std::vector<std::vector<Message*>> inbox;                     // [size], by receiver
   std::map<std::pair<int, int>, std::shared_ptr<Group>> parts;  // by (number of the split, color)
 };
 
@@ -37,9 +37,9 @@ struct World {
   std::mutex mutex;
   std::condition_variable changed;
   std::uint64_t changes = 0;
-  std::string failure;     // why nobody should wait any more
-  int failed_rank = -1;    // who failed first
-  std::vector<bool> left;  // [size] whose body has returned
+  std::string failure;                     // why nobody should wait any more
+  int failed_rank = -1;                    // who failed first
+  std::vector<bool> left;                  // [size] whose body has returned
   std::vector<std::exception_ptr> errors;  // [size]
 
   void announce() {
@@ -56,7 +56,8 @@ struct World {
   }
 };
 
-std::shared_ptr<Group> make_group(std::shared_ptr<World> world, std::string name, std::vector<int> world_ranks) {
+std::shared_ptr<Group> make_group(std::shared_ptr<World> world, std::string name,
+                                  std::vector<int> world_ranks) {
   auto group = std::make_shared<Group>();
   group->world = std::move(world);
   group->name = std::move(name);
@@ -98,7 +99,8 @@ class LocalExchange final : public Exchange {
       if (!wanted_[p] && messages_[p].taken) continue;
       done = false;
       if (world.left[group_.world_ranks[p]])
-        throw CommunicationError(fmt::format("{}: rank {} waits for rank {}, which has left", group_.name, rank_, p));
+        throw CommunicationError(
+            fmt::format("{}: rank {} waits for rank {}, which has left", group_.name, rank_, p));
     }
     if (took) world.announce();
     return done;

@@ -8,10 +8,10 @@ int check_divides(int expert_size, int world_size) {
     std::string allowed;
     for (int d = 1; d <= world_size; ++d)
       if (world_size % d == 0) allowed += fmt::format("{}{}", allowed.empty() ? "" : ", ", d);
-    throw UsageError(
-        fmt::format("parallel.expert is {}, which does not divide the {} ranks of the world; with {} ranks it may "
-                    "be {}",
-                    expert_size, world_size, world_size, allowed));
+    throw UsageError(fmt::format(
+        "parallel.expert is {}, which does not divide the {} ranks of the world; with {} ranks it may "
+        "be {}",
+        expert_size, world_size, world_size, allowed));
   }
   return expert_size;
 }

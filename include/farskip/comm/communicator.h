@@ -11,8 +11,9 @@
 //   bits on every rank and in every run.
 //
 // Errors: RowOverflowError; CommunicationError (the transport failed, a rank has left); InternalError where
-// ranks disagree about what they call. After one of the last two every call of this rank, in any group, throws
-// that error again. A rank that throws leaves its peers waiting until its job is ended (MpiSession does that).
+// ranks disagree about what they call. After one of the last two every call of this rank, in any group,
+// throws that error again. A rank that throws leaves its peers waiting until its job is ended (MpiSession
+// does that).
 
 #include <cstddef>
 #include <cstdint>
@@ -50,12 +51,12 @@ struct RowExchange {
   int groups = 1;
 };
 
-/// The way back, and the adjoint of RowExchange: rows in slabs return to where they came from. Both sides know
-/// all counts: what an exchange gave as receive_counts and took as send_offsets.
+/// The way back, and the adjoint of RowExchange: rows in slabs return to where they came from. Both sides
+/// know all counts: what an exchange gave as receive_counts and took as send_offsets.
 struct RowReturn {
-  const void* send = nullptr;                 // [size * max_rows_per_peer, row_bytes], slabs
-  const std::int32_t* send_counts = nullptr;  // [size * groups], receive_counts of the exchange
-  void* receive = nullptr;                    // rows in the order that send_offsets describes
+  const void* send = nullptr;                     // [size * max_rows_per_peer, row_bytes], slabs
+  const std::int32_t* send_counts = nullptr;      // [size * groups], receive_counts of the exchange
+  void* receive = nullptr;                        // rows in the order that send_offsets describes
   const std::int32_t* receive_offsets = nullptr;  // [size * groups + 1], send_offsets of the exchange
   std::int64_t row_bytes = 0;
   std::int64_t max_rows_per_peer = 0;
@@ -105,8 +106,8 @@ class Communicator {
     start_all_reduce(data, reduction).wait();
   }
 
-  /// Piece p is elements [offsets[p], offsets[p + 1]); offsets [size + 1] from 0, equal on all ranks, pieces may be
-  /// empty. `receive` gets the own piece of the reduced `send`; it may be that very piece of `send`.
+  /// Piece p is elements [offsets[p], offsets[p + 1]); offsets [size + 1] from 0, equal on all ranks, pieces
+  /// may be empty. `receive` gets the own piece of the reduced `send`; it may be that very piece of `send`.
   Pending start_reduce_scatter(std::span<const float> send, std::span<const std::int64_t> offsets,
                                std::span<float> receive, Reduction reduction = Reduction::sum) const;
   Pending start_reduce_scatter(std::span<const double> send, std::span<const std::int64_t> offsets,
@@ -119,8 +120,8 @@ class Communicator {
     start_reduce_scatter(send, offsets, receive, reduction).wait();
   }
 
-  /// The pieces of all ranks one after another; offsets as above, in elements of T. `send`, the own piece, may be
-  /// that very piece of `receive`.
+  /// The pieces of all ranks one after another; offsets as above, in elements of T. `send`, the own piece,
+  /// may be that very piece of `receive`.
   template <class T>
   Pending start_all_gather(std::span<const T> send, std::span<const std::int64_t> offsets,
                            std::span<T> receive) const {
@@ -155,7 +156,8 @@ class Communicator {
   Communicator split(int color, int key, const std::string& name) const;
 
   /// Makes progress on everything this rank has in flight, in all groups. For kernels to call between tiles,
-  /// from any thread: off the rank's own thread it does nothing. Keeps errors for the next call that may throw.
+  /// from any thread: off the rank's own thread it does nothing. Keeps errors for the next call that may
+  /// throw.
   void poll() const noexcept;
 
  private:

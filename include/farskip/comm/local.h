@@ -7,9 +7,9 @@
 
 namespace farskip {
 
-/// Calls `body` in `size` threads at once, each with its own communicator of all of them, and returns when all
-/// have returned. If a rank throws, the others' collectives throw CommunicationError instead of waiting for it,
-/// and the first exception is rethrown here. Waiting threads sleep.
+/// Calls `body` in `size` threads at once, each with its own communicator of all of them, and returns when
+/// all have returned. If a rank throws, the others' collectives throw CommunicationError instead of waiting
+/// for it, and the first exception is rethrown here. Waiting threads sleep.
 void run_local_ranks(int size, const std::function<void(Communicator)>& body);
 
 }  // namespace farskip

@@ -4,10 +4,11 @@
 
 namespace farskip {
 
-/// The ranks of a world as a grid of two axes, data and expert. Expert is the inner one: rank = data index * expert
-/// size + expert index, so that the ranks that exchange routed rows are neighbours.
+/// The ranks of a world as a grid of two axes, data and expert. Expert is the inner one: rank = data index *
+/// expert size + expert index, so that the ranks that exchange routed rows are neighbours.
 ///
-/// Experts are sharded over `expert` and replicated over `data`; all other parameters are replicated over `world`.
+/// Experts are sharded over `expert` and replicated over `data`; all other parameters are replicated over
+/// `world`.
 class Mesh {
  public:
   /// Collective over `world`. Throws UsageError unless `expert_size` divides the world's size.

@@ -13,8 +13,8 @@ bool started_by_mpi_launcher();
 
 struct MpiState;
 
-/// MPI from construction to destruction, once per process, on the thread that constructs it (which is the only
-/// one that calls MPI). Communicators must not be used after it.
+/// MPI from construction to destruction, once per process, on the thread that constructs it (which is the
+/// only one that calls MPI). Communicators must not be used after it.
 class MpiSession {
  public:
   /// Throws UsageError if this build has no MPI, CommunicationError if MPI does not start.

@@ -5,7 +5,9 @@
 
 namespace farskip {
 
-void Progress::remove(HostOperation* operation) { std::erase(in_flight_, operation); }
+void Progress::remove(HostOperation* operation) {
+  std::erase(in_flight_, operation);
+}
 
 void Progress::check_usable() const {
   if (error_) std::rethrow_exception(error_);

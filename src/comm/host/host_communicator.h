@@ -12,8 +12,8 @@
 
 namespace farskip {
 
-/// What one rank has in flight, in all groups that come from one world. It is shared by them because a rank that
-/// waits in one group must go on serving the others: their second halves and sums are its work.
+/// What one rank has in flight, in all groups that come from one world. It is shared by them because a rank
+/// that waits in one group must go on serving the others: their second halves and sums are its work.
 class Progress {
  public:
   void add(HostOperation* operation) {

@@ -11,8 +11,12 @@ namespace {
 
 using Kind = Collective::Kind;
 
-const std::byte* bytes_of(const void* data) { return static_cast<const std::byte*>(data); }
-std::byte* bytes_of(void* data) { return static_cast<std::byte*>(data); }
+const std::byte* bytes_of(const void* data) {
+  return static_cast<const std::byte*>(data);
+}
+std::byte* bytes_of(void* data) {
+  return static_cast<std::byte*>(data);
+}
 
 /// Empty buffers may be null, and a piece may already be where it belongs.
 void copy_bytes(void* to, const void* from, std::int64_t bytes) {
@@ -47,21 +51,25 @@ void HostOperation::start(const Collective& collective, std::uint64_t number) {
 
 void HostOperation::describe() {
   switch (collective_.kind) {
-    case Kind::all_reduce: return describe_all_reduce();
+    case Kind::all_reduce:
+      return describe_all_reduce();
     case Kind::reduce_scatter:
     case Kind::all_gather:
       for (int p = 0; p <= size_; ++p) pieces_[p] = collective_.offsets[p] * collective_.element_bytes;
       if (collective_.kind == Kind::all_gather) return describe_all_gather();
       return describe_pieces_to_reduce(bytes_of(collective_.send));
-    case Kind::broadcast: return describe_broadcast();
+    case Kind::broadcast:
+      return describe_broadcast();
     case Kind::barrier:
       for (int p = 0; p < size_; ++p) {
         first_.out[p] = {nullptr, 0};
         first_.in[p] = {nullptr, 0, 0};
       }
       return;
-    case Kind::exchange_rows: return describe_exchange_rows();
-    case Kind::return_rows: return describe_return_rows();
+    case Kind::exchange_rows:
+      return describe_exchange_rows();
+    case Kind::return_rows:
+      return describe_return_rows();
   }
 }
 
@@ -166,9 +174,14 @@ bool HostOperation::advance() {
         post_gather();
         stage_ = Stage::gather;
         return advance();
-      case Kind::reduce_scatter: reduce_own_piece(); break;
-      case Kind::exchange_rows: accept_rows(); break;
-      default: break;
+      case Kind::reduce_scatter:
+        reduce_own_piece();
+        break;
+      case Kind::exchange_rows:
+        accept_rows();
+        break;
+      default:
+        break;
     }
   } else {
     check_lengths(second_);
@@ -193,8 +206,8 @@ void HostOperation::reduce_own_piece() {
                   bytes / element_bytes(collective_.element));
 }
 
-/// Second half of an all-reduce. The first half has been received by everyone whom this rank sent a piece, so the
-/// reduced pieces may take their place.
+/// Second half of an all-reduce. The first half has been received by everyone whom this rank sent a piece, so
+/// the reduced pieces may take their place.
 void HostOperation::post_gather() {
   std::byte* const data = bytes_of(collective_.receive);
   for (int p = 0; p < size_; ++p) {
@@ -211,8 +224,8 @@ void HostOperation::accept_rows() {
     const std::int64_t count = std::accumulate(counts, counts + rows.groups, std::int64_t{0});
     FARSKIP_CHECK(std::all_of(counts, counts + rows.groups, [](std::int32_t n) { return n >= 0; }) &&
                       count * rows.row_bytes == second_.in[p].bytes,
-                  "{}: rank {} announced {} rows of {} bytes to rank {} and sent {} bytes", endpoint_.name(), p,
-                  count, rows.row_bytes, rank_, second_.in[p].bytes);
+                  "{}: rank {} announced {} rows of {} bytes to rank {} and sent {} bytes", endpoint_.name(),
+                  p, count, rows.row_bytes, rank_, second_.in[p].bytes);
   }
   std::copy_n(counts_in_.begin(), size_ * rows.groups, rows.receive_counts);
 }
@@ -220,10 +233,11 @@ void HostOperation::accept_rows() {
 void HostOperation::check_lengths(const Messages& messages) const {
   for (int p = 0; p < size_; ++p) {
     const Incoming& in = messages.in[p];
-    FARSKIP_CHECK(p == rank_ || in.capacity == kNoMessage || in.bytes == in.capacity,
-                  "{}: rank {} sent {} bytes to rank {}, which expects {}: the ranks call different collectives, or "
-                  "with different lengths",
-                  endpoint_.name(), p, in.bytes, rank_, in.capacity);
+    FARSKIP_CHECK(
+        p == rank_ || in.capacity == kNoMessage || in.bytes == in.capacity,
+        "{}: rank {} sent {} bytes to rank {}, which expects {}: the ranks call different collectives, or "
+        "with different lengths",
+        endpoint_.name(), p, in.bytes, rank_, in.capacity);
   }
 }
 

@@ -50,10 +50,10 @@ class HostOperation final : public CollectiveOperation {
   Collective collective_;
   std::uint64_t number_ = 0;
   Stage stage_ = Stage::finished;
-  Messages first_, second_;             // two tags of one operation
-  std::vector<std::int64_t> pieces_;    // [size + 1] bytes
-  std::vector<std::byte> scratch_;      // pieces of the peers, before they are reduced
-  std::vector<const void*> inputs_;     // [size] what is reduced
+  Messages first_, second_;                           // two tags of one operation
+  std::vector<std::int64_t> pieces_;                  // [size + 1] bytes
+  std::vector<std::byte> scratch_;                    // pieces of the peers, before they are reduced
+  std::vector<const void*> inputs_;                   // [size] what is reduced
   std::vector<std::int32_t> counts_out_, counts_in_;  // [size * groups]
 };
 

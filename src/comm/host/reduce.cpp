@@ -35,7 +35,8 @@ void reduce(std::span<const void* const> inputs, T* out, std::int64_t count, Com
     std::copy_n(static_cast<const T*>(inputs[0]) + begin, n, sum.data());
     for (const void* input : inputs.subspan(1)) {
       const T* const values = static_cast<const T*>(input) + begin;
-      for (std::int64_t i = 0; i < n; ++i) sum[static_cast<std::size_t>(i)] = combine(sum[static_cast<std::size_t>(i)], values[i]);
+      for (std::int64_t i = 0; i < n; ++i)
+        sum[static_cast<std::size_t>(i)] = combine(sum[static_cast<std::size_t>(i)], values[i]);
     }
     std::copy_n(sum.data(), n, out + begin);
   }
@@ -45,9 +46,12 @@ template <class T>
 void reduce(Reduction reduction, std::span<const void* const> inputs, void* out, std::int64_t count) {
   T* const target = static_cast<T*>(out);
   switch (reduction) {
-    case Reduction::sum: return reduce(inputs, target, count, add<T>);
-    case Reduction::max: return reduce(inputs, target, count, larger<T>);
-    case Reduction::min: return reduce(inputs, target, count, smaller<T>);
+    case Reduction::sum:
+      return reduce(inputs, target, count, add<T>);
+    case Reduction::max:
+      return reduce(inputs, target, count, larger<T>);
+    case Reduction::min:
+      return reduce(inputs, target, count, smaller<T>);
   }
 }
 
@@ -55,10 +59,13 @@ void reduce(Reduction reduction, std::span<const void* const> inputs, void* out,
 
 std::int64_t element_bytes(ElementType type) {
   switch (type) {
-    case ElementType::byte: return 1;
+    case ElementType::byte:
+      return 1;
     case ElementType::i32:
-    case ElementType::f32: return 4;
-    case ElementType::f64: return 8;
+    case ElementType::f32:
+      return 4;
+    case ElementType::f64:
+      return 8;
   }
   return 0;
 }
@@ -66,10 +73,14 @@ std::int64_t element_bytes(ElementType type) {
 void reduce_in_order(ElementType type, Reduction reduction, std::span<const void* const> inputs, void* out,
                      std::int64_t count) {
   switch (type) {
-    case ElementType::i32: return reduce<std::int32_t>(reduction, inputs, out, count);
-    case ElementType::f32: return reduce<float>(reduction, inputs, out, count);
-    case ElementType::f64: return reduce<double>(reduction, inputs, out, count);
-    case ElementType::byte: throw InternalError("bytes cannot be reduced");
+    case ElementType::i32:
+      return reduce<std::int32_t>(reduction, inputs, out, count);
+    case ElementType::f32:
+      return reduce<float>(reduction, inputs, out, count);
+    case ElementType::f64:
+      return reduce<double>(reduction, inputs, out, count);
+    case ElementType::byte:
+      throw InternalError("bytes cannot be reduced");
   }
 }
 

@@ -40,8 +40,8 @@ class MpiExchange final : public Exchange {
     sources_.reserve(static_cast<std::size_t>(size));
   }
 
-  /// Receives first: what has a place waiting need not be kept by MPI. Rank r begins with rank r + 1, so that not
-  /// everyone sends to the same rank at once.
+  /// Receives first: what has a place waiting need not be kept by MPI. Rank r begins with rank r + 1, so that
+  /// not everyone sends to the same rank at once.
   void post(int tag, std::span<const Outgoing> out, std::span<Incoming> in) override {
     FARSKIP_CHECK(state_->open, "{}: used after MPI has ended", name_);
     in_ = in;
@@ -61,8 +61,8 @@ class MpiExchange final : public Exchange {
       const Outgoing& to = out[target];
       if (to.bytes == kNoMessage) continue;
       MPI_Request& request = requests_.emplace_back();
-      check(MPI_Isend(to.data, length_of(to.bytes, target), MPI_BYTE, target, tag, group_, &request), "MPI_Isend",
-            name_);
+      check(MPI_Isend(to.data, length_of(to.bytes, target), MPI_BYTE, target, tag, group_, &request),
+            "MPI_Isend", name_);
     }
   }
 
@@ -83,8 +83,8 @@ class MpiExchange final : public Exchange {
     return true;
   }
 
-  /// Sends cannot be taken back; nothing touches the buffers unless this process calls MPI again, and a session that
-  /// has failed calls only MPI_Abort.
+  /// Sends cannot be taken back; nothing touches the buffers unless this process calls MPI again, and a
+  /// session that has failed calls only MPI_Abort.
   void abandon() noexcept override {
     for (std::size_t i = 0; i < sources_.size() && i < requests_.size(); ++i)
       if (state_->open && requests_[i] != MPI_REQUEST_NULL) MPI_Cancel(&requests_[i]);
@@ -93,9 +93,9 @@ class MpiExchange final : public Exchange {
  private:
   int length_of(std::int64_t bytes, int peer) const {
     if (bytes > std::numeric_limits<int>::max())
-      throw CommunicationError(
-          fmt::format("{}: a message of {} bytes between ranks {} and {}; MPI takes at most {}: send it in parts",
-                      name_, bytes, rank_, peer, std::numeric_limits<int>::max()));
+      throw CommunicationError(fmt::format(
+          "{}: a message of {} bytes between ranks {} and {}; MPI takes at most {}: send it in parts", name_,
+          bytes, rank_, peer, std::numeric_limits<int>::max()));
     return static_cast<int>(bytes);
   }
 
@@ -130,7 +130,8 @@ class MpiEndpoint final : public Endpoint {
     state_->groups.push_back(part);
     return std::make_unique<MpiEndpoint>(part, plan.name + " (mpi)", state_);
   }
-  /// Every test() lets MPI work, and MPI yields the core where it has been told to; there is nothing to sleep on.
+  /// Every test() lets MPI work, and MPI yields the core where it has been told to; there is nothing to sleep
+  /// on.
   std::uint64_t changes() override { return 0; }
   void wait_for_change(std::uint64_t) override {}
   void fail(const std::string&) noexcept override { state_->failed = true; }
@@ -162,8 +163,8 @@ MpiSession::MpiSession() : state_(std::make_shared<MpiState>()) {
   MPI_Comm world = MPI_COMM_NULL;  // messages of our own, apart from any other user of MPI
   check(MPI_Comm_dup(MPI_COMM_WORLD, &world), "MPI_Comm_dup", "mpi");
   state_->groups.push_back(world);
-  state_->world = std::make_shared<HostCommunicator>(std::make_unique<MpiEndpoint>(world, "world (mpi)", state_),
-                                                     std::make_shared<Progress>());
+  state_->world = std::make_shared<HostCommunicator>(
+      std::make_unique<MpiEndpoint>(world, "world (mpi)", state_), std::make_shared<Progress>());
 }
 
 MpiSession::~MpiSession() {
@@ -175,7 +176,9 @@ MpiSession::~MpiSession() {
   MPI_Finalize();
 }
 
-Communicator MpiSession::world() const { return Communicator(state_->world); }
+Communicator MpiSession::world() const {
+  return Communicator(state_->world);
+}
 
 void MpiSession::abort(int exit_code) const {
   MPI_Abort(MPI_COMM_WORLD, exit_code);

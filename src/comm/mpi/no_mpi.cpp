@@ -6,16 +6,23 @@ namespace farskip {
 
 struct MpiState {};
 
-bool started_by_mpi_launcher() { return environment_variable("OMPI_COMM_WORLD_SIZE").has_value(); }
+bool started_by_mpi_launcher() {
+  return environment_variable("OMPI_COMM_WORLD_SIZE").has_value();
+}
 
 MpiSession::MpiSession() {
   throw UsageError(
-      "this build of farskip has no MPI and runs on one rank only; start it without mpirun, or install Open MPI "
+      "this build of farskip has no MPI and runs on one rank only; start it without mpirun, or install Open "
+      "MPI "
       "(Debian: libopenmpi-dev, openmpi-bin) and build again");
 }
 MpiSession::~MpiSession() = default;
 
-Communicator MpiSession::world() const { throw InternalError("no MPI in this build"); }
-void MpiSession::abort(int) const { throw InternalError("no MPI in this build"); }
+Communicator MpiSession::world() const {
+  throw InternalError("no MPI in this build");
+}
+void MpiSession::abort(int) const {
+  throw InternalError("no MPI in this build");
+}
 
 }  // namespace farskip
