@@ -62,6 +62,7 @@ std::shared_ptr<Group> make_group(std::shared_ptr<World> world, std::string name
   group->world = std::move(world);
   group->name = std::move(name);
   group->inbox.resize(world_ranks.size());
+  for (std::vector<Message*>& inbox : group->inbox) inbox.reserve(16 * world_ranks.size());
   group->world_ranks = std::move(world_ranks);
   return group;
 }

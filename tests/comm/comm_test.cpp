@@ -1,3 +1,5 @@
+#include <stdlib.h>
+
 #include <atomic>
 #include <thread>
 #include <vector>
@@ -136,6 +138,18 @@ TEST_CASE("wrong arguments are refused before anything is sent") {
 
 TEST_CASE("a build without MPI says so") {  // no_mpi.cpp is linked into this program
   CHECK_THAT(message_of<UsageError>([] { const MpiSession session; }), ContainsSubstring("has no MPI"));
+}
+
+TEST_CASE("a launcher is known by what it puts into the environment") {
+  const auto variables = {"OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK"};
+  for (const char* const variable : variables) ::unsetenv(variable);
+  for (const char* const variable : variables) {
+    INFO(variable);
+    REQUIRE_FALSE(started_by_mpi_launcher());
+    ::setenv(variable, "2", 1);
+    CHECK(started_by_mpi_launcher());
+    ::unsetenv(variable);
+  }
 }
 
 }  // namespace

@@ -18,8 +18,10 @@ using Limits = std::numeric_limits<float>;
 /// bits.
 template <class T>
 T value_of(int rank, std::size_t i, int salt = 0) {
-  const auto mixed =
-      static_cast<std::uint32_t>(rank * 7919 + static_cast<int>(i) * 104729 + salt * 31 + 17) * 2654435761u;
+  const std::uint32_t mixed =
+      (static_cast<std::uint32_t>(rank) * 7919u + static_cast<std::uint32_t>(i) * 104729u +
+       static_cast<std::uint32_t>(salt) * 31u + 17u) *
+      2654435761u;
   const int small = static_cast<int>(mixed >> 12) % 1000 - 500;
   if constexpr (std::is_integral_v<T>)
     return static_cast<T>(small);

@@ -8,7 +8,6 @@
 #include <vector>
 
 #include "../host/host_communicator.h"
-#include "farskip/base/environment.h"
 
 namespace farskip {
 
@@ -144,12 +143,6 @@ class MpiEndpoint final : public Endpoint {
 };
 
 }  // namespace
-
-bool started_by_mpi_launcher() {
-  for (const char* const variable : {"OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK"})
-    if (environment_variable(variable)) return true;
-  return false;
-}
 
 MpiSession::MpiSession() : state_(std::make_shared<MpiState>()) {
   int initialized = 0;

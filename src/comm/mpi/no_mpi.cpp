@@ -1,14 +1,9 @@
 // Linked where the build found no MPI.
-#include "farskip/base/environment.h"
 #include "farskip/comm/mpi.h"
 
 namespace farskip {
 
 struct MpiState {};
-
-bool started_by_mpi_launcher() {
-  return environment_variable("OMPI_COMM_WORLD_SIZE").has_value();
-}
 
 MpiSession::MpiSession() {
   throw UsageError(

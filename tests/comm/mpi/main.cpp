@@ -31,6 +31,10 @@ void run_fault(const Communicator& world, const std::vector<std::string>& argume
     std::vector<float> data(1'000'000);
     const Pending dropped = world.start_all_reduce(std::span(data));
   }
+  if (arguments[0] == "--mismatch") {
+    std::vector<float> data(world.rank() == 0 ? 80'000 : 40'000);
+    world.all_reduce(std::span(data));
+  }
   world.barrier();
 }
 
