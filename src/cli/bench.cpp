@@ -94,14 +94,9 @@ ExitCode run_step(const Options& options, const CommonOptions& common) {
   initialise_weights(weights, specs, static_cast<std::uint64_t>(run.config.seed),
                      run.model.initializer_range);
   const TrainConfig& t = run.config.train;
-  TrainEngineOptions engine_options;
-  engine_options.micro_batch = t.micro_batch;
-  engine_options.sequence_length = t.sequence_length;
-  engine_options.accumulate = t.global_batch > t.micro_batch;
-  engine_options.balance_loss = t.aux_loss > 0;
-  engine_options.optimizer = t.optimizer;
+  Arena arena;
   TrainEngine engine(run.model, rewire_farskip(build_layer_graph(run.model), run.model.farskip), weights,
-                     engine_options, logger);
+                     engine_options(run.config), arena, logger);
   const StepTimes times = time_steps(run, engine, options);
 
   const double seconds = median(times.seconds);

@@ -25,8 +25,9 @@ ExitCode run(const Options& options, const CommonOptions& common) {
   std::vector<SamplerSource> sources;
   sources.push_back({std::make_shared<TokenFile>(options.data, model.config.vocab_size), 1.0});
   const Sampler sampler(std::move(sources), sampling);
+  Arena arena;
   InferenceEngine engine(model.config, rewire_farskip(build_layer_graph(model.config), model.config.farskip),
-                         model.weights, logger);
+                         model.weights, arena, logger);
   const Evaluation e = evaluate(engine, sampler, options.batch, options.max_sequences);
   if (common.json)
     print_json(

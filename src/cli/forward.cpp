@@ -40,23 +40,24 @@ ExitCode run(const Options& options, const CommonOptions& common) {
   const LayerGraph layers = rewire_farskip(build_layer_graph(model.config), model.config.farskip);
   const auto counted = static_cast<double>(matrix.batch * (matrix.sequence_length - 1));
 
-  InferenceEngine inference(model.config, layers, model.weights, logger);
-  auto loss = static_cast<float>(inference.loss(batch, matrix.sequence_length).loss_sum / counted);
+  Arena arena;
   std::map<std::string, TensorView> out;
-  out["loss"] = {&loss, DType::f32, Shape{}};
-  TensorView logits = inference.logits(matrix.ids, matrix.sequence_length);
-  logits.shape = Shape{matrix.batch, matrix.sequence_length, model.config.vocab_size};
-  out["logits"] = logits;
-
   std::unique_ptr<TrainEngine> engine;
   if (options.grads) {
     TrainEngineOptions train;
     train.micro_batch = matrix.batch;
     train.sequence_length = matrix.sequence_length;
-    engine = std::make_unique<TrainEngine>(model.config, layers, model.weights, train, logger);
+    engine = std::make_unique<TrainEngine>(model.config, layers, model.weights, train, arena, logger);
     engine->micro_batch(batch, static_cast<float>(1.0 / counted), 0.0F, true);
     out.merge(hub_views(engine->gradients(), list_parameters(model.config), "grad."));
   }
+  // Last: the logits lie in the arena.
+  InferenceEngine inference(model.config, layers, model.weights, arena, logger);
+  auto loss = static_cast<float>(inference.loss(batch, matrix.sequence_length).loss_sum / counted);
+  out["loss"] = {&loss, DType::f32, Shape{}};
+  TensorView logits = inference.logits(matrix.ids, matrix.sequence_length);
+  logits.shape = Shape{matrix.batch, matrix.sequence_length, model.config.vocab_size};
+  out["logits"] = logits;
   write_safetensors(options.out, out);
   if (common.json) print_json({{"loss", loss}, {"tensors", out.size()}, {"out", options.out}});
   logger.info("loss {:.6f}; {} tensors in {}", loss, out.size(), options.out);

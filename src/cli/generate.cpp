@@ -29,8 +29,9 @@ ExitCode run(const Options& options, const CommonOptions& common) {
     if (id >= model.config.vocab_size)
       throw DataError(fmt::format("{}: token {} of the prompt is not in the model's vocabulary of {}",
                                   path.string(), id, model.config.vocab_size));
+  Arena arena;
   InferenceEngine engine(model.config, rewire_farskip(build_layer_graph(model.config), model.config.farskip),
-                         model.weights, logger);
+                         model.weights, arena, logger);
   const auto made = generate(engine, prompt, options.generation, [](std::int32_t) {});
   const std::string text = tokenizer.decode(made, true);
   if (common.json)

@@ -65,8 +65,12 @@ std::unique_ptr<Executor> compile(Graph graph, Arena& arena, const PipelineOptio
 }
 
 InferenceEngine::InferenceEngine(ModelConfig config, LayerGraph layers, const TensorMap& weights,
-                                 Logger logger)
-    : config_(std::move(config)), layers_(std::move(layers)), weights_(weights), logger_(std::move(logger)) {}
+                                 Arena& arena, Logger logger)
+    : config_(std::move(config)),
+      layers_(std::move(layers)),
+      weights_(weights),
+      logger_(std::move(logger)),
+      arena_(arena) {}
 
 Executor& InferenceEngine::executor(std::int64_t batch, std::int64_t sequence_length, bool logits,
                                     bool document_mask) {
@@ -101,8 +105,8 @@ TensorView InferenceEngine::logits(std::span<const std::int32_t> tokens, std::in
 }
 
 TrainEngine::TrainEngine(const ModelConfig& config, const LayerGraph& layers, TensorMap& weights,
-                         const TrainEngineOptions& options, const Logger& logger)
-    : optimizer_(options.optimizer), weights_(weights) {
+                         const TrainEngineOptions& options, Arena& arena, const Logger& logger)
+    : optimizer_(options.optimizer), weights_(weights), arena_(arena) {
   LowerOptions lowering;
   lowering.batch = options.micro_batch;
   lowering.sequence_length = options.sequence_length;

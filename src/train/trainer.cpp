@@ -20,6 +20,8 @@ double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
+}  // namespace
+
 TrainEngineOptions engine_options(const RunConfig& config) {
   TrainEngineOptions options;
   options.micro_batch = config.train.micro_batch;
@@ -31,13 +33,16 @@ TrainEngineOptions engine_options(const RunConfig& config) {
   return options;
 }
 
+namespace {
+
 void log_memory(const MemoryReport& m, const Logger& logger) {
   constexpr double kMiB = 1 << 20;
   const auto mib = [](std::size_t bytes) { return static_cast<double>(bytes) / kMiB; };
   logger.info(
       "planned memory: weights {:.0f}, gradients {:.0f}, moments {:.0f}, activations and scratch {:.0f}, "
+      "copy for saving {:.0f}, "
       "together {:.0f} MiB",
-      mib(m.weights), mib(m.gradients), mib(m.moments), mib(m.arena), mib(m.total()));
+      mib(m.weights), mib(m.gradients), mib(m.moments), mib(m.arena), mib(m.snapshot), mib(m.total()));
 }
 
 class TrainingRun {
@@ -51,8 +56,8 @@ class TrainingRun {
         specs_(list_parameters(model)),
         weights_(make_parameter_tensors(specs_)),
         layers_(rewire_farskip(build_layer_graph(model), model.farskip)),
-        engine_(model, layers_, weights_, engine_options(config), logger),
-        inference_(model, layers_, weights_, logger),
+        engine_(model, layers_, weights_, engine_options(config), arena_, logger),
+        inference_(model, layers_, weights_, arena_, logger),
         saver_(folder_.checkpoints(), config.checkpoint.keep, config.checkpoint.async, model, data_.tokenizer,
                logger),
         flops_per_token_(train_flops_per_token(model, config.train.sequence_length)) {}
@@ -85,7 +90,9 @@ class TrainingRun {
                  model_.family, static_cast<double>(counts.total) * 1e-6,
                  static_cast<double>(counts.active) * 1e-6, model_.num_layers, model_.moe.num_experts,
                  model_.moe.top_k);
-    log_memory(engine_.memory(), logger_);
+    MemoryReport memory = engine_.memory();
+    if (config_.checkpoint.async) memory.snapshot = memory.weights + memory.moments;
+    log_memory(memory, logger_);
     state_.seed = static_cast<std::uint64_t>(config_.seed);
     if (config_.checkpoint.resume != Resume::never)
       if (const auto resumed =
@@ -182,6 +189,7 @@ class TrainingRun {
   std::vector<ParameterSpec> specs_;
   TensorMap weights_;
   LayerGraph layers_;
+  Arena arena_;
   TrainEngine engine_;
   InferenceEngine inference_;
   CheckpointSaver saver_;

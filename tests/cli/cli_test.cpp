@@ -90,6 +90,9 @@ TEST_CASE("forward writes the reference's logits, loss and gradients under hub n
   const SafetensorsFile file(out), want(model + "/reference.safetensors"),
       weights(model + "/model.safetensors");
   CHECK(file.find("logits").shape == want.find("logits.full").shape);
+  const HostTensor got_logits = file.read("logits"), want_logits = want.read("logits.full");
+  for (std::size_t i = 0; i < got_logits.values<float>().size(); ++i)
+    CHECK(got_logits.values<float>()[i] == Catch::Approx(want_logits.values<float>()[i]).margin(1e-5));
   for (const TensorInfo& info : weights.tensors()) CHECK(file.find("grad." + info.name).shape == info.shape);
 }
 

@@ -83,7 +83,8 @@ TEST_CASE("logits and losses equal the reference for every wiring") {
       std::count_if(batch.targets.begin(), batch.targets.end(), [](int t) { return t >= 0; }));
   for (const std::string& mode : modes(r)) {
     CAPTURE(r.folder, mode);
-    InferenceEngine engine(r.config, r.layers(parse_wiring(mode)), r.weights, Logger(LogLevel::off));
+    Arena arena;
+    InferenceEngine engine(r.config, r.layers(parse_wiring(mode)), r.weights, arena, Logger(LogLevel::off));
     const TensorView logits = engine.logits(batch.tokens, r.sequence_length());
     const HostTensor want = r.values.read("logits." + mode);
     CHECK(relative_error({logits.as<float>(), want.values<float>().size()}, want.values<float>()) < 2e-5);
@@ -101,7 +102,8 @@ TEST_CASE("every parameter's gradient equals the reference") {
   TrainEngineOptions options;
   options.sequence_length = r.sequence_length();
   options.micro_batch = static_cast<std::int64_t>(batch.tokens.size()) / options.sequence_length;
-  TrainEngine engine(r.config, r.layers(parse_wiring(mode)), weights, options, Logger(LogLevel::off));
+  Arena arena;
+  TrainEngine engine(r.config, r.layers(parse_wiring(mode)), weights, options, arena, Logger(LogLevel::off));
   const auto counted = options.micro_batch * (options.sequence_length - 1);
   engine.micro_batch(batch, 1.0F / static_cast<float>(counted), 0.0F, true);
 
@@ -137,7 +139,8 @@ TEST_CASE("twenty steps of AdamW follow the reference's losses and gradient norm
   options.micro_batch = micro_batch;
   options.accumulate = micro_batch < kBatch;
   options.optimizer = {.beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.1, .clip_grad_norm = 1.0};
-  TrainEngine engine(r.config, r.layers(parse_wiring(mode)), weights, options, Logger(LogLevel::off));
+  Arena arena;
+  TrainEngine engine(r.config, r.layers(parse_wiring(mode)), weights, options, arena, Logger(LogLevel::off));
   const TokenFile tokens((r.folder / "tokens").string());
   std::int64_t sample = 0;
   for (std::int64_t step = 0; step < 20; ++step) {

@@ -121,9 +121,11 @@ TEST_CASE("a document mask changes what is learnt from, and sources mix by weigh
     }
     writer.commit();
   }
-  const std::string sources = fmt::format("data.tokens=[{}, {}]", (folder / "count").string(), (folder / "repeat").string());
+  const std::string sources =
+      fmt::format("data.tokens=[{}, {}]", (folder / "count").string(), (folder / "repeat").string());
   std::vector<double> losses;
-  for (const char* override : {"data.document_mask=false", "data.document_mask=true", "data.weights=[3, 1]"}) {
+  for (const char* override :
+       {"data.document_mask=false", "data.document_mask=true", "data.weights=[3, 1]"}) {
     const fs::path run_dir = folder / std::to_string(losses.size());
     const Run run = make_run(run_dir, {sources, override, "data.validation=[]"});
     train(run.config, run.model, kQuiet);
@@ -236,7 +238,8 @@ moe_intermediate_size: 256
   TrainEngineOptions options;
   options.micro_batch = 2;
   options.sequence_length = 256;
-  TrainEngine engine(model, build_layer_graph(model), weights, options, kQuiet);
+  Arena arena;
+  TrainEngine engine(model, build_layer_graph(model), weights, options, arena, kQuiet);
   Batch batch;
   for (int i = 0; i < 512; ++i) {
     batch.tokens.push_back(i * 13 % 8192);

@@ -32,15 +32,19 @@ struct BatchLoss {
 std::unique_ptr<Executor> compile(Graph graph, Arena& arena, const PipelineOptions& options,
                                   const Logger& logger);
 
+/// Bytes that a run takes above the program itself.
 struct MemoryReport {
   std::size_t weights = 0, gradients = 0, moments = 0, arena = 0;
-  std::size_t total() const { return weights + gradients + moments + arena; }
+  std::size_t snapshot = 0;  // copy that an asynchronous save writes from
+  std::size_t total() const { return weights + gradients + moments + arena + snapshot; }
 };
 
-/// Forward-only use of a model (evaluation, logits). Plans are made on first use of a batch shape.
+/// Forward-only use of a model (evaluation, logits). Plans are made on first use of a batch shape. The arena
+/// may serve other engines too: results in it are valid until any of them runs.
 class InferenceEngine {
  public:
-  InferenceEngine(ModelConfig config, LayerGraph layers, const TensorMap& weights, Logger logger);
+  InferenceEngine(ModelConfig config, LayerGraph layers, const TensorMap& weights, Arena& arena,
+                  Logger logger);
 
   const ModelConfig& config() const { return config_; }
   BatchLoss loss(const Batch& batch, std::int64_t sequence_length);
@@ -54,7 +58,7 @@ class InferenceEngine {
   LayerGraph layers_;
   const TensorMap& weights_;
   Logger logger_;
-  Arena arena_;
+  Arena& arena_;
   std::map<std::tuple<std::int64_t, std::int64_t, bool, bool>, std::unique_ptr<Executor>> executors_;
 };
 
@@ -71,7 +75,7 @@ struct TrainEngineOptions {
 class TrainEngine {
  public:
   TrainEngine(const ModelConfig& config, const LayerGraph& layers, TensorMap& weights,
-              const TrainEngineOptions& options, const Logger& logger);
+              const TrainEngineOptions& options, Arena& arena, const Logger& logger);
 
   /// Forward and backward of one micro-batch. `first`: gradients are written, otherwise added to.
   BatchLoss micro_batch(const Batch& batch, float loss_scale, float balance_scale, bool first);
@@ -92,7 +96,7 @@ class TrainEngine {
   OptimizerConfig optimizer_;
   TensorMap& weights_;
   TensorMap gradients_, first_moments_, second_moments_;
-  Arena arena_;
+  Arena& arena_;
   std::unique_ptr<Executor> first_, next_, update_;
   std::vector<NodeTime>* times_ = nullptr;
 };

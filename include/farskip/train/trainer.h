@@ -38,6 +38,9 @@ struct TrainResult {
   bool stopped_early = false;  // on request: a checkpoint was saved, the run can be resumed
 };
 
+/// What the configuration says about the engine.
+TrainEngineOptions engine_options(const RunConfig& config);
+
 /// What the configuration asks for and this build cannot do, as one UsageError naming each key.
 void refuse_unsupported(const RunConfig& config);
 
