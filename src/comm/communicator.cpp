@@ -1,8 +1,7 @@
 #include "farskip/comm/communicator.h"
 
-#include <limits>
+#include <type_traits>
 #include <utility>
-#include <vector>
 
 #include "farskip/comm/communicator_impl.h"
 

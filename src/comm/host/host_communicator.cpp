@@ -1,7 +1,7 @@
 #include "host_communicator.h"
 
 #include <algorithm>
-#include <numeric>
+#include <utility>
 
 namespace farskip {
 
