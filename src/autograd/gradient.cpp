@@ -13,7 +13,7 @@ std::vector<char> find_dependents(const Graph& graph, std::span<const ValueId> w
   for (const Node& node : graph.nodes()) {
     bool any = false;
     for (const ValueId v : node.inputs) any = any || (v && depends[v.index()]);
-    for (const ValueId v : node.outputs) depends[v.index()] = any;
+    for (const ValueId v : node.outputs) depends[v.index()] = any ? 1 : 0;
   }
   return depends;
 }
@@ -56,7 +56,7 @@ std::vector<ValueId> differentiate(Graph& graph, std::span<const Objective> obje
     std::vector<char> needed;
     bool any_needed = false;
     for (const ValueId v : node.inputs) {
-      needed.push_back(v && depends[v.index()] && is_float(graph.type(v).dtype));
+      needed.push_back(v && depends[v.index()] && is_float(graph.type(v).dtype) ? 1 : 0);
       any_needed = any_needed || needed.back();
     }
     if (!any_gradient || !any_needed) continue;

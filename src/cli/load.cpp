@@ -39,7 +39,7 @@ LoadedRun load_run(const std::string& path, const std::vector<std::string>& over
 }
 
 fs::path resolve_model_folder(const std::string& folder, const Logger& logger) {
-  const fs::path path(folder);
+  fs::path path(folder);
   if (!fs::exists(path)) throw MissingInputError(fmt::format("{}: no such folder", folder));
   if (fs::exists(path / "config.json")) return path;
   for (const fs::path& checkpoints : {path / "checkpoints", path})

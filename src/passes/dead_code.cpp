@@ -9,7 +9,8 @@ Graph eliminate_dead_code(const Graph& graph) {
   std::vector<char> keep(graph.nodes().size(), 0);
   for (std::size_t n = graph.nodes().size(); n-- > 0;) {
     const Node& node = graph.nodes()[n];
-    for (const ValueId v : node.outputs) keep[n] = keep[n] || live[v.index()];
+    for (const ValueId v : node.outputs)
+      if (live[v.index()]) keep[n] = 1;
     if (!keep[n]) continue;
     for (const ValueId v : node.inputs)
       if (v) live[v.index()] = 1;

@@ -16,7 +16,8 @@ struct Id {
   constexpr explicit Id(std::size_t v) : value(static_cast<std::int32_t>(v)) {}
   constexpr explicit operator bool() const { return value >= 0; }
   constexpr std::size_t index() const { return static_cast<std::size_t>(value); }
-  friend constexpr auto operator<=>(const Id&, const Id&) = default;
+  // clang-tidy 14 takes the defaulted comparison for one with 0.
+  friend constexpr auto operator<=>(const Id&, const Id&) = default;  // NOLINT(modernize-use-nullptr)
 };
 
 }  // namespace farskip

@@ -104,8 +104,9 @@ struct Builder {
   Graph& graph;
   Scope scope;
 
-  template <class A>
-  std::vector<ValueId> emit(std::string_view op, A attributes, std::vector<ValueId> inputs) {
+  template <class A>  // the move below is invisible to clang-tidy before instantiation
+  std::vector<ValueId> emit(std::string_view op, A attributes,
+                            std::vector<ValueId> inputs) {  // NOLINT(performance-unnecessary-value-param)
     return graph.add_node(graph.ops().at(op), Attributes::of(std::move(attributes)), std::move(inputs),
                           scope);
   }
