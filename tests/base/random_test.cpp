@@ -27,7 +27,7 @@ TEST_CASE("Seed, stream and counter all matter, in both halves of their 64 bits"
   CHECK(seen.size() == 27);
 }
 
-TEST_CASE("uniform_double fills [0, 1) evenly") {
+TEST_CASE("uniform_double fills the unit interval evenly") {
   const int draws = 100000;
   std::vector<int> bins(10);
   for (int i = 0; i < draws; ++i) {
