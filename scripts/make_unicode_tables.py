@@ -41,6 +41,7 @@ for c in code_points:
 
 print(f"""// Written by scripts/make_unicode_tables.py from Unicode {unicodedata.unidata_version}; do not edit.
 // clang-format off
+// NOLINTBEGIN(modernize-use-bool-literals)
 #include "farskip/data/unicode_tables.h"
 
 namespace farskip {{
@@ -59,4 +60,5 @@ constexpr CombiningClassRange kCombiningClasses[] = {{
 std::span<const CanonicalDecomposition> canonical_decompositions() {{ return kDecompositions; }}
 std::span<const CombiningClassRange> combining_class_ranges() {{ return kCombiningClasses; }}
 
-}}  // namespace farskip""")
+}}  // namespace farskip
+// NOLINTEND(modernize-use-bool-literals)""")

@@ -1,5 +1,6 @@
 // Written by scripts/make_unicode_tables.py from Unicode 14.0.0; do not edit.
 // clang-format off
+// NOLINTBEGIN(modernize-use-bool-literals)
 #include "farskip/data/unicode_tables.h"
 
 namespace farskip {
@@ -612,3 +613,4 @@ std::span<const CanonicalDecomposition> canonical_decompositions() { return kDec
 std::span<const CombiningClassRange> combining_class_ranges() { return kCombiningClasses; }
 
 }  // namespace farskip
+// NOLINTEND(modernize-use-bool-literals)
