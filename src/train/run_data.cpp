@@ -57,9 +57,8 @@ RunData open_run_data(const RunConfig& config, const ModelConfig& model, const L
     }
   }
   data.train = make_sampler(sources, config.data.weights, model.vocab_size, sampler_options(config, true));
-  if (!config.data.validation.empty())
-    data.validation =
-        make_sampler(config.data.validation, {}, model.vocab_size, sampler_options(config, false));
+  for (const std::string& prefix : config.data.validation)
+    data.validation.push_back(make_sampler({prefix}, {}, model.vocab_size, sampler_options(config, false)));
   return data;
 }
 

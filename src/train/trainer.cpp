@@ -149,8 +149,9 @@ class TrainingRun {
     m.peak_memory_bytes = peak_resident_bytes();
     if (load > 0) m.load_max_over_mean = load;
     if (t.aux_loss > 0) m.aux_loss = balance / static_cast<double>(t.global_batch);
-    if (data_.validation && t.validate_every > 0 && (m.step % t.validate_every == 0 || m.step == t.steps))
-      m.validation_loss = validation_loss_ = evaluate(inference_, *data_.validation, t.micro_batch, 0).loss;
+    if (!data_.validation.empty() && t.validate_every > 0 &&
+        (m.step % t.validate_every == 0 || m.step == t.steps))
+      m.validation_loss = validation_loss_ = validate();
     last_loss_ = m.loss;
     return m;
   }
@@ -165,6 +166,17 @@ class TrainingRun {
             "are unchanged; lower train.learning_rate.peak or look at these samples",
             state_.step + 1, m.loss, m.grad_norm, state_.samples,
             state_.samples + config_.train.global_batch - 1));
+  }
+
+  // Mean over the tokens of all validation sources, each read once.
+  double validate() {
+    double loss_sum = 0, tokens = 0;
+    for (const auto& source : data_.validation) {
+      const Evaluation e = evaluate(inference_, *source, config_.train.micro_batch, 0);
+      loss_sum += e.loss * static_cast<double>(e.tokens);
+      tokens += static_cast<double>(e.tokens);
+    }
+    return loss_sum / tokens;
   }
 
   void save() {

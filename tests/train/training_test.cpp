@@ -136,6 +136,17 @@ TEST_CASE("a document mask changes what is learnt from, and sources mix by weigh
   CHECK(losses[0] != losses[2]);
 }
 
+TEST_CASE("several validation sources are each read once and count by their tokens") {
+  const test::TemporaryFolder folder;
+  const std::string tokens = (test::fixtures() / "deepseek_v2" / "tokens").string();
+  std::vector<double> losses;
+  for (const std::string& sources : {fmt::format("[{}]", tokens), fmt::format("[{}, {}]", tokens, tokens)}) {
+    const Run run = make_run(folder / std::to_string(losses.size()), {"data.validation=" + sources});
+    losses.push_back(*train(run.config, run.model, kQuiet).validation_loss);
+  }
+  CHECK(losses[0] == Catch::Approx(losses[1]).epsilon(1e-12));
+}
+
 TEST_CASE("metrics hold what the contract names") {
   const test::TemporaryFolder folder;
   const Run run = make_run(folder / "run");

@@ -11,8 +11,9 @@
 namespace farskip {
 
 struct RunData {
-  std::unique_ptr<Sampler> train, validation;  // validation: in order, nullptr without validation sources
-  std::filesystem::path tokenizer;             // empty: none known
+  std::unique_ptr<Sampler> train;
+  std::vector<std::unique_ptr<Sampler>> validation;  // one a source, in order
+  std::filesystem::path tokenizer;                   // empty: none known
 };
 /// Opens token files, or tokenizes text (cached under run_dir/../cache), and checks that the vocabulary
 /// fits the model.
