@@ -103,7 +103,47 @@ class Lister {
   std::vector<ParameterSpec> out_;
 };
 
+/// Keeps the experts of one rank of the expert axis.
+void keep_own_experts(LocalParameter& p, const MeshPosition& mesh) {
+  const std::int64_t experts = p.full_shape[0];
+  if (experts % mesh.expert_size != 0)
+    throw UsageError(fmt::format(
+        "parallel.expert is {}, which does not divide the {} experts of the model ({} has one row each)",
+        mesh.expert_size, experts, p.spec.name));
+  const Range own = part_of(experts, mesh.expert_size, mesh.rank(MeshAxis::expert));
+  const std::int64_t rows_per_expert = p.spec.num_rows() / experts;
+  p.first_row = own.first * rows_per_expert;
+  std::vector<std::int64_t> dims(p.full_shape.dims().begin(), p.full_shape.dims().end());
+  dims[0] = own.count;
+  p.spec.shape = Shape(dims);
+  const std::int64_t end = own.end() * rows_per_expert;
+  std::erase_if(p.spec.pieces, [&](const HubPiece& piece) {
+    return piece.first_row < p.first_row || piece.first_row >= end;
+  });
+  for (HubPiece& piece : p.spec.pieces) piece.first_row -= p.first_row;
+  p.replicas = MeshAxis::data;
+}
+
 }  // namespace
+
+std::vector<LocalParameter> local_parameters(const std::vector<ParameterSpec>& specs,
+                                             const MeshPosition& mesh, bool zero) {
+  std::vector<LocalParameter> local;
+  for (const ParameterSpec& spec : specs) {
+    LocalParameter p{spec, 0, spec.shape, MeshAxis::world, {}};
+    if (spec.is_expert) keep_own_experts(p, mesh);
+    p.optimizer_rows = {0, p.spec.num_rows()};
+    if (zero) p.optimizer_rows = part_of(p.spec.num_rows(), mesh.size(p.replicas), mesh.rank(p.replicas));
+    local.push_back(std::move(p));
+  }
+  return local;
+}
+
+std::vector<ParameterSpec> specs_of(const std::vector<LocalParameter>& parameters) {
+  std::vector<ParameterSpec> specs;
+  for (const LocalParameter& p : parameters) specs.push_back(p.spec);
+  return specs;
+}
 
 std::string layer_name(std::int64_t layer, std::string_view suffix) {
   return fmt::format("model.layers.{}.{}", layer, suffix);

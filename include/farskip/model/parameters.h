@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "farskip/base/mesh_position.h"
 #include "farskip/model/model_config.h"
 #include "farskip/tensor/tensor.h"
 
@@ -32,7 +33,28 @@ struct ParameterSpec {
   /// Hub tensors that make it up, in order of rows; together they cover it exactly. One piece of the same
   /// name: not split on the hub.
   std::vector<HubPiece> pieces;
+
+  /// Seen as a matrix: all dims but the last taken together, and the last. A vector has rows of one element.
+  std::int64_t num_rows() const { return shape.rank() == 1 ? shape[0] : shape.num_elements() / shape.back(); }
+  std::int64_t row_size() const { return shape.rank() == 1 ? 1 : shape.back(); }
 };
+
+/// What one rank holds of a parameter: all of it, or the experts that are its own.
+struct LocalParameter {
+  ParameterSpec spec;  // shape and pieces of the experts here; rows of pieces count from the first here
+  std::int64_t first_row = 0;           // of the whole parameter, where the part here begins
+  Shape full_shape;                     // of the whole parameter
+  MeshAxis replicas = MeshAxis::world;  // the ranks that hold the same part: world, or data for experts
+  /// Rows of `spec` whose optimizer state this rank keeps: all of them, or its share among the replicas.
+  Range optimizer_rows;
+};
+
+/// In the order of `specs`. Expert e lives on rank e / (E / expert_size) of the expert axis. `zero`:
+/// optimizer state is dealt out to the replicas, by rows. UsageError unless the expert axis divides the
+/// experts.
+std::vector<LocalParameter> local_parameters(const std::vector<ParameterSpec>& specs,
+                                             const MeshPosition& mesh, bool zero);
+std::vector<ParameterSpec> specs_of(const std::vector<LocalParameter>& parameters);
 
 /// In order: embedding, layers, final norm, head (absent when tied).
 std::vector<ParameterSpec> list_parameters(const ModelConfig& config);
