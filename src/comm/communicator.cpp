@@ -183,13 +183,12 @@ Pending Communicator::start_barrier() const {
 Pending Communicator::start_all_to_all(const RowExchange& rows) const {
   check_rows(*impl_, rows);
   check_offsets(*impl_, rows.send_offsets, rows.groups);
+  FARSKIP_CHECK(rows.overflow != nullptr, "{}: an exchange of rows without a flag of overflow", name());
+  *rows.overflow = 0;
   for (int peer = 0; peer < size(); ++peer) {
     const std::int64_t count =
         std::int64_t{rows.send_offsets[(peer + 1) * rows.groups]} - rows.send_offsets[peer * rows.groups];
-    if (count > rows.max_rows_per_peer)
-      throw RowOverflowError(fmt::format(
-          "{}: rank {} has {} routed rows for rank {}, but the plan has room for {} rows from each peer",
-          name(), rank(), count, peer, rows.max_rows_per_peer));
+    if (count > rows.max_rows_per_peer) *rows.overflow = 1;
   }
   Collective collective;
   collective.kind = Collective::Kind::exchange_rows;

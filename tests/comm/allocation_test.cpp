@@ -67,8 +67,8 @@ class Round {
   }
 
   void run() {
-    Pending rows = world_.start_all_to_all(
-        RowExchange{rows_.data(), row_offsets_.data(), slabs_.data(), counts_.data(), sizeof(float), 8, 1});
+    Pending rows = world_.start_all_to_all(RowExchange{rows_.data(), row_offsets_.data(), slabs_.data(),
+                                                       counts_.data(), &overflow_, sizeof(float), 8, 1});
     world_.reduce_scatter(std::span<const float>(data_), offsets_, std::span(piece_));
     world_.all_gather(std::span<const float>(piece_), offsets_, std::span(data_));
     world_.all_reduce(std::span(data_));
@@ -87,6 +87,7 @@ class Round {
   std::vector<float> rows_, slabs_;
   std::vector<std::int64_t> offsets_;
   std::vector<std::int32_t> row_offsets_;
+  std::int32_t overflow_ = 0;
 };
 
 TEST_CASE("collectives that have run before allocate nothing") {

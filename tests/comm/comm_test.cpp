@@ -134,6 +134,8 @@ TEST_CASE("wrong arguments are refused before anything is sent") {
                   InternalError);
   CHECK_THROWS_AS(world.all_gather(std::span<const float>(data), wrong_end, std::span(data)), InternalError);
   CHECK_NOTHROW(world.all_gather(std::span<const float>(data), good, std::span(data)));  // in place
+  const std::vector<std::int32_t> no_rows{0, 0};
+  CHECK_THROWS_AS(world.start_all_to_all(RowExchange{.send_offsets = no_rows.data()}), InternalError);
 }
 
 TEST_CASE("a build without MPI says so") {  // no_mpi.cpp is linked into this program

@@ -201,7 +201,7 @@ std::span<const CommunicatorCase> communicator_cases() {
       {"mesh: expert innermost, sizes that do not divide are refused", check_mesh},
       {"routed rows arrive in slabs with counts, and return", check_row_exchange},
       {"routed rows: none at all, one rank without, all to one", check_row_extremes},
-      {"too many routed rows are refused before they are sent", check_row_overflow},
+      {"of too many routed rows those that fit go, the flag is set and zeros come back", check_row_overflow},
   };
   return kCases;
 }

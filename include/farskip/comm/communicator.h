@@ -10,10 +10,9 @@
 // - Sums of floating-point numbers are taken in rank order, whatever arrives first: the result has the same
 //   bits on every rank and in every run.
 //
-// Errors: RowOverflowError; CommunicationError (the transport failed, a rank has left); InternalError where
-// ranks disagree about what they call. After one of the last two every call of this rank, in any group,
-// throws that error again. A rank that throws leaves its peers waiting until its job is ended (MpiSession
-// does that).
+// Errors: CommunicationError (the transport failed, a rank has left); InternalError where ranks disagree
+// about what they call. After either, every call of this rank, in any group, throws that error again. A rank
+// that throws leaves its peers waiting until its job is ended (MpiSession does that).
 
 #include <cstddef>
 #include <cstdint>
@@ -29,16 +28,16 @@ class CommunicationError : public Error {
  public:
   explicit CommunicationError(const std::string& message) : Error(ExitCode::io, message) {}
 };
-/// More rows for one peer than the plan has room for. Found by the sender before anything is sent.
-class RowOverflowError : public Error {
- public:
-  explicit RowOverflowError(const std::string& message) : Error(ExitCode::internal, message) {}
-};
 
 enum class Reduction { sum, max, min };  // of i32 sums wrap around; NaN in, NaN out
 
 /// Routed rows to the ranks that own their experts. Rows of one peer are sorted by group (local expert of
 /// that peer), and land in that peer's own slab. Zero rows, for a group, a peer or everyone, are fine.
+///
+/// More rows for a peer than max_rows_per_peer: the first max_rows_per_peer of them go, the counts of the
+/// later groups are cut to match, and `overflow` says so on the rank that had too many, which is the only one
+/// to know. What is computed from such an exchange is wrong: the ranks must agree about the flag (a max
+/// reduction of the caller's) and repeat the step with a larger maximum.
 struct RowExchange {
   const void* send = nullptr;
   /// [size * groups + 1]: rows [o[i], o[i + 1]) of `send` go to group i % groups of rank i / groups.
@@ -46,13 +45,16 @@ struct RowExchange {
   void* receive = nullptr;  // [size * max_rows_per_peer, row_bytes]: slab p holds the rows from rank p
   /// [size * groups], written at completion: rows from rank i / groups for the local group i % groups.
   std::int32_t* receive_counts = nullptr;
+  std::int32_t* overflow = nullptr;  // written at start: 1 if rows of this rank did not fit, otherwise 0
   std::int64_t row_bytes = 0;
   std::int64_t max_rows_per_peer = 0;
   int groups = 1;
 };
 
 /// The way back, and the adjoint of RowExchange: rows in slabs return to where they came from. Both sides
-/// know all counts: what an exchange gave as receive_counts and took as send_offsets.
+/// know all counts: what an exchange gave as receive_counts and took as send_offsets, under the same
+/// max_rows_per_peer. Rows that did not fit then were not sent and do not come back: their places in
+/// `receive` are filled with zero bytes.
 struct RowReturn {
   const void* send = nullptr;                     // [size * max_rows_per_peer, row_bytes], slabs
   const std::int32_t* send_counts = nullptr;      // [size * groups], receive_counts of the exchange
@@ -145,7 +147,6 @@ class Communicator {
   Pending start_barrier() const;
   void barrier() const { start_barrier().wait(); }
 
-  /// Throws RowOverflowError before sending if some peer would get more than max_rows_per_peer rows.
   Pending start_all_to_all(const RowExchange& rows) const;
   void all_to_all(const RowExchange& rows) const { start_all_to_all(rows).wait(); }
   Pending start_all_to_all(const RowReturn& rows) const;

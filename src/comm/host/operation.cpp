@@ -117,16 +117,20 @@ void HostOperation::describe_exchange_rows() {
     counts_out_.resize(num_counts);
     counts_in_.resize(num_counts);
   }
-  for (std::size_t i = 0; i < num_counts; ++i)
-    counts_out_[i] = rows.send_offsets[i + 1] - rows.send_offsets[i];
   const std::int64_t header = std::int64_t{rows.groups} * 4;
   const std::int64_t slab = rows.max_rows_per_peer * rows.row_bytes;
   for (int p = 0; p < size_; ++p) {
     const std::int64_t begin = rows.send_offsets[p * rows.groups];
-    const std::int64_t end = rows.send_offsets[(p + 1) * rows.groups];
+    std::int64_t sent = 0;
+    for (int i = p * rows.groups; i < (p + 1) * rows.groups; ++i) {
+      const std::int64_t count = std::int64_t{rows.send_offsets[i + 1]} - rows.send_offsets[i];
+      const std::int64_t fits = std::min(count, rows.max_rows_per_peer - sent);
+      counts_out_[i] = static_cast<std::int32_t>(fits);
+      sent += fits;
+    }
     first_.out[p] = {counts_out_.data() + p * rows.groups, header};
     first_.in[p] = {counts_in_.data() + p * rows.groups, header, 0};
-    second_.out[p] = {bytes_of(rows.send) + begin * rows.row_bytes, (end - begin) * rows.row_bytes};
+    second_.out[p] = {bytes_of(rows.send) + begin * rows.row_bytes, sent * rows.row_bytes};
     second_.in[p] = {bytes_of(rows.receive) + p * slab, slab, 0};
   }
   copy_bytes(first_.in[rank_].data, first_.out[rank_].data, header);
@@ -141,9 +145,14 @@ void HostOperation::describe_return_rows() {
     const std::int64_t sent = std::accumulate(counts, counts + rows.groups, std::int64_t{0});
     const std::int64_t begin = rows.receive_offsets[p * rows.groups];
     const std::int64_t end = rows.receive_offsets[(p + 1) * rows.groups];
+    const std::int64_t went = std::min(end - begin, rows.max_rows_per_peer);
+    std::byte* const place = bytes_of(rows.receive) + begin * rows.row_bytes;
+    const std::int64_t lost = end - begin - went;
+    if (lost > 0)
+      std::memset(place + went * rows.row_bytes, 0, static_cast<std::size_t>(lost * rows.row_bytes));
     first_.out[p] = {bytes_of(rows.send) + p * rows.max_rows_per_peer * rows.row_bytes,
                      sent * rows.row_bytes};
-    first_.in[p] = {bytes_of(rows.receive) + begin * rows.row_bytes, (end - begin) * rows.row_bytes, 0};
+    first_.in[p] = {place, went * rows.row_bytes, 0};
   }
   FARSKIP_CHECK(first_.out[rank_].bytes == first_.in[rank_].capacity,
                 "{}: rank {} returns {} bytes to itself and expects {}", endpoint_.name(), rank_,
