@@ -91,7 +91,7 @@ ExitCode run_step(const Options& options, const CommonOptions& common) {
   const std::uint64_t before = resident_bytes();
   const std::vector<ParameterSpec> specs = list_parameters(run.model);
   TensorMap weights = make_parameter_tensors(specs);
-  initialise_weights(weights, specs, static_cast<std::uint64_t>(run.config.seed),
+  initialise_weights(weights, whole_parameters(specs), static_cast<std::uint64_t>(run.config.seed),
                      run.model.initializer_range);
   const TrainConfig& t = run.config.train;
   Arena arena;

@@ -55,9 +55,7 @@ LoadedModel load_model(const std::string& folder, const Logger& logger) {
   LoadedModel model{read_hub_config(path), {}, {}};
   const std::vector<ParameterSpec> specs = list_parameters(model.config);
   model.weights = make_parameter_tensors(specs);
-  load_weights(
-      model.weights, specs,
-      SafetensorsFolder(path.filename().string().starts_with("step-") ? path / "model.safetensors" : path));
+  load_weights(model.weights, whole_parameters(specs), specs, SafetensorsFolder(path));
   if (fs::exists(path / "tokenizer.json")) model.tokenizer = path / "tokenizer.json";
   return model;
 }

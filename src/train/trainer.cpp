@@ -54,12 +54,13 @@ class TrainingRun {
         folder_(config.run_dir),
         data_(open_run_data(config, model, logger)),
         specs_(list_parameters(model)),
+        parameters_(whole_parameters(specs_)),
         weights_(make_parameter_tensors(specs_)),
         layers_(rewire_farskip(build_layer_graph(model), model.farskip)),
         engine_(model, layers_, weights_, engine_options(config), arena_, logger),
         inference_(model, layers_, weights_, arena_, logger),
         saver_(folder_.checkpoints(), config.checkpoint.keep, config.checkpoint.async, model, data_.tokenizer,
-               logger),
+               logger, {}, world_),
         flops_per_token_(train_flops_per_token(model, config.train.sequence_length)) {}
 
   TrainResult run() {
@@ -71,13 +72,16 @@ class TrainingRun {
       const StepMetrics m = step();
       metrics.append(m);
       progress.show(m);
+      if (saver_.open() && saver_.written()) saver_.commit();
       if (config_.checkpoint.every > 0 && state_.step % config_.checkpoint.every == 0) save();
     }
     return finish();
   }
 
  private:
-  TrainingTensors tensors() { return {specs_, weights_, engine_.first_moments(), engine_.second_moments()}; }
+  TrainingTensors tensors() {
+    return {parameters_, weights_, engine_.first_moments(), engine_.second_moments()};
+  }
 
   void start() {
     const MachineInfo machine = machine_info();
@@ -91,12 +95,12 @@ class TrainingRun {
                  static_cast<double>(counts.active) * 1e-6, model_.num_layers, model_.moe.num_experts,
                  model_.moe.top_k);
     MemoryReport memory = engine_.memory();
-    if (config_.checkpoint.async) memory.snapshot = memory.weights + memory.moments;
+    memory.snapshot = saver_.snapshot_bytes(tensors());
     log_memory(memory, logger_);
     state_.seed = static_cast<std::uint64_t>(config_.seed);
     if (config_.checkpoint.resume != Resume::never)
       if (const auto resumed =
-              resume_training(folder_.checkpoints(), model_, state_.seed, tensors(), logger_)) {
+              resume_training(folder_.checkpoints(), model_, state_.seed, tensors(), world_, logger_)) {
         state_ = *resumed;
         saved_step_ = state_.step;
         logger_.info("resumed at step {}", state_.step);
@@ -106,9 +110,9 @@ class TrainingRun {
       throw MissingInputError(fmt::format("{}: no checkpoint to resume from (checkpoint.resume: required)",
                                           folder_.checkpoints().string()));
     if (config_.init_from.empty())
-      initialise_weights(weights_, specs_, state_.seed, model_.initializer_range);
+      initialise_weights(weights_, parameters_, state_.seed, model_.initializer_range);
     else
-      load_weights(weights_, specs_, SafetensorsFolder(config_.init_from));
+      load_weights(weights_, parameters_, specs_, SafetensorsFolder(config_.init_from));
   }
 
   StepMetrics step() {
@@ -198,7 +202,9 @@ class TrainingRun {
   Logger logger_;
   RunFolder folder_;
   RunData data_;
+  Communicator world_ = make_self_communicator();
   std::vector<ParameterSpec> specs_;
+  std::vector<LocalParameter> parameters_;
   TensorMap weights_;
   LayerGraph layers_;
   Arena arena_;

@@ -1,163 +1,268 @@
 #include "farskip/train/training_checkpoint.h"
 
+#include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <nlohmann/json.hpp>
+#include <thread>
 
-#include "farskip/train/step_graphs.h"
+#include "farskip/comm/agreement.h"
 
 namespace farskip {
 namespace {
 
+using nlohmann::json;
+using CheckpointTensors = std::map<std::string, CheckpointTensor>;
+
 // 64-bit integers as decimal strings: JSON numbers lose bits in many readers.
-nlohmann::json state_json(const TrainingState& state, const ModelConfig& config) {
+json state_json(const TrainingState& state, const ModelConfig& config) {
   return {{"step", fmt::format("{}", state.step)},
           {"samples", fmt::format("{}", state.samples)},
           {"tokens", fmt::format("{}", state.tokens)},
           {"seed", fmt::format("{}", state.seed)},
-          {"model", nlohmann::json::parse(hub_config_text(config))}};
+          {"model", json::parse(hub_config_text(config))}};
 }
 
-std::int64_t read_integer(const nlohmann::json& state, const char* key) {
-  std::int64_t value = 0;
-  detail::parse_field(state.at(key).get<std::string>(), value);
-  return value;
-}
+constexpr std::string_view kWeights = "model";
+constexpr std::string_view kMoments = "optimizer";
 
-void refuse_other_model(const nlohmann::json& saved, const ModelConfig& config, const fs::path& path) {
-  const nlohmann::json wanted = nlohmann::json::parse(hub_config_text(config));
-  if (saved == wanted) return;
-  std::string text =
-      fmt::format("{}: the checkpoint is of another model than the configuration:", path.string());
-  for (const auto& item : wanted.items()) {
-    const nlohmann::json other = saved.value(item.key(), nlohmann::json());
-    if (other != item.value())
-      text += fmt::format("\n  {}: checkpoint {}, configuration {}", item.key(), other.dump(),
-                          item.value().dump());
+/// What one rank has written, for rank 0 to put into the manifest.
+struct ShardReport {
+  std::vector<CheckpointFile> files;
+  CheckpointTensors tensors;  // one piece each
+};
+
+std::string print_report(const ShardReport& report) {
+  json files = json::array(), tensors = json::array();
+  for (const CheckpointFile& file : report.files) files.push_back({file.name, file.size, file.hash});
+  for (const auto& [name, tensor] : report.tensors) {
+    const TensorPiece& piece = tensor.pieces.front();
+    tensors.push_back({name, tensor.shape.dims(), piece.file, piece.first_row, piece.num_rows});
   }
-  for (const auto& item : saved.items())
-    if (!wanted.contains(item.key()))
-      text += fmt::format("\n  {}: checkpoint {}, configuration none", item.key(), item.value().dump());
-  throw UsageError(text +
-                   "\nuse the configuration that made it, another run_dir, or checkpoint.resume: never");
+  return json{{"files", std::move(files)}, {"tensors", std::move(tensors)}}.dump();
 }
 
-void read_tensors(const Checkpoint& checkpoint, const ViewMap& destination) {
-  for (const auto& [name, view] : destination) {
-    const HostTensor tensor = checkpoint.read(name);
-    FARSKIP_CHECK(tensor.shape() == view.shape && tensor.dtype() == view.dtype, "checkpoint tensor {}", name);
-    std::memcpy(view.data, tensor.bytes().data(), view.num_bytes());
+ShardReport parse_report(const std::string& text) {
+  const json all = json::parse(text);
+  ShardReport report;
+  for (const json& file : all.at("files")) report.files.push_back({file.at(0), file.at(1), file.at(2)});
+  for (const json& t : all.at("tensors"))
+    report.tensors[t.at(0)] = {
+        DType::f32, Shape(t.at(1).get<std::vector<std::int64_t>>()), {{t.at(2), t.at(0), t.at(3), t.at(4)}}};
+  return report;
+}
+
+void merge_tensors(CheckpointTensors& all, const CheckpointTensors& more) {
+  for (const auto& [name, tensor] : more) {
+    CheckpointTensor& merged =
+        all.emplace(name, CheckpointTensor{tensor.dtype, tensor.shape, {}}).first->second;
+    FARSKIP_CHECK(merged.shape == tensor.shape, "{} is {} and {}", name, merged.shape.text(),
+                  tensor.shape.text());
+    merged.pieces.insert(merged.pieces.end(), tensor.pieces.begin(), tensor.pieces.end());
   }
 }
 
-ViewMap moment_views(const TensorMap& first, const TensorMap& second,
-                     const std::vector<ParameterSpec>& specs) {
-  ViewMap views = hub_views(first, specs, first_moment_name(""));
-  views.merge(hub_views(second, specs, second_moment_name("")));
-  return views;
+/// Text of model.safetensors.index.json, by which readers of hub layout find the weights.
+std::string index_text(const CheckpointTensors& weights) {
+  json weight_map = json::object();
+  std::int64_t bytes = 0;
+  for (const auto& [name, tensor] : weights) {
+    weight_map[name] = tensor.pieces.front().file;
+    bytes += tensor.shape.num_elements() * static_cast<std::int64_t>(dtype_size(tensor.dtype));
+  }
+  return json{{"metadata", {{"total_size", bytes}}}, {"weight_map", std::move(weight_map)}}.dump(2) + "\n";
 }
 
-void add_tensors(std::map<std::string, CheckpointTensor>& map, const ViewMap& views,
-                 const std::string& file) {
-  for (const auto& [name, view] : views)
-    map[name] = {view.dtype, view.shape, {{file, name, 0, view.shape.rank() == 0 ? 1 : view.shape[0]}}};
+CheckpointFile write_text_shard(const CheckpointWriter& writer, const std::string& name,
+                                const std::string& text) {
+  write_text_file(writer.shard_path(name), text);
+  return {name, text.size(), hash_text(text)};
 }
 
-void copy_tensors(const TensorMap& from, TensorMap& to, const std::vector<ParameterSpec>& specs) {
-  if (to.empty()) to = make_parameter_tensors(specs);
-  for (const auto& [name, tensor] : from)
-    std::memcpy(to.at(name).view().data, tensor.view().data, tensor.view().num_bytes());
+std::size_t total_bytes(const TensorRowsMap& rows) {
+  std::size_t bytes = 0;
+  for (const auto& [name, part] : rows) bytes += part.view.num_bytes();
+  return bytes;
 }
 
 }  // namespace
 
+struct CheckpointSaver::OpenSave {
+  OpenSave(const TrainingState& s, const fs::path& folder, const std::string& run_id, int rank)
+      : state(s), writer(folder, s.step, run_id, rank) {}
+  OpenSave(const OpenSave&) = delete;
+  OpenSave& operator=(const OpenSave&) = delete;
+  ~OpenSave() { join(); }
+  void join() {
+    if (thread.joinable()) thread.join();
+  }
+
+  TrainingState state;
+  CheckpointWriter writer;
+  std::thread thread;
+  std::atomic<bool> written = false;
+  // Of the thread, until it has been joined:
+  std::exception_ptr failure;
+  std::string report;
+};
+
 CheckpointSaver::CheckpointSaver(fs::path folder, std::int64_t keep, bool asynchronous, ModelConfig config,
-                                 fs::path tokenizer, Logger logger)
+                                 fs::path tokenizer, Logger logger, const MeshPosition& mesh,
+                                 const Communicator& world)
     : folder_(std::move(folder)),
       keep_(keep),
       asynchronous_(asynchronous),
       config_(std::move(config)),
       tokenizer_(std::move(tokenizer)),
       logger_(std::move(logger)),
-      run_id_(make_run_id()) {}
+      mesh_(mesh),
+      world_(world),
+      run_id_(make_run_id()) {
+  FARSKIP_CHECK(world.rank() == mesh.world_rank && world.size() == mesh.world_size,
+                "rank {} of {} is {} of {} in the mesh", world.rank(), world.size(), mesh.world_rank,
+                mesh.world_size);
+}
 
 CheckpointSaver::~CheckpointSaver() {
-  if (thread_.joinable()) thread_.join();
-  // A failure that nobody waited for must not vanish.
-  if (failure_) try {
-      std::rethrow_exception(failure_);
-    } catch (const std::exception& e) {
-      logger_.error("checkpoint was not saved: {}", e.what());
+  if (!open()) return;
+  try {
+    if (mesh_.world_size == 1) {
+      commit();
+      return;
     }
+    open_->join();
+    if (open_->failure) std::rethrow_exception(open_->failure);
+    if (mesh_.world_rank == 0)
+      logger_.warning("the checkpoint of step {} is given up: this run ends before all ranks have written it",
+                      open_->state.step);
+  } catch (const std::exception& e) {
+    logger_.error("checkpoint was not saved: {}", e.what());
+  }
+}
+
+bool CheckpointSaver::written() const {
+  return !open() || open_->written.load();
 }
 
 void CheckpointSaver::wait() {
-  if (thread_.joinable()) thread_.join();
-  if (failure_) std::rethrow_exception(std::exchange(failure_, nullptr));
+  if (open()) commit();
 }
 
 void CheckpointSaver::save(const TrainingState& state, const TrainingTensors& tensors) {
   wait();
-  if (!asynchronous_) {
-    write(state, hub_views(tensors.weights, tensors.specs),
-          moment_views(tensors.first_moments, tensors.second_moments, tensors.specs));
-    return;
-  }
-  copy_tensors(tensors.weights, snapshot_[0], tensors.specs);
-  copy_tensors(tensors.first_moments, snapshot_[1], tensors.specs);
-  copy_tensors(tensors.second_moments, snapshot_[2], tensors.specs);
-  const auto& specs = tensors.specs;
-  thread_ = std::thread([this, state, weights = hub_views(snapshot_[0], specs),
-                         moments = moment_views(snapshot_[1], snapshot_[2], specs)] {
-    try {
-      write(state, weights, moments);
-    } catch (...) {
-      failure_ = std::current_exception();
+  begin(state);
+  // From here on a failure of this rank is its verdict at the commit: the others are on their way there.
+  OpenSave& save = *open_;
+  try {
+    TensorRowsMap weights = weights_to_write(tensors, mesh_), moments = moments_to_write(tensors, mesh_);
+    if (asynchronous_) {
+      copy_tensors(weights);
+      copy_tensors(moments);
+      save.thread = std::thread([this, &save, weights = std::move(weights), moments = std::move(moments)] {
+        try {
+          write_own_files(save, weights, moments);
+        } catch (...) {
+          save.failure = std::current_exception();
+        }
+        save.written = true;
+      });
+      return;
     }
-  });
+    write_own_files(save, weights, moments);
+  } catch (...) {
+    save.failure = std::current_exception();
+  }
+  save.written = true;
+  if (!asynchronous_) commit();
 }
 
-void CheckpointSaver::write(const TrainingState& state, const ViewMap& weights,
-                            const ViewMap& moments) const {
-  CheckpointWriter writer(folder_, state.step, run_id_);
-  std::map<std::string, CheckpointTensor> tensors;
-  const auto add = [&](const std::string& name, const ViewMap& views) {
-    const WrittenFile file = write_tensors(writer.shard_path(name), views, DType::f32);
-    writer.add_file({name, file.size, file.hash});
-    add_tensors(tensors, views, name);
+void CheckpointSaver::begin(const TrainingState& state) {
+  const bool lead = mesh_.world_rank == 0;
+  std::unique_ptr<OpenSave> save;
+  std::exception_ptr failure;
+  try {
+    if (lead) save = std::make_unique<OpenSave>(state, folder_, run_id_, 0);
+  } catch (...) {
+    failure = std::current_exception();
+  }
+  throw_together(world_, failure);
+  const std::string run_id = all_gather_text(world_, lead ? run_id_ : "").front();
+  if (!lead) save = std::make_unique<OpenSave>(state, folder_, run_id, mesh_.world_rank);
+  open_ = std::move(save);
+}
+
+void CheckpointSaver::copy_tensors(TensorRowsMap& rows) {
+  for (auto& [name, part] : rows) {
+    HostTensor& copy = snapshot_[name];
+    if (copy.shape() != part.view.shape) copy = HostTensor(DType::f32, part.view.shape);
+    std::memcpy(copy.view().data, part.view.data, part.view.num_bytes());
+    part.view = copy.view();
+  }
+}
+
+std::size_t CheckpointSaver::snapshot_bytes(const TrainingTensors& tensors) const {
+  if (!asynchronous_) return 0;
+  return total_bytes(weights_to_write(tensors, mesh_)) + total_bytes(moments_to_write(tensors, mesh_));
+}
+
+void CheckpointSaver::write_own_files(OpenSave& save, const TensorRowsMap& weights,
+                                      const TensorRowsMap& moments) const {
+  ShardReport report;
+  const auto write_shard = [&](std::string_view stem, const TensorRowsMap& rows) {
+    if (rows.empty()) return;
+    const std::string file_name = shard_name(stem, mesh_);
+    ViewMap views;
+    for (const auto& [name, part] : rows) {
+      views[name] = part.view;
+      report.tensors[name] = {
+          DType::f32, part.full_shape, {{file_name, name, part.first_row, part.num_rows()}}};
+    }
+    const WrittenFile file = write_tensors(save.writer.shard_path(file_name), views, DType::f32);
+    report.files.push_back({file_name, file.size, file.hash});
   };
-  const auto add_text = [&](const std::string& name, const std::string& text) {
-    write_text_file(writer.shard_path(name), text);
-    writer.add_file({name, text.size(), hash_text(text)});
-  };
-  add("model.safetensors", weights);
-  add("optimizer.safetensors", moments);
-  add_text("config.json", hub_config_text(config_));
-  if (!tokenizer_.empty()) add_text("tokenizer.json", read_text_file(tokenizer_));
-  const fs::path path = writer.commit(state_json(state, config_), std::move(tensors));
+  write_shard(kWeights, weights);
+  write_shard(kMoments, moments);
+  if (mesh_.world_rank == 0) {
+    report.files.push_back(write_text_shard(save.writer, "config.json", hub_config_text(config_)));
+    if (!tokenizer_.empty())
+      report.files.push_back(write_text_shard(save.writer, "tokenizer.json", read_text_file(tokenizer_)));
+  }
+  save.report = print_report(report);
+}
+
+void CheckpointSaver::commit() {
+  FARSKIP_CHECK(open(), "no save is under way");
+  const std::unique_ptr<OpenSave> save = std::move(open_);  // over, whatever comes of it
+  save->join();
+  throw_together(world_, save->failure);
+  const std::vector<std::string> reports = all_gather_text(world_, save->report);
+  std::exception_ptr failure;
+  try {
+    if (mesh_.world_rank == 0) publish(*save, reports);
+  } catch (...) {
+    failure = std::current_exception();
+  }
+  throw_together(world_, failure);
+}
+
+/// Rank 0 alone.
+void CheckpointSaver::publish(OpenSave& save, const std::vector<std::string>& reports) const {
+  CheckpointTensors tensors, weights;
+  for (const std::string& text : reports) {
+    ShardReport report = parse_report(text);
+    for (CheckpointFile& file : report.files) save.writer.add_file(std::move(file));
+    merge_tensors(tensors, report.tensors);
+  }
+  for (auto& [name, tensor] : tensors) {
+    std::sort(tensor.pieces.begin(), tensor.pieces.end(),
+              [](const TensorPiece& a, const TensorPiece& b) { return a.first_row < b.first_row; });
+    if (tensor.pieces.front().file.starts_with(kWeights)) weights.emplace(name, tensor);
+  }
+  if (mesh_.world_size > 1)
+    save.writer.add_file(write_text_shard(save.writer, "model.safetensors.index.json", index_text(weights)));
+  const fs::path path = save.writer.commit(state_json(save.state, config_), std::move(tensors));
   logger_.info("saved {}", path.string());
   remove_old_checkpoints(folder_, static_cast<int>(keep_), run_id_, logger_);
-}
-
-std::optional<TrainingState> resume_training(const fs::path& folder, const ModelConfig& config,
-                                             std::uint64_t seed, const TrainingTensors& tensors,
-                                             const Logger& logger) {
-  const auto checkpoint = find_newest_valid_checkpoint(folder, logger);
-  if (!checkpoint) return std::nullopt;
-  const nlohmann::json& saved = checkpoint->state();
-  refuse_other_model(saved.at("model"), config, checkpoint->path());
-  TrainingState state;
-  state.step = read_integer(saved, "step");
-  state.samples = read_integer(saved, "samples");
-  state.tokens = read_integer(saved, "tokens");
-  state.seed = static_cast<std::uint64_t>(read_integer(saved, "seed"));
-  if (state.seed != seed)
-    throw UsageError(
-        fmt::format("{} was made with seed {}, the configuration has {}; the order of samples would change",
-                    checkpoint->path().string(), state.seed, seed));
-  read_tensors(*checkpoint, hub_views(tensors.weights, tensors.specs));
-  read_tensors(*checkpoint, moment_views(tensors.first_moments, tensors.second_moments, tensors.specs));
-  set_aside_newer_checkpoints(folder, state.step, logger);
-  return state;
 }
 
 }  // namespace farskip

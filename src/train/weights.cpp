@@ -15,25 +15,32 @@ TensorView piece_view(const HostTensor& tensor, const HubPiece& piece) {
   return {data, tensor.dtype(), piece.shape};
 }
 
-class Loader {
+/// Whether the folder holds a parameter as one tensor: packed as newer files have it, or never split.
+bool is_packed(const SafetensorsFolder& folder, const ParameterSpec& spec) {
+  return folder.contains(spec.name);
+}
+
+/// Compares a folder with a model by names, shapes and types; nothing is read.
+class FolderCheck {
  public:
-  explicit Loader(const SafetensorsFolder& folder) : folder_(folder) {}
-
-  void load(const HostTensor& tensor, const ParameterSpec& spec) {
-    if (spec.pieces.size() > 1 && folder_.contains(spec.name)) {
-      load_piece({tensor.view().data, DType::f32, spec.shape}, spec.name);  // packed, as newer files hold it
-      return;
+  FolderCheck(const SafetensorsFolder& folder, const std::vector<ParameterSpec>& model) : folder_(folder) {
+    bool tied = true;
+    for (const ParameterSpec& spec : model) {
+      tied = tied && spec.name != kHeadName;
+      if (is_packed(folder, spec))
+        check(spec.name, spec.shape);
+      else
+        for (const HubPiece& piece : spec.pieces) check(piece.name, piece.shape);
     }
-    for (const HubPiece& piece : spec.pieces) load_piece(piece_view(tensor, piece), piece.name);
-  }
-
-  void finish(bool tied) {
-    for (const TensorInfo& info : folder_.tensors()) {
+    for (const TensorInfo& info : folder.tensors()) {
       // A tied head is often stored twice; buffers of the rotary embedding are derived values.
       const bool derived = info.name.ends_with("rotary_emb.inv_freq") || (tied && info.name == kHeadName);
-      if (!derived && !used_.contains(info.name))
+      if (!derived && !known_.contains(info.name))
         problems_.push_back(fmt::format("{} {} is not part of the model", info.name, info.shape.text()));
     }
+  }
+
+  void throw_if_any() const {
     if (problems_.empty()) return;
     const std::size_t shown = std::min<std::size_t>(problems_.size(), 10);
     std::string text = fmt::format(
@@ -44,37 +51,60 @@ class Loader {
   }
 
  private:
-  void load_piece(const TensorView& destination, const std::string& name) {
+  void check(const std::string& name, const Shape& shape) {
     if (!folder_.contains(name)) {
-      problems_.push_back(fmt::format("{} {} is missing", name, destination.shape.text()));
+      problems_.push_back(fmt::format("{} {} is missing", name, shape.text()));
       return;
     }
-    used_.insert(name);
+    known_.insert(name);
     const TensorInfo& info = folder_.find(name);
-    if (info.shape != destination.shape) {
-      problems_.push_back(
-          fmt::format("{} is {}, the model has {}", name, info.shape.text(), destination.shape.text()));
-    } else if (info.dtype == DType::f32) {
-      folder_.read_into(name, 0, destination.bytes());
-    } else if (info.dtype == DType::bf16 || info.dtype == DType::f16 || info.dtype == DType::f64) {
-      const HostTensor converted = convert_dtype(folder_.read(name), DType::f32);
-      std::copy(converted.bytes().begin(), converted.bytes().end(), destination.bytes().begin());
-    } else {
+    if (info.shape != shape)
+      problems_.push_back(fmt::format("{} is {}, the model has {}", name, info.shape.text(), shape.text()));
+    else if (info.dtype != DType::f32 && info.dtype != DType::bf16 && info.dtype != DType::f16 &&
+             info.dtype != DType::f64)
       problems_.push_back(
           fmt::format("{} is {}; f32, bf16, f16 and f64 are read", name, dtype_name(info.dtype)));
-    }
   }
 
   const SafetensorsFolder& folder_;
-  std::set<std::string> used_;
+  std::set<std::string> known_;
   std::vector<std::string> problems_;
 };
 
+/// Fills `destination` (f32) from element `first` on of a tensor of the folder.
+void read_elements(const SafetensorsFolder& folder, const std::string& name, std::int64_t first,
+                   const TensorView& destination) {
+  const DType dtype = folder.find(name).dtype;
+  const std::uint64_t offset = static_cast<std::uint64_t>(first) * dtype_size(dtype);
+  if (dtype == DType::f32) {
+    folder.read_into(name, offset, destination.bytes());
+    return;
+  }
+  HostTensor stored(dtype, destination.shape);
+  folder.read_into(name, offset, stored.bytes());
+  const HostTensor converted = convert_dtype(stored, DType::f32);
+  std::copy(converted.bytes().begin(), converted.bytes().end(), destination.bytes().begin());
+}
+
 }  // namespace
+
+std::vector<LocalParameter> whole_parameters(const std::vector<ParameterSpec>& specs) {
+  return local_parameters(specs, {}, false);
+}
 
 TensorMap make_parameter_tensors(const std::vector<ParameterSpec>& specs) {
   TensorMap tensors;
   for (const ParameterSpec& spec : specs) tensors.emplace(spec.name, HostTensor(DType::f32, spec.shape));
+  return tensors;
+}
+
+TensorMap make_optimizer_tensors(const std::vector<LocalParameter>& parameters) {
+  TensorMap tensors;
+  for (const auto& p : parameters) {
+    const std::int64_t rows = p.optimizer_rows.count;
+    const Shape part = p.spec.shape.rank() == 1 ? Shape{rows} : Shape{rows, p.spec.row_size()};
+    tensors.emplace(p.spec.name, HostTensor(DType::f32, rows == p.spec.num_rows() ? p.spec.shape : part));
+  }
   return tensors;
 }
 
@@ -84,26 +114,30 @@ std::size_t total_bytes(const TensorMap& tensors) {
   return bytes;
 }
 
-void initialise_weights(TensorMap& weights, const std::vector<ParameterSpec>& specs, std::uint64_t seed,
+void initialise_weights(TensorMap& weights, const std::vector<LocalParameter>& parameters, std::uint64_t seed,
                         double initializer_range) {
-  for (const ParameterSpec& spec : specs) {
+  for (const LocalParameter& p : parameters) {
+    const ParameterSpec& spec = p.spec;
     const std::span<float> values = weights.at(spec.name).values<float>();
+    const auto first = static_cast<std::uint64_t>(p.first_row * spec.row_size());
     if (spec.initializer == Initializer::normal)
-      fill_normal(seed, stream_id(spec.name), 0, 0.0, initializer_range, values);
+      fill_normal(seed, stream_id(spec.name), first, 0.0, initializer_range, values);
     else
       std::fill(values.begin(), values.end(), spec.initializer == Initializer::ones ? 1.0F : 0.0F);
   }
 }
 
-void load_weights(TensorMap& weights, const std::vector<ParameterSpec>& specs,
-                  const SafetensorsFolder& folder) {
-  Loader loader(folder);
-  bool tied = true;
-  for (const ParameterSpec& spec : specs) {
-    loader.load(weights.at(spec.name), spec);
-    tied = tied && spec.name != kHeadName;
+void load_weights(TensorMap& weights, const std::vector<LocalParameter>& parameters,
+                  const std::vector<ParameterSpec>& model, const SafetensorsFolder& folder) {
+  FolderCheck(folder, model).throw_if_any();
+  for (const LocalParameter& p : parameters) {
+    const HostTensor& tensor = weights.at(p.spec.name);
+    if (is_packed(folder, p.spec))
+      read_elements(folder, p.spec.name, p.first_row * p.spec.row_size(), tensor.view());
+    else
+      for (const HubPiece& piece : p.spec.pieces)
+        read_elements(folder, piece.name, 0, piece_view(tensor, piece));
   }
-  loader.finish(tied);
 }
 
 ViewMap hub_views(const TensorMap& tensors, const std::vector<ParameterSpec>& specs,

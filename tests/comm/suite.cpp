@@ -202,6 +202,8 @@ std::span<const CommunicatorCase> communicator_cases() {
       {"routed rows arrive in slabs with counts, and return", check_row_exchange},
       {"routed rows: none at all, one rank without, all to one", check_row_extremes},
       {"of too many routed rows those that fit go, the flag is set and zeros come back", check_row_overflow},
+      {"texts of all ranks: empty, binary, long", check_gather_text},
+      {"an error of any rank is the same error on every rank", check_throw_together},
   };
   return kCases;
 }

@@ -36,5 +36,7 @@ void check_row_exchange(const Communicator& world);
 void check_row_extremes(const Communicator& world);
 void check_row_overflow(const Communicator& world);
 void check_poll(const Communicator& world);
+void check_gather_text(const Communicator& world);
+void check_throw_together(const Communicator& world);
 
 }  // namespace farskip::test

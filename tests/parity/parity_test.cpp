@@ -20,7 +20,7 @@ struct Reference {
         weights(make_parameter_tensors(specs)),
         values(folder / "reference.safetensors"),
         numbers(nlohmann::json::parse(read_text_file(folder / "reference.json"))) {
-    load_weights(weights, specs, SafetensorsFolder(folder));
+    load_weights(weights, whole_parameters(specs), specs, SafetensorsFolder(folder));
   }
 
   LayerGraph layers(const FarSkipConfig& wiring) const {
@@ -133,7 +133,7 @@ TEST_CASE("twenty steps of AdamW follow the reference's losses and gradient norm
   CAPTURE(r.folder, mode, micro_batch);
   constexpr std::int64_t kSequence = 32, kBatch = 4;
   TensorMap weights = make_parameter_tensors(r.specs);
-  load_weights(weights, r.specs, SafetensorsFolder(r.folder));
+  load_weights(weights, whole_parameters(r.specs), r.specs, SafetensorsFolder(r.folder));
   TrainEngineOptions options;
   options.sequence_length = kSequence;
   options.micro_batch = micro_batch;

@@ -245,7 +245,7 @@ moe_intermediate_size: 256
   const std::vector<ParameterSpec> specs = list_parameters(model);
   const std::uint64_t before = resident_bytes();
   TensorMap weights = make_parameter_tensors(specs);
-  initialise_weights(weights, specs, 1, 0.02);
+  initialise_weights(weights, whole_parameters(specs), 1, 0.02);
   TrainEngineOptions options;
   options.micro_batch = 2;
   options.sequence_length = 256;

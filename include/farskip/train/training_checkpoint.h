@@ -1,13 +1,14 @@
 #pragma once
 // What a training checkpoint holds: hub-layout weights (so that a checkpoint is also a model folder), the
-// moments under the same names, and the state in integers.
+// moments under the same names, and the state in integers. Written by all ranks, readable on any mesh.
 
+#include <memory>
 #include <optional>
 #include <string>
-#include <thread>
 
+#include "farskip/comm/communicator.h"
 #include "farskip/train/checkpoint_files.h"
-#include "farskip/train/weights.h"
+#include "farskip/train/checkpoint_shards.h"
 
 namespace farskip {
 
@@ -19,29 +20,45 @@ struct TrainingState {
   friend bool operator==(const TrainingState&, const TrainingState&) = default;
 };
 
-/// What is saved, by reference: must stay unchanged until the save has its snapshot.
-struct TrainingTensors {
-  const std::vector<ParameterSpec>& specs;
-  TensorMap &weights, &first_moments, &second_moments;
-};
-
-/// Saves in the folder of checkpoints: step-N/{model,optimizer}.safetensors, config.json, tokenizer.json,
-/// manifest.json. Asynchronous: the tensors are copied, then written by a thread while training goes on;
-/// the next save, wait() or the destructor waits for it. An error of that thread is thrown by the next
-/// save() or wait().
+/// Saves in a folder of checkpoints that all ranks see. Each rank writes the shards that fall to it, rank 0
+/// also the other files; a checkpoint is there from its commit on, whole or not at all.
+///
+/// Collective calls, by the rank's own thread: save, commit, wait. If one rank fails, in any of them or in
+/// its thread, the next such call throws the same error on every rank, and earlier checkpoints are as they
+/// were.
 class CheckpointSaver {
  public:
+  /// `world` are the ranks of `mesh`. Not collective.
   CheckpointSaver(fs::path folder, std::int64_t keep, bool asynchronous, ModelConfig config,
-                  fs::path tokenizer, Logger logger);
+                  fs::path tokenizer, Logger logger, const MeshPosition& mesh, const Communicator& world);
   CheckpointSaver(const CheckpointSaver&) = delete;
   CheckpointSaver& operator=(const CheckpointSaver&) = delete;
+  /// Not collective: joins the thread, logs a failure that nobody was told of, and gives up a save that is
+  /// not committed. A rank that is alone needs no one's word and commits it.
   ~CheckpointSaver();
 
+  /// Begins with wait(). Asynchronous: copies what this rank writes, and writes it in a thread while training
+  /// goes on, until commit() or wait(). Otherwise writes and commits.
   void save(const TrainingState& state, const TrainingTensors& tensors);
+  /// A save is under way: begun by all ranks and not yet committed.
+  bool open() const { return open_ != nullptr; }
+  /// This rank has nothing left to write. Not collective, does not wait; once it is so on every rank,
+  /// commit() does not wait either.
+  bool written() const;
+  /// Ends the save under way: waits for the threads and makes it a checkpoint.
+  void commit();
+  /// The same, if there is one.
   void wait();
 
+  /// Memory for the copies of an asynchronous save, kept between saves; zero if saves are not.
+  std::size_t snapshot_bytes(const TrainingTensors& tensors) const;
+
  private:
-  void write(const TrainingState& state, const ViewMap& weights, const ViewMap& moments) const;
+  struct OpenSave;
+  void begin(const TrainingState& state);
+  void copy_tensors(TensorRowsMap& rows);
+  void write_own_files(OpenSave& save, const TensorRowsMap& weights, const TensorRowsMap& moments) const;
+  void publish(OpenSave& save, const std::vector<std::string>& reports) const;
 
   fs::path folder_;
   std::int64_t keep_;
@@ -49,17 +66,19 @@ class CheckpointSaver {
   ModelConfig config_;
   fs::path tokenizer_;
   Logger logger_;
+  MeshPosition mesh_;
+  Communicator world_;
   std::string run_id_;
-  std::thread thread_;
-  std::exception_ptr failure_;
-  TensorMap snapshot_[3];  // weights and the two moments
+  std::map<std::string, HostTensor> snapshot_;
+  std::unique_ptr<OpenSave> open_;  // last: its thread uses the others
 };
 
-/// Newest valid checkpoint of the folder, if any, loaded into `tensors`. UsageError listing each field of
-/// the model that differs from `config` with both values, or when the seed differs (the order of samples
-/// would change).
+/// Newest valid checkpoint of the folder, if any, loaded into `tensors`, whatever mesh wrote it. Each rank
+/// reads only the rows that it holds; rank 0 checks all files. Collective; errors are the same on every rank:
+/// UsageError listing each field of the model that differs from `config` with both values, or when the seed
+/// differs (the order of samples would change).
 std::optional<TrainingState> resume_training(const fs::path& folder, const ModelConfig& config,
                                              std::uint64_t seed, const TrainingTensors& tensors,
-                                             const Logger& logger);
+                                             const Communicator& world, const Logger& logger);
 
 }  // namespace farskip

@@ -16,19 +16,27 @@ namespace farskip {
 using TensorMap = std::map<std::string, HostTensor, std::less<>>;
 using ViewMap = std::map<std::string, TensorView>;
 
-/// One f32 tensor per parameter, by its name: weights, gradients or moments. Contents are unspecified.
+/// What a rank holds that holds everything.
+std::vector<LocalParameter> whole_parameters(const std::vector<ParameterSpec>& specs);
+
+/// One f32 tensor per parameter, by its name: weights or gradients. Contents are unspecified.
 TensorMap make_parameter_tensors(const std::vector<ParameterSpec>& specs);
+/// One f32 tensor per parameter for a moment of the optimizer: the rows whose state this rank keeps. Of the
+/// parameter's shape if that is all rows, else [count, row size], or [count] for a vector; count may be 0.
+/// Contents are unspecified.
+TensorMap make_optimizer_tensors(const std::vector<LocalParameter>& parameters);
 std::size_t total_bytes(const TensorMap& tensors);
 
 /// Matrices: normal with mean 0 and standard deviation `initializer_range`, each element a function of
-/// (seed, parameter name, position) only; norms: one.
-void initialise_weights(TensorMap& weights, const std::vector<ParameterSpec>& specs, std::uint64_t seed,
+/// (seed, parameter name, position in the whole parameter) only, whatever part is here; norms: one.
+void initialise_weights(TensorMap& weights, const std::vector<LocalParameter>& parameters, std::uint64_t seed,
                         double initializer_range);
 
-/// Fills weights from hub layout (f32, bf16 or f16; experts one tensor each or packed). DataError naming
-/// each tensor that is missing, of another shape, or not part of the model.
-void load_weights(TensorMap& weights, const std::vector<ParameterSpec>& specs,
-                  const SafetensorsFolder& folder);
+/// Fills weights from hub layout (f32, bf16, f16 or f64; experts one tensor each or packed). Of experts, only
+/// those here are read. `model`: all parameters, whole; the folder must hold exactly these. DataError naming
+/// each tensor that is missing, of another shape, or not part of the model, wherever its experts are.
+void load_weights(TensorMap& weights, const std::vector<LocalParameter>& parameters,
+                  const std::vector<ParameterSpec>& model, const SafetensorsFolder& folder);
 
 /// The same memory cut into hub tensors, each name after `prefix`.
 ViewMap hub_views(const TensorMap& tensors, const std::vector<ParameterSpec>& specs,

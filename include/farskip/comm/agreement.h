@@ -1,0 +1,22 @@
+#pragma once
+// What ranks tell each other in text, and how they fail together.
+
+#include <exception>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "farskip/comm/communicator.h"
+
+namespace farskip {
+
+/// Everyone's text, in order of rank. Lengths may differ and may be zero. Collective.
+std::vector<std::string> all_gather_text(const Communicator& group, std::string_view mine);
+
+/// Collective verdict on a piece of work that each rank did by itself. Returns if no rank has an error
+/// (`mine` is null everywhere). Otherwise every rank throws that of the lowest rank that has one, as "rank
+/// 2: message": with its ExitCode, and as an InternalError or a UserError where it is one. A group of one
+/// throws `mine` as it is.
+void throw_together(const Communicator& group, std::exception_ptr mine);
+
+}  // namespace farskip
