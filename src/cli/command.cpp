@@ -1,8 +1,10 @@
 #include "farskip/cli/command.h"
 
 #include <CLI/CLI.hpp>
+#include <chrono>
 #include <cstdio>
 #include <nlohmann/json.hpp>
+#include <thread>
 
 #include "farskip/base/environment.h"
 #include "farskip/base/version.h"
@@ -16,8 +18,13 @@ bool is_first_process() {
   return !place || place->rank == 0;
 }
 
+/// The first process speaks for all. The others give it time: a launcher ends a job as soon as one process
+/// fails.
 int report(const Failure& failure) {
-  if (is_first_process()) print_error(failure.message);
+  if (is_first_process())
+    print_error(failure.message);
+  else
+    std::this_thread::sleep_for(std::chrono::seconds(2));
   return static_cast<int>(failure.code);
 }
 

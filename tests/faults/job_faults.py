@@ -184,9 +184,9 @@ def case_refused_before_mpi(programs):
         bad = Path(folder) / "bad.yaml"
         bad.write_text("trian: {steps: 3}\n")
         refused = [
-            (["train", bad], 64, "bad.yaml:1:1"),
+            (["train", bad], 64, "trian: unknown key"),
             (["train", bad.with_name("none.yaml")], 66, "none.yaml"),
-            (["trian"], 64, "--help"),
+            (["trian"], 64, "see 'farskip --help'"),
             (["eval", "--model", "x", "--data", "y"], 64, "commands for many ranks: train, bench step"),
             (["data", "info", "x"], 64, "data info runs in one process, but the launcher started 3"),
         ]
