@@ -4,11 +4,26 @@
 #include <sys/utsname.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <charconv>
 #include <cstdlib>
+#include <cstring>
 #include <fstream>
+#include <initializer_list>
 
 namespace farskip {
 namespace {
+
+/// The number that the first of `names` to hold one begins with ("4(x2),3": 4 tasks on each of 2 nodes, …).
+std::optional<int> leading_number(std::initializer_list<const char*> names) {
+  for (const char* const name : names)
+    if (const char* const text = std::getenv(name)) {
+      int number = 0;
+      const auto [end, failure] = std::from_chars(text, text + std::strlen(text), number);
+      if (failure == std::errc{} && number >= 0) return number;
+    }
+  return std::nullopt;
+}
 
 // Reads "Key:   123 kB" from a /proc status file.
 std::uint64_t proc_kilobytes(const char* file, const std::string& key) {
@@ -25,6 +40,21 @@ std::optional<std::string> environment_variable(const char* name) {
   const char* value = std::getenv(name);
   if (value == nullptr) return std::nullopt;
   return std::string(value);
+}
+
+std::optional<LauncherPlace> launcher_place() {
+  // In turn: Open MPI's mpirun, launchers with PMI (Hydra, srun), srun with PMIx. What SLURM says of tasks
+  // counts only beside a rank: a batch script has it too.
+  const std::optional<int> rank = leading_number({"OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK"});
+  if (!rank) return std::nullopt;
+  LauncherPlace place;
+  place.rank = *rank;
+  place.size = leading_number({"OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"}).value_or(0);
+  if (place.size <= place.rank) place.size = place.rank > 0 ? place.rank + 1 : 0;
+  place.local_size = std::max(
+      1, leading_number({"OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "SLURM_STEP_TASKS_PER_NODE"})
+             .value_or(1));
+  return place;
 }
 
 std::uint64_t resident_bytes() {
@@ -47,13 +77,16 @@ MachineInfo machine_info() {
       info.processor = line.substr(line.find(':') + 2);
       break;
     }
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  info.cores = ::sched_getaffinity(0, sizeof(set), &set) == 0
-                   ? CPU_COUNT(&set)
-                   : static_cast<int>(::sysconf(_SC_NPROCESSORS_ONLN));
+  info.cores = usable_cores(0);
+  if (info.cores == 0) info.cores = static_cast<int>(::sysconf(_SC_NPROCESSORS_ONLN));
   info.memory_bytes = proc_kilobytes("/proc/meminfo", "MemTotal:");
   return info;
+}
+
+int usable_cores(int pid) {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  return ::sched_getaffinity(pid, sizeof(set), &set) == 0 ? CPU_COUNT(&set) : 0;
 }
 
 }  // namespace farskip

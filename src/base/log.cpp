@@ -25,16 +25,24 @@ spdlog::level::level_enum to_spdlog(LogLevel level) {
 }  // namespace
 
 struct Logger::Sink {
+  std::string prefix;
   spdlog::logger logger{"farskip", std::make_shared<spdlog::sinks::stderr_color_sink_mt>()};
 };
 
-Logger::Logger(LogLevel level) : sink_(std::make_shared<Sink>()) {
-  sink_->logger.set_pattern("%H:%M:%S %^%l%$ %v");
+Logger::Logger(LogLevel level, std::string prefix) : sink_(std::make_shared<Sink>()) {
+  sink_->prefix = std::move(prefix);
+  std::string pattern;
+  for (const char c : sink_->prefix) pattern += c == '%' ? std::string("%%") : std::string(1, c);
+  sink_->logger.set_pattern(pattern + "%H:%M:%S %^%l%$ %v");
   sink_->logger.set_level(to_spdlog(level));
 }
 
 void Logger::write(LogLevel level, std::string_view message) const {
-  sink_->logger.log(to_spdlog(level), spdlog::string_view_t(message.data(), message.size()));
+  std::string text(message);
+  for (std::size_t at = text.find('\n'); at != std::string::npos && !sink_->prefix.empty();
+       at = text.find('\n', at + 1))
+    text.insert(at + 1, sink_->prefix);
+  sink_->logger.log(to_spdlog(level), spdlog::string_view_t(text.data(), text.size()));
 }
 
 }  // namespace farskip

@@ -5,6 +5,7 @@
 #include "farskip/base/environment.h"
 #include "farskip/base/random.h"
 #include "farskip/cli/command.h"
+#include "farskip/cli/job.h"
 #include "farskip/cli/load.h"
 #include "farskip/passes/farskip.h"
 #include "farskip/train/learning_rate.h"
@@ -84,9 +85,9 @@ double median(std::vector<double> values) {
   return values[values.size() / 2];
 }
 
-ExitCode run_step(const Options& options, const CommonOptions& common) {
-  const Logger logger = common.logger();
-  const LoadedRun run = load_run(options.config, options.overrides, {.model = true, .data = false}, logger);
+ExitCode step_on_ranks(const LoadedRun& run, const Options& options, const CommonOptions& common,
+                       const Job& job) {
+  if (job.world.size() > 1) throw UsageError("this build measures on one rank");
   refuse_unsupported(run.config);
   const std::uint64_t before = resident_bytes();
   const std::vector<ParameterSpec> specs = list_parameters(run.model);
@@ -96,7 +97,7 @@ ExitCode run_step(const Options& options, const CommonOptions& common) {
   const TrainConfig& t = run.config.train;
   Arena arena;
   TrainEngine engine(run.model, rewire_farskip(build_layer_graph(run.model), run.model.farskip), weights,
-                     engine_options(run.config), arena, logger);
+                     engine_options(run.config), arena, job.logger);
   const StepTimes times = time_steps(run, engine, options);
 
   const double seconds = median(times.seconds);
@@ -129,6 +130,13 @@ ExitCode run_step(const Options& options, const CommonOptions& common) {
   return ExitCode::ok;
 }
 
+ExitCode run_step(const Options& options, const CommonOptions& common) {
+  const LoadedRun run =
+      load_run(options.config, options.overrides, {.model = true, .data = false}, common.logger());
+  return run_job(common, static_cast<double>(run.config.parallel.timeout),
+                 [&](Job& job) { return step_on_ranks(run, options, common, job); });
+}
+
 }  // namespace
 
 void add_bench(Subcommand& root) {
@@ -140,7 +148,7 @@ void add_bench(Subcommand& root) {
   step.integer("--steps", o->steps, "Timed steps", 1);
   step.integer("--warmup", o->warmup, "Steps before them", 0);
   step.flag("--ops", o->ops, "Also a table of time and rate by op");
-  step.run([o](const CommonOptions& common) { return run_step(*o, common); });
+  step.run_on_ranks([o](const CommonOptions& common) { return run_step(*o, common); });
 }
 
 }  // namespace farskip

@@ -1,37 +1,63 @@
 #include "farskip/cli/command.h"
 
 #include <CLI/CLI.hpp>
+#include <chrono>
 #include <cstdio>
-#include <new>
 #include <nlohmann/json.hpp>
+#include <thread>
 
+#include "farskip/base/environment.h"
 #include "farskip/base/version.h"
+#include "farskip/cli/failure.h"
 
 namespace farskip {
 namespace {
 
-int report(const std::string& message, ExitCode code) {
-  std::fprintf(stderr, "farskip: error: %s\n", message.c_str());
-  return static_cast<int>(code);
+bool is_first_process() {
+  const auto place = launcher_place();
+  return !place || place->rank == 0;
+}
+
+/// The first process speaks for all. The others give it time: a launcher ends a job as soon as one process
+/// fails.
+int report(const Failure& failure) {
+  if (is_first_process())
+    print_error(failure.message);
+  else
+    std::this_thread::sleep_for(std::chrono::seconds(2));
+  return static_cast<int>(failure.code);
+}
+
+void refuse_many_ranks(const Command& command) {
+  const auto place = launcher_place();
+  if (!place || place->size <= 1 || command.on_ranks) return;
+  throw UsageError(
+      fmt::format("{} runs in one process, but the launcher started {}; commands for many ranks: {}",
+                  command.name, place->size, fmt::join(command.rank_commands, ", ")));
 }
 
 int run_guarded(const Command& command) {
   try {
+    refuse_many_ranks(command);
     return static_cast<int>(command.run(command.common));
-  } catch (const InternalError& e) {
-    return report(
-        std::string(e.what()) + "\nThis is a bug in FarSkip; please report it with the command line.",
-        e.code());
-  } catch (const Error& e) {
-    return report(e.what(), e.code());
-  } catch (const std::bad_alloc&) {
-    return report("out of memory; use a smaller train.micro_batch or sequence_length", ExitCode::internal);
-  } catch (const std::exception& e) {
-    return report(e.what(), ExitCode::internal);
+  } catch (const std::exception&) {
+    return report(describe_current_exception());
   }
 }
 
+/// "bench step"
+std::string full_name(const CLI::App& app) {
+  const CLI::App* const parent = app.get_parent();
+  return parent == nullptr || parent->get_parent() == nullptr ? app.get_name()
+                                                              : full_name(*parent) + " " + app.get_name();
+}
+
 }  // namespace
+
+Logger CommonOptions::logger() const {
+  if (!is_first_process()) return Logger(LogLevel::off);
+  return Logger(quiet ? LogLevel::warning : LogLevel::info);
+}
 
 Subcommand Subcommand::add(const std::string& name, const std::string& help) {
   app_.require_subcommand(1);
@@ -63,9 +89,20 @@ void Subcommand::flag(const std::string& name, bool& value, const std::string& h
   app_.add_flag(name, value, help);
 }
 void Subcommand::run(std::function<ExitCode(const CommonOptions&)> run) {
+  bind(std::move(run), false);
+}
+void Subcommand::run_on_ranks(std::function<ExitCode(const CommonOptions&)> run) {
+  command_.rank_commands.push_back(full_name(app_));
+  bind(std::move(run), true);
+}
+void Subcommand::bind(std::function<ExitCode(const CommonOptions&)> run, bool on_ranks) {
   flag("--json", command_.common.json, "Print one JSON object (or one per line) on stdout");
   flag("-q,--quiet", command_.common.quiet, "Log warnings and errors only");
-  app_.callback([&command = command_, run = std::move(run)] { command.run = run; });
+  app_.callback([&command = command_, name = full_name(app_), run = std::move(run), on_ranks] {
+    command.name = name;
+    command.run = run;
+    command.on_ranks = on_ranks;
+  });
 }
 
 void print_json(const nlohmann::ordered_json& object) {
@@ -92,10 +129,10 @@ int run_command_line(int argc, char** argv) {
   try {
     app.parse(argc, argv);
   } catch (const CLI::Success& e) {
-    return app.exit(e);  // --help, --version
+    return is_first_process() ? app.exit(e) : e.get_exit_code();  // --help, --version
   } catch (const CLI::ParseError& e) {
-    return report(std::string(e.what()) + "\nsee 'farskip --help' or 'farskip COMMAND --help'",
-                  ExitCode::usage);
+    return report(
+        {std::string(e.what()) + "\nsee 'farskip --help' or 'farskip COMMAND --help'", ExitCode::usage});
   }
   return run_guarded(command);
 }

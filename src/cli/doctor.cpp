@@ -5,6 +5,7 @@
 #include "farskip/base/environment.h"
 #include "farskip/base/version.h"
 #include "farskip/cli/command.h"
+#include "farskip/comm/mpi.h"
 
 namespace farskip {
 namespace {
@@ -18,6 +19,14 @@ ExitCode run(const CommonOptions& common) {
   if (!std::string_view(cpu::blas_name()).starts_with("oneDNN"))
     advice.push_back(
         "oneDNN (libdnnl-dev) was not found when this was built; matrix products are slower without it");
+  std::vector<std::string> transports{"self"};
+  if (!mpi_library().empty())
+    transports.push_back("mpi");
+  else
+    advice.push_back(
+        "MPI (Debian: libopenmpi-dev, openmpi-bin) was not found when this was built; without it, training "
+        "runs "
+        "on one rank");
   const nlohmann::ordered_json o{{"version", version()},
                                  {"commit", commit()},
                                  {"processor", machine.processor},
@@ -30,7 +39,8 @@ ExitCode run(const CommonOptions& common) {
                                  {"matmul_gflops", measured.matmul_gflops},
                                  {"copy_gb_per_second", measured.copy_gb_per_second},
                                  {"devices", {"cpu"}},
-                                 {"transports", {"self"}},
+                                 {"transports", transports},
+                                 {"mpi_library", mpi_library()},
                                  {"advice", advice}};
   if (common.json) {
     print_json(o);
@@ -45,6 +55,8 @@ ExitCode run(const CommonOptions& common) {
              measured.matmul_gflops);
   fmt::print("memory copy      {:.1f} GB/s\n", measured.copy_gb_per_second);
   fmt::print("devices          cpu\n");
+  fmt::print("transports       {}{}\n", fmt::join(transports, ", "),
+             mpi_library().empty() ? "" : " (" + mpi_library() + ")");
   for (const std::string& line : advice) fmt::print("advice           {}\n", line);
   return ExitCode::ok;
 }

@@ -1,6 +1,7 @@
 #include <nlohmann/json.hpp>
 
 #include "farskip/cli/command.h"
+#include "farskip/cli/job.h"
 #include "farskip/cli/load.h"
 #include "farskip/train/trainer.h"
 
@@ -12,10 +13,9 @@ struct Options {
   std::vector<std::string> overrides;
 };
 
-ExitCode run(const Options& options, const CommonOptions& common) {
-  const Logger logger = common.logger();
-  const LoadedRun loaded = load_run(options.config, options.overrides, {.model = true, .data = true}, logger);
-  const TrainResult result = train(loaded.config, loaded.model, logger);
+ExitCode train_on_ranks(const LoadedRun& loaded, const CommonOptions& common, const Job& job) {
+  if (job.world.size() > 1) throw UsageError("this build trains on one rank");
+  const TrainResult result = train(loaded.config, loaded.model, job.logger);
   if (common.json) {
     nlohmann::ordered_json o{
         {"run_dir", loaded.config.run_dir}, {"step", result.step}, {"loss", result.loss}};
@@ -24,8 +24,15 @@ ExitCode run(const Options& options, const CommonOptions& common) {
     print_json(o);
   }
   if (result.stopped_early)
-    logger.info("stopped at step {} on request; run the same command to go on", result.step);
+    job.logger.info("stopped at step {} on request; run the same command to go on", result.step);
   return result.stopped_early ? ExitCode::resumable : ExitCode::ok;
+}
+
+ExitCode run(const Options& options, const CommonOptions& common) {
+  const LoadedRun loaded =
+      load_run(options.config, options.overrides, {.model = true, .data = true}, common.logger());
+  return run_job(common, static_cast<double>(loaded.config.parallel.timeout),
+                 [&](Job& job) { return train_on_ranks(loaded, common, job); });
 }
 
 }  // namespace
@@ -35,7 +42,7 @@ void add_train(Subcommand& root) {
   Subcommand sub = root.add("train", "Train from scratch or from a checkpoint");
   sub.positional("CONFIG", o->config, "Run configuration (YAML, docs/configuration.md)");
   sub.positionals("overrides", o->overrides, "key.path=value, for instance train.steps=20", false);
-  sub.run([o](const CommonOptions& common) { return run(*o, common); });
+  sub.run_on_ranks([o](const CommonOptions& common) { return run(*o, common); });
 }
 
 }  // namespace farskip

@@ -4,9 +4,7 @@
 namespace farskip {
 
 bool started_by_mpi_launcher() {
-  for (const char* const variable : {"OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK"})
-    if (environment_variable(variable)) return true;
-  return false;
+  return launcher_place().has_value();
 }
 
 }  // namespace farskip

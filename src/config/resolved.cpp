@@ -33,6 +33,7 @@ ConfigNode parallel_tree(const ParallelConfig& config) {
   ConfigNode node;
   node.set("expert", make_node(config.expert));
   node.set("zero", make_node(config.zero));
+  node.set("timeout", make_node(config.timeout));
   return node;
 }
 

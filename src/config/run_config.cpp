@@ -76,6 +76,7 @@ ParallelConfig read_parallel(Reader reader) {
   ParallelConfig config;
   config.expert = reader.integer("expert", {.min = 1, .max = 1'000'000}, config.expert);
   config.zero = reader.integer("zero", {.min = 0, .max = 1}, config.zero);
+  config.timeout = reader.integer("timeout", {.min = 0, .max = 1'000'000}, config.timeout);
   reader.finish();
   return config;
 }

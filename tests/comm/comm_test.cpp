@@ -143,7 +143,7 @@ TEST_CASE("a build without MPI says so") {  // no_mpi.cpp is linked into this pr
 }
 
 TEST_CASE("a launcher is known by what it puts into the environment") {
-  const auto variables = {"OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK"};
+  const auto variables = {"OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK"};
   for (const char* const variable : variables) ::unsetenv(variable);
   for (const char* const variable : variables) {
     INFO(variable);

@@ -32,7 +32,7 @@ model:
   layer_types: [full, "0", [1, 2]]
   pad_token_id: null
 farskip: {mode: full, layers: all}
-parallel: {expert: 2, zero: 1}
+parallel: {expert: 2, zero: 1, timeout: 90}
 schedule: {overlap: true, micro_batches_in_flight: 1, recompute: none, routed_rows_memory: auto}
 data:
   tokens: [path/prefix]
@@ -80,7 +80,7 @@ TEST_CASE("the smallest configuration has every default") {
 TEST_CASE("the example of the contract is read, every value of it") {
   const RunConfig config = load(example, {}, {.needs = {.model = true, .data = true, .distill = true}});
   CHECK(config.name == "example");
-  CHECK(config.parallel == ParallelConfig{2, 1});
+  CHECK(config.parallel == ParallelConfig{2, 1, 90});
   CHECK(config.data.tokens == std::vector<std::string>{"path/prefix"});
   CHECK(config.data.weights == std::vector<double>{1.0});
   CHECK(config.train.micro_batch == 8);

@@ -9,6 +9,15 @@ namespace farskip {
 
 std::optional<std::string> environment_variable(const char* name);
 
+/// Where a launcher of MPI (mpirun, srun) has put this process, as its environment says.
+struct LauncherPlace {
+  int rank = 0;
+  int size = 0;        // 0: it does not say
+  int local_size = 1;  // ranks on this machine, as far as it says
+};
+/// nullopt: no launcher started this process.
+std::optional<LauncherPlace> launcher_place();
+
 /// Resident memory of this process, bytes: now, and the highest so far.
 std::uint64_t resident_bytes();
 std::uint64_t peak_resident_bytes();
@@ -19,5 +28,8 @@ struct MachineInfo {
   std::uint64_t memory_bytes = 0;
 };
 MachineInfo machine_info();
+
+/// Cores that process `pid` may run on (0: this one); 0 if there is no such process.
+int usable_cores(int pid);
 
 }  // namespace farskip

@@ -14,7 +14,8 @@ enum class LogLevel { debug, info, warning, error, off };
 /// Log lines go to stderr (stdout is for results). Copies share one sink.
 class Logger {
  public:
-  explicit Logger(LogLevel level = LogLevel::info);
+  /// Every line begins with `prefix`, those within a message too.
+  explicit Logger(LogLevel level = LogLevel::info, std::string prefix = {});
 
   template <class... Args>
   void debug(fmt::format_string<Args...> format, Args&&... args) const {

@@ -21,12 +21,17 @@ namespace farskip {
 struct CommonOptions {
   bool json = false;   // one JSON object (or one per line) on stdout and nothing else there
   bool quiet = false;  // only warnings and errors on stderr
-  Logger logger() const { return Logger(quiet ? LogLevel::warning : LogLevel::info); }
+  /// Silent on all ranks of a launcher but the first: what is done before a job begins (job.h, whose Job
+  /// has a logger for every rank), they all do alike.
+  Logger logger() const;
 };
 
 struct Command {
   CommonOptions common;
-  std::function<ExitCode(const CommonOptions&)> run;  // of the subcommand that was chosen
+  std::string name;                                   // of the subcommand that was chosen
+  std::function<ExitCode(const CommonOptions&)> run;  // what it does
+  bool on_ranks = false;                              // as a job (job.h)
+  std::vector<std::string> rank_commands;             // all that are jobs
 };
 
 /// One subcommand. Values that options are bound to must outlive the parse: keep them in a shared_ptr that
@@ -46,10 +51,13 @@ class Subcommand {
                std::int64_t max = std::int64_t{1} << 40);
   void real(const std::string& name, double& value, const std::string& help, double min, double max);
   void flag(const std::string& name, bool& value, const std::string& help);
-  /// Adds --json and --quiet, and says what the subcommand does.
+  /// Adds --json and --quiet, and says what the subcommand does, in one process.
   void run(std::function<ExitCode(const CommonOptions&)> run);
+  /// The same for one that calls run_job, and so may be started on many ranks.
+  void run_on_ranks(std::function<ExitCode(const CommonOptions&)> run);
 
  private:
+  void bind(std::function<ExitCode(const CommonOptions&)> run, bool on_ranks);
   CLI::App& app_;
   Command& command_;
 };
@@ -67,7 +75,8 @@ void add_doctor(Subcommand& root);
 /// One line on stdout.
 void print_json(const nlohmann::ordered_json& object);
 
-/// Parses, runs, reports errors on stderr; the exit code of the process.
+/// Parses, runs, reports errors on stderr; the exit code of the process. Errors before a job begins are the
+/// same on all ranks of a launcher: the first reports them.
 int run_command_line(int argc, char** argv);
 
 }  // namespace farskip

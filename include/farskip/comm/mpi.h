@@ -3,6 +3,7 @@
 // that says so.
 
 #include <memory>
+#include <string>
 
 #include "farskip/comm/communicator.h"
 
@@ -10,6 +11,9 @@ namespace farskip {
 
 /// Whether a launcher of MPI (mpirun, srun with PMI) started this process, as its environment says.
 bool started_by_mpi_launcher();
+
+/// "Open MPI v4.1.4"; empty in a build without MPI. May be called before MPI starts.
+std::string mpi_library();
 
 struct MpiState;
 

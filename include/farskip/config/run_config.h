@@ -72,8 +72,9 @@ struct FarSkipConfig {
 };
 
 struct ParallelConfig {
-  std::int64_t expert = 1;  // ranks that share one set of experts
-  std::int64_t zero = 0;    // 1: optimizer state is sharded
+  std::int64_t expert = 1;     // ranks that share one set of experts
+  std::int64_t zero = 0;       // 1: optimizer state is sharded
+  std::int64_t timeout = 600;  // seconds without progress after which a rank gives up; 0: never
   bool operator==(const ParallelConfig&) const = default;
 };
 

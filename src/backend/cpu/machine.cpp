@@ -7,6 +7,7 @@
 
 #include "farskip/backend/cpu/matmul.h"
 #include "farskip/backend/cpu/parallel.h"
+#include "farskip/base/environment.h"
 
 namespace farskip::cpu {
 namespace {
@@ -54,6 +55,12 @@ Measured measure_machine() {
                                   });
                                 });
   return measured;
+}
+
+int share_cores(int num_ranks, int cores) {
+  if (num_ranks > 1 && !environment_variable("OMP_NUM_THREADS"))
+    omp_set_num_threads(std::max(1, std::min(cores / num_ranks, usable_cores(0))));
+  return omp_get_max_threads();
 }
 
 }  // namespace farskip::cpu

@@ -144,6 +144,14 @@ class MpiEndpoint final : public Endpoint {
 
 }  // namespace
 
+std::string mpi_library() {
+  char text[MPI_MAX_LIBRARY_VERSION_STRING] = "";
+  int length = 0;
+  MPI_Get_library_version(text, &length);
+  const std::string all(text);  // "Open MPI v4.1.4, package: …", "MPICH Version: 4.0.2\nMPICH Release …"
+  return all.substr(0, all.find_first_of(",\n"));
+}
+
 MpiSession::MpiSession() : state_(std::make_shared<MpiState>()) {
   int initialized = 0;
   MPI_Initialized(&initialized);

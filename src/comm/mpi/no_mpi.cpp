@@ -3,6 +3,10 @@
 
 namespace farskip {
 
+std::string mpi_library() {
+  return {};
+}
+
 struct MpiState {};
 
 MpiSession::MpiSession() {

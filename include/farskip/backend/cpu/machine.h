@@ -1,5 +1,5 @@
 #pragma once
-// Quick measurements of the machine for `doctor`.
+// The machine: quick measurements for `doctor`, and its cores among ranks.
 
 namespace farskip::cpu {
 
@@ -12,5 +12,10 @@ struct Measured {
   double copy_gb_per_second = 0;  // bytes read + written, 128 MiB buffers, best of 3
 };
 Measured measure_machine();
+
+/// Where `num_ranks` > 1 ranks share `cores` cores, the calling thread's parallel loops use this rank's share
+/// of them from here on: at least 1, and no more than the cores this process is bound to. OMP_NUM_THREADS, if
+/// set, stays. Returns the number of threads.
+int share_cores(int num_ranks, int cores);
 
 }  // namespace farskip::cpu

@@ -1,0 +1,36 @@
+#pragma once
+// Signs of life of one rank, for the thread that watches it: a peer that is lost or stuck shows only as a
+// wait that does not end.
+
+#include <atomic>
+#include <cstdint>
+
+namespace farskip {
+
+/// Thread-safe and cheap: call it around every wait for peers, at every step, and now and then in long work
+/// without steps (loading, validation, saving). Each of these calls is a sign of life.
+class Heartbeat {
+ public:
+  Heartbeat();
+
+  void begin_step(std::int64_t step);
+  /// The rank waits from here to leave(); `what` lives as long as the program, and names the wait in messages
+  /// ("expert.all_to_all"). Waits do not nest.
+  void enter(const char* what);
+  void leave();
+  void beat();
+
+  struct Sign {
+    std::int64_t step = -1;          // -1: no step has begun
+    const char* waits_in = nullptr;  // nullptr: it does not wait
+    double age_seconds = 0;          // since the last sign of life, on the monotonic clock
+  };
+  Sign last_sign() const;
+
+ private:
+  std::atomic<std::int64_t> step_{-1};
+  std::atomic<const char*> waits_in_{nullptr};
+  std::atomic<std::int64_t> last_nanoseconds_;
+};
+
+}  // namespace farskip

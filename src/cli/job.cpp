@@ -1,0 +1,190 @@
+#include "farskip/cli/job.h"
+
+#include <signal.h>
+#include <sys/prctl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <condition_variable>
+#include <cstdlib>
+#include <mutex>
+#include <optional>
+#include <thread>
+
+#include "farskip/backend/cpu/machine.h"
+#include "farskip/base/environment.h"
+#include "farskip/cli/failure.h"
+#include "farskip/comm/mpi.h"
+
+namespace farskip {
+namespace {
+
+using namespace std::chrono_literals;
+using Clock = std::chrono::steady_clock;
+
+/// "rank 2, step 17: "
+std::string place_of(int rank, const Heartbeat::Sign& sign) {
+  return sign.step < 0 ? fmt::format("rank {}: ", rank) : fmt::format("rank {}, step {}: ", rank, sign.step);
+}
+
+/// How long a rank waits before it reports an error. Where several have it, the lowest one speaks and ends
+/// the others before their turn comes.
+std::chrono::milliseconds turn_of(int rank) {
+  return rank == 0 ? 0ms : std::min(2000ms, 300ms + 20ms * rank);
+}
+
+/// SIGTERM ends the process, whatever handler a trainer has set: that is how the launcher ends the ranks
+/// that wait for their turn.
+class DieOnTerminate {
+ public:
+  DieOnTerminate() {
+    struct sigaction action {};
+    action.sa_handler = SIG_DFL;
+    ::sigaction(SIGTERM, &action, &before_);
+  }
+  ~DieOnTerminate() { ::sigaction(SIGTERM, &before_, nullptr); }
+  DieOnTerminate(const DieOnTerminate&) = delete;
+  DieOnTerminate& operator=(const DieOnTerminate&) = delete;
+
+ private:
+  struct sigaction before_ {};
+};
+
+/// Ends the process when the heartbeat stops. A blocked MPI call cannot be ended in any other way.
+class Watchdog {
+ public:
+  Watchdog(std::shared_ptr<Heartbeat> heartbeat, double timeout_seconds, int rank)
+      : heartbeat_(std::move(heartbeat)),
+        timeout_seconds_(timeout_seconds),
+        rank_(rank),
+        thread_([this] { watch(); }) {}
+  ~Watchdog() {
+    {
+      const std::lock_guard lock(mutex_);
+      ended_ = true;
+    }
+    changed_.notify_all();
+    thread_.join();
+  }
+  Watchdog(const Watchdog&) = delete;
+  Watchdog& operator=(const Watchdog&) = delete;
+
+ private:
+  void watch() {
+    std::unique_lock lock(mutex_);
+    Clock::time_point woke = Clock::now();
+    while (!sleep(lock, 250ms)) {
+      const Clock::time_point now = Clock::now();
+      if (now - woke > 2s) heartbeat_->beat();  // this process was stopped, and its peers may have been too
+      woke = now;
+      if (!is_lifeless()) continue;
+      const DieOnTerminate guard;
+      if (sleep(lock, turn_of(rank_))) return;
+      if (is_lifeless()) give_up();
+    }
+  }
+
+  /// True once the job has ended.
+  bool sleep(std::unique_lock<std::mutex>& lock, std::chrono::milliseconds duration) {
+    return changed_.wait_for(lock, duration, [this] { return ended_; });
+  }
+
+  bool is_lifeless() const { return heartbeat_->last_sign().age_seconds > timeout_seconds_; }
+
+  [[noreturn]] void give_up() const {
+    const Heartbeat::Sign sign = heartbeat_->last_sign();
+    const std::string wait = sign.waits_in == nullptr
+                                 ? std::string("outside of any wait for its peers")
+                                 : fmt::format("waiting in {} (a peer is lost or stuck)", sign.waits_in);
+    print_error(place_of(rank_, sign) +
+                fmt::format("no progress for {:.0f} s, {}; the run can be resumed from its last checkpoint",
+                            sign.age_seconds, wait));
+    std::_Exit(static_cast<int>(ExitCode::resumable));
+  }
+
+  const std::shared_ptr<Heartbeat> heartbeat_;
+  const double timeout_seconds_;
+  const int rank_;
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  bool ended_ = false;
+  std::thread thread_;  // last: it uses the others
+};
+
+/// No rank outlives its launcher, which nothing else tells it of.
+void die_with_parent() {
+  const pid_t parent = ::getppid();
+  ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+  if (::getppid() != parent) std::_Exit(static_cast<int>(ExitCode::resumable));  // it died in between
+}
+
+void share_cores(const LauncherPlace& place, const Logger& logger) {
+  const int all = usable_cores(::getppid());  // the launcher's: what it may give to its ranks
+  const int own = usable_cores(0), fair = all / place.local_size;
+  const int threads = cpu::share_cores(place.local_size, all);
+  if (place.rank == 0 && own < fair)
+    logger.warning(
+        "{} ranks share {} cores, but the launcher bound each to {}, so {} threads compute; mpirun --bind-to "
+        "none gives each {}",
+        place.local_size, all, own, threads, fair);
+}
+
+/// A launcher of another MPI starts processes that each believe to be alone.
+void check_world(const LauncherPlace& place, int size) {
+  if (place.size > 0 && place.size != size)
+    throw UsageError(fmt::format(
+        "the launcher started {} processes, of which {} (this program's MPI) connected {}; use the "
+        "mpirun that belongs to it",
+        place.size, mpi_library(), size));
+}
+
+[[noreturn]] void end_job(const MpiSession& session, int rank, const Heartbeat::Sign& sign,
+                          const Failure& failure) {
+  const DieOnTerminate guard;
+  std::this_thread::sleep_for(turn_of(rank));
+  print_error(place_of(rank, sign) + failure.message);
+  session.abort(static_cast<int>(failure.code));
+}
+
+ExitCode run_rank(const MpiSession& session, const LauncherPlace& place, const CommonOptions& common,
+                  const std::shared_ptr<Heartbeat>& heartbeat, const std::function<ExitCode(Job&)>& body) {
+  try {
+    const Communicator world = session.world();
+    check_world(place, world.size());
+    const Logger logger = world.rank() == 0
+                              ? common.logger()
+                              : Logger(LogLevel::warning, fmt::format("rank {}: ", world.rank()));
+    share_cores(place, logger);
+    Job job{world, heartbeat, logger};
+    return body(job);
+  } catch (const std::exception&) {
+    const Failure failure = describe_current_exception();
+    if (place.size != 1) end_job(session, place.rank, heartbeat->last_sign(), failure);
+    print_error(failure.message);
+    session.abort(static_cast<int>(failure.code));
+  }
+}
+
+}  // namespace
+
+ExitCode run_job(const CommonOptions& common, double timeout_seconds,
+                 const std::function<ExitCode(Job&)>& body) {
+  const std::optional<LauncherPlace> place = launcher_place();
+  const auto heartbeat = std::make_shared<Heartbeat>();
+  if (place) die_with_parent();
+  if (!place || (place->size == 1 && mpi_library().empty())) {
+    Job job{make_self_communicator(), heartbeat, common.logger()};
+    return body(job);
+  }
+  std::optional<Watchdog> watchdog;  // outlives MPI, whose beginning and end wait for all ranks
+  if (timeout_seconds > 0 && place->size != 1) watchdog.emplace(heartbeat, timeout_seconds, place->rank);
+  heartbeat->enter("MPI_Init");
+  const MpiSession session;
+  heartbeat->leave();
+  const ExitCode code = run_rank(session, *place, common, heartbeat, body);
+  heartbeat->enter("MPI_Finalize");
+  return code;
+}
+
+}  // namespace farskip

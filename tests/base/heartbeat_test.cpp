@@ -1,0 +1,37 @@
+#include "farskip/base/heartbeat.h"
+
+#include <chrono>
+#include <string>
+#include <thread>
+
+#include "support/catch.h"
+
+namespace farskip {
+namespace {
+
+void sleep_100_ms() {
+  std::this_thread::sleep_for(std::chrono::milliseconds(100));
+}
+
+TEST_CASE("a heartbeat knows step, wait and age, and every call is a sign of life") {
+  Heartbeat heartbeat;
+  CHECK(heartbeat.last_sign().step == -1);
+  CHECK(heartbeat.last_sign().waits_in == nullptr);
+  const auto check_fresh = [&](const auto& call) {
+    sleep_100_ms();
+    CHECK(heartbeat.last_sign().age_seconds > 0.09);
+    call();
+    CHECK(heartbeat.last_sign().age_seconds < 0.09);
+  };
+  check_fresh([&] { heartbeat.begin_step(17); });
+  check_fresh([&] { heartbeat.enter("expert.all_to_all"); });
+  CHECK(heartbeat.last_sign().step == 17);
+  CHECK(heartbeat.last_sign().waits_in == std::string("expert.all_to_all"));
+  check_fresh([&] { heartbeat.beat(); });
+  CHECK(heartbeat.last_sign().waits_in != nullptr);
+  check_fresh([&] { heartbeat.leave(); });
+  CHECK(heartbeat.last_sign().waits_in == nullptr);
+}
+
+}  // namespace
+}  // namespace farskip

@@ -1,0 +1,225 @@
+#!/usr/bin/env python3
+"""What becomes of a job of ranks when something fails: one message, the documented exit code, no process left.
+
+    job_faults.py --mpirun MPIRUN --probe FARSKIP_PROBE --farskip FARSKIP CASE
+
+Runs one case (the functions named case_*), prints what the job printed, exits 1 if a claim does not hold.
+Finds the ranks by a tag in their command lines and signals only those and the mpirun it has started.
+"""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from pathlib import Path
+
+ERROR = "farskip: error: "
+
+
+class Job:
+    """One mpirun. Use it in a with block, which leaves no process behind."""
+
+    def __init__(self, programs, num_ranks, program, arguments, environment=()):
+        self.tag = f"tag-{uuid.uuid4().hex}"
+        self.program = str(program)
+        self.folder = tempfile.TemporaryDirectory()
+        self.out, self.err = (Path(self.folder.name) / name for name in ("out", "err"))
+        line = [programs.mpirun, "--oversubscribe", "-np", str(num_ranks), self.program]
+        line += [self.tag if argument == "TAG" else str(argument) for argument in arguments]
+        variables = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+                     "OMPI_MCA_mpi_yield_when_idle": "1", **dict(environment)}
+        with open(self.out, "w") as out, open(self.err, "w") as err:
+            self.mpirun = subprocess.Popen(line, stdin=subprocess.DEVNULL, stdout=out, stderr=err,
+                                           env={**os.environ, **variables})
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for pid in [self.mpirun.pid] * (self.mpirun.poll() is None) + list(self.ranks().values()):
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        self.mpirun.wait()
+        print(f"--- stdout\n{self.out.read_text()}--- stderr\n{self.err.read_text()}--- status {self.status()}")
+        self.folder.cleanup()
+
+    def status(self):
+        code = self.mpirun.returncode
+        return 128 - code if code is not None and code < 0 else code
+
+    def ranks(self):
+        """Rank -> process id of what lives (a stopped process does, a zombie does not)."""
+        found = {}
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                if self.tag.encode() in (folder / "cmdline").read_bytes() and \
+                        os.path.samefile(folder / "exe", self.program):
+                    variables = (folder / "environ").read_bytes().split(b"\0")
+                    rank = [v for v in variables if v.startswith(b"OMPI_COMM_WORLD_RANK=")][0]
+                    found[int(rank.split(b"=")[1])] = int(folder.name)
+            except (OSError, IndexError):
+                continue  # it has ended meanwhile
+        return found
+
+    def wait_for_step(self, step):
+        wait_until(lambda: f"step {step}\n" in self.out.read_text(), 30, f"step {step}")
+
+    def expect_end(self, seconds, status=None):
+        """The launcher and all ranks are gone within `seconds`."""
+        start = time.monotonic()
+        wait_until(lambda: self.mpirun.poll() is not None, seconds, "the end of mpirun")
+        wait_until(lambda: not self.ranks(), seconds - (time.monotonic() - start), "the end of the ranks")
+        print(f"ended after {time.monotonic() - start:.1f} s")
+        if status is not None:
+            expect(self.status() == status, f"status {self.status()}, not {status}")
+
+    def errors(self):
+        return [line[line.index(ERROR) + len(ERROR):] for line in self.err.read_text().splitlines()
+                if ERROR in line]
+
+    def expect_one_error(self, *parts):
+        expect(len(self.errors()) == 1, f"{len(self.errors())} errors: {self.errors()}")
+        for part in parts:
+            expect(part in self.errors()[0], f"'{self.errors()[0]}' does not say '{part}'")
+
+
+def expect(holds, claim):
+    if not holds:
+        raise AssertionError(claim)
+
+
+def wait_until(holds, seconds, what):
+    end = time.monotonic() + seconds
+    while not holds():
+        expect(time.monotonic() < end, f"waited {seconds:.1f} s in vain for {what}")
+        time.sleep(0.02)
+
+
+def start_probe(programs, num_ranks, *, steps=100_000, timeout=0, fail=(), environment=()):
+    return Job(programs, num_ranks, programs.probe, ["TAG", steps, timeout, *fail], environment)
+
+
+def case_good(programs):
+    """A job that ends well; what its ranks log; threads."""
+    cores = len(os.sched_getaffinity(0))
+    unbound = {"OMPI_MCA_hwloc_base_binding_policy": "none"}
+    with start_probe(programs, 3, steps=5, timeout=30, environment=unbound) as job:
+        job.expect_end(30, 0)
+        out, lines = job.out.read_text(), job.err.read_text().splitlines()
+        for rank in range(3):
+            expect(f"rank {rank} computes in {max(1, cores // 3)} threads" in out, f"threads of rank {rank}")
+        expect(sum("information" in line for line in lines) == 1, "only rank 0 logs information")
+        for rank in (1, 2):
+            own = [line for line in lines if line.startswith(f"rank {rank}: ")]
+            expect(len(own) == 2 and "warning" in own[0] and own[1] == f"rank {rank}: of two lines",
+                   f"log of rank {rank}: {own}")
+    with start_probe(programs, 2, steps=1, environment={"OMP_NUM_THREADS": "3", **unbound}) as job:
+        job.expect_end(30, 0)
+        expect("rank 1 computes in 3 threads" in job.out.read_text(), "OMP_NUM_THREADS is kept")
+
+
+def case_one_rank_throws(programs):
+    for rank in (0, 2):
+        with start_probe(programs, 3, fail=(rank, 7)) as job:
+            job.wait_for_step(6)
+            job.expect_end(5, 65)
+            job.expect_one_error(f"rank {rank}, step 7: broken on purpose")
+
+
+def case_all_ranks_throw(programs):
+    with start_probe(programs, 3, fail=("all", 4)) as job:
+        job.expect_end(15, 65)
+        job.expect_one_error("rank 0, step 4: broken on purpose")
+
+
+def case_rank_killed(programs):
+    with start_probe(programs, 3, timeout=30) as job:
+        job.wait_for_step(10)
+        os.kill(job.ranks()[1], signal.SIGKILL)
+        job.expect_end(10)
+        expect(job.status() != 0, "a status other than 0")
+
+
+def case_launcher_killed(programs):
+    with start_probe(programs, 2) as job:
+        job.wait_for_step(10)
+        os.kill(job.mpirun.pid, signal.SIGKILL)
+        job.expect_end(5)
+
+
+def case_rank_stopped(programs):
+    """The others must notice, whichever rank it is; the stopped one goes too."""
+    for rank in (0, 1):
+        with start_probe(programs, 2, timeout=3) as job:
+            job.wait_for_step(10)
+            os.kill(job.ranks()[rank], signal.SIGSTOP)
+            job.expect_end(12, 75)
+            job.expect_one_error(f"rank {1 - rank}, step ", "no progress for ", "waiting in world.all_reduce",
+                                 "resumed")
+
+
+def case_job_suspended(programs):
+    """A job that was stopped as a whole for longer than the timeout goes on."""
+    with start_probe(programs, 2, steps=150, timeout=3) as job:
+        job.wait_for_step(10)
+        ranks = list(job.ranks().values())
+        for pid in ranks:
+            os.kill(pid, signal.SIGSTOP)
+        time.sleep(5)
+        for pid in ranks:
+            os.kill(pid, signal.SIGCONT)
+        job.expect_end(30, 0)
+        expect(not job.errors(), f"{job.errors()}")
+
+
+def case_refused_before_mpi(programs):
+    """What every rank finds wrong before MPI starts is said once."""
+    with tempfile.TemporaryDirectory() as folder:
+        bad = Path(folder) / "bad.yaml"
+        bad.write_text("trian: {steps: 3}\n")
+        refused = [
+            (["train", bad], 64, "trian: unknown key"),
+            (["train", bad.with_name("none.yaml")], 66, "none.yaml"),
+            (["trian"], 64, "see 'farskip --help'"),
+            (["eval", "--model", "x", "--data", "y"], 64, "commands for many ranks: train, bench step"),
+            (["data", "info", "x"], 64, "data info runs in one process, but the launcher started 3"),
+        ]
+        for arguments, status, message in refused:
+            with Job(programs, 3, programs.farskip, arguments) as job:
+                job.expect_end(15, status)
+                expect(job.err.read_text().count(message) == 1, f"'{message}', once")
+                expect(len(job.errors()) == 1, f"{job.errors()}")
+        with Job(programs, 3, programs.farskip, ["--version"]) as job:
+            job.expect_end(15, 0)
+            expect(job.out.read_text().count("farskip 0.") == 1, "the version, once")
+
+
+def case_own_exit_code_on_one_rank(programs):
+    """Under mpirun -np 1 as without it."""
+    with start_probe(programs, 1, fail=(0, 3)) as job:
+        job.expect_end(15, 65)
+        job.expect_one_error("broken on purpose")
+    alone = subprocess.run([programs.probe, "alone", "5", "1", "0", "3"], capture_output=True, text=True)
+    expect(alone.returncode == 65 and alone.stderr.count(ERROR + "broken on purpose") == 1, f"{alone}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("mpirun", "probe", "farskip"):
+        parser.add_argument(f"--{name}", required=True)
+    parser.add_argument("case", choices=[n[5:] for n in sorted(globals()) if n.startswith("case_")])
+    arguments = parser.parse_args()
+    try:
+        globals()["case_" + arguments.case](arguments)
+    except AssertionError as failed:
+        sys.exit(f"FAILED: {failed}")
+
+
+if __name__ == "__main__":
+    main()
