@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <nlohmann/json.hpp>
 
@@ -35,49 +36,74 @@ Batch random_batch(std::uint64_t seed, std::uint64_t number, std::int64_t tokens
   return batch;
 }
 
+struct OpTime {
+  double seconds = 0, flops = 0;
+  double wire_bytes = 0;  // sent by this rank
+  bool collective = false;
+};
 struct StepTimes {
   std::vector<double> seconds, losses;
-  std::map<std::string, std::pair<double, double>> ops;  // seconds and flops of all timed steps, by op
+  std::map<std::string, OpTime> ops;  // of all timed steps; collectives by op and phase
 };
 
-void add_op_times(const Graph& graph, const std::vector<NodeTime>& times, StepTimes& out) {
-  for (const NodeTime& t : times) {
-    auto& [seconds, flops] = out.ops[graph.node(t.node).op->name];
-    seconds += t.seconds;
-    flops += graph.cost(t.node).flops;
+/// Of a collective, the time in which this rank could do nothing else.
+void add_op_times(const Graph& graph, const std::vector<StepTime>& times, StepTimes& out) {
+  constexpr std::array<const char*, 3> phases{"forward", "backward", "update"};
+  for (const StepTime& t : times) {
+    const Node& node = graph.node(t.node);
+    std::string name = node.op->name;
+    if (node.op->collective) name += fmt::format(" {}", phases[static_cast<std::size_t>(node.scope.phase)]);
+    OpTime& time = out.ops[name];
+    time.collective = node.op->collective;
+    time.seconds += t.seconds;
+    if (t.kind == StepKind::wait) continue;
+    const OpCost cost = graph.cost(t.node);
+    time.flops += cost.flops;
+    time.wire_bytes += cost.wire_bytes;
   }
 }
 
-StepTimes time_steps(const LoadedRun& run, TrainEngine& engine, const Options& options) {
+StepTimes time_steps(const LoadedRun& run, TrainEngine& engine, const Options& options,
+                     const Communicator& world) {
   const TrainConfig& t = run.config.train;
   const std::int64_t parts = t.global_batch / t.micro_batch, tokens = t.micro_batch * t.sequence_length;
   StepTimes times;
-  std::vector<NodeTime> nodes;
   for (std::int64_t step = 0; step < options.warmup + options.steps; ++step) {
-    const auto start = std::chrono::steady_clock::now();
-    double loss_sum = 0;
     const bool timed = step >= options.warmup;
-    for (std::int64_t part = 0; part < parts; ++part) {
-      const Batch batch =
-          random_batch(static_cast<std::uint64_t>(run.config.seed),
-                       static_cast<std::uint64_t>(step * parts + part), tokens, run.model.vocab_size);
-      nodes.clear();
-      engine.record_times(options.ops && timed ? &nodes : nullptr);
-      loss_sum +=
-          engine
-              .micro_batch(batch, 1.0F / static_cast<float>(tokens * parts),
-                           static_cast<float>(t.aux_loss / static_cast<double>(t.global_batch)), part == 0)
-              .loss_sum;
-      if (part == 0) add_op_times(engine.micro_batch_executor().graph(), nodes, times);
-    }
-    nodes.clear();
+    std::vector<Batch> batches;
+    for (std::int64_t part = world.rank(); part < parts; part += world.size())
+      batches.push_back(random_batch(static_cast<std::uint64_t>(run.config.seed),
+                                     static_cast<std::uint64_t>(step * parts + part), tokens,
+                                     run.model.vocab_size));
+    world.barrier();
+    engine.observe(timed ? [&](const Graph& graph,
+                               const std::vector<StepTime>& steps) { add_op_times(graph, steps, times); }
+                         : TrainEngine::Observer());
+    const auto start = std::chrono::steady_clock::now();
+    const double loss_sum =
+        engine
+            .compute_gradients(batches, 1.0F / static_cast<float>(tokens * parts),
+                               static_cast<float>(t.aux_loss / static_cast<double>(t.global_batch)))
+            .loss_sum;
     engine.update(learning_rate_at(t.learning_rate, step, t.steps), step + 1);
-    add_op_times(engine.update_executor().graph(), nodes, times);
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     times.losses.push_back(loss_sum / static_cast<double>(tokens * parts));
     if (timed) times.seconds.push_back(seconds);
   }
   return times;
+}
+
+/// Table of time by op: seconds of one step.
+void print_ops(const StepTimes& times, double steps, bool collectives) {
+  std::vector<std::pair<double, std::string>> rows;
+  for (const auto& [name, op] : times.ops) {
+    if (op.collective != collectives) continue;
+    const double rate = (collectives ? op.wire_bytes : op.flops) / op.seconds * 1e-9;
+    rows.emplace_back(op.seconds, fmt::format("{:28} {:9.1f} ms {:8.1f} {}", name, 1e3 * op.seconds / steps,
+                                              rate, collectives ? "GB/s" : "GFLOP/s"));
+  }
+  std::sort(rows.rbegin(), rows.rend());
+  for (const auto& [time, text] : rows) fmt::print("{}\n", text);
 }
 
 double median(std::vector<double> values) {
@@ -87,23 +113,33 @@ double median(std::vector<double> values) {
 
 ExitCode step_on_ranks(const LoadedRun& run, const Options& options, const CommonOptions& common,
                        const Job& job) {
-  if (job.world.size() > 1) throw UsageError("this build measures on one rank");
   refuse_unsupported(run.config);
   const std::uint64_t before = resident_bytes();
-  const std::vector<ParameterSpec> specs = list_parameters(run.model);
-  TensorMap weights = make_parameter_tensors(specs);
-  initialise_weights(weights, whole_parameters(specs), static_cast<std::uint64_t>(run.config.seed),
+  const Mesh mesh(job.world, static_cast<int>(run.config.parallel.expert));
+  const TrainEngineOptions engine_settings = engine_options(run.config, job.world.size());
+  const auto parameters = local_parameters(list_parameters(run.model), mesh.position(), engine_settings.zero);
+  TensorMap weights = make_parameter_tensors(specs_of(parameters));
+  initialise_weights(weights, parameters, static_cast<std::uint64_t>(run.config.seed),
                      run.model.initializer_range);
   const TrainConfig& t = run.config.train;
   Arena arena;
   TrainEngine engine(run.model, rewire_farskip(build_layer_graph(run.model), run.model.farskip), weights,
-                     engine_options(run.config), arena, job.logger);
-  const StepTimes times = time_steps(run, engine, options);
+                     engine_settings, arena, job.logger, mesh, job.heartbeat.get());
+  const StepTimes times = time_steps(run, engine, options, job.world);
+  if (job.world.rank() != 0) return ExitCode::ok;
 
   const double seconds = median(times.seconds);
   const double tokens_per_second = static_cast<double>(t.global_batch * t.sequence_length) / seconds;
   const double tflops = train_flops_per_token(run.model, t.sequence_length) * tokens_per_second * 1e-12;
   const std::uint64_t planned = engine.memory().total(), measured = peak_resident_bytes() - before;
+  const auto steps = static_cast<double>(options.steps);
+  double exposed = 0;
+  nlohmann::ordered_json collectives = nlohmann::ordered_json::object();
+  for (const auto& [name, op] : times.ops) {
+    if (!op.collective) continue;
+    exposed += op.seconds / steps;
+    collectives[name] = {{"exposed_seconds", op.seconds / steps}, {"bytes", op.wire_bytes / steps}};
+  }
   if (common.json)
     print_json({{"step_seconds", seconds},
                 {"step_seconds_all", times.seconds},
@@ -111,6 +147,9 @@ ExitCode step_on_ranks(const LoadedRun& run, const Options& options, const Commo
                 {"model_tflops", tflops},
                 {"planned_peak_memory_bytes", planned},
                 {"peak_memory_bytes", measured},
+                {"ranks", job.world.size()},
+                {"exposed_comm_seconds", exposed},
+                {"collectives", collectives},
                 {"losses", times.losses}});
   else
     fmt::print(
@@ -118,15 +157,11 @@ ExitCode step_on_ranks(const LoadedRun& run, const Options& options, const Commo
         "measured {:.0f} MiB\n",
         seconds, times.seconds.size(), tokens_per_second, tflops, static_cast<double>(planned) / (1 << 20),
         static_cast<double>(measured) / (1 << 20));
-  if (options.ops && !common.json) {
-    std::vector<std::pair<double, std::string>> rows;
-    for (const auto& [name, value] : times.ops)
-      rows.emplace_back(value.first, fmt::format("{:28} {:9.1f} ms {:8.1f} GFLOP/s", name,
-                                                 1e3 * value.first / static_cast<double>(options.steps),
-                                                 value.second / value.first * 1e-9));
-    std::sort(rows.rbegin(), rows.rend());
-    for (const auto& [time, text] : rows) fmt::print("{}\n", text);
+  if (!common.json && exposed > 0) {
+    fmt::print("communication {:.1f}% of the step, rank 0 waits in\n", 100 * exposed / seconds);
+    print_ops(times, steps, true);
   }
+  if (options.ops && !common.json) print_ops(times, steps, false);
   return ExitCode::ok;
 }
 

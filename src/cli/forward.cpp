@@ -48,7 +48,7 @@ ExitCode run(const Options& options, const CommonOptions& common) {
     train.micro_batch = matrix.batch;
     train.sequence_length = matrix.sequence_length;
     engine = std::make_unique<TrainEngine>(model.config, layers, model.weights, train, arena, logger);
-    engine->micro_batch(batch, static_cast<float>(1.0 / counted), 0.0F, true);
+    engine->compute_gradients(std::span(&batch, 1), static_cast<float>(1.0 / counted), 0.0F);
     out.merge(hub_views(engine->gradients(), list_parameters(model.config), "grad."));
   }
   // Last: the logits lie in the arena.

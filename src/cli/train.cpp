@@ -14,9 +14,8 @@ struct Options {
 };
 
 ExitCode train_on_ranks(const LoadedRun& loaded, const CommonOptions& common, const Job& job) {
-  if (job.world.size() > 1) throw UsageError("this build trains on one rank");
-  const TrainResult result = train(loaded.config, loaded.model, job.logger);
-  if (common.json) {
+  const TrainResult result = train(loaded.config, loaded.model, job.world, *job.heartbeat, job.logger);
+  if (common.json && job.world.rank() == 0) {
     nlohmann::ordered_json o{
         {"run_dir", loaded.config.run_dir}, {"step", result.step}, {"loss", result.loss}};
     if (result.validation_loss) o["validation_loss"] = *result.validation_loss;

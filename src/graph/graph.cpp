@@ -11,7 +11,20 @@ std::vector<const TensorType*> input_types(const Graph& graph, const std::vector
   return types;
 }
 
+/// Types of a node's outputs, which will be the values from `first` on.
+std::vector<TensorType> output_types(const OpDef& op, const OpTypes& types, ValueId first) {
+  std::vector<TensorType> out = op.infer(types);
+  for (const RowCount& rows : op.row_counts) out[rows.output].count = ValueId(first.index() + rows.count);
+  return out;
+}
+
 }  // namespace
+
+bool OpDef::may_share(std::size_t output, std::size_t input) const {
+  if (in_place_each && output == input) return true;
+  return std::any_of(in_place.begin(), in_place.end(),
+                     [&](const InPlace& rule) { return rule.output == output && rule.input == input; });
+}
 
 void OpTable::add(OpDef op) {
   FARSKIP_CHECK(op.infer != nullptr && op.max_inputs >= op.min_inputs, "op {} is incomplete", op.name);
@@ -59,7 +72,8 @@ std::vector<ValueId> Graph::add_node(const OpDef& op, Attributes attributes, std
         inputs[i] ? inputs[i].index() < values_.size() : i >= op.min_inputs || op.max_inputs > op.min_inputs,
         "{}: input {} does not exist", op.name, i);
   const auto types = input_types(*this, inputs);
-  const std::vector<TensorType> outputs = op.infer(OpTypes{attributes, types});
+  const std::vector<TensorType> outputs =
+      output_types(op, OpTypes{attributes, types}, ValueId(values_.size()));
   Node node{&op, std::move(attributes), std::move(inputs), {}, scope};
   const NodeId id(nodes_.size());
   for (std::size_t i = 0; i < outputs.size(); ++i) {
@@ -99,9 +113,13 @@ OpCost Graph::cost(NodeId id) const {
   return cost_of(*n.op, OpTypes{n.attributes, inputs, outputs});
 }
 
-GraphCopier::GraphCopier(const Graph& from, Graph& to) : from_(from), to_(to), map_(from.num_values()) {
-  for (const External& e : from.externals())
-    map(e.value, to.add_external(e.kind, e.name, from.type(e.value)));
+GraphCopier::GraphCopier(const Graph& from, Graph& to, const std::unordered_map<ValueId, TensorType>& retyped)
+    : from_(from), to_(to), map_(from.num_values()) {
+  for (const External& e : from.externals()) {
+    const auto other = retyped.find(e.value);
+    map(e.value,
+        to.add_external(e.kind, e.name, other == retyped.end() ? from.type(e.value) : other->second));
+  }
 }
 
 ValueId GraphCopier::operator()(ValueId old) const {
@@ -135,7 +153,8 @@ void verify_graph(const Graph& graph) {
       FARSKIP_CHECK(!v || defined[v.index()], "node {} ({} @{}) reads %{} before it is defined", n,
                     node.op->name, node.scope.text(), v.value);
     const auto types = input_types(graph, node.inputs);
-    const auto expected = node.op->infer(OpTypes{node.attributes, types});
+    const auto expected = output_types(*node.op, OpTypes{node.attributes, types},
+                                       node.outputs.empty() ? ValueId(graph.num_values()) : node.outputs[0]);
     FARSKIP_CHECK(expected.size() == node.outputs.size(), "node {} ({}) has {} outputs, not {}", n,
                   node.op->name, node.outputs.size(), expected.size());
     for (std::size_t i = 0; i < expected.size(); ++i) {

@@ -22,7 +22,8 @@ void register_activation(OpTable& table) {
                    if (g.in(1)) g.set(1, d[1]);
                  },
              .cost = [](const OpTypes& t) { return flops_cost(10.0 * elements(t.outputs[0].shape)); },
-             .cheap = true});
+             .cheap = true,
+             .routed = RoutedRows::by_row});
 
   table.add({.name = "swiglu_grad",
              .min_inputs = 2,

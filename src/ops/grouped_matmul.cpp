@@ -37,7 +37,8 @@ void register_grouped_matmul(OpTable& table) {
                        transpose ? std::vector{dy, x, offsets} : std::vector{x, dy, offsets};
                    g.set(1, g.builder().emit("grouped_matmul_wgrad", inputs)[0]);
                  },
-             .cost = [](const OpTypes& t) { return cost(static_cast<double>(t.shape(0)[0]), t.shape(1)); }});
+             .cost = [](const OpTypes& t) { return cost(static_cast<double>(t.shape(0)[0]), t.shape(1)); },
+             .routed = RoutedRows::by_expert});
 
   table.add(
       {.name = "grouped_matmul_wgrad",

@@ -23,7 +23,7 @@ void register_optimizer(OpTable& table) {
   table.add({.name = "clip_factor",
              .parse_attributes = &Attributes::parse<ClipFactor>,
              .min_inputs = 1,
-             .max_inputs = 1,
+             .max_inputs = 4,
              .infer = [](const OpTypes&) -> std::vector<TensorType> {
                return {{DType::f32, Shape{1}, {}}, {DType::f32, Shape{1}, {}}};
              }});
@@ -46,8 +46,8 @@ namespace ops {
 ValueId sum_of_squares(Builder& b, std::vector<ValueId> tensors) {
   return b.emit("sum_of_squares", std::move(tensors))[0];
 }
-std::pair<ValueId, ValueId> clip_factor(Builder& b, ValueId sum_sq, double max_norm) {
-  const auto out = b.emit("clip_factor", ClipFactor{max_norm}, {sum_sq});
+std::pair<ValueId, ValueId> clip_factor(Builder& b, std::vector<ValueId> sums, double max_norm) {
+  const auto out = b.emit("clip_factor", ClipFactor{max_norm}, std::move(sums));
   return {out[0], out[1]};
 }
 AdamWState adamw(Builder& b, const AdamWState& state, ValueId grad, ValueId factor, ValueId hyper,

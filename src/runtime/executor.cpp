@@ -2,6 +2,7 @@
 
 #include <chrono>
 
+#include "farskip/backend/cpu/progress.h"
 #include "farskip/base/memory.h"
 
 namespace farskip {
@@ -28,11 +29,17 @@ std::size_t cpu_workspace(const OpDef& op, const OpTypes& types) {
   return kernel.workspace == nullptr ? 0 : kernel.workspace(types);
 }
 
-Executor::Executor(Graph graph, Plan plan, const KernelTable& kernels, Arena& arena)
-    : graph_(std::move(graph)), plan_(std::move(plan)), arena_(arena), bound_(graph_.num_values()) {
+Executor::Executor(Graph graph, Plan plan, const KernelTable& kernels, Arena& arena, RankContext ranks)
+    : graph_(std::move(graph)),
+      plan_(std::move(plan)),
+      arena_(arena),
+      bound_(graph_.num_values()),
+      ranks_(ranks),
+      pending_(graph_.nodes().size()) {
   verify_plan(graph_, plan_);
-  for (const PlanStep& step : plan_.steps) {
-    const Node& node = graph_.node(step.node);
+  for (const Node& node : graph_.nodes()) {
+    FARSKIP_CHECK(!node.op->collective || ranks_.mesh != nullptr, "{} without ranks to speak to",
+                  node.op->name);
     std::vector<const TensorType*> inputs;
     std::vector<TensorType> outputs;
     for (const ValueId v : node.inputs) inputs.push_back(v ? &graph_.type(v) : nullptr);
@@ -67,33 +74,90 @@ TensorView Executor::view(ValueId value) const {
   return v;
 }
 
+Executor::Step Executor::resolve_node(std::size_t step) {
+  const PlanStep& planned = plan_.steps[step];
+  const Node& node = graph_.node(planned.node);
+  Step out{kernels_[planned.node.index()],
+           &node.attributes,
+           {},
+           {},
+           {},
+           {arena_.data() + planned.workspace_offset, planned.workspace_bytes}};
+  for (const ValueId v : node.inputs) out.inputs.push_back(view(v));
+  for (const ValueId v : node.outputs) out.outputs.push_back(view(v));
+  const auto add_bounded = [&](ValueId v, TensorView& seen) {
+    const ValueId count = v ? graph_.type(v).count : ValueId();
+    if (!count || graph_.value(count).producer == planned.node) return;  // its own result: not known yet
+    out.bounded.push_back({&seen, view(count).as<std::int32_t>(), seen.shape[0]});
+  };
+  for (std::size_t i = 0; i < out.inputs.size(); ++i) add_bounded(node.inputs[i], out.inputs[i]);
+  for (std::size_t i = 0; i < out.outputs.size(); ++i) add_bounded(node.outputs[i], out.outputs[i]);
+  return out;
+}
+
 void Executor::resolve() {
   arena_.reserve(plan_.arena_bytes);
-  steps_.clear();
-  for (std::size_t s = 0; s < plan_.steps.size(); ++s) {
-    const Node& node = graph_.node(plan_.steps[s].node);
-    Step step{kernels_[s], &node.attributes, {}, {}};
-    for (const ValueId v : node.inputs) step.inputs.push_back(view(v));
-    for (const ValueId v : node.outputs) step.outputs.push_back(view(v));
-    steps_.push_back(std::move(step));
-  }
+  steps_.resize(graph_.nodes().size());
+  for (std::size_t s = 0; s < plan_.steps.size(); ++s)
+    if (plan_.steps[s].kind != StepKind::wait) steps_[plan_.steps[s].node.index()] = resolve_node(s);
   resolved_for_ = arena_.data();
   stale_ = false;
 }
 
-void Executor::run(std::vector<NodeTime>* times) {
+void Executor::run_compute(Step& step) {
+  for (const Bounded& b : step.bounded) {
+    FARSKIP_CHECK(*b.count >= 0 && *b.count <= b.bound, "{} rows where at most {} fit", *b.count, b.bound);
+    b.view->shape.set_dim(0, *b.count);
+  }
+  const KernelCall call{*step.attributes, step.inputs, step.outputs, step.workspace};
+  if (num_pending_ == 0) {
+    step.kernel->run(call);
+  } else {
+    const cpu::ProgressScope progress(ranks_.mesh->world());
+    step.kernel->run(call);
+  }
+}
+
+void Executor::wait_for(NodeId node) {
+  const Step& step = steps_[node.index()];
+  if (ranks_.heartbeat != nullptr) ranks_.heartbeat->enter(graph_.node(node).op->name.c_str());
+  pending_[node.index()].wait();
+  if (ranks_.heartbeat != nullptr) ranks_.heartbeat->leave();
+  --num_pending_;
+  if (step.kernel->finish != nullptr)
+    step.kernel->finish({*step.attributes, step.inputs, step.outputs, step.workspace});
+}
+
+void Executor::run_step(std::size_t s) {
+  const PlanStep& planned = plan_.steps[s];
+  Step& step = steps_[planned.node.index()];
+  switch (planned.kind) {
+    case StepKind::run:
+      return run_compute(step);
+    case StepKind::start:
+      pending_[planned.node.index()] =
+          step.kernel->start({*step.attributes, step.inputs, step.outputs, step.workspace}, *ranks_.mesh);
+      ++num_pending_;
+      return;
+    case StepKind::wait:
+      return wait_for(planned.node);
+  }
+}
+
+void Executor::run(std::vector<StepTime>* times) {
   if (stale_ || resolved_for_ != arena_.data()) resolve();
   using Clock = std::chrono::steady_clock;
-  for (std::size_t s = 0; s < steps_.size(); ++s) {
-    const Step& step = steps_[s];
+  for (std::size_t s = 0; s < plan_.steps.size(); ++s) {
     const PlanStep& planned = plan_.steps[s];
-    const auto start = times != nullptr ? Clock::now() : Clock::time_point();
-    step.kernel->run({*step.attributes,
-                      step.inputs,
-                      step.outputs,
-                      {arena_.data() + planned.workspace_offset, planned.workspace_bytes}});
-    if (times != nullptr)
-      times->push_back({planned.node, std::chrono::duration<double>(Clock::now() - start).count()});
+    if (times == nullptr && planned.kind == StepKind::run) {
+      run_step(s);
+      continue;
+    }
+    const auto start = Clock::now();
+    run_step(s);
+    const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
+    if (planned.kind != StepKind::run) exposed_seconds_ += seconds;
+    if (times != nullptr) times->push_back({planned.node, planned.kind, seconds});
   }
 }
 

@@ -17,7 +17,11 @@ struct Interval {
 class Planner {
  public:
   Planner(const Graph& graph, Plan& plan)
-      : graph_(graph), plan_(plan), last_use_(graph.num_values(), 0), root_(graph.num_values()) {
+      : graph_(graph),
+        plan_(plan),
+        steps_(step_ranges(graph, plan)),
+        last_use_(graph.num_values(), 0),
+        root_(graph.num_values()) {
     for (std::size_t v = 0; v < graph.num_values(); ++v) root_[v] = ValueId(v);
     find_last_uses();
     place_updates();
@@ -27,8 +31,11 @@ class Planner {
   void run() {
     std::vector<Interval> intervals = value_intervals();
     const std::size_t num_values = intervals.size();
-    for (std::size_t s = 0; s < plan_.steps.size(); ++s)
-      intervals.push_back({s, s, plan_.steps[s].workspace_bytes, 0});
+    for (std::size_t s = 0; s < plan_.steps.size(); ++s) {
+      const PlanStep& step = plan_.steps[s];
+      const std::size_t bytes = step.kind == StepKind::wait ? 0 : step.workspace_bytes;
+      intervals.push_back({s, steps_[step.node.index()].last, bytes, 0});
+    }
     assign_offsets(intervals);
     plan_.placements.assign(num_values, {});
     for (std::size_t v = 0; v < num_values; ++v) {
@@ -49,22 +56,24 @@ class Planner {
 
   void find_last_uses() {
     const std::size_t end = plan_.steps.size();
-    for (std::size_t s = 0; s < end; ++s)
-      for (const ValueId v : graph_.node(plan_.steps[s].node).inputs)
-        if (v) last_use_[v.index()] = s;
+    for (std::size_t n = 0; n < graph_.nodes().size(); ++n)
+      for (const ValueId v : graph_.nodes()[n].inputs)
+        if (v) last_use_[v.index()] = std::max(last_use_[v.index()], steps_[n].last);
     for (const Output& o : graph_.outputs()) last_use_[o.value.index()] = end;
     for (const StateUpdate& u : graph_.updates()) last_use_[u.to.index()] = end;
     // A row count is read with every value it bounds.
     for (std::size_t v = graph_.num_values(); v-- > 0;)
       if (const ValueId count = graph_.type(ValueId(v)).count)
         last_use_[count.index()] = std::max(last_use_[count.index()], last_use_[v]);
-    step_of_.assign(graph_.nodes().size(), kNever);
-    for (std::size_t s = 0; s < end; ++s) step_of_[plan_.steps[s].node.index()] = s;
   }
 
   std::size_t defined_at(ValueId v) const {
     const NodeId producer = graph_.value(v).producer;
-    return producer ? step_of_[producer.index()] : 0;
+    return producer ? steps_[producer.index()].first : 0;
+  }
+  std::size_t complete_at(ValueId v) const {
+    const NodeId producer = graph_.value(v).producer;
+    return producer ? steps_[producer.index()].last : 0;
   }
 
   // The new version of an external value is computed in that value's own buffer: directly, when nothing
@@ -78,7 +87,10 @@ class Planner {
         v = in_place_source(v);
         if (!v) break;
       }
-      if (v != u.from) chain.assign(1, u.to);
+      // Where the chain begins with an op that writes elsewhere, it may begin in the buffer only once the old
+      // version is no longer needed.
+      if (v != u.from && has_other_reader_from(u.from, defined_at(chain.back()), NodeId()))
+        chain.assign(1, u.to);
       const std::size_t first_write = defined_at(chain.back());
       FARSKIP_CHECK(last_use_[u.from.index()] <= first_write,
                     "external %{} is read after its new version is written", u.from.value);
@@ -88,23 +100,36 @@ class Planner {
 
   // Input whose buffer `v` may take over, if that input dies in the producer of v.
   ValueId in_place_source(ValueId v) const {
-    const Node& node = graph_.node(graph_.value(v).producer);
-    const std::size_t step = step_of_[graph_.value(v).producer.index()];
-    for (const InPlace& rule : node.op->in_place) {
-      if (node.outputs.size() <= rule.output || node.outputs[rule.output] != v) continue;
-      if (rule.input >= node.inputs.size() || !node.inputs[rule.input]) continue;
-      const ValueId input = node.inputs[rule.input];
+    const NodeId producer = graph_.value(v).producer;
+    const Node& node = graph_.node(producer);
+    const StepRange step = steps_[producer.index()];
+    const std::size_t output = graph_.value(v).output_index;
+    for (std::size_t i = 0; i < node.inputs.size(); ++i) {
+      const ValueId input = node.inputs[i];
+      if (!input || !node.op->may_share(output, i)) continue;
       const bool twice = std::count(node.inputs.begin(), node.inputs.end(), input) > 1;
-      if (last_use_[input.index()] == step && !twice &&
-          graph_.type(input).num_bytes() == graph_.type(v).num_bytes())
+      if (last_use_[input.index()] == step.last && !twice &&
+          graph_.type(input).num_bytes() == graph_.type(v).num_bytes() &&
+          (step.first == step.last || !has_other_reader_from(input, step.first, producer)))
         return input;
     }
     return {};
   }
 
+  // Whether anything but `node` reads v at or after `step`: a collective writes from its start on.
+  bool has_other_reader_from(ValueId v, std::size_t step, NodeId node) const {
+    for (std::size_t n = 0; n < graph_.nodes().size(); ++n) {
+      const auto& inputs = graph_.nodes()[n].inputs;
+      if (NodeId(n) != node && steps_[n].last >= step && std::count(inputs.begin(), inputs.end(), v) > 0)
+        return true;
+    }
+    return false;
+  }
+
   void share_in_place() {
     std::vector<char> taken(graph_.num_values(), 0);
-    for (const PlanStep& step : plan_.steps)
+    for (const PlanStep& step : plan_.steps) {
+      if (step.kind == StepKind::wait) continue;
       for (const ValueId v : graph_.node(step.node).outputs) {
         if (root_[v.index()] != v) continue;
         const ValueId source = in_place_source(v);
@@ -114,6 +139,7 @@ class Planner {
         taken[source.index()] = 1;
         root_[v.index()] = root;
       }
+    }
   }
 
   std::vector<Interval> value_intervals() const {
@@ -123,7 +149,7 @@ class Planner {
       if (is_external(root)) continue;
       Interval& interval = intervals[root.index()];
       interval.first = std::min(interval.first, defined_at(ValueId(v)));
-      interval.last = std::max({interval.last, last_use_[v], defined_at(ValueId(v))});
+      interval.last = std::max({interval.last, last_use_[v], complete_at(ValueId(v))});
       interval.bytes = std::max(interval.bytes, graph_.type(ValueId(v)).num_bytes());
     }
     return intervals;
@@ -170,7 +196,8 @@ class Planner {
 
   const Graph& graph_;
   Plan& plan_;
-  std::vector<std::size_t> last_use_, step_of_;
+  const std::vector<StepRange> steps_;
+  std::vector<std::size_t> last_use_;
   std::vector<ValueId> root_;  // value whose buffer this value lives in
 };
 

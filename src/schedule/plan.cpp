@@ -1,6 +1,7 @@
 #include "farskip/schedule/plan.h"
 
 #include <algorithm>
+#include <array>
 
 #include "farskip/schedule/memory.h"
 
@@ -23,13 +24,178 @@ Buffer buffer_of(const Placement& p) {
   return {p.external, p.offset, p.offset + p.bytes};
 }
 
-bool declared_in_place(const Node& node, ValueId output, ValueId input) {
-  for (const InPlace& rule : node.op->in_place)
-    if (rule.output < node.outputs.size() && node.outputs[rule.output] == output &&
-        rule.input < node.inputs.size() && node.inputs[rule.input] == input)
-      return true;
-  return false;
+const char* kind_text(StepKind kind) {
+  constexpr std::array<const char*, 3> names{"", "start ", "wait "};
+  return names[static_cast<std::size_t>(kind)];
 }
+
+/// Makes the steps of a serial plan.
+class SerialOrder {
+ public:
+  SerialOrder(const Graph& graph, WorkspaceRule workspace, Waits waits)
+      : graph_(graph), workspace_(workspace), waits_(waits), has_reader_(graph.num_values(), 0) {
+    for (const Node& node : graph.nodes())
+      for (const ValueId v : node.inputs)
+        if (v) has_reader_[v.index()] = 1;
+  }
+
+  std::vector<PlanStep> run() {
+    for (std::size_t n = 0; n < graph_.nodes().size(); ++n) {
+      const Node& node = graph_.nodes()[n];
+      for (const ValueId v : node.inputs)
+        if (v && graph_.value(v).producer) wait_if_open(graph_.value(v).producer);
+      if (node.op->collective)
+        start(NodeId(n));
+      else
+        steps_.push_back({NodeId(n), StepKind::run, 0, workspace_bytes(node)});
+    }
+    while (!open_.empty()) wait_if_open(open_.front());
+    return std::move(steps_);
+  }
+
+ private:
+  std::size_t workspace_bytes(const Node& node) const {
+    std::vector<const TensorType*> inputs;
+    std::vector<TensorType> outputs;
+    for (const ValueId v : node.inputs) inputs.push_back(v ? &graph_.type(v) : nullptr);
+    for (const ValueId v : node.outputs) outputs.push_back(graph_.type(v));
+    return workspace_(*node.op, OpTypes{node.attributes, inputs, outputs});
+  }
+
+  bool has_reader(NodeId id) const {
+    const Node& node = graph_.node(id);
+    return std::any_of(node.outputs.begin(), node.outputs.end(),
+                       [&](ValueId v) { return has_reader_[v.index()] != 0; });
+  }
+
+  void start(NodeId id) {
+    constexpr std::ptrdiff_t most_unread = 2;  // each holds its buffers until the wait
+    const auto unread = [&](NodeId other) { return !has_reader(other); };
+    if (unread(id) && std::count_if(open_.begin(), open_.end(), unread) >= most_unread)
+      wait_if_open(*std::find_if(open_.begin(), open_.end(), unread));
+    steps_.push_back({id, StepKind::start, 0, workspace_bytes(graph_.node(id))});
+    open_.push_back(id);
+    if (waits_ == Waits::at_once) wait_if_open(id);
+  }
+
+  void wait_if_open(NodeId id) {
+    if (std::erase(open_, id) > 0) steps_.push_back({id, StepKind::wait, 0, 0});
+  }
+
+  const Graph& graph_;
+  const WorkspaceRule workspace_;
+  const Waits waits_;
+  std::vector<char> has_reader_;
+  std::vector<NodeId> open_;  // started, in order
+  std::vector<PlanStep> steps_;
+};
+
+/// What verify_plan knows of memory in use.
+struct LiveBuffer {
+  Buffer buffer;
+  ValueId value;         // none: scratch of a collective in flight
+  std::size_t last = 0;  // step
+};
+
+class Verifier {
+ public:
+  Verifier(const Graph& graph, const Plan& plan)
+      : graph_(graph), plan_(plan), ranges_(step_ranges(graph, plan)), last_(graph.num_values(), 0) {}
+
+  void run() {
+    find_last_uses();
+    for (const External& e : graph_.externals())
+      live_.push_back({{e.value, 0, 0}, e.value, last_[e.value.index()]});
+    for (std::size_t s = 0; s < plan_.steps.size(); ++s) {
+      check_inputs(s);
+      if (plan_.steps[s].kind != StepKind::wait) check_writes(s);
+    }
+  }
+
+ private:
+  void find_last_uses() {
+    const std::size_t end = plan_.steps.size();
+    const auto use = [&](ValueId v, std::size_t step) {
+      last_[v.index()] = std::max(last_[v.index()], step);
+    };
+    for (std::size_t n = 0; n < graph_.nodes().size(); ++n) {
+      for (const ValueId v : graph_.nodes()[n].inputs)
+        if (v) use(v, ranges_[n].last);
+      for (const ValueId v : graph_.nodes()[n].outputs) use(v, ranges_[n].last);
+    }
+    for (const Output& o : graph_.outputs()) use(o.value, end);
+    for (const StateUpdate& u : graph_.updates()) {
+      use(u.to, end);
+      FARSKIP_CHECK(plan_.placements[u.to.index()].external == u.from,
+                    "update of %{} does not end in its buffer", u.from.value);
+    }
+    for (std::size_t v = graph_.num_values(); v-- > 0;)
+      if (const ValueId count = graph_.type(ValueId(v)).count) use(count, last_[v]);
+  }
+
+  void check_inputs(std::size_t s) const {
+    const Node& node = graph_.node(plan_.steps[s].node);
+    for (const ValueId v : node.inputs) {
+      if (!v || !graph_.value(v).producer) continue;
+      const std::size_t written = ranges_[graph_.value(v).producer.index()].last;
+      FARSKIP_CHECK(written < s, "step {} ({}) reads %{} before it is written", s, node.op->name, v.value);
+    }
+  }
+
+  // Whoever writes a buffer must not hit one that is still to be read or written.
+  void check_writes(std::size_t s) {
+    const PlanStep& step = plan_.steps[s];
+    const Node& node = graph_.node(step.node);
+    const std::size_t done = ranges_[step.node.index()].last;
+    std::erase_if(live_, [&](const LiveBuffer& b) { return b.last < s; });
+    std::vector<LiveBuffer> mine;
+    if (step.workspace_bytes > 0)
+      mine.push_back({{{}, step.workspace_offset, step.workspace_offset + step.workspace_bytes}, {}, done});
+    for (const ValueId v : node.outputs)
+      mine.push_back({buffer_of(plan_.placements[v.index()]), v, last_[v.index()]});
+    for (std::size_t i = 0; i < mine.size(); ++i) {
+      FARSKIP_CHECK(mine[i].buffer.external || mine[i].buffer.end <= plan_.arena_bytes,
+                    "{} of step {} ({}) lies outside the arena", name_of(mine[i]), s, node.op->name);
+      for (const LiveBuffer& other : live_)
+        FARSKIP_CHECK(!mine[i].buffer.overlaps(other.buffer) || may_write_over(step.node, mine[i], other),
+                      "step {} ({} @{}) writes {} over {}, which is still needed", s, node.op->name,
+                      node.scope.text(), name_of(mine[i]), name_of(other));
+      for (std::size_t j = 0; j < i; ++j)
+        FARSKIP_CHECK(!mine[i].buffer.overlaps(mine[j].buffer), "{} and {} of step {} overlap",
+                      name_of(mine[i]), name_of(mine[j]), s);
+    }
+    live_.insert(live_.end(), mine.begin(), mine.end());
+  }
+
+  // An input of the same node that the op may write over, and that nobody else reads from here on.
+  bool may_write_over(NodeId id, const LiveBuffer& mine, const LiveBuffer& other) const {
+    if (!mine.value || !other.value) return false;
+    const Node& node = graph_.node(id);
+    const StepRange step = ranges_[id.index()];
+    if (other.last != step.last) return false;
+    for (std::size_t n = 0; n < graph_.nodes().size(); ++n) {
+      const auto& inputs = graph_.nodes()[n].inputs;
+      if (NodeId(n) != id && ranges_[n].last >= step.first &&
+          std::count(inputs.begin(), inputs.end(), other.value) > 0)
+        return false;
+    }
+    for (std::size_t o = 0; o < node.outputs.size(); ++o)
+      for (std::size_t i = 0; i < node.inputs.size(); ++i)
+        if (node.outputs[o] == mine.value && node.inputs[i] == other.value && node.op->may_share(o, i))
+          return true;
+    return false;
+  }
+
+  static std::string name_of(const LiveBuffer& b) {
+    return b.value ? fmt::format("%{}", b.value.value) : "scratch";
+  }
+
+  const Graph& graph_;
+  const Plan& plan_;
+  const std::vector<StepRange> ranges_;
+  std::vector<std::size_t> last_;
+  std::vector<LiveBuffer> live_;
+};
 
 }  // namespace
 
@@ -37,7 +203,12 @@ std::string Plan::text(const Graph& graph) const {
   std::string out = fmt::format("arena {} bytes, {} live at most\n", arena_bytes, live_bytes);
   for (const PlanStep& step : steps) {
     const Node& node = graph.node(step.node);
-    out += fmt::format("{} @{} ->", node.op->name, node.scope.text());
+    out += fmt::format("{}{} @{}", kind_text(step.kind), node.op->name, node.scope.text());
+    if (step.kind == StepKind::wait) {
+      out += "\n";
+      continue;
+    }
+    out += " ->";
     for (const ValueId v : node.outputs)
       out += fmt::format(" %{} {}", v.value, place_text(placements[v.index()]));
     if (step.workspace_bytes > 0)
@@ -47,76 +218,51 @@ std::string Plan::text(const Graph& graph) const {
   return out;
 }
 
-Plan make_serial_plan(const Graph& graph, WorkspaceRule workspace) {
+Plan make_serial_plan(const Graph& graph, WorkspaceRule workspace, Waits waits) {
   Plan plan;
-  for (std::size_t n = 0; n < graph.nodes().size(); ++n) {
-    const Node& node = graph.nodes()[n];
-    std::vector<const TensorType*> inputs;
-    std::vector<TensorType> outputs;
-    for (const ValueId v : node.inputs) inputs.push_back(v ? &graph.type(v) : nullptr);
-    for (const ValueId v : node.outputs) outputs.push_back(graph.type(v));
-    plan.steps.push_back({NodeId(n), 0, workspace(*node.op, OpTypes{node.attributes, inputs, outputs})});
-  }
+  plan.steps = SerialOrder(graph, workspace, waits).run();
   place_buffers(graph, plan);
   return plan;
 }
 
-void verify_plan(const Graph& graph, const Plan& plan) {
-  const std::size_t end = plan.steps.size();
-  FARSKIP_CHECK(end == graph.nodes().size(), "{} steps for {} nodes", end, graph.nodes().size());
-  constexpr std::size_t kNone = static_cast<std::size_t>(-1);
-  std::vector<std::size_t> last(graph.num_values(), 0), defined(graph.num_values(), kNone);
-  for (const External& e : graph.externals()) defined[e.value.index()] = 0;
-  for (std::size_t s = 0; s < end; ++s) {
-    const Node& node = graph.node(plan.steps[s].node);
-    for (const ValueId v : node.inputs) {
-      if (!v) continue;
-      FARSKIP_CHECK(defined[v.index()] != kNone, "step {} ({}) reads %{} before it is written", s,
-                    node.op->name, v.value);
-      last[v.index()] = s;
-    }
-    for (const ValueId v : node.outputs) {
-      FARSKIP_CHECK(defined[v.index()] == kNone, "%{} is written twice", v.value);
-      defined[v.index()] = s;
-      last[v.index()] = std::max(last[v.index()], s);
-    }
-  }
-  for (const Output& o : graph.outputs()) last[o.value.index()] = end;
-  for (const StateUpdate& u : graph.updates()) {
-    last[u.to.index()] = end;
-    FARSKIP_CHECK(plan.placements[u.to.index()].external == u.from,
-                  "update of %{} does not end in its buffer", u.from.value);
-  }
-
-  // Whoever writes a buffer must not hit one that is still to be read.
-  std::vector<ValueId> live;
-  for (const External& e : graph.externals()) live.push_back(e.value);
-  for (std::size_t s = 0; s < end; ++s) {
+std::vector<StepRange> step_ranges(const Graph& graph, const Plan& plan) {
+  constexpr std::size_t none = static_cast<std::size_t>(-1);
+  std::vector<StepRange> ranges(graph.nodes().size());
+  for (std::size_t s = 0; s < plan.steps.size(); ++s) {
     const PlanStep& step = plan.steps[s];
-    const Node& node = graph.node(step.node);
-    std::erase_if(live, [&](ValueId v) { return last[v.index()] < s; });
-    const Buffer scratch{{}, step.workspace_offset, step.workspace_offset + step.workspace_bytes};
-    FARSKIP_CHECK(scratch.end <= plan.arena_bytes, "scratch of step {} lies outside the arena", s);
-    for (const ValueId v : node.outputs) {
-      const Buffer mine = buffer_of(plan.placements[v.index()]);
-      FARSKIP_CHECK(mine.external || mine.end <= plan.arena_bytes, "%{} lies outside the arena", v.value);
-      FARSKIP_CHECK(!mine.overlaps(scratch) || scratch.begin == scratch.end,
-                    "%{} overlaps its step's scratch", v.value);
-      for (const ValueId other : live) {
-        if (!mine.overlaps(buffer_of(plan.placements[other.index()]))) continue;
-        const bool dies_here = last[other.index()] == s && declared_in_place(node, v, other);
-        FARSKIP_CHECK(dies_here, "step {} ({} @{}) writes %{} over %{}, which is still needed", s,
-                      node.op->name, node.scope.text(), v.value, other.value);
-      }
-      for (const ValueId sibling : node.outputs)
-        FARSKIP_CHECK(sibling == v || !mine.overlaps(buffer_of(plan.placements[sibling.index()])),
-                      "outputs of step {} overlap", s);
+    StepRange& range = ranges[step.node.index()];
+    const std::string& op = graph.node(step.node).op->name;
+    FARSKIP_CHECK(graph.node(step.node).op->collective == (step.kind != StepKind::run),
+                  "step {} ({}) is of the wrong kind", s, op);
+    if (step.kind == StepKind::wait) {
+      FARSKIP_CHECK(range.first != none && range.last == none, "step {} waits for a {} not started", s, op);
+    } else {
+      FARSKIP_CHECK(range.first == none, "step {} ({}) runs a second time", s, op);
+      range.first = s;
     }
-    for (const ValueId other : live)
-      FARSKIP_CHECK(step.workspace_bytes == 0 || !scratch.overlaps(buffer_of(plan.placements[other.index()])),
-                    "scratch of step {} lies over %{}, which is still needed", s, other.value);
-    for (const ValueId v : node.outputs) live.push_back(v);
+    if (step.kind != StepKind::start) range.last = s;
   }
+  for (std::size_t n = 0; n < ranges.size(); ++n)
+    FARSKIP_CHECK(ranges[n].first != none && ranges[n].last != none, "node {} ({}) {}", n,
+                  graph.nodes()[n].op->name,
+                  ranges[n].first == none ? "does not run" : "is never waited for");
+  return ranges;
+}
+
+std::string collective_order(const Graph& graph, const Plan& plan) {
+  std::string text;
+  for (const PlanStep& step : plan.steps) {
+    if (step.kind != StepKind::start) continue;
+    const Node& node = graph.node(step.node);
+    text += fmt::format("{} @{}", node.op->name, node.scope.text());
+    for (const ValueId v : node.inputs) text += " " + graph.type(v).shape.text();
+    text += "\n";
+  }
+  return text;
+}
+
+void verify_plan(const Graph& graph, const Plan& plan) {
+  Verifier(graph, plan).run();
 }
 
 }  // namespace farskip

@@ -1,163 +1,286 @@
 #include "farskip/train/engine.h"
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <cstring>
+
+#include "farskip/comm/agreement.h"
+#include "farskip/passes/reduce_gradients.h"
+#include "farskip/tensor/hash.h"
 
 namespace farskip {
 namespace {
 
-void bind_all(Executor& executor, const TensorMap& tensors, std::string (*name)(std::string_view)) {
-  for (const auto& [parameter, tensor] : tensors)
-    if (const std::string external = name(parameter); executor.has_external(external))
-      executor.bind(external, tensor.view());
+void bind_parameters(Executor& executor, const TensorMap& tensors) {
+  for (const auto& [name, tensor] : tensors)
+    if (executor.has_external(name)) executor.bind(name, tensor.view());
 }
 
-std::string same_name(std::string_view parameter) {
-  return std::string(parameter);
-}
-
-TensorView view_of(const std::vector<std::int32_t>& values) {
-  return {const_cast<std::int32_t*>(values.data()), DType::i32,
-          Shape{static_cast<std::int64_t>(values.size())}};
-}
-TensorView view_of(std::span<float> values) {
-  return {values.data(), DType::f32, Shape{static_cast<std::int64_t>(values.size())}};
-}
-
-void bind_batch(Executor& executor, const Batch& batch) {
-  executor.bind("tokens", view_of(batch.tokens));
-  if (executor.has_external("targets")) executor.bind("targets", view_of(batch.targets));
-  if (executor.has_external("document_start")) executor.bind("document_start", view_of(batch.document_start));
-}
-
-BatchLoss read_loss(const Executor& executor) {
-  BatchLoss loss;
-  loss.loss_sum = *executor.output("loss_sum").as<float>();
-  loss.num_correct = *executor.output("num_correct").as<std::int32_t>();
-  for (const Output& o : executor.graph().outputs()) {
-    if (o.name == "balance_loss") loss.balance_loss = *executor.output(o.name).as<float>();
-    if (!o.name.starts_with("expert_offsets.")) continue;
-    const TensorView offsets = executor.output(o.name);
-    const auto* at = offsets.as<std::int32_t>();
-    const std::int64_t experts = offsets.num_elements() - 1;
-    std::int32_t busiest = 0;
-    for (std::int64_t e = 0; e < experts; ++e) busiest = std::max(busiest, at[e + 1] - at[e]);
-    if (at[experts] > 0)
-      loss.load_max_over_mean = std::max(
-          loss.load_max_over_mean, static_cast<double>(busiest) * static_cast<double>(experts) / at[experts]);
-  }
-  return loss;
+/// Rows of a tensor as the update graph sees them: a matrix, or a vector.
+TensorView rows_view(const TensorView& tensor, const Range& rows) {
+  const std::int64_t size = tensor.shape.rank() == 1 ? 1 : tensor.shape.back();
+  return {tensor.as<float>() + rows.first * size, DType::f32,
+          tensor.shape.rank() == 1 ? Shape{rows.count} : Shape{rows.count, size}};
 }
 
 void fill_zero(TensorMap& tensors) {
   for (auto& [name, tensor] : tensors) std::memset(tensor.bytes().data(), 0, tensor.bytes().size());
 }
 
+/// Sequences [first, first + count) of a batch.
+Batch part_of_batch(const Batch& batch, std::int64_t first, std::int64_t count, std::int64_t length) {
+  const auto cut = [&](const std::vector<std::int32_t>& values) {
+    if (values.empty()) return std::vector<std::int32_t>();
+    return std::vector<std::int32_t>(values.begin() + first * length,
+                                     values.begin() + (first + count) * length);
+  };
+  return {cut(batch.tokens), cut(batch.targets), cut(batch.document_start)};
+}
+
 }  // namespace
 
 std::unique_ptr<Executor> compile(Graph graph, Arena& arena, const PipelineOptions& options,
-                                  const Logger& logger) {
+                                  const Logger& logger, RankContext ranks, Waits waits) {
   graph = run_pipeline(std::move(graph), options, logger);
-  Plan plan = make_serial_plan(graph, cpu_workspace);
-  return std::make_unique<Executor>(std::move(graph), std::move(plan), cpu_kernel_table(), arena);
+  Plan plan = make_serial_plan(graph, cpu_workspace, waits);
+  return std::make_unique<Executor>(std::move(graph), std::move(plan), cpu_kernel_table(), arena, ranks);
 }
 
 InferenceEngine::InferenceEngine(ModelConfig config, LayerGraph layers, const TensorMap& weights,
-                                 Arena& arena, Logger logger)
+                                 Arena& arena, Logger logger, Mesh mesh, Heartbeat* heartbeat)
     : config_(std::move(config)),
       layers_(std::move(layers)),
       weights_(weights),
       logger_(std::move(logger)),
-      arena_(arena) {}
+      arena_(arena),
+      mesh_(std::move(mesh)),
+      heartbeat_(heartbeat) {}
 
-Executor& InferenceEngine::executor(std::int64_t batch, std::int64_t sequence_length, bool logits,
-                                    bool document_mask) {
-  std::unique_ptr<Executor>& e = executors_[{batch, sequence_length, logits, document_mask}];
-  if (!e) {
-    LowerOptions options;
-    options.batch = batch;
-    options.sequence_length = sequence_length;
-    options.logits = logits;
-    options.document_mask = document_mask;
-    e = compile(lower(config_, layers_, options), arena_, {}, logger_);
-    bind_all(*e, weights_, same_name);
-  }
-  return *e;
+BatchRunner& InferenceEngine::runner(std::int64_t batch, std::int64_t sequence_length, bool logits,
+                                     bool document_mask) {
+  const std::tuple key{batch, sequence_length, logits, document_mask};
+  if (const auto it = runners_.find(key); it != runners_.end()) return it->second;
+  LowerOptions options;
+  options.batch = batch;
+  options.sequence_length = sequence_length;
+  options.logits = logits;
+  options.document_mask = document_mask;
+  const StepSharding sharding{mesh_.position(), false, batch * sequence_length * config_.moe.top_k};
+  auto executor = compile(build_forward_graph(config_, layers_, options, sharding), arena_, {}, logger_,
+                          {&mesh_, heartbeat_});
+  bind_parameters(*executor, weights_);
+  return runners_.emplace(key, BatchRunner(std::move(executor))).first->second;
 }
 
 BatchLoss InferenceEngine::loss(const Batch& batch, std::int64_t sequence_length) {
   const auto sequences = static_cast<std::int64_t>(batch.tokens.size()) / sequence_length;
-  Executor& e = executor(sequences, sequence_length, false, !batch.document_start.empty());
-  bind_batch(e, batch);
-  e.run();
-  return read_loss(e);
+  BatchRunner& r = runner(sequences, sequence_length, false, !batch.document_start.empty());
+  r.set_batch(batch);
+  r.executor().run();
+  return r.read_loss();
 }
 
 TensorView InferenceEngine::logits(std::span<const std::int32_t> tokens, std::int64_t sequence_length) {
-  Executor& e =
-      executor(static_cast<std::int64_t>(tokens.size()) / sequence_length, sequence_length, true, false);
-  const std::vector<std::int32_t> copy(tokens.begin(), tokens.end());
-  e.bind("tokens", view_of(copy));
-  e.run();
-  return e.output("logits");
+  BatchRunner& r =
+      runner(static_cast<std::int64_t>(tokens.size()) / sequence_length, sequence_length, true, false);
+  r.set_batch({{tokens.begin(), tokens.end()}, {}, {}});
+  r.executor().run();
+  return r.executor().output("logits");
+}
+
+RoutedRowsPlan plan_routed_rows(const ModelConfig& config, const TrainEngineOptions& options,
+                                int expert_size) {
+  RoutedRowsPlan plan;
+  if (expert_size == 1 || config.moe.num_experts == 0) return plan;
+  const std::int64_t row_floats = config.hidden_size + 3 * config.moe.expert_size + 1;
+  const std::int64_t layers = std::count(config.moe_layers.begin(), config.moe_layers.end(), true);
+  const std::int64_t bytes_per_row =
+      layers * expert_size * row_floats * static_cast<std::int64_t>(sizeof(float));
+  const std::int64_t per_sequence = options.sequence_length * config.moe.top_k;
+  const std::int64_t all = options.micro_batch * per_sequence;
+  plan.even_rows = (all + expert_size - 1) / expert_size;
+  plan.max_rows = std::min(all, 2 * plan.even_rows);
+  if (options.routed_rows_memory) {
+    plan.max_rows = std::min(all, static_cast<std::int64_t>(*options.routed_rows_memory) / bytes_per_row);
+    if (plan.max_rows < per_sequence)
+      throw UsageError(fmt::format(
+          "schedule.routed_rows_memory is {} bytes; one sequence of {} tokens, all routed to one of {} "
+          "ranks, "
+          "takes {} bytes over {} layers, and no token is ever dropped: allow at least that, or use a "
+          "shorter sequence",
+          *options.routed_rows_memory, options.sequence_length, expert_size, per_sequence * bytes_per_row,
+          layers));
+  }
+  plan.bytes = static_cast<std::uint64_t>(plan.max_rows * bytes_per_row);
+  if (plan.max_rows == all) return plan;
+  plan.fallback_batch = std::max<std::int64_t>(1, plan.max_rows / per_sequence);
+  while (options.micro_batch % plan.fallback_batch != 0) --plan.fallback_batch;
+  plan.fallback_rows = plan.fallback_batch * per_sequence;
+  return plan;
 }
 
 TrainEngine::TrainEngine(const ModelConfig& config, const LayerGraph& layers, TensorMap& weights,
-                         const TrainEngineOptions& options, Arena& arena, const Logger& logger)
-    : optimizer_(options.optimizer), weights_(weights), arena_(arena) {
-  LowerOptions lowering;
-  lowering.batch = options.micro_batch;
-  lowering.sequence_length = options.sequence_length;
-  lowering.balance_loss = options.balance_loss;
-  lowering.document_mask = options.document_mask;
-  const std::vector<ParameterSpec> specs = list_parameters(config);
-  first_ =
-      compile(build_micro_batch_graph(config, layers, lowering, false), arena_, options.pipeline, logger);
-  if (options.accumulate)
-    next_ =
-        compile(build_micro_batch_graph(config, layers, lowering, true), arena_, options.pipeline, logger);
-  update_ = compile(build_update_graph(specs, optimizer_), arena_, options.pipeline, logger);
-
-  gradients_ = make_parameter_tensors(specs);
-  first_moments_ = make_parameter_tensors(specs);
-  second_moments_ = make_parameter_tensors(specs);
+                         const TrainEngineOptions& options, Arena& arena, const Logger& logger, Mesh mesh,
+                         Heartbeat* heartbeat)
+    : config_(config),
+      layers_(layers),
+      options_(options),
+      parameters_(local_parameters(list_parameters(config), mesh.position(), options.zero)),
+      routed_rows_(plan_routed_rows(config, options, mesh.expert().size())),
+      weights_(weights),
+      arena_(arena),
+      logger_(logger),
+      mesh_(std::move(mesh)),
+      heartbeat_(heartbeat) {
+  gradients_ = make_parameter_tensors(specs_of(parameters_));
+  first_moments_ = make_optimizer_tensors(parameters_);
+  second_moments_ = make_optimizer_tensors(parameters_);
   fill_zero(first_moments_);
   fill_zero(second_moments_);
-  for (Executor* e : {first_.get(), next_.get(), update_.get()}) {
-    if (e == nullptr) continue;
-    bind_all(*e, weights_, same_name);
-    bind_all(*e, gradients_, gradient_name);
-  }
-  bind_all(*update_, first_moments_, first_moment_name);
-  bind_all(*update_, second_moments_, second_moment_name);
+  compile_all();
+  check_same_order();
 }
 
-BatchLoss TrainEngine::micro_batch(const Batch& batch, float loss_scale, float balance_scale, bool first) {
-  FARSKIP_CHECK(first || next_, "this engine was made for one micro-batch a step");
-  Executor& e = first ? *first_ : *next_;
-  std::array<float, 2> scales{loss_scale, balance_scale};
-  bind_batch(e, batch);
-  e.bind(kLossScale, view_of(std::span(scales).first(1)));
-  if (e.has_external(kBalanceScale)) e.bind(kBalanceScale, view_of(std::span(scales).last(1)));
-  e.run(times_);
-  return read_loss(e);
+// Everything that a step may need, so that its memory is known before the first one.
+void TrainEngine::compile_all() {
+  const bool reduce = mesh_.world().size() > 1;
+  const auto prepare = [&](std::int64_t sequences, std::int64_t count) {
+    for (std::int64_t i = 0; i < std::min<std::int64_t>(count, 3); ++i)
+      runner({sequences, i > 0, reduce && (i == 2 || i + 1 == count)});
+  };
+  prepare(options_.micro_batch, options_.micro_batches);
+  if (routed_rows_.fallback_batch > 0)
+    prepare(routed_rows_.fallback_batch,
+            options_.micro_batches * options_.micro_batch / routed_rows_.fallback_batch);
+  update_ =
+      compile(build_update_graph(parameters_, {mesh_.position(), options_.zero, 0}, options_.optimizer),
+              arena_, options_.pipeline, logger_, ranks(), options_.overlap ? Waits::late : Waits::at_once);
+  bind_state(*update_);
+  update_->bind(kHyper, {hyper_.data(), DType::f32, Shape{3}});
+}
+
+BatchRunner& TrainEngine::runner(const Variant& variant) {
+  if (const auto it = runners_.find(variant); it != runners_.end()) return it->second;
+  LowerOptions lowering;
+  lowering.batch = variant.sequences;
+  lowering.sequence_length = options_.sequence_length;
+  lowering.balance_loss = options_.balance_loss;
+  lowering.document_mask = options_.document_mask;
+  const bool usual = variant.sequences == options_.micro_batch;
+  const StepSharding sharding{mesh_.position(), options_.zero,
+                              usual ? routed_rows_.max_rows : routed_rows_.fallback_rows};
+  auto executor = compile(
+      build_micro_batch_graph(config_, layers_, lowering, sharding, variant.accumulate, variant.reduce),
+      arena_, options_.pipeline, logger_, ranks(), options_.overlap ? Waits::late : Waits::at_once);
+  bind_state(*executor);
+  return runners_.emplace(variant, BatchRunner(std::move(executor))).first->second;
+}
+
+// Own rows of a tensor are part of its memory: where a graph sums into a shard or gathers from one, nothing
+// is copied.
+void TrainEngine::bind_state(Executor& e) {
+  const auto bind = [&](const std::string& name, const TensorView& view) {
+    if (e.has_external(name)) e.bind(name, view);
+  };
+  const bool is_update = e.has_external(kHyper);
+  for (const LocalParameter& p : parameters_) {
+    const std::string& name = p.spec.name;
+    const TensorView weight = weights_.at(name).view(), gradient = gradients_.at(name).view();
+    const Range all{0, p.spec.num_rows()};
+    bind(name, is_update ? rows_view(weight, all) : weight);
+    bind(own_rows_name(name), rows_view(weight, p.optimizer_rows));
+    bind(gradient_name(name), is_update ? rows_view(gradient, p.optimizer_rows) : gradient);
+    bind(gradient_shard_name(gradient_name(name)), rows_view(gradient, p.optimizer_rows));
+    const Range kept{0, p.optimizer_rows.count};
+    bind(first_moment_name(name), rows_view(first_moments_.at(name).view(), kept));
+    bind(second_moment_name(name), rows_view(second_moments_.at(name).view(), kept));
+  }
+}
+
+// A rank that calls another collective than its peers, or in another order, would hang all of them.
+void TrainEngine::check_same_order() const {
+  std::string text;
+  for (const auto& [variant, runner] : runners_)
+    text += collective_order(runner.executor().graph(), runner.executor().plan());
+  text += collective_order(update_->graph(), update_->plan());
+  const std::vector<std::string> hashes = all_gather_text(mesh_.world(), hash_text(text));
+  for (std::size_t r = 0; r < hashes.size(); ++r)
+    FARSKIP_CHECK(hashes[r] == hashes[0], "ranks 0 and {} would run different collectives", r);
+}
+
+void TrainEngine::run(Executor& executor) {
+  if (!observer_) return executor.run();
+  std::vector<StepTime> times;
+  executor.run(&times);
+  observer_(executor.graph(), times);
+}
+
+BatchLoss TrainEngine::run_micro_batches(std::span<const Batch> batches, float loss_scale,
+                                         float balance_scale) {
+  BatchLoss sum;
+  for (std::size_t i = 0; i < batches.size(); ++i) {
+    const auto sequences = static_cast<std::int64_t>(batches[i].tokens.size()) / options_.sequence_length;
+    const bool last = i + 1 == batches.size();
+    BatchRunner& r = runner({sequences, i > 0, last && mesh_.world().size() > 1});
+    r.set_batch(batches[i]);
+    r.set_scales(loss_scale, balance_scale);
+    run(r.executor());
+    sum += r.read_loss();
+  }
+  return sum;
+}
+
+BatchLoss TrainEngine::sum_over_ranks(const BatchLoss& loss, std::span<double> also_summed) const {
+  BatchLoss sum = loss;
+  std::vector<double> values{loss.loss_sum, loss.num_correct, loss.balance_loss, loss.num_overflows};
+  values.insert(values.end(), also_summed.begin(), also_summed.end());
+  for (const auto& [layer, rows] : loss.expert_rows) values.insert(values.end(), rows.begin(), rows.end());
+  if (heartbeat_ != nullptr) heartbeat_->enter("sums of a step");
+  mesh_.world().all_reduce(std::span(values));
+  if (heartbeat_ != nullptr) heartbeat_->leave();
+  auto at = values.begin();
+  for (double* value : {&sum.loss_sum, &sum.num_correct, &sum.balance_loss, &sum.num_overflows})
+    *value = *at++;
+  for (double& value : also_summed) value = *at++;
+  for (auto& [layer, rows] : sum.expert_rows)
+    for (double& value : rows) value = *at++;
+  return sum;
+}
+
+BatchLoss TrainEngine::compute_gradients(std::span<const Batch> batches, float loss_scale,
+                                         float balance_scale, std::span<double> also_summed) {
+  const std::vector<double> mine(also_summed.begin(), also_summed.end());
+  BatchLoss loss = sum_over_ranks(run_micro_batches(batches, loss_scale, balance_scale), also_summed);
+  if (loss.num_overflows == 0) return loss;
+  ++num_repeated_;
+  std::vector<Batch> parts;
+  for (const Batch& batch : batches)
+    for (std::int64_t first = 0; first < options_.micro_batch; first += routed_rows_.fallback_batch)
+      parts.push_back(part_of_batch(batch, first, routed_rows_.fallback_batch, options_.sequence_length));
+  std::copy(mine.begin(), mine.end(), also_summed.begin());
+  loss = sum_over_ranks(run_micro_batches(parts, loss_scale, balance_scale), also_summed);
+  FARSKIP_CHECK(loss.num_overflows == 0, "routed rows do not fit the worst case");
+  return loss;
 }
 
 float TrainEngine::update(double learning_rate, std::int64_t step) {
   const auto t = static_cast<double>(step);
-  std::array<float, 3> hyper{static_cast<float>(learning_rate),
-                             static_cast<float>(1.0 / (1.0 - std::pow(optimizer_.beta1, t))),
-                             static_cast<float>(1.0 / (1.0 - std::pow(optimizer_.beta2, t)))};
-  update_->bind(kHyper, view_of(std::span(hyper)));
-  update_->run(times_);
+  hyper_ = {static_cast<float>(learning_rate),
+            static_cast<float>(1.0 / (1.0 - std::pow(options_.optimizer.beta1, t))),
+            static_cast<float>(1.0 / (1.0 - std::pow(options_.optimizer.beta2, t)))};
+  run(*update_);
   return *update_->output("grad_norm").as<float>();
 }
 
 MemoryReport TrainEngine::memory() const {
   return {total_bytes(weights_), total_bytes(gradients_),
           total_bytes(first_moments_) + total_bytes(second_moments_), arena_.size()};
+}
+
+double TrainEngine::exposed_seconds() const {
+  double seconds = update_->exposed_seconds();
+  for (const auto& [variant, runner] : runners_) seconds += runner.executor().exposed_seconds();
+  return seconds;
 }
 
 }  // namespace farskip

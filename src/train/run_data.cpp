@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <array>
 
 #include "farskip/base/environment.h"
 #include "farskip/data/text_source.h"
@@ -78,24 +79,37 @@ std::int64_t count_targets(const Batch& batch) {
   return std::count_if(batch.targets.begin(), batch.targets.end(), [](std::int32_t t) { return t >= 0; });
 }
 
+namespace {
+
+/// Sequences that are not counted: a rank that has none left takes part in the others' collectives.
+void pad_batch(Batch& batch, std::int64_t sequences, std::int64_t length, bool document_mask) {
+  const auto size = static_cast<std::size_t>(sequences * length);
+  batch.tokens.resize(size, 0);
+  batch.targets.resize(size, -1);
+  if (document_mask) batch.document_start.resize(size, 0);
+}
+
+}  // namespace
+
 Evaluation evaluate(InferenceEngine& engine, const Sampler& sampler, std::int64_t batch,
                     std::int64_t max_sequences) {
+  const Communicator& world = engine.mesh().world();
   auto sequences = static_cast<std::int64_t>(sampler.samples_per_epoch(0));
   if (max_sequences > 0) sequences = std::min(sequences, max_sequences);
-  Evaluation result;
-  double loss_sum = 0;
-  std::int64_t correct = 0;
-  for (std::int64_t first = 0; first < sequences; first += batch) {
-    const Batch b =
-        read_batch(sampler, static_cast<std::uint64_t>(first), std::min(batch, sequences - first));
+  std::array<double, 3> sums{};  // loss, correct, counted
+  for (std::int64_t first = 0; first < sequences; first += batch * world.size()) {
+    const std::int64_t own = first + batch * world.rank();
+    const std::int64_t count = std::clamp<std::int64_t>(sequences - own, 0, batch);
+    Batch b = read_batch(sampler, static_cast<std::uint64_t>(own), count);
+    if (world.size() > 1)
+      pad_batch(b, batch, sampler.options().sequence_length, sampler.options().document_mask);
     const BatchLoss loss = engine.loss(b, sampler.options().sequence_length);
-    loss_sum += loss.loss_sum;
-    correct += loss.num_correct;
-    result.tokens += count_targets(b);
+    sums[0] += loss.loss_sum;
+    sums[1] += loss.num_correct;
+    sums[2] += static_cast<double>(count_targets(b));
   }
-  result.loss = loss_sum / static_cast<double>(result.tokens);
-  result.accuracy = static_cast<double>(correct) / static_cast<double>(result.tokens);
-  return result;
+  world.all_reduce(std::span<double>(sums));
+  return {sums[0] / sums[2], sums[1] / sums[2], static_cast<std::int64_t>(sums[2])};
 }
 
 }  // namespace farskip

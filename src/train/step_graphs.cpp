@@ -1,6 +1,8 @@
 #include "farskip/train/step_graphs.h"
 
 #include "farskip/autograd/gradient.h"
+#include "farskip/passes/reduce_gradients.h"
+#include "farskip/passes/shard_experts.h"
 
 namespace farskip {
 
@@ -13,10 +15,20 @@ std::string first_moment_name(std::string_view parameter) {
 std::string second_moment_name(std::string_view parameter) {
   return fmt::format("adam.v.{}", parameter);
 }
+std::string own_rows_name(std::string_view parameter) {
+  return fmt::format("own.{}", parameter);
+}
+
+Graph build_forward_graph(const ModelConfig& config, const LayerGraph& layers, const LowerOptions& options,
+                          const StepSharding& sharding) {
+  return shard_experts(lower(config, layers, options),
+                       {.peers = sharding.mesh.expert_size, .max_rows = sharding.max_rows});
+}
 
 Graph build_micro_batch_graph(const ModelConfig& config, const LayerGraph& layers,
-                              const LowerOptions& options, bool accumulate) {
-  Graph graph = lower(config, layers, options);
+                              const LowerOptions& options, const StepSharding& sharding, bool accumulate,
+                              bool reduce) {
+  Graph graph = build_forward_graph(config, layers, options, sharding);
   const TensorType scalar{options.dtype, Shape{1}, {}};
   std::vector<Objective> objectives;
   objectives.push_back({*graph.find_output("loss_sum"),
@@ -25,58 +37,139 @@ Graph build_micro_batch_graph(const ModelConfig& config, const LayerGraph& layer
     objectives.push_back(
         {*balance, graph.add_external(ExternalKind::input, std::string(kBalanceScale), scalar)});
 
-  const std::vector<ParameterSpec> specs = list_parameters(config);
+  const auto local = local_parameters(list_parameters(config), sharding.mesh, sharding.zero);
   std::vector<ValueId> parameters, accumulators;
-  for (const ParameterSpec& spec : specs) {
-    parameters.push_back(*graph.find_external(spec.name));
-    accumulators.push_back(
-        graph.add_external(ExternalKind::state, gradient_name(spec.name), {options.dtype, spec.shape, {}}));
+  std::vector<ReplicatedGradient> replicated;
+  for (const LocalParameter& p : local) {
+    const std::string name = gradient_name(p.spec.name);
+    parameters.push_back(*graph.find_external(p.spec.name));
+    accumulators.push_back(graph.add_external(ExternalKind::state, name, {options.dtype, p.spec.shape, {}}));
+    replicated.push_back({name, p.replicas});
   }
   const std::vector<ValueId> gradients = differentiate(graph, objectives, parameters);
-  for (std::size_t i = 0; i < specs.size(); ++i) {
-    FARSKIP_CHECK(gradients[i], "the loss does not depend on {}", specs[i].name);
+  for (std::size_t i = 0; i < local.size(); ++i) {
+    FARSKIP_CHECK(gradients[i], "the loss does not depend on {}", local[i].spec.name);
     ValueId gradient = gradients[i];
     if (accumulate) {
-      Builder b{graph, {0, 0, specs[i].layer, specs[i].block, Phase::backward}};
+      Builder b{graph, {0, 0, local[i].spec.layer, local[i].spec.block, Phase::backward}};
       gradient = ops::add(b, accumulators[i], gradient);
     }
     graph.add_update(accumulators[i], gradient);
   }
-  return graph;
+  if (!reduce) return graph;
+  return reduce_gradients(graph, replicated, {.mesh = sharding.mesh, .scatter = sharding.zero});
 }
 
-Graph build_update_graph(const std::vector<ParameterSpec>& specs, const OptimizerConfig& optimizer) {
-  Graph graph;
-  Builder b{graph, {0, 0, -1, SubBlock::optimizer, Phase::update}};
-  std::vector<ValueId> gradients;
-  std::vector<ops::AdamWState> states;
-  for (const ParameterSpec& spec : specs) {
-    const TensorType type{DType::f32, spec.shape, {}};
-    const auto state = [&](const std::string& name) {
-      return graph.add_external(ExternalKind::state, name, type);
+namespace {
+
+TensorType matrix_type(const ParameterSpec& spec, std::int64_t rows) {
+  return {DType::f32, spec.shape.rank() == 1 ? Shape{rows} : Shape{rows, spec.row_size()}, {}};
+}
+
+class UpdateGraph {
+ public:
+  UpdateGraph(const std::vector<LocalParameter>& parameters, const StepSharding& sharding,
+              const OptimizerConfig& optimizer)
+      : parameters_(parameters), sharding_(sharding), optimizer_(optimizer) {}
+
+  Graph run() {
+    for (const LocalParameter& p : parameters_) {
+      const auto state = [&](const std::string& name) {
+        return graph_.add_external(ExternalKind::state, name, matrix_type(p.spec, p.optimizer_rows.count));
+      };
+      states_.push_back({state(own_rows_name(p.spec.name)), state(first_moment_name(p.spec.name)),
+                         state(second_moment_name(p.spec.name))});
+      gradients_.push_back(state(gradient_name(p.spec.name)));
+    }
+    const ValueId hyper =
+        graph_.add_external(ExternalKind::input, std::string(kHyper), {DType::f32, Shape{3}, {}});
+    const auto [norm, factor] = ops::clip_factor(b_, sums_of_squares(), optimizer_.clip_grad_norm);
+    graph_.add_output("grad_norm", norm);
+    for (std::size_t i = 0; i < parameters_.size(); ++i) update(i, factor, hyper);
+    for (const MeshAxis axis : {MeshAxis::world, MeshAxis::data}) gather(axis);
+    return std::move(graph_);
+  }
+
+ private:
+  const MeshPosition& mesh() const { return sharding_.mesh; }
+
+  /// Squares of every gradient of the model, each counted once.
+  std::vector<ValueId> sums_of_squares() {
+    const auto over_ranks = [&](ValueId sum, MeshAxis axis) {
+      if (mesh().size(axis) == 1) return sum;
+      return ops::all_reduce(b_, {sum},
+                             {.axis = axis, .size = mesh().size(axis), .rank = mesh().rank(axis)})[0];
     };
-    states.push_back(
-        {state(spec.name), state(first_moment_name(spec.name)), state(second_moment_name(spec.name))});
-    gradients.push_back(state(gradient_name(spec.name)));
+    if (sharding_.zero || mesh().world_size == 1)  // no two ranks have the same rows
+      return {over_ranks(ops::sum_of_squares(b_, gradients_), MeshAxis::world)};
+    std::vector<ValueId> replicated, experts;
+    for (std::size_t i = 0; i < parameters_.size(); ++i)
+      (parameters_[i].spec.is_expert ? experts : replicated).push_back(gradients_[i]);
+    std::vector<ValueId> sums{ops::sum_of_squares(b_, replicated)};
+    if (!experts.empty()) sums.push_back(over_ranks(ops::sum_of_squares(b_, experts), MeshAxis::expert));
+    return sums;
   }
-  const ValueId hyper =
-      graph.add_external(ExternalKind::input, std::string(kHyper), {DType::f32, Shape{3}, {}});
-  const auto [norm, factor] =
-      ops::clip_factor(b, ops::sum_of_squares(b, gradients), optimizer.clip_grad_norm);
-  graph.add_output("grad_norm", norm);
-  for (std::size_t i = 0; i < specs.size(); ++i) {
-    b.scope.layer = specs[i].layer;
-    const bool decays = specs[i].shape.rank() >= 2;
-    const ops::AdamWState next = ops::adamw(b, states[i], gradients[i], factor, hyper,
-                                            {.beta1 = optimizer.beta1,
-                                             .beta2 = optimizer.beta2,
-                                             .eps = optimizer.eps,
-                                             .weight_decay = decays ? optimizer.weight_decay : 0.0});
-    graph.add_update(states[i].parameter, next.parameter);
-    graph.add_update(states[i].m, next.m);
-    graph.add_update(states[i].v, next.v);
+
+  void update(std::size_t i, ValueId factor, ValueId hyper) {
+    const ParameterSpec& spec = parameters_[i].spec;
+    b_.scope.layer = spec.layer;
+    ops::AdamWState& state = states_[i];
+    const ops::AdamWState next =
+        ops::adamw(b_, state, gradients_[i], factor, hyper,
+                   {.beta1 = optimizer_.beta1,
+                    .beta2 = optimizer_.beta2,
+                    .eps = optimizer_.eps,
+                    .weight_decay = spec.shape.rank() >= 2 ? optimizer_.weight_decay : 0.0});
+    graph_.add_update(state.parameter, next.parameter);
+    graph_.add_update(state.m, next.m);
+    graph_.add_update(state.v, next.v);
+    state = next;
   }
-  return graph;
+
+  /// Whole parameters from the rows that each replica has updated, several in one message.
+  void gather(MeshAxis axis) {
+    if (!sharding_.zero || mesh().size(axis) == 1) return;
+    constexpr std::int64_t bucket_elements = std::int64_t{1} << 20;
+    std::vector<ValueId> parts, wholes;
+    ops::Replicas attributes{.axis = axis, .size = mesh().size(axis), .rank = mesh().rank(axis)};
+    std::int64_t elements = 0;
+    const auto close = [&] {
+      if (parts.empty()) return;
+      const auto gathered = ops::all_gather(b_, parts, attributes);
+      for (std::size_t i = 0; i < gathered.size(); ++i) graph_.add_update(wholes[i], gathered[i]);
+      parts.clear();
+      wholes.clear();
+      attributes.rows.clear();
+      elements = 0;
+    };
+    b_.scope.layer = -1;
+    for (std::size_t i = 0; i < parameters_.size(); ++i) {
+      const ParameterSpec& spec = parameters_[i].spec;
+      if (parameters_[i].replicas != axis) continue;
+      if (elements + spec.shape.num_elements() > bucket_elements) close();
+      elements += spec.shape.num_elements();
+      parts.push_back(states_[i].parameter);
+      attributes.rows.push_back(spec.num_rows());
+      wholes.push_back(
+          graph_.add_external(ExternalKind::state, spec.name, matrix_type(spec, spec.num_rows())));
+    }
+    close();
+  }
+
+  const std::vector<LocalParameter>& parameters_;
+  const StepSharding& sharding_;
+  const OptimizerConfig& optimizer_;
+  Graph graph_;
+  Builder b_{graph_, {0, 0, -1, SubBlock::optimizer, Phase::update}};
+  std::vector<ops::AdamWState> states_;
+  std::vector<ValueId> gradients_;
+};
+
+}  // namespace
+
+Graph build_update_graph(const std::vector<LocalParameter>& parameters, const StepSharding& sharding,
+                         const OptimizerConfig& optimizer) {
+  return UpdateGraph(parameters, sharding, optimizer).run();
 }
 
 }  // namespace farskip

@@ -1,5 +1,6 @@
 #include "farskip/train/trainer.h"
 
+#include <array>
 #include <chrono>
 #include <cmath>
 
@@ -22,11 +23,21 @@ double seconds_since(Clock::time_point start) {
 
 }  // namespace
 
-TrainEngineOptions engine_options(const RunConfig& config) {
+TrainEngineOptions engine_options(const RunConfig& config, int world_size) {
+  const std::int64_t at_once = config.train.micro_batch * world_size;
+  if (config.train.global_batch % at_once != 0)
+    throw UsageError(
+        fmt::format("train.global_batch is {}, which {} ranks with a train.micro_batch of {} ({} sequences "
+                    "at once) do not "
+                    "divide; use a multiple of {}, or another micro_batch or number of ranks",
+                    config.train.global_batch, world_size, config.train.micro_batch, at_once, at_once));
   TrainEngineOptions options;
   options.micro_batch = config.train.micro_batch;
   options.sequence_length = config.train.sequence_length;
-  options.accumulate = config.train.global_batch > config.train.micro_batch;
+  options.micro_batches = config.train.global_batch / at_once;
+  options.zero = config.parallel.zero > 0;
+  options.overlap = config.schedule.overlap;
+  options.routed_rows_memory = config.schedule.routed_rows_memory;
   options.document_mask = config.data.document_mask;
   options.balance_loss = config.train.aux_loss > 0;
   options.optimizer = config.train.optimizer;
@@ -45,100 +56,156 @@ void log_memory(const MemoryReport& m, const Logger& logger) {
       mib(m.weights), mib(m.gradients), mib(m.moments), mib(m.arena), mib(m.snapshot), mib(m.total()));
 }
 
+void log_routed_rows(const RoutedRowsPlan& rows, const Logger& logger) {
+  if (rows.max_rows == 0) return;
+  std::string text = fmt::format(
+      "routed rows: room for {} from one rank to one other ({:.2f} times an even share), {:.0f} MiB over all "
+      "layers",
+      rows.max_rows, static_cast<double>(rows.max_rows) / static_cast<double>(rows.even_rows),
+      static_cast<double>(rows.bytes) / (1 << 20));
+  if (rows.fallback_batch > 0)
+    text += fmt::format("; a step with more is repeated {} sequences at a time", rows.fallback_batch);
+  logger.info("{}", text);
+}
+
+/// Rank 0 first, then the others at once: what it leaves on disk they find there.
+template <class F>
+auto rank_zero_first(const Communicator& world, const F& f) {
+  if (world.rank() != 0) world.barrier();
+  auto result = f();
+  if (world.rank() == 0) world.barrier();
+  return result;
+}
+
 class TrainingRun {
  public:
-  TrainingRun(const RunConfig& config, const ModelConfig& model, const Logger& logger)
+  TrainingRun(const RunConfig& config, const ModelConfig& model, const Communicator& world,
+              Heartbeat& heartbeat, const Logger& logger)
       : config_(config),
         model_(model),
+        heartbeat_(heartbeat),
         logger_(logger),
-        folder_(config.run_dir),
-        data_(open_run_data(config, model, logger)),
+        mesh_(world, static_cast<int>(config.parallel.expert)),
+        options_(engine_options(config, world.size())),
         specs_(list_parameters(model)),
-        parameters_(whole_parameters(specs_)),
-        weights_(make_parameter_tensors(specs_)),
+        parameters_(local_parameters(specs_, mesh_.position(), options_.zero)),
+        folder_(world.rank() == 0 ? std::make_unique<RunFolder>(config.run_dir) : nullptr),
+        data_(rank_zero_first(world, [&] { return open_run_data(config, model, logger); })),
+        weights_(make_parameter_tensors(specs_of(parameters_))),
         layers_(rewire_farskip(build_layer_graph(model), model.farskip)),
-        engine_(model, layers_, weights_, engine_options(config), arena_, logger),
-        inference_(model, layers_, weights_, arena_, logger),
-        saver_(folder_.checkpoints(), config.checkpoint.keep, config.checkpoint.async, model, data_.tokenizer,
-               logger, {}, world_),
+        engine_(model, layers_, weights_, options_, arena_, logger, mesh_, &heartbeat),
+        inference_(model, layers_, weights_, arena_, logger, mesh_, &heartbeat),
+        saver_(fs::path(config.run_dir) / "checkpoints", config.checkpoint.keep, config.checkpoint.async,
+               model, data_.tokenizer, logger, mesh_.position(), world),
         flops_per_token_(train_flops_per_token(model, config.train.sequence_length)) {}
 
   TrainResult run() {
     start();
     const StopSignals signals;
-    MetricsFile metrics(folder_.path() / "metrics.jsonl", state_.step);
-    Progress progress(config_.train.steps, state_.step, logger_);
-    while (state_.step < config_.train.steps && !signals.requested()) {
-      const StepMetrics m = step();
-      metrics.append(m);
-      progress.show(m);
-      if (saver_.open() && saver_.written()) saver_.commit();
+    std::optional<MetricsFile> metrics;
+    std::optional<Progress> progress;
+    if (is_first()) {
+      metrics.emplace(folder_->path() / "metrics.jsonl", state_.step);
+      progress.emplace(config_.train.steps, state_.step, logger_);
+    }
+    while (state_.step < config_.train.steps && !stop_requested_) {
+      const StepMetrics m = step(signals);
+      if (metrics) metrics->append(m);
+      if (progress) progress->show(m);
+      if (all_written_) saver_.commit();
       if (config_.checkpoint.every > 0 && state_.step % config_.checkpoint.every == 0) save();
     }
     return finish();
   }
 
  private:
+  bool is_first() const { return world().rank() == 0; }
+  const Communicator& world() const { return mesh_.world(); }
   TrainingTensors tensors() {
     return {parameters_, weights_, engine_.first_moments(), engine_.second_moments()};
   }
 
   void start() {
-    const MachineInfo machine = machine_info();
-    write_text_file(
-        folder_.path() / "config.yaml",
-        resolved_yaml(config_, version(), commit(),
-                      fmt::format("{}, {} cores, {}", machine.processor, machine.cores, machine.system)));
+    if (is_first()) write_resolved_config();
     const ParameterCounts counts = count_parameters(model_);
     logger_.info("{}: {:.2f}M parameters, {:.2f}M active per token; {} layers, {} experts, top {}",
                  model_.family, static_cast<double>(counts.total) * 1e-6,
                  static_cast<double>(counts.active) * 1e-6, model_.num_layers, model_.moe.num_experts,
                  model_.moe.top_k);
+    if (world().size() > 1)
+      logger_.info("{} ranks: experts over {}, data over {}, {} micro-batches a step on each", world().size(),
+                   mesh_.expert().size(), mesh_.data().size(), options_.micro_batches);
     MemoryReport memory = engine_.memory();
     memory.snapshot = saver_.snapshot_bytes(tensors());
     log_memory(memory, logger_);
+    log_routed_rows(engine_.routed_rows(), logger_);
     state_.seed = static_cast<std::uint64_t>(config_.seed);
+    if (!resume()) load_or_initialise();
+  }
+
+  void write_resolved_config() const {
+    const MachineInfo machine = machine_info();
+    write_text_file(
+        folder_->path() / "config.yaml",
+        resolved_yaml(config_, version(), commit(),
+                      fmt::format("{}, {} cores, {}", machine.processor, machine.cores, machine.system)));
+  }
+
+  bool resume() {
+    const fs::path checkpoints = fs::path(config_.run_dir) / "checkpoints";
     if (config_.checkpoint.resume != Resume::never)
       if (const auto resumed =
-              resume_training(folder_.checkpoints(), model_, state_.seed, tensors(), world_, logger_)) {
+              resume_training(checkpoints, model_, state_.seed, tensors(), world(), logger_)) {
         state_ = *resumed;
         saved_step_ = state_.step;
         logger_.info("resumed at step {}", state_.step);
-        return;
+        return true;
       }
     if (config_.checkpoint.resume == Resume::required)
       throw MissingInputError(fmt::format("{}: no checkpoint to resume from (checkpoint.resume: required)",
-                                          folder_.checkpoints().string()));
+                                          checkpoints.string()));
+    return false;
+  }
+
+  void load_or_initialise() {
     if (config_.init_from.empty())
       initialise_weights(weights_, parameters_, state_.seed, model_.initializer_range);
     else
       load_weights(weights_, parameters_, specs_, SafetensorsFolder(config_.init_from));
   }
 
-  StepMetrics step() {
-    const Clock::time_point started = Clock::now();
-    const TrainConfig& t = config_.train;
-    const std::int64_t parts = t.global_batch / t.micro_batch;
+  /// This rank's micro-batches of the step: in each, `micro_batch` consecutive samples a rank.
+  std::vector<Batch> read_batches() const {
+    const std::int64_t count = config_.train.micro_batch;
     std::vector<Batch> batches;
-    std::int64_t counted = 0;
-    for (std::int64_t part = 0; part < parts; ++part) {
-      batches.push_back(read_batch(
-          *data_.train, static_cast<std::uint64_t>(state_.samples + part * t.micro_batch), t.micro_batch));
-      counted += count_targets(batches.back());
+    for (std::int64_t part = 0; part < options_.micro_batches; ++part) {
+      const std::int64_t first = state_.samples + (part * world().size() + world().rank()) * count;
+      batches.push_back(read_batch(*data_.train, static_cast<std::uint64_t>(first), count));
     }
+    return batches;
+  }
+
+  StepMetrics step(const StopSignals& signals) {
+    const Clock::time_point started = Clock::now();
+    const double exposed_before = engine_.exposed_seconds();
+    heartbeat_.begin_step(state_.step + 1);
+    const TrainConfig& t = config_.train;
+    const std::vector<Batch> batches = read_batches();
+    double counted = 0;
+    for (const Batch& batch : batches) counted += static_cast<double>(count_targets(batch));
+    world().all_reduce(std::span(&counted, 1));
+    counted = std::max(counted, 1.0);
+    // What all ranks must know at the end of a step travels with its sums.
+    std::array<double, 2> flags{signals.requested() ? 1.0 : 0.0,
+                                saver_.open() && saver_.written() ? 1.0 : 0.0};
+    const BatchLoss loss = engine_.compute_gradients(
+        batches, static_cast<float>(1.0 / counted),
+        static_cast<float>(t.aux_loss / static_cast<double>(t.global_batch)), flags);
+    stop_requested_ = flags[0] > 0;
+    all_written_ = flags[1] == world().size();
     StepMetrics m;
-    double loss_sum = 0, balance = 0, load = 0;
-    for (std::int64_t part = 0; part < parts; ++part) {
-      const BatchLoss loss = engine_.micro_batch(
-          batches[static_cast<std::size_t>(part)],
-          1.0F / static_cast<float>(std::max<std::int64_t>(counted, 1)),
-          static_cast<float>(t.aux_loss / static_cast<double>(t.global_batch)), part == 0);
-      loss_sum += loss.loss_sum;
-      balance += loss.balance_loss;
-      load = std::max(load, loss.load_max_over_mean);
-    }
     m.learning_rate = learning_rate_at(t.learning_rate, state_.step, t.steps);
-    m.loss = loss_sum / static_cast<double>(std::max<std::int64_t>(counted, 1));
+    m.loss = loss.loss_sum / counted;
     m.grad_norm = engine_.update(m.learning_rate, state_.step + 1);
     check_finite(m);
     state_.step += 1;
@@ -150,9 +217,10 @@ class TrainingRun {
     m.step_seconds = seconds_since(started);
     m.tokens_per_second = static_cast<double>(tokens) / m.step_seconds;
     m.model_tflops = flops_per_token_ * m.tokens_per_second * 1e-12;
+    m.exposed_comm_seconds = engine_.exposed_seconds() - exposed_before;
     m.peak_memory_bytes = peak_resident_bytes();
-    if (load > 0) m.load_max_over_mean = load;
-    if (t.aux_loss > 0) m.aux_loss = balance / static_cast<double>(t.global_batch);
+    describe_load(loss, m);
+    if (t.aux_loss > 0) m.aux_loss = loss.balance_loss / static_cast<double>(t.global_batch);
     if (!data_.validation.empty() && t.validate_every > 0 &&
         (m.step % t.validate_every == 0 || m.step == t.steps))
       m.validation_loss = validation_loss_ = validate();
@@ -160,9 +228,19 @@ class TrainingRun {
     return m;
   }
 
+  void describe_load(const BatchLoss& loss, StepMetrics& m) const {
+    constexpr std::int64_t every = 10;  // steps; the rows of all experts are long
+    m.repeated_steps = engine_.num_repeated();
+    if (loss.expert_rows.empty()) return;
+    m.load_max_over_mean = loss.load_max_over_mean();
+    if (m.step % every == 0 || m.step == config_.train.steps) m.expert_rows = loss.expert_rows;
+  }
+
   // Going on would only spread it. With a norm that is not finite the update changed nothing.
-  void check_finite(const StepMetrics& m) const {
+  // All ranks see the same numbers and come here together, so that a save under way is not lost.
+  void check_finite(const StepMetrics& m) {
     if (std::isfinite(m.loss) && std::isfinite(m.grad_norm)) return;
+    saver_.wait();
     throw Error(
         ExitCode::bad_data,
         fmt::format(
@@ -175,8 +253,11 @@ class TrainingRun {
   // Mean over the tokens of all validation sources, each read once.
   double validate() {
     double loss_sum = 0, tokens = 0;
+    const std::int64_t fallback = engine_.routed_rows().fallback_batch;  // needs no more room than a step
     for (const auto& source : data_.validation) {
-      const Evaluation e = evaluate(inference_, *source, config_.train.micro_batch, 0);
+      heartbeat_.beat();
+      const Evaluation e =
+          evaluate(inference_, *source, fallback > 0 ? fallback : config_.train.micro_batch, 0);
       loss_sum += e.loss * static_cast<double>(e.tokens);
       tokens += static_cast<double>(e.tokens);
     }
@@ -193,18 +274,20 @@ class TrainingRun {
     save();
     saver_.wait();
     const bool early = state_.step < config_.train.steps;
-    folder_.write_exit(early ? "stopped on request" : "done", state_.step, early);
+    if (is_first()) folder_->write_exit(early ? "stopped on request" : "done", state_.step, early);
     return {state_.step, last_loss_, validation_loss_, early};
   }
 
   const RunConfig& config_;
   const ModelConfig& model_;
+  Heartbeat& heartbeat_;
   Logger logger_;
-  RunFolder folder_;
-  RunData data_;
-  Communicator world_ = make_self_communicator();
+  Mesh mesh_;
+  TrainEngineOptions options_;
   std::vector<ParameterSpec> specs_;
   std::vector<LocalParameter> parameters_;
+  std::unique_ptr<RunFolder> folder_;  // of rank 0
+  RunData data_;
   TensorMap weights_;
   LayerGraph layers_;
   Arena arena_;
@@ -214,6 +297,7 @@ class TrainingRun {
   double flops_per_token_;
   TrainingState state_;
   std::int64_t saved_step_ = -1;
+  bool stop_requested_ = false, all_written_ = false;  // agreed by all ranks
   double last_loss_ = 0;
   std::optional<double> validation_loss_;
 };
@@ -228,8 +312,6 @@ void refuse_unsupported(const RunConfig& config) {
   refuse(config.device == DeviceChoice::cuda, "device", "this build has no CUDA backend; use cpu or auto");
   refuse(config.precision == Precision::bf16, "precision", "the CPU computes in fp32; use fp32");
   refuse(config.distill.has_value(), "distill", "this build trains on data only; remove the section");
-  refuse(config.parallel.expert > 1, "parallel.expert", "this build runs on one rank; use 1");
-  refuse(config.parallel.zero > 0, "parallel.zero", "this build runs on one rank; use 0");
   refuse(config.schedule.micro_batches_in_flight > 1, "schedule.micro_batches_in_flight", "use 1");
   refuse(config.schedule.recompute != Recompute::none, "schedule.recompute", "use none");
   refuse(config.train.router_bias_update > 0, "train.router_bias_update",
@@ -238,9 +320,10 @@ void refuse_unsupported(const RunConfig& config) {
   throw UsageError(fmt::format("not supported by this build:\n  {}", fmt::join(problems, "\n  ")));
 }
 
-TrainResult train(const RunConfig& config, const ModelConfig& model, const Logger& logger) {
+TrainResult train(const RunConfig& config, const ModelConfig& model, const Communicator& world,
+                  Heartbeat& heartbeat, const Logger& logger) {
   refuse_unsupported(config);
-  return TrainingRun(config, model, logger).run();
+  return TrainingRun(config, model, world, heartbeat, logger).run();
 }
 
 }  // namespace farskip

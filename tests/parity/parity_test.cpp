@@ -105,7 +105,7 @@ TEST_CASE("every parameter's gradient equals the reference") {
   Arena arena;
   TrainEngine engine(r.config, r.layers(parse_wiring(mode)), weights, options, arena, Logger(LogLevel::off));
   const auto counted = options.micro_batch * (options.sequence_length - 1);
-  engine.micro_batch(batch, 1.0F / static_cast<float>(counted), 0.0F, true);
+  engine.compute_gradients(std::span(&batch, 1), 1.0F / static_cast<float>(counted), 0.0F);
 
   const SafetensorsFile want(r.folder / ("grads." + mode + ".safetensors"));
   const auto pieces = hub_views(engine.gradients(), r.specs);
@@ -137,14 +137,14 @@ TEST_CASE("twenty steps of AdamW follow the reference's losses and gradient norm
   TrainEngineOptions options;
   options.sequence_length = kSequence;
   options.micro_batch = micro_batch;
-  options.accumulate = micro_batch < kBatch;
+  options.micro_batches = kBatch / micro_batch;
   options.optimizer = {.beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.1, .clip_grad_norm = 1.0};
   Arena arena;
   TrainEngine engine(r.config, r.layers(parse_wiring(mode)), weights, options, arena, Logger(LogLevel::off));
   const TokenFile tokens((r.folder / "tokens").string());
   std::int64_t sample = 0;
   for (std::int64_t step = 0; step < 20; ++step) {
-    double loss = 0;
+    std::vector<Batch> batches;
     for (std::int64_t m = 0; m < kBatch / micro_batch; ++m) {
       Batch batch;
       for (std::int64_t i = 0; i < micro_batch; ++i, ++sample) {
@@ -153,9 +153,10 @@ TEST_CASE("twenty steps of AdamW follow the reference's losses and gradient norm
         batch.tokens.insert(batch.tokens.end(), ids.begin(), ids.end() - 1);
         batch.targets.insert(batch.targets.end(), ids.begin() + 1, ids.end());
       }
-      loss += engine.micro_batch(batch, 1.0F / (kBatch * kSequence), 0.0F, m == 0).loss_sum /
-              (kBatch * kSequence);
+      batches.push_back(std::move(batch));
     }
+    const double loss =
+        engine.compute_gradients(batches, 1.0F / (kBatch * kSequence), 0.0F).loss_sum / (kBatch * kSequence);
     const float norm = engine.update(1e-3, step + 1);
     CAPTURE(step);
     CHECK(loss == Catch::Approx(r.numbers["adamw_losses." + mode][step].get<double>()).epsilon(1e-4));

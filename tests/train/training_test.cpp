@@ -63,6 +63,11 @@ std::vector<nlohmann::json> metrics(const fs::path& run_dir) {
   return lines;
 }
 
+TrainResult train(const RunConfig& config, const ModelConfig& model, const Logger& logger) {
+  Heartbeat heartbeat;
+  return train(config, model, make_self_communicator(), heartbeat, logger);
+}
+
 TEST_CASE("training in two halves gives the bytes of training in one piece") {
   const test::TemporaryFolder folder;
   const Run whole = make_run(folder / "whole", {"checkpoint.async=false"});
@@ -256,7 +261,7 @@ moe_intermediate_size: 256
     batch.tokens.push_back(i * 13 % 8192);
     batch.targets.push_back(i * 17 % 8192);
   }
-  engine.micro_batch(batch, 1.0F / 512, 0.0F, true);
+  engine.compute_gradients(std::span(&batch, 1), 1.0F / 512, 0.0F);
   engine.update(1e-3, 1);
   const auto measured = static_cast<double>(resident_bytes() - before);
   CHECK(measured == Catch::Approx(static_cast<double>(engine.memory().total())).epsilon(0.03));

@@ -7,6 +7,7 @@
 #include <string_view>
 #include <tuple>
 
+#include "farskip/comm/mesh.h"
 #include "farskip/graph/graph.h"
 
 namespace farskip {
@@ -38,10 +39,14 @@ struct KernelCall {
   const Shape& out_shape(std::size_t i) const { return outputs[i].shape; }
 };
 
+/// What runs an op: `run`, or for a collective `start` and, once that has been waited for, `finish` (nullptr:
+/// nothing is left to do).
 struct Kernel {
   void (*run)(const KernelCall&) = nullptr;
-  /// Bytes of scratch memory at the bound of the shapes; nullptr: none.
+  /// Bytes of scratch memory at the bound of the shapes; nullptr: none. A collective's lasts until finish.
   std::size_t (*workspace)(const OpTypes&) = nullptr;
+  Pending (*start)(const KernelCall&, const Mesh&) = nullptr;
+  void (*finish)(const KernelCall&) = nullptr;
 };
 
 /// Kernels by (op, dtype of the op's computation, device).

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "farskip/base/mesh_position.h"
 #include "farskip/comm/communicator.h"
 
 namespace farskip {
@@ -14,6 +15,10 @@ class Mesh {
   /// Collective over `world`. Throws UsageError unless `expert_size` divides the world's size.
   Mesh(const Communicator& world, int expert_size);
 
+  MeshPosition position() const { return {world_.size(), world_.rank(), expert_.size()}; }
+  const Communicator& group(MeshAxis axis) const {
+    return axis == MeshAxis::world ? world_ : axis == MeshAxis::expert ? expert_ : data_;
+  }
   const Communicator& world() const { return world_; }
   const Communicator& expert() const { return expert_; }  // this rank's row: same data index
   const Communicator& data() const { return data_; }      // this rank's column: same expert index
@@ -21,5 +26,10 @@ class Mesh {
  private:
   Communicator world_, expert_, data_;
 };
+
+/// The mesh of one rank.
+inline Mesh make_self_mesh() {
+  return {make_self_communicator(), 1};
+}
 
 }  // namespace farskip

@@ -119,8 +119,9 @@ struct Builder {
 /// Copies a graph node by node, so that a pass states only what it changes.
 class GraphCopier {
  public:
-  GraphCopier(const Graph& from, Graph& to);  // copies the externals
-  ValueId operator()(ValueId old) const;      // where a copied value went; none stays none
+  /// Copies the externals, some of them with another type.
+  GraphCopier(const Graph& from, Graph& to, const std::unordered_map<ValueId, TensorType>& retyped = {});
+  ValueId operator()(ValueId old) const;  // where a copied value went; none stays none
   bool has(ValueId old) const { return !old || map_[old.index()]; }
   void map(ValueId old, ValueId now) { map_[old.index()] = now; }
   void copy(NodeId id);

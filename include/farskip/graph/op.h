@@ -60,6 +60,19 @@ struct InPlace {
   std::size_t output, input;
 };
 
+/// Output `output` has as many rows as output `count` (i32[1]) of the same op says, within its bound.
+struct RowCount {
+  std::size_t output, count;
+};
+
+/// How an op treats rows that were routed to experts, when the experts are spread over ranks
+/// (passes/shard.h).
+enum class RoutedRows : std::uint8_t {
+  anywhere,   // not an op on routed rows: reads them where they were made
+  by_expert,  // inputs rows, weights [E, …], offsets [E + 1]: runs where the experts are
+  by_row,     // row by row: runs where its rows are
+};
+
 struct OpDef {
   std::string name;
   Attributes (*parse_attributes)(const FieldTexts&) = &Attributes::parse<NoAttributes>;
@@ -76,6 +89,14 @@ struct OpDef {
   std::vector<InPlace> in_place{};
   /// Optional input that is added to an output (gradient accumulation): output += input.
   std::vector<InPlace> accumulates{};
+  /// Every output i may live in the buffer of input i.
+  bool in_place_each = false;
+  std::vector<RowCount> row_counts{};
+  RoutedRows routed = RoutedRows::anywhere;
+  /// Moves data between ranks: a plan starts it in one step and waits for it in another.
+  bool collective = false;
+
+  bool may_share(std::size_t output, std::size_t input) const;
 };
 
 /// All ops by name. Filled once by register_ops(), then constant.

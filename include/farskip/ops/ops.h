@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "farskip/base/mesh_position.h"
 #include "farskip/graph/graph.h"
 
 namespace farskip::ops {
@@ -268,6 +269,74 @@ struct GroupedMatmul {
 ValueId grouped_matmul(Builder& b, ValueId x, ValueId w, ValueId offsets, GroupedMatmul attributes = {});
 // op "grouped_matmul_wgrad": dy[R, N], x[R, K'], offsets, [accumulate [E, N, K']] → dw[E, N, K'].
 
+// ---- routed_rows.cpp -----------------------------------------------------------------------------
+//
+// Experts spread over P ranks ("peers"), G of them on each (E = P * G). Rows for one peer are bounded by
+// `max_rows`: dim 0 of everything received is P * max_rows, in slabs of one peer each.
+
+struct RowExchange {
+  std::int64_t peers = 1, groups = 1, max_rows = 0;
+  std::int64_t rows = 0;  // R: rows sent by this rank
+  static void fields(auto& self, auto&& f) {
+    f("peers", self.peers);
+    f("groups", self.groups);
+    f("max_rows", self.max_rows);
+    f("rows", self.rows);
+  }
+  friend bool operator==(const RowExchange&, const RowExchange&) = default;
+};
+struct ReceivedRows {
+  ValueId slabs, counts, overflow;
+};
+/// Collective over `expert`. rows[R, H] (or [R]) grouped by expert, offsets i32[E+1] → (slabs [P*max_rows,
+/// H]: slab p holds the rows from rank p, grouped by local expert, counts i32[P*G] of them, overflow i32[1]:
+/// 1 where some peer would have got more than max_rows; what does not fit stays here, and the step must be
+/// repeated with a larger bound).
+ReceivedRows exchange_rows(Builder& b, ValueId rows, ValueId offsets, const RowExchange& attributes);
+/// Collective over `expert`, the way back and the gradient of the above: slabs, counts, offsets → [R, H].
+/// Rows that had not fit are 0.
+ValueId return_rows(Builder& b, ValueId slabs, ValueId counts, ValueId offsets,
+                    const RowExchange& attributes);
+
+struct ExpertOrder {
+  ValueId source, offsets, num_rows;
+};
+/// counts i32[P*G] → (source i32[P*max_rows], row-counted: the row of the slabs that is row r when all rows
+/// are grouped by local expert, peers in order within an expert; offsets i32[G+1]; num_rows i32[1]).
+ExpertOrder order_by_expert(Builder& b, ValueId counts, const RowExchange& attributes);
+
+struct ScatterRows {
+  std::int64_t rows = 0;
+  static void fields(auto& self, auto&& f) { f("rows", self.rows); }
+};
+/// x[N, H] (or [N]), source i32[M] row-counted → [M, H]: out[r] = x[source[r]], counted as source is.
+ValueId gather_rows(Builder& b, ValueId x, ValueId source);
+// op "scatter_rows" {rows}: y[M, H], source → [rows, H]: out[source[r]] = y[r]; other rows are not written.
+// Each is the other's gradient.
+ValueId scatter_rows(Builder& b, ValueId y, ValueId source, std::int64_t rows);
+
+// ---- collective.cpp ------------------------------------------------------------------------------
+//
+// Several tensors at once, as one message a peer. Each is cut by rows (part_of), a vector by elements.
+
+struct Replicas {
+  MeshAxis axis = MeshAxis::world;
+  std::int64_t size = 1, rank = 0;
+  std::vector<std::int64_t> rows{};  // all_gather: of each whole tensor
+  static void fields(auto& self, auto&& f) {
+    f("axis", self.axis);
+    f("size", self.size);
+    f("rank", self.rank);
+    f("rows", self.rows);
+  }
+};
+/// Tensors (f32 or f64) → their sums over the ranks of the axis. In place.
+std::vector<ValueId> all_reduce(Builder& b, std::vector<ValueId> tensors, const Replicas& attributes);
+/// Tensors f32 → this rank's rows of their sums: [count, row size], or [count] of a vector.
+std::vector<ValueId> reduce_scatter(Builder& b, std::vector<ValueId> tensors, const Replicas& attributes);
+/// This rank's rows of several tensors → the whole tensors, [rows, row size] or [rows].
+std::vector<ValueId> all_gather(Builder& b, std::vector<ValueId> parts, const Replicas& attributes);
+
 // ---- loss.cpp ------------------------------------------------------------------------------------
 
 struct LossResult {
@@ -289,9 +358,10 @@ struct ClipFactor {
   double max_norm = 1.0;  // 0: no clipping
   static void fields(auto& self, auto&& f) { f("max_norm", self.max_norm); }
 };
-/// sum_sq f64[1] → (norm f32[1] = sqrt(sum_sq), factor f32[1] = min(1, max_norm / (norm + 1e-6))), as
-/// torch.nn.utils.clip_grad_norm_. A norm that is not finite gives factor 0: the update is then skipped.
-std::pair<ValueId, ValueId> clip_factor(Builder& b, ValueId sum_sq, double max_norm);
+/// sums of squares f64[1] (one or more, added) → (norm f32[1] = sqrt of the sum, factor f32[1] = min(1,
+/// max_norm / (norm + 1e-6))), as torch.nn.utils.clip_grad_norm_. A norm that is not finite gives factor 0:
+/// the update is then skipped.
+std::pair<ValueId, ValueId> clip_factor(Builder& b, std::vector<ValueId> sums, double max_norm);
 
 struct AdamW {
   double beta1 = 0.9, beta2 = 0.95, eps = 1e-8, weight_decay = 0.0;

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "farskip/backend/kernel.h"
+#include "farskip/base/heartbeat.h"
 #include "farskip/schedule/plan.h"
 
 namespace farskip {
@@ -29,42 +30,70 @@ std::size_t cpu_workspace(const OpDef& op, const OpTypes& types);
 /// first output.
 DType kernel_dtype(const OpTypes& types);
 
-struct NodeTime {
+struct StepTime {
   NodeId node;
+  StepKind kind = StepKind::run;
   double seconds = 0;
+};
+
+/// The ranks that collectives speak to, and who is told of every wait for them. Absent: the graph has none.
+struct RankContext {
+  const Mesh* mesh = nullptr;
+  Heartbeat* heartbeat = nullptr;  // may be absent
 };
 
 /// A graph with its plan, made executable: kernels looked up, addresses resolved. Bind every external once
 /// (addresses may be bound again later), then run as often as wanted.
+///
+/// `mesh`: the ranks that collectives speak to; may be nullptr for a graph without any. A collective in
+/// flight is served between the tiles of the kernels that run meanwhile.
 class Executor {
  public:
-  Executor(Graph graph, Plan plan, const KernelTable& kernels, Arena& arena);
+  Executor(Graph graph, Plan plan, const KernelTable& kernels, Arena& arena, RankContext ranks = {});
 
   /// InternalError unless name, dtype and shape are those of an external of the graph.
   void bind(std::string_view external, const TensorView& view);
   bool has_external(std::string_view name) const { return graph_.find_external(name).has_value(); }
   /// Runs every step. With `times`, appends the wall time of each.
-  void run(std::vector<NodeTime>* times = nullptr);
+  void run(std::vector<StepTime>* times = nullptr);
+  /// Time in which this rank could do nothing but communicate (starts, waits), in all runs so far.
+  double exposed_seconds() const { return exposed_seconds_; }
   /// View of a named output; its content is valid until another plan runs in the same arena.
   TensorView output(std::string_view name) const;
   const Graph& graph() const { return graph_; }
   const Plan& plan() const { return plan_; }
 
  private:
+  /// A view whose first dim is only known when the step runs.
+  struct Bounded {
+    TensorView* view;
+    const std::int32_t* count;
+    std::int64_t bound;
+  };
   struct Step {
     const Kernel* kernel;
     const Attributes* attributes;
     std::vector<TensorView> inputs, outputs;
+    std::vector<Bounded> bounded;
+    std::span<std::byte> workspace;
   };
   void resolve();
+  Step resolve_node(std::size_t step);
   TensorView view(ValueId value) const;
+  void run_step(std::size_t step);
+  void run_compute(Step& step);
+  void wait_for(NodeId node);
 
   Graph graph_;
   Plan plan_;
   Arena& arena_;
-  std::vector<const Kernel*> kernels_;
-  std::vector<TensorView> bound_;  // by value id, externals only
-  std::vector<Step> steps_;
+  std::vector<const Kernel*> kernels_;  // by node id
+  std::vector<TensorView> bound_;       // by value id, externals only
+  RankContext ranks_;
+  std::vector<Step> steps_;       // by node id
+  std::vector<Pending> pending_;  // by node id, collectives in flight
+  int num_pending_ = 0;
+  double exposed_seconds_ = 0;
   const std::byte* resolved_for_ = nullptr;  // arena address the steps point into
   bool stale_ = true;
 };

@@ -18,9 +18,14 @@ struct Placement {
   friend bool operator==(const Placement&, const Placement&) = default;
 };
 
+/// A collective takes two steps, everything else one. What a collective reads must stay as it is, and what it
+/// writes must not be touched, from its start to its wait.
+enum class StepKind : std::uint8_t { run, start, wait };
+
 struct PlanStep {
   NodeId node;
-  std::size_t workspace_offset = 0, workspace_bytes = 0;
+  StepKind kind = StepKind::run;
+  std::size_t workspace_offset = 0, workspace_bytes = 0;  // of a collective: from start to wait, at its start
   friend bool operator==(const PlanStep&, const PlanStep&) = default;
 };
 
@@ -38,13 +43,26 @@ struct Plan {
 /// Scratch bytes that a node's kernel asks for (0 where there is none).
 using WorkspaceRule = std::size_t (*)(const OpDef& op, const OpTypes& types);
 
-/// The serial plan: nodes in graph order, one at a time. Always available; every other plan must compute
-/// the same bits.
-Plan make_serial_plan(const Graph& graph, WorkspaceRule workspace);
+/// When the serial plan waits for a collective: at once (nothing runs meanwhile), or just before its first
+/// reader; one without a reader (a gradient reduction) then at the end, at most two of them in flight.
+enum class Waits : std::uint8_t { at_once, late };
 
-/// Throws InternalError naming step and value unless: every node runs once and after what it reads, no
-/// two buffers that are alive together overlap (but where an op declares in-place use), every update ends
-/// in the buffer of its external value, and everything lies inside the arena.
+/// The serial plan: nodes in graph order. Always available; every other plan must compute the same bits.
+Plan make_serial_plan(const Graph& graph, WorkspaceRule workspace, Waits waits = Waits::at_once);
+
+/// Throws InternalError naming step and value unless: every node runs once and after what it reads, a
+/// collective is waited for once and before its results are read, no two buffers that are alive together
+/// overlap (but where an op declares in-place use), every update ends in the buffer of its external value,
+/// and everything lies inside the arena.
 void verify_plan(const Graph& graph, const Plan& plan);
+
+/// First and last step of each node, by node id: the same step, or start and wait.
+struct StepRange {
+  std::size_t first = static_cast<std::size_t>(-1), last = static_cast<std::size_t>(-1);
+};
+std::vector<StepRange> step_ranges(const Graph& graph, const Plan& plan);
+
+/// The collectives in order of their starts, as text that must be the same on every rank of the job.
+std::string collective_order(const Graph& graph, const Plan& plan);
 
 }  // namespace farskip

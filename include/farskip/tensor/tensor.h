@@ -21,6 +21,7 @@ class Shape {
   Shape(std::initializer_list<std::int64_t> dims) : dims_(dims) {}
   explicit Shape(std::vector<std::int64_t> dims) : dims_(std::move(dims)) {}
 
+  void set_dim(std::size_t i, std::int64_t size) { dims_[i] = size; }
   std::size_t rank() const { return dims_.size(); }
   std::int64_t operator[](std::size_t i) const { return dims_[i]; }
   std::int64_t back() const { return dims_.back(); }

@@ -1,6 +1,8 @@
 #pragma once
 // A model ready to run on this machine: weights, the graphs of a step turned into plans, one arena.
 
+#include <array>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -8,6 +10,7 @@
 #include <vector>
 
 #include "farskip/base/log.h"
+#include "farskip/comm/mesh.h"
 #include "farskip/passes/pipeline.h"
 #include "farskip/runtime/executor.h"
 #include "farskip/train/step_graphs.h"
@@ -21,16 +24,40 @@ struct Batch {
   std::vector<std::int32_t> document_start;   // [B*S] or empty
 };
 
+/// Sums over the batches that were run, on this rank or over all of them.
 struct BatchLoss {
-  double loss_sum = 0;            // Σ over counted tokens, nats
-  std::int64_t num_correct = 0;   // counted tokens whose target has the largest logit
-  double balance_loss = 0;        // Σ over layers and sequences
-  double load_max_over_mean = 0;  // largest over layers: rows of the busiest expert over the mean
+  double loss_sum = 0;       // Σ over counted tokens, nats
+  double num_correct = 0;    // counted tokens whose target has the largest logit
+  double balance_loss = 0;   // Σ over layers and sequences
+  double num_overflows = 0;  // batches in which routed rows did not fit: all other numbers are then void
+  std::map<int, std::vector<double>> expert_rows;  // by layer: rows routed to each expert
+
+  /// Largest over layers: rows of the busiest expert over the mean.
+  double load_max_over_mean() const;
+  BatchLoss& operator+=(const BatchLoss& other);
 };
 
 /// Graph → passes → serial plan → executor.
 std::unique_ptr<Executor> compile(Graph graph, Arena& arena, const PipelineOptions& options,
-                                  const Logger& logger);
+                                  const Logger& logger, RankContext ranks = {}, Waits waits = Waits::at_once);
+
+/// An executor of a graph over batches, with the buffers that its inputs are bound to.
+class BatchRunner {
+ public:
+  explicit BatchRunner(std::unique_ptr<Executor> executor);
+  void set_batch(const Batch& batch);
+  void set_scales(float loss_scale, float balance_scale);
+  Executor& executor() { return *executor_; }
+  const Executor& executor() const { return *executor_; }
+  BatchLoss read_loss() const;
+
+ private:
+  void bind(std::string_view name, std::vector<std::int32_t>& values);
+
+  std::unique_ptr<Executor> executor_;
+  std::vector<std::int32_t> tokens_, targets_, document_start_;
+  float loss_scale_ = 0, balance_scale_ = 0;
+};
 
 /// Bytes that a run takes above the program itself.
 struct MemoryReport {
@@ -40,65 +67,122 @@ struct MemoryReport {
 };
 
 /// Forward-only use of a model (evaluation, logits). Plans are made on first use of a batch shape. The arena
-/// may serve other engines too: results in it are valid until any of them runs.
+/// may serve other engines too: results in it are valid until any of them runs. Where experts are spread over
+/// ranks, all of them call together, with batches of one shape; buffers are made for the worst routing.
 class InferenceEngine {
  public:
   InferenceEngine(ModelConfig config, LayerGraph layers, const TensorMap& weights, Arena& arena,
-                  Logger logger);
+                  Logger logger, Mesh mesh = make_self_mesh(), Heartbeat* heartbeat = nullptr);
 
   const ModelConfig& config() const { return config_; }
+  const Mesh& mesh() const { return mesh_; }
   BatchLoss loss(const Batch& batch, std::int64_t sequence_length);
   /// logits[B*S, V], valid until the next call.
   TensorView logits(std::span<const std::int32_t> tokens, std::int64_t sequence_length);
 
  private:
-  Executor& executor(std::int64_t batch, std::int64_t sequence_length, bool logits, bool document_mask);
+  BatchRunner& runner(std::int64_t batch, std::int64_t sequence_length, bool logits, bool document_mask);
 
   ModelConfig config_;
   LayerGraph layers_;
   const TensorMap& weights_;
   Logger logger_;
   Arena& arena_;
-  std::map<std::tuple<std::int64_t, std::int64_t, bool, bool>, std::unique_ptr<Executor>> executors_;
+  Mesh mesh_;
+  Heartbeat* heartbeat_;
+  std::map<std::tuple<std::int64_t, std::int64_t, bool, bool>, BatchRunner> runners_;
 };
 
 struct TrainEngineOptions {
   std::int64_t micro_batch = 1, sequence_length = 1;
-  bool accumulate = false;  // more than one micro-batch a step
+  std::int64_t micro_batches = 1;  // of this rank in a step
   bool document_mask = false;
   bool balance_loss = false;
   OptimizerConfig optimizer;
   PipelineOptions pipeline;
+  bool zero = false;
+  bool overlap = true;                              // collectives are waited for late
+  std::optional<std::uint64_t> routed_rows_memory;  // bytes; absent: room for twice an even share
 };
+
+/// How many routed rows one rank may send to one other, and what is done when a batch has more.
+struct RoutedRowsPlan {
+  std::int64_t even_rows = 0;       // if all experts were equally busy
+  std::int64_t max_rows = 0;        // in the usual plan
+  std::int64_t fallback_batch = 0;  // sequences at once when that does not hold; 0: it always holds
+  std::int64_t fallback_rows = 0;
+  std::uint64_t bytes = 0;  // of routed activations that the usual plan keeps for the backward
+};
+/// UsageError when `routed_rows_memory` is too small for one sequence that is routed to one rank entirely.
+RoutedRowsPlan plan_routed_rows(const ModelConfig& config, const TrainEngineOptions& options,
+                                int expert_size);
 
 /// Training use: gradients and moments beside the weights.
 class TrainEngine {
  public:
+  /// `weights`: of local_parameters() at the mesh's position. Collective.
   TrainEngine(const ModelConfig& config, const LayerGraph& layers, TensorMap& weights,
-              const TrainEngineOptions& options, Arena& arena, const Logger& logger);
+              const TrainEngineOptions& options, Arena& arena, const Logger& logger,
+              Mesh mesh = make_self_mesh(), Heartbeat* heartbeat = nullptr);
 
-  /// Forward and backward of one micro-batch. `first`: gradients are written, otherwise added to.
-  BatchLoss micro_batch(const Batch& batch, float loss_scale, float balance_scale, bool first);
+  /// Forward and backward of this rank's micro-batches of a step, gradients summed over ranks. Collective.
+  /// Returns sums over all ranks; `also_summed` is summed over ranks in the same message. When routed rows do
+  /// not fit anywhere, the step is repeated in smaller parts by all ranks.
+  BatchLoss compute_gradients(std::span<const Batch> batches, float loss_scale, float balance_scale,
+                              std::span<double> also_summed = {});
   /// Clip and AdamW with the 1-based step number of the moments. Returns the gradient norm before clipping;
-  /// when that is not finite nothing was changed.
+  /// when that is not finite nothing was changed. Collective.
   float update(double learning_rate, std::int64_t step);
 
+  const std::vector<LocalParameter>& parameters() const { return parameters_; }
+  const RoutedRowsPlan& routed_rows() const { return routed_rows_; }
+  /// Steps that were repeated because routed rows did not fit.
+  std::int64_t num_repeated() const { return num_repeated_; }
+  /// Of this rank's micro-batches until compute_gradients has summed them; then of the whole step, but with
+  /// ZeRO only in the rows that this rank updates.
   const TensorMap& gradients() const { return gradients_; }
   TensorMap& first_moments() { return first_moments_; }
   TensorMap& second_moments() { return second_moments_; }
   MemoryReport memory() const;
-  const Executor& micro_batch_executor() const { return *first_; }
-  const Executor& update_executor() const { return *update_; }
-  /// Seconds of each node of the last micro_batch() or update() call while set; nullptr turns it off.
-  void record_times(std::vector<NodeTime>* times) { times_ = times; }
+  /// Time in which this rank could do nothing but communicate, since the start.
+  double exposed_seconds() const;
+  /// Called after each executed plan with its graph and the seconds of its steps; an empty function turns
+  /// the measuring off.
+  using Observer = std::function<void(const Graph&, const std::vector<StepTime>&)>;
+  void observe(Observer observer) { observer_ = std::move(observer); }
 
  private:
-  OptimizerConfig optimizer_;
+  /// Which micro-batch graph: sequences in it, gradients added to what is there, and summed over ranks.
+  struct Variant {
+    std::int64_t sequences;
+    bool accumulate, reduce;
+    auto operator<=>(const Variant&) const = default;
+  };
+  BatchRunner& runner(const Variant& variant);
+  BatchLoss run_micro_batches(std::span<const Batch> batches, float loss_scale, float balance_scale);
+  BatchLoss sum_over_ranks(const BatchLoss& loss, std::span<double> also_summed) const;
+  void bind_state(Executor& executor);
+  void run(Executor& executor);
+  void compile_all();
+  void check_same_order() const;
+  RankContext ranks() const { return {&mesh_, heartbeat_}; }
+
+  ModelConfig config_;
+  LayerGraph layers_;
+  TrainEngineOptions options_;
+  std::vector<LocalParameter> parameters_;
+  RoutedRowsPlan routed_rows_;
   TensorMap& weights_;
   TensorMap gradients_, first_moments_, second_moments_;
   Arena& arena_;
-  std::unique_ptr<Executor> first_, next_, update_;
-  std::vector<NodeTime>* times_ = nullptr;
+  Logger logger_;
+  Mesh mesh_;
+  Heartbeat* heartbeat_;
+  std::map<Variant, BatchRunner> runners_;
+  std::unique_ptr<Executor> update_;
+  std::array<float, 3> hyper_{};
+  std::int64_t num_repeated_ = 0;
+  Observer observer_;
 };
 
 }  // namespace farskip

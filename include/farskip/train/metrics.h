@@ -2,8 +2,10 @@
 // What a run says while it trains: metrics.jsonl, and a progress line or log lines.
 
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "farskip/base/file.h"
 #include "farskip/base/log.h"
@@ -20,6 +22,8 @@ struct StepMetrics {
   std::uint64_t peak_memory_bytes = 0;
   std::optional<double> validation_loss, aux_loss, load_max_over_mean;
   std::int64_t dropped_tokens = 0;
+  std::int64_t repeated_steps = 0;                 // so far: steps whose routed rows did not fit at first
+  std::map<int, std::vector<double>> expert_rows;  // by layer, rows of each expert; empty on most steps
 
   /// One JSON object, keys as docs/configuration.md lists them.
   std::string json() const;

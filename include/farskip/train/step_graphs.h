@@ -1,11 +1,19 @@
 #pragma once
 // The graphs of a training step. One micro-batch is a graph (forward, backward, gradients added to their
-// accumulators), the update another; a validation batch is the forward alone.
+// accumulators, the last one also sums them over replicas), the update another; a validation batch is the
+// forward alone.
 
 #include "farskip/config/run_config.h"
 #include "farskip/model/lower.h"
 
 namespace farskip {
+
+/// How a step is spread over ranks.
+struct StepSharding {
+  MeshPosition mesh;
+  bool zero = false;          // optimizer state is dealt out to the replicas of a parameter (ZeRO-1)
+  std::int64_t max_rows = 0;  // routed rows from one rank to one other; not used where expert_size is 1
+};
 
 /// Names of externals beside tokens, targets and parameters.
 inline constexpr std::string_view kLossScale = "loss_scale";        // f32[1]: weight of each counted token
@@ -14,14 +22,26 @@ inline constexpr std::string_view kHyper = "hyper";                 // f32[3], s
 std::string gradient_name(std::string_view parameter);
 std::string first_moment_name(std::string_view parameter);
 std::string second_moment_name(std::string_view parameter);
+/// In the update graph: the rows of a parameter that this rank updates.
+std::string own_rows_name(std::string_view parameter);
+
+/// lower(), with the experts split. Parameters have the shapes of local_parameters().
+Graph build_forward_graph(const ModelConfig& config, const LayerGraph& layers, const LowerOptions& options,
+                          const StepSharding& sharding);
 
 /// Forward and backward of one micro-batch. The gradient of each parameter is state under gradient_name:
-/// with `accumulate` the new value is old + gradient, otherwise the gradient. Outputs as lower() has them.
+/// with `accumulate` the new value is old + gradient, otherwise the gradient. With `reduce` it is then summed
+/// over the replicas (passes/reduce_gradients.h). Outputs as build_forward_graph() has them.
 Graph build_micro_batch_graph(const ModelConfig& config, const LayerGraph& layers,
-                              const LowerOptions& options, bool accumulate);
+                              const LowerOptions& options, const StepSharding& sharding, bool accumulate,
+                              bool reduce);
 
 /// Clip and AdamW over all parameters (decay on tensors of rank >= 2 as the hub counts ranks: an expert's
-/// matrices, not norms). Parameters and moments are state. Output "grad_norm" f32[1], before clipping.
-Graph build_update_graph(const std::vector<ParameterSpec>& specs, const OptimizerConfig& optimizer);
+/// matrices, not norms). All tensors are seen as matrices [rows, row size], vectors as they are; state, and
+/// only the optimizer_rows of each: own_rows_name, gradient_name and the moments. Where these are not all
+/// rows, the whole parameter (under its name) is then put together from all replicas. Output "grad_norm"
+/// f32[1], over all ranks, before clipping.
+Graph build_update_graph(const std::vector<LocalParameter>& parameters, const StepSharding& sharding,
+                         const OptimizerConfig& optimizer);
 
 }  // namespace farskip

@@ -4,6 +4,7 @@
 #include <memory>
 #include <optional>
 
+#include "farskip/base/heartbeat.h"
 #include "farskip/config/run_config.h"
 #include "farskip/data/sampler.h"
 #include "farskip/train/engine.h"
@@ -28,7 +29,8 @@ struct Evaluation {
   double accuracy = 0;  // share of counted tokens with the target on top
   std::int64_t tokens = 0;
 };
-/// One pass over a source in order, at most `max_sequences` (0: all of them).
+/// One pass over a source in order, at most `max_sequences` (0: all of them), `batch` at a time on each rank
+/// of the engine. Collective; the same on every rank.
 Evaluation evaluate(InferenceEngine& engine, const Sampler& sampler, std::int64_t batch,
                     std::int64_t max_sequences);
 
@@ -39,13 +41,16 @@ struct TrainResult {
   bool stopped_early = false;  // on request: a checkpoint was saved, the run can be resumed
 };
 
-/// What the configuration says about the engine.
-TrainEngineOptions engine_options(const RunConfig& config);
+/// What the configuration says about the engine on each of `world_size` ranks. UsageError unless the batch
+/// can be dealt out to them evenly.
+TrainEngineOptions engine_options(const RunConfig& config, int world_size);
 
 /// What the configuration asks for and this build cannot do, as one UsageError naming each key.
 void refuse_unsupported(const RunConfig& config);
 
 /// Trains to the end, or until a stop signal. `model` is the architecture that the configuration names.
-TrainResult train(const RunConfig& config, const ModelConfig& model, const Logger& logger);
+/// Collective over `world`, the ranks of the job.
+TrainResult train(const RunConfig& config, const ModelConfig& model, const Communicator& world,
+                  Heartbeat& heartbeat, const Logger& logger);
 
 }  // namespace farskip

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "farskip/backend/cpu/progress.h"
+
 namespace farskip::cpu {
 namespace {
 
@@ -147,6 +149,7 @@ void multiply_tile(bool transpose_a, bool transpose_b, std::int64_t m, std::int6
       const std::int64_t rows = std::min(kBlockRows, m - i);
       pack_rows(transpose_a, rows, depth, transpose_a ? a + p * lda + i : a + i * lda + p, lda, a_packed);
       multiply_packed(rows, n, depth, a_packed, b_packed, accumulate || p > 0, c + i * ldc, ldc);
+      poll_progress();  // a whole tile may take tens of milliseconds
     }
   }
   if (k == 0 && !accumulate)

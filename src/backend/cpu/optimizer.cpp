@@ -51,7 +51,9 @@ void run_sum_of_squares(const KernelCall& call) {
 
 void run_clip_factor(const KernelCall& call) {
   const double max_norm = call.get<ops::ClipFactor>().max_norm;
-  const double norm = std::sqrt(call.in<double>(0)[0]);
+  double sum = 0;
+  for (std::size_t i = 0; i < call.inputs.size(); ++i) sum += call.in<double>(i)[0];
+  const double norm = std::sqrt(sum);
   call.out(0)[0] = static_cast<float>(norm);
   if (!std::isfinite(norm)) {
     call.out(1)[0] = 0.0F;

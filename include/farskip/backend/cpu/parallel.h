@@ -9,6 +9,8 @@
 #include <cstdint>
 #include <exception>
 
+#include "farskip/backend/cpu/progress.h"
+
 namespace farskip::cpu {
 
 /// f(i) for every i in [0, n), each once, in any order, on any thread. Tiles are handed out one by one, so
@@ -33,7 +35,10 @@ void parallel_for(std::int64_t n, const F& f) {
   {
     omp_set_num_threads(1);
 #pragma omp for schedule(dynamic, 1)
-    for (std::int64_t i = 0; i < n; ++i) run(i);
+    for (std::int64_t i = 0; i < n; ++i) {
+      run(i);
+      poll_progress();
+    }
   }
   if (error) std::rethrow_exception(error);
 }

@@ -1,0 +1,114 @@
+// Sums over replicas, and tensors put together from the rows that each replica keeps.
+#include "farskip/ops/ops.h"
+#include "farskip/ops/rules.h"
+
+namespace farskip {
+
+using namespace ops;
+
+namespace {
+
+constexpr std::size_t kMostTensors = 4096;
+
+std::int64_t row_size(const Shape& shape) {
+  return shape.rank() == 1 ? 1 : shape.back();
+}
+std::int64_t num_rows(const Shape& shape) {
+  return shape.rank() == 1 ? shape[0] : shape.num_rows();
+}
+Shape rows_of(const Shape& shape, std::int64_t rows) {
+  return shape.rank() == 1 ? Shape{rows} : Shape{rows, shape.back()};
+}
+
+double total_bytes(std::span<const TensorType> types) {
+  double bytes = 0;
+  for (const TensorType& type : types) bytes += static_cast<double>(type.num_bytes());
+  return bytes;
+}
+double total_bytes(std::span<const TensorType* const> types) {
+  double bytes = 0;
+  for (const TensorType* type : types) bytes += static_cast<double>(type->num_bytes());
+  return bytes;
+}
+/// Share of the data that a rank sends in one half of an all-reduce.
+double sent_share(const OpTypes& t) {
+  const auto size = static_cast<double>(t.get<Replicas>().size);
+  return (size - 1) / size;
+}
+
+std::vector<TensorType> reduce_scatter_types(const OpTypes& t) {
+  const auto& a = t.get<Replicas>();
+  std::vector<TensorType> out;
+  for (std::size_t i = 0; i < t.inputs.size(); ++i) {
+    const Range own = part_of(num_rows(t.shape(i)), static_cast<int>(a.size), static_cast<int>(a.rank));
+    out.push_back({t.in(i).dtype, rows_of(t.shape(i), own.count), {}});
+  }
+  return out;
+}
+
+std::vector<TensorType> all_gather_types(const OpTypes& t) {
+  const auto& a = t.get<Replicas>();
+  FARSKIP_SHAPE(a.rows.size() == t.inputs.size(), "all_gather", t);
+  std::vector<TensorType> out;
+  for (std::size_t i = 0; i < t.inputs.size(); ++i) {
+    const Range own = part_of(a.rows[i], static_cast<int>(a.size), static_cast<int>(a.rank));
+    FARSKIP_SHAPE(
+        num_rows(t.shape(i)) == own.count && t.shape(i).num_elements() == own.count * row_size(t.shape(i)),
+        "all_gather", t);
+    out.push_back({t.in(i).dtype, rows_of(t.shape(i), a.rows[i]), {}});
+  }
+  return out;
+}
+
+}  // namespace
+
+void register_collective(OpTable& table);
+void register_collective(OpTable& table) {
+  table.add({.name = "all_reduce",
+             .parse_attributes = &Attributes::parse<Replicas>,
+             .min_inputs = 1,
+             .max_inputs = kMostTensors,
+             .infer = [](const OpTypes& t) -> std::vector<TensorType> {
+               std::vector<TensorType> out;
+               for (const TensorType* type : t.inputs) out.push_back(like(*type));
+               return out;
+             },
+             .cost = [](const OpTypes& t) -> OpCost {
+               return {.wire_bytes = 2 * sent_share(t) * total_bytes(t.inputs)};
+             },
+             .in_place_each = true,
+             .collective = true});
+
+  table.add({.name = "reduce_scatter",
+             .parse_attributes = &Attributes::parse<Replicas>,
+             .min_inputs = 1,
+             .max_inputs = kMostTensors,
+             .infer = reduce_scatter_types,
+             .cost = [](const OpTypes& t) -> OpCost {
+               return {.wire_bytes = sent_share(t) * total_bytes(t.inputs)};
+             },
+             .collective = true});
+
+  table.add({.name = "all_gather",
+             .parse_attributes = &Attributes::parse<Replicas>,
+             .min_inputs = 1,
+             .max_inputs = kMostTensors,
+             .infer = all_gather_types,
+             .cost = [](const OpTypes& t) -> OpCost {
+               return {.wire_bytes = sent_share(t) * total_bytes(t.outputs)};
+             },
+             .collective = true});
+}
+
+namespace ops {
+std::vector<ValueId> all_reduce(Builder& b, std::vector<ValueId> tensors, const Replicas& attributes) {
+  return b.emit("all_reduce", attributes, std::move(tensors));
+}
+std::vector<ValueId> reduce_scatter(Builder& b, std::vector<ValueId> tensors, const Replicas& attributes) {
+  return b.emit("reduce_scatter", attributes, std::move(tensors));
+}
+std::vector<ValueId> all_gather(Builder& b, std::vector<ValueId> parts, const Replicas& attributes) {
+  return b.emit("all_gather", attributes, std::move(parts));
+}
+}  // namespace ops
+}  // namespace farskip

@@ -1,0 +1,113 @@
+#include "farskip/passes/reduce_gradients.h"
+
+#include <algorithm>
+#include <map>
+
+#include "farskip/ops/ops.h"
+
+namespace farskip {
+namespace {
+
+struct Gradient {
+  std::string name;
+  ValueId accumulator, value;
+  NodeId producer;
+};
+struct Bucket {
+  MeshAxis axis = MeshAxis::world;
+  std::vector<Gradient> gradients;
+  std::size_t bytes = 0;
+};
+
+class Reducer {
+ public:
+  Reducer(const Graph& graph, const ReductionOptions& options) : graph_(graph), options_(options) {}
+
+  Graph run(std::span<const ReplicatedGradient> gradients) {
+    for (const MeshAxis axis : {MeshAxis::world, MeshAxis::data})
+      if (options_.mesh.size(axis) > 1) make_buckets(gradients, axis);
+    Graph out(graph_.ops());
+    GraphCopier copy(graph_, out);
+    std::vector<StateUpdate> updates;
+    for (std::size_t n = 0; n < graph_.nodes().size(); ++n) {
+      copy.copy(NodeId(n));
+      const auto [first, last] = buckets_.equal_range(NodeId(n));
+      for (auto it = first; it != last; ++it) reduce(it->second, out, copy, updates);
+    }
+    copy.finish();
+    for (const StateUpdate& u : updates) out.add_update(u.from, u.to);
+    return out;
+  }
+
+ private:
+  void make_buckets(std::span<const ReplicatedGradient> gradients, MeshAxis axis) {
+    std::vector<Gradient> list;
+    for (const ReplicatedGradient& g : gradients) {
+      if (g.replicas != axis) continue;
+      const ValueId accumulator = *graph_.find_external(g.accumulator);
+      const auto update = std::find_if(graph_.updates().begin(), graph_.updates().end(),
+                                       [&](const StateUpdate& u) { return u.from == accumulator; });
+      FARSKIP_CHECK(update != graph_.updates().end() && graph_.value(update->to).producer,
+                    "{} gets no new value", g.accumulator);
+      list.push_back({g.accumulator, accumulator, update->to, graph_.value(update->to).producer});
+    }
+    std::stable_sort(list.begin(), list.end(),
+                     [](const Gradient& a, const Gradient& b) { return a.producer < b.producer; });
+    Bucket bucket{axis, {}, 0};
+    for (Gradient& g : list) {
+      const std::size_t bytes = graph_.type(g.value).num_bytes();
+      if (bytes >= options_.bucket_bytes) {
+        close({axis, {g}, bytes});
+        continue;
+      }
+      bucket.bytes += bytes;
+      bucket.gradients.push_back(std::move(g));
+      if (bucket.bytes < options_.bucket_bytes) continue;
+      close(std::move(bucket));
+      bucket = {axis, {}, 0};
+    }
+    if (!bucket.gradients.empty()) close(std::move(bucket));
+  }
+
+  void close(Bucket bucket) {
+    const NodeId last = bucket.gradients.back().producer;
+    buckets_.emplace(last, std::move(bucket));
+  }
+
+  void reduce(const Bucket& bucket, Graph& out, GraphCopier& copy, std::vector<StateUpdate>& updates) const {
+    const MeshPosition& mesh = options_.mesh;
+    const ops::Replicas attributes{
+        .axis = bucket.axis, .size = mesh.size(bucket.axis), .rank = mesh.rank(bucket.axis)};
+    Builder b{out, graph_.node(bucket.gradients.back().producer).scope};
+    std::vector<ValueId> values;
+    for (const Gradient& g : bucket.gradients) values.push_back(copy(g.value));
+    if (!options_.scatter) {
+      const auto sums = ops::all_reduce(b, values, attributes);
+      for (std::size_t i = 0; i < sums.size(); ++i) copy.map(bucket.gradients[i].value, sums[i]);
+      return;
+    }
+    const auto sums = ops::reduce_scatter(b, values, attributes);
+    for (std::size_t i = 0; i < sums.size(); ++i)
+      updates.push_back({out.add_external(ExternalKind::state, gradient_shard_name(bucket.gradients[i].name),
+                                          out.type(sums[i])),
+                         sums[i]});
+  }
+
+  const Graph& graph_;
+  const ReductionOptions& options_;
+  std::multimap<NodeId, Bucket> buckets_;  // by the node that completes them
+};
+
+}  // namespace
+
+Graph reduce_gradients(const Graph& graph, std::span<const ReplicatedGradient> gradients,
+                       const ReductionOptions& options) {
+  if (options.mesh.world_size == 1) return graph;
+  return Reducer(graph, options).run(gradients);
+}
+
+std::string gradient_shard_name(std::string_view accumulator) {
+  return fmt::format("shard.{}", accumulator);
+}
+
+}  // namespace farskip

@@ -1,0 +1,88 @@
+#include <algorithm>
+
+#include "farskip/train/engine.h"
+
+namespace farskip {
+namespace {
+
+constexpr std::string_view kOffsets = "expert_offsets.", kOverflow = "row_overflow.";
+
+std::vector<double> rows_by_expert(const TensorView& offsets) {
+  const auto* at = offsets.as<std::int32_t>();
+  std::vector<double> rows;
+  for (std::int64_t e = 0; e + 1 < offsets.num_elements(); ++e) rows.push_back(at[e + 1] - at[e]);
+  return rows;
+}
+
+}  // namespace
+
+double BatchLoss::load_max_over_mean() const {
+  double load = 0;
+  for (const auto& [layer, rows] : expert_rows) {
+    double sum = 0, busiest = 0;
+    for (const double r : rows) {
+      sum += r;
+      busiest = std::max(busiest, r);
+    }
+    if (sum > 0) load = std::max(load, busiest * static_cast<double>(rows.size()) / sum);
+  }
+  return load;
+}
+
+BatchLoss& BatchLoss::operator+=(const BatchLoss& other) {
+  loss_sum += other.loss_sum;
+  num_correct += other.num_correct;
+  balance_loss += other.balance_loss;
+  num_overflows += other.num_overflows;
+  for (const auto& [layer, rows] : other.expert_rows) {
+    std::vector<double>& sum = expert_rows[layer];
+    sum.resize(rows.size());
+    for (std::size_t e = 0; e < rows.size(); ++e) sum[e] += rows[e];
+  }
+  return *this;
+}
+
+BatchRunner::BatchRunner(std::unique_ptr<Executor> executor) : executor_(std::move(executor)) {}
+
+void BatchRunner::bind(std::string_view name, std::vector<std::int32_t>& values) {
+  executor_->bind(name, {values.data(), DType::i32, Shape{static_cast<std::int64_t>(values.size())}});
+}
+
+void BatchRunner::set_batch(const Batch& batch) {
+  const auto set = [&](std::string_view name, std::vector<std::int32_t>& buffer,
+                       const std::vector<std::int32_t>& values) {
+    if (!executor_->has_external(name)) return;
+    const bool is_new = buffer.size() != values.size();
+    buffer = values;
+    if (is_new) bind(name, buffer);
+  };
+  set("tokens", tokens_, batch.tokens);
+  set("targets", targets_, batch.targets);
+  set("document_start", document_start_, batch.document_start);
+}
+
+void BatchRunner::set_scales(float loss_scale, float balance_scale) {
+  loss_scale_ = loss_scale;
+  balance_scale_ = balance_scale;
+  const auto bind_scale = [&](std::string_view name, float& scale) {
+    if (executor_->has_external(name)) executor_->bind(name, {&scale, DType::f32, Shape{1}});
+  };
+  bind_scale(kLossScale, loss_scale_);
+  bind_scale(kBalanceScale, balance_scale_);
+}
+
+BatchLoss BatchRunner::read_loss() const {
+  BatchLoss loss;
+  for (const Output& o : executor_->graph().outputs()) {
+    const TensorView view = executor_->output(o.name);
+    if (o.name == "loss_sum") loss.loss_sum = *view.as<float>();
+    if (o.name == "num_correct") loss.num_correct = *view.as<std::int32_t>();
+    if (o.name == "balance_loss") loss.balance_loss = *view.as<float>();
+    if (o.name.starts_with(kOverflow)) loss.num_overflows += *view.as<std::int32_t>();
+    if (o.name.starts_with(kOffsets))
+      loss.expert_rows[std::stoi(o.name.substr(kOffsets.size()))] = rows_by_expert(view);
+  }
+  return loss;
+}
+
+}  // namespace farskip
