@@ -67,7 +67,7 @@ std::vector<std::string> all_gather_text(const Communicator& group, std::string_
   return texts;
 }
 
-void throw_together(const Communicator& group, std::exception_ptr mine) {
+void throw_together(const Communicator& group, const std::exception_ptr& mine) {
   if (group.size() == 1) {
     if (mine) std::rethrow_exception(mine);
     return;

@@ -17,6 +17,6 @@ std::vector<std::string> all_gather_text(const Communicator& group, std::string_
 /// (`mine` is null everywhere). Otherwise every rank throws that of the lowest rank that has one, as "rank
 /// 2: message": with its ExitCode, and as an InternalError or a UserError where it is one. A group of one
 /// throws `mine` as it is.
-void throw_together(const Communicator& group, std::exception_ptr mine);
+void throw_together(const Communicator& group, const std::exception_ptr& mine);
 
 }  // namespace farskip
