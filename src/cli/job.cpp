@@ -125,9 +125,10 @@ void share_cores(const LauncherPlace& place, const Logger& logger) {
   const int threads = cpu::share_cores(place.local_size, all);
   if (place.rank == 0 && own < fair)
     logger.warning(
-        "{} ranks share {} cores, but the launcher bound each to {}, so {} threads compute; mpirun --bind-to "
-        "none gives each {}",
-        place.local_size, all, own, threads, fair);
+        "the launcher bound this rank to {} of {} cores, so {} threads compute; its share would be {} "
+        "(mpirun "
+        "--bind-to none)",
+        own, all, threads, fair);
 }
 
 /// A launcher of another MPI starts processes that each believe to be alone.

@@ -185,7 +185,7 @@ Pending Communicator::start_all_to_all(const RowExchange& rows) const {
   check_offsets(*impl_, rows.send_offsets, rows.groups);
   FARSKIP_CHECK(rows.overflow != nullptr, "{}: an exchange of rows without a flag of overflow", name());
   *rows.overflow = 0;
-  for (int peer = 0; peer < size(); ++peer) {
+  for (std::int64_t peer = 0; peer < size(); ++peer) {
     const std::int64_t count =
         std::int64_t{rows.send_offsets[(peer + 1) * rows.groups]} - rows.send_offsets[peer * rows.groups];
     if (count > rows.max_rows_per_peer) *rows.overflow = 1;

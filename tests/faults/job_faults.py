@@ -23,13 +23,13 @@ ERROR = "farskip: error: "
 class Job:
     """One mpirun. Use it in a with block, which leaves no process behind."""
 
-    def __init__(self, programs, num_ranks, program, arguments, environment=()):
+    def __init__(self, programs, num_ranks, program, arguments, environment=(), launcher=None):
         self.tag = f"tag-{uuid.uuid4().hex}"
         self.program = str(program)
         self.folder = tempfile.TemporaryDirectory()
         self.out, self.err = (Path(self.folder.name) / name for name in ("out", "err"))
-        line = [programs.mpirun, "--oversubscribe", "-np", str(num_ranks), self.program]
-        line += [self.tag if argument == "TAG" else str(argument) for argument in arguments]
+        line = launcher or [programs.mpirun, "--oversubscribe", "-np", str(num_ranks)]
+        line += [self.program] + [self.tag if argument == "TAG" else str(argument) for argument in arguments]
         variables = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
                      "OMPI_MCA_mpi_yield_when_idle": "1", **dict(environment)}
         with open(self.out, "w") as out, open(self.err, "w") as err:
@@ -147,7 +147,13 @@ def case_rank_killed(programs):
 
 
 def case_launcher_killed(programs):
+    """Under a launcher that Open MPI has no connection to (and would not miss), too."""
     with start_probe(programs, 2) as job:
+        job.wait_for_step(10)
+        os.kill(job.mpirun.pid, signal.SIGKILL)
+        job.expect_end(5)
+    other = {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "1"}
+    with Job(programs, 1, programs.probe, ["TAG", 100_000, 0], other, launcher=["sh", "-c", '"$@"; true', "sh"]) as job:
         job.wait_for_step(10)
         os.kill(job.mpirun.pid, signal.SIGKILL)
         job.expect_end(5)
@@ -165,15 +171,16 @@ def case_rank_stopped(programs):
 
 
 def case_job_suspended(programs):
-    """A job that was stopped as a whole for longer than the timeout goes on."""
+    """A job that was stopped as a whole for longer than the timeout goes on, even if not all at once."""
     with start_probe(programs, 2, steps=150, timeout=3) as job:
         job.wait_for_step(10)
-        ranks = list(job.ranks().values())
-        for pid in ranks:
+        ranks = job.ranks()
+        for pid in ranks.values():
             os.kill(pid, signal.SIGSTOP)
         time.sleep(5)
-        for pid in ranks:
-            os.kill(pid, signal.SIGCONT)
+        os.kill(ranks[0], signal.SIGCONT)
+        time.sleep(1)
+        os.kill(ranks[1], signal.SIGCONT)
         job.expect_end(30, 0)
         expect(not job.errors(), f"{job.errors()}")
 
@@ -198,6 +205,14 @@ def case_refused_before_mpi(programs):
         with Job(programs, 3, programs.farskip, ["--version"]) as job:
             job.expect_end(15, 0)
             expect(job.out.read_text().count("farskip 0.") == 1, "the version, once")
+
+
+def case_foreign_launcher(programs):
+    """A launcher that MPI does not know of starts processes which each believe to be alone."""
+    places = {"PMI_RANK": "0", "PMI_SIZE": "3"}
+    with Job(programs, 1, programs.probe, ["TAG", 5, 1], places, launcher=["env"]) as job:
+        job.expect_end(15, 64)
+        job.expect_one_error("rank 0: the launcher started 3 processes", "connected 1")
 
 
 def case_own_exit_code_on_one_rank(programs):

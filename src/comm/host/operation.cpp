@@ -119,10 +119,10 @@ void HostOperation::describe_exchange_rows() {
   }
   const std::int64_t header = std::int64_t{rows.groups} * 4;
   const std::int64_t slab = rows.max_rows_per_peer * rows.row_bytes;
-  for (int p = 0; p < size_; ++p) {
+  for (std::int64_t p = 0; p < size_; ++p) {
     const std::int64_t begin = rows.send_offsets[p * rows.groups];
     std::int64_t sent = 0;
-    for (int i = p * rows.groups; i < (p + 1) * rows.groups; ++i) {
+    for (std::int64_t i = p * rows.groups; i < (p + 1) * rows.groups; ++i) {
       const std::int64_t count = std::int64_t{rows.send_offsets[i + 1]} - rows.send_offsets[i];
       const std::int64_t fits = std::min(count, rows.max_rows_per_peer - sent);
       counts_out_[i] = static_cast<std::int32_t>(fits);
@@ -140,7 +140,7 @@ void HostOperation::describe_exchange_rows() {
 
 void HostOperation::describe_return_rows() {
   const RowReturn& rows = collective_.giveback;
-  for (int p = 0; p < size_; ++p) {
+  for (std::int64_t p = 0; p < size_; ++p) {
     const std::int32_t* const counts = rows.send_counts + p * rows.groups;
     const std::int64_t sent = std::accumulate(counts, counts + rows.groups, std::int64_t{0});
     const std::int64_t begin = rows.receive_offsets[p * rows.groups];
@@ -228,7 +228,7 @@ void HostOperation::post_gather() {
 
 void HostOperation::accept_rows() {
   const RowExchange& rows = collective_.exchange;
-  for (int p = 0; p < size_; ++p) {
+  for (std::int64_t p = 0; p < size_; ++p) {
     const std::int32_t* const counts = counts_in_.data() + p * rows.groups;
     const std::int64_t count = std::accumulate(counts, counts + rows.groups, std::int64_t{0});
     FARSKIP_CHECK(std::all_of(counts, counts + rows.groups, [](std::int32_t n) { return n >= 0; }) &&
