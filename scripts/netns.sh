@@ -76,10 +76,11 @@ done
 
 # Everything made here carries the pid and the start time of its owner: runs beside each other do not meet, and
 # what a killed one left behind is known for sure.
-start_time() { # PID; fails if there is no such process
+start_time() { # PID; fails if it has ended
   local stat
   stat=$(cat "/proc/$1/stat" 2> /dev/null) || return 1
   read -r -a stat <<< "${stat##*) }"
+  [[ ${stat[0]} != Z ]] || return 1  # dead, and nobody has asked after it
   echo "${stat[19]}"
 }
 tag=$$-$(start_time $$)
