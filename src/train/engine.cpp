@@ -144,13 +144,13 @@ TrainEngine::TrainEngine(const ModelConfig& config, const LayerGraph& layers, Te
 // Everything that a step may need, so that its memory is known before the first one.
 void TrainEngine::compile_all() {
   const bool reduce = mesh_.world().size() > 1;
-  const auto prepare = [&](std::int64_t sequences, std::int64_t count) {
+  const auto prepare = [&](std::int64_t sequences, std::int64_t max_rows, std::int64_t count) {
     for (std::int64_t i = 0; i < std::min<std::int64_t>(count, 3); ++i)
-      runner({sequences, i > 0, reduce && (i == 2 || i + 1 == count)});
+      runner({sequences, max_rows, i > 0, reduce && (i == 2 || i + 1 == count)});
   };
-  prepare(options_.micro_batch, options_.micro_batches);
+  prepare(options_.micro_batch, routed_rows_.max_rows, options_.micro_batches);
   if (routed_rows_.fallback_batch > 0)
-    prepare(routed_rows_.fallback_batch,
+    prepare(routed_rows_.fallback_batch, routed_rows_.fallback_rows,
             options_.micro_batches * options_.micro_batch / routed_rows_.fallback_batch);
   update_ =
       compile(build_update_graph(parameters_, {mesh_.position(), options_.zero, 0}, options_.optimizer),
@@ -166,9 +166,7 @@ BatchRunner& TrainEngine::runner(const Variant& variant) {
   lowering.sequence_length = options_.sequence_length;
   lowering.balance_loss = options_.balance_loss;
   lowering.document_mask = options_.document_mask;
-  const bool usual = variant.sequences == options_.micro_batch;
-  const StepSharding sharding{mesh_.position(), options_.zero,
-                              usual ? routed_rows_.max_rows : routed_rows_.fallback_rows};
+  const StepSharding sharding{mesh_.position(), options_.zero, variant.max_rows};
   auto executor = compile(
       build_micro_batch_graph(config_, layers_, lowering, sharding, variant.accumulate, variant.reduce),
       arena_, options_.pipeline, logger_, ranks(), options_.overlap ? Waits::late : Waits::at_once);
@@ -215,13 +213,13 @@ void TrainEngine::run(Executor& executor) {
   observer_(executor.graph(), times);
 }
 
-BatchLoss TrainEngine::run_micro_batches(std::span<const Batch> batches, float loss_scale,
-                                         float balance_scale) {
+BatchLoss TrainEngine::run_micro_batches(std::span<const Batch> batches, std::int64_t max_rows,
+                                         float loss_scale, float balance_scale) {
   BatchLoss sum;
   for (std::size_t i = 0; i < batches.size(); ++i) {
     const auto sequences = static_cast<std::int64_t>(batches[i].tokens.size()) / options_.sequence_length;
     const bool last = i + 1 == batches.size();
-    BatchRunner& r = runner({sequences, i > 0, last && mesh_.world().size() > 1});
+    BatchRunner& r = runner({sequences, max_rows, i > 0, last && mesh_.world().size() > 1});
     r.set_batch(batches[i]);
     r.set_scales(loss_scale, balance_scale);
     run(r.executor());
@@ -250,7 +248,8 @@ BatchLoss TrainEngine::sum_over_ranks(const BatchLoss& loss, std::span<double> a
 BatchLoss TrainEngine::compute_gradients(std::span<const Batch> batches, float loss_scale,
                                          float balance_scale, std::span<double> also_summed) {
   const std::vector<double> mine(also_summed.begin(), also_summed.end());
-  BatchLoss loss = sum_over_ranks(run_micro_batches(batches, loss_scale, balance_scale), also_summed);
+  BatchLoss loss = sum_over_ranks(
+      run_micro_batches(batches, routed_rows_.max_rows, loss_scale, balance_scale), also_summed);
   if (loss.num_overflows == 0) return loss;
   ++num_repeated_;
   std::vector<Batch> parts;
@@ -258,7 +257,8 @@ BatchLoss TrainEngine::compute_gradients(std::span<const Batch> batches, float l
     for (std::int64_t first = 0; first < options_.micro_batch; first += routed_rows_.fallback_batch)
       parts.push_back(part_of_batch(batch, first, routed_rows_.fallback_batch, options_.sequence_length));
   std::copy(mine.begin(), mine.end(), also_summed.begin());
-  loss = sum_over_ranks(run_micro_batches(parts, loss_scale, balance_scale), also_summed);
+  loss = sum_over_ranks(run_micro_batches(parts, routed_rows_.fallback_rows, loss_scale, balance_scale),
+                        also_summed);
   FARSKIP_CHECK(loss.num_overflows == 0, "routed rows do not fit the worst case");
   return loss;
 }

@@ -152,14 +152,16 @@ class TrainEngine {
   void observe(Observer observer) { observer_ = std::move(observer); }
 
  private:
-  /// Which micro-batch graph: sequences in it, gradients added to what is there, and summed over ranks.
+  /// Which micro-batch graph: sequences in it, routed rows that one rank may send to one other, gradients
+  /// added to what is there, and summed over ranks.
   struct Variant {
-    std::int64_t sequences;
+    std::int64_t sequences, max_rows;
     bool accumulate, reduce;
     auto operator<=>(const Variant&) const = default;
   };
   BatchRunner& runner(const Variant& variant);
-  BatchLoss run_micro_batches(std::span<const Batch> batches, float loss_scale, float balance_scale);
+  BatchLoss run_micro_batches(std::span<const Batch> batches, std::int64_t max_rows, float loss_scale,
+                              float balance_scale);
   BatchLoss sum_over_ranks(const BatchLoss& loss, std::span<double> also_summed) const;
   void bind_state(Executor& executor);
   void run(Executor& executor);
