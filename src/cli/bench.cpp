@@ -4,12 +4,12 @@
 #include <nlohmann/json.hpp>
 
 #include "farskip/base/environment.h"
-#include "farskip/base/random.h"
 #include "farskip/cli/command.h"
 #include "farskip/cli/job.h"
 #include "farskip/cli/load.h"
 #include "farskip/passes/farskip.h"
 #include "farskip/train/learning_rate.h"
+#include "farskip/train/overlap.h"
 #include "farskip/train/trainer.h"
 
 namespace farskip {
@@ -21,20 +21,6 @@ struct Options {
   std::int64_t steps = 5, warmup = 2;
   bool ops = false;
 };
-
-Batch random_batch(std::uint64_t seed, std::uint64_t number, std::int64_t tokens, std::int64_t vocab_size) {
-  Batch batch;
-  const auto draw = [&](std::uint64_t stream, std::int64_t i) {
-    const double u = uniform_double(
-        seed, stream, number * static_cast<std::uint64_t>(tokens) + static_cast<std::uint64_t>(i));
-    return static_cast<std::int32_t>(u * static_cast<double>(vocab_size));
-  };
-  for (std::int64_t i = 0; i < tokens; ++i) {
-    batch.tokens.push_back(draw(1, i));
-    batch.targets.push_back(draw(2, i));
-  }
-  return batch;
-}
 
 struct OpTime {
   double seconds = 0, flops = 0;
@@ -76,9 +62,10 @@ StepTimes time_steps(const LoadedRun& run, TrainEngine& engine, const Options& o
                                      static_cast<std::uint64_t>(step * parts + part), tokens,
                                      run.model.vocab_size));
     world.barrier();
-    engine.observe(timed ? [&](const Graph& graph,
-                               const std::vector<StepTime>& steps) { add_op_times(graph, steps, times); }
-                         : TrainEngine::Observer());
+    engine.observe(
+        timed ? [&](const Executor& executor,
+                    const std::vector<StepTime>& steps) { add_op_times(executor.graph(), steps, times); }
+              : TrainEngine::Observer());
     const auto start = std::chrono::steady_clock::now();
     const double loss_sum =
         engine
@@ -172,6 +159,83 @@ ExitCode run_step(const Options& options, const CommonOptions& common) {
                  [&](Job& job) { return step_on_ranks(run, options, common, job); });
 }
 
+nlohmann::ordered_json direction_json(const DirectionOverlap& d) {
+  return {{"step_seconds_blocking", d.blocking_seconds}, {"step_seconds_overlapped", d.overlapped_seconds},
+          {"step_seconds_ideal", d.ideal_seconds()},     {"transport_seconds", d.transport_seconds},
+          {"window_seconds", d.window_seconds},          {"hideable_seconds", d.hideable_seconds},
+          {"exposed_seconds", d.exposed_seconds},        {"eta", d.eta()},
+          {"hidden_fraction", d.hidden_fraction()},      {"sigma", d.sigma()}};
+}
+
+void print_overlap(const OverlapReport& r) {
+  fmt::print("{:10} {:>9} {:>10} {:>7} {:>9} {:>8} {:>8} {:>8} {:>6} {:>7} {:>6}\n", "ms", "blocking",
+             "overlapped", "ideal", "C", "W", "H", "exposed", "eta", "hidden", "sigma");
+  const auto row = [](const char* name, const DirectionOverlap& d) {
+    fmt::print("{:10} {:9.1f} {:10.1f} {:7.1f} {:9.1f} {:8.1f} {:8.1f} {:8.1f} {:6.3f} {:6.1f}% {:6.3f}\n",
+               name, 1e3 * d.blocking_seconds, 1e3 * d.overlapped_seconds, 1e3 * d.ideal_seconds(),
+               1e3 * d.transport_seconds, 1e3 * d.window_seconds, 1e3 * d.hideable_seconds,
+               1e3 * d.exposed_seconds, d.eta(), 100 * d.hidden_fraction(), d.sigma());
+  };
+  row("forward", r.forward);
+  row("backward", r.backward);
+  row("total", r.total);
+  fmt::print(
+      "predicted: blocking {:.1f} ms, overlapped {:.1f} ms; activations and scratch {:.0f} and {:.0f} MiB\n",
+      1e3 * r.predicted_blocking_seconds, 1e3 * r.predicted_overlapped_seconds,
+      static_cast<double>(r.blocking_arena_bytes) / (1 << 20),
+      static_cast<double>(r.overlapped_arena_bytes) / (1 << 20));
+  fmt::print("losses, gradient norms, gradients and weights {}\n",
+             r.identical ? "identical to the bit" : "DIFFER");
+  fmt::print("\n{:18} {:24} {:>10} {:>9} {:>9} {:>9}\n", "collective", "scope", "bytes", "alone ms",
+             "window ms", "exposed ms");
+  for (const CollectiveOverlap& c : r.collectives)
+    fmt::print("{:18} {:24} {:10.0f} {:9.2f} {:9.2f} {:9.2f}\n", c.op, c.scope.text(), c.bytes,
+               1e3 * c.transport_seconds, 1e3 * c.window_seconds, 1e3 * c.exposed_seconds);
+}
+
+nlohmann::ordered_json overlap_json(const OverlapReport& r) {
+  nlohmann::ordered_json collectives = nlohmann::ordered_json::array();
+  for (const CollectiveOverlap& c : r.collectives)
+    collectives.push_back({{"op", c.op},
+                           {"scope", c.scope.text()},
+                           {"bytes", c.bytes},
+                           {"transport_seconds", c.transport_seconds},
+                           {"window_seconds", c.window_seconds},
+                           {"exposed_seconds", c.exposed_seconds}});
+  return {{"identical", r.identical},
+          {"step_seconds_blocking", r.total.blocking_seconds},
+          {"step_seconds_overlapped", r.total.overlapped_seconds},
+          {"step_seconds_ideal", r.total.ideal_seconds()},
+          {"forward", direction_json(r.forward)},
+          {"backward", direction_json(r.backward)},
+          {"total", direction_json(r.total)},
+          {"predicted_step_seconds_blocking", r.predicted_blocking_seconds},
+          {"predicted_step_seconds_overlapped", r.predicted_overlapped_seconds},
+          {"arena_bytes_blocking", r.blocking_arena_bytes},
+          {"arena_bytes_overlapped", r.overlapped_arena_bytes},
+          {"collectives", collectives}};
+}
+
+ExitCode run_overlap(const Options& options, const CommonOptions& common) {
+  const LoadedRun run =
+      load_run(options.config, options.overrides, {.model = true, .data = false}, common.logger());
+  return run_job(common, static_cast<double>(run.config.parallel.timeout), [&](Job& job) {
+    refuse_unsupported(run.config);
+    const Mesh mesh(job.world, static_cast<int>(run.config.parallel.expert));
+    const OverlapReport report =
+        measure_overlap(run.model, rewire_farskip(build_layer_graph(run.model), run.model.farskip),
+                        engine_options(run.config, job.world.size()), mesh, job.heartbeat.get(), job.logger,
+                        {static_cast<int>(options.steps), static_cast<int>(options.warmup)});
+    if (job.world.rank() == 0) {
+      if (common.json)
+        print_json(overlap_json(report));
+      else
+        print_overlap(report);
+    }
+    return report.identical ? ExitCode::ok : ExitCode::internal;
+  });
+}
+
 }  // namespace
 
 void add_bench(Subcommand& root) {
@@ -183,6 +247,12 @@ void add_bench(Subcommand& root) {
   step.integer("--steps", o->steps, "Timed steps", 1);
   step.integer("--warmup", o->warmup, "Steps before them", 0);
   step.flag("--ops", o->ops, "Also a table of time and rate by op");
+  Subcommand overlap = bench.add("overlap", "Blocking against overlapped communication, in turns");
+  overlap.positional("CONFIG", o->config, "Run configuration (YAML)");
+  overlap.positionals("overrides", o->overrides, "key.path=value", false);
+  overlap.integer("--steps", o->steps, "Timed steps of each", 1);
+  overlap.integer("--warmup", o->warmup, "Steps before them", 0);
+  overlap.run_on_ranks([o](const CommonOptions& common) { return run_overlap(*o, common); });
   step.run_on_ranks([o](const CommonOptions& common) { return run_step(*o, common); });
 }
 

@@ -36,6 +36,10 @@ double sent_share(const OpTypes& t) {
   return (size - 1) / size;
 }
 
+MeshAxis axis(const Attributes& attributes) {
+  return attributes.get<Replicas>().axis;
+}
+
 std::vector<TensorType> reduce_scatter_types(const OpTypes& t) {
   const auto& a = t.get<Replicas>();
   std::vector<TensorType> out;
@@ -77,7 +81,8 @@ void register_collective(OpTable& table) {
                return {.wire_bytes = 2 * sent_share(t) * total_bytes(t.inputs)};
              },
              .in_place_each = true,
-             .collective = true});
+             .collective = true,
+             .axis = axis});
 
   table.add({.name = "reduce_scatter",
              .parse_attributes = &Attributes::parse<Replicas>,
@@ -87,7 +92,8 @@ void register_collective(OpTable& table) {
              .cost = [](const OpTypes& t) -> OpCost {
                return {.wire_bytes = sent_share(t) * total_bytes(t.inputs)};
              },
-             .collective = true});
+             .collective = true,
+             .axis = axis});
 
   table.add({.name = "all_gather",
              .parse_attributes = &Attributes::parse<Replicas>,
@@ -97,7 +103,8 @@ void register_collective(OpTable& table) {
              .cost = [](const OpTypes& t) -> OpCost {
                return {.wire_bytes = sent_share(t) * total_bytes(t.outputs)};
              },
-             .collective = true});
+             .collective = true,
+             .axis = axis});
 }
 
 namespace ops {

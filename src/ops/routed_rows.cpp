@@ -19,6 +19,10 @@ double wire_bytes(const RowExchange& a, const TensorType& rows) {
          static_cast<double>(a.peers);
 }
 
+MeshAxis expert_axis(const Attributes&) {
+  return MeshAxis::expert;
+}
+
 void add_collectives(OpTable& table) {
   table.add({.name = "exchange_rows",
              .parse_attributes = &Attributes::parse<RowExchange>,
@@ -39,7 +43,8 @@ void add_collectives(OpTable& table) {
              .cost = [](const OpTypes& t) -> OpCost {
                return {.wire_bytes = wire_bytes(t.get<RowExchange>(), t.in(0))};
              },
-             .collective = true});
+             .collective = true,
+             .axis = expert_axis});
 
   table.add({.name = "return_rows",
              .parse_attributes = &Attributes::parse<RowExchange>,
@@ -60,7 +65,8 @@ void add_collectives(OpTable& table) {
              .cost = [](const OpTypes& t) -> OpCost {
                return {.wire_bytes = wire_bytes(t.get<RowExchange>(), t.outputs[0])};
              },
-             .collective = true});
+             .collective = true,
+             .axis = expert_axis});
 }
 
 void add_orders(OpTable& table) {

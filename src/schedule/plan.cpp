@@ -32,14 +32,14 @@ const char* kind_text(StepKind kind) {
 /// Makes the steps of a serial plan.
 class SerialOrder {
  public:
-  SerialOrder(const Graph& graph, WorkspaceRule workspace, Waits waits)
-      : graph_(graph), workspace_(workspace), waits_(waits), has_reader_(graph.num_values(), 0) {
+  SerialOrder(const Graph& graph, Waits waits)
+      : graph_(graph), waits_(waits), has_reader_(graph.num_values(), 0) {
     for (const Node& node : graph.nodes())
       for (const ValueId v : node.inputs)
         if (v) has_reader_[v.index()] = 1;
   }
 
-  std::vector<PlanStep> run() {
+  std::vector<OrderedStep> run() {
     for (std::size_t n = 0; n < graph_.nodes().size(); ++n) {
       const Node& node = graph_.nodes()[n];
       for (const ValueId v : node.inputs)
@@ -47,21 +47,13 @@ class SerialOrder {
       if (node.op->collective)
         start(NodeId(n));
       else
-        steps_.push_back({NodeId(n), StepKind::run, 0, workspace_bytes(node)});
+        steps_.push_back({NodeId(n), StepKind::run});
     }
     while (!open_.empty()) wait_if_open(open_.front());
     return std::move(steps_);
   }
 
  private:
-  std::size_t workspace_bytes(const Node& node) const {
-    std::vector<const TensorType*> inputs;
-    std::vector<TensorType> outputs;
-    for (const ValueId v : node.inputs) inputs.push_back(v ? &graph_.type(v) : nullptr);
-    for (const ValueId v : node.outputs) outputs.push_back(graph_.type(v));
-    return workspace_(*node.op, OpTypes{node.attributes, inputs, outputs});
-  }
-
   bool has_reader(NodeId id) const {
     const Node& node = graph_.node(id);
     return std::any_of(node.outputs.begin(), node.outputs.end(),
@@ -73,22 +65,29 @@ class SerialOrder {
     const auto unread = [&](NodeId other) { return !has_reader(other); };
     if (unread(id) && std::count_if(open_.begin(), open_.end(), unread) >= most_unread)
       wait_if_open(*std::find_if(open_.begin(), open_.end(), unread));
-    steps_.push_back({id, StepKind::start, 0, workspace_bytes(graph_.node(id))});
+    steps_.push_back({id, StepKind::start});
     open_.push_back(id);
     if (waits_ == Waits::at_once) wait_if_open(id);
   }
 
   void wait_if_open(NodeId id) {
-    if (std::erase(open_, id) > 0) steps_.push_back({id, StepKind::wait, 0, 0});
+    if (std::erase(open_, id) > 0) steps_.push_back({id, StepKind::wait});
   }
 
   const Graph& graph_;
-  const WorkspaceRule workspace_;
   const Waits waits_;
   std::vector<char> has_reader_;
   std::vector<NodeId> open_;  // started, in order
-  std::vector<PlanStep> steps_;
+  std::vector<OrderedStep> steps_;
 };
+
+std::size_t workspace_bytes(const Graph& graph, const Node& node, WorkspaceRule workspace) {
+  std::vector<const TensorType*> inputs;
+  std::vector<TensorType> outputs;
+  for (const ValueId v : node.inputs) inputs.push_back(v ? &graph.type(v) : nullptr);
+  for (const ValueId v : node.outputs) outputs.push_back(graph.type(v));
+  return workspace(*node.op, OpTypes{node.attributes, inputs, outputs});
+}
 
 /// What verify_plan knows of memory in use.
 struct LiveBuffer {
@@ -218,11 +217,18 @@ std::string Plan::text(const Graph& graph) const {
   return out;
 }
 
-Plan make_serial_plan(const Graph& graph, WorkspaceRule workspace, Waits waits) {
+Plan make_plan(const Graph& graph, WorkspaceRule workspace, const std::vector<OrderedStep>& order) {
   Plan plan;
-  plan.steps = SerialOrder(graph, workspace, waits).run();
+  for (const OrderedStep& step : order)
+    plan.steps.push_back(
+        {step.node, step.kind, 0,
+         step.kind == StepKind::wait ? 0 : workspace_bytes(graph, graph.node(step.node), workspace)});
   place_buffers(graph, plan);
   return plan;
+}
+
+Plan make_serial_plan(const Graph& graph, WorkspaceRule workspace, Waits waits) {
+  return make_plan(graph, workspace, SerialOrder(graph, waits).run());
 }
 
 std::vector<StepRange> step_ranges(const Graph& graph, const Plan& plan) {

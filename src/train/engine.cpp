@@ -6,6 +6,7 @@
 
 #include "farskip/comm/agreement.h"
 #include "farskip/passes/reduce_gradients.h"
+#include "farskip/schedule/list_scheduler.h"
 #include "farskip/tensor/hash.h"
 
 namespace farskip {
@@ -39,10 +40,25 @@ Batch part_of_batch(const Batch& batch, std::int64_t first, std::int64_t count, 
 
 }  // namespace
 
+namespace {
+
+// Weight gradients that wait for a window hold what they read; an order may take this much more than the
+// serial one.
+constexpr double kMemoryForOverlap = 1.1;
+
+Plan make_plan(const Graph& graph, const PlanOptions& options) {
+  Plan serial = make_serial_plan(graph, cpu_workspace, options.waits);
+  if (options.costs == nullptr) return serial;
+  const auto limit = static_cast<std::size_t>(kMemoryForOverlap * static_cast<double>(serial.live_bytes));
+  return make_overlapped_plan(graph, cpu_workspace, options.costs->estimate(graph), {.memory_limit = limit});
+}
+
+}  // namespace
+
 std::unique_ptr<Executor> compile(Graph graph, Arena& arena, const PipelineOptions& options,
-                                  const Logger& logger, RankContext ranks, Waits waits) {
+                                  const Logger& logger, RankContext ranks, PlanOptions plan_options) {
   graph = run_pipeline(std::move(graph), options, logger);
-  Plan plan = make_serial_plan(graph, cpu_workspace, waits);
+  Plan plan = make_plan(graph, plan_options);
   return std::make_unique<Executor>(std::move(graph), std::move(plan), cpu_kernel_table(), arena, ranks);
 }
 
@@ -152,11 +168,15 @@ void TrainEngine::compile_all() {
   if (routed_rows_.fallback_batch > 0)
     prepare(routed_rows_.fallback_batch, routed_rows_.fallback_rows,
             options_.micro_batches * options_.micro_batch / routed_rows_.fallback_batch);
-  update_ =
-      compile(build_update_graph(parameters_, {mesh_.position(), options_.zero, 0}, options_.optimizer),
-              arena_, options_.pipeline, logger_, ranks(), options_.overlap ? Waits::late : Waits::at_once);
+  update_ = compile(build_update_graph(parameters_, {mesh_.position(), options_.zero, 0}, options_.optimizer),
+                    arena_, options_.pipeline, logger_, ranks(), plan_options());
   bind_state(*update_);
   update_->bind(kHyper, {hyper_.data(), DType::f32, Shape{3}});
+}
+
+PlanOptions TrainEngine::plan_options() const {
+  return {.waits = options_.overlap ? Waits::late : Waits::at_once,
+          .costs = options_.overlap ? options_.costs.get() : nullptr};
 }
 
 BatchRunner& TrainEngine::runner(const Variant& variant) {
@@ -169,7 +189,7 @@ BatchRunner& TrainEngine::runner(const Variant& variant) {
   const StepSharding sharding{mesh_.position(), options_.zero, variant.max_rows};
   auto executor = compile(
       build_micro_batch_graph(config_, layers_, lowering, sharding, variant.accumulate, variant.reduce),
-      arena_, options_.pipeline, logger_, ranks(), options_.overlap ? Waits::late : Waits::at_once);
+      arena_, options_.pipeline, logger_, ranks(), plan_options());
   bind_state(*executor);
   return runners_.emplace(variant, BatchRunner(std::move(executor))).first->second;
 }
@@ -210,7 +230,7 @@ void TrainEngine::run(Executor& executor) {
   if (!observer_) return executor.run();
   std::vector<StepTime> times;
   executor.run(&times);
-  observer_(executor.graph(), times);
+  observer_(executor, times);
 }
 
 BatchLoss TrainEngine::run_micro_batches(std::span<const Batch> batches, std::int64_t max_rows,

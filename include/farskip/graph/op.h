@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "farskip/base/id.h"
+#include "farskip/base/mesh_position.h"
 #include "farskip/graph/attributes.h"
 #include "farskip/tensor/tensor.h"
 
@@ -95,6 +96,8 @@ struct OpDef {
   RoutedRows routed = RoutedRows::anywhere;
   /// Moves data between ranks: a plan starts it in one step and waits for it in another.
   bool collective = false;
+  /// Of a collective: the ranks that take part.
+  MeshAxis (*axis)(const Attributes&) = nullptr;
 
   bool may_share(std::size_t output, std::size_t input) const;
 };

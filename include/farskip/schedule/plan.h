@@ -50,6 +50,13 @@ enum class Waits : std::uint8_t { at_once, late };
 /// The serial plan: nodes in graph order. Always available; every other plan must compute the same bits.
 Plan make_serial_plan(const Graph& graph, WorkspaceRule workspace, Waits waits = Waits::at_once);
 
+/// A plan that runs these steps in this order; sets their workspace and places all buffers.
+struct OrderedStep {
+  NodeId node;
+  StepKind kind = StepKind::run;
+};
+Plan make_plan(const Graph& graph, WorkspaceRule workspace, const std::vector<OrderedStep>& order);
+
 /// Throws InternalError naming step and value unless: every node runs once and after what it reads, a
 /// collective is waited for once and before its results are read, no two buffers that are alive together
 /// overlap (but where an op declares in-place use), every update ends in the buffer of its external value,

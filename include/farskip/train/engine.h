@@ -13,6 +13,7 @@
 #include "farskip/comm/mesh.h"
 #include "farskip/passes/pipeline.h"
 #include "farskip/runtime/executor.h"
+#include "farskip/schedule/costs.h"
 #include "farskip/train/step_graphs.h"
 #include "farskip/train/weights.h"
 
@@ -37,9 +38,14 @@ struct BatchLoss {
   BatchLoss& operator+=(const BatchLoss& other);
 };
 
-/// Graph → passes → serial plan → executor.
+/// How the order of a plan is chosen.
+struct PlanOptions {
+  Waits waits = Waits::at_once;      // of the serial plan
+  const CostTable* costs = nullptr;  // set: an overlapped plan by these costs (schedule/list_scheduler.h)
+};
+/// Graph → passes → plan → executor.
 std::unique_ptr<Executor> compile(Graph graph, Arena& arena, const PipelineOptions& options,
-                                  const Logger& logger, RankContext ranks = {}, Waits waits = Waits::at_once);
+                                  const Logger& logger, RankContext ranks = {}, PlanOptions plan = {});
 
 /// An executor of a graph over batches, with the buffers that its inputs are bound to.
 class BatchRunner {
@@ -101,7 +107,8 @@ struct TrainEngineOptions {
   OptimizerConfig optimizer;
   PipelineOptions pipeline;
   bool zero = false;
-  bool overlap = true;                              // collectives are waited for late
+  bool overlap = true;                              // collectives are waited for late; false: at once
+  std::shared_ptr<const CostTable> costs;           // with overlap: the order is chosen by these
   std::optional<std::uint64_t> routed_rows_memory;  // bytes; absent: room for twice an even share
 };
 
@@ -146,9 +153,9 @@ class TrainEngine {
   MemoryReport memory() const;
   /// Time in which this rank could do nothing but communicate, since the start.
   double exposed_seconds() const;
-  /// Called after each executed plan with its graph and the seconds of its steps; an empty function turns
-  /// the measuring off.
-  using Observer = std::function<void(const Graph&, const std::vector<StepTime>&)>;
+  /// Called after each executed plan with the seconds of its steps; an empty function turns the measuring
+  /// off.
+  using Observer = std::function<void(const Executor&, const std::vector<StepTime>&)>;
   void observe(Observer observer) { observer_ = std::move(observer); }
 
  private:
@@ -168,6 +175,7 @@ class TrainEngine {
   void compile_all();
   void check_same_order() const;
   RankContext ranks() const { return {&mesh_, heartbeat_}; }
+  PlanOptions plan_options() const;
 
   ModelConfig config_;
   LayerGraph layers_;

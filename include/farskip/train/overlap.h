@@ -1,0 +1,56 @@
+#pragma once
+// How much of the communication of a training step runs under computation, measured: the same step blocking
+// and overlapped, in turns, in one process.
+
+#include "farskip/schedule/hideable.h"
+#include "farskip/train/measure.h"
+
+namespace farskip {
+
+/// Of the forward, the backward, or the whole step (with reduction and update). Seconds; medians over the
+/// repetitions of the slowest rank's.
+struct DirectionOverlap {
+  double blocking_seconds = 0, overlapped_seconds = 0;
+  double transport_seconds = 0;  // C: all transports when they block, without waiting for late ranks
+  double window_seconds = 0;     // W: computation that may legally run under at least one transport
+  double hideable_seconds = 0;   // H: maximum flow from transports to computation, an upper bound
+  double exposed_seconds = 0;    // of the overlapped run: in which the compute stream stood still
+  double compute_blocking_seconds = 0, compute_overlapped_seconds = 0;
+
+  double ideal_seconds() const { return blocking_seconds - hideable_seconds; }
+  double eta() const {
+    return hideable_seconds > 0 ? (blocking_seconds - overlapped_seconds) / hideable_seconds : 0;
+  }
+  double hidden_fraction() const {
+    return transport_seconds > 0 ? 1 - exposed_seconds / transport_seconds : 0;
+  }
+  /// How much computation slows down while transports run.
+  double sigma() const {
+    return compute_blocking_seconds > 0 ? compute_overlapped_seconds / compute_blocking_seconds : 0;
+  }
+};
+
+struct CollectiveOverlap {
+  std::string op;
+  Scope scope;
+  double bytes = 0, transport_seconds = 0, window_seconds = 0, exposed_seconds = 0;
+};
+
+struct OverlapReport {
+  bool identical = true;  // losses, gradient norms and all gradients, to the bit, in every pair of runs
+  DirectionOverlap forward, backward, total;
+  double predicted_blocking_seconds = 0, predicted_overlapped_seconds = 0;
+  std::size_t blocking_arena_bytes = 0, overlapped_arena_bytes = 0;
+  std::vector<CollectiveOverlap> collectives;  // of one micro-batch, in order of the graph
+};
+
+struct OverlapOptions {
+  int repetitions = 5, warmup = 1;
+};
+
+/// Collective over the mesh; the same report on every rank.
+OverlapReport measure_overlap(const ModelConfig& model, const LayerGraph& layers,
+                              const TrainEngineOptions& options, const Mesh& mesh, Heartbeat* heartbeat,
+                              const Logger& logger, const OverlapOptions& overlap);
+
+}  // namespace farskip

@@ -1,0 +1,256 @@
+#include "farskip/schedule/list_scheduler.h"
+
+#include <algorithm>
+#include <array>
+#include <limits>
+#include <queue>
+
+#include "farskip/schedule/dependence.h"
+
+namespace farskip {
+namespace {
+
+/// A rule of thumb for the order; the simulated time decides between them.
+struct Rule {
+  /// Weight of transports in the remaining path.
+  double transport_weight = 1.0;
+  /// Rather than begin something long, wait for something more urgent that is ready within this share of it.
+  double patience = 0.0;
+};
+
+constexpr std::array<Rule, 9> kRules{
+    {{1, 0}, {1, 0.25}, {1, 0.5}, {1, 1}, {0, 0}, {2, 0}, {2, 0.5}, {4, 0.25}, {4, 1}}};
+
+/// What does not change between rules.
+struct Problem {
+  Problem(const Graph& g, const NodeSeconds& s) : graph(g), seconds(s), dependence(find_dependence(g)) {
+    has_reader.assign(g.nodes().size(), 0);
+    num_readers.assign(g.num_values(), 0);
+    for (const Node& node : g.nodes())
+      for (const ValueId v : node.inputs) {
+        if (!v) continue;
+        ++num_readers[v.index()];
+        if (const NodeId producer = g.value(v).producer) has_reader[producer.index()] = 1;
+      }
+    for (const Output& o : g.outputs()) ++num_readers[o.value.index()];
+    in_external.assign(g.num_values(), 0);
+    for (const External& e : g.externals()) in_external[e.value.index()] = 1;
+    for (const StateUpdate& u : g.updates()) in_external[u.to.index()] = 1;
+  }
+
+  /// Longest way to the end of the step from the beginning of each node.
+  std::vector<double> remaining_paths(const Rule& rule) const {
+    const std::size_t size = graph.nodes().size();
+    std::vector<double> path(size, 0.0);
+    std::vector<std::size_t> open(size);
+    std::vector<NodeId> ready;
+    for (std::size_t n = 0; n < size; ++n)
+      if ((open[n] = dependence.after[n].size()) == 0) ready.push_back(NodeId(n));
+    while (!ready.empty()) {
+      const NodeId node = ready.back();
+      ready.pop_back();
+      double longest = 0;
+      for (const NodeId a : dependence.after[node.index()]) longest = std::max(longest, path[a.index()]);
+      const double weight = graph.node(node).op->collective ? rule.transport_weight : 1.0;
+      path[node.index()] = longest + weight * seconds[node.index()];
+      for (const NodeId b : dependence.before[node.index()])
+        if (--open[b.index()] == 0) ready.push_back(b);
+    }
+    return path;
+  }
+
+  const Graph& graph;
+  const NodeSeconds& seconds;
+  const Dependence dependence;
+  std::vector<char> has_reader;   // by node
+  std::vector<int> num_readers;   // by value
+  std::vector<char> in_external;  // by value: takes no room in the arena
+};
+
+class Run {
+ public:
+  Run(const Problem& problem, const Rule& rule, std::size_t memory_limit)
+      : p_(problem),
+        rule_(rule),
+        memory_limit_(memory_limit),
+        urgency_(problem.remaining_paths(rule)),
+        readers_(problem.num_readers),
+        done_at_(problem.graph.nodes().size(), 0.0),
+        open_(problem.graph.nodes().size()),
+        state_(problem.graph.nodes().size(), State::blocked) {}
+
+  std::vector<OrderedStep> run() {
+    for (std::size_t n = 0; n < open_.size(); ++n)
+      if ((open_[n] = p_.dependence.before[n].size()) == 0) release(NodeId(n));
+    std::size_t left = open_.size();
+    while (left > 0) {
+      admit();
+      if (start_transport()) {
+        --left;
+      } else if (const NodeId node = choose()) {
+        compute(node);
+        --left;
+      } else {
+        advance();
+      }
+    }
+    for (const NodeId c : in_flight_) order_.push_back({c, StepKind::wait});
+    return std::move(order_);
+  }
+
+ private:
+  enum class State : char { blocked, released, started, waited };
+
+  /// All that the node needs has been scheduled; it can begin when the last of that is done.
+  void release(NodeId node) {
+    double at = 0;
+    for (const NodeId b : p_.dependence.before[node.index()]) at = std::max(at, done_at_[b.index()]);
+    future_.push({at, node});
+  }
+
+  void admit() {
+    while (!future_.empty() && future_.top().first <= now_) {
+      const NodeId node = future_.top().second;
+      future_.pop();
+      (p_.graph.node(node).op->collective ? transports_ : ready_).push_back(node);
+    }
+  }
+
+  bool more_urgent(NodeId a, NodeId b) const {
+    if (urgency_[a.index()] != urgency_[b.index()]) return urgency_[a.index()] > urgency_[b.index()];
+    return a < b;
+  }
+
+  /// A transport that something waits for starts at once; another only while the link is idle, so that it
+  /// does not stand in the way, and holds its buffers no longer than the one before it.
+  bool start_transport() {
+    auto best = transports_.end();
+    for (auto it = transports_.begin(); it != transports_.end(); ++it) {
+      if (!p_.has_reader[it->index()] && link_free_ > now_) continue;
+      if (best == transports_.end() || more_urgent(*it, *best)) best = it;
+    }
+    if (best == transports_.end()) return false;
+    const NodeId node = *best;
+    transports_.erase(best);
+    wait_for_inputs(node);
+    if (!p_.has_reader[node.index()]) {
+      const std::vector<NodeId> in_flight = in_flight_;
+      for (const NodeId c : in_flight)
+        if (!p_.has_reader[c.index()]) wait_for(c);
+    }
+    order_.push_back({node, StepKind::start});
+    state_[node.index()] = State::started;
+    in_flight_.push_back(node);
+    link_free_ = std::max(now_, link_free_) + p_.seconds[node.index()];
+    finish(node, link_free_);
+    return true;
+  }
+
+  NodeId choose() {
+    if (ready_.empty()) return {};
+    auto best = ready_.begin();
+    const bool full = memory_limit_ > 0 && live_bytes_ > static_cast<std::ptrdiff_t>(memory_limit_);
+    for (auto it = ready_.begin() + 1; it != ready_.end(); ++it)
+      if (full ? grows(*it) < grows(*best) : more_urgent(*it, *best)) best = it;
+    const NodeId node = *best;
+    if (!full && rule_.patience > 0 && is_worth_waiting(node)) return {};
+    ready_.erase(best);
+    return node;
+  }
+
+  bool is_worth_waiting(NodeId node) const {
+    if (future_.empty()) return false;
+    const auto& [at, next] = future_.top();
+    return more_urgent(next, node) && at - now_ < rule_.patience * p_.seconds[node.index()];
+  }
+
+  void compute(NodeId node) {
+    wait_for_inputs(node);
+    order_.push_back({node, StepKind::run});
+    now_ += p_.seconds[node.index()];
+    finish(node, now_);
+  }
+
+  /// Time passes until something can begin.
+  void advance() {
+    double next = std::numeric_limits<double>::infinity();
+    if (!future_.empty()) next = future_.top().first;
+    if (!transports_.empty()) next = std::min(next, link_free_);
+    FARSKIP_CHECK(next < std::numeric_limits<double>::infinity(), "the graph has a cycle");
+    now_ = std::max(now_, next);
+  }
+
+  void finish(NodeId node, double at) {
+    done_at_[node.index()] = at;
+    account(node);
+    for (const NodeId a : p_.dependence.after[node.index()])
+      if (--open_[a.index()] == 0) release(a);
+  }
+
+  void wait_for_inputs(NodeId node) {
+    for (const NodeId b : p_.dependence.before[node.index()])
+      if (state_[b.index()] == State::started) wait_for(b);
+  }
+  void wait_for(NodeId collective) {
+    std::erase(in_flight_, collective);
+    state_[collective.index()] = State::waited;
+    order_.push_back({collective, StepKind::wait});
+  }
+
+  std::ptrdiff_t bytes_of(ValueId v) const {
+    return p_.in_external[v.index()] ? 0 : static_cast<std::ptrdiff_t>(p_.graph.type(v).num_bytes());
+  }
+  /// Bytes by which the live buffers grow when the node has run.
+  std::ptrdiff_t grows(NodeId node) const {
+    const Node& n = p_.graph.node(node);
+    std::ptrdiff_t bytes = 0;
+    for (const ValueId v : n.outputs) bytes += bytes_of(v);
+    for (const ValueId v : n.inputs)
+      if (v && readers_[v.index()] == 1) bytes -= bytes_of(v);
+    return bytes;
+  }
+  void account(NodeId node) {
+    live_bytes_ += grows(node);
+    for (const ValueId v : p_.graph.node(node).inputs)
+      if (v) --readers_[v.index()];
+  }
+
+  const Problem& p_;
+  const Rule rule_;
+  const std::size_t memory_limit_;
+  const std::vector<double> urgency_;
+  std::vector<int> readers_;
+  std::vector<double> done_at_;
+  std::vector<std::size_t> open_;
+  std::vector<State> state_;
+  using Entry = std::pair<double, NodeId>;
+  std::priority_queue<Entry, std::vector<Entry>, std::greater<>> future_;
+  std::vector<NodeId> ready_, transports_, in_flight_;
+  std::vector<OrderedStep> order_;
+  double now_ = 0, link_free_ = 0;
+  std::ptrdiff_t live_bytes_ = 0;
+};
+
+}  // namespace
+
+Plan make_overlapped_plan(const Graph& graph, WorkspaceRule workspace, const NodeSeconds& seconds,
+                          const ScheduleOptions& options) {
+  FARSKIP_CHECK(seconds.size() == graph.nodes().size(), "{} costs for {} nodes", seconds.size(),
+                graph.nodes().size());
+  Plan best = make_serial_plan(graph, workspace, Waits::late);
+  double best_time = simulate(graph, best, seconds).makespan;
+  const auto collective = [](const Node& node) { return node.op->collective; };
+  if (std::none_of(graph.nodes().begin(), graph.nodes().end(), collective)) return best;
+  const Problem problem(graph, seconds);
+  for (const Rule& rule : kRules) {
+    Plan plan = make_plan(graph, workspace, Run(problem, rule, options.memory_limit).run());
+    const bool fits = options.memory_limit == 0 || plan.live_bytes <= options.memory_limit;
+    const double time = simulate(graph, plan, seconds).makespan;
+    if (!fits || time >= best_time) continue;
+    best = std::move(plan);
+    best_time = time;
+  }
+  return best;
+}
+
+}  // namespace farskip

@@ -1,0 +1,67 @@
+#include "farskip/train/measure.h"
+
+#include "farskip/base/random.h"
+
+namespace farskip {
+
+Batch random_batch(std::uint64_t seed, std::uint64_t number, std::int64_t tokens, std::int64_t vocab_size) {
+  Batch batch;
+  const auto draw = [&](std::uint64_t stream, std::int64_t i) {
+    const double u = uniform_double(
+        seed, stream, number * static_cast<std::uint64_t>(tokens) + static_cast<std::uint64_t>(i));
+    return static_cast<std::int32_t>(u * static_cast<double>(vocab_size));
+  };
+  for (std::int64_t i = 0; i < tokens; ++i) {
+    batch.tokens.push_back(draw(1, i));
+    batch.targets.push_back(draw(2, i));
+  }
+  return batch;
+}
+
+NodeSeconds agree_on_seconds(const Graph& graph, const std::vector<StepTime>& times,
+                             const Communicator& world) {
+  NodeSeconds mean(graph.nodes().size(), 0.0);
+  for (const StepTime& t : times) mean[t.node.index()] += t.seconds;
+  NodeSeconds shortest = mean;
+  world.all_reduce(std::span(mean));
+  world.all_reduce(std::span(shortest), Reduction::min);
+  for (std::size_t n = 0; n < mean.size(); ++n)
+    mean[n] = graph.nodes()[n].op->collective ? shortest[n] : mean[n] / world.size();
+  return mean;
+}
+
+CostTable measure_step_costs(const ModelConfig& model, const LayerGraph& layers,
+                             const TrainEngineOptions& options, const Mesh& mesh, Heartbeat* heartbeat,
+                             const Logger& logger, int steps) {
+  TrainEngineOptions blocking = options;
+  blocking.overlap = false;
+  const auto parameters = local_parameters(list_parameters(model), mesh.position(), options.zero);
+  TensorMap weights = make_parameter_tensors(specs_of(parameters));
+  initialise_weights(weights, parameters, 0, model.initializer_range);
+  Arena arena;
+  TrainEngine engine(model, layers, weights, blocking, arena, logger, mesh, heartbeat);
+  const std::int64_t tokens = options.micro_batch * options.sequence_length;
+  std::vector<Batch> batches;
+  for (std::int64_t i = 0; i < options.micro_batches; ++i)
+    batches.push_back(random_batch(0,
+                                   static_cast<std::uint64_t>(i * mesh.world().size() + mesh.world().rank()),
+                                   tokens, model.vocab_size));
+
+  CostTable table;
+  for (int step = 0; step <= steps; ++step) {
+    std::vector<std::pair<const Graph*, std::vector<StepTime>>> runs;
+    engine.observe([&](const Executor& executor, const std::vector<StepTime>& times) {
+      runs.emplace_back(&executor.graph(), times);
+    });
+    engine.compute_gradients(batches, 1.0F / static_cast<float>(tokens), 0.0F);
+    engine.update(0.0, 1);
+    if (step == 0) continue;
+    for (const auto& [graph, times] : runs) {
+      const NodeSeconds seconds = agree_on_seconds(*graph, times, mesh.world());
+      for (std::size_t n = 0; n < seconds.size(); ++n) table.add(*graph, NodeId(n), seconds[n]);
+    }
+  }
+  return table;
+}
+
+}  // namespace farskip

@@ -1,0 +1,203 @@
+#include "farskip/train/overlap.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+
+#include "farskip/train/learning_rate.h"
+
+namespace farskip {
+namespace {
+
+double median(std::vector<double> values) {
+  std::nth_element(values.begin(), values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2),
+                   values.end());
+  return values[values.size() / 2];
+}
+
+enum Direction { kForward, kBackward, kTotal, kNumDirections };
+
+/// One timed step of one engine.
+struct StepTimes {
+  double wall[kNumDirections] = {};       // slowest rank
+  double transport[kNumDirections] = {};  // of collectives: what the last rank saw
+  double compute[kNumDirections] = {};    // mean of the ranks
+};
+
+/// One of the two: its own weights and gradients, so that both go the same way.
+class Runner {
+ public:
+  Runner(const ModelConfig& model, const LayerGraph& layers, const TrainEngineOptions& options,
+         const Mesh& mesh, Heartbeat* heartbeat, const Logger& logger)
+      : mesh_(mesh),
+        parameters_(local_parameters(list_parameters(model), mesh.position(), options.zero)),
+        weights_(make_parameter_tensors(specs_of(parameters_))),
+        engine_(model, layers, weights_, options, arena_, logger, mesh, heartbeat) {
+    initialise_weights(weights_, parameters_, 1, model.initializer_range);
+  }
+
+  StepTimes step(const std::vector<Batch>& batches, float scale, std::int64_t number) {
+    executed_.clear();
+    engine_.observe([&](const Executor& executor, const std::vector<StepTime>& times) {
+      executed_.emplace_back(&executor, times);
+    });
+    mesh_.world().barrier();
+    const auto start = std::chrono::steady_clock::now();
+    loss_ = engine_.compute_gradients(batches, scale, 0.0F).loss_sum;
+    norm_ = engine_.update(1e-4, number);
+    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    return summarise(seconds);
+  }
+
+  bool same_as(const Runner& other) const {
+    double differs = loss_ != other.loss_ || norm_ != other.norm_ ? 1 : 0;
+    for (const TensorMap& (*maps)(const Runner&) : {&Runner::weights_of, &Runner::gradients_of})
+      for (const auto& [name, tensor] : maps(*this)) {
+        const auto theirs = maps(other).at(name).bytes(), mine = tensor.bytes();
+        if (std::memcmp(mine.data(), theirs.data(), mine.size()) != 0) differs = 1;
+      }
+    mesh_.world().all_reduce(std::span(&differs, 1), Reduction::max);
+    return differs == 0;
+  }
+
+  std::size_t arena_bytes() const { return arena_.size(); }
+  /// The plans of the last step in order, with what their steps took on this rank.
+  const std::vector<std::pair<const Executor*, std::vector<StepTime>>>& executed() const { return executed_; }
+
+ private:
+  static const TensorMap& weights_of(const Runner& r) { return r.weights_; }
+  static const TensorMap& gradients_of(const Runner& r) { return r.engine_.gradients(); }
+
+  StepTimes summarise(double seconds) const {
+    StepTimes t;
+    t.wall[kTotal] = seconds;
+    for (const auto& [executor, times] : executed_) {
+      const Graph& graph = executor->graph();
+      bool backward = false;  // the plan has come to its first node of the backward
+      for (const StepTime& step : times) {
+        const Phase phase = graph.node(step.node).scope.phase;
+        backward = backward || phase == Phase::backward;
+        if (phase != Phase::update) t.wall[backward ? kBackward : kForward] += step.seconds;
+      }
+      const NodeSeconds agreed = agree_on_seconds(graph, times, mesh_.world());
+      for (std::size_t n = 0; n < agreed.size(); ++n) {
+        const Node& node = graph.nodes()[n];
+        auto& sums = node.op->collective ? t.transport : t.compute;
+        sums[kTotal] += agreed[n];
+        if (node.scope.phase == Phase::forward) sums[kForward] += agreed[n];
+        if (node.scope.phase == Phase::backward) sums[kBackward] += agreed[n];
+      }
+    }
+    mesh_.world().all_reduce(std::span<double>(t.wall), Reduction::max);
+    return t;
+  }
+
+  const Mesh& mesh_;
+  std::vector<LocalParameter> parameters_;
+  TensorMap weights_;
+  Arena arena_;
+  TrainEngine engine_;
+  double loss_ = 0;
+  float norm_ = 0;
+  std::vector<std::pair<const Executor*, std::vector<StepTime>>> executed_;
+};
+
+double median_of(const std::vector<StepTimes>& steps, double (StepTimes::*field)[kNumDirections],
+                 Direction direction) {
+  std::vector<double> values;
+  for (const StepTimes& s : steps) values.push_back((s.*field)[direction]);
+  return median(values);
+}
+
+void add_windows(const Graph& graph, const NodeSeconds& seconds, const Phase* phase, DirectionOverlap& out) {
+  const Hideable h = find_hideable(graph, seconds, phase);
+  out.hideable_seconds += h.seconds;
+  out.window_seconds += h.any_window_seconds;
+}
+
+DirectionOverlap summarise(const std::vector<StepTimes>& blocking, const std::vector<StepTimes>& overlapped,
+                           Direction direction) {
+  DirectionOverlap d;
+  d.blocking_seconds = median_of(blocking, &StepTimes::wall, direction);
+  d.overlapped_seconds = median_of(overlapped, &StepTimes::wall, direction);
+  d.transport_seconds = median_of(blocking, &StepTimes::transport, direction);
+  d.exposed_seconds = median_of(overlapped, &StepTimes::transport, direction);
+  d.compute_blocking_seconds = median_of(blocking, &StepTimes::compute, direction);
+  d.compute_overlapped_seconds = median_of(overlapped, &StepTimes::compute, direction);
+  return d;
+}
+
+/// Collectives of the first micro-batch with their windows, and what is still seen of them when overlapped.
+std::vector<CollectiveOverlap> describe_collectives(const Runner& overlapped, const CostTable& costs,
+                                                    const Communicator& world) {
+  const auto& [executor, times] = overlapped.executed().front();
+  const Graph& graph = executor->graph();
+  const NodeSeconds seconds = costs.estimate(graph), exposed = agree_on_seconds(graph, times, world);
+  const Hideable h = find_hideable(graph, seconds);
+  std::vector<CollectiveOverlap> list;
+  for (std::size_t n = 0; n < graph.nodes().size(); ++n) {
+    const Node& node = graph.nodes()[n];
+    if (node.op->collective)
+      list.push_back(
+          {node.op->name, node.scope, graph.cost(NodeId(n)).wire_bytes, seconds[n], h.window[n], exposed[n]});
+  }
+  return list;
+}
+
+}  // namespace
+
+OverlapReport measure_overlap(const ModelConfig& model, const LayerGraph& layers,
+                              const TrainEngineOptions& options, const Mesh& mesh, Heartbeat* heartbeat,
+                              const Logger& logger, const OverlapOptions& overlap) {
+  const std::int64_t tokens = options.micro_batch * options.sequence_length;
+  TrainEngineOptions blocking_options = options, overlapped_options = options;
+  blocking_options.overlap = false;
+  overlapped_options.overlap = true;
+  const auto costs =
+      std::make_shared<const CostTable>(measure_step_costs(model, layers, options, mesh, heartbeat, logger));
+  overlapped_options.costs = costs;
+  Runner blocking(model, layers, blocking_options, mesh, heartbeat, logger);
+  Runner overlapped(model, layers, overlapped_options, mesh, heartbeat, logger);
+
+  OverlapReport report;
+  std::vector<StepTimes> a, b;
+  for (int i = 0; i < overlap.warmup + overlap.repetitions; ++i) {
+    std::vector<Batch> batches;
+    for (std::int64_t m = 0; m < options.micro_batches; ++m)
+      batches.push_back(
+          random_batch(7,
+                       static_cast<std::uint64_t>((i * options.micro_batches + m) * mesh.world().size() +
+                                                  mesh.world().rank()),
+                       tokens, model.vocab_size));
+    const auto scale = 1.0F / static_cast<float>(tokens * options.micro_batches * mesh.world().size());
+    StepTimes first, second;
+    // Which goes first changes from pair to pair: a machine that grows warmer favours neither.
+    if (i % 2 == 0) first = blocking.step(batches, scale, i + 1);
+    second = overlapped.step(batches, scale, i + 1);
+    if (i % 2 != 0) first = blocking.step(batches, scale, i + 1);
+    report.identical = report.identical && blocking.same_as(overlapped);
+    if (i < overlap.warmup) continue;
+    a.push_back(first);
+    b.push_back(second);
+  }
+  report.forward = summarise(a, b, kForward);
+  report.backward = summarise(a, b, kBackward);
+  report.total = summarise(a, b, kTotal);
+  constexpr Phase forward = Phase::forward, backward = Phase::backward;
+  for (const auto& [executor, times] : blocking.executed()) {
+    const NodeSeconds seconds = costs->estimate(executor->graph());
+    add_windows(executor->graph(), seconds, &forward, report.forward);
+    add_windows(executor->graph(), seconds, &backward, report.backward);
+    add_windows(executor->graph(), seconds, nullptr, report.total);
+    report.predicted_blocking_seconds += simulate(executor->graph(), executor->plan(), seconds).makespan;
+  }
+  for (const auto& [executor, times] : overlapped.executed())
+    report.predicted_overlapped_seconds +=
+        simulate(executor->graph(), executor->plan(), costs->estimate(executor->graph())).makespan;
+  report.blocking_arena_bytes = blocking.arena_bytes();
+  report.overlapped_arena_bytes = overlapped.arena_bytes();
+  report.collectives = describe_collectives(overlapped, *costs, mesh.world());
+  return report;
+}
+
+}  // namespace farskip
