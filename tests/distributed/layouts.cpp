@@ -1,5 +1,6 @@
 #include "layouts.h"
 
+#include <array>
 #include <cmath>
 
 #include "farskip/base/random.h"
@@ -9,6 +10,10 @@ namespace {
 
 const Logger kQuiet(LogLevel::off);
 constexpr std::uint64_t kSeed = 99;
+
+void expect(bool holds, const std::string& what) {
+  if (!holds) throw std::runtime_error(what);
+}
 
 /// Sequence `number` of all that are trained on: of its number alone.
 void add_sequence(const Task& task, std::int64_t number, Batch& batch) {
@@ -71,9 +76,14 @@ RankOutcome train_rank(const Task& task, const Layout& layout, const Communicato
     double counted = 0;
     for (const Batch& batch : batches) counted += static_cast<double>(count_targets(batch));
     world.all_reduce(std::span(&counted, 1));
-    const BatchLoss loss =
-        engine.compute_gradients(batches, static_cast<float>(1.0 / counted),
-                                 task.balance_loss ? 0.1F / static_cast<float>(task.global_batch) : 0.0F);
+    std::array<double, 2> also_summed{1, static_cast<double>(world.rank())};
+    const BatchLoss loss = engine.compute_gradients(
+        batches, static_cast<float>(1.0 / counted),
+        task.balance_loss ? 0.1F / static_cast<float>(task.global_batch) : 0.0F, also_summed);
+    // Once, even where the step was repeated.
+    expect(also_summed == std::array<double, 2>{static_cast<double>(world.size()),
+                                                world.size() * (world.size() - 1) / 2.0},
+           "what travels with the sums of a step is not summed once");
     const float norm = engine.update(1e-2, step + 1);
     out.steps.push_back({loss.loss_sum / counted, loss.num_correct, loss.balance_loss,
                          static_cast<double>(norm), loss.load_max_over_mean()});
@@ -84,10 +94,6 @@ RankOutcome train_rank(const Task& task, const Layout& layout, const Communicato
   out.weights = std::move(weights);
   out.repeated = engine.num_repeated();
   return out;
-}
-
-void expect(bool holds, const std::string& what) {
-  if (!holds) throw std::runtime_error(what);
 }
 
 /// Copies rows into the whole tensor; where `filled` says that they are there already, compares.
