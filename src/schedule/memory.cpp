@@ -92,7 +92,7 @@ class Planner {
       if (v != u.from && has_other_reader_from(u.from, defined_at(chain.back()), NodeId()))
         chain.assign(1, u.to);
       const std::size_t first_write = defined_at(chain.back());
-      FARSKIP_CHECK(last_use_[u.from.index()] <= first_write,
+      FARSKIP_CHECK(v == u.from || last_use_[u.from.index()] <= first_write,
                     "external %{} is read after its new version is written", u.from.value);
       for (const ValueId c : chain) root_[c.index()] = u.from;
     }

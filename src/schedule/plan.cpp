@@ -99,12 +99,15 @@ struct LiveBuffer {
 class Verifier {
  public:
   Verifier(const Graph& graph, const Plan& plan)
-      : graph_(graph), plan_(plan), ranges_(step_ranges(graph, plan)), last_(graph.num_values(), 0) {}
+      : graph_(graph),
+        plan_(plan),
+        ranges_(step_ranges(graph, plan)),
+        last_(graph.num_values(), 0),
+        used_(graph.num_values(), 0) {}
 
   void run() {
     find_last_uses();
-    for (const External& e : graph_.externals())
-      live_.push_back({{e.value, 0, 0}, e.value, last_[e.value.index()]});
+    check_externals();
     for (std::size_t s = 0; s < plan_.steps.size(); ++s) {
       check_inputs(s);
       if (plan_.steps[s].kind != StepKind::wait) check_writes(s);
@@ -116,6 +119,7 @@ class Verifier {
     const std::size_t end = plan_.steps.size();
     const auto use = [&](ValueId v, std::size_t step) {
       last_[v.index()] = std::max(last_[v.index()], step);
+      used_[v.index()] = 1;
     };
     for (std::size_t n = 0; n < graph_.nodes().size(); ++n) {
       for (const ValueId v : graph_.nodes()[n].inputs)
@@ -130,6 +134,23 @@ class Verifier {
     }
     for (std::size_t v = graph_.num_values(); v-- > 0;)
       if (const ValueId count = graph_.type(ValueId(v)).count) use(count, last_[v]);
+  }
+
+  // Values live in the buffers of those externals only that are updated, and fit there.
+  void check_externals() {
+    std::vector<char> updated(graph_.num_values(), 0);
+    for (const StateUpdate& u : graph_.updates()) updated[u.from.index()] = 1;
+    for (std::size_t v = 0; v < graph_.num_values(); ++v) {
+      const ValueId external = plan_.placements[v].external;
+      if (!graph_.value(ValueId(v)).producer) {
+        FARSKIP_CHECK(external == ValueId(v), "external %{} is not in its own buffer", v);
+        if (used_[v] != 0) live_.push_back({{external, 0, 0}, external, last_[v]});
+      } else if (external) {
+        FARSKIP_CHECK(!graph_.value(external).producer && updated[external.index()] != 0 &&
+                          graph_.type(ValueId(v)).num_bytes() <= graph_.type(external).num_bytes(),
+                      "%{} lies in %{}, which is not updated or too small", v, external.value);
+      }
+    }
   }
 
   void check_inputs(std::size_t s) const {
@@ -192,7 +213,8 @@ class Verifier {
   const Graph& graph_;
   const Plan& plan_;
   const std::vector<StepRange> ranges_;
-  std::vector<std::size_t> last_;
+  std::vector<std::size_t> last_;  // step; of values that are used
+  std::vector<char> used_;
   std::vector<LiveBuffer> live_;
 };
 
@@ -261,7 +283,14 @@ std::string collective_order(const Graph& graph, const Plan& plan) {
     if (step.kind != StepKind::start) continue;
     const Node& node = graph.node(step.node);
     text += fmt::format("{} @{}", node.op->name, node.scope.text());
-    for (const ValueId v : node.inputs) text += " " + graph.type(v).shape.text();
+    // The smaller side of a gather or scatter is this rank's share, not the same everywhere.
+    const auto elements = [&](const std::vector<ValueId>& values) {
+      std::int64_t sum = 0;
+      for (const ValueId v : values) sum += graph.type(v).shape.num_elements();
+      return sum;
+    };
+    for (const ValueId v : elements(node.inputs) >= elements(node.outputs) ? node.inputs : node.outputs)
+      text += " " + graph.type(v).shape.text();
     text += "\n";
   }
   return text;

@@ -4,9 +4,11 @@
 #include <sys/file.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cerrno>
 #include <csignal>
 #include <cstring>
+#include <mutex>
 #include <nlohmann/json.hpp>
 
 #include "farskip/base/environment.h"
@@ -16,12 +18,17 @@ namespace farskip {
 namespace {
 
 // A handler can reach nothing else.
-volatile std::sig_atomic_t stop_requested = 0;
+std::atomic<int> stop_requested{0};
+static_assert(std::atomic<int>::is_always_lock_free);  // so that a handler may write it
 
 void on_stop(int signal) {
   if (signal == SIGTERM && stop_requested == SIGTERM) ::_exit(128 + SIGTERM);
   stop_requested = signal;
 }
+
+// Handlers are the process's, ranks may be its threads.
+std::mutex listeners_mutex;
+int num_listeners = 0;
 
 void install(void (*handler)(int)) {
   struct sigaction action {};
@@ -63,11 +70,14 @@ void RunFolder::write_exit(const std::string& reason, std::int64_t step, bool re
 }
 
 StopSignals::StopSignals() {
+  const std::lock_guard lock(listeners_mutex);
+  if (num_listeners++ > 0) return;
   stop_requested = 0;
   install(on_stop);
 }
 StopSignals::~StopSignals() {
-  install(SIG_DFL);
+  const std::lock_guard lock(listeners_mutex);
+  if (--num_listeners == 0) install(SIG_DFL);
 }
 bool StopSignals::requested() const {
   return stop_requested != 0;

@@ -8,10 +8,13 @@
 namespace farskip::test {
 namespace {
 
-OpCase clip_case(const char* name, double sum_of_squares, double max_norm) {
-  HostTensor sum(DType::f64, {1});
-  sum.values<double>()[0] = sum_of_squares;
-  return {"clip_factor", name, Attributes::of(ops::ClipFactor{max_norm}), {sum}, {}};
+OpCase clip_case(const char* name, const std::vector<double>& sums_of_squares, double max_norm) {
+  OpCase c{"clip_factor", name, Attributes::of(ops::ClipFactor{max_norm}), {}, {}};
+  for (const double sum_of_squares : sums_of_squares) {
+    c.inputs.emplace_back(DType::f64, Shape{1});
+    c.inputs.back().values<double>()[0] = sum_of_squares;
+  }
+  return c;
 }
 
 OpCase adamw_case(const char* name, const Shape& shape, float factor, const ops::AdamW& a) {
@@ -42,10 +45,12 @@ std::vector<OpCase> optimizer_cases() {
                    {},
                    false,
                    1e-12});
-  cases.push_back(clip_case("a small norm is left alone", 0.25, 1.0));
-  cases.push_back(clip_case("a large norm is clipped", 1e6, 1.5));
-  cases.push_back(clip_case("zero gradient", 0.0, 1.0));
-  cases.push_back(clip_case("no clipping", 1e8, 0.0));
+  cases.push_back(clip_case("a small norm is left alone", {0.25}, 1.0));
+  cases.push_back(clip_case("a large norm is clipped", {1e6}, 1.5));
+  cases.push_back(clip_case("zero gradient", {0.0}, 1.0));
+  cases.push_back(clip_case("no clipping", {1e8}, 0.0));
+  cases.push_back(clip_case("sums are added", {3.0, 0.5, 5.5}, 1.5));
+  cases.push_back(clip_case("one of the sums is zero", {0.0, 0.04}, 1.0));
   cases.push_back(adamw_case("odd sizes", {3, 7}, 0.3F, {.weight_decay = 0.1}));
   cases.push_back(
       adamw_case("no decay, other betas", {129}, 1.0F, {.beta1 = 0.8, .beta2 = 0.999, .eps = 1e-6}));

@@ -127,6 +127,40 @@ void add_dispatch(std::vector<OpCase>& cases) {
                    {}});
 }
 
+void add_rows_of_peers(std::vector<OpCase>& cases) {
+  struct Row {
+    const char* name;
+    ops::RowExchange attributes;
+    std::vector<std::int32_t> counts;
+  };
+  for (const Row& row :
+       {Row{"slabs of different length", {3, 2, 7}, {4, 0, 0, 7, 2, 3}},
+        Row{"full slabs", {2, 3, 6}, {1, 2, 3, 0, 6, 0}}, Row{"no rows at all", {2, 2, 5}, {0, 0, 0, 0}},
+        Row{"all rows from one peer to one expert", {4, 1, 9}, {0, 0, 9, 0}},
+        Row{"one peer", {1, 4, 11}, {3, 0, 5, 1}}, Row{"no room", {2, 2, 0}, {0, 0, 0, 0}}})
+    cases.push_back({"order_by_expert",
+                     row.name,
+                     Attributes::of(row.attributes),
+                     {integer_tensor({row.attributes.peers * row.attributes.groups}, row.counts)},
+                     {}});
+  // A gradient that scatters leaves rows alone that nobody gathered, so every row is gathered once.
+  for (const std::int64_t rows : {1, 13, 700}) {
+    const HostTensor source = routed_order(random_choice(rows, 1, 5, 331), 5).row_slot;
+    const auto scatter = Attributes::of(ops::ScatterRows{rows});
+    for (const Shape& shape : {Shape{rows}, Shape{rows, 1}, Shape{rows, 37}}) {
+      const HostTensor x = random_tensor(shape, 332);
+      cases.push_back(
+          {"gather_rows", "all rows, in another order", Attributes::of(NoAttributes{}), {x, source}});
+      cases.push_back({"scatter_rows", "all rows, in another order", scatter, {x, source}});
+    }
+  }
+  const HostTensor none(DType::i32, {0});
+  const auto nothing = Attributes::of(ops::ScatterRows{0});
+  cases.push_back(
+      {"gather_rows", "no rows", Attributes::of(NoAttributes{}), {random_tensor({0, 3}, 333), none}});
+  cases.push_back({"scatter_rows", "no rows", nothing, {random_tensor({0, 3}, 334), none}});
+}
+
 }  // namespace
 
 std::vector<OpCase> routing_cases() {
@@ -134,6 +168,7 @@ std::vector<OpCase> routing_cases() {
   add_route(cases);
   add_balance(cases);
   add_dispatch(cases);
+  add_rows_of_peers(cases);
   return cases;
 }
 

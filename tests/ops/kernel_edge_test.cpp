@@ -135,5 +135,31 @@ TEST_CASE("squares whose sum no f32 can hold are summed") {
   CHECK(sum[0].view().as<double>()[0] == Catch::Approx(25e60).epsilon(1e-6));
 }
 
+TEST_CASE("rows that nobody gathered or scattered to are left alone") {
+  const HostTensor x = random_tensor({6, 3}, 501), source = integer_tensor({4}, {5, 0, 3, 0});
+  const auto gathered = run_op("gather_rows", NoAttributes{}, {x.view(), source.view()});
+  const HostTensor targets = integer_tensor({4}, {6, 1, 4, 2});
+  const auto scattered = run_op("scatter_rows", ops::ScatterRows{7}, {gathered[0].view(), targets.view()});
+  const std::vector<std::int64_t> from{-1, 0, 0, -1, 3, -1, 5};
+  for (std::int64_t r = 0; r < 7; ++r)
+    for (std::int64_t i = 0; i < 3; ++i) {
+      const float value = scattered[0].view().as<float>()[r * 3 + i];
+      const std::int64_t row = from[static_cast<std::size_t>(r)];
+      CHECK((row < 0 ? std::isnan(value) : value == x.view().as<float>()[row * 3 + i]));
+    }
+}
+
+TEST_CASE("the clip factor is 0 where one of several sums is not finite") {
+  HostTensor good(DType::f64, {1}), bad(DType::f64, {1});
+  good.values<double>()[0] = 2.0;
+  for (const double value :
+       {std::numeric_limits<double>::quiet_NaN(), std::numeric_limits<double>::infinity()}) {
+    bad.values<double>()[0] = value;
+    const auto out = run_op("clip_factor", ops::ClipFactor{1.0}, {good.view(), bad.view(), good.view()});
+    CHECK_FALSE(std::isfinite(element(out[0].view(), 0)));
+    CHECK(element(out[1].view(), 0) == 0.0);
+  }
+}
+
 }  // namespace
 }  // namespace farskip::test

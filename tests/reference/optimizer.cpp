@@ -26,7 +26,9 @@ void store(const TensorView& scalar, double value) {
 
 void run_clip_factor(const KernelCall& call) {
   const double max_norm = call.get<ops::ClipFactor>().max_norm;
-  const double norm = std::sqrt(call.in<double>(0)[0]);
+  double sum = 0.0;
+  for (std::size_t i = 0; i < call.inputs.size(); ++i) sum += call.in<double>(i)[0];
+  const double norm = std::sqrt(sum);
   double factor = max_norm == 0.0 ? 1.0 : std::min(1.0, max_norm / (norm + 1e-6));
   if (!std::isfinite(norm)) factor = 0.0;
   store(call.outputs[0], norm);

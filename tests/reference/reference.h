@@ -9,7 +9,8 @@ namespace farskip {
 /// Registers every forward op under DType::f64. Where the op's f32 tensors are f32, a reference kernel
 /// takes and gives f64; i32 tensors stay i32. Keys that the table already has (clip_factor, which the CPU
 /// backend also lists under f64) are left alone, so a table may hold the CPU kernels first and these
-/// after. sort_by_expert, which has no floating-point tensor, is listed under f64 as well as under i32.
+/// after. sort_by_expert and order_by_expert, which have no floating-point tensor, are listed under f64 as
+/// well as under i32. Ops that move data between ranks have none: tests/distributed judges them.
 void register_reference_kernels(KernelTable& table);
 
 namespace reference {
@@ -17,7 +18,7 @@ namespace reference {
 void register_dense(KernelTable& table);      // embedding, add, matmul, grouped_matmul, columns, loss
 void register_rowwise(KernelTable& table);    // rms_norm, rope, swiglu
 void register_attention(KernelTable& table);  // attention, mla_key_value
-void register_routing(KernelTable& table);    // route, balance_loss, sort, dispatch, combine, permute
+void register_routing(KernelTable& table);    // router, dispatch, rows on their way
 void register_optimizer(KernelTable& table);  // sum_of_squares, clip_factor, adamw
 
 /// Adds `run` as the f64 kernel of `op` unless the table has one.

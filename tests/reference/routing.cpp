@@ -134,15 +134,56 @@ void run_permute_values(const KernelCall& call) {
     call.out<double>(0)[i] = call.in<double>(0)[call.in<std::int32_t>(1)[i]];
 }
 
+// Rows of one local expert from one peer lie together in the peer's slab, after those of experts before it.
+void run_order_by_expert(const KernelCall& call) {
+  const auto& a = call.get<ops::RowExchange>();
+  const auto* counts = call.in<std::int32_t>(0);
+  std::int32_t row = 0;
+  for (std::int64_t g = 0; g < a.groups; ++g) {
+    call.out<std::int32_t>(1)[g] = row;
+    for (std::int64_t p = 0; p < a.peers; ++p) {
+      const std::int32_t* of_peer = counts + p * a.groups;
+      const std::int64_t first = p * a.max_rows + std::accumulate(of_peer, of_peer + g, std::int64_t{0});
+      for (std::int64_t i = 0; i < of_peer[g]; ++i)
+        call.out<std::int32_t>(0)[row++] = static_cast<std::int32_t>(first + i);
+    }
+  }
+  call.out<std::int32_t>(1)[a.groups] = row;
+  call.out<std::int32_t>(2)[0] = row;
+}
+
+std::int64_t row_size(const Shape& shape) {
+  return shape.rank() == 1 ? 1 : shape[1];
+}
+
+void run_gather_rows(const KernelCall& call) {
+  const std::int64_t size = row_size(call.in_shape(0));
+  for (std::int64_t r = 0; r < call.in_shape(1)[0]; ++r)
+    for (std::int64_t i = 0; i < size; ++i)
+      call.out<double>(0)[r * size + i] = call.in<double>(0)[call.in<std::int32_t>(1)[r] * size + i];
+}
+
+void run_scatter_rows(const KernelCall& call) {
+  const std::int64_t size = row_size(call.in_shape(0));
+  for (std::int64_t r = 0; r < call.in_shape(1)[0]; ++r)
+    for (std::int64_t i = 0; i < size; ++i)
+      call.out<double>(0)[call.in<std::int32_t>(1)[r] * size + i] = call.in<double>(0)[r * size + i];
+}
+
 }  // namespace
 
 void register_routing(KernelTable& table) {
   add_reference(table, "route", run_route);
   add_reference(table, "balance_loss", run_balance_loss);
-  add_reference(table, "sort_by_expert", run_sort_by_expert);
-  if (!table.contains("sort_by_expert", DType::i32, DeviceKind::cpu))
-    table.add("sort_by_expert", DType::i32, DeviceKind::cpu,
-              {.run = run_sort_by_expert, .workspace = nullptr});
+  const auto add_integers = [&](std::string_view op, void (*run)(const KernelCall&)) {
+    add_reference(table, op, run);
+    if (!table.contains(op, DType::i32, DeviceKind::cpu))
+      table.add(op, DType::i32, DeviceKind::cpu, {.run = run, .workspace = nullptr});
+  };
+  add_integers("sort_by_expert", run_sort_by_expert);
+  add_integers("order_by_expert", run_order_by_expert);
+  add_reference(table, "gather_rows", run_gather_rows);
+  add_reference(table, "scatter_rows", run_scatter_rows);
   add_reference(table, "dispatch_rows", run_dispatch_rows);
   add_reference(table, "combine_rows", run_combine_rows);
   add_reference(table, "permute_values", run_permute_values);

@@ -60,7 +60,7 @@ Plan make_plan(const Graph& graph, WorkspaceRule workspace, const std::vector<Or
 /// Throws InternalError naming step and value unless: every node runs once and after what it reads, a
 /// collective is waited for once and before its results are read, no two buffers that are alive together
 /// overlap (but where an op declares in-place use), every update ends in the buffer of its external value,
-/// and everything lies inside the arena.
+/// other externals are not written, and everything lies inside the arena.
 void verify_plan(const Graph& graph, const Plan& plan);
 
 /// First and last step of each node, by node id: the same step, or start and wait.

@@ -29,7 +29,8 @@ class RunFolder {
 };
 
 /// Requests to stop: SIGUSR1 and SIGTERM ask for a checkpoint at the next step boundary and exit code 75; a
-/// second SIGTERM leaves at once. Signal handlers are process-wide by nature: one instance at a time.
+/// second SIGTERM leaves at once. Signal handlers are process-wide by nature: all instances of a process (its
+/// ranks may be threads) hear of the same signal, from the first until the last of them has gone.
 class StopSignals {
  public:
   StopSignals();

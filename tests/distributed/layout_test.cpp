@@ -1,0 +1,308 @@
+// One training run, on ranks laid out in every way: what it computes must not depend on the layout.
+
+#include <cmath>
+
+#include "farskip/data/sampler.h"
+#include "layouts.h"
+#include "support/catch.h"
+
+namespace farskip::test {
+namespace {
+
+const Logger kQuiet(LogLevel::off);
+
+double largest_element(const HostTensor& tensor) {
+  double largest = 1e-30;
+  for (const float x : tensor.values<float>()) largest = std::max(largest, std::abs(static_cast<double>(x)));
+  return largest;
+}
+
+/// Largest |a - b| over the tensors; not finite counts as far off.
+double largest_difference(const HostTensor& a, const HostTensor& b) {
+  double largest = 0;
+  for (std::size_t i = 0; i < b.values<float>().size(); ++i) {
+    const double difference =
+        static_cast<double>(a.values<float>()[i]) - static_cast<double>(b.values<float>()[i]);
+    largest = std::max(largest, std::isfinite(difference) ? std::abs(difference) : 1e30);
+  }
+  return largest;
+}
+double largest_difference(const TensorMap& a, const TensorMap& b) {
+  double largest = 0;
+  for (const auto& [name, tensor] : b) largest = std::max(largest, largest_difference(a.at(name), tensor));
+  return largest;
+}
+
+/// Relative to the largest element of the tensor, or 1% of the largest of all (a gradient that is zero but
+/// for rounding is not compared with itself).
+double relative_difference(const TensorMap& a, const TensorMap& b) {
+  double largest = 0, worst = 0;
+  for (const auto& [name, tensor] : b) largest = std::max(largest, largest_element(tensor));
+  for (const auto& [name, tensor] : b)
+    worst = std::max(
+        worst, largest_difference(a.at(name), tensor) / std::max(largest_element(tensor), 0.01 * largest));
+  return worst;
+}
+
+/// The rule for another layout: sums are taken in another order, and nothing else differs. Weights have moved
+/// by up to 0.03 (three steps at a rate of 0.01).
+void check_same_training(const Outcome& got, const Outcome& want) {
+  REQUIRE(got.steps.size() == want.steps.size());
+  for (std::size_t i = 0; i < want.steps.size(); ++i) {
+    INFO("step " << i + 1);
+    CHECK(got.steps[i].loss == Catch::Approx(want.steps[i].loss).epsilon(1e-5));
+    CHECK(got.steps[i].norm == Catch::Approx(want.steps[i].norm).epsilon(1e-5));
+    CHECK(got.steps[i].balance == Catch::Approx(want.steps[i].balance).epsilon(1e-5));
+    CHECK(got.steps[i].correct == want.steps[i].correct);
+    CHECK(got.steps[i].load == want.steps[i].load);
+  }
+  CHECK(largest_difference(got.weights, want.weights) < 2e-6);
+  CHECK(relative_difference(got.first, want.first) < 1e-4);
+  CHECK(relative_difference(got.second, want.second) < 1e-4);
+}
+
+void check_same_bits(const Outcome& got, const Outcome& want) {
+  CHECK(got.steps == want.steps);
+  CHECK(largest_difference(got.weights, want.weights) == 0);
+  CHECK(largest_difference(got.first, want.first) == 0);
+  CHECK(largest_difference(got.second, want.second) == 0);
+}
+
+void check_layouts(const Task& task, const std::vector<Layout>& layouts) {
+  const Outcome alone = train_on(task, {});
+  for (const StepNumbers& step : alone.steps) {
+    REQUIRE(std::isfinite(step.loss));
+    REQUIRE(step.norm > 0);
+  }
+  for (const Layout& layout : layouts) {
+    INFO(layout.text());
+    check_same_training(train_on(task, layout), alone);
+  }
+}
+
+/// Expert x data: 1x2, 2x1, 2x2, 4x1, 1x3, with ZeRO and without.
+std::vector<Layout> usual_layouts() {
+  std::vector<Layout> layouts{{1, 1, true}};
+  for (const bool zero : {false, true})
+    for (const auto& [expert, data] : {std::pair{1, 2}, {2, 1}, {2, 2}, {4, 1}, {1, 3}})
+      layouts.push_back({expert, data, zero});
+  return layouts;
+}
+
+Task fixture_task(const std::string& name, FarSkipMode wiring) {
+  const fs::path folder = fixtures() / name;
+  return {.model = read_hub_config(folder), .weights = folder, .wiring = wiring};
+}
+
+TEST_CASE("DeepSeek-V2 trains the same on every layout") {
+  check_layouts(fixture_task("deepseek_v2", FarSkipMode::off), usual_layouts());
+  Task task = fixture_task("deepseek_v2", FarSkipMode::full);
+  task.balance_loss = task.document_mask = true;
+  check_layouts(task, usual_layouts());
+}
+
+TEST_CASE("Qwen3-MoE trains the same on every layout") {
+  check_layouts(fixture_task("qwen3_moe", FarSkipMode::full), usual_layouts());
+  Task task = fixture_task("qwen3_moe", FarSkipMode::off);
+  task.balance_loss = task.document_mask = true;
+  check_layouts(task, usual_layouts());
+}
+
+TEST_CASE("a model whose 12 experts are 3, 4, 6 or 12 to a rank trains the same on every layout") {
+  Task task{.model = small_model(12, 5), .wiring = FarSkipMode::full};
+  task.balance_loss = true;
+  std::vector<Layout> layouts = usual_layouts();
+  layouts.push_back({3, 1, false});
+  layouts.push_back({3, 1, true});
+  check_layouts(task, layouts);
+  task.wiring = FarSkipMode::off;
+  task.balance_loss = false;
+  task.document_mask = true;
+  check_layouts(task, layouts);
+}
+
+TEST_CASE("one micro-batch a step, or many, train the same") {
+  Task task{.model = small_model(8, 3), .wiring = FarSkipMode::full, .global_batch = 8};
+  const Outcome alone = train_on(task, {});
+  for (const std::int64_t micro_batch : {1, 2, 4}) {
+    task.micro_batch = micro_batch;
+    for (const Layout& layout : {Layout{2, 1, true}, Layout{2, 1, false}, Layout{1, 2, true}}) {
+      INFO(layout.text() << ", micro-batches of " << micro_batch);
+      check_same_training(train_on(task, layout), alone);
+    }
+  }
+}
+
+TEST_CASE("a model without experts trains the same on every number of ranks") {
+  Task task{.model = small_model(8, 2)};
+  task.model.moe_layers.assign(task.model.moe_layers.size(), false);
+  check_layouts(task, {{1, 2, false}, {1, 2, true}, {1, 3, true}, {2, 1, true}});
+}
+
+TEST_CASE("a layout gives the same bits in every run, and whether it waits at once or late") {
+  Task task = fixture_task("qwen3_moe", FarSkipMode::full);
+  task.balance_loss = true;
+  for (const Layout& layout :
+       {Layout{1, 3, true}, Layout{2, 2, false}, Layout{2, 2, true}, Layout{4, 1, true}}) {
+    INFO(layout.text());
+    const Outcome once = train_on(task, layout);
+    check_same_bits(train_on(task, layout), once);
+    Layout at_once = layout;
+    at_once.overlap = false;
+    check_same_bits(train_on(task, at_once), once);
+  }
+}
+
+TEST_CASE("where all rows go to one rank, the step is repeated in smaller parts and no row is lost") {
+  // All tokens are one token: all rows go to the same expert, and its rank gets twice to four times its
+  // share.
+  Task task{.model = small_model(8, 1), .wiring = FarSkipMode::full};
+  task.only_token = 7;
+  task.balance_loss = true;
+  for (const std::int64_t micro_batch : {1, 4}) {
+    task.micro_batch = micro_batch;
+    task.global_batch = 16;
+    const Outcome alone = train_on(task, {});
+    CHECK(alone.repeated == 0);
+    CHECK(alone.steps[0].load == Catch::Approx(8));
+    for (const Layout& layout : {Layout{4, 1, false}, Layout{4, 1, true}, Layout{4, 1, true, false}}) {
+      INFO(layout.text() << ", micro-batches of " << micro_batch);
+      const Outcome outcome = train_on(task, layout);
+      CHECK(outcome.repeated == task.steps);
+      check_same_training(outcome, alone);
+    }
+    for (const Layout& layout : {Layout{2, 1, false}, Layout{2, 2, true}, Layout{1, 2, true}}) {
+      INFO(layout.text() << ", micro-batches of " << micro_batch);
+      const Outcome outcome = train_on(task, layout);
+      CHECK(outcome.repeated == 0);  // twice an even share is all there is
+      check_same_training(outcome, alone);
+    }
+  }
+}
+
+/// Bytes of the smallest bound that is allowed: one sequence, all of it routed to one rank.
+std::uint64_t least_memory(const Task& task, int expert) {
+  TrainEngineOptions options = options_of(task, {.expert = expert});
+  options.micro_batch = 1;
+  options.routed_rows_memory.reset();
+  const RoutedRowsPlan plan = plan_routed_rows(task.model, options, expert);
+  return plan.bytes / static_cast<std::uint64_t>(plan.max_rows) *
+         static_cast<std::uint64_t>(task.sequence_length * task.model.moe.top_k);
+}
+
+TEST_CASE("with little memory for routed rows the step is repeated and the numbers agree") {
+  Task task{.model = small_model(8, 3), .global_batch = 16, .micro_batch = 4};
+  task.document_mask = task.balance_loss = true;
+  const Outcome alone = train_on(task, {});
+  for (const int expert : {2, 4}) {
+    task.routed_rows_memory = least_memory(task, expert);
+    for (const bool zero : {false, true}) {
+      const Layout layout{expert, 1, zero};
+      INFO(layout.text());
+      const Outcome outcome = train_on(task, layout);
+      CHECK(outcome.repeated == task.steps);
+      check_same_training(outcome, alone);
+    }
+  }
+}
+
+TEST_CASE("the bound of routed rows follows the memory, and too little is refused with what is needed") {
+  Task task{.model = small_model(8, 3), .global_batch = 48, .micro_batch = 6};
+  const std::int64_t all = task.micro_batch * task.sequence_length * 3;
+  CHECK(plan_routed_rows(task.model, options_of(task, {}), 1).max_rows == 0);
+  for (const int expert : {2, 4, 8}) {
+    const RoutedRowsPlan plan = plan_routed_rows(task.model, options_of(task, {}), expert);
+    CHECK(plan.even_rows == all / expert);
+    CHECK(plan.max_rows == std::min(all, 2 * plan.even_rows));
+    CHECK((plan.fallback_batch == 0) == (plan.max_rows == all));
+    const std::uint64_t least = least_memory(task, expert);
+    task.routed_rows_memory = least;
+    const RoutedRowsPlan small = plan_routed_rows(task.model, options_of(task, {}), expert);
+    CHECK(small.fallback_batch == 1);
+    CHECK(small.max_rows == all / task.micro_batch);
+    CHECK(small.bytes == least);
+    task.routed_rows_memory = 5 * least;  // of 6 sequences 5 fit, but equal parts of 3 do
+    CHECK(plan_routed_rows(task.model, options_of(task, {}), expert).fallback_batch == 3);
+    task.routed_rows_memory = least * 100;
+    CHECK(plan_routed_rows(task.model, options_of(task, {}), expert).fallback_batch == 0);
+    task.routed_rows_memory = least - 1;
+    CHECK_THROWS_WITH(plan_routed_rows(task.model, options_of(task, {}), expert),
+                      ContainsSubstring(std::to_string(least - 1)) &&
+                          ContainsSubstring(std::to_string(least)) &&
+                          ContainsSubstring("routed_rows_memory"));
+    CHECK_THROWS_AS(train_on(task, {.expert = expert}), UsageError);
+    task.routed_rows_memory.reset();
+  }
+}
+
+TEST_CASE("a rank without a single counted target takes part") {
+  Task task{.model = small_model(8, 3), .wiring = FarSkipMode::full};
+  task.balance_loss = true;
+  task.uncounted_every = 2;  // rank 1 of 2, ranks 1 and 3 of 4
+  check_layouts(task, {{1, 2, false}, {1, 2, true}, {2, 1, false}, {2, 1, true}, {4, 1, true}, {2, 2, true}});
+}
+
+// ---- validation
+
+Evaluation evaluate_on(const Task& task, const Layout& layout, const Sampler& sampler, std::int64_t batch,
+                       std::int64_t max_sequences) {
+  const std::vector<Evaluation> results = on_ranks(layout.ranks(), [&](const Communicator& world) {
+    const Mesh mesh(world, layout.expert);
+    const std::vector<ParameterSpec> specs = list_parameters(task.model);
+    const auto parameters = local_parameters(specs, mesh.position(), false);
+    TensorMap weights = make_parameter_tensors(specs_of(parameters));
+    load_weights(weights, parameters, specs, SafetensorsFolder(task.weights));
+    Arena arena;
+    InferenceEngine engine(task.model, rewire_farskip(build_layer_graph(task.model), {task.wiring, {}}),
+                           weights, arena, kQuiet, mesh);
+    return evaluate(engine, sampler, batch, max_sequences);
+  });
+  for (const Evaluation& e : results)
+    if (e.loss != results[0].loss || e.accuracy != results[0].accuracy || e.tokens != results[0].tokens)
+      throw std::runtime_error("ranks have different results");
+  return results[0];
+}
+
+TEST_CASE("validation gives the same numbers on every layout, however many sequences there are") {
+  const Task task = fixture_task("deepseek_v2", FarSkipMode::full);
+  const auto tokens = std::make_shared<TokenFile>((fixtures() / "deepseek_v2" / "tokens").string());
+  for (const bool document_mask : {false, true}) {
+    const Sampler sampler({{tokens, 1.0}},
+                          {.sequence_length = 32, .shuffle = false, .document_mask = document_mask});
+    for (const std::int64_t sequences : {0, 1, 7, 12}) {
+      const Evaluation alone = evaluate_on(task, {}, sampler, 3, sequences);
+      const auto read = sequences == 0 ? static_cast<std::int64_t>(sampler.samples_per_epoch(0)) : sequences;
+      CHECK(alone.tokens <= read * 32);
+      CHECK(alone.tokens > read * 24);
+      for (const Layout& layout : {Layout{1, 2}, Layout{2, 1}, Layout{2, 2}, Layout{4, 1}, Layout{1, 3}}) {
+        INFO(layout.text() << ", " << sequences << " sequences");
+        const Evaluation e = evaluate_on(task, layout, sampler, 2, sequences);
+        CHECK(e.tokens == alone.tokens);
+        CHECK(e.loss == Catch::Approx(alone.loss).epsilon(1e-6));
+        CHECK(e.accuracy == alone.accuracy);
+      }
+    }
+  }
+}
+
+// ---- what is refused
+
+TEST_CASE("layouts that do not divide what they share are refused with both numbers") {
+  const Task task{.model = small_model(8, 2)};
+  CHECK_THROWS_WITH(train_on(task, {.expert = 3}),
+                    ContainsSubstring("parallel.expert is 3") && ContainsSubstring("8 experts"));
+  CHECK_THROWS_WITH(
+      on_ranks(4, [](const Communicator& world) { return Mesh(world, 3).position().expert_size; }),
+      ContainsSubstring("parallel.expert is 3") && ContainsSubstring("4 ranks") &&
+          ContainsSubstring("1, 2, 4"));
+  RunConfig config;
+  config.train.global_batch = 24;
+  config.train.micro_batch = 3;
+  CHECK(engine_options(config, 4).micro_batches == 2);
+  CHECK_THROWS_WITH(engine_options(config, 5), ContainsSubstring("train.global_batch is 24") &&
+                                                   ContainsSubstring("5 ranks") &&
+                                                   ContainsSubstring("multiple of 15"));
+}
+
+}  // namespace
+}  // namespace farskip::test

@@ -1,0 +1,57 @@
+#pragma once
+// Training steps of one model on any mesh of ranks that are threads.
+
+#include <optional>
+
+#include "farskip/passes/farskip.h"
+#include "farskip/train/engine.h"
+#include "farskip/train/trainer.h"
+#include "rank_graph.h"
+#include "support/support.h"
+
+namespace farskip::test {
+
+struct Layout {
+  int expert = 1, data = 1;
+  bool zero = false;
+  bool overlap = true;
+  int ranks() const { return expert * data; }
+  std::string text() const {
+    return fmt::format("expert {} x data {}{}{}", expert, data, zero ? ", ZeRO" : "",
+                       overlap ? "" : ", waits at once");
+  }
+};
+
+/// What is trained, whatever the layout.
+struct Task {
+  ModelConfig model;
+  fs::path weights{};  // empty: random ones
+  FarSkipMode wiring = FarSkipMode::off;
+  std::int64_t steps = 3, global_batch = 24, micro_batch = 2, sequence_length = 16;
+  bool document_mask = false, balance_loss = false;
+  std::optional<std::uint64_t> routed_rows_memory{};
+  std::optional<std::int32_t> only_token{};  // every token of every sequence
+  int uncounted_every = 0;                   // of this many micro-batches in order, the last has no targets
+};
+
+/// A routed model of odd sizes, `config` in hub names (flow style); throws what reading it finds wrong.
+ModelConfig read_model(const std::string& config);
+ModelConfig small_model(std::int64_t experts, std::int64_t top_k);
+
+struct StepNumbers {
+  double loss = 0, correct = 0, balance = 0, norm = 0, load = 0;
+  friend bool operator==(const StepNumbers&, const StepNumbers&) = default;
+};
+
+/// What a layout computes: numbers equal on all ranks, whole tensors.
+struct Outcome {
+  std::vector<StepNumbers> steps;
+  TensorMap weights, first, second;
+  std::int64_t repeated = 0;
+};
+
+TrainEngineOptions options_of(const Task& task, const Layout& layout);
+/// Trains. Throws std::runtime_error if ranks disagree about a number, or replicas about a bit of a weight.
+Outcome train_on(const Task& task, const Layout& layout);
+
+}  // namespace farskip::test

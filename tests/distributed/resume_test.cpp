@@ -1,0 +1,217 @@
+// Whole training runs on several ranks, ended and gone on with on other ones.
+
+#include <csignal>
+#include <nlohmann/json.hpp>
+#include <sstream>
+#include <thread>
+
+#include "farskip/train/training_checkpoint.h"
+#include "layouts.h"
+#include "support/catch.h"
+
+namespace farskip::test {
+namespace {
+
+const Logger kQuiet(LogLevel::off);
+
+struct Run {
+  RunConfig config;
+  ModelConfig model;
+  int ranks;
+};
+
+Run make_run(const fs::path& run_dir, const Layout& layout, std::int64_t steps,
+             const std::vector<std::string>& overrides = {}) {
+  const fs::path data = fixtures() / "qwen3_moe";
+  ErrorList errors;
+  ConfigNode tree =
+      parse_yaml_text(fmt::format(R"(
+run_dir: {0}
+init: {{from: {1}}}
+farskip: {{mode: full}}
+parallel: {{expert: {2}, zero: {3}}}
+data: {{tokens: [{1}/tokens], validation: [{1}/tokens]}}
+train:
+  steps: {4}
+  sequence_length: 16
+  global_batch: 16
+  micro_batch: 2
+  learning_rate: {{schedule: constant, peak: 1.0e-3, warmup_steps: 2}}
+  validate_every: 3
+checkpoint: {{every: 3, keep: 10}}
+)",
+                                  run_dir.string(), data.string(), layout.expert, layout.zero ? 1 : 0, steps),
+                      "test", errors);
+  for (const std::string& o : overrides) apply_override(tree, o, errors);
+  Run run{read_run_config(tree, errors), read_hub_config(data), layout.ranks()};
+  errors.throw_if_any();
+  return run;
+}
+
+/// What rank 0 returns; all ranks must have come to the same step.
+TrainResult train_run(const Run& run) {
+  const std::vector<TrainResult> results = on_ranks(run.ranks, [&](const Communicator& world) {
+    Heartbeat heartbeat;
+    return train(run.config, run.model, world, heartbeat, kQuiet);
+  });
+  for (const TrainResult& r : results)
+    if (r.step != results[0].step || r.loss != results[0].loss || r.stopped_early != results[0].stopped_early)
+      throw std::runtime_error("ranks end in different ways");
+  return results[0];
+}
+
+std::vector<nlohmann::json> read_metrics(const fs::path& run_dir) {
+  std::vector<nlohmann::json> lines;
+  std::istringstream text(read_text_file(run_dir / "metrics.jsonl"));
+  for (std::string line; std::getline(text, line);) lines.push_back(nlohmann::json::parse(line));
+  return lines;
+}
+
+void check_metrics(const fs::path& got_dir, const fs::path& want_dir, double tolerance) {
+  const auto got = read_metrics(got_dir), want = read_metrics(want_dir);
+  REQUIRE(got.size() == want.size());
+  for (std::size_t i = 0; i < want.size(); ++i) {
+    INFO("step " << i + 1);
+    CHECK(got[i]["step"] == want[i]["step"]);
+    CHECK(got[i]["tokens"] == want[i]["tokens"]);
+    CHECK(got[i]["learning_rate"] == want[i]["learning_rate"]);
+    for (const char* key : {"loss", "grad_norm", "aux_loss", "validation_loss"}) {
+      REQUIRE(got[i].contains(key) == want[i].contains(key));
+      if (!want[i].contains(key)) continue;
+      INFO(key);
+      const double a = got[i][key].get<double>(), b = want[i][key].get<double>();
+      CHECK((tolerance == 0 ? a == b : a == Catch::Approx(b).epsilon(tolerance)));
+    }
+  }
+}
+
+fs::path checkpoint(const fs::path& run_dir, std::int64_t step) {
+  return run_dir / "checkpoints" / fmt::format("step-{}", step);
+}
+
+/// Every file of a checkpoint in one text.
+std::string checkpoint_bytes(const fs::path& path) {
+  std::map<std::string, std::string> files;
+  for (const auto& entry : fs::directory_iterator(path))
+    files[entry.path().filename().string()] = read_text_file(entry.path());
+  std::string bytes;
+  for (const auto& [name, content] : files) bytes += name + "\n" + content;
+  return bytes;
+}
+
+/// Of the largest element of a tensor.
+double checkpoint_difference(const fs::path& got, const fs::path& want) {
+  const Checkpoint a = open_checkpoint(got), b = open_checkpoint(want);
+  if (a.manifest().tensors.size() != b.manifest().tensors.size()) return 1e30;
+  double worst = 0;
+  for (const auto& [name, tensor] : b.manifest().tensors) {
+    const HostTensor x = a.read(name), y = b.read(name);
+    double difference = 0, largest = 1e-30;
+    for (std::size_t i = 0; i < y.values<float>().size(); ++i) {
+      difference = std::max(difference, std::abs(static_cast<double>(x.values<float>()[i]) -
+                                                 static_cast<double>(y.values<float>()[i])));
+      largest = std::max(largest, std::abs(static_cast<double>(y.values<float>()[i])));
+    }
+    worst = std::max(worst, difference / largest);
+  }
+  return worst;
+}
+
+const Layout kFour{2, 2, true};
+
+TEST_CASE("a run that ended is gone on with on the same ranks to the bit, and on others to rounding") {
+  const TemporaryFolder folder;
+  train_run(make_run(folder / "whole", kFour, 6));
+  REQUIRE(train_run(make_run(folder / "half", kFour, 3)).step == 3);
+  CHECK(checkpoint_bytes(checkpoint(folder / "half", 3)) ==
+        checkpoint_bytes(checkpoint(folder / "whole", 3)));
+  for (const Layout& layout : {kFour, Layout{1, 1, false}, Layout{2, 1, false}, Layout{2, 1, true},
+                               Layout{4, 1, true}, Layout{1, 2, true}}) {
+    INFO(layout.text());
+    const fs::path run_dir = folder / layout.text();
+    fs::copy(folder / "half", run_dir, fs::copy_options::recursive);
+    const Run run = make_run(folder / "here", layout, 6, {fmt::format("run_dir='{}'", run_dir.string())});
+    CHECK(train_run(run).step == 6);
+    const bool same = layout.ranks() == kFour.ranks() && layout.expert == kFour.expert;
+    check_metrics(run_dir, folder / "whole", same ? 0 : 1e-5);
+    if (same)
+      CHECK(checkpoint_bytes(checkpoint(run_dir, 6)) == checkpoint_bytes(checkpoint(folder / "whole", 6)));
+    else
+      CHECK(checkpoint_difference(checkpoint(run_dir, 6), checkpoint(folder / "whole", 6)) < 1e-3);
+  }
+}
+
+TEST_CASE("four ranks go on with what one rank made of what four ranks had saved") {
+  const TemporaryFolder folder;
+  train_run(make_run(folder / "whole", kFour, 9));
+  train_run(make_run(folder / "moved", kFour, 3));
+  train_run(make_run(folder / "moved", {1, 1, false}, 6));
+  train_run(make_run(folder / "moved", kFour, 9));
+  check_metrics(folder / "moved", folder / "whole", 1e-5);
+}
+
+/// Loads the newest checkpoint of `from` on a layout and saves it as step `step` of `to`.
+void save_again(const ModelConfig& model, const Layout& layout, const fs::path& from, const fs::path& to,
+                std::int64_t step) {
+  on_ranks(layout.ranks(), [&](const Communicator& world) {
+    const MeshPosition mesh{world.size(), world.rank(), layout.expert};
+    const auto parameters = local_parameters(list_parameters(model), mesh, layout.zero);
+    TensorMap weights = make_parameter_tensors(specs_of(parameters));
+    TensorMap first = make_optimizer_tensors(parameters), second = make_optimizer_tensors(parameters);
+    const TrainingTensors tensors{parameters, weights, first, second};
+    auto state = resume_training(from, model, 1, tensors, world, kQuiet);
+    if (!state) throw std::runtime_error("nothing to resume from");
+    state->step = step;
+    CheckpointSaver saver(to, 10, true, model, {}, kQuiet, mesh, world);
+    saver.save(*state, tensors);
+    saver.wait();
+    return 0;
+  });
+}
+
+TEST_CASE("from four ranks to one and back, weights and moments of a run keep every bit") {
+  const TemporaryFolder folder;
+  const Run run = make_run(folder / "run", kFour, 3);
+  train_run(run);
+  const fs::path saved = folder / "run" / "checkpoints";
+  save_again(run.model, {1, 1, false}, saved, folder / "one", 4);
+  save_again(run.model, kFour, folder / "one", folder / "four", 5);
+  const Checkpoint a = open_checkpoint(saved / "step-3"), b = open_checkpoint(folder / "four" / "step-5");
+  REQUIRE(a.manifest().tensors.size() == b.manifest().tensors.size());
+  REQUIRE(a.manifest().tensors.size() > 100);
+  for (const auto& [name, tensor] : a.manifest().tensors) {
+    INFO(name);
+    CHECK(same_bits(b.read(name), a.read(name)));
+  }
+}
+
+TEST_CASE("a stop signal ends all ranks at the same step, with a checkpoint") {
+  const TemporaryFolder folder;
+  const fs::path metrics = folder / "run" / "metrics.jsonl";
+  std::thread signaller([&] {
+    while (!fs::exists(metrics) || fs::file_size(metrics) == 0)
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    std::raise(SIGUSR1);
+  });
+  const TrainResult stopped = train_run(make_run(folder / "run", {2, 1, true}, 2000, {"checkpoint.every=0"}));
+  signaller.join();
+  CHECK(stopped.stopped_early);
+  CHECK(stopped.step < 2000);
+  CHECK(fs::exists(checkpoint(folder / "run", stopped.step)));
+  CHECK(nlohmann::json::parse(read_text_file(folder / "run" / "exit.json"))["resumable"] == true);
+  const TrainResult rest =
+      train_run(make_run(folder / "run", {1, 2, false}, stopped.step + 2, {"checkpoint.every=0"}));
+  CHECK(rest.step == stopped.step + 2);
+  CHECK_FALSE(rest.stopped_early);
+}
+
+TEST_CASE("a loss that is not finite stops all ranks with one message") {
+  const TemporaryFolder folder;
+  const Run run = make_run(folder / "run", kFour, 60,
+                           {"train.learning_rate.peak=100.0", "train.learning_rate.warmup_steps=0",
+                            "train.optimizer.clip_grad_norm=0.0", "train.optimizer.weight_decay=1.0"});
+  CHECK_THROWS_WITH(train_run(run), ContainsSubstring("finite") && ContainsSubstring("samples"));
+}
+
+}  // namespace
+}  // namespace farskip::test

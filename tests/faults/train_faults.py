@@ -1,0 +1,188 @@
+#!/usr/bin/env python3
+"""What becomes of training on two ranks when something fails, and of the run that goes on afterwards.
+
+    train_faults.py --mpirun MPIRUN --farskip FARSKIP --fixtures FOLDER CASE
+
+Runs one case (the functions named case_*) with the real program, as job_faults.py does with its probe.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import struct
+import sys
+import tempfile
+from pathlib import Path
+
+from job_faults import Job, expect, wait_until
+
+STEPS = 240
+EVERY = 30  # steps between checkpoints
+
+
+class Run:
+    """A run directory and the command that trains in it, the same every time."""
+
+    def __init__(self, programs, folder, name, **changes):
+        self.programs = programs
+        self.dir = Path(folder) / name
+        self.tokens = programs.fixtures / "qwen3_moe" / "tokens"
+        self.keys = {"run_dir": self.dir, "init.from": programs.fixtures / "qwen3_moe", **changes}
+
+    def start(self, environment=(), **changes):
+        config = self.dir.with_suffix(".yaml")
+        config.write_text(f"""
+farskip: {{mode: full}}
+parallel: {{expert: 2, zero: 1}}
+data: {{tokens: [{self.tokens}]}}
+train:
+  steps: {STEPS}
+  sequence_length: 32
+  global_batch: 8
+  micro_batch: 2
+  learning_rate: {{schedule: constant, peak: 1.0e-3}}
+checkpoint: {{every: {EVERY}, keep: 100}}
+""")
+        keys = {**self.keys, **{key.replace("__", "."): value for key, value in changes.items()}}
+        job = Job(self.programs, 2, self.programs.farskip,
+                  ["train", config] + [f"{key}={value}" for key, value in keys.items()], environment)
+        job.tag = f"run_dir={self.dir}"
+        return job
+
+    def finish(self, **changes):
+        with self.start(**changes) as job:
+            job.expect_end(30, 0)
+            expect(not job.errors(), f"{job.errors()}")
+
+    def metrics(self):
+        """What each step computed: step -> (loss, gradient norm)."""
+        try:
+            lines = (self.dir / "metrics.jsonl").read_text().splitlines(keepends=True)
+        except FileNotFoundError:
+            return {}
+        steps = [json.loads(line) for line in lines if line.endswith("\n")]
+        return {step["step"]: (step["loss"], step["grad_norm"]) for step in steps}
+
+    def wait_for_step(self, step):
+        wait_until(lambda: len(self.metrics()) >= step, 30, f"step {step}")
+
+    def checkpoints(self):
+        return sorted(int(path.name[5:]) for path in (self.dir / "checkpoints").glob("step-*")
+                      if path.name[5:].isdigit())
+
+    def checkpoint_files(self, step):
+        folder = self.dir / "checkpoints" / f"step-{step}"
+        return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def expect_same_training(run, whole):
+    expect(list(run.metrics()) == list(range(1, STEPS + 1)), f"steps {list(run.metrics())}")
+    for step, numbers in whole.metrics().items():
+        expect(run.metrics()[step] == numbers, f"step {step}: {run.metrics()[step]}, not {numbers}")
+    ours, theirs = run.checkpoint_files(STEPS), whole.checkpoint_files(STEPS)
+    expect(ours.keys() == theirs.keys(), f"{ours.keys()} and {theirs.keys()}")
+    for name, content in theirs.items():
+        expect(ours[name] == content, f"{name} of the last checkpoint differs")
+
+
+def whole_run(programs, folder):
+    run = Run(programs, folder, "whole")
+    run.finish()
+    expect(len(run.metrics()) == STEPS, "a line for each step")
+    return run
+
+
+def case_killed_and_repeated(programs, folder):
+    """Each of the ranks is killed, some steps after a checkpoint; the same command goes on to the bit."""
+    whole = whole_run(programs, folder)
+    run = Run(programs, folder, "killed")
+    for rank, step in ((1, EVERY * 3 // 2), (0, EVERY * 9 // 2)):
+        with run.start() as job:
+            run.wait_for_step(step)
+            os.kill(job.ranks()[rank], signal.SIGKILL)
+            job.expect_end(10)
+            expect(job.status() != 0, "a status other than 0")
+        expect(run.checkpoints() and run.checkpoints()[-1] < STEPS, f"checkpoints {run.checkpoints()}")
+    run.finish()
+    expect_same_training(run, whole)
+
+
+def case_stopped_on_request(programs, folder):
+    """SIGUSR1 at the launcher, as a batch system sends it: all ranks save the same step."""
+    whole = whole_run(programs, folder)
+    run = Run(programs, folder, "stopped")
+    with run.start() as job:
+        run.wait_for_step(EVERY + 5)
+        job.mpirun.send_signal(signal.SIGUSR1)
+        job.expect_end(15, 75)
+        expect(not job.errors(), f"{job.errors()}")
+    end = json.loads((run.dir / "exit.json").read_text())
+    step = end["step"]
+    expect(end["resumable"] is True and EVERY + 5 <= step < STEPS, f"{end}")
+    expect(run.checkpoints()[-1] == step == max(run.metrics()), f"checkpoints {run.checkpoints()}, step {step}")
+    manifest = (run.dir / "checkpoints" / f"step-{step}" / "manifest.json").read_text()
+    expect(manifest.count("-of-00002.safetensors") >= 4, "shards of both ranks")
+    run.finish()
+    expect(json.loads((run.dir / "exit.json").read_text())["resumable"] is False, "done")
+    expect_same_training(run, whole)
+
+
+def case_save_fails_on_one_rank(programs, folder):
+    """One message; what was saved before is whole, and the next run goes on from there."""
+    run = Run(programs, folder, "full-disk")
+    run.finish(train__steps=20)
+    with run.start({"FARSKIP_FAULT": "ckpt.shard:1:error"}, train__steps=40, checkpoint__every=10) as job:
+        job.expect_end(15, 74)
+        job.expect_one_error("rank 1: failure at ckpt.shard")
+    expect(run.checkpoints() == [20], f"checkpoints {run.checkpoints()}")
+    expect(not list((run.dir / "checkpoints").glob("*.tmp*")), "no half a checkpoint")
+    with run.start(train__steps=40, checkpoint__every=10) as job:
+        job.expect_end(15, 0)
+        expect("resumed at step 20" in job.err.read_text(), "it goes on from step 20")
+    expect(run.checkpoints() == [20, 30, 40], f"checkpoints {run.checkpoints()}")
+
+
+def copy_model_with_nan(source, target, tensor_part):
+    """A copy of a model folder whose first tensor with `tensor_part` in its name holds a NaN."""
+    target.mkdir()
+    shutil.copy(source / "config.json", target)
+    data = bytearray((source / "model.safetensors").read_bytes())
+    (length,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8:8 + length])
+    name = sorted(key for key in header if tensor_part in key)[0]
+    expect(header[name]["dtype"] == "F32", f"{name} is f32")
+    begin = 8 + length + header[name]["data_offsets"][0]
+    data[begin:begin + 4] = struct.pack("<f", float("nan"))
+    (target / "model.safetensors").write_bytes(data)
+    return name
+
+
+def case_nan_in_one_expert(programs, folder):
+    """Only one rank computes with it; all stop at the step, with one message, and nothing is saved."""
+    model = Path(folder) / "broken"
+    print(copy_model_with_nan(programs.fixtures / "qwen3_moe", model, ".2.mlp.experts"))
+    run = Run(programs, folder, "nan", **{"init.from": model})
+    with run.start() as job:
+        job.expect_end(15, 65)
+        job.expect_one_error("step 1: loss ", "not both finite", "samples 0 to 7")
+    expect(run.checkpoints() == [] and run.metrics() == {}, "nothing is left of it")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("mpirun", "farskip"):
+        parser.add_argument(f"--{name}", required=True)
+    parser.add_argument("--fixtures", required=True, type=Path)
+    parser.add_argument("case", choices=[n[5:] for n in sorted(globals()) if n.startswith("case_")])
+    arguments = parser.parse_args()
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            globals()["case_" + arguments.case](arguments, folder)
+    except AssertionError as failed:
+        sys.exit(f"FAILED: {failed}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,261 @@
+// Graphs of one rank out of graphs of all: experts split, gradients summed.
+
+#include <algorithm>
+
+#include "farskip/ops/ops.h"
+#include "farskip/passes/reduce_gradients.h"
+#include "farskip/passes/shard_experts.h"
+#include "support/catch.h"
+
+namespace farskip {
+namespace {
+
+std::string shard(const std::string& text, const ExpertSharding& sharding) {
+  const Graph graph = shard_experts(parse_graph(text), sharding);
+  verify_graph(graph);
+  return print_graph(graph);
+}
+
+std::size_t count_nodes(const Graph& graph, const std::string& op) {
+  return static_cast<std::size_t>(std::count_if(graph.nodes().begin(), graph.nodes().end(),
+                                                [&](const Node& node) { return node.op->name == op; }));
+}
+
+// A routed block as the models have it: 6 tokens, 4 experts, 2 for each token.
+const char* const kMoe = R"(%0 = input "x" : f32[6, 4]
+%1 = input "choice" : i32[6, 2]
+%2 = input "weight" : f32[6, 2]
+%3 = parameter "up" : f32[4, 6, 4]
+%4 = parameter "down" : f32[4, 4, 3]
+%5, %6, %7 = sort_by_expert(%1) {num_experts=4} @3.routed.forward : i32[12], i32[12], i32[5]
+%8 = permute_values(%2, %5, %6) {columns=0} @3.routed.forward : f32[12]
+%9 = dispatch_rows(%0, %5, %6) {top_k=2} @3.routed.forward : f32[12, 4]
+%10 = grouped_matmul(%9, %3, %7) {transpose_w=true} @3.routed.forward : f32[12, 6]
+%11 = swiglu(%10, %8) @3.routed.forward : f32[12, 3]
+%12 = grouped_matmul(%11, %4, %7) {transpose_w=true} @3.routed.forward : f32[12, 4]
+%13 = combine_rows(%12, %5, %6) {top_k=2} @3.routed.forward : f32[6, 4]
+output "y" = %13
+output "expert_offsets.3" = %7
+)";
+
+TEST_CASE("experts spread over ranks: one exchange for each value that travels, weights of the own experts") {
+  CHECK(shard(kMoe, {.peers = 2, .max_rows = 9}) == R"(%0 = input "x" : f32[6, 4]
+%1 = input "choice" : i32[6, 2]
+%2 = input "weight" : f32[6, 2]
+%3 = parameter "up" : f32[2, 6, 4]
+%4 = parameter "down" : f32[2, 4, 3]
+%5, %6, %7 = sort_by_expert(%1) {num_experts=4} @3.routed.forward : i32[12], i32[12], i32[5]
+%8 = permute_values(%2, %5, %6) {columns=0} @3.routed.forward : f32[12]
+%9 = dispatch_rows(%0, %5, %6) {top_k=2} @3.routed.forward : f32[12, 4]
+%10, %11, %12 = exchange_rows(%9, %7) {peers=2, groups=2, max_rows=9, rows=12} @3.routed.forward : f32[18, 4], i32[4], i32[1]
+%13, %14, %15 = order_by_expert(%11) {peers=2, groups=2, max_rows=9, rows=12} @3.routed.forward : i32[<=18:%15], i32[3], i32[1]
+%16 = gather_rows(%10, %13) @3.routed.forward : f32[<=18:%15, 4]
+%17 = grouped_matmul(%16, %3, %14) {transpose_w=true} @3.routed.forward : f32[<=18:%15, 6]
+%18, %19, %20 = exchange_rows(%8, %7) {peers=2, groups=2, max_rows=9, rows=12} @3.routed.forward : f32[18], i32[4], i32[1]
+%21 = gather_rows(%18, %13) @3.routed.forward : f32[<=18:%15]
+%22 = swiglu(%17, %21) @3.routed.forward : f32[<=18:%15, 3]
+%23 = grouped_matmul(%22, %4, %14) {transpose_w=true} @3.routed.forward : f32[<=18:%15, 4]
+%24 = scatter_rows(%23, %13) {rows=18} @3.routed.forward : f32[18, 4]
+%25 = return_rows(%24, %11, %7) {peers=2, groups=2, max_rows=9, rows=12} @3.routed.forward : f32[12, 4]
+%26 = combine_rows(%25, %5, %6) {top_k=2} @3.routed.forward : f32[6, 4]
+output "y" = %26
+output "expert_offsets.3" = %7
+output "row_overflow.3" = %12
+)");
+}
+
+TEST_CASE("with all experts on one rank the graph stays as it is") {
+  CHECK(shard(kMoe, {.peers = 1, .max_rows = 9}) == kMoe);
+}
+
+TEST_CASE(
+    "a value travels once, however many read it there, and comes back once, however many read it here") {
+  const Graph graph = parse_graph(R"(%0 = input "rows" : f32[12, 4]
+%1 = input "offsets" : i32[5]
+%2 = parameter "up" : f32[4, 6, 4]
+%3 = parameter "gate" : f32[4, 6, 4]
+%4 = grouped_matmul(%0, %2, %1) @1.routed.forward
+%5 = grouped_matmul(%0, %3, %1) @1.routed.forward
+%6 = swiglu(%5) @1.routed.forward
+%7 = add(%4, %4) @1.routed.forward
+%8 = add(%7, %4) @2.dense.forward
+output "a" = %5
+output "b" = %6
+output "c" = %7
+output "d" = %8
+)");
+  const Graph sharded = shard_experts(graph, {.peers = 4, .max_rows = 5});
+  verify_graph(sharded);
+  CHECK(count_nodes(sharded, "exchange_rows") == 1);
+  CHECK(count_nodes(sharded, "return_rows") == 3);  // %4 once; what is only returned, too
+  CHECK(sharded.type(*sharded.find_external("up")).shape == Shape{1, 6, 4});
+  for (const char* name : {"a", "b", "c", "d"})
+    CHECK(sharded.type(*sharded.find_output(name)) == graph.type(*graph.find_output(name)));
+}
+
+TEST_CASE("each layer has its own routes and says where its rows did not fit") {
+  std::string text(kMoe);
+  text.erase(text.find("output"));
+  const Graph graph =
+      parse_graph(text + R"(%14, %15, %16 = sort_by_expert(%1) {num_experts=4} @5.routed.forward
+%17 = dispatch_rows(%13, %14, %15) {top_k=2} @5.routed.forward
+%18 = grouped_matmul(%17, %3, %16) @5.routed.forward
+%19 = combine_rows(%18, %14, %15) {top_k=2} @5.routed.forward
+output "y" = %19
+)");
+  const Graph sharded = shard_experts(graph, {.peers = 4, .max_rows = 3});
+  verify_graph(sharded);
+  CHECK(count_nodes(sharded, "order_by_expert") == 2);
+  for (const int layer : {3, 5}) {
+    const auto overflow = sharded.find_output(fmt::format("row_overflow.{}", layer));
+    REQUIRE(overflow);
+    CHECK(sharded.node(sharded.value(*overflow).producer).scope.layer == layer);
+  }
+  CHECK(sharded.outputs().size() == 3);
+}
+
+TEST_CASE("experts that cannot be dealt out evenly are a mistake of the caller") {
+  CHECK_THROWS_WITH(shard(kMoe, {.peers = 3, .max_rows = 9}), ContainsSubstring("4 experts on 3 ranks"));
+}
+
+// ---- sums of gradients
+
+// Gradients of all sizes, in another order than that of the list: in order a, big, expert, b, c.
+const char* const kExternals = R"(%0 = input "x" : f32[8]
+%1 = state "c" : f32[5, 2]
+%2 = state "a" : f32[8]
+%3 = state "big" : f32[6, 5]
+%4 = state "expert" : f32[2, 3, 4]
+%5 = state "b" : f32[8]
+%6 = input "y" : f32[5, 2]
+%7 = input "z" : f32[6, 5]
+%8 = input "w" : f32[2, 3, 4]
+)";
+const char* const kSums = R"(%9 = add(%2, %0) @1.attention.backward : f32[8]
+%10 = add(%3, %7) @1.routed.backward : f32[6, 5]
+%11 = add(%4, %8) @1.routed.backward : f32[2, 3, 4]
+%12 = add(%5, %0) @0.attention.backward : f32[8]
+%13 = add(%1, %6) @0.dense.backward : f32[5, 2]
+update %2 -> %9
+update %3 -> %10
+update %4 -> %11
+update %5 -> %12
+update %1 -> %13
+)";
+const std::vector<ReplicatedGradient>& replicated() {
+  static const std::vector<ReplicatedGradient> list{{"c", MeshAxis::world},
+                                                    {"a", MeshAxis::world},
+                                                    {"big", MeshAxis::world},
+                                                    {"expert", MeshAxis::data},
+                                                    {"b", MeshAxis::world}};
+  return list;
+}
+std::string reduce(const ReductionOptions& options) {
+  const Graph graph = reduce_gradients(parse_graph(std::string(kExternals) + kSums), replicated(), options);
+  verify_graph(graph);
+  return print_graph(graph);
+}
+
+TEST_CASE("gradients are summed in buckets, each as soon as its last one is there, a large one alone") {
+  CHECK(reduce({.mesh = {4, 1, 2}, .bucket_bytes = 64}) ==
+        std::string(kExternals) +
+            R"(%9 = add(%2, %0) @1.attention.backward : f32[8]
+%10 = add(%3, %7) @1.routed.backward : f32[6, 5]
+%11 = all_reduce(%10) {axis=world, size=4, rank=1, rows=[]} @1.routed.backward : f32[6, 5]
+%12 = add(%4, %8) @1.routed.backward : f32[2, 3, 4]
+%13 = all_reduce(%12) {axis=data, size=2, rank=0, rows=[]} @1.routed.backward : f32[2, 3, 4]
+%14 = add(%5, %0) @0.attention.backward : f32[8]
+%15, %16 = all_reduce(%9, %14) {axis=world, size=4, rank=1, rows=[]} @0.attention.backward : f32[8], f32[8]
+%17 = add(%1, %6) @0.dense.backward : f32[5, 2]
+%18 = all_reduce(%17) {axis=world, size=4, rank=1, rows=[]} @0.dense.backward : f32[5, 2]
+update %2 -> %15
+update %3 -> %11
+update %4 -> %13
+update %5 -> %16
+update %1 -> %18
+)");
+}
+
+TEST_CASE("scattered, a sum goes to a shard of its own and the accumulators keep this rank's gradients") {
+  CHECK(reduce({.mesh = {4, 1, 2}, .scatter = true, .bucket_bytes = 64}) ==
+        std::string(kExternals) +
+            R"(%12 = state "shard.big" : f32[2, 5]
+%15 = state "shard.expert" : f32[3, 4]
+%19 = state "shard.a" : f32[2]
+%20 = state "shard.b" : f32[2]
+%23 = state "shard.c" : f32[1, 2]
+%9 = add(%2, %0) @1.attention.backward : f32[8]
+%10 = add(%3, %7) @1.routed.backward : f32[6, 5]
+%11 = reduce_scatter(%10) {axis=world, size=4, rank=1, rows=[]} @1.routed.backward : f32[2, 5]
+%13 = add(%4, %8) @1.routed.backward : f32[2, 3, 4]
+%14 = reduce_scatter(%13) {axis=data, size=2, rank=0, rows=[]} @1.routed.backward : f32[3, 4]
+%16 = add(%5, %0) @0.attention.backward : f32[8]
+%17, %18 = reduce_scatter(%9, %16) {axis=world, size=4, rank=1, rows=[]} @0.attention.backward : f32[2], f32[2]
+%21 = add(%1, %6) @0.dense.backward : f32[5, 2]
+%22 = reduce_scatter(%21) {axis=world, size=4, rank=1, rows=[]} @0.dense.backward : f32[1, 2]
+update %2 -> %9
+update %3 -> %10
+update %4 -> %13
+update %5 -> %16
+update %1 -> %21
+update %12 -> %11
+update %15 -> %14
+update %19 -> %17
+update %20 -> %18
+update %23 -> %22
+)");
+  CHECK(gradient_shard_name("grad.w") == "shard.grad.w");
+}
+
+/// Inputs of the sums over one axis, by the names of the accumulators they update: "a b | c".
+std::string buckets(const ReductionOptions& options, MeshAxis axis) {
+  const Graph graph = reduce_gradients(parse_graph(std::string(kExternals) + kSums), replicated(), options);
+  std::string text;
+  for (const Node& node : graph.nodes()) {
+    if (node.op->name != "all_reduce" || node.attributes.get<ops::Replicas>().axis != axis) continue;
+    if (!text.empty()) text += " |";
+    for (const ValueId v : node.outputs)
+      for (const StateUpdate& u : graph.updates())
+        if (u.to == v)
+          for (const External& e : graph.externals())
+            if (e.value == u.from) text += (text.empty() ? "" : " ") + e.name;
+  }
+  return text;
+}
+
+TEST_CASE("how many gradients go together follows from bytes: a and b have 32, c 40, big 120, expert 96") {
+  const MeshPosition mesh{4, 3, 2};
+  const auto world = [&](std::size_t bytes) {
+    return buckets({.mesh = mesh, .bucket_bytes = bytes}, MeshAxis::world);
+  };
+  CHECK(world(1) == "a | big | b | c");
+  CHECK(world(32) == "a | big | b | c");
+  CHECK(world(33) == "big | a b | c");
+  CHECK(world(64) == "big | a b | c");
+  CHECK(world(65) == "big | a b c");
+  CHECK(world(120) == "big | a b c");
+  CHECK(world(121) == "a big | b c");
+  CHECK(world(1000) == "a big b c");
+  CHECK(buckets({.mesh = mesh, .bucket_bytes = 1000}, MeshAxis::data) == "expert");
+  CHECK(buckets({.mesh = mesh, .bucket_bytes = 1000}, MeshAxis::expert) == "");
+}
+
+TEST_CASE("over axes of one rank nothing is summed") {
+  CHECK(reduce({.mesh = {1, 0, 1}}) == std::string(kExternals) + kSums);
+  const ReductionOptions experts_once{.mesh = {4, 2, 4}};
+  CHECK(buckets(experts_once, MeshAxis::data) == "");
+  CHECK(buckets(experts_once, MeshAxis::world) == "a big b c");
+  const ReductionOptions data_only{.mesh = {4, 2, 1}};
+  CHECK(buckets(data_only, MeshAxis::data) == "expert");
+  CHECK(buckets(data_only, MeshAxis::world) == "a big b c");
+}
+
+TEST_CASE("a gradient that gets no new value is a mistake of the caller") {
+  const Graph graph = parse_graph("%0 = state \"g\" : f32[2]\n%1 = add(%0, %0)\noutput \"y\" = %1\n");
+  const std::vector<ReplicatedGradient> list{{"g", MeshAxis::world}};
+  CHECK_THROWS_WITH(reduce_gradients(graph, list, {.mesh = {2, 0, 1}}),
+                    ContainsSubstring("g gets no new value"));
+}
+
+}  // namespace
+}  // namespace farskip

@@ -1,0 +1,13 @@
+#pragma once
+
+#include <string>
+
+#include "farskip/schedule/plan.h"
+
+namespace farskip::test {
+
+/// Runs a plan on memory that only remembers which value lies where, one cell for each 256 bytes: knows
+/// nothing of how plans are made or verified. Returns what goes wrong first, "" if nothing does.
+std::string simulate_plan(const Graph& graph, const Plan& plan);
+
+}  // namespace farskip::test
