@@ -148,7 +148,7 @@ for end in 0 1; do
   ip -n "$name" link set wire up
   # bbr, the default of some kernels, stalls for 200 ms and more behind a token bucket.
   ip netns exec "$name" sh -c 'echo reno > /proc/sys/net/ipv4/tcp_congestion_control'
-  [[ $rate == none ]] || tc -n "$name" qdisc add dev wire root tbf rate "$rate" burst 256kb latency 50ms ||
+  [[ $rate == none ]] || tc -n "$name" qdisc add dev wire root tbf rate "$rate" burst 32kb latency 50ms ||
     die 77 "skipped: this kernel cannot shape a link to $rate (module sch_tbf)"
 done
 

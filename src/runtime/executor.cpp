@@ -149,6 +149,7 @@ void Executor::run(std::vector<StepTime>* times) {
   using Clock = std::chrono::steady_clock;
   for (std::size_t s = 0; s < plan_.steps.size(); ++s) {
     const PlanStep& planned = plan_.steps[s];
+    if (ranks_.align && planned.kind == StepKind::start) ranks_.mesh->world().barrier();
     if (times == nullptr && planned.kind == StepKind::run) {
       run_step(s);
       continue;

@@ -16,10 +16,20 @@ struct Rule {
   double transport_weight = 1.0;
   /// Rather than begin something long, wait for something more urgent that is ready within this share of it.
   double patience = 0.0;
+  /// Transports that nothing waits for (gradient reductions) start only when no other is left.
+  bool reductions_last = false;
 };
 
-constexpr std::array<Rule, 9> kRules{
-    {{1, 0}, {1, 0.25}, {1, 0.5}, {1, 1}, {0, 0}, {2, 0}, {2, 0.5}, {4, 0.25}, {4, 1}}};
+constexpr std::array<double, 4> kTransportWeights{1, 0, 2, 4};
+constexpr std::array<double, 4> kPatience{0, 0.25, 0.5, 1};
+
+std::vector<Rule> all_rules() {
+  std::vector<Rule> rules;
+  for (const bool reductions_last : {false, true})
+    for (const double weight : kTransportWeights)
+      for (const double patience : kPatience) rules.push_back({weight, patience, reductions_last});
+  return rules;
+}
 
 /// What does not change between rules.
 struct Problem {
@@ -82,6 +92,8 @@ class Run {
   std::vector<OrderedStep> run() {
     for (std::size_t n = 0; n < open_.size(); ++n)
       if ((open_[n] = p_.dependence.before[n].size()) == 0) release(NodeId(n));
+    for (std::size_t n = 0; n < open_.size(); ++n)
+      if (p_.graph.nodes()[n].op->collective && p_.has_reader[n]) ++urgent_transports_left_;
     std::size_t left = open_.size();
     while (left > 0) {
       admit();
@@ -126,7 +138,9 @@ class Run {
   bool start_transport() {
     auto best = transports_.end();
     for (auto it = transports_.begin(); it != transports_.end(); ++it) {
-      if (!p_.has_reader[it->index()] && link_free_ > now_) continue;
+      if (!p_.has_reader[it->index()] &&
+          (link_free_ > now_ || (rule_.reductions_last && urgent_transports_left_ > 0)))
+        continue;
       if (best == transports_.end() || more_urgent(*it, *best)) best = it;
     }
     if (best == transports_.end()) return false;
@@ -139,6 +153,7 @@ class Run {
         if (!p_.has_reader[c.index()]) wait_for(c);
     }
     order_.push_back({node, StepKind::start});
+    if (p_.has_reader[node.index()]) --urgent_transports_left_;
     state_[node.index()] = State::started;
     in_flight_.push_back(node);
     link_free_ = std::max(now_, link_free_) + p_.seconds[node.index()];
@@ -228,6 +243,7 @@ class Run {
   std::vector<NodeId> ready_, transports_, in_flight_;
   std::vector<OrderedStep> order_;
   double now_ = 0, link_free_ = 0;
+  int urgent_transports_left_ = 0;
   std::ptrdiff_t live_bytes_ = 0;
 };
 
@@ -242,7 +258,7 @@ Plan make_overlapped_plan(const Graph& graph, WorkspaceRule workspace, const Nod
   const auto collective = [](const Node& node) { return node.op->collective; };
   if (std::none_of(graph.nodes().begin(), graph.nodes().end(), collective)) return best;
   const Problem problem(graph, seconds);
-  for (const Rule& rule : kRules) {
+  for (const Rule& rule : all_rules()) {
     Plan plan = make_plan(graph, workspace, Run(problem, rule, options.memory_limit).run());
     const bool fits = options.memory_limit == 0 || plan.live_bytes <= options.memory_limit;
     const double time = simulate(graph, plan, seconds).makespan;

@@ -22,11 +22,11 @@ NodeSeconds agree_on_seconds(const Graph& graph, const std::vector<StepTime>& ti
                              const Communicator& world) {
   NodeSeconds mean(graph.nodes().size(), 0.0);
   for (const StepTime& t : times) mean[t.node.index()] += t.seconds;
-  NodeSeconds shortest = mean;
+  NodeSeconds longest = mean;
   world.all_reduce(std::span(mean));
-  world.all_reduce(std::span(shortest), Reduction::min);
+  world.all_reduce(std::span(longest), Reduction::max);
   for (std::size_t n = 0; n < mean.size(); ++n)
-    mean[n] = graph.nodes()[n].op->collective ? shortest[n] : mean[n] / world.size();
+    mean[n] = graph.nodes()[n].op->collective ? longest[n] : mean[n] / world.size();
   return mean;
 }
 
@@ -35,6 +35,7 @@ CostTable measure_step_costs(const ModelConfig& model, const LayerGraph& layers,
                              const Logger& logger, int steps) {
   TrainEngineOptions blocking = options;
   blocking.overlap = false;
+  blocking.align = true;
   const auto parameters = local_parameters(list_parameters(model), mesh.position(), options.zero);
   TensorMap weights = make_parameter_tensors(specs_of(parameters));
   initialise_weights(weights, parameters, 0, model.initializer_range);

@@ -19,9 +19,9 @@ enum Direction { kForward, kBackward, kTotal, kNumDirections };
 
 /// One timed step of one engine.
 struct StepTimes {
-  double wall[kNumDirections] = {};       // slowest rank
-  double transport[kNumDirections] = {};  // of collectives: what the last rank saw
-  double compute[kNumDirections] = {};    // mean of the ranks
+  double wall[kNumDirections] = {};     // slowest rank
+  double exposed[kNumDirections] = {};  // in which the compute stream stood still, mean of the ranks
+  double compute[kNumDirections] = {};  // mean of the ranks
 };
 
 /// One of the two: its own weights and gradients, so that both go the same way.
@@ -73,22 +73,22 @@ class Runner {
     t.wall[kTotal] = seconds;
     for (const auto& [executor, times] : executed_) {
       const Graph& graph = executor->graph();
-      bool backward = false;  // the plan has come to its first node of the backward
+      bool backward = false;  // the plan has come to the gradient of the loss
       for (const StepTime& step : times) {
-        const Phase phase = graph.node(step.node).scope.phase;
-        backward = backward || phase == Phase::backward;
-        if (phase != Phase::update) t.wall[backward ? kBackward : kForward] += step.seconds;
-      }
-      const NodeSeconds agreed = agree_on_seconds(graph, times, mesh_.world());
-      for (std::size_t n = 0; n < agreed.size(); ++n) {
-        const Node& node = graph.nodes()[n];
-        auto& sums = node.op->collective ? t.transport : t.compute;
-        sums[kTotal] += agreed[n];
-        if (node.scope.phase == Phase::forward) sums[kForward] += agreed[n];
-        if (node.scope.phase == Phase::backward) sums[kBackward] += agreed[n];
+        const Scope& scope = graph.node(step.node).scope;
+        backward = backward || (scope.phase == Phase::backward && scope.block == SubBlock::head);
+        auto& sums = step.kind == StepKind::run ? t.compute : t.exposed;
+        sums[kTotal] += step.seconds;
+        if (scope.phase == Phase::update) continue;
+        t.wall[backward ? kBackward : kForward] += step.seconds;
+        sums[backward ? kBackward : kForward] += step.seconds;
       }
     }
     mesh_.world().all_reduce(std::span<double>(t.wall), Reduction::max);
+    for (auto* sums : {&t.exposed, &t.compute}) {
+      mesh_.world().all_reduce(std::span<double>(*sums));
+      for (double& sum : *sums) sum /= mesh_.world().size();
+    }
     return t;
   }
 
@@ -112,6 +112,7 @@ double median_of(const std::vector<StepTimes>& steps, double (StepTimes::*field)
 void add_windows(const Graph& graph, const NodeSeconds& seconds, const Phase* phase, DirectionOverlap& out) {
   const Hideable h = find_hideable(graph, seconds, phase);
   out.hideable_seconds += h.seconds;
+  out.transport_seconds += h.transport_seconds;
   out.window_seconds += h.any_window_seconds;
 }
 
@@ -120,8 +121,7 @@ DirectionOverlap summarise(const std::vector<StepTimes>& blocking, const std::ve
   DirectionOverlap d;
   d.blocking_seconds = median_of(blocking, &StepTimes::wall, direction);
   d.overlapped_seconds = median_of(overlapped, &StepTimes::wall, direction);
-  d.transport_seconds = median_of(blocking, &StepTimes::transport, direction);
-  d.exposed_seconds = median_of(overlapped, &StepTimes::transport, direction);
+  d.exposed_seconds = median_of(overlapped, &StepTimes::exposed, direction);
   d.compute_blocking_seconds = median_of(blocking, &StepTimes::compute, direction);
   d.compute_overlapped_seconds = median_of(overlapped, &StepTimes::compute, direction);
   return d;

@@ -40,6 +40,8 @@ struct StepTime {
 struct RankContext {
   const Mesh* mesh = nullptr;
   Heartbeat* heartbeat = nullptr;  // may be absent
+  /// All ranks meet before each collective, so that its time is that of the transport alone. For measuring.
+  bool align = false;
 };
 
 /// A graph with its plan, made executable: kernels looked up, addresses resolved. Bind every external once

@@ -109,6 +109,7 @@ struct TrainEngineOptions {
   bool zero = false;
   bool overlap = true;                              // collectives are waited for late; false: at once
   std::shared_ptr<const CostTable> costs;           // with overlap: the order is chosen by these
+  bool align = false;  // all ranks meet before each collective (for measuring its transport alone)
   std::optional<std::uint64_t> routed_rows_memory;  // bytes; absent: room for twice an even share
 };
 
@@ -174,7 +175,7 @@ class TrainEngine {
   void run(Executor& executor);
   void compile_all();
   void check_same_order() const;
-  RankContext ranks() const { return {&mesh_, heartbeat_}; }
+  RankContext ranks() const { return {&mesh_, heartbeat_, options_.align}; }
   PlanOptions plan_options() const;
 
   ModelConfig config_;

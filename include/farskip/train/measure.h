@@ -9,13 +9,12 @@ namespace farskip {
 /// Batch `number` of random tokens and targets, a function of its arguments only.
 Batch random_batch(std::uint64_t seed, std::uint64_t number, std::int64_t tokens, std::int64_t vocab_size);
 
-/// What one executed plan took, by node id, agreed by all ranks: a kernel's mean over ranks; a collective's
-/// shortest over ranks, which is that of the rank that came last: its transport without the waiting for late
-/// ranks. Collective.
+/// What one executed plan took, by node id, agreed by all ranks: a kernel's mean over ranks; the longest of a
+/// collective, which with aligned starts (TrainEngineOptions::align) is its transport. Collective.
 NodeSeconds agree_on_seconds(const Graph& graph, const std::vector<StepTime>& times,
                              const Communicator& world);
 
-/// Runs `steps` blocking steps of an engine with these options on random weights and tokens, after one to
+/// Runs `steps` blocking, aligned steps of an engine with these options on random weights and tokens, after one to
 /// warm up, and returns what their nodes took. Collective; the same table on every rank.
 CostTable measure_step_costs(const ModelConfig& model, const LayerGraph& layers,
                              const TrainEngineOptions& options, const Mesh& mesh, Heartbeat* heartbeat,

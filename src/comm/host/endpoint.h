@@ -17,6 +17,7 @@ constexpr int kNumTags = 32'768;
 struct Outgoing {
   const void* data = nullptr;
   std::int64_t bytes = kNoMessage;
+  std::int64_t capacity = bytes;  // what the receiver has room for: the same number as its Incoming says
 };
 struct Incoming {
   void* data = nullptr;

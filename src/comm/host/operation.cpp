@@ -130,7 +130,7 @@ void HostOperation::describe_exchange_rows() {
     }
     first_.out[p] = {counts_out_.data() + p * rows.groups, header};
     first_.in[p] = {counts_in_.data() + p * rows.groups, header, 0};
-    second_.out[p] = {bytes_of(rows.send) + begin * rows.row_bytes, sent * rows.row_bytes};
+    second_.out[p] = {bytes_of(rows.send) + begin * rows.row_bytes, sent * rows.row_bytes, slab};
     second_.in[p] = {bytes_of(rows.receive) + p * slab, slab, 0};
   }
   copy_bytes(first_.in[rank_].data, first_.out[rank_].data, header);

@@ -2,6 +2,8 @@
 
 #include <mpi.h>
 
+#include <algorithm>
+#include <cstddef>
 #include <cstdlib>
 #include <exception>
 #include <limits>
@@ -30,14 +32,29 @@ void check(int code, const char* call, const std::string& where) {
   throw CommunicationError(fmt::format("{}: {}: {}", where, call, text));
 }
 
+/// A message travels in pieces below the limit up to which Open MPI's TCP sends at once. A larger one would
+/// first be announced and asked for, and on a link that is busy both ways the answer stands in the queue
+/// behind the other direction's data: half of the rate was measured. Both sides know the capacity and so the
+/// number of pieces; where less is sent, the last ones are empty.
+struct Pieces {
+  explicit Pieces(std::int64_t capacity) {
+    constexpr std::int64_t least = 60'000, most_pieces = 4096;
+    size = std::max(least, (capacity + most_pieces - 1) / most_pieces);
+    if (size > std::numeric_limits<int>::max())
+      throw CommunicationError(fmt::format("a message of {} bytes is more than MPI can send", capacity));
+    count = std::max<std::int64_t>(1, (capacity + size - 1) / size);
+  }
+  std::int64_t size = 0, count = 0;
+  /// Bytes of piece i of a message of `bytes`.
+  int length(std::int64_t bytes, std::int64_t i) const {
+    return static_cast<int>(std::clamp<std::int64_t>(bytes - i * size, 0, size));
+  }
+};
+
 class MpiExchange final : public Exchange {
  public:
   MpiExchange(MPI_Comm group, int rank, int size, std::string name, std::shared_ptr<const MpiState> state)
-      : group_(group), rank_(rank), size_(size), name_(std::move(name)), state_(std::move(state)) {
-    requests_.reserve(2 * static_cast<std::size_t>(size));
-    statuses_.resize(2 * static_cast<std::size_t>(size));
-    sources_.reserve(static_cast<std::size_t>(size));
-  }
+      : group_(group), rank_(rank), size_(size), name_(std::move(name)), state_(std::move(state)) {}
 
   /// Receives first: what has a place waiting need not be kept by MPI. Rank r begins with rank r + 1, so that
   /// not everyone sends to the same rank at once.
@@ -48,21 +65,27 @@ class MpiExchange final : public Exchange {
     sources_.clear();
     for (int step = 1; step < size_; ++step) {
       const int source = (rank_ + size_ - step) % size_;
-      Incoming& from = in[source];
+      const Incoming& from = in[source];
       if (from.capacity == kNoMessage) continue;
-      sources_.push_back(source);
-      MPI_Request& request = requests_.emplace_back();
-      check(MPI_Irecv(from.data, length_of(from.capacity, source), MPI_BYTE, source, tag, group_, &request),
-            "MPI_Irecv", name_);
+      const Pieces pieces(from.capacity);
+      for (std::int64_t i = 0; i < pieces.count; ++i) {
+        sources_.push_back(source);
+        check(MPI_Irecv(static_cast<std::byte*>(from.data) + i * pieces.size, pieces.length(from.capacity, i),
+                        MPI_BYTE, source, tag, group_, &requests_.emplace_back()),
+              "MPI_Irecv", name_);
+      }
     }
     for (int step = 1; step < size_; ++step) {
       const int target = (rank_ + step) % size_;
       const Outgoing& to = out[target];
       if (to.bytes == kNoMessage) continue;
-      MPI_Request& request = requests_.emplace_back();
-      check(MPI_Isend(to.data, length_of(to.bytes, target), MPI_BYTE, target, tag, group_, &request),
-            "MPI_Isend", name_);
+      const Pieces pieces(to.capacity);
+      for (std::int64_t i = 0; i < pieces.count; ++i)
+        check(MPI_Isend(static_cast<const std::byte*>(to.data) + i * pieces.size, pieces.length(to.bytes, i),
+                        MPI_BYTE, target, tag, group_, &requests_.emplace_back()),
+              "MPI_Isend", name_);
     }
+    statuses_.resize(std::max(statuses_.size(), requests_.size()));
   }
 
   bool test() override {
@@ -74,10 +97,11 @@ class MpiExchange final : public Exchange {
         if (statuses_[i].MPI_ERROR != MPI_ERR_PENDING) check(statuses_[i].MPI_ERROR, "MPI_Testall", name_);
     check(code, "MPI_Testall", name_);
     if (!done) return false;
+    for (const int source : sources_) in_[source].bytes = 0;
     for (std::size_t i = 0; i < sources_.size(); ++i) {
       int bytes = 0;
       check(MPI_Get_count(&statuses_[i], MPI_BYTE, &bytes), "MPI_Get_count", name_);
-      in_[sources_[i]].bytes = bytes;
+      in_[sources_[i]].bytes += bytes;
     }
     return true;
   }
@@ -90,14 +114,6 @@ class MpiExchange final : public Exchange {
   }
 
  private:
-  int length_of(std::int64_t bytes, int peer) const {
-    if (bytes > std::numeric_limits<int>::max())
-      throw CommunicationError(fmt::format(
-          "{}: a message of {} bytes between ranks {} and {}; MPI takes at most {}: send it in parts", name_,
-          bytes, rank_, peer, std::numeric_limits<int>::max()));
-    return static_cast<int>(bytes);
-  }
-
   const MPI_Comm group_;
   const int rank_, size_;
   const std::string name_;
