@@ -8,6 +8,12 @@ int check_divides(int expert_size, int world_size) {
     std::string allowed;
     for (int d = 1; d <= world_size; ++d)
       if (world_size % d == 0) allowed += fmt::format("{}{}", allowed.empty() ? "" : ", ", d);
+    if (world_size == 1)
+      throw UsageError(
+          fmt::format("parallel.expert is {}, and this is one rank; start the program with mpirun -np {} (or "
+                      "a multiple), "
+                      "or set parallel.expert to 1",
+                      expert_size, expert_size));
     throw UsageError(fmt::format(
         "parallel.expert is {}, which does not divide the {} ranks of the world; with {} ranks it may "
         "be {}",

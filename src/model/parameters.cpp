@@ -108,8 +108,8 @@ void keep_own_experts(LocalParameter& p, const MeshPosition& mesh) {
   const std::int64_t experts = p.full_shape[0];
   if (experts % mesh.expert_size != 0)
     throw UsageError(fmt::format(
-        "parallel.expert is {}, which does not divide the {} experts of the model ({} has one row each)",
-        mesh.expert_size, experts, p.spec.name));
+        "parallel.expert is {}, which does not divide the {} experts of a layer; use a divisor of {}",
+        mesh.expert_size, experts, experts));
   const Range own = part_of(experts, mesh.expert_size, mesh.rank(MeshAxis::expert));
   const std::int64_t rows_per_expert = p.spec.num_rows() / experts;
   p.first_row = own.first * rows_per_expert;

@@ -120,9 +120,10 @@ void Executor::run_compute(Step& step) {
 
 void Executor::wait_for(NodeId node) {
   const Step& step = steps_[node.index()];
-  if (ranks_.heartbeat != nullptr) ranks_.heartbeat->enter(graph_.node(node).op->name.c_str());
-  pending_[node.index()].wait();
-  if (ranks_.heartbeat != nullptr) ranks_.heartbeat->leave();
+  {
+    const HeartbeatWait wait(ranks_.heartbeat, graph_.node(node).op->name.c_str());
+    pending_[node.index()].wait();
+  }
   --num_pending_;
   if (step.kernel->finish != nullptr)
     step.kernel->finish({*step.attributes, step.inputs, step.outputs, step.workspace});

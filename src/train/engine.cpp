@@ -132,6 +132,7 @@ RoutedRowsPlan plan_routed_rows(const ModelConfig& config, const TrainEngineOpti
   plan.fallback_batch = std::max<std::int64_t>(1, plan.max_rows / per_sequence);
   while (options.micro_batch % plan.fallback_batch != 0) --plan.fallback_batch;
   plan.fallback_rows = plan.fallback_batch * per_sequence;
+  plan.bytes = std::max(plan.bytes, static_cast<std::uint64_t>(plan.fallback_rows * bytes_per_row));
   return plan;
 }
 
@@ -171,6 +172,7 @@ void TrainEngine::compile_all() {
   update_ = compile(build_update_graph(parameters_, {mesh_.position(), options_.zero, 0}, options_.optimizer),
                     arena_, options_.pipeline, logger_, ranks(), plan_options());
   bind_state(*update_);
+  note_transports(*update_);
   update_->bind(kHyper, {hyper_.data(), DType::f32, Shape{3}});
 }
 
@@ -191,6 +193,7 @@ BatchRunner& TrainEngine::runner(const Variant& variant) {
       build_micro_batch_graph(config_, layers_, lowering, sharding, variant.accumulate, variant.reduce),
       arena_, options_.pipeline, logger_, ranks(), plan_options());
   bind_state(*executor);
+  note_transports(*executor);
   return runners_.emplace(variant, BatchRunner(std::move(executor))).first->second;
 }
 
@@ -227,6 +230,9 @@ void TrainEngine::check_same_order() const {
 }
 
 void TrainEngine::run(Executor& executor) {
+  if (options_.costs)
+    if (const auto it = transports_.find(&executor); it != transports_.end())
+      transport_seconds_ += it->second;
   if (!observer_) return executor.run();
   std::vector<StepTime> times;
   executor.run(&times);
@@ -253,9 +259,10 @@ BatchLoss TrainEngine::sum_over_ranks(const BatchLoss& loss, std::span<double> a
   std::vector<double> values{loss.loss_sum, loss.num_correct, loss.balance_loss, loss.num_overflows};
   values.insert(values.end(), also_summed.begin(), also_summed.end());
   for (const auto& [layer, rows] : loss.expert_rows) values.insert(values.end(), rows.begin(), rows.end());
-  if (heartbeat_ != nullptr) heartbeat_->enter("sums of a step");
-  mesh_.world().all_reduce(std::span(values));
-  if (heartbeat_ != nullptr) heartbeat_->leave();
+  {
+    const HeartbeatWait wait(heartbeat_, "sums of a step");
+    mesh_.world().all_reduce(std::span(values));
+  }
   auto at = values.begin();
   for (double* value : {&sum.loss_sum, &sum.num_correct, &sum.balance_loss, &sum.num_overflows})
     *value = *at++;
@@ -295,6 +302,15 @@ float TrainEngine::update(double learning_rate, std::int64_t step) {
 MemoryReport TrainEngine::memory() const {
   return {total_bytes(weights_), total_bytes(gradients_),
           total_bytes(first_moments_) + total_bytes(second_moments_), arena_.size()};
+}
+
+// How long the transports of a plan take by themselves, as the costs say.
+void TrainEngine::note_transports(const Executor& executor) {
+  if (!options_.costs) return;
+  const NodeSeconds seconds = options_.costs->estimate(executor.graph());
+  double& sum = transports_[&executor];
+  for (std::size_t n = 0; n < seconds.size(); ++n)
+    if (executor.graph().nodes()[n].op->collective) sum += seconds[n];
 }
 
 double TrainEngine::exposed_seconds() const {

@@ -56,7 +56,7 @@ std::string StepMetrics::json() const {
   if (aux_loss) o["aux_loss"] = *aux_loss;
   if (load_max_over_mean) o["load_max_over_mean"] = *load_max_over_mean;
   o["dropped_tokens"] = dropped_tokens;
-  if (repeated_steps > 0) o["repeated_steps"] = repeated_steps;
+  o["repeated_steps"] = repeated_steps;
   for (const auto& [layer, rows] : expert_rows)
     o["expert_rows"][std::to_string(layer)] = std::vector<std::int64_t>(rows.begin(), rows.end());
   return o.dump();

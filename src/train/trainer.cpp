@@ -6,8 +6,11 @@
 
 #include "farskip/base/environment.h"
 #include "farskip/base/version.h"
+#include "farskip/comm/agreement.h"
 #include "farskip/passes/farskip.h"
+#include "farskip/tensor/hash.h"
 #include "farskip/train/learning_rate.h"
+#include "farskip/train/measure.h"
 #include "farskip/train/metrics.h"
 #include "farskip/train/run_folder.h"
 #include "farskip/train/training_checkpoint.h"
@@ -70,11 +73,37 @@ void log_routed_rows(const RoutedRowsPlan& rows, const Logger& logger) {
 
 /// Rank 0 first, then the others at once: what it leaves on disk they find there.
 template <class F>
-auto rank_zero_first(const Communicator& world, const F& f) {
-  if (world.rank() != 0) world.barrier();
+auto rank_zero_first(const Communicator& world, Heartbeat& heartbeat, const F& f) {
+  const auto meet = [&] {
+    const HeartbeatWait wait(&heartbeat, "files that rank 0 prepares");
+    world.barrier();
+  };
+  if (world.rank() != 0) meet();
   auto result = f();
-  if (world.rank() == 0) world.barrier();
+  if (world.rank() == 0) meet();
   return result;
+}
+
+/// Costs for the scheduler: those kept in the run directory if they are of this machine and shape, else
+/// measured, and kept. The order of a step depends on them, its bits do not.
+std::shared_ptr<const CostTable> find_costs(const RunConfig& config, const ModelConfig& model,
+                                            const LayerGraph& layers, const TrainEngineOptions& options,
+                                            const Mesh& mesh, Heartbeat& heartbeat, const Logger& logger) {
+  const fs::path path = fs::path(config.run_dir) / "costs.txt";
+  const std::string key =
+      hash_text(fmt::format("{} {} {} {} {} {} {} {} {}", machine_info().processor, commit(),
+                            mesh.world().size(), mesh.expert().size(), options.zero, options.micro_batch,
+                            options.micro_batches, options.sequence_length, hub_config_text(model)));
+  std::string text;
+  if (mesh.world().rank() == 0 && fs::exists(path)) text = read_text_file(path);
+  text = all_gather_text(mesh.world(), text)[0];
+  if (text.starts_with(key + "\n"))
+    return std::make_shared<const CostTable>(CostTable::parse(std::string_view(text).substr(key.size() + 1)));
+  auto table =
+      std::make_shared<const CostTable>(measure_step_costs(model, layers, options, mesh, &heartbeat, logger));
+  if (mesh.world().rank() == 0) write_text_file(path, key + "\n" + table->text());
+  logger.info("measured what the parts of a step take, for the order of communication ({})", path.string());
+  return table;
 }
 
 class TrainingRun {
@@ -86,13 +115,13 @@ class TrainingRun {
         heartbeat_(heartbeat),
         logger_(logger),
         mesh_(world, static_cast<int>(config.parallel.expert)),
-        options_(engine_options(config, world.size())),
         specs_(list_parameters(model)),
-        parameters_(local_parameters(specs_, mesh_.position(), options_.zero)),
+        parameters_(local_parameters(specs_, mesh_.position(), engine_options(config, world.size()).zero)),
         folder_(world.rank() == 0 ? std::make_unique<RunFolder>(config.run_dir) : nullptr),
-        data_(rank_zero_first(world, [&] { return open_run_data(config, model, logger); })),
-        weights_(make_parameter_tensors(specs_of(parameters_))),
+        data_(rank_zero_first(world, heartbeat, [&] { return open_run_data(config, model, logger); })),
         layers_(rewire_farskip(build_layer_graph(model), model.farskip)),
+        options_(with_costs(engine_options(config, world.size()))),
+        weights_(make_parameter_tensors(specs_of(parameters_))),
         engine_(model, layers_, weights_, options_, arena_, logger, mesh_, &heartbeat),
         inference_(model, layers_, weights_, arena_, logger, mesh_, &heartbeat),
         saver_(fs::path(config.run_dir) / "checkpoints", config.checkpoint.keep, config.checkpoint.async,
@@ -119,6 +148,12 @@ class TrainingRun {
   }
 
  private:
+  TrainEngineOptions with_costs(TrainEngineOptions options) const {
+    if (options.overlap && world().size() > 1)
+      options.costs = find_costs(config_, model_, layers_, options, mesh_, heartbeat_, logger_);
+    return options;
+  }
+
   bool is_first() const { return world().rank() == 0; }
   const Communicator& world() const { return mesh_.world(); }
   TrainingTensors tensors() {
@@ -187,13 +222,17 @@ class TrainingRun {
 
   StepMetrics step(const StopSignals& signals) {
     const Clock::time_point started = Clock::now();
-    const double exposed_before = engine_.exposed_seconds();
+    const double exposed_before = engine_.exposed_seconds(), transport_before = engine_.transport_seconds();
+    const std::int64_t repeated_before = engine_.num_repeated();
     heartbeat_.begin_step(state_.step + 1);
     const TrainConfig& t = config_.train;
     const std::vector<Batch> batches = read_batches();
     double counted = 0;
     for (const Batch& batch : batches) counted += static_cast<double>(count_targets(batch));
-    world().all_reduce(std::span(&counted, 1));
+    {
+      const HeartbeatWait wait(&heartbeat_, "number of tokens of a step");
+      world().all_reduce(std::span(&counted, 1));
+    }
     counted = std::max(counted, 1.0);
     // What all ranks must know at the end of a step travels with its sums.
     std::array<double, 2> flags{signals.requested() ? 1.0 : 0.0,
@@ -218,6 +257,9 @@ class TrainingRun {
     m.tokens_per_second = static_cast<double>(tokens) / m.step_seconds;
     m.model_tflops = flops_per_token_ * m.tokens_per_second * 1e-12;
     m.exposed_comm_seconds = engine_.exposed_seconds() - exposed_before;
+    m.hidden_comm_seconds =
+        std::max(0.0, engine_.transport_seconds() - transport_before - m.exposed_comm_seconds);
+    m.repeated_steps = engine_.num_repeated() - repeated_before;
     m.peak_memory_bytes = peak_resident_bytes();
     describe_load(loss, m);
     if (t.aux_loss > 0) m.aux_loss = loss.balance_loss / static_cast<double>(t.global_batch);
@@ -230,7 +272,6 @@ class TrainingRun {
 
   void describe_load(const BatchLoss& loss, StepMetrics& m) const {
     constexpr std::int64_t every = 10;  // steps; the rows of all experts are long
-    m.repeated_steps = engine_.num_repeated();
     if (loss.expert_rows.empty()) return;
     m.load_max_over_mean = loss.load_max_over_mean();
     if (m.step % every == 0 || m.step == config_.train.steps) m.expert_rows = loss.expert_rows;
@@ -283,13 +324,13 @@ class TrainingRun {
   Heartbeat& heartbeat_;
   Logger logger_;
   Mesh mesh_;
-  TrainEngineOptions options_;
   std::vector<ParameterSpec> specs_;
   std::vector<LocalParameter> parameters_;
   std::unique_ptr<RunFolder> folder_;  // of rank 0
   RunData data_;
-  TensorMap weights_;
   LayerGraph layers_;
+  TrainEngineOptions options_;
+  TensorMap weights_;
   Arena arena_;
   TrainEngine engine_;
   InferenceEngine inference_;

@@ -33,4 +33,20 @@ class Heartbeat {
   std::atomic<std::int64_t> last_nanoseconds_;
 };
 
+/// enter() and leave() around a scope; `heartbeat` may be absent.
+class HeartbeatWait {
+ public:
+  HeartbeatWait(Heartbeat* heartbeat, const char* what) : heartbeat_(heartbeat) {
+    if (heartbeat_ != nullptr) heartbeat_->enter(what);
+  }
+  ~HeartbeatWait() {
+    if (heartbeat_ != nullptr) heartbeat_->leave();
+  }
+  HeartbeatWait(const HeartbeatWait&) = delete;
+  HeartbeatWait& operator=(const HeartbeatWait&) = delete;
+
+ private:
+  Heartbeat* heartbeat_;
+};
+
 }  // namespace farskip

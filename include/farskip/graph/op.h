@@ -67,7 +67,7 @@ struct RowCount {
 };
 
 /// How an op treats rows that were routed to experts, when the experts are spread over ranks
-/// (passes/shard.h).
+/// (passes/shard_experts.h).
 enum class RoutedRows : std::uint8_t {
   anywhere,   // not an op on routed rows: reads them where they were made
   by_expert,  // inputs rows, weights [E, …], offsets [E + 1]: runs where the experts are

@@ -107,8 +107,8 @@ struct TrainEngineOptions {
   OptimizerConfig optimizer;
   PipelineOptions pipeline;
   bool zero = false;
-  bool overlap = true;                              // collectives are waited for late; false: at once
-  std::shared_ptr<const CostTable> costs;           // with overlap: the order is chosen by these
+  bool overlap = true;                     // collectives are waited for late; false: at once
+  std::shared_ptr<const CostTable> costs;  // with overlap: the order is chosen by these
   bool align = false;  // all ranks meet before each collective (for measuring its transport alone)
   std::optional<std::uint64_t> routed_rows_memory;  // bytes; absent: room for twice an even share
 };
@@ -154,6 +154,8 @@ class TrainEngine {
   MemoryReport memory() const;
   /// Time in which this rank could do nothing but communicate, since the start.
   double exposed_seconds() const;
+  /// What all transports since the start take by themselves, by the costs; 0 without costs.
+  double transport_seconds() const { return transport_seconds_; }
   /// Called after each executed plan with the seconds of its steps; an empty function turns the measuring
   /// off.
   using Observer = std::function<void(const Executor&, const std::vector<StepTime>&)>;
@@ -175,6 +177,7 @@ class TrainEngine {
   void run(Executor& executor);
   void compile_all();
   void check_same_order() const;
+  void note_transports(const Executor& executor);
   RankContext ranks() const { return {&mesh_, heartbeat_, options_.align}; }
   PlanOptions plan_options() const;
 
@@ -193,6 +196,8 @@ class TrainEngine {
   std::unique_ptr<Executor> update_;
   std::array<float, 3> hyper_{};
   std::int64_t num_repeated_ = 0;
+  std::map<const Executor*, double> transports_;
+  double transport_seconds_ = 0;
   Observer observer_;
 };
 

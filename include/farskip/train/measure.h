@@ -14,8 +14,8 @@ Batch random_batch(std::uint64_t seed, std::uint64_t number, std::int64_t tokens
 NodeSeconds agree_on_seconds(const Graph& graph, const std::vector<StepTime>& times,
                              const Communicator& world);
 
-/// Runs `steps` blocking, aligned steps of an engine with these options on random weights and tokens, after one to
-/// warm up, and returns what their nodes took. Collective; the same table on every rank.
+/// Runs `steps` blocking, aligned steps of an engine with these options on random weights and tokens, after
+/// one to warm up, and returns what their nodes took. Collective; the same table on every rank.
 CostTable measure_step_costs(const ModelConfig& model, const LayerGraph& layers,
                              const TrainEngineOptions& options, const Mesh& mesh, Heartbeat* heartbeat,
                              const Logger& logger, int steps = 2);

@@ -22,7 +22,7 @@ struct StepMetrics {
   std::uint64_t peak_memory_bytes = 0;
   std::optional<double> validation_loss, aux_loss, load_max_over_mean;
   std::int64_t dropped_tokens = 0;
-  std::int64_t repeated_steps = 0;                 // so far: steps whose routed rows did not fit at first
+  std::int64_t repeated_steps = 0;                 // 1: routed rows did not fit at first
   std::map<int, std::vector<double>> expert_rows;  // by layer, rows of each expert; empty on most steps
 
   /// One JSON object, keys as docs/configuration.md lists them.
