@@ -73,13 +73,14 @@ class Runner {
     t.wall[kTotal] = seconds;
     for (const auto& [executor, times] : executed_) {
       const Graph& graph = executor->graph();
+      const bool is_first = executor == executed_.front().first && &times == &executed_.front().second;
       bool backward = false;  // the plan has come to the gradient of the loss
       for (const StepTime& step : times) {
         const Scope& scope = graph.node(step.node).scope;
         backward = backward || (scope.phase == Phase::backward && scope.block == SubBlock::head);
         auto& sums = step.kind == StepKind::run ? t.compute : t.exposed;
         sums[kTotal] += step.seconds;
-        if (scope.phase == Phase::update) continue;
+        if (!is_first) continue;
         t.wall[backward ? kBackward : kForward] += step.seconds;
         sums[backward ? kBackward : kForward] += step.seconds;
       }
@@ -184,10 +185,11 @@ OverlapReport measure_overlap(const ModelConfig& model, const LayerGraph& layers
   report.backward = summarise(a, b, kBackward);
   report.total = summarise(a, b, kTotal);
   constexpr Phase forward = Phase::forward, backward = Phase::backward;
+  const Graph& micro_batch = blocking.executed().front().first->graph();
+  add_windows(micro_batch, costs->estimate(micro_batch), &forward, report.forward);
+  add_windows(micro_batch, costs->estimate(micro_batch), &backward, report.backward);
   for (const auto& [executor, times] : blocking.executed()) {
     const NodeSeconds seconds = costs->estimate(executor->graph());
-    add_windows(executor->graph(), seconds, &forward, report.forward);
-    add_windows(executor->graph(), seconds, &backward, report.backward);
     add_windows(executor->graph(), seconds, nullptr, report.total);
     report.predicted_blocking_seconds += simulate(executor->graph(), executor->plan(), seconds).makespan;
   }

@@ -7,8 +7,9 @@
 
 namespace farskip {
 
-/// Of the forward, the backward, or the whole step (with reduction and update). Seconds; medians over the
-/// repetitions of the slowest rank's.
+/// Of the forward or the backward of a step's first micro-batch (which reduces no gradients, unless it is the
+/// only one), or of the whole step with reduction and update. Seconds; medians over the repetitions of the
+/// slowest rank's.
 struct DirectionOverlap {
   double blocking_seconds = 0, overlapped_seconds = 0;
   double transport_seconds = 0;  // C: all transports when they block, without waiting for late ranks
