@@ -149,7 +149,7 @@ ModelConfig small_model(std::int64_t experts, std::int64_t top_k, std::int64_t l
     num_hidden_layers: {}, num_attention_heads: 2, kv_lora_rank: 12, q_lora_rank: null, qk_nope_head_dim: 6,
     qk_rope_head_dim: 4, v_head_dim: 5, n_routed_experts: {}, num_experts_per_tok: {},
     moe_intermediate_size: 9, n_shared_experts: 1, first_k_dense_replace: 1, max_position_embeddings: 64}})",
-      layers, experts, top_k));
+                  layers, experts, top_k));
 }
 
 TrainEngineOptions options_of(const Task& task, const Layout& layout) {
