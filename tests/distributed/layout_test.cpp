@@ -1,6 +1,8 @@
 // One training run, on ranks laid out in every way: what it computes must not depend on the layout.
 
+#include <array>
 #include <cmath>
+#include <random>
 
 #include "farskip/data/sampler.h"
 #include "layouts.h"
@@ -119,6 +121,35 @@ TEST_CASE("a model whose 12 experts are 3, 4, 6 or 12 to a rank trains the same 
   task.balance_loss = false;
   task.document_mask = true;
   check_layouts(task, layouts);
+}
+
+TEST_CASE("any model trains the same on any layout") {
+  std::mt19937 random(5);
+  const auto pick = [&](std::initializer_list<std::int64_t> from) {
+    return *(from.begin() + random() % from.size());
+  };
+  for (int i = 0; i < 24; ++i) {
+    const Layout layout{static_cast<int>(pick({1, 2, 3, 4, 6})), static_cast<int>(pick({1, 2, 3})),
+                        random() % 2 == 0, random() % 2 == 0};
+    if (layout.ranks() > 6) continue;
+    Task task{.model = small_model(layout.expert * pick({1, 2, 3}) + (layout.expert == 1 ? 3 : 0), 1,
+                                   pick({2, 3, 4}))};
+    task.model.moe.top_k =
+        1 + static_cast<std::int64_t>(
+                random() % static_cast<unsigned long>(std::min<std::int64_t>(task.model.moe.num_experts, 4)));
+    constexpr std::array wirings{FarSkipMode::off, FarSkipMode::attention, FarSkipMode::mlp,
+                                 FarSkipMode::full};
+    task.wiring = wirings[random() % 4];
+    task.micro_batch = pick({1, 2, 3});
+    task.global_batch = task.micro_batch * layout.ranks() * pick({1, 2, 4});
+    task.sequence_length = pick({1, 5, 9, 16});
+    task.document_mask = random() % 2 == 0;
+    task.balance_loss = random() % 2 == 0;
+    INFO(layout.text() << ", run " << i << ": " << task.model.moe.num_experts << " experts, top "
+                       << task.model.moe.top_k << ", " << task.global_batch << " sequences of "
+                       << task.sequence_length << ", " << task.micro_batch << " at once");
+    check_same_training(train_on(task, layout), train_on(task, {}));
+  }
 }
 
 TEST_CASE("one micro-batch a step, or many, train the same") {

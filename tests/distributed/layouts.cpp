@@ -68,8 +68,9 @@ RankOutcome train_rank(const Task& task, const Layout& layout, const Communicato
   else
     load_weights(weights, parameters, specs, SafetensorsFolder(task.weights));
   Arena arena;
+  Heartbeat heartbeat;
   const LayerGraph layers = rewire_farskip(build_layer_graph(task.model), {task.wiring, {}});
-  TrainEngine engine(task.model, layers, weights, options_of(task, layout), arena, kQuiet, mesh);
+  TrainEngine engine(task.model, layers, weights, options_of(task, layout), arena, kQuiet, mesh, &heartbeat);
   RankOutcome out;
   for (std::int64_t step = 0; step < task.steps; ++step) {
     const std::vector<Batch> batches = batches_of(task, step, world);
@@ -88,6 +89,8 @@ RankOutcome train_rank(const Task& task, const Layout& layout, const Communicato
     out.steps.push_back({loss.loss_sum / counted, loss.num_correct, loss.balance_loss,
                          static_cast<double>(norm), loss.load_max_over_mean()});
   }
+  expect(heartbeat.last_sign().waits_in == nullptr, "a wait was entered and not left");
+  expect((engine.exposed_seconds() > 0) == (world.size() > 1), "time for communication where there is none");
   out.parameters = parameters;
   out.first = engine.first_moments();
   out.second = engine.second_moments();
@@ -140,13 +143,13 @@ ModelConfig read_model(const std::string& config) {
   return model;
 }
 
-ModelConfig small_model(std::int64_t experts, std::int64_t top_k) {
+ModelConfig small_model(std::int64_t experts, std::int64_t top_k, std::int64_t layers) {
   return read_model(
       fmt::format(R"({{family: deepseek_v2, vocab_size: 61, hidden_size: 20, intermediate_size: 28,
-    num_hidden_layers: 3, num_attention_heads: 2, kv_lora_rank: 12, q_lora_rank: null, qk_nope_head_dim: 6,
+    num_hidden_layers: {}, num_attention_heads: 2, kv_lora_rank: 12, q_lora_rank: null, qk_nope_head_dim: 6,
     qk_rope_head_dim: 4, v_head_dim: 5, n_routed_experts: {}, num_experts_per_tok: {},
     moe_intermediate_size: 9, n_shared_experts: 1, first_k_dense_replace: 1, max_position_embeddings: 64}})",
-                  experts, top_k));
+                  layers, experts, top_k));
 }
 
 TrainEngineOptions options_of(const Task& task, const Layout& layout) {

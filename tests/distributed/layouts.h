@@ -36,7 +36,7 @@ struct Task {
 
 /// A routed model of odd sizes, `config` in hub names (flow style); throws what reading it finds wrong.
 ModelConfig read_model(const std::string& config);
-ModelConfig small_model(std::int64_t experts, std::int64_t top_k);
+ModelConfig small_model(std::int64_t experts, std::int64_t top_k, std::int64_t layers = 3);
 
 struct StepNumbers {
   double loss = 0, correct = 0, balance = 0, norm = 0, load = 0;
