@@ -20,6 +20,7 @@ struct Options {
   std::vector<std::string> overrides;
   std::int64_t steps = 5, warmup = 2;
   bool ops = false;
+  std::string trace;
 };
 
 struct OpTime {
@@ -222,11 +223,12 @@ ExitCode run_overlap(const Options& options, const CommonOptions& common) {
   return run_job(common, static_cast<double>(run.config.parallel.timeout), [&](Job& job) {
     refuse_unsupported(run.config);
     const Mesh mesh(job.world, static_cast<int>(run.config.parallel.expert));
-    const OverlapReport report =
-        measure_overlap(run.model, rewire_farskip(build_layer_graph(run.model), run.model.farskip),
-                        engine_options(run.config, job.world.size()), mesh, job.heartbeat.get(), job.logger,
-                        {static_cast<int>(options.steps), static_cast<int>(options.warmup)});
+    const OverlapReport report = measure_overlap(
+        run.model, rewire_farskip(build_layer_graph(run.model), run.model.farskip),
+        engine_options(run.config, job.world.size()), mesh, job.heartbeat.get(), job.logger,
+        {static_cast<int>(options.steps), static_cast<int>(options.warmup), !options.trace.empty()});
     if (job.world.rank() == 0) {
+      if (!options.trace.empty()) write_text_file(options.trace, report.trace);
       if (common.json)
         print_json(overlap_json(report));
       else
@@ -252,6 +254,7 @@ void add_bench(Subcommand& root) {
   overlap.positionals("overrides", o->overrides, "key.path=value", false);
   overlap.integer("--steps", o->steps, "Timed steps of each", 1);
   overlap.integer("--warmup", o->warmup, "Steps before them", 0);
+  overlap.text("--trace", o->trace, "Write a Perfetto trace of the last steps of rank 0 to this file");
   overlap.run_on_ranks([o](const CommonOptions& common) { return run_overlap(*o, common); });
   step.run_on_ranks([o](const CommonOptions& common) { return run_step(*o, common); });
 }

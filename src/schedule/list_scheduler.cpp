@@ -20,7 +20,7 @@ struct Rule {
   bool reductions_last = false;
 };
 
-constexpr std::array<double, 4> kTransportWeights{1, 0, 2, 4};
+constexpr std::array<double, 6> kTransportWeights{1, 0, 2, 4, 16, 1000};
 constexpr std::array<double, 4> kPatience{0, 0.25, 0.5, 1};
 
 std::vector<Rule> all_rules() {

@@ -4,7 +4,7 @@
 #include <chrono>
 #include <cstring>
 
-#include "farskip/train/learning_rate.h"
+#include "farskip/train/trace.h"
 
 namespace farskip {
 namespace {
@@ -145,6 +145,13 @@ std::vector<CollectiveOverlap> describe_collectives(const Runner& overlapped, co
   return list;
 }
 
+std::vector<TracedPlan> traced(const Runner& runner, const CostTable& costs) {
+  std::vector<TracedPlan> plans;
+  for (const auto& [executor, times] : runner.executed())
+    plans.push_back({executor, times, costs.estimate(executor->graph())});
+  return plans;
+}
+
 }  // namespace
 
 OverlapReport measure_overlap(const ModelConfig& model, const LayerGraph& layers,
@@ -198,6 +205,9 @@ OverlapReport measure_overlap(const ModelConfig& model, const LayerGraph& layers
         simulate(executor->graph(), executor->plan(), costs->estimate(executor->graph())).makespan;
   report.blocking_arena_bytes = blocking.arena_bytes();
   report.overlapped_arena_bytes = overlapped.arena_bytes();
+  if (overlap.trace)
+    report.trace =
+        trace_json({{"blocking", traced(blocking, *costs)}, {"overlapped", traced(overlapped, *costs)}});
   report.collectives = describe_collectives(overlapped, *costs, mesh.world());
   return report;
 }

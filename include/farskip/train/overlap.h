@@ -43,10 +43,12 @@ struct OverlapReport {
   double predicted_blocking_seconds = 0, predicted_overlapped_seconds = 0;
   std::size_t blocking_arena_bytes = 0, overlapped_arena_bytes = 0;
   std::vector<CollectiveOverlap> collectives;  // of one micro-batch, in order of the graph
+  std::string trace;  // of the last step of each on this rank, if asked for (train/trace.h)
 };
 
 struct OverlapOptions {
   int repetitions = 5, warmup = 1;
+  bool trace = false;
 };
 
 /// Collective over the mesh; the same report on every rank.
