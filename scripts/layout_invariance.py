@@ -37,7 +37,7 @@ FAMILIES = {
 CONFIG = """model: {{{model},
   hidden_size: 64, intermediate_size: 96, vocab_size: {vocabulary}, max_position_embeddings: 64, eos_token_id: 0}}
 run_dir: {run_dir}
-seed: 7
+seed: 8
 device: cpu
 farskip: {{mode: {mode}}}
 parallel: {{expert: {expert}}}

@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "farskip/passes/join_micro_batches.h"
 #include "farskip/train/engine.h"
 
 namespace farskip {
@@ -44,21 +45,19 @@ BatchLoss& BatchLoss::operator+=(const BatchLoss& other) {
 
 BatchRunner::BatchRunner(std::unique_ptr<Executor> executor) : executor_(std::move(executor)) {}
 
-void BatchRunner::bind(std::string_view name, std::vector<std::int32_t>& values) {
-  executor_->bind(name, {values.data(), DType::i32, Shape{static_cast<std::int64_t>(values.size())}});
-}
-
-void BatchRunner::set_batch(const Batch& batch) {
-  const auto set = [&](std::string_view name, std::vector<std::int32_t>& buffer,
-                       const std::vector<std::int32_t>& values) {
+void BatchRunner::set_batch(const Batch& batch, int number) {
+  const auto set = [&](std::string_view input, const std::vector<std::int32_t>& values) {
+    const std::string name = micro_batch_name(input, number);
     if (!executor_->has_external(name)) return;
+    std::vector<std::int32_t>& buffer = inputs_[name];
     const bool is_new = buffer.size() != values.size();
     buffer = values;
-    if (is_new) bind(name, buffer);
+    if (is_new)
+      executor_->bind(name, {buffer.data(), DType::i32, Shape{static_cast<std::int64_t>(buffer.size())}});
   };
-  set("tokens", tokens_, batch.tokens);
-  set("targets", targets_, batch.targets);
-  set("document_start", document_start_, batch.document_start);
+  set("tokens", batch.tokens);
+  set("targets", batch.targets);
+  set("document_start", batch.document_start);
 }
 
 void BatchRunner::set_scales(float loss_scale, float balance_scale) {
@@ -75,12 +74,16 @@ BatchLoss BatchRunner::read_loss() const {
   BatchLoss loss;
   for (const Output& o : executor_->graph().outputs()) {
     const TensorView view = executor_->output(o.name);
-    if (o.name == "loss_sum") loss.loss_sum = *view.as<float>();
-    if (o.name == "num_correct") loss.num_correct = *view.as<std::int32_t>();
-    if (o.name == "balance_loss") loss.balance_loss = *view.as<float>();
-    if (o.name.starts_with(kOverflow)) loss.num_overflows += *view.as<std::int32_t>();
-    if (o.name.starts_with(kOffsets))
-      loss.expert_rows[std::stoi(o.name.substr(kOffsets.size()))] = rows_by_expert(view);
+    const std::string_view name = base_name(o.name);
+    if (name == "loss_sum") loss.loss_sum += *view.as<float>();
+    if (name == "num_correct") loss.num_correct += *view.as<std::int32_t>();
+    if (name == "balance_loss") loss.balance_loss += *view.as<float>();
+    if (name.starts_with(kOverflow)) loss.num_overflows += *view.as<std::int32_t>();
+    if (name.starts_with(kOffsets)) {
+      BatchLoss layer;
+      layer.expert_rows[std::stoi(std::string(name.substr(kOffsets.size())))] = rows_by_expert(view);
+      loss += layer;
+    }
   }
   return loss;
 }

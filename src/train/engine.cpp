@@ -161,13 +161,14 @@ TrainEngine::TrainEngine(const ModelConfig& config, const LayerGraph& layers, Te
 // Everything that a step may need, so that its memory is known before the first one.
 void TrainEngine::compile_all() {
   const bool reduce = mesh_.world().size() > 1;
-  const auto prepare = [&](std::int64_t sequences, std::int64_t max_rows, std::int64_t count) {
+  const auto prepare = [&](std::int64_t sequences, std::int64_t max_rows, int in_flight, std::int64_t count) {
     for (std::int64_t i = 0; i < std::min<std::int64_t>(count, 3); ++i)
-      runner({sequences, max_rows, i > 0, reduce && (i == 2 || i + 1 == count)});
+      runner({sequences, max_rows, in_flight, i > 0, reduce && (i == 2 || i + 1 == count)});
   };
-  prepare(options_.micro_batch, routed_rows_.max_rows, options_.micro_batches);
+  prepare(options_.micro_batch, routed_rows_.max_rows, options_.in_flight,
+          options_.micro_batches / options_.in_flight);
   if (routed_rows_.fallback_batch > 0)
-    prepare(routed_rows_.fallback_batch, routed_rows_.fallback_rows,
+    prepare(routed_rows_.fallback_batch, routed_rows_.fallback_rows, 1,
             options_.micro_batches * options_.micro_batch / routed_rows_.fallback_batch);
   update_ = compile(build_update_graph(parameters_, {mesh_.position(), options_.zero, 0}, options_.optimizer),
                     arena_, options_.pipeline, logger_, ranks(), plan_options());
@@ -178,7 +179,8 @@ void TrainEngine::compile_all() {
 
 PlanOptions TrainEngine::plan_options() const {
   return {.waits = options_.overlap ? Waits::late : Waits::at_once,
-          .costs = options_.overlap ? options_.costs.get() : nullptr};
+          .costs = options_.overlap ? options_.costs.get() : nullptr,
+          .in_flight = options_.in_flight};
 }
 
 BatchRunner& TrainEngine::runner(const Variant& variant) {
@@ -189,9 +191,9 @@ BatchRunner& TrainEngine::runner(const Variant& variant) {
   lowering.balance_loss = options_.balance_loss;
   lowering.document_mask = options_.document_mask;
   const StepSharding sharding{mesh_.position(), options_.zero, variant.max_rows};
-  auto executor = compile(
-      build_micro_batch_graph(config_, layers_, lowering, sharding, variant.accumulate, variant.reduce),
-      arena_, options_.pipeline, logger_, ranks(), plan_options());
+  auto executor = compile(build_micro_batch_graph(config_, layers_, lowering, sharding,
+                                                  {variant.accumulate, variant.reduce, variant.in_flight}),
+                          arena_, options_.pipeline, logger_, ranks(), plan_options());
   bind_state(*executor);
   note_transports(*executor);
   return runners_.emplace(variant, BatchRunner(std::move(executor))).first->second;
@@ -239,14 +241,16 @@ void TrainEngine::run(Executor& executor) {
   observer_(executor, times);
 }
 
-BatchLoss TrainEngine::run_micro_batches(std::span<const Batch> batches, std::int64_t max_rows,
+BatchLoss TrainEngine::run_micro_batches(std::span<const Batch> batches, std::int64_t max_rows, int in_flight,
                                          float loss_scale, float balance_scale) {
   BatchLoss sum;
-  for (std::size_t i = 0; i < batches.size(); ++i) {
+  const auto step = static_cast<std::size_t>(in_flight);
+  FARSKIP_CHECK(batches.size() % step == 0, "{} micro-batches, {} at once", batches.size(), step);
+  for (std::size_t i = 0; i < batches.size(); i += step) {
     const auto sequences = static_cast<std::int64_t>(batches[i].tokens.size()) / options_.sequence_length;
-    const bool last = i + 1 == batches.size();
-    BatchRunner& r = runner({sequences, max_rows, i > 0, last && mesh_.world().size() > 1});
-    r.set_batch(batches[i]);
+    const bool last = i + step == batches.size();
+    BatchRunner& r = runner({sequences, max_rows, in_flight, i > 0, last && mesh_.world().size() > 1});
+    for (std::size_t m = 0; m < step; ++m) r.set_batch(batches[i + m], static_cast<int>(m));
     r.set_scales(loss_scale, balance_scale);
     run(r.executor());
     sum += r.read_loss();
@@ -276,7 +280,8 @@ BatchLoss TrainEngine::compute_gradients(std::span<const Batch> batches, float l
                                          float balance_scale, std::span<double> also_summed) {
   const std::vector<double> mine(also_summed.begin(), also_summed.end());
   BatchLoss loss = sum_over_ranks(
-      run_micro_batches(batches, routed_rows_.max_rows, loss_scale, balance_scale), also_summed);
+      run_micro_batches(batches, routed_rows_.max_rows, options_.in_flight, loss_scale, balance_scale),
+      also_summed);
   if (loss.num_overflows == 0) return loss;
   ++num_repeated_;
   std::vector<Batch> parts;
@@ -284,7 +289,7 @@ BatchLoss TrainEngine::compute_gradients(std::span<const Batch> batches, float l
     for (std::int64_t first = 0; first < options_.micro_batch; first += routed_rows_.fallback_batch)
       parts.push_back(part_of_batch(batch, first, routed_rows_.fallback_batch, options_.sequence_length));
   std::copy(mine.begin(), mine.end(), also_summed.begin());
-  loss = sum_over_ranks(run_micro_batches(parts, routed_rows_.fallback_rows, loss_scale, balance_scale),
+  loss = sum_over_ranks(run_micro_batches(parts, routed_rows_.fallback_rows, 1, loss_scale, balance_scale),
                         also_summed);
   FARSKIP_CHECK(loss.num_overflows == 0, "routed rows do not fit the worst case");
   return loss;

@@ -1,6 +1,7 @@
 #include "farskip/train/step_graphs.h"
 
 #include "farskip/autograd/gradient.h"
+#include "farskip/passes/join_micro_batches.h"
 #include "farskip/passes/reduce_gradients.h"
 #include "farskip/passes/shard_experts.h"
 
@@ -25,9 +26,10 @@ Graph build_forward_graph(const ModelConfig& config, const LayerGraph& layers, c
                        {.peers = sharding.mesh.expert_size, .max_rows = sharding.max_rows});
 }
 
-Graph build_micro_batch_graph(const ModelConfig& config, const LayerGraph& layers,
-                              const LowerOptions& options, const StepSharding& sharding, bool accumulate,
-                              bool reduce) {
+namespace {
+
+Graph build_gradient_graph(const ModelConfig& config, const LayerGraph& layers, const LowerOptions& options,
+                           const StepSharding& sharding, bool accumulate) {
   Graph graph = build_forward_graph(config, layers, options, sharding);
   const TensorType scalar{options.dtype, Shape{1}, {}};
   std::vector<Objective> objectives;
@@ -39,12 +41,10 @@ Graph build_micro_batch_graph(const ModelConfig& config, const LayerGraph& layer
 
   const auto local = local_parameters(list_parameters(config), sharding.mesh, sharding.zero);
   std::vector<ValueId> parameters, accumulators;
-  std::vector<ReplicatedGradient> replicated;
   for (const LocalParameter& p : local) {
     const std::string name = gradient_name(p.spec.name);
     parameters.push_back(*graph.find_external(p.spec.name));
     accumulators.push_back(graph.add_external(ExternalKind::state, name, {options.dtype, p.spec.shape, {}}));
-    replicated.push_back({name, p.replicas});
   }
   const std::vector<ValueId> gradients = differentiate(graph, objectives, parameters);
   for (std::size_t i = 0; i < local.size(); ++i) {
@@ -56,7 +56,23 @@ Graph build_micro_batch_graph(const ModelConfig& config, const LayerGraph& layer
     }
     graph.add_update(accumulators[i], gradient);
   }
-  if (!reduce) return graph;
+  return graph;
+}
+
+}  // namespace
+
+Graph build_micro_batch_graph(const ModelConfig& config, const LayerGraph& layers,
+                              const LowerOptions& options, const StepSharding& sharding,
+                              const MicroBatchKind& kind) {
+  Graph graph = build_gradient_graph(config, layers, options, sharding, kind.accumulate);
+  if (kind.in_flight > 1) {
+    const Graph next = build_gradient_graph(config, layers, options, sharding, true);
+    for (int i = 1; i < kind.in_flight; ++i) graph = join_micro_batches(graph, next, i);
+  }
+  if (!kind.reduce) return graph;
+  std::vector<ReplicatedGradient> replicated;
+  for (const LocalParameter& p : local_parameters(list_parameters(config), sharding.mesh, sharding.zero))
+    replicated.push_back({gradient_name(p.spec.name), p.replicas});
   return reduce_gradients(graph, replicated, {.mesh = sharding.mesh, .scatter = sharding.zero});
 }
 

@@ -38,6 +38,13 @@ TrainEngineOptions engine_options(const RunConfig& config, int world_size) {
   options.micro_batch = config.train.micro_batch;
   options.sequence_length = config.train.sequence_length;
   options.micro_batches = config.train.global_batch / at_once;
+  options.in_flight = static_cast<int>(config.schedule.micro_batches_in_flight);
+  if (options.micro_batches % options.in_flight != 0)
+    throw UsageError(
+        fmt::format("schedule.micro_batches_in_flight is {}, and each of {} ranks has {} micro-batches in a "
+                    "step, which it does "
+                    "not divide; use a divisor of {}, or another train.micro_batch",
+                    options.in_flight, world_size, options.micro_batches, options.micro_batches));
   options.zero = config.parallel.zero > 0;
   options.overlap = config.schedule.overlap;
   options.routed_rows_memory = config.schedule.routed_rows_memory;
@@ -353,7 +360,6 @@ void refuse_unsupported(const RunConfig& config) {
   refuse(config.device == DeviceChoice::cuda, "device", "this build has no CUDA backend; use cpu or auto");
   refuse(config.precision == Precision::bf16, "precision", "the CPU computes in fp32; use fp32");
   refuse(config.distill.has_value(), "distill", "this build trains on data only; remove the section");
-  refuse(config.schedule.micro_batches_in_flight > 1, "schedule.micro_batches_in_flight", "use 1");
   refuse(config.schedule.recompute != Recompute::none, "schedule.recompute", "use none");
   refuse(config.train.router_bias_update > 0, "train.router_bias_update",
          "this family's router has no selection bias; use 0");

@@ -42,6 +42,7 @@ struct BatchLoss {
 struct PlanOptions {
   Waits waits = Waits::at_once;      // of the serial plan
   const CostTable* costs = nullptr;  // set: an overlapped plan by these costs (schedule/list_scheduler.h)
+  int in_flight = 1;                 // micro-batches whose activations may be alive at once
 };
 /// Graph → passes → plan → executor.
 std::unique_ptr<Executor> compile(Graph graph, Arena& arena, const PipelineOptions& options,
@@ -51,17 +52,16 @@ std::unique_ptr<Executor> compile(Graph graph, Arena& arena, const PipelineOptio
 class BatchRunner {
  public:
   explicit BatchRunner(std::unique_ptr<Executor> executor);
-  void set_batch(const Batch& batch);
+  /// `number`: of the micro-batches that are in flight at once.
+  void set_batch(const Batch& batch, int number = 0);
   void set_scales(float loss_scale, float balance_scale);
   Executor& executor() { return *executor_; }
   const Executor& executor() const { return *executor_; }
   BatchLoss read_loss() const;
 
  private:
-  void bind(std::string_view name, std::vector<std::int32_t>& values);
-
   std::unique_ptr<Executor> executor_;
-  std::vector<std::int32_t> tokens_, targets_, document_start_;
+  std::map<std::string, std::vector<std::int32_t>> inputs_;
   float loss_scale_ = 0, balance_scale_ = 0;
 };
 
@@ -102,6 +102,7 @@ class InferenceEngine {
 struct TrainEngineOptions {
   std::int64_t micro_batch = 1, sequence_length = 1;
   std::int64_t micro_batches = 1;  // of this rank in a step
+  int in_flight = 1;               // of them at once in one graph; divides micro_batches
   bool document_mask = false;
   bool balance_loss = false;
   OptimizerConfig optimizer;
@@ -166,12 +167,13 @@ class TrainEngine {
   /// added to what is there, and summed over ranks.
   struct Variant {
     std::int64_t sequences, max_rows;
+    int in_flight;
     bool accumulate, reduce;
     auto operator<=>(const Variant&) const = default;
   };
   BatchRunner& runner(const Variant& variant);
-  BatchLoss run_micro_batches(std::span<const Batch> batches, std::int64_t max_rows, float loss_scale,
-                              float balance_scale);
+  BatchLoss run_micro_batches(std::span<const Batch> batches, std::int64_t max_rows, int in_flight,
+                              float loss_scale, float balance_scale);
   BatchLoss sum_over_ranks(const BatchLoss& loss, std::span<double> also_summed) const;
   void bind_state(Executor& executor);
   void run(Executor& executor);

@@ -31,10 +31,15 @@ Graph build_forward_graph(const ModelConfig& config, const LayerGraph& layers, c
 
 /// Forward and backward of one micro-batch. The gradient of each parameter is state under gradient_name:
 /// with `accumulate` the new value is old + gradient, otherwise the gradient. With `reduce` it is then summed
-/// over the replicas (passes/reduce_gradients.h). Outputs as build_forward_graph() has them.
+/// over the replicas (passes/reduce_gradients.h). Outputs as build_forward_graph() has them. `in_flight`: so
+/// many micro-batches in one graph (passes/join_micro_batches.h), each with inputs and outputs of its own.
+struct MicroBatchKind {
+  bool accumulate = false, reduce = false;
+  int in_flight = 1;
+};
 Graph build_micro_batch_graph(const ModelConfig& config, const LayerGraph& layers,
-                              const LowerOptions& options, const StepSharding& sharding, bool accumulate,
-                              bool reduce);
+                              const LowerOptions& options, const StepSharding& sharding,
+                              const MicroBatchKind& kind);
 
 /// Clip and AdamW over all parameters (decay on tensors of rank >= 2 as the hub counts ranks: an expert's
 /// matrices, not norms). All tensors are seen as matrices [rows, row size], vectors as they are; state, and

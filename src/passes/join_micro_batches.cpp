@@ -1,0 +1,63 @@
+#include "farskip/passes/join_micro_batches.h"
+
+#include <algorithm>
+
+namespace farskip {
+namespace {
+
+/// What a micro-batch brings with it; all other externals belong to the step.
+bool is_own_input(const External& e) {
+  return e.kind == ExternalKind::input &&
+         (e.name == "tokens" || e.name == "targets" || e.name == "document_start");
+}
+
+}  // namespace
+
+std::string micro_batch_name(std::string_view name, int number) {
+  return number == 0 ? std::string(name) : fmt::format("{}#{}", name, number);
+}
+
+std::string_view base_name(std::string_view name) {
+  return name.substr(0, name.find('#'));
+}
+
+Graph join_micro_batches(const Graph& first, const Graph& next, int number) {
+  Graph out(first.ops());
+  GraphCopier copy(first, out);
+  for (std::size_t n = 0; n < first.nodes().size(); ++n) copy.copy(NodeId(n));
+  for (const Output& o : first.outputs()) out.add_output(o.name, copy(o.value));
+
+  std::vector<ValueId> map(next.num_values());
+  for (const External& e : next.externals()) {
+    ValueId& here = map[e.value.index()];
+    if (is_own_input(e)) {
+      here = out.add_external(e.kind, micro_batch_name(e.name, number), next.type(e.value));
+      continue;
+    }
+    const auto shared = first.find_external(e.name);
+    FARSKIP_CHECK(shared && first.type(*shared) == next.type(e.value), "{} is not in both micro-batches",
+                  e.name);
+    here = copy(*shared);
+    for (const StateUpdate& u : first.updates())
+      if (u.from == *shared) here = copy(u.to);  // its newest version
+  }
+  for (const Node& node : next.nodes()) {
+    std::vector<ValueId> inputs;
+    for (const ValueId v : node.inputs) inputs.push_back(v ? map[v.index()] : v);
+    Scope scope = node.scope;
+    scope.micro_batch = static_cast<std::int16_t>(number);
+    const auto outputs = out.add_node(*node.op, node.attributes, std::move(inputs), scope);
+    for (std::size_t i = 0; i < outputs.size(); ++i) map[node.outputs[i].index()] = outputs[i];
+  }
+  for (const Output& o : next.outputs())
+    out.add_output(micro_batch_name(o.name, number), map[o.value.index()]);
+  FARSKIP_CHECK(first.updates().size() == next.updates().size(), "micro-batches update other state");
+  for (const StateUpdate& u : next.updates()) {
+    const auto external = std::find_if(next.externals().begin(), next.externals().end(),
+                                       [&](const External& e) { return e.value == u.from; });
+    out.add_update(copy(*first.find_external(external->name)), map[u.to.index()]);
+  }
+  return out;
+}
+
+}  // namespace farskip
