@@ -191,9 +191,10 @@ BatchRunner& TrainEngine::runner(const Variant& variant) {
   lowering.balance_loss = options_.balance_loss;
   lowering.document_mask = options_.document_mask;
   const StepSharding sharding{mesh_.position(), options_.zero, variant.max_rows};
-  auto executor = compile(build_micro_batch_graph(config_, layers_, lowering, sharding,
-                                                  {variant.accumulate, variant.reduce, variant.in_flight}),
-                          arena_, options_.pipeline, logger_, ranks(), plan_options());
+  auto executor = compile(
+      build_micro_batch_graph(config_, layers_, lowering, sharding,
+                              {variant.accumulate, variant.reduce, variant.in_flight, options_.recompute}),
+      arena_, options_.pipeline, logger_, ranks(), plan_options());
   bind_state(*executor);
   note_transports(*executor);
   return runners_.emplace(variant, BatchRunner(std::move(executor))).first->second;

@@ -2,6 +2,7 @@
 
 #include "farskip/autograd/gradient.h"
 #include "farskip/passes/join_micro_batches.h"
+#include "farskip/passes/recompute.h"
 #include "farskip/passes/reduce_gradients.h"
 #include "farskip/passes/shard_experts.h"
 
@@ -28,8 +29,22 @@ Graph build_forward_graph(const ModelConfig& config, const LayerGraph& layers, c
 
 namespace {
 
+std::set<SubBlock> recomputed_blocks(Recompute choice) {
+  switch (choice) {
+    case Recompute::none:
+      return {};
+    case Recompute::attention:
+      return {SubBlock::attention};
+    case Recompute::experts:
+      return {SubBlock::routed, SubBlock::shared};
+    case Recompute::full:
+      return {SubBlock::attention, SubBlock::routed, SubBlock::shared, SubBlock::dense};
+  }
+  return {};
+}
+
 Graph build_gradient_graph(const ModelConfig& config, const LayerGraph& layers, const LowerOptions& options,
-                           const StepSharding& sharding, bool accumulate) {
+                           const StepSharding& sharding, bool accumulate, Recompute again) {
   Graph graph = build_forward_graph(config, layers, options, sharding);
   const TensorType scalar{options.dtype, Shape{1}, {}};
   std::vector<Objective> objectives;
@@ -56,7 +71,7 @@ Graph build_gradient_graph(const ModelConfig& config, const LayerGraph& layers, 
     }
     graph.add_update(accumulators[i], gradient);
   }
-  return graph;
+  return recompute(graph, recomputed_blocks(again));
 }
 
 }  // namespace
@@ -64,9 +79,9 @@ Graph build_gradient_graph(const ModelConfig& config, const LayerGraph& layers, 
 Graph build_micro_batch_graph(const ModelConfig& config, const LayerGraph& layers,
                               const LowerOptions& options, const StepSharding& sharding,
                               const MicroBatchKind& kind) {
-  Graph graph = build_gradient_graph(config, layers, options, sharding, kind.accumulate);
+  Graph graph = build_gradient_graph(config, layers, options, sharding, kind.accumulate, kind.recompute);
   if (kind.in_flight > 1) {
-    const Graph next = build_gradient_graph(config, layers, options, sharding, true);
+    const Graph next = build_gradient_graph(config, layers, options, sharding, true, kind.recompute);
     for (int i = 1; i < kind.in_flight; ++i) graph = join_micro_batches(graph, next, i);
   }
   if (!kind.reduce) return graph;

@@ -45,6 +45,7 @@ TrainEngineOptions engine_options(const RunConfig& config, int world_size) {
                     "step, which it does "
                     "not divide; use a divisor of {}, or another train.micro_batch",
                     options.in_flight, world_size, options.micro_batches, options.micro_batches));
+  options.recompute = config.schedule.recompute;
   options.zero = config.parallel.zero > 0;
   options.overlap = config.schedule.overlap;
   options.routed_rows_memory = config.schedule.routed_rows_memory;
@@ -360,7 +361,6 @@ void refuse_unsupported(const RunConfig& config) {
   refuse(config.device == DeviceChoice::cuda, "device", "this build has no CUDA backend; use cpu or auto");
   refuse(config.precision == Precision::bf16, "precision", "the CPU computes in fp32; use fp32");
   refuse(config.distill.has_value(), "distill", "this build trains on data only; remove the section");
-  refuse(config.schedule.recompute != Recompute::none, "schedule.recompute", "use none");
   refuse(config.train.router_bias_update > 0, "train.router_bias_update",
          "this family's router has no selection bias; use 0");
   if (problems.empty()) return;

@@ -105,6 +105,7 @@ struct TrainEngineOptions {
   int in_flight = 1;               // of them at once in one graph; divides micro_batches
   bool document_mask = false;
   bool balance_loss = false;
+  Recompute recompute = Recompute::none;
   OptimizerConfig optimizer;
   PipelineOptions pipeline;
   bool zero = false;

@@ -36,6 +36,7 @@ Graph build_forward_graph(const ModelConfig& config, const LayerGraph& layers, c
 struct MicroBatchKind {
   bool accumulate = false, reduce = false;
   int in_flight = 1;
+  Recompute recompute = Recompute::none;  // what the backward computes again (passes/recompute.h)
 };
 Graph build_micro_batch_graph(const ModelConfig& config, const LayerGraph& layers,
                               const LowerOptions& options, const StepSharding& sharding,
