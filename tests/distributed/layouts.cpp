@@ -4,6 +4,8 @@
 #include <cmath>
 
 #include "farskip/base/random.h"
+#include "farskip/train/measure.h"
+#include "farskip/train/measure.h"
 
 namespace farskip::test {
 namespace {
@@ -70,7 +72,11 @@ RankOutcome train_rank(const Task& task, const Layout& layout, const Communicato
   Arena arena;
   Heartbeat heartbeat;
   const LayerGraph layers = rewire_farskip(build_layer_graph(task.model), {task.wiring, {}});
-  TrainEngine engine(task.model, layers, weights, options_of(task, layout), arena, kQuiet, mesh, &heartbeat);
+  TrainEngineOptions options = options_of(task, layout);
+  if (layout.scheduled)
+    options.costs = std::make_shared<const CostTable>(
+        measure_step_costs(task.model, layers, options, mesh, &heartbeat, kQuiet, 1));
+  TrainEngine engine(task.model, layers, weights, options, arena, kQuiet, mesh, &heartbeat);
   RankOutcome out;
   for (std::int64_t step = 0; step < task.steps; ++step) {
     const std::vector<Batch> batches = batches_of(task, step, world);
@@ -163,6 +169,8 @@ TrainEngineOptions options_of(const Task& task, const Layout& layout) {
   options.balance_loss = task.balance_loss;
   options.zero = layout.zero;
   options.overlap = layout.overlap;
+  options.in_flight = layout.in_flight;
+  options.recompute = layout.recompute;
   options.routed_rows_memory = task.routed_rows_memory;
   // Large beside the rounding of a gradient, so that a weight whose gradient is almost nothing does not go
   // up on one layout and down on another.

@@ -15,6 +15,9 @@ struct Layout {
   int expert = 1, data = 1;
   bool zero = false;
   bool overlap = true;
+  bool scheduled = false;  // ordered by measured costs
+  int in_flight = 1;
+  Recompute recompute = Recompute::none;
   int ranks() const { return expert * data; }
   std::string text() const {
     return fmt::format("expert {} x data {}{}{}", expert, data, zero ? ", ZeRO" : "",
