@@ -5,7 +5,6 @@
 
 #include "farskip/base/random.h"
 #include "farskip/train/measure.h"
-#include "farskip/train/measure.h"
 
 namespace farskip::test {
 namespace {
