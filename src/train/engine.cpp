@@ -132,7 +132,7 @@ RoutedRowsPlan plan_routed_rows(const ModelConfig& config, const TrainEngineOpti
   plan.fallback_batch = std::max<std::int64_t>(1, plan.max_rows / per_sequence);
   while (options.micro_batch % plan.fallback_batch != 0) --plan.fallback_batch;
   plan.fallback_rows = plan.fallback_batch * per_sequence;
-  plan.bytes = std::max(plan.bytes, static_cast<std::uint64_t>(plan.fallback_rows * bytes_per_row));
+  plan.fallback_bytes = static_cast<std::uint64_t>(plan.fallback_rows * bytes_per_row);
   return plan;
 }
 

@@ -80,8 +80,9 @@ void check_mesh(const Communicator& world) {
     } catch (const UsageError& error) {
       message = error.what();
     }
-    expect(message.find(fmt::format("is {}, which", expert)) != std::string::npos &&
-               message.find(fmt::format("the {} ranks", size)) != std::string::npos,
+    const auto says = [&](const std::string& text) { return message.find(text) != std::string::npos; };
+    expect(size == 1 ? says(fmt::format("mpirun -np {}", expert))
+                     : says(fmt::format("is {}, which", expert)) && says(fmt::format("the {} ranks", size)),
            "expert {} of {} ranks: '{}'", expert, size, message);
   }
 }

@@ -121,7 +121,7 @@ struct RoutedRowsPlan {
   std::int64_t max_rows = 0;        // in the usual plan
   std::int64_t fallback_batch = 0;  // sequences at once when that does not hold; 0: it always holds
   std::int64_t fallback_rows = 0;
-  std::uint64_t bytes = 0;  // of routed activations that the usual plan keeps for the backward
+  std::uint64_t bytes = 0, fallback_bytes = 0;  // of routed activations that either keeps for the backward
 };
 /// UsageError when `routed_rows_memory` is too small for one sequence that is routed to one rank entirely.
 RoutedRowsPlan plan_routed_rows(const ModelConfig& config, const TrainEngineOptions& options,
