@@ -104,15 +104,19 @@ ExitCode step_on_ranks(const LoadedRun& run, const Options& options, const Commo
   refuse_unsupported(run.config);
   const std::uint64_t before = resident_bytes();
   const Mesh mesh(job.world, static_cast<int>(run.config.parallel.expert));
-  const TrainEngineOptions engine_settings = engine_options(run.config, job.world.size());
+  const LayerGraph layers = rewire_farskip(build_layer_graph(run.model), run.model.farskip);
+  TrainEngineOptions engine_settings = engine_options(run.config, job.world.size());
+  if (engine_settings.overlap && job.world.size() > 1)
+    engine_settings.costs = std::make_shared<const CostTable>(
+        measure_step_costs(run.model, layers, engine_settings, mesh, job.heartbeat.get(), job.logger));
   const auto parameters = local_parameters(list_parameters(run.model), mesh.position(), engine_settings.zero);
   TensorMap weights = make_parameter_tensors(specs_of(parameters));
   initialise_weights(weights, parameters, static_cast<std::uint64_t>(run.config.seed),
                      run.model.initializer_range);
   const TrainConfig& t = run.config.train;
   Arena arena;
-  TrainEngine engine(run.model, rewire_farskip(build_layer_graph(run.model), run.model.farskip), weights,
-                     engine_settings, arena, job.logger, mesh, job.heartbeat.get());
+  TrainEngine engine(run.model, layers, weights, engine_settings, arena, job.logger, mesh,
+                     job.heartbeat.get());
   const StepTimes times = time_steps(run, engine, options, job.world);
   if (job.world.rank() != 0) return ExitCode::ok;
 
