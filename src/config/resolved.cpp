@@ -26,7 +26,7 @@ ConfigNode farskip_tree(const FarSkipConfig& config) {
   } else {
     node.set("layers", make_word(describe(config.layers)));
   }
-  if (config.mode == FarSkipMode::delay) node.set("delay", make_node(config.delay));
+  node.set("delay", config.mode == FarSkipMode::delay ? make_node(config.delay) : ConfigNode{});
   return node;
 }
 
