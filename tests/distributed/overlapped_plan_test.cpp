@@ -127,19 +127,19 @@ void check_same_bits(const RankSteps& got, const RankSteps& want) {
 TEST_CASE("overlapped plans give the bits of plans that wait at once, whatever the costs") {
   for (const char* fixture : {"deepseek_v2", "qwen3_moe"})
     for (const FarSkipMode wiring : {FarSkipMode::off, FarSkipMode::full})
-      for (const Layout& layout :
-           {Layout{2, 1, false}, Layout{2, 1, true}, Layout{1, 2, false}, Layout{1, 2, true}}) {
+      for (const Layout& layout : {Layout{2, 1, false}, Layout{2, 1, true}, Layout{1, 2, false},
+                                   Layout{1, 2, true}, Layout{1, 3, true}}) {
         const Setup setup{fixture, wiring, layout};
         INFO(fixture << ", " << name_of(farskip_mode_names, wiring) << ", " << layout.text());
         std::vector<RankSteps> blocking;
         for (const std::uint64_t round : {0U, 1U}) {
-          blocking =
-              on_ranks(2, [&](const Communicator& world) { return train(setup, world, nullptr, round); });
-          const auto overlapped = on_ranks(2, [&](const Communicator& world) {
+          blocking = on_ranks(layout.ranks(),
+                              [&](const Communicator& world) { return train(setup, world, nullptr, round); });
+          const auto overlapped = on_ranks(layout.ranks(), [&](const Communicator& world) {
             const auto& costs = blocking[static_cast<std::size_t>(world.rank())].costs;
             return train(setup, world, std::make_shared<const CostTable>(costs), round);
           });
-          for (std::size_t rank = 0; rank < 2; ++rank) {
+          for (std::size_t rank = 0; rank < blocking.size(); ++rank) {
             INFO("rank " << rank << ", costs " << round);
             REQUIRE(std::isfinite(blocking[rank].losses[0]));
             check_same_bits(overlapped[rank], blocking[rank]);
