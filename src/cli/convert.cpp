@@ -19,11 +19,11 @@ ExitCode run(const Options& options, const CommonOptions& common) {
   if (const auto wiring = parse_wiring(options.farskip, options.layers, model.config.num_layers))
     model.config.farskip = *wiring;
   write_hub_folder(options.destination, model.config, model.weights, *dtype, model.tokenizer);
-  const auto mode = name_of(farskip_mode_names, model.config.farskip.mode);
+  const std::string mode = wiring_name(model.config.farskip);
   if (common.json)
     print_json({{"out", options.destination},
                 {"tensors", hub_views(model.weights, list_parameters(model.config)).size()},
-                {"farskip", std::string(mode)}});
+                {"farskip", mode}});
   logger.info("wrote {} ({} wiring, {})", options.destination, mode, dtype_name(*dtype));
   return ExitCode::ok;
 }
@@ -35,7 +35,8 @@ void add_convert(Subcommand& root) {
   Subcommand sub = root.add("convert", "A model folder or checkpoint into a hub-layout folder");
   sub.positional("SRC", o->source, "Model folder, checkpoint or run directory");
   sub.positional("DST", o->destination, "Folder to write; must not hold a model");
-  sub.text("--farskip", o->farskip, "Wiring of the result: off, attention, mlp or full");
+  sub.text("--farskip", o->farskip,
+           fmt::format("Wiring of the result: {} (delay:N)", list_names(farskip_mode_names)));
   sub.text("--layers", o->layers, "Rewired layers: all, A-B or a list");
   sub.text("--dtype", o->dtype, "Element type of the weights: f32 or bf16");
   sub.run([o](const CommonOptions& common) { return run(*o, common); });

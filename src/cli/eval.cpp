@@ -48,7 +48,8 @@ void add_eval(Subcommand& root) {
   sub.integer("--sequence-length", o->sequence_length, "Tokens of context, at most", 1, 1 << 20);
   sub.integer("--batch", o->batch, "Sequences at a time", 1, 1 << 16);
   sub.integer("--max-sequences", o->max_sequences, "Stop after so many (0: all)", 0);
-  sub.text("--farskip", o->farskip, "Wiring: off, attention, mlp or full (default: the model's own)");
+  sub.text("--farskip", o->farskip,
+           fmt::format("Wiring: {} (delay:N); default: the model's own", list_names(farskip_mode_names)));
   sub.text("--layers", o->layers, "Rewired layers: all, A-B or a list");
   sub.run([o](const CommonOptions& common) { return run(*o, common); });
 }

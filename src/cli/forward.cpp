@@ -72,7 +72,8 @@ void add_forward(Subcommand& root) {
   sub.required_text("--model", o->model, "Model folder or checkpoint");
   sub.required_text("--tokens", o->tokens, "safetensors file with tensor tokens [B, S], I32 or I64");
   sub.required_text("--out", o->out, "safetensors file to write: logits, loss, grad.<tensor>");
-  sub.text("--farskip", o->farskip, "Wiring: off, attention, mlp or full (default: the model's own)");
+  sub.text("--farskip", o->farskip,
+           fmt::format("Wiring: {} (delay:N); default: the model's own", list_names(farskip_mode_names)));
   sub.text("--layers", o->layers, "Rewired layers: all, A-B or a list");
   sub.flag("--grads", o->grads, "Also write the gradient of the loss for every parameter");
   sub.text("--device", o->device, "cpu or cuda");

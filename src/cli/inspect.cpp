@@ -22,7 +22,7 @@ Json describe_model(const fs::path& folder) {
           {"experts", config.moe.num_experts},
           {"experts_per_token", config.moe.top_k},
           {"vocab_size", config.vocab_size},
-          {"farskip", std::string(name_of(farskip_mode_names, config.farskip.mode))},
+          {"farskip", wiring_name(config.farskip)},
           {"farskip_layers", describe(config.farskip.layers)}};
 }
 

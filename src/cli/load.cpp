@@ -66,10 +66,11 @@ std::optional<FarSkipConfig> parse_wiring(const std::string& mode, const std::st
     if (!layers.empty()) throw UsageError("--layers needs --farskip");
     return std::nullopt;
   }
-  const auto parsed = find_choice(farskip_mode_names, mode);
+  const auto parsed = parse_wiring_name(mode);
   if (!parsed)
-    throw UsageError(fmt::format("--farskip {}: allowed: {}", mode, list_names(farskip_mode_names)));
-  FarSkipConfig wiring{*parsed, {}};
+    throw UsageError(fmt::format("--farskip {}: allowed: {}; mode delay with its number, delay:1 to delay:{}",
+                                 mode, list_names(farskip_mode_names), kMaxDelay));
+  FarSkipConfig wiring = *parsed;
   if (!layers.empty()) {
     const auto selection = parse_layer_selection(layers);
     if (!selection.value) throw UsageError(fmt::format("--layers {}: {}", layers, selection.reason));

@@ -26,6 +26,7 @@ ConfigNode farskip_tree(const FarSkipConfig& config) {
   } else {
     node.set("layers", make_word(describe(config.layers)));
   }
+  node.set("delay", config.mode == FarSkipMode::delay ? make_node(config.delay) : ConfigNode{});
   return node;
 }
 

@@ -68,6 +68,15 @@ FarSkipConfig read_farskip(Reader reader) {
   FarSkipConfig config;
   config.mode = reader.choice("mode", farskip_mode_names, config.mode);
   config.layers = read_layers(reader);
+  const auto delay = reader.optional_integer("delay", {.min = 1, .max = kMaxDelay});
+  const bool delays = config.mode == FarSkipMode::delay;
+  if (delays && !delay && reader.sound("delay"))
+    reader.fail("delay",
+                fmt::format("this key is missing, which mode delay needs; allowed: 1 to {}", kMaxDelay));
+  if (!delays && delay && reader.sound("mode"))
+    reader.fail("delay", fmt::format("{} is for mode delay, and the mode is {}; leave it out", *delay,
+                                     name_of(farskip_mode_names, config.mode)));
+  config.delay = delays ? delay.value_or(1) : 1;
   reader.finish();
   return config;
 }
@@ -262,6 +271,22 @@ void read_model_source(Reader& reader, RunConfig& config, const LoadOptions& opt
 }
 
 }  // namespace
+
+std::string wiring_name(const FarSkipConfig& config) {
+  const std::string_view name = name_of(farskip_mode_names, config.mode);
+  return config.mode == FarSkipMode::delay ? fmt::format("{}:{}", name, config.delay) : std::string(name);
+}
+
+std::optional<FarSkipConfig> parse_wiring_name(std::string_view text) {
+  const std::size_t colon = text.find(':');
+  const auto mode = find_choice(farskip_mode_names, text.substr(0, colon));
+  const bool has_delay = colon != std::string_view::npos;
+  if (!mode || has_delay != (*mode == FarSkipMode::delay)) return std::nullopt;
+  if (!has_delay) return FarSkipConfig{*mode, {}};
+  const auto delay = parse_integer(text.substr(colon + 1)).value;
+  if (!delay || *delay < 1 || *delay > kMaxDelay) return std::nullopt;
+  return FarSkipConfig{*mode, {}, *delay};
+}
 
 RunConfig read_run_config(const ConfigNode& tree, ErrorList& errors, const LoadOptions& options) {
   RunConfig config;

@@ -10,7 +10,8 @@
 namespace farskip {
 namespace {
 
-constexpr std::string_view kRewired = "farskip_";
+/// What stands before the family in the model type of a rewired model (families/common.cpp writes it).
+constexpr std::string_view kRewired[] = {"farskip_", "rewired_"};
 
 std::string family_names() {
   std::vector<std::string> names;
@@ -23,7 +24,11 @@ ModelConfig read_family(const ConfigNode& map, const std::string& key, const std
   Reader reader(map, errors, path);
   std::string name = reader.string(key);
   if (!reader.sound(key)) return {};
-  if (name.starts_with(kRewired)) name.erase(0, kRewired.size());
+  for (const std::string_view prefix : kRewired)
+    if (name.starts_with(prefix)) {
+      name.erase(0, prefix.size());
+      break;
+    }
   const Family* family = find_family(name);
   if (family == nullptr) {
     reader.fail(key, fmt::format("no family is called '{}'; allowed: {}", name, family_names()));

@@ -1,29 +1,74 @@
 #include "farskip/passes/farskip.h"
 
 #include <algorithm>
+#include <array>
+#include <iterator>
 
 namespace farskip {
 namespace {
 
-void omit(LayerBlock& block, int contribution) {
-  if (contribution < 0) return;
-  block.omits.push_back(contribution);
-  std::sort(block.omits.begin(), block.omits.end());
+/// A set of sub-blocks.
+using Kinds = unsigned;
+constexpr Kinds kind(SubBlock block) {
+  return 1U << static_cast<unsigned>(block);
+}
+constexpr Kinds kAttention = kind(SubBlock::attention), kRouted = kind(SubBlock::routed),
+                kMlp = kind(SubBlock::dense) | kind(SubBlock::shared) | kRouted, kAny = kAttention | kMlp;
+
+/// `readers` do not read what `omitted` have added in the sub-block of the stream just before theirs; in mode
+/// delay, in the last FarSkipConfig::delay of them.
+struct Omission {
+  Kinds readers = 0, omitted = 0;
+};
+struct Wiring {
+  FarSkipMode mode;
+  std::array<Omission, 2> omissions;
+};
+constexpr Wiring kWirings[] = {
+    {FarSkipMode::off, {}},
+    {FarSkipMode::attention, {{{kAttention, kRouted}}}},
+    {FarSkipMode::mlp, {{{kMlp, kAttention}}}},
+    {FarSkipMode::full, {{{kAttention, kRouted}, {kMlp, kAttention}}}},
+    {FarSkipMode::ladder, {{{kAny, kAny}}}},
+    {FarSkipMode::parallel, {{{kMlp, kAttention}}}},
+    {FarSkipMode::shortcut, {{{kRouted, kAttention}}}},
+    {FarSkipMode::delay, {{{kAny, kAny}}}},
+};
+
+const Wiring& find_wiring(FarSkipMode mode) {
+  const auto* const it = std::find_if(std::begin(kWirings), std::end(kWirings),
+                                      [&](const Wiring& wiring) { return wiring.mode == mode; });
+  FARSKIP_CHECK(it != std::end(kWirings), "mode {} has no wiring", name_of(farskip_mode_names, mode));
+  return *it;
+}
+
+/// Place in the stream's order of attention, MLP, attention, …; shared and routed experts have one place.
+int place_of(const LayerBlock& block) {
+  return 2 * block.layer + (block.kind == SubBlock::attention ? 0 : 1);
+}
+
+bool omits(const Wiring& wiring, int reach, const LayerBlock& reader, const LayerBlock& earlier) {
+  if (earlier.layer < 0) return false;
+  const int distance = place_of(reader) - place_of(earlier);
+  return distance >= 1 && distance <= reach &&
+         std::any_of(wiring.omissions.begin(), wiring.omissions.end(), [&](const Omission& o) {
+           return (o.readers & kind(reader.kind)) != 0 && (o.omitted & kind(earlier.kind)) != 0;
+         });
 }
 
 }  // namespace
 
 LayerGraph rewire_farskip(const LayerGraph& graph, const FarSkipConfig& config) {
+  const Wiring& wiring = find_wiring(config.mode);
+  const int reach = config.mode == FarSkipMode::delay ? static_cast<int>(config.delay) : 1;
   LayerGraph out = graph;
-  const bool attention = config.mode == FarSkipMode::attention || config.mode == FarSkipMode::full;
-  const bool mlp = config.mode == FarSkipMode::mlp || config.mode == FarSkipMode::full;
-  for (LayerBlock& block : out.blocks) {
+  for (std::size_t i = 0; i < out.blocks.size(); ++i) {
+    LayerBlock& block = out.blocks[i];
     if (block.layer < 0 || !config.layers.contains(block.layer)) continue;
-    if (block.kind == SubBlock::attention) {
-      if (attention) omit(block, graph.find(SubBlock::routed, block.layer - 1));
-    } else if (mlp) {
-      omit(block, graph.find(SubBlock::attention, block.layer));
-    }
+    for (std::size_t earlier = 0; earlier < i; ++earlier)
+      if (omits(wiring, reach, block, graph.blocks[earlier]))
+        block.omits.push_back(static_cast<int>(earlier));
+    std::sort(block.omits.begin(), block.omits.end());
   }
   return out;
 }

@@ -106,6 +106,7 @@ CostTable CostTable::parse(std::string_view text) {
     }
     Entry& entry = table.entries_[fields[0]][fields[1]];
     entry.size = parse_number(fields[2]);
+    if (entry.size == 0) throw DataError(fmt::format("cost table: an entry of size 0 in '{}'", line));
     entry.seconds.push_back(parse_number(fields[3]));
   }
   return table;

@@ -253,19 +253,26 @@ Plan make_overlapped_plan(const Graph& graph, WorkspaceRule workspace, const Nod
                           const ScheduleOptions& options) {
   FARSKIP_CHECK(seconds.size() == graph.nodes().size(), "{} costs for {} nodes", seconds.size(),
                 graph.nodes().size());
+  // Memory beyond the limit, then time: the limit comes first.
+  const auto rank = [&](const Plan& plan) {
+    const bool fits = options.memory_limit == 0 || plan.live_bytes <= options.memory_limit;
+    return std::pair(fits ? 0 : plan.live_bytes - options.memory_limit,
+                     simulate(graph, plan, seconds).makespan);
+  };
   Plan best = make_serial_plan(graph, workspace, Waits::late);
-  double best_time = simulate(graph, best, seconds).makespan;
+  auto best_rank = rank(best);
+  const auto offer = [&](Plan plan) {
+    const auto its_rank = rank(plan);
+    if (its_rank >= best_rank) return;
+    best = std::move(plan);
+    best_rank = its_rank;
+  };
   const auto collective = [](const Node& node) { return node.op->collective; };
   if (std::none_of(graph.nodes().begin(), graph.nodes().end(), collective)) return best;
+  if (options.memory_limit > 0) offer(make_serial_plan(graph, workspace, Waits::at_once));
   const Problem problem(graph, seconds);
-  for (const Rule& rule : all_rules()) {
-    Plan plan = make_plan(graph, workspace, Run(problem, rule, options.memory_limit).run());
-    const bool fits = options.memory_limit == 0 || plan.live_bytes <= options.memory_limit;
-    const double time = simulate(graph, plan, seconds).makespan;
-    if (!fits || time >= best_time) continue;
-    best = std::move(plan);
-    best_time = time;
-  }
+  for (const Rule& rule : all_rules())
+    offer(make_plan(graph, workspace, Run(problem, rule, options.memory_limit).run()));
   return best;
 }
 

@@ -7,6 +7,7 @@
 
 #include "farskip/model/lower.h"
 #include "farskip/ops/ops.h"
+#include "farskip/passes/farskip.h"
 #include "farskip/passes/pipeline.h"
 #include "farskip/runtime/executor.h"
 #include "reference/reference.h"
@@ -64,6 +65,9 @@ tie_word_embeddings: true
 initializer_range: 0.3
 )";
 
+/// Shared and routed experts read different streams.
+const std::string kShortcut = std::string(kLatent) + "farskip_wiring: shortcut\n";
+
 constexpr std::int64_t kBatch = 2, kSequence = 7;
 
 struct Problem {
@@ -73,7 +77,7 @@ struct Problem {
   HostTensor tokens{DType::i32, Shape{kBatch * kSequence}}, targets{DType::i32, Shape{kBatch * kSequence}};
 };
 
-Problem make_problem(const char* yaml) {
+Problem make_problem(const std::string& yaml) {
   Problem p{parse_model(yaml), {}, {}};
   p.specs = list_parameters(p.config);
   std::mt19937 random(11);
@@ -105,6 +109,10 @@ LowerOptions options(DType dtype) {
   return o;
 }
 
+Graph lower_model(const ModelConfig& config, DType dtype) {
+  return lower(config, rewire_farskip(build_layer_graph(config), config.farskip), options(dtype));
+}
+
 // Every value has memory of its own: the slow kernels know nothing of working in place.
 Plan make_plan_without_reuse(const Graph& graph) {
   Plan plan;
@@ -132,7 +140,7 @@ class Reference {
  public:
   explicit Reference(Problem& p) : table_(cpu_kernel_table()) {
     register_reference_kernels(table_);
-    Graph graph = lower(p.config, build_layer_graph(p.config), options(DType::f64));
+    Graph graph = lower_model(p.config, DType::f64);
     Plan plan = make_plan_without_reuse(graph);
     executor_ = std::make_unique<Executor>(std::move(graph), std::move(plan), table_, arena_);
     executor_->bind("tokens", p.tokens.view());
@@ -152,7 +160,7 @@ class Reference {
 };
 
 std::map<std::string, HostTensor> gradients_f32(Problem& p) {
-  Graph graph = lower(p.config, build_layer_graph(p.config), options(DType::f32));
+  Graph graph = lower_model(p.config, DType::f32);
   const TensorType scalar{DType::f32, Shape{1}, {}};
   const ValueId loss_seed = graph.add_external(ExternalKind::input, "loss_seed", scalar);
   const ValueId balance_seed = graph.add_external(ExternalKind::input, "balance_seed", scalar);
@@ -186,7 +194,7 @@ std::map<std::string, HostTensor> gradients_f32(Problem& p) {
 }
 
 TEST_CASE("every element of every parameter's gradient agrees with double-precision finite differences") {
-  const char* yaml = GENERATE(kLatent, kTied);
+  const std::string yaml = GENERATE(as<std::string>(), kLatent, kTied, kShortcut);
   Problem p = make_problem(yaml);
   const auto gradients = gradients_f32(p);
   Reference objective(p);

@@ -47,6 +47,9 @@ TEST_CASE("mistakes end with one clear message and the documented exit code") {
       {"eval --model " + model + " --data " + tmp + "/none", 66, "none"},
       {"eval --model " + tmp + "/nowhere --data x", 66, "nowhere"},
       {"eval --model " + model + " --data " + model + "/tokens --farskip sideways", 64, "attention"},
+      {"convert " + model + " " + tmp + "/out --farskip delay", 64,
+       "allowed: off, attention, mlp, full, ladder, parallel, shortcut, delay; mode delay with its number, "
+       "delay:1 to delay:8"},
       {"eval --model " + model + " --data " + model + "/tokens --farskip full --layers 2-9", 64, "0 to 3"},
       {"eval --model " + model + " --data " + model + "/tokens --layers 2-3", 64, "--farskip"},
       {"generate --model " + model + " --prompt x", 66, "tokenizer"},
@@ -109,6 +112,30 @@ TEST_CASE("hub to hub conversion keeps every byte of the weights, and the wiring
   const auto described = nlohmann::json::parse(farskip_command("inspect --json --verify " + out).out);
   CHECK(described["farskip"] == "attention");
   CHECK(described["farskip_layers"] == "1-2");
+}
+
+TEST_CASE("other wirings are asked for by name, travel in the config, and change what is computed") {
+  const test::TemporaryFolder folder;
+  const std::string model = fixture("qwen3_moe"), tokens = model + "/reference.safetensors";
+  const auto logits = [&](const std::string& arguments) {
+    const std::string out = (folder / "out.safetensors").string();
+    std::filesystem::remove(out);
+    REQUIRE(
+        farskip_command("forward --tokens " + tokens + " --out " + out + " --model " + arguments).status ==
+        0);
+    const HostTensor values = SafetensorsFile(out).read("logits");
+    return std::vector<float>(values.values<float>().begin(), values.values<float>().end());
+  };
+  std::vector<std::vector<float>> seen{logits(model)};
+  for (const auto& wiring : std::vector<std::string>{"ladder", "shortcut", "delay:3"}) {
+    const std::string out = (folder / wiring.substr(0, 5)).string();
+    REQUIRE(farskip_command("convert " + model + " " + out + " --farskip " + wiring).status == 0);
+    CHECK(nlohmann::json::parse(farskip_command("inspect --json " + out).out)["farskip"] == wiring);
+    const std::vector<float> rewired = logits(out);
+    CHECK(rewired == logits(model + " --farskip " + wiring));
+    CHECK(std::find(seen.begin(), seen.end(), rewired) == seen.end());
+    seen.push_back(rewired);
+  }
 }
 
 TEST_CASE("train, eval, generate and convert work on one run directory from text") {

@@ -171,6 +171,24 @@ TEST_CASE("without a farskip section the wiring is full, or the checkpoint's own
   CHECK(load("init: {from: m}\ndistill: {teacher: t}\n").farskip == FarSkipConfig{});
 }
 
+TEST_CASE("every wiring is read, written and named") {
+  for (const auto& choice : farskip_mode_names) {
+    const bool delays = choice.value == FarSkipMode::delay;
+    const FarSkipConfig want{choice.value, {LayerSelection::Kind::range, 1, 2, {}}, delays ? 8 : 1};
+    const std::string mode(choice.name), delay = delays ? ", delay: 8" : "";
+    const RunConfig config = load("model: {}\nfarskip: {mode: " + mode + ", layers: 1-2" + delay + "}\n");
+    CHECK(config.farskip == want);
+    CHECK(load(resolved_yaml(config, "", "", "")).farskip == want);
+    CHECK(wiring_name(want) == (delays ? "delay:8" : mode));
+    CHECK(parse_wiring_name(wiring_name(want)) == FarSkipConfig{choice.value, {}, want.delay});
+  }
+  for (const char* text : {"", ":", "on", "delay", "delay:", "delay:0", "delay:9", "delay:02", "delay:2:2",
+                           "delay: 2", "ladder:", "ladder:1", "off:1"}) {
+    INFO(text);
+    CHECK(parse_wiring_name(text) == std::nullopt);
+  }
+}
+
 TEST_CASE("commands say what they need") {
   CHECK_NOTHROW(load("seed: 1\n", {}, {.needs = {.model = false}}));
   CHECK_THROWS_WITH(load("seed: 1\n"), ContainsSubstring("model: this key is missing"));

@@ -152,6 +152,15 @@ TEST_CASE("any model trains the same on any layout") {
   }
 }
 
+TEST_CASE("wirings other than FarSkip's train the same on every layout") {
+  for (const FarSkipMode wiring : {FarSkipMode::ladder, FarSkipMode::shortcut, FarSkipMode::delay}) {
+    INFO(name_of(farskip_mode_names, wiring));
+    Task task{.model = small_model(8, 3), .wiring = wiring};
+    task.balance_loss = true;
+    check_layouts(task, {{2, 1, false}, {2, 2, true}});
+  }
+}
+
 TEST_CASE("one micro-batch a step, or many, train the same") {
   Task task{.model = small_model(8, 3), .wiring = FarSkipMode::full, .global_batch = 8};
   const Outcome alone = train_on(task, {});

@@ -14,16 +14,28 @@ const char* const kModels[] = {"deepseek_v2", "deepseek_v2_yarn", "qwen3_moe", "
 TEST_CASE("a config written for the hub reads back to the same model") {
   ModelConfig config =
       read_hub_config(test::fixtures() / GENERATE(from_range(std::begin(kModels), std::end(kModels))));
-  const FarSkipMode mode =
-      GENERATE(FarSkipMode::off, FarSkipMode::full, FarSkipMode::attention, FarSkipMode::mlp);
+  const std::size_t i = GENERATE(range(std::size_t{0}, std::size(farskip_mode_names)));
+  const FarSkipMode mode = farskip_mode_names[i].value;
   config.farskip.mode = mode;
+  if (mode == FarSkipMode::delay) config.farskip.delay = 3;
+  if (mode == FarSkipMode::ladder) config.farskip.layers = {LayerSelection::Kind::range, 0, 1, {}};
   if (mode == FarSkipMode::attention) config.farskip.layers = {LayerSelection::Kind::range, 1, 2, {}};
   if (mode == FarSkipMode::mlp) config.farskip.layers = {LayerSelection::Kind::list, 0, 0, {0, 2}};
   const test::TemporaryFolder folder;
   write_text_file(folder / "config.json", hub_config_text(config));
   CHECK(read_hub_config(folder.path()) == config);
-  const bool named = hub_config_text(config).find("\"farskip_") != std::string::npos;
-  CHECK(named == (mode != FarSkipMode::off));  // a model type of its own, so that nothing loads it silently
+  // A model type of its own, so that nothing loads it silently; the keys of FarSkip's own modes say nothing
+  // but FarSkip.
+  const auto written = [text = hub_config_text(config)](const std::string& part) {
+    return text.find(part) != std::string::npos;
+  };
+  const bool farskip =
+      mode == FarSkipMode::full || mode == FarSkipMode::attention || mode == FarSkipMode::mlp;
+  CHECK(written("\"model_type\": \"farskip_") == farskip);
+  CHECK(written("\"farskip\": true") == farskip);
+  CHECK(written("\"model_type\": \"rewired_") == (!farskip && mode != FarSkipMode::off));
+  CHECK(written("\"farskip_wiring\": \"" + wiring_name(config.farskip) + "\"") ==
+        (!farskip && mode != FarSkipMode::off));
 }
 
 // The deepseek_v2 fixture with one field changed.
@@ -51,6 +63,13 @@ TEST_CASE("config fields that are not built are refused by name, never ignored")
   refused("\"kv_lora_rank\": 16", "\"kv_lora_rank\": -16", "kv_lora_rank");
   refused("\"kv_lora_rank\": 16,", "", "kv_lora_rank");
   refused("\"num_experts_per_tok\": 3", "\"num_experts_per_tok\": 9", "only 8 to choose from");
+  const std::string allowed =
+      "off, attention, mlp, full, ladder, parallel, shortcut, delay; delay as delay:1";
+  refused("\"use_cache\": true", "\"farskip_wiring\": \"sideways\"", allowed);
+  refused("\"use_cache\": true", "\"farskip_wiring\": \"delay:9\"", allowed);
+  refused("\"use_cache\": true", "\"farskip_wiring\": \"delay\"", allowed);
+  refused("\"use_cache\": true", "\"farskip_wiring\": \"ladder:1\"", allowed);
+  refused("\"use_cache\": true", "\"farskip\": true, \"farskip_wiring\": \"ladder\"", "leave one of them");
   refused("\"num_hidden_layers\": 4", "\"num_hidden_layrs\": 4", "num_hidden_layers");
 }
 

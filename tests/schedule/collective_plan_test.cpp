@@ -3,10 +3,10 @@
 #include <algorithm>
 #include <random>
 
-#include "farskip/ops/ops.h"
 #include "farskip/schedule/memory.h"
 #include "farskip/schedule/plan.h"
 #include "plan_simulation.h"
+#include "random_graph.h"
 #include "support/catch.h"
 
 namespace farskip {
@@ -18,16 +18,6 @@ std::size_t workspace(const OpDef& op, const OpTypes& types) {
 }
 std::size_t no_workspace(const OpDef&, const OpTypes&) {
   return 0;
-}
-
-/// "0 +1 2 -1": nodes run, started, waited for.
-std::string order_of(const Plan& plan) {
-  std::string text;
-  for (const PlanStep& step : plan.steps) {
-    const char* kind = step.kind == StepKind::run ? "" : step.kind == StepKind::start ? "+" : "-";
-    text += fmt::format("{}{}{}", text.empty() ? "" : " ", kind, step.node.value);
-  }
-  return text;
 }
 
 Plan checked_plan(const Graph& graph, WorkspaceRule rule, Waits waits) {
@@ -49,8 +39,8 @@ TEST_CASE("collectives are waited for at once, or late: just before their first 
 output "y" = %6
 output "z" = %7
 )");
-  CHECK(order_of(checked_plan(graph, workspace, Waits::at_once)) == "+0 -0 1 +2 -2 3 4 5 6");
-  CHECK(order_of(checked_plan(graph, workspace, Waits::late)) == "+0 1 +2 3 -0 4 5 -2 6");
+  CHECK(test::order_of(checked_plan(graph, workspace, Waits::at_once)) == "+0 -0 1 +2 -2 3 4 5 6");
+  CHECK(test::order_of(checked_plan(graph, workspace, Waits::late)) == "+0 1 +2 3 -0 4 5 -2 6");
 }
 
 TEST_CASE("a collective is a reader too: it waits for the one whose result it sends on") {
@@ -63,7 +53,7 @@ TEST_CASE("a collective is a reader too: it waits for the one whose result it se
 output "y" = %5
 output "z" = %2
 )");
-  CHECK(order_of(checked_plan(graph, no_workspace, Waits::late)) == "+0 +1 -0 +2 3 -2 4 -1");
+  CHECK(test::order_of(checked_plan(graph, no_workspace, Waits::late)) == "+0 +1 -0 +2 3 -2 4 -1");
 }
 
 TEST_CASE("of collectives that nobody reads two are in flight, and the end waits for the rest in order") {
@@ -76,11 +66,11 @@ TEST_CASE("of collectives that nobody reads two are in flight, and the end waits
   }
   const Graph graph = parse_graph(text + nodes + updates);
   const Plan late = checked_plan(graph, no_workspace, Waits::late);
-  CHECK(order_of(late) == "0 +1 2 +3 4 -1 +5 6 -3 +7 8 -5 +9 -7 -9");
+  CHECK(test::order_of(late) == "0 +1 2 +3 4 -1 +5 6 -3 +7 8 -5 +9 -7 -9");
   for (int i = 1; i <= 5; ++i)
     CHECK(late.placements[static_cast<std::size_t>(2 * i + 5)].external ==
           ValueId(static_cast<std::size_t>(i)));
-  CHECK(order_of(checked_plan(graph, no_workspace, Waits::at_once)) ==
+  CHECK(test::order_of(checked_plan(graph, no_workspace, Waits::at_once)) ==
         "0 +1 -1 2 +3 -3 4 +5 -5 6 +7 -7 8 +9 -9");
 }
 
@@ -97,7 +87,7 @@ output "b" = %3
 output "c" = %5
 output "y" = %6
 )");
-  CHECK(order_of(checked_plan(graph, no_workspace, Waits::late)) == "+0 +1 +2 +3 -0 +4 -1 -3 5 -2 -4");
+  CHECK(test::order_of(checked_plan(graph, no_workspace, Waits::late)) == "+0 +1 +2 +3 -0 +4 -1 -3 5 -2 -4");
 }
 
 TEST_CASE("a sum lies in its input only if nobody else reads that while it is in flight") {
@@ -155,7 +145,7 @@ void expect_refused(const Graph& graph, const Plan& plan, const std::string& mes
 TEST_CASE("the verifier refuses collectives that are not started and waited for once, in this order") {
   const Graph graph = parse_graph(kInFlight);
   const Plan good = checked_plan(graph, workspace, Waits::late);
-  REQUIRE(order_of(good) == "0 +1 2 3 -1 4 5");
+  REQUIRE(test::order_of(good) == "0 +1 2 3 -1 4 5");
   const auto changed = [&](const auto& change) {
     Plan plan = good;
     change(plan.steps);
@@ -211,69 +201,14 @@ TEST_CASE("after its wait the buffers of a collective are free") {
   const Graph graph = parse_graph(kInFlight);
   const Plan late = checked_plan(graph, workspace, Waits::late);
   const Plan at_once = checked_plan(graph, workspace, Waits::at_once);
-  CHECK(order_of(at_once) == "0 +1 -1 2 3 4 5");
+  CHECK(test::order_of(at_once) == "0 +1 -1 2 3 4 5");
   CHECK(at_once.arena_bytes < late.arena_bytes);
 }
-
-// Random graphs of sums, products and collectives, some results of which nobody reads, and updated state.
-class RandomGraph {
- public:
-  explicit RandomGraph(std::mt19937& random) : random_(random) {
-    for (const char* name : {"x", "z"})
-      values_.push_back(graph_.add_external(ExternalKind::input, name, {DType::f32, Shape{8, 8}, {}}));
-    for (int i = 0; i < 3; ++i)
-      states_.push_back(
-          graph_.add_external(ExternalKind::state, fmt::format("s{}", i), {DType::f32, Shape{8, 8}, {}}));
-  }
-
-  Graph run() {
-    for (int i = 0; i < 20; ++i) add_node();
-    graph_.add_output("y", values_.back());
-    graph_.add_output("p", pick());
-    for (const ValueId state : states_) {  // whose old version nobody reads from here on
-      const ValueId sum = ops::add(b_, state, pick());
-      graph_.add_update(state, random_() % 2 == 0 ? ops::all_reduce(b_, {sum}, replicas())[0] : sum);
-    }
-    return graph_;
-  }
-
- private:
-  static ops::Replicas replicas() { return {.axis = MeshAxis::world, .size = 2, .rank = 0}; }
-  ValueId pick() { return values_[random_() % values_.size()]; }
-
-  void add_node() {
-    switch (random_() % 6) {
-      case 0:
-        return values_.push_back(ops::add(b_, pick(), random_() % 4 == 0 ? states_[random_() % 3] : pick()));
-      case 1:
-        return values_.push_back(ops::linear(b_, pick(), pick()));
-      case 2:
-        return values_.push_back(ops::all_reduce(b_, {pick()}, replicas())[0]);
-      case 3: {
-        const auto sums = ops::all_reduce(b_, {pick(), pick()}, replicas());
-        values_.insert(values_.end(), sums.begin(), sums.end());
-        return;
-      }
-      default: {
-        auto parts = ops::reduce_scatter(b_, {pick(), pick()}, replicas());
-        if (random_() % 2 == 0) parts[0] = ops::add(b_, parts[0], parts[1]);
-        ops::Replicas attributes = replicas();
-        attributes.rows = {8};
-        values_.push_back(ops::all_gather(b_, {parts[0]}, attributes)[0]);
-      }
-    }
-  }
-
-  std::mt19937& random_;
-  Graph graph_;
-  Builder b_{graph_, {}};
-  std::vector<ValueId> values_, states_;
-};
 
 TEST_CASE("plans of random graphs with collectives are sound, whenever they wait") {
   std::mt19937 random(11);
   for (int i = 0; i < 200; ++i) {
-    const Graph graph = RandomGraph(random).run();
+    const Graph graph = test::make_random_graph(random);
     INFO(print_graph(graph));
     for (const Waits waits : {Waits::at_once, Waits::late}) {
       const Plan plan = checked_plan(graph, workspace, waits);
@@ -317,7 +252,7 @@ TEST_CASE("what the verifier lets pass runs as it should, however a plan was bro
   std::mt19937 random(13);
   int refused = 0, passed = 0;
   for (int i = 0; i < 150; ++i) {
-    const Graph graph = RandomGraph(random).run();
+    const Graph graph = test::make_random_graph(random);
     const Plan good = make_serial_plan(graph, workspace, i % 2 == 0 ? Waits::at_once : Waits::late);
     for (int k = 0; k < 40; ++k) {
       const Plan broken = break_plan(graph, good, random);

@@ -144,4 +144,13 @@ std::string simulate_plan(const Graph& graph, const Plan& plan) {
   return Simulation(graph, plan).run();
 }
 
+std::string order_of(const Plan& plan) {
+  std::string text;
+  for (const PlanStep& step : plan.steps) {
+    const char* kind = step.kind == StepKind::run ? "" : step.kind == StepKind::start ? "+" : "-";
+    text += fmt::format("{}{}{}", text.empty() ? "" : " ", kind, step.node.value);
+  }
+  return text;
+}
+
 }  // namespace farskip::test

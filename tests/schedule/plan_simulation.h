@@ -10,4 +10,7 @@ namespace farskip::test {
 /// nothing of how plans are made or verified. Returns what goes wrong first, "" if nothing does.
 std::string simulate_plan(const Graph& graph, const Plan& plan);
 
+/// "0 +1 2 -1": nodes run, started, waited for.
+std::string order_of(const Plan& plan);
+
 }  // namespace farskip::test

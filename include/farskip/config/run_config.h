@@ -24,11 +24,13 @@ inline constexpr Choice<DeviceChoice> device_names[] = {
 enum class Precision { fp32, bf16 };
 inline constexpr Choice<Precision> precision_names[] = {{"fp32", Precision::fp32}, {"bf16", Precision::bf16}};
 
-enum class FarSkipMode { off, attention, mlp, full };
-inline constexpr Choice<FarSkipMode> farskip_mode_names[] = {{"off", FarSkipMode::off},
-                                                             {"attention", FarSkipMode::attention},
-                                                             {"mlp", FarSkipMode::mlp},
-                                                             {"full", FarSkipMode::full}};
+/// Wirings of the residual stream; what each of them means: passes/farskip.h.
+enum class FarSkipMode { off, attention, mlp, full, ladder, parallel, shortcut, delay };
+inline constexpr Choice<FarSkipMode> farskip_mode_names[] = {
+    {"off", FarSkipMode::off},           {"attention", FarSkipMode::attention},
+    {"mlp", FarSkipMode::mlp},           {"full", FarSkipMode::full},
+    {"ladder", FarSkipMode::ladder},     {"parallel", FarSkipMode::parallel},
+    {"shortcut", FarSkipMode::shortcut}, {"delay", FarSkipMode::delay}};
 
 /// What the backward pass computes again instead of keeping it.
 enum class Recompute { none, attention, experts, full };
@@ -68,8 +70,14 @@ inline constexpr Choice<Resume> resume_names[] = {
 struct FarSkipConfig {
   FarSkipMode mode = FarSkipMode::full;
   LayerSelection layers;
+  std::int64_t delay = 1;  // of mode delay: sub-blocks that are omitted
   bool operator==(const FarSkipConfig&) const = default;
 };
+inline constexpr std::int64_t kMaxDelay = 8;
+/// The mode as messages and command lines have it: "ladder", "delay:2".
+std::string wiring_name(const FarSkipConfig& config);
+/// The same back, without layers; nothing for any other text. Mode delay needs its number.
+std::optional<FarSkipConfig> parse_wiring_name(std::string_view text);
 
 struct ParallelConfig {
   std::int64_t expert = 1;     // ranks that share one set of experts

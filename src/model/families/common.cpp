@@ -37,13 +37,35 @@ void read_scaling(Reader& r, RopeConfig& rope) {
   rope.attention_factor = given.value_or(yarn_attention_factor(rope));
 }
 
+/// Modes of the paper's own config keys, which have no names for other wirings.
+bool is_farskip_mode(FarSkipMode mode) {
+  return mode == FarSkipMode::attention || mode == FarSkipMode::mlp || mode == FarSkipMode::full;
+}
+
+/// False where the config names no wiring.
+bool read_wiring(Reader& r, FarSkipConfig& wiring) {
+  const auto other = r.optional_string("farskip_wiring");
+  if (r.boolean("farskip", false)) {
+    if (other) r.fail("farskip_wiring", "farskip is set too; leave one of them");
+    const bool attention_only = r.boolean("attn_only_farskip", false),
+               mlp_only = r.boolean("mlp_only_farskip", false);
+    if (attention_only && mlp_only)
+      r.fail("mlp_only_farskip", "attn_only_farskip is set too; leave one of them");
+    wiring.mode = attention_only ? FarSkipMode::attention : mlp_only ? FarSkipMode::mlp : FarSkipMode::full;
+    return true;
+  }
+  if (!other) return false;
+  const auto parsed = parse_wiring_name(*other);
+  if (parsed)
+    wiring = *parsed;
+  else
+    r.fail("farskip_wiring", fmt::format("\"{}\" is not known; allowed: {}; delay as delay:1 to delay:{}",
+                                         *other, list_names(farskip_mode_names), kMaxDelay));
+  return true;
+}
+
 void read_farskip(Reader& r, ModelConfig& c) {
-  if (!r.boolean("farskip", false)) return;
-  const bool attention_only = r.boolean("attn_only_farskip", false),
-             mlp_only = r.boolean("mlp_only_farskip", false);
-  if (attention_only && mlp_only)
-    r.fail("mlp_only_farskip", "attn_only_farskip is set too; leave one of them");
-  c.farskip.mode = attention_only ? FarSkipMode::attention : mlp_only ? FarSkipMode::mlp : FarSkipMode::full;
+  if (!read_wiring(r, c.farskip)) return;
   const auto layers = r.integers("farskip_layers", {.min = 0, .max = c.num_layers - 1}, {}, {});
   const std::int64_t first = r.integer("farskip_start_idx", {.min = 0}, 0);
   const std::int64_t last = std::min(r.integer("farskip_end_idx", {.min = 0}, 10000), c.num_layers - 1);
@@ -55,9 +77,13 @@ void read_farskip(Reader& r, ModelConfig& c) {
 
 void write_farskip(const ModelConfig& c, ConfigNode& map) {
   if (c.farskip.mode == FarSkipMode::off) return;
-  map.set("farskip", make_node(true));
-  map.set("attn_only_farskip", make_node(c.farskip.mode == FarSkipMode::attention));
-  map.set("mlp_only_farskip", make_node(c.farskip.mode == FarSkipMode::mlp));
+  if (is_farskip_mode(c.farskip.mode)) {
+    map.set("farskip", make_node(true));
+    map.set("attn_only_farskip", make_node(c.farskip.mode == FarSkipMode::attention));
+    map.set("mlp_only_farskip", make_node(c.farskip.mode == FarSkipMode::mlp));
+  } else {
+    map.set("farskip_wiring", make_node(wiring_name(c.farskip)));
+  }
   const LayerSelection& layers = c.farskip.layers;
   const bool range = layers.kind == LayerSelection::Kind::range;
   map.set("farskip_start_idx", make_node(range ? layers.first : 0));
@@ -104,9 +130,12 @@ void read_common(Reader& r, ModelConfig& c) {
 void write_common(const ModelConfig& c, ConfigNode& map) {
   const Family* family = find_family(c.family);
   const bool rewired = c.farskip.mode != FarSkipMode::off;
-  // A model type of its own, so that nothing loads a FarSkip model silently with the standard wiring.
-  map.set("model_type", make_node((rewired ? "farskip_" : "") + c.family));
-  map.set("architectures", make_list({make_node((rewired ? "FarSkip" : "") + family->architecture)}));
+  // A model type of its own, so that nothing loads a rewired model silently with another wiring.
+  const bool farskip = is_farskip_mode(c.farskip.mode);
+  const char* const type = farskip ? "farskip_" : rewired ? "rewired_" : "";
+  const char* const architecture = farskip ? "FarSkip" : rewired ? "Rewired" : "";
+  map.set("model_type", make_node(type + c.family));
+  map.set("architectures", make_list({make_node(architecture + family->architecture)}));
   map.set("vocab_size", make_node(c.vocab_size));
   map.set("hidden_size", make_node(c.hidden_size));
   map.set("num_hidden_layers", make_node(c.num_layers));
