@@ -247,6 +247,12 @@ class Run {
   std::ptrdiff_t live_bytes_ = 0;
 };
 
+double makespan_of(const Graph& graph, const std::vector<OrderedStep>& order, const NodeSeconds& seconds) {
+  Plan plan;
+  for (const OrderedStep& step : order) plan.steps.push_back({step.node, step.kind});
+  return simulate(graph, plan, seconds).makespan;
+}
+
 }  // namespace
 
 Plan make_overlapped_plan(const Graph& graph, WorkspaceRule workspace, const NodeSeconds& seconds,
@@ -259,10 +265,11 @@ Plan make_overlapped_plan(const Graph& graph, WorkspaceRule workspace, const Nod
   if (std::none_of(graph.nodes().begin(), graph.nodes().end(), collective)) return best;
   const Problem problem(graph, seconds);
   for (const Rule& rule : all_rules()) {
-    Plan plan = make_plan(graph, workspace, Run(problem, rule, options.memory_limit).run());
-    const bool fits = options.memory_limit == 0 || plan.live_bytes <= options.memory_limit;
-    const double time = simulate(graph, plan, seconds).makespan;
-    if (!fits || time >= best_time) continue;
+    const std::vector<OrderedStep> order = Run(problem, rule, options.memory_limit).run();
+    const double time = makespan_of(graph, order, seconds);
+    if (time >= best_time) continue;  // before its buffers are placed, which takes longer
+    Plan plan = make_plan(graph, workspace, order);
+    if (options.memory_limit > 0 && plan.live_bytes > options.memory_limit) continue;
     best = std::move(plan);
     best_time = time;
   }
