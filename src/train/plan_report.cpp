@@ -33,11 +33,12 @@ class Planner {
   WiringReport run() {
     report_.memory = report_.blocking_memory = state_memory(r_);
     for (const StepGraph& step : step_graphs()) plan(step);
+    report_.usual_arena = report_.memory.arena;
     if (rows_.fallback_batch > 0) {
       const Graph worst = micro_batch(rows_.fallback_batch, rows_.fallback_rows, true, false);
-      const std::size_t arena = make_serial_plan(worst, workspace_, Waits::late).arena_bytes;
+      report_.worst_routing_arena = make_serial_plan(worst, workspace_, Waits::late).arena_bytes;
       for (MemoryReport* m : {&report_.memory, &report_.blocking_memory})
-        m->arena = std::max(m->arena, arena);
+        m->arena = std::max(m->arena, report_.worst_routing_arena);
     }
     return std::move(report_);
   }

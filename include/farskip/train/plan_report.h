@@ -58,6 +58,10 @@ struct WiringReport {
   double critical_path_seconds = 0;          // longest way through the dependences of each plan
   std::array<PlannedOverlap, 3> directions;  // by Phase
   PlannedOverlap total;
+  /// Part of memory: training also keeps room for a plan that repeats a step whose routing does not fit the
+  /// usual one, in smaller parts; taken in graph order here. 0: every routing fits.
+  std::size_t worst_routing_arena = 0;
+  std::size_t usual_arena = 0;           // without it, of the overlapped plan
   MemoryReport blocking_memory, memory;  // of one rank; `memory`: of the overlapped plan
   std::vector<PlannedCollective> collectives;
 };
