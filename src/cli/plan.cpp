@@ -120,7 +120,8 @@ std::shared_ptr<const CostTable> measure_costs(const PlanRequest& request, const
   const MachineInfo machine = machine_info();
   cpu::share_cores(static_cast<int>(o.local_ranks), machine.cores);
   const double rate = cpu::measure_machine().matmul_gflops * 1e9;
-  const PlanRequest shorter = shorten_for_measuring(request, rate, kMostSeconds);
+  const MirrorMeasurement measurement = choose_measurement(request, rate, kMostSeconds);
+  const PlanRequest& shorter = measurement.request;
   const auto needed = static_cast<double>(state_memory(shorter).total());
   if (needed > 0.8 * static_cast<double>(machine.memory_bytes))
     throw UsageError(fmt::format(
@@ -136,7 +137,7 @@ std::shared_ptr<const CostTable> measure_costs(const PlanRequest& request, const
   logger.info("measuring the kernels of {} of {} layers, {} of {} sequences at a time",
               shorter.model.num_layers, request.model.num_layers, shorter.options.micro_batch,
               request.options.micro_batch);
-  auto table = std::make_shared<const CostTable>(measure_on_mirror(shorter, Logger(LogLevel::warning)));
+  auto table = std::make_shared<const CostTable>(measure_on_mirror(measurement, Logger(LogLevel::warning)));
   write_cache(path, *table, logger);
   return table;
 }

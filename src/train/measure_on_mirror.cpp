@@ -8,9 +8,11 @@
 
 namespace farskip {
 
-PlanRequest shorten_for_measuring(const PlanRequest& request, double flops_per_second, double most_seconds) {
-  PlanRequest shorter = request;
-  ModelConfig& model = shorter.model;
+MirrorMeasurement choose_measurement(const PlanRequest& request, double flops_per_second,
+                                     double most_seconds) {
+  MirrorMeasurement chosen{request, 3};
+  ModelConfig& model = chosen.request.model;
+  TrainEngineOptions& options = chosen.request.options;
   const auto kept = [&](bool moe, std::int64_t most) {
     const auto& layers = request.model.moe_layers;
     return std::min<std::int64_t>(most, std::count(layers.begin(), layers.end(), moe));
@@ -20,20 +22,24 @@ PlanRequest shorten_for_measuring(const PlanRequest& request, double flops_per_s
   model.num_layers = static_cast<std::int64_t>(model.moe_layers.size());
   model.farskip.layers = {};
   // The second of two micro-batches runs whatever later ones do.
-  shorter.options.micro_batches = std::min<std::int64_t>(request.options.micro_batches, 2);
-  constexpr double steps = 3;  // one of them to warm up
-  const double tokens = static_cast<double>(shorter.options.micro_batches * request.options.micro_batch *
-                                            request.options.sequence_length);
-  if (steps * tokens * train_flops_per_token(model, request.options.sequence_length) >
-      most_seconds * flops_per_second)
-    shorter.options.micro_batch = 1;
-  return shorter;
+  options.micro_batches = std::min<std::int64_t>(options.micro_batches, 2);
+  const auto steps_in_time = [&] {
+    const auto tokens =
+        static_cast<double>(options.micro_batches * options.micro_batch * options.sequence_length);
+    const double one = tokens * train_flops_per_token(model, options.sequence_length) / flops_per_second;
+    return static_cast<int>(std::min(most_seconds / one, 100.0)) - 1;  // one to warm up
+  };
+  constexpr int fewest = 3, most = 9;  // odd, so that the median is one of them
+  if (steps_in_time() < fewest) options.micro_batch = 1;
+  chosen.steps = std::clamp((steps_in_time() - 1) / 2 * 2 + 1, fewest, most);
+  return chosen;
 }
 
-CostTable measure_on_mirror(const PlanRequest& request, const Logger& logger) {
-  const LayerGraph layers = rewire_farskip(build_layer_graph(request.model), request.model.farskip);
-  return measure_step_costs(request.model, layers, request.options, make_mirror_mesh(request.mesh), nullptr,
-                            logger);
+CostTable measure_on_mirror(const MirrorMeasurement& measurement, const Logger& logger) {
+  const PlanRequest& r = measurement.request;
+  const LayerGraph layers = rewire_farskip(build_layer_graph(r.model), r.model.farskip);
+  return measure_step_costs(r.model, layers, r.options, make_mirror_mesh(r.mesh), nullptr, logger,
+                            measurement.steps);
 }
 
 }  // namespace farskip

@@ -15,6 +15,31 @@ std::size_t no_workspace(const OpDef&, const OpTypes&) {
   return 0;
 }
 
+/// By node id of a collective: how much of its transport falls in times in which the compute stream waits.
+/// (Timeline::exposed counts such a time for the collective that is waited for, also where the link was still
+/// busy with another.)
+std::vector<double> exposed_transports(const Plan& plan, const Timeline& timeline) {
+  std::vector<NodeId> started;  // transports follow each other on the link
+  for (const PlanStep& step : plan.steps)
+    if (step.kind == StepKind::start) started.push_back(step.node);
+  std::vector<double> exposed(timeline.nodes.size(), 0.0);
+  double now = 0;
+  std::size_t first = 0;
+  for (const PlanStep& step : plan.steps) {
+    const double end = timeline.nodes[step.node.index()].end;
+    if (step.kind == StepKind::run) now = end;
+    if (step.kind != StepKind::wait || end <= now) continue;
+    while (timeline.nodes[started[first].index()].end <= now) ++first;
+    for (std::size_t i = first; i < started.size(); ++i) {
+      const Timeline::Span& span = timeline.nodes[started[i].index()];
+      if (span.begin >= end) break;
+      exposed[started[i].index()] += std::min(span.end, end) - std::max(span.begin, now);
+    }
+    now = end;
+  }
+  return exposed;
+}
+
 /// A graph of a step and how often a step runs it.
 struct StepGraph {
   Graph graph;
@@ -98,13 +123,16 @@ class Planner {
     report_.blocking_memory.arena = std::max(report_.blocking_memory.arena, blocking.arena_bytes);
     report_.memory.arena = std::max(report_.memory.arena, scheduled.arena_bytes);
     num_nodes_ += graph.nodes().size();
-    const std::vector<double> window = add_overlap(graph, seconds, timeline, times);
-    add_collectives(step, seconds, timeline, window, find_blockers(graph, scheduled, Ancestors(dependence)));
+    std::vector<double> exposed = exposed_transports(scheduled, timeline);
+    for (std::size_t n = 0; n < seconds.size(); ++n)
+      exposed[n] = std::min(exposed[n], seconds[n]);  // rounding
+    const std::vector<double> window = add_overlap(graph, seconds, exposed, times);
+    add_collectives(step, seconds, exposed, window, find_blockers(graph, scheduled, Ancestors(dependence)));
   }
 
   /// Returns the window of each collective.
-  std::vector<double> add_overlap(const Graph& graph, const NodeSeconds& seconds, const Timeline& timeline,
-                                  double times) {
+  std::vector<double> add_overlap(const Graph& graph, const NodeSeconds& seconds,
+                                  const std::vector<double>& exposed, double times) {
     const auto add = [&](PlannedOverlap& to, const Hideable& h) {
       to.transport_seconds += times * h.transport_seconds;
       to.window_seconds += times * h.any_window_seconds;
@@ -118,8 +146,8 @@ class Planner {
     }
     for (std::size_t n = 0; n < seconds.size(); ++n) {
       const auto phase = static_cast<std::size_t>(graph.nodes()[n].scope.phase);
-      report_.directions[phase].exposed_seconds += times * timeline.exposed[n];
-      report_.total.exposed_seconds += times * timeline.exposed[n];
+      report_.directions[phase].exposed_seconds += times * exposed[n];
+      report_.total.exposed_seconds += times * exposed[n];
     }
     return all.window;
   }
@@ -140,7 +168,7 @@ class Planner {
     return blockers;
   }
 
-  void add_collectives(const StepGraph& step, const NodeSeconds& seconds, const Timeline& timeline,
+  void add_collectives(const StepGraph& step, const NodeSeconds& seconds, const std::vector<double>& exposed,
                        const std::vector<double>& window, const std::vector<NodeId>& blockers) {
     const Graph& graph = step.graph;
     for (std::size_t n = 0; n < seconds.size(); ++n) {
@@ -152,8 +180,8 @@ class Planner {
         blocker = fmt::format("{} @{}", by.op->name, by.scope.text());
       }
       report_.collectives.push_back({node.op->name, node.scope, step.repeats,
-                                     graph.cost(NodeId(n)).wire_bytes, seconds[n], window[n],
-                                     timeline.exposed[n], std::move(blocker)});
+                                     graph.cost(NodeId(n)).wire_bytes, seconds[n], window[n], exposed[n],
+                                     std::move(blocker)});
     }
   }
 

@@ -33,8 +33,8 @@ struct PlannedCollective {
   Scope scope;
   std::int64_t repeats = 1;  // in a step (micro-batches that run the same plan)
   double bytes = 0;          // sent by one rank
-  /// Its own time; the computation that may legally run under it; the time in which the compute stream waits
-  /// for it in the overlapped plan. Each time.
+  /// Its own time; the computation that may legally run under it; the part of its own time in which the
+  /// compute stream waits, in the overlapped plan. Each time.
   double transport_seconds = 0, window_seconds = 0, exposed_seconds = 0;
   /// The computation after its wait that needs it, which keeps more from running under it ("grouped_matmul
   /// @3.routed.forward"); empty: the end of the plan.
@@ -76,13 +76,19 @@ struct PlanReport {
 /// or costs say nothing about an op.
 PlanReport plan_step(const PlanRequest& request, const Logger& logger);
 
-/// What measuring a request's kernels takes: a model of its distinct layers (a dense one if there are any,
-/// two with experts) at its place in the mesh, with fewer sequences at a time if a step took too long.
-PlanRequest shorten_for_measuring(const PlanRequest& request, double flops_per_second, double most_seconds);
+/// How the kernels of a request are measured: on a model of its distinct layers (a dense one if there are
+/// any, two with experts) at its place in the mesh, in some steps; with one sequence at a time if it took too
+/// long otherwise.
+struct MirrorMeasurement {
+  PlanRequest request;
+  int steps = 3;
+};
+MirrorMeasurement choose_measurement(const PlanRequest& request, double flops_per_second,
+                                     double most_seconds);
 /// Bytes of weights, gradients and moments of one rank.
 MemoryReport state_memory(const PlanRequest& request);
-/// Measures a request's kernels on this machine, the other ranks mirrored (comm/mirror.h). The collectives of
+/// Measures kernels on this machine, the other ranks mirrored (comm/mirror.h). The collectives of
 /// the table are copies within this process: plan with links.
-CostTable measure_on_mirror(const PlanRequest& request, const Logger& logger);
+CostTable measure_on_mirror(const MirrorMeasurement& measurement, const Logger& logger);
 
 }  // namespace farskip
