@@ -42,6 +42,13 @@ std::optional<std::string> environment_variable(const char* name) {
   return std::string(value);
 }
 
+std::string user_cache_folder() {
+  const auto absolute = [](const std::optional<std::string>& path) { return path && path->starts_with('/'); };
+  if (const auto cache = environment_variable("XDG_CACHE_HOME"); absolute(cache)) return *cache;
+  const auto home = environment_variable("HOME");
+  return absolute(home) ? *home + "/.cache" : std::string();
+}
+
 std::optional<LauncherPlace> launcher_place() {
   // In turn: Open MPI's mpirun, launchers with PMI (Hydra, srun), srun with PMIx. What SLURM says of tasks
   // counts only beside a rank: a batch script has it too.

@@ -124,6 +124,7 @@ int run_command_line(int argc, char** argv) {
   add_convert(root);
   add_inspect(root);
   add_data(root);
+  add_plan(root);
   add_bench(root);
   add_doctor(root);
   try {

@@ -1,5 +1,7 @@
 #include "farskip/comm/mesh.h"
 
+#include <utility>
+
 namespace farskip {
 namespace {
 
@@ -28,5 +30,15 @@ Mesh::Mesh(const Communicator& world, int expert_size)
     : world_(world),
       expert_(world.split(world.rank() / check_divides(expert_size, world.size()), world.rank(), "expert")),
       data_(world.split(world.rank() % expert_size, world.rank(), "data")) {}
+
+Mesh::Mesh(Communicator world, Communicator expert, Communicator data)
+    : world_(std::move(world)), expert_(std::move(expert)), data_(std::move(data)) {
+  const MeshPosition p = position();
+  for (const MeshAxis axis : {MeshAxis::expert, MeshAxis::data})
+    FARSKIP_CHECK(world_.size() == expert_.size() * data_.size() && group(axis).size() == p.size(axis) &&
+                      group(axis).rank() == p.rank(axis),
+                  "{} is rank {} of {}, not {} of {}", group(axis).name(), group(axis).rank(),
+                  group(axis).size(), p.rank(axis), p.size(axis));
+}
 
 }  // namespace farskip

@@ -18,6 +18,13 @@ double size_of(const OpCost& cost) {
   return cost.flops > 0 ? cost.flops : std::max(cost.bytes, 1.0);
 }
 
+double transport_seconds(const Graph& graph, NodeId id, const LinkModels& links) {
+  const Node& node = graph.node(id);
+  const LinkModel& link = links[static_cast<std::size_t>(node.op->axis(node.attributes))];
+  FARSKIP_CHECK(link.bytes_per_second > 0, "no link is known for {}", node.op->name);
+  return link.latency_seconds + graph.cost(id).wire_bytes / link.bytes_per_second;
+}
+
 double parse_number(std::string_view text) {
   double value = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
@@ -61,12 +68,10 @@ NodeSeconds CostTable::estimate(const Graph& graph, const LinkModels& links) con
   for (std::size_t n = 0; n < seconds.size(); ++n) {
     const Node& node = graph.nodes()[n];
     const OpCost cost = graph.cost(NodeId(n));
-    if (node.op->collective) {
-      const LinkModel& link = links[static_cast<std::size_t>(node.op->axis(node.attributes))];
-      if (link.bytes_per_second > 0) {
-        seconds[n] = link.latency_seconds + cost.wire_bytes / link.bytes_per_second;
-        continue;
-      }
+    if (node.op->collective &&
+        links[static_cast<std::size_t>(node.op->axis(node.attributes))].bytes_per_second > 0) {
+      seconds[n] = transport_seconds(graph, NodeId(n), links);
+      continue;
     }
     const auto op = entries_.find(node.op->name);
     if (op != entries_.end())
@@ -80,6 +85,39 @@ NodeSeconds CostTable::estimate(const Graph& graph, const LinkModels& links) con
       throw UsageError(
           fmt::format("nothing has been measured for {}; measure a run that uses it first", node.op->name));
     seconds[n] = near->median() * size / near->size;
+  }
+  return seconds;
+}
+
+namespace {
+
+/// Bytes of all values of a node whose rows are only bounded.
+double bounded_bytes(const Graph& graph, const Node& node) {
+  double bytes = 0;
+  for (const auto* values : {&node.inputs, &node.outputs})
+    for (const ValueId v : *values)
+      if (v && graph.type(v).count) bytes += static_cast<double>(graph.type(v).num_bytes());
+  return bytes;
+}
+
+}  // namespace
+
+NodeSeconds estimate_by_rates(const Graph& graph, const DeviceRates& rates, const LinkModels& links,
+                              double row_share) {
+  FARSKIP_CHECK(rates.flops_per_second > 0 && rates.bytes_per_second > 0, "the device has no rates");
+  NodeSeconds seconds(graph.nodes().size(), 0.0);
+  for (std::size_t n = 0; n < seconds.size(); ++n) {
+    const Node& node = graph.nodes()[n];
+    if (node.op->collective) {
+      seconds[n] = transport_seconds(graph, NodeId(n), links);
+      continue;
+    }
+    OpCost cost = graph.cost(NodeId(n));
+    if (const double bounded = bounded_bytes(graph, node); bounded > 0) {
+      cost.flops *= row_share;
+      cost.bytes -= (1 - row_share) * std::min(bounded, cost.bytes);
+    }
+    seconds[n] = std::max(cost.flops / rates.flops_per_second, cost.bytes / rates.bytes_per_second);
   }
   return seconds;
 }

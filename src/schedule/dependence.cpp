@@ -5,6 +5,26 @@
 namespace farskip {
 namespace {
 
+/// Calls visit(node) for every node after all that come before it. (In graph order an edge may point
+/// backwards through state.)
+template <class F>
+void visit_in_order(const Dependence& dependence, const F& visit) {
+  const std::size_t size = dependence.before.size();
+  std::vector<std::size_t> open(size);
+  std::vector<NodeId> ready;
+  for (std::size_t n = 0; n < size; ++n) {
+    open[n] = dependence.before[n].size();
+    if (open[n] == 0) ready.push_back(NodeId(n));
+  }
+  while (!ready.empty()) {
+    const NodeId node = ready.back();
+    ready.pop_back();
+    visit(node);
+    for (const NodeId a : dependence.after[node.index()])
+      if (--open[a.index()] == 0) ready.push_back(a);
+  }
+}
+
 void sort_unique(std::vector<NodeId>& ids) {
   std::sort(ids.begin(), ids.end());
   ids.erase(std::unique(ids.begin(), ids.end()), ids.end());
@@ -41,26 +61,26 @@ Dependence find_dependence(const Graph& graph) {
 
 Ancestors::Ancestors(const Dependence& dependence)
     : words_((dependence.before.size() + 63) / 64), bits_(words_ * dependence.before.size(), 0) {
-  // In graph order an edge may point backwards only through state: visit in topological order.
-  const std::size_t size = dependence.before.size();
-  std::vector<std::size_t> open(size);
-  std::vector<NodeId> ready;
-  for (std::size_t n = 0; n < size; ++n) {
-    open[n] = dependence.before[n].size();
-    if (open[n] == 0) ready.push_back(NodeId(n));
-  }
-  while (!ready.empty()) {
-    const NodeId node = ready.back();
-    ready.pop_back();
+  visit_in_order(dependence, [&](NodeId node) {
     std::uint64_t* const mine = &bits_[node.index() * words_];
     for (const NodeId b : dependence.before[node.index()]) {
       const std::uint64_t* const theirs = &bits_[b.index() * words_];
       for (std::size_t w = 0; w < words_; ++w) mine[w] |= theirs[w];
       mine[b.index() / 64] |= std::uint64_t{1} << (b.index() % 64);
     }
-    for (const NodeId a : dependence.after[node.index()])
-      if (--open[a.index()] == 0) ready.push_back(a);
-  }
+  });
+}
+
+double longest_path(const Dependence& dependence, const std::vector<double>& seconds) {
+  std::vector<double> end(dependence.before.size(), 0.0);
+  double longest = 0;
+  visit_in_order(dependence, [&](NodeId node) {
+    double begin = 0;
+    for (const NodeId b : dependence.before[node.index()]) begin = std::max(begin, end[b.index()]);
+    end[node.index()] = begin + seconds[node.index()];
+    longest = std::max(longest, end[node.index()]);
+  });
+  return longest;
 }
 
 }  // namespace farskip

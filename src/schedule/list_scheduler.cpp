@@ -247,6 +247,12 @@ class Run {
   std::ptrdiff_t live_bytes_ = 0;
 };
 
+double makespan_of(const Graph& graph, const std::vector<OrderedStep>& order, const NodeSeconds& seconds) {
+  Plan plan;
+  for (const OrderedStep& step : order) plan.steps.push_back({step.node, step.kind});
+  return simulate(graph, plan, seconds).makespan;
+}
+
 }  // namespace
 
 Plan make_overlapped_plan(const Graph& graph, WorkspaceRule workspace, const NodeSeconds& seconds,
@@ -271,8 +277,12 @@ Plan make_overlapped_plan(const Graph& graph, WorkspaceRule workspace, const Nod
   if (std::none_of(graph.nodes().begin(), graph.nodes().end(), collective)) return best;
   if (options.memory_limit > 0) offer(make_serial_plan(graph, workspace, Waits::at_once));
   const Problem problem(graph, seconds);
-  for (const Rule& rule : all_rules())
-    offer(make_plan(graph, workspace, Run(problem, rule, options.memory_limit).run()));
+  for (const Rule& rule : all_rules()) {
+    const std::vector<OrderedStep> order = Run(problem, rule, options.memory_limit).run();
+    // Before its buffers are placed, which takes longer.
+    if (best_rank.first == 0 && makespan_of(graph, order, seconds) >= best_rank.second) continue;
+    offer(make_plan(graph, workspace, order));
+  }
   return best;
 }
 

@@ -47,13 +47,17 @@ namespace {
 constexpr double kMemoryForOverlap = 1.1;
 
 Plan make_plan(const Graph& graph, const PlanOptions& options) {
-  Plan serial = make_serial_plan(graph, cpu_workspace, options.waits);
-  if (options.costs == nullptr) return serial;
-  const auto limit = static_cast<std::size_t>(kMemoryForOverlap * static_cast<double>(serial.live_bytes));
-  return make_overlapped_plan(graph, cpu_workspace, options.costs->estimate(graph), {.memory_limit = limit});
+  if (options.costs == nullptr) return make_serial_plan(graph, cpu_workspace, options.waits);
+  return make_step_plan(graph, cpu_workspace, options.costs->estimate(graph));
 }
 
 }  // namespace
+
+Plan make_step_plan(const Graph& graph, WorkspaceRule workspace, const NodeSeconds& seconds) {
+  const std::size_t serial = make_serial_plan(graph, workspace, Waits::late).live_bytes;
+  const auto limit = static_cast<std::size_t>(kMemoryForOverlap * static_cast<double>(serial));
+  return make_overlapped_plan(graph, workspace, seconds, {.memory_limit = limit});
+}
 
 std::unique_ptr<Executor> compile(Graph graph, Arena& arena, const PipelineOptions& options,
                                   const Logger& logger, RankContext ranks, PlanOptions plan_options) {

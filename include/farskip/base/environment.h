@@ -9,6 +9,10 @@ namespace farskip {
 
 std::optional<std::string> environment_variable(const char* name);
 
+/// Where this user's programs keep what can be made again: $XDG_CACHE_HOME, else $HOME/.cache; empty where
+/// neither is an absolute path.
+std::string user_cache_folder();
+
 /// Where a launcher of MPI (mpirun, srun) has put this process, as its environment says.
 struct LauncherPlace {
   int rank = 0;

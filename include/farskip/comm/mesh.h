@@ -14,6 +14,8 @@ class Mesh {
  public:
   /// Collective over `world`. Throws UsageError unless `expert_size` divides the world's size.
   Mesh(const Communicator& world, int expert_size);
+  /// Of groups that exist already.
+  Mesh(Communicator world, Communicator expert, Communicator data);
 
   MeshPosition position() const { return {world_.size(), world_.rank(), expert_.size()}; }
   const Communicator& group(MeshAxis axis) const {

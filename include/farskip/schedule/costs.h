@@ -1,6 +1,6 @@
 #pragma once
-// What nodes take, as measured: a table by op, attributes and shapes, from which other sizes are estimated,
-// and a model of the link.
+// What nodes take: measured (a table by op, attributes and shapes, from which other sizes are estimated) or
+// by the rates of a device that is not there; and a model of the link.
 
 #include <array>
 #include <map>
@@ -45,5 +45,17 @@ class CostTable {
 
   std::map<std::string, std::map<std::string, Entry>> entries_;  // by op, then attributes and shapes
 };
+
+/// A device by two figures, for planning without it.
+struct DeviceRates {
+  double flops_per_second = 0;  // of matrix products; 0: not known
+  double bytes_per_second = 0;  // of its memory, read and written
+};
+
+/// Seconds of every node: the longer of arithmetic and memory traffic; collectives by the link, which must be
+/// known for each axis in use. `row_share`: of the bound on routed rows, the part that is expected to be
+/// there.
+NodeSeconds estimate_by_rates(const Graph& graph, const DeviceRates& rates, const LinkModels& links,
+                              double row_share = 1.0);
 
 }  // namespace farskip

@@ -29,4 +29,7 @@ class Ancestors {
   std::vector<std::uint64_t> bits_;
 };
 
+/// The longest way through the graph: no schedule is shorter, on any number of streams. Seconds by node id.
+double longest_path(const Dependence& dependence, const std::vector<double>& seconds);
+
 }  // namespace farskip

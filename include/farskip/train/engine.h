@@ -44,6 +44,9 @@ struct PlanOptions {
   const CostTable* costs = nullptr;  // set: an overlapped plan by these costs (schedule/list_scheduler.h)
   int in_flight = 1;                 // micro-batches whose activations may be alive at once
 };
+/// The overlapped plan of a training step by these costs, within the memory that training allows it.
+Plan make_step_plan(const Graph& graph, WorkspaceRule workspace, const NodeSeconds& seconds);
+
 /// Graph → passes → plan → executor.
 std::unique_ptr<Executor> compile(Graph graph, Arena& arena, const PipelineOptions& options,
                                   const Logger& logger, RankContext ranks = {}, PlanOptions plan = {});

@@ -1,0 +1,94 @@
+#pragma once
+// A training step predicted without running it: time, memory and communication of the standard and of another
+// wiring on any number of ranks, from the graphs that training would run and a table of costs.
+
+#include <array>
+#include <functional>
+#include <memory>
+
+#include "farskip/train/engine.h"
+
+namespace farskip {
+
+/// Where seconds come from: of kernels a table if there is one, else the rates of a device; of collectives
+/// the links, where these are not known the table.
+struct PlanCosts {
+  std::shared_ptr<const CostTable> table;
+  DeviceRates rates;
+  LinkModels links;
+};
+
+struct PlanRequest {
+  ModelConfig model;           // model.farskip: the wiring that is compared with the standard one
+  TrainEngineOptions options;  // of each rank of the mesh
+  MeshPosition mesh;           // the rank that is planned for
+  /// Of activations, gradients and what travels. With bf16, weights are kept in both types, gradients are
+  /// summed up in fp32, and kernels are taken to need no scratch memory.
+  DType dtype = DType::f32;
+  PlanCosts costs;
+};
+
+struct PlannedCollective {
+  std::string op;
+  Scope scope;
+  std::int64_t repeats = 1;  // in a step (micro-batches that run the same plan)
+  double bytes = 0;          // sent by one rank
+  /// Its own time; the computation that may legally run under it; the part of its own time in which the
+  /// compute stream waits, in the overlapped plan. Each time.
+  double transport_seconds = 0, window_seconds = 0, exposed_seconds = 0;
+  /// The computation after its wait that needs it, which keeps more from running under it ("grouped_matmul
+  /// @3.routed.forward"); empty: the end of the plan.
+  std::string blocked_by;
+};
+
+/// Of one direction, or of the whole step.
+struct PlannedOverlap {
+  double transport_seconds = 0;  // C
+  double window_seconds = 0;     // W: computation that may run under at least one transport
+  double hideable_seconds = 0;   // H: maximum flow, an upper bound
+  double exposed_seconds = 0;    // predicted, in the overlapped plan
+  double hidden_fraction() const {
+    return transport_seconds > 0 ? 1 - exposed_seconds / transport_seconds : 0;
+  }
+};
+
+struct WiringReport {
+  double blocking_seconds = 0, scheduled_seconds = 0;  // of a step
+  double compute_seconds = 0;
+  double critical_path_seconds = 0;          // longest way through the dependences of each plan
+  std::array<PlannedOverlap, 3> directions;  // by Phase
+  PlannedOverlap total;
+  /// Part of memory: training also keeps room for a plan that repeats a step whose routing does not fit the
+  /// usual one, in smaller parts; taken in graph order here. 0: every routing fits.
+  std::size_t worst_routing_arena = 0;
+  std::size_t usual_arena = 0;           // without it, of the overlapped plan
+  MemoryReport blocking_memory, memory;  // of one rank; `memory`: of the overlapped plan
+  std::vector<PlannedCollective> collectives;
+};
+
+struct PlanReport {
+  WiringReport standard, farskip;
+  std::size_t num_nodes = 0;  // of the graphs of a step with FarSkip wiring
+  double planning_seconds = 0;
+};
+
+/// Same arguments, same report, but for planning_seconds. UsageError where ranks do not divide the experts,
+/// or costs say nothing about an op.
+PlanReport plan_step(const PlanRequest& request, const Logger& logger);
+
+/// How the kernels of a request are measured: on a model of its distinct layers (a dense one if there are
+/// any, two with experts) at its place in the mesh, in some steps; with one sequence at a time if it took too
+/// long otherwise.
+struct MirrorMeasurement {
+  PlanRequest request;
+  int steps = 3;
+};
+MirrorMeasurement choose_measurement(const PlanRequest& request, double flops_per_second,
+                                     double most_seconds);
+/// Bytes of weights, gradients and moments of one rank.
+MemoryReport state_memory(const PlanRequest& request);
+/// Measures kernels on this machine, the other ranks mirrored (comm/mirror.h). The collectives of
+/// the table are copies within this process: plan with links.
+CostTable measure_on_mirror(const MirrorMeasurement& measurement, const Logger& logger);
+
+}  // namespace farskip

@@ -1,0 +1,191 @@
+// farskip plan: a training step predicted, without the ranks that it is planned for.
+#include <nlohmann/json.hpp>
+
+#include "farskip/backend/cpu/machine.h"
+#include "farskip/base/environment.h"
+#include "farskip/base/version.h"
+#include "farskip/cli/command.h"
+#include "farskip/cli/load.h"
+#include "farskip/cli/plan_text.h"
+#include "farskip/cli/units.h"
+#include "farskip/passes/farskip.h"
+#include "farskip/tensor/hash.h"
+#include "farskip/train/trainer.h"
+
+namespace farskip {
+namespace {
+
+struct Options {
+  std::string config;
+  std::vector<std::string> overrides;
+  std::int64_t ranks = 0, local_ranks = 1;
+  std::string link, latency = "20us", costs, device_rate;
+  bool graph = false, verbose = false;
+};
+
+// A measurement that would take longer is done with fewer sequences.
+constexpr double kMostSeconds = 30;
+
+void check_options(const Options& o, int ranks) {
+  if (!o.costs.empty() && !o.device_rate.empty())
+    throw UsageError("--costs and --device-rate both say what kernels take; use one of them");
+  if (ranks > 1 && o.link.empty() && o.costs.empty())
+    throw UsageError(fmt::format(
+        "--ranks {}: say how fast a rank sends, as in --link 48GB/s or --link 400Gb/s (each way), or give "
+        "the "
+        "costs of a run on as many ranks (--costs RUN_DIR/costs.txt)",
+        ranks));
+}
+
+/// What this machine plans may name hardware that is not there.
+void refuse_unplannable(RunConfig config, const Options& o) {
+  if (!o.device_rate.empty()) {
+    config.device = DeviceChoice::automatic;
+    config.precision = Precision::fp32;
+  }
+  refuse_unsupported(config);
+}
+
+PlanRequest make_request(const LoadedRun& run, const Options& o, int ranks) {
+  const auto expert = static_cast<int>(run.config.parallel.expert);
+  if (ranks % expert != 0)
+    throw UsageError(
+        fmt::format("--ranks {}: parallel.expert is {}, which does not divide it; use a multiple of {}, or "
+                    "another parallel.expert",
+                    ranks, expert, expert));
+  PlanRequest request;
+  request.model = run.model;
+  if (run.model.farskip.mode == FarSkipMode::off) request.model.farskip = {FarSkipMode::full, {}};
+  request.options = engine_options(run.config, ranks);
+  request.mesh = {ranks, 0, expert};
+  request.dtype = run.config.precision == Precision::bf16 ? DType::bf16 : DType::f32;
+  if (!o.link.empty()) {
+    const LinkModel link{parse_duration("--latency", o.latency), parse_link_rate("--link", o.link)};
+    request.costs.links.fill(link);
+  }
+  if (!o.device_rate.empty()) request.costs.rates = parse_device_rates("--device-rate", o.device_rate);
+  return request;
+}
+
+/// A table as training keeps it in RUN_DIR/costs.txt (its first line is a key), or without that line.
+CostTable read_costs(const fs::path& path) {
+  std::string text = read_text_file(path);
+  const std::size_t end = text.find('\n');
+  if (text.substr(0, end).find('\t') == std::string::npos)
+    text.erase(0, end == std::string::npos ? end : end + 1);
+  try {
+    CostTable table = CostTable::parse(text);
+    if (table.empty()) throw DataError("cost table: it is empty");
+    return table;
+  } catch (const DataError& error) {
+    throw DataError(fmt::format("{}: {}", path.string(), error.what()));
+  }
+}
+
+fs::path cache_file(const PlanRequest& r, const Options& o) {
+  const std::string folder = user_cache_folder();
+  if (folder.empty()) return {};
+  const MachineInfo machine = machine_info();
+  const std::string key =
+      fmt::format("{} {} {} {} {} {} {} {} {} {} {} {} {}", machine.processor, machine.cores, o.local_ranks,
+                  commit(), r.mesh.world_size, r.mesh.expert_size, r.options.zero, r.options.micro_batch,
+                  r.options.micro_batches, r.options.sequence_length, r.options.balance_loss,
+                  r.options.routed_rows_memory.value_or(0), hub_config_text(r.model));
+  return fs::path(folder) / "farskip" / fmt::format("costs-{}.txt", hash_text(key));
+}
+
+/// The kept measurement, or nullptr.
+std::shared_ptr<const CostTable> read_cache(const fs::path& path, const Logger& logger) {
+  if (path.empty() || !fs::exists(path)) return nullptr;
+  try {
+    return std::make_shared<const CostTable>(read_costs(path));
+  } catch (const Error& error) {
+    logger.warning("{}; it is measured again", error.what());
+    return nullptr;
+  }
+}
+
+void write_cache(const fs::path& path, const CostTable& table, const Logger& logger) {
+  if (path.empty()) return;
+  try {
+    fs::create_directories(path.parent_path());
+    write_text_file(path, table.text());
+  } catch (const std::exception& error) {
+    logger.warning("the measurement is not kept: {}", error.what());
+  }
+}
+
+std::shared_ptr<const CostTable> measure_costs(const PlanRequest& request, const Options& o,
+                                               const Logger& logger) {
+  const MachineInfo machine = machine_info();
+  cpu::share_cores(static_cast<int>(o.local_ranks), machine.cores);
+  const double rate = cpu::measure_machine().matmul_gflops * 1e9;
+  const MirrorMeasurement measurement = choose_measurement(request, rate, kMostSeconds);
+  const PlanRequest& shorter = measurement.request;
+  const auto needed = static_cast<double>(state_memory(shorter).total());
+  if (needed > 0.8 * static_cast<double>(machine.memory_bytes))
+    throw UsageError(fmt::format(
+        "measuring three layers of this model takes {:.0f} GiB for their weights alone, and this machine has "
+        "{:.0f}; "
+        "give the rates of a device (--device-rate 400TFLOP/s,3TB/s) or a table of costs (--costs FILE)",
+        needed / (1 << 30), static_cast<double>(machine.memory_bytes) / (1 << 30)));
+  const fs::path path = cache_file(shorter, o);
+  if (auto kept = read_cache(path, logger)) {
+    logger.info("kernels as measured before ({})", path.string());
+    return kept;
+  }
+  logger.info("measuring the kernels of {} of {} layers, {} of {} sequences at a time",
+              shorter.model.num_layers, request.model.num_layers, shorter.options.micro_batch,
+              request.options.micro_batch);
+  auto table = std::make_shared<const CostTable>(measure_on_mirror(measurement, Logger(LogLevel::warning)));
+  write_cache(path, *table, logger);
+  return table;
+}
+
+ExitCode run_plan(const Options& o, const CommonOptions& common) {
+  const Logger logger = common.logger();
+  const LoadedRun run = load_run(o.config, o.overrides, {.model = true, .data = false}, logger);
+  refuse_unplannable(run.config, o);
+  const int ranks = static_cast<int>(o.ranks > 0 ? o.ranks : run.config.parallel.expert);
+  PlanRequest request = make_request(run, o, ranks);
+  const LayerGraph standard = build_layer_graph(request.model);
+  const WiringPair wirings{standard, rewire_farskip(standard, request.model.farskip)};
+  if (o.graph && !common.json) print_wirings(wirings);
+  const bool graph_only = o.graph && ranks > 1 && o.link.empty() && o.costs.empty() && !common.json;
+  if (graph_only) return ExitCode::ok;
+  check_options(o, ranks);
+  if (!o.costs.empty())
+    request.costs.table = std::make_shared<const CostTable>(read_costs(o.costs));
+  else if (o.device_rate.empty())
+    request.costs.table = measure_costs(request, o, logger);
+  const PlanReport report = plan_step(request, Logger(LogLevel::warning));
+  if (common.json)
+    print_json(plan_json(request, report, o.graph ? &wirings : nullptr));
+  else
+    print_plan(request, report, o.verbose);
+  return ExitCode::ok;
+}
+
+}  // namespace
+
+void add_plan(Subcommand& root) {
+  auto o = std::make_shared<Options>();
+  Subcommand plan =
+      root.add("plan", "Predict a training step on any number of ranks: time, memory, communication");
+  plan.positional("CONFIG", o->config, "Run configuration (YAML)");
+  plan.positionals("overrides", o->overrides, "key.path=value", false);
+  plan.integer("--ranks", o->ranks, "Ranks of the job (0: parallel.expert)", 0, 1 << 20);
+  plan.text("--link", o->link, "What one rank sends, each way: 48GB/s, 400Gb/s (GB/s, MB/s, Gb/s, Mb/s)");
+  plan.text("--latency", o->latency, "Of one collective: 20us (us, ms, s)");
+  plan.text("--costs", o->costs,
+            "What kernels take: a table of a run (RUN_DIR/costs.txt); else it is measured");
+  plan.text("--device-rate", o->device_rate,
+            "A device that is not here: its matrix and memory rate, 400TFLOP/s,3TB/s");
+  plan.integer("--local-ranks", o->local_ranks, "Ranks that share this machine's cores, for measuring", 1,
+               4096);
+  plan.flag("--graph", o->graph, "Also what each block reads, in both wirings");
+  plan.flag("--verbose", o->verbose, "Also every collective of the FarSkip wiring");
+  plan.run([o](const CommonOptions& common) { return run_plan(*o, common); });
+}
+
+}  // namespace farskip

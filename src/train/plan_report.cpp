@@ -1,0 +1,224 @@
+#include "farskip/train/plan_report.h"
+
+#include <algorithm>
+#include <chrono>
+#include <map>
+
+#include "farskip/passes/farskip.h"
+#include "farskip/schedule/dependence.h"
+#include "farskip/schedule/hideable.h"
+
+namespace farskip {
+namespace {
+
+std::size_t no_workspace(const OpDef&, const OpTypes&) {
+  return 0;
+}
+
+/// By node id of a collective: how much of its transport falls in times in which the compute stream waits.
+/// (Timeline::exposed counts such a time for the collective that is waited for, also where the link was still
+/// busy with another.)
+std::vector<double> exposed_transports(const Plan& plan, const Timeline& timeline) {
+  std::vector<NodeId> started;  // transports follow each other on the link
+  for (const PlanStep& step : plan.steps)
+    if (step.kind == StepKind::start) started.push_back(step.node);
+  std::vector<double> exposed(timeline.nodes.size(), 0.0);
+  double now = 0;
+  std::size_t first = 0;
+  for (const PlanStep& step : plan.steps) {
+    const double end = timeline.nodes[step.node.index()].end;
+    if (step.kind == StepKind::run) now = end;
+    if (step.kind != StepKind::wait || end <= now) continue;
+    while (timeline.nodes[started[first].index()].end <= now) ++first;
+    for (std::size_t i = first; i < started.size(); ++i) {
+      const Timeline::Span& span = timeline.nodes[started[i].index()];
+      if (span.begin >= end) break;
+      exposed[started[i].index()] += std::min(span.end, end) - std::max(span.begin, now);
+    }
+    now = end;
+  }
+  return exposed;
+}
+
+/// A graph of a step and how often a step runs it.
+struct StepGraph {
+  Graph graph;
+  std::int64_t repeats = 1;
+};
+
+class Planner {
+ public:
+  Planner(const PlanRequest& request, const FarSkipConfig& wiring, const Logger& logger)
+      : r_(request),
+        logger_(logger),
+        layers_(rewire_farskip(build_layer_graph(request.model), wiring)),
+        rows_(plan_routed_rows(request.model, request.options, request.mesh.expert_size)),
+        workspace_(request.dtype == DType::f32 ? cpu_workspace : no_workspace) {}
+
+  WiringReport run() {
+    report_.memory = report_.blocking_memory = state_memory(r_);
+    for (const StepGraph& step : step_graphs()) plan(step);
+    report_.usual_arena = report_.memory.arena;
+    if (rows_.fallback_batch > 0) {
+      const Graph worst = micro_batch(rows_.fallback_batch, rows_.fallback_rows, true, false);
+      report_.worst_routing_arena = make_serial_plan(worst, workspace_, Waits::late).arena_bytes;
+      for (MemoryReport* m : {&report_.memory, &report_.blocking_memory})
+        m->arena = std::max(m->arena, report_.worst_routing_arena);
+    }
+    return std::move(report_);
+  }
+
+  std::size_t num_nodes() const { return num_nodes_; }
+
+ private:
+  Graph micro_batch(std::int64_t sequences, std::int64_t max_rows, bool accumulate, bool reduce) const {
+    LowerOptions lowering;
+    lowering.batch = sequences;
+    lowering.sequence_length = r_.options.sequence_length;
+    lowering.balance_loss = r_.options.balance_loss;
+    lowering.document_mask = r_.options.document_mask;
+    lowering.dtype = r_.dtype;
+    return run_pipeline(build_micro_batch_graph(r_.model, layers_, lowering,
+                                                {r_.mesh, r_.options.zero, max_rows}, accumulate, reduce),
+                        r_.options.pipeline, logger_);
+  }
+
+  // As TrainEngine runs them: the last micro-batch also sums gradients over ranks.
+  std::vector<StepGraph> step_graphs() const {
+    std::map<std::pair<bool, bool>, std::int64_t> counts;  // by accumulate, reduce
+    for (std::int64_t i = 0; i < r_.options.micro_batches; ++i)
+      ++counts[{i > 0, r_.mesh.world_size > 1 && i + 1 == r_.options.micro_batches}];
+    std::vector<StepGraph> graphs;
+    for (const auto& [variant, count] : counts)
+      graphs.push_back(
+          {micro_batch(r_.options.micro_batch, rows_.max_rows, variant.first, variant.second), count});
+    const auto parameters = local_parameters(list_parameters(r_.model), r_.mesh, r_.options.zero);
+    graphs.push_back(
+        {run_pipeline(build_update_graph(parameters, {r_.mesh, r_.options.zero, 0}, r_.options.optimizer),
+                      r_.options.pipeline, logger_)});
+    return graphs;
+  }
+
+  NodeSeconds costs_of(const Graph& graph) const {
+    if (r_.costs.table) return r_.costs.table->estimate(graph, r_.costs.links);
+    const std::int64_t all = r_.options.micro_batch * r_.options.sequence_length * r_.model.moe.top_k;
+    const std::int64_t bound = r_.mesh.expert_size * rows_.max_rows;
+    return estimate_by_rates(graph, r_.costs.rates, r_.costs.links,
+                             bound > 0 ? static_cast<double>(all) / static_cast<double>(bound) : 1.0);
+  }
+
+  void plan(const StepGraph& step) {
+    const Graph& graph = step.graph;
+    const NodeSeconds seconds = costs_of(graph);
+    const auto times = static_cast<double>(step.repeats);
+    const Dependence dependence = find_dependence(graph);
+    const Plan blocking = make_serial_plan(graph, workspace_, Waits::at_once);
+    const Plan scheduled = make_step_plan(graph, workspace_, seconds);
+    const Timeline timeline = simulate(graph, scheduled, seconds);
+    report_.blocking_seconds += times * simulate(graph, blocking, seconds).makespan;
+    report_.scheduled_seconds += times * timeline.makespan;
+    report_.critical_path_seconds += times * longest_path(dependence, seconds);
+    for (std::size_t n = 0; n < seconds.size(); ++n)
+      if (!graph.nodes()[n].op->collective) report_.compute_seconds += times * seconds[n];
+    report_.blocking_memory.arena = std::max(report_.blocking_memory.arena, blocking.arena_bytes);
+    report_.memory.arena = std::max(report_.memory.arena, scheduled.arena_bytes);
+    num_nodes_ += graph.nodes().size();
+    std::vector<double> exposed = exposed_transports(scheduled, timeline);
+    for (std::size_t n = 0; n < seconds.size(); ++n)
+      exposed[n] = std::min(exposed[n], seconds[n]);  // rounding
+    const std::vector<double> window = add_overlap(graph, seconds, exposed, times);
+    add_collectives(step, seconds, exposed, window, find_blockers(graph, scheduled, Ancestors(dependence)));
+  }
+
+  /// Returns the window of each collective.
+  std::vector<double> add_overlap(const Graph& graph, const NodeSeconds& seconds,
+                                  const std::vector<double>& exposed, double times) {
+    const auto add = [&](PlannedOverlap& to, const Hideable& h) {
+      to.transport_seconds += times * h.transport_seconds;
+      to.window_seconds += times * h.any_window_seconds;
+      to.hideable_seconds += times * h.seconds;
+    };
+    const Hideable all = find_hideable(graph, seconds);
+    add(report_.total, all);
+    for (const Phase phase : {Phase::forward, Phase::backward, Phase::update}) {
+      PlannedOverlap& direction = report_.directions[static_cast<std::size_t>(phase)];
+      add(direction, find_hideable(graph, seconds, &phase));
+    }
+    for (std::size_t n = 0; n < seconds.size(); ++n) {
+      const auto phase = static_cast<std::size_t>(graph.nodes()[n].scope.phase);
+      report_.directions[phase].exposed_seconds += times * exposed[n];
+      report_.total.exposed_seconds += times * exposed[n];
+    }
+    return all.window;
+  }
+
+  /// By node id of a collective: the first computation after its wait that needs it.
+  static std::vector<NodeId> find_blockers(const Graph& graph, const Plan& plan, const Ancestors& ancestors) {
+    std::vector<NodeId> blockers(graph.nodes().size());
+    std::vector<NodeId> waited;  // collectives without a blocker so far
+    for (const PlanStep& step : plan.steps) {
+      if (step.kind == StepKind::wait) waited.push_back(step.node);
+      if (step.kind != StepKind::run) continue;
+      std::erase_if(waited, [&](NodeId c) {
+        if (!ancestors.needs(step.node, c)) return false;
+        blockers[c.index()] = step.node;
+        return true;
+      });
+    }
+    return blockers;
+  }
+
+  void add_collectives(const StepGraph& step, const NodeSeconds& seconds, const std::vector<double>& exposed,
+                       const std::vector<double>& window, const std::vector<NodeId>& blockers) {
+    const Graph& graph = step.graph;
+    for (std::size_t n = 0; n < seconds.size(); ++n) {
+      const Node& node = graph.nodes()[n];
+      if (!node.op->collective) continue;
+      std::string blocker;
+      if (blockers[n]) {
+        const Node& by = graph.node(blockers[n]);
+        blocker = fmt::format("{} @{}", by.op->name, by.scope.text());
+      }
+      report_.collectives.push_back({node.op->name, node.scope, step.repeats,
+                                     graph.cost(NodeId(n)).wire_bytes, seconds[n], window[n], exposed[n],
+                                     std::move(blocker)});
+    }
+  }
+
+  const PlanRequest& r_;
+  const Logger& logger_;
+  const LayerGraph layers_;
+  const RoutedRowsPlan rows_;
+  const WorkspaceRule workspace_;
+  WiringReport report_;
+  std::size_t num_nodes_ = 0;
+};
+
+}  // namespace
+
+MemoryReport state_memory(const PlanRequest& request) {
+  MemoryReport memory;
+  for (const LocalParameter& p :
+       local_parameters(list_parameters(request.model), request.mesh, request.options.zero)) {
+    const auto elements = static_cast<std::size_t>(p.spec.shape.num_elements());
+    memory.weights += elements * sizeof(float);
+    if (request.dtype != DType::f32) memory.weights += elements * dtype_size(request.dtype);
+    memory.gradients += elements * sizeof(float);
+    memory.moments +=
+        2 * sizeof(float) * static_cast<std::size_t>(p.optimizer_rows.count * p.spec.row_size());
+  }
+  return memory;
+}
+
+PlanReport plan_step(const PlanRequest& request, const Logger& logger) {
+  const auto start = std::chrono::steady_clock::now();
+  PlanReport report;
+  report.standard = Planner(request, {FarSkipMode::off, {}}, logger).run();
+  Planner farskip(request, request.model.farskip, logger);
+  report.farskip = farskip.run();
+  report.num_nodes = farskip.num_nodes();
+  report.planning_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  return report;
+}
+
+}  // namespace farskip

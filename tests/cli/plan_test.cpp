@@ -1,0 +1,265 @@
+// farskip plan: what it predicts is consistent, and what it cannot predict it refuses.
+
+#include <chrono>
+#include <nlohmann/json.hpp>
+
+#include "farskip/base/file.h"
+#include "farskip/cli/units.h"
+#include "support/catch.h"
+#include "support/support.h"
+
+namespace farskip {
+namespace {
+
+using nlohmann::json;
+
+constexpr const char* kSmall = R"(
+name: small
+seed: 1
+model:
+  family: deepseek_v2
+  vocab_size: 512
+  hidden_size: 64
+  intermediate_size: 192
+  moe_intermediate_size: 48
+  num_hidden_layers: 4
+  first_k_dense_replace: 1
+  num_attention_heads: 4
+  num_key_value_heads: 4
+  q_lora_rank: null
+  kv_lora_rank: 32
+  qk_nope_head_dim: 16
+  qk_rope_head_dim: 8
+  v_head_dim: 16
+  n_routed_experts: 8
+  n_shared_experts: 1
+  num_experts_per_tok: 2
+  max_position_embeddings: 128
+farskip: {mode: full}
+parallel: {expert: 2, zero: 1}
+train: {sequence_length: 64, global_batch: 8, micro_batch: 2}
+)";
+
+struct Folder {
+  test::TemporaryFolder folder;
+  Folder() { write_text_file(folder / "small.yaml", kSmall); }
+  test::CommandResult plan(const std::string& arguments) const {
+    return test::run_command(fmt::format("XDG_CACHE_HOME={0}/cache {1} plan {0}/small.yaml {2}",
+                                         folder.path().string(), FARSKIP_BINARY, arguments));
+  }
+  json plan_json(const std::string& arguments) const {
+    const auto result = plan(arguments + " --json");
+    INFO(result.err);
+    REQUIRE(result.status == 0);
+    return json::parse(result.out);
+  }
+};
+
+// Slow enough a device that its transports do not all hide, fast enough that they do not fill the step.
+const std::string kDevice = " --device-rate 20GFLOP/s,10GB/s --link 100MB/s";
+
+TEST_CASE("link rates, times and device rates are numbers with units") {
+  CHECK(parse_link_rate("--link", "48GB/s") == Approx(48e9));
+  CHECK(parse_link_rate("--link", "400Gb/s") == Approx(50e9));
+  CHECK(parse_link_rate("--link", "12.5 MB/s") == Approx(12.5e6));
+  CHECK(parse_link_rate("--link", "100Mb/s") == Approx(12.5e6));
+  CHECK(parse_duration("--latency", "5us") == Approx(5e-6));
+  CHECK(parse_duration("--latency", "0s") == 0);
+  CHECK(parse_duration("--latency", "1.5ms") == Approx(1.5e-3));
+  const DeviceRates rates = parse_device_rates("--device-rate", "400TFLOP/s,3TB/s");
+  CHECK(rates.flops_per_second == Approx(400e12));
+  CHECK(rates.bytes_per_second == Approx(3e12));
+  for (const char* wrong : {"", "48", "GB/s", "48GiB/s", "48gb/s", "-1GB/s", "0GB/s", "nanGB/s", "infGB/s",
+                            "1e400GB/s", "48GB/s each", "0x10GB/s"}) {
+    CAPTURE(wrong);
+    CHECK_THROWS_AS(parse_link_rate("--link", wrong), UsageError);
+  }
+  for (const char* wrong : {"", "5", "5 minutes", "-5us"})
+    CHECK_THROWS_AS(parse_duration("--latency", wrong), UsageError);
+  for (const char* wrong :
+       {"", "400TFLOP/s", "400TFLOP/s,", "3TB/s,400TFLOP/s", "0TFLOP/s,3TB/s", "400TFLOP/s,3TB/s,1"})
+    CHECK_THROWS_AS(parse_device_rates("--device-rate", wrong), UsageError);
+}
+
+TEST_CASE("a plan names every collective with consistent times, and FarSkip is not slower") {
+  const Folder f;
+  for (const char* link :
+       {" --device-rate 20GFLOP/s,10GB/s --link 10MB/s", " --device-rate 20GFLOP/s,10GB/s --link 100MB/s",
+        " --device-rate 20GFLOP/s,10GB/s --link 1GB/s --latency 0us"}) {
+    for (const char* overrides : {"--ranks 2 train.global_batch=12", "--ranks 4"}) {
+      CAPTURE(link, overrides);
+      const json plan = f.plan_json(std::string(overrides) + link);
+      // Where communication is short, the sums of a second stream may cost more than is left to hide.
+      if (plan["farskip"]["total"]["transport_seconds"].get<double>() >
+          plan["farskip"]["compute_seconds"].get<double>() / 4)
+        CHECK(plan["step_seconds_farskip"] < plan["step_seconds_standard"]);
+      for (const char* wiring : {"standard", "farskip"}) {
+        const json& w = plan[wiring];
+        CHECK(w["step_seconds_scheduled"] <= w["step_seconds_blocking"]);
+        CHECK(plan[fmt::format("step_seconds_{}", wiring)] == w["step_seconds_scheduled"]);
+        CHECK(w["step_seconds_scheduled"].get<double>() * (1 + 1e-9) >=
+              std::max(w["compute_seconds"].get<double>(), w["critical_path_seconds"].get<double>()));
+        // Blocking, the compute stream runs everything in turn.
+        const json& total = w["total"];
+        CHECK(w["step_seconds_blocking"].get<double>() ==
+              Approx(w["compute_seconds"].get<double>() + total["transport_seconds"].get<double>()));
+        CHECK(w["step_seconds_scheduled"].get<double>() ==
+              Approx(w["compute_seconds"].get<double>() + total["exposed_seconds"].get<double>()));
+        // No order hides more than the maximum flow.
+        CHECK(w["step_seconds_blocking"].get<double>() - w["step_seconds_scheduled"].get<double>() <=
+              total["hideable_seconds"].get<double>() * (1 + 1e-9));
+        double transport = 0;
+        for (const json& c :
+             plan[wiring == std::string("farskip") ? "collectives" : "collectives_standard"]) {
+          CAPTURE(c.dump());
+          CHECK(c["bytes"] > 0);
+          CHECK(c["exposed_seconds"] >= 0);
+          CHECK(c["exposed_seconds"].get<double>() <= c["transport_seconds"].get<double>() * (1 + 1e-9));
+          CHECK(c["window_seconds"] >= 0);
+          CHECK(c["window_seconds"] <= w["compute_seconds"]);
+          CHECK((c["blocked_by"].is_null() ||
+                 c["blocked_by"].get<std::string>().find(" @") != std::string::npos));
+          CHECK(c["scope"].get<std::string>().ends_with(c["direction"].get<std::string>()));
+          transport += c["transport_seconds"].get<double>() * c["repeats"].get<double>();
+        }
+        CHECK(transport == Approx(total["transport_seconds"].get<double>()));
+      }
+      CHECK(plan["peak_memory_bytes"] > 0);
+    }
+  }
+}
+
+TEST_CASE("FarSkip lets attention run under the all-to-alls of the forward, the standard wiring nothing") {
+  const Folder f;
+  const json plan = f.plan_json("--ranks 2 train.global_batch=4" + kDevice);
+  const auto seconds = [&](const char* wiring, const char* what) {
+    return plan[wiring]["forward"][what].get<double>();
+  };
+  CHECK(seconds("farskip", "transport_seconds") == Approx(seconds("standard", "transport_seconds")));
+  CHECK(seconds("farskip", "hideable_seconds") > 2 * seconds("standard", "hideable_seconds"));
+  CHECK(seconds("farskip", "exposed_seconds") < seconds("standard", "exposed_seconds"));
+  // What waits for rows of layer 2 is their way into the experts of layer 2.
+  bool found = false;
+  for (const json& c : plan["collectives"])
+    if (c["scope"] == "2.routed.forward" && c["op"] == "exchange_rows" && !c["blocked_by"].is_null()) {
+      found = true;
+      CHECK_THAT(c["blocked_by"].get<std::string>(), ContainsSubstring("2.routed.forward"));
+    }
+  CHECK(found);
+}
+
+TEST_CASE("memory of a plan is sharded as training shards it") {
+  const Folder f;
+  const auto memory = [&](const std::string& arguments) {
+    return f.plan_json(arguments + kDevice)["farskip"]["memory_bytes"];
+  };
+  const json two = memory("--ranks 2 parallel.zero=0"), zero = memory("--ranks 2"),
+             alone = memory("--ranks 1 parallel.expert=1 parallel.zero=0");
+  CHECK(two["weights"] < alone["weights"]);
+  CHECK(two["moments"] == 2 * two["weights"].get<std::int64_t>());
+  CHECK(zero["moments"] < two["moments"]);
+  const json half = memory("--ranks 2 precision=bf16");
+  CHECK(half["activations"] < zero["activations"]);
+  CHECK(half["weights"].get<double>() == 1.5 * zero["weights"].get<double>());
+}
+
+TEST_CASE("bf16 halves what travels") {
+  const Folder f;
+  const auto bytes = [&](const char* precision) {
+    double sum = 0;
+    for (const json& c :
+         f.plan_json(fmt::format("--ranks 2 precision={}", precision) + kDevice)["collectives"])
+      if (c["direction"] == "forward") sum += c["bytes"].get<double>();
+    return sum;
+  };
+  CHECK(bytes("bf16") == Approx(bytes("fp32") / 2));
+}
+
+TEST_CASE("kernels are measured once and kept, and a table of costs takes their place") {
+  const Folder f;
+  const auto first = f.plan("--link 100MB/s");
+  INFO(first.err);
+  REQUIRE(first.status == 0);
+  CHECK_THAT(first.err, ContainsSubstring("measuring the kernels of 3 of 4 layers"));
+  CHECK_THAT(first.out, ContainsSubstring("FarSkip (full)"));
+  const auto second = f.plan("--link 100MB/s");
+  CHECK_THAT(second.err, ContainsSubstring("as measured before"));
+  CHECK(second.err.find("measuring") == std::string::npos);
+  fs::path kept;
+  for (const auto& entry : fs::directory_iterator(f.folder / "cache" / "farskip")) kept = entry.path();
+  const std::string table = read_text_file(kept);
+  const std::string with_key = (f.folder / "costs.txt").string();
+  write_text_file(with_key, "a key of training\n" + table);
+  CHECK(f.plan_json("--link 100MB/s --costs " + with_key)["step_seconds_farskip"] ==
+        f.plan_json("--link 100MB/s --costs " + kept.string())["step_seconds_farskip"]);
+  write_text_file(kept, "nonsense\n");
+  CHECK_THAT(f.plan("--link 100MB/s").err, ContainsSubstring("measured again"));
+}
+
+TEST_CASE("what cannot be planned is refused with one clear message") {
+  const Folder f;
+  write_text_file(f.folder / "bad.txt", "key\nno\ttable\n");
+  const struct {
+    std::string arguments;
+    int status;
+    std::string message;
+  } cases[] = {
+      {"", 64, "--link 48GB/s"},
+      {"--link 48", 64, "GB/s"},
+      {"--link 1GB/s --latency soon", 64, "--latency 20us"},
+      {"--ranks 3" + kDevice, 64, "multiple of 2"},
+      {"--ranks -1" + kDevice, 64, "--ranks"},
+      {"--ranks 16" + kDevice, 64, "train.global_batch"},
+      {"--ranks 16 parallel.expert=16 train.global_batch=32" + kDevice, 64, "expert"},
+      {"precision=bf16 --link 1GB/s", 64, "precision"},
+      {"--costs x" + kDevice, 64, "one of them"},
+      {"--costs " + (f.folder / "none").string() + " --link 1GB/s", 66, "none"},
+      {"--costs " + (f.folder / "bad.txt").string() + " --link 1GB/s", 65, "bad.txt"},
+      {"--device-rate fast --link 1GB/s", 64, "400TFLOP/s,3TB/s"},
+      {"farskip.layers=2-9" + kDevice, 64, "0 to 3"},
+      {"train.stepz=1" + kDevice, 64, "stepz"},
+  };
+  for (const auto& c : cases) {
+    CAPTURE(c.arguments);
+    const auto result = f.plan(c.arguments);
+    CHECK(result.status == c.status);
+    CHECK_THAT(result.err, ContainsSubstring(c.message));
+    CHECK(result.out.empty());
+  }
+}
+
+TEST_CASE("one rank needs no link and has no communication") {
+  const Folder f;
+  const json plan = f.plan_json("parallel.expert=1 --device-rate 20GFLOP/s,10GB/s");
+  CHECK(plan["ranks"] == 1);
+  CHECK(plan["collectives"].empty());
+  CHECK(plan["step_seconds_farskip"].get<double>() ==
+        Approx(plan["farskip"]["compute_seconds"].get<double>()));
+}
+
+TEST_CASE("the wirings stand side by side") {
+  const Folder f;
+  const auto text = f.plan("--graph");
+  CHECK(text.status == 0);
+  CHECK_THAT(text.out, ContainsSubstring("3.attention reads all before, omits 2.routed"));
+  CHECK_THAT(text.out, ContainsSubstring("| "));
+  const json graph = f.plan_json("--graph" + kDevice)["graph"];
+  CHECK(graph["standard"].size() == graph["farskip"].size());
+  CHECK(graph["standard"] != graph["farskip"]);
+  // Without a wiring in the configuration, the standard one is compared with the full one.
+  CHECK(f.plan_json("--graph farskip.mode=off" + kDevice)["graph"] == graph);
+}
+
+TEST_CASE("sixty layers on 1,024 ranks are planned within a minute") {
+  const Folder f;
+  const auto start = std::chrono::steady_clock::now();
+  const json plan = f.plan_json(
+      "--ranks 1024 parallel.expert=64 model.n_routed_experts=64 model.num_hidden_layers=60 "
+      "train.global_batch=2048" +
+      kDevice);
+  CHECK(std::chrono::steady_clock::now() - start < std::chrono::seconds(60));
+  CHECK(plan["collectives"].size() > 59 * 6);
+}
+
+}  // namespace
+}  // namespace farskip

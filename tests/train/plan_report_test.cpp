@@ -1,0 +1,110 @@
+// Plans of a step against the engine that they speak for.
+
+#include "farskip/train/plan_report.h"
+
+#include "farskip/comm/mirror.h"
+#include "farskip/passes/farskip.h"
+#include "farskip/train/measure.h"
+#include "support/catch.h"
+#include "support/support.h"
+
+namespace farskip {
+namespace {
+
+const Logger kQuiet(LogLevel::off);
+
+PlanRequest make_request(const MeshPosition& mesh, std::int64_t micro_batches) {
+  PlanRequest r;
+  r.model = read_hub_config(test::fixtures() / "deepseek_v2");
+  r.model.farskip = {FarSkipMode::full, {}};
+  r.options.micro_batch = 2;
+  r.options.sequence_length = 32;
+  r.options.micro_batches = micro_batches;
+  r.options.zero = true;
+  r.mesh = mesh;
+  r.costs.rates = {20e9, 10e9};
+  r.costs.links.fill({20e-6, 100e6});
+  return r;
+}
+
+TEST_CASE("a plan has the collectives, the memory and the rows of the engine at its place") {
+  for (const std::int64_t micro_batches : {1, 2, 4}) {
+    const PlanRequest request = make_request({4, 0, 2}, micro_batches);
+    const Mesh mesh = make_mirror_mesh(request.mesh);
+    const LayerGraph layers = rewire_farskip(build_layer_graph(request.model), request.model.farskip);
+    const auto parameters = local_parameters(list_parameters(request.model), request.mesh, true);
+    TensorMap weights = make_parameter_tensors(specs_of(parameters));
+    initialise_weights(weights, parameters, 0, 0.02);
+    Arena arena;
+    TrainEngineOptions options = request.options;
+    options.overlap = false;
+    TrainEngine engine(request.model, layers, weights, options, arena, kQuiet, mesh);
+    double bytes = 0;
+    std::int64_t count = 0;
+    engine.observe([&](const Executor& executor, const std::vector<StepTime>& times) {
+      for (const StepTime& t : times)
+        if (t.kind == StepKind::start) {
+          bytes += executor.graph().cost(t.node).wire_bytes;
+          ++count;
+        }
+    });
+    std::vector<Batch> batches;
+    for (std::int64_t i = 0; i < micro_batches; ++i)
+      batches.push_back(random_batch(1, static_cast<std::uint64_t>(i), 64, request.model.vocab_size));
+    engine.compute_gradients(batches, 1.0F / 64, 0.0F);
+    engine.update(0.0, 1);
+    REQUIRE(engine.num_repeated() == 0);
+
+    const WiringReport plan = plan_step(request, kQuiet).farskip;
+    double planned_bytes = 0;
+    std::int64_t planned_count = 0;
+    for (const PlannedCollective& c : plan.collectives) {
+      planned_bytes += static_cast<double>(c.repeats) * c.bytes;
+      planned_count += c.repeats;
+      CHECK(c.exposed_seconds <= c.transport_seconds * (1 + 1e-9));
+    }
+    CAPTURE(micro_batches);
+    CHECK(planned_count == count);
+    CHECK(planned_bytes == Approx(bytes));
+    const MemoryReport memory = engine.memory();
+    CHECK(plan.blocking_memory.weights == memory.weights);
+    CHECK(plan.blocking_memory.gradients == memory.gradients);
+    CHECK(plan.blocking_memory.moments == memory.moments);
+    CHECK(static_cast<double>(plan.blocking_memory.arena) ==
+          Approx(static_cast<double>(memory.arena)).epsilon(0.02));
+  }
+}
+
+TEST_CASE("by the rates of a device an op takes the longer of arithmetic and traffic, on the rows expected") {
+  const PlanRequest request = make_request({2, 0, 2}, 1);
+  PlanRequest slow_memory = request, slow_arithmetic = request, fast_link = request;
+  slow_memory.costs.rates = {1e30, 1e9};
+  slow_arithmetic.costs.rates = {1e9, 1e30};
+  fast_link.costs.links.fill({0, 1e30});
+  const double whole = plan_step(request, kQuiet).farskip.compute_seconds;
+  CHECK(plan_step(fast_link, kQuiet).farskip.compute_seconds == Approx(whole));
+  CHECK(plan_step(fast_link, kQuiet).farskip.blocking_seconds == Approx(whole));
+  const double memory = plan_step(slow_memory, kQuiet).farskip.compute_seconds;
+  slow_memory.costs.rates.bytes_per_second /= 2;
+  CHECK(plan_step(slow_memory, kQuiet).farskip.compute_seconds == Approx(2 * memory));
+  // Room for more rows than come is not computed on.
+  const double arithmetic = plan_step(slow_arithmetic, kQuiet).farskip.compute_seconds;
+  slow_arithmetic.options.routed_rows_memory = std::uint64_t{1} << 40;
+  CHECK(plan_step(slow_arithmetic, kQuiet).farskip.compute_seconds == Approx(arithmetic));
+}
+
+TEST_CASE("what is measured on a mirror covers every op of both wirings of the whole model") {
+  PlanRequest request = make_request({8, 0, 4}, 3);
+  const MirrorMeasurement measurement = choose_measurement(request, 1e12, 30);
+  CHECK(measurement.request.model.num_layers == 3);
+  CHECK(measurement.request.options.micro_batches == 2);
+  CHECK(measurement.request.options.micro_batch == 2);
+  CHECK(choose_measurement(request, 1.0, 30).request.options.micro_batch == 1);
+  request.costs.table = std::make_shared<const CostTable>(measure_on_mirror(measurement, kQuiet));
+  const PlanReport report = plan_step(request, kQuiet);
+  CHECK(report.standard.compute_seconds > 0);
+  CHECK(report.farskip.compute_seconds > 0);
+}
+
+}  // namespace
+}  // namespace farskip
