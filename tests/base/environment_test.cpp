@@ -66,5 +66,23 @@ TEST_CASE("cores are told of a living process only") {
   CHECK(usable_cores(1 << 30) == 0);
 }
 
+TEST_CASE("the cache folder is that of the environment where it is an absolute path") {
+  const auto folder_under = [](const char* cache, const char* home) {
+    ::setenv("XDG_CACHE_HOME", cache, 1);
+    ::setenv("HOME", home, 1);
+    return user_cache_folder();
+  };
+  const auto home = environment_variable("HOME"), cache = environment_variable("XDG_CACHE_HOME");
+  CHECK(folder_under("/c", "/h") == "/c");
+  CHECK(folder_under("", "/h") == "/h/.cache");
+  CHECK(folder_under("relative", "/h") == "/h/.cache");
+  CHECK(folder_under("", "").empty());
+  ::unsetenv("XDG_CACHE_HOME");
+  ::unsetenv("HOME");
+  CHECK(user_cache_folder().empty());
+  if (home) ::setenv("HOME", home->c_str(), 1);
+  if (cache) ::setenv("XDG_CACHE_HOME", cache->c_str(), 1);
+}
+
 }  // namespace
 }  // namespace farskip

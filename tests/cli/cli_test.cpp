@@ -73,7 +73,7 @@ TEST_CASE("mistakes end with one clear message and the documented exit code") {
 TEST_CASE("help and version answer on stdout with exit code 0") {
   CHECK_THAT(farskip_command("--version").out, ContainsSubstring("farskip 0."));
   for (const char* command : {"", "train", "forward", "eval", "generate", "convert", "inspect", "data",
-                              "data tokenize", "bench step", "doctor"}) {
+                              "data tokenize", "bench step", "plan", "doctor"}) {
     const auto result = farskip_command(std::string(command) + " --help");
     CAPTURE(command);
     CHECK(result.status == 0);
