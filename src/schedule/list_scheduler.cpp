@@ -277,12 +277,16 @@ Plan make_overlapped_plan(const Graph& graph, WorkspaceRule workspace, const Nod
   if (std::none_of(graph.nodes().begin(), graph.nodes().end(), collective)) return best;
   if (options.memory_limit > 0) offer(make_serial_plan(graph, workspace, Waits::at_once));
   const Problem problem(graph, seconds);
-  for (const Rule& rule : all_rules()) {
-    const std::vector<OrderedStep> order = Run(problem, rule, options.memory_limit).run();
-    // Before its buffers are placed, which takes longer.
-    if (best_rank.first == 0 && makespan_of(graph, order, seconds) >= best_rank.second) continue;
-    offer(make_plan(graph, workspace, order));
-  }
+  // An order steers by an estimate of its memory, which ends somewhat above where it steers.
+  std::vector<std::size_t> limits{options.memory_limit};
+  if (options.memory_limit > 0) limits.push_back(options.memory_limit / 10 * 9);
+  for (const std::size_t steer_by : limits)
+    for (const Rule& rule : all_rules()) {
+      const std::vector<OrderedStep> order = Run(problem, rule, steer_by).run();
+      // Before its buffers are placed, which takes longer.
+      if (best_rank.first == 0 && makespan_of(graph, order, seconds) >= best_rank.second) continue;
+      offer(make_plan(graph, workspace, order));
+    }
   return best;
 }
 

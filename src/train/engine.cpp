@@ -48,14 +48,14 @@ constexpr double kMemoryForOverlap = 1.1;
 
 Plan make_plan(const Graph& graph, const PlanOptions& options) {
   if (options.costs == nullptr) return make_serial_plan(graph, cpu_workspace, options.waits);
-  return make_step_plan(graph, cpu_workspace, options.costs->estimate(graph));
+  return make_step_plan(graph, cpu_workspace, options.costs->estimate(graph), options.in_flight);
 }
 
 }  // namespace
 
-Plan make_step_plan(const Graph& graph, WorkspaceRule workspace, const NodeSeconds& seconds) {
+Plan make_step_plan(const Graph& graph, WorkspaceRule workspace, const NodeSeconds& seconds, int in_flight) {
   const std::size_t serial = make_serial_plan(graph, workspace, Waits::late).live_bytes;
-  const auto limit = static_cast<std::size_t>(kMemoryForOverlap * static_cast<double>(serial));
+  const auto limit = static_cast<std::size_t>(kMemoryForOverlap * in_flight * static_cast<double>(serial));
   return make_overlapped_plan(graph, workspace, seconds, {.memory_limit = limit});
 }
 

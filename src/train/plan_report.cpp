@@ -60,7 +60,7 @@ class Planner {
     for (const StepGraph& step : step_graphs()) plan(step);
     report_.usual_arena = report_.memory.arena;
     if (rows_.fallback_batch > 0) {
-      const Graph worst = micro_batch(rows_.fallback_batch, rows_.fallback_rows, true, false);
+      const Graph worst = micro_batch(rows_.fallback_batch, rows_.fallback_rows, 1, true, false);
       report_.worst_routing_arena = make_serial_plan(worst, workspace_, Waits::late).arena_bytes;
       for (MemoryReport* m : {&report_.memory, &report_.blocking_memory})
         m->arena = std::max(m->arena, report_.worst_routing_arena);
@@ -71,27 +71,30 @@ class Planner {
   std::size_t num_nodes() const { return num_nodes_; }
 
  private:
-  Graph micro_batch(std::int64_t sequences, std::int64_t max_rows, bool accumulate, bool reduce) const {
+  Graph micro_batch(std::int64_t sequences, std::int64_t max_rows, int in_flight, bool accumulate,
+                    bool reduce) const {
     LowerOptions lowering;
     lowering.batch = sequences;
     lowering.sequence_length = r_.options.sequence_length;
     lowering.balance_loss = r_.options.balance_loss;
     lowering.document_mask = r_.options.document_mask;
     lowering.dtype = r_.dtype;
-    return run_pipeline(build_micro_batch_graph(r_.model, layers_, lowering,
-                                                {r_.mesh, r_.options.zero, max_rows}, accumulate, reduce),
-                        r_.options.pipeline, logger_);
+    return run_pipeline(
+        build_micro_batch_graph(r_.model, layers_, lowering, {r_.mesh, r_.options.zero, max_rows},
+                                {accumulate, reduce, in_flight, r_.options.recompute}),
+        r_.options.pipeline, logger_);
   }
 
   // As TrainEngine runs them: the last micro-batch also sums gradients over ranks.
   std::vector<StepGraph> step_graphs() const {
     std::map<std::pair<bool, bool>, std::int64_t> counts;  // by accumulate, reduce
-    for (std::int64_t i = 0; i < r_.options.micro_batches; ++i)
-      ++counts[{i > 0, r_.mesh.world_size > 1 && i + 1 == r_.options.micro_batches}];
+    const std::int64_t runs = r_.options.micro_batches / r_.options.in_flight;
+    for (std::int64_t i = 0; i < runs; ++i) ++counts[{i > 0, r_.mesh.world_size > 1 && i + 1 == runs}];
     std::vector<StepGraph> graphs;
     for (const auto& [variant, count] : counts)
-      graphs.push_back(
-          {micro_batch(r_.options.micro_batch, rows_.max_rows, variant.first, variant.second), count});
+      graphs.push_back({micro_batch(r_.options.micro_batch, rows_.max_rows, r_.options.in_flight,
+                                    variant.first, variant.second),
+                        count});
     const auto parameters = local_parameters(list_parameters(r_.model), r_.mesh, r_.options.zero);
     graphs.push_back(
         {run_pipeline(build_update_graph(parameters, {r_.mesh, r_.options.zero, 0}, r_.options.optimizer),
@@ -113,7 +116,7 @@ class Planner {
     const auto times = static_cast<double>(step.repeats);
     const Dependence dependence = find_dependence(graph);
     const Plan blocking = make_serial_plan(graph, workspace_, Waits::at_once);
-    const Plan scheduled = make_step_plan(graph, workspace_, seconds);
+    const Plan scheduled = make_step_plan(graph, workspace_, seconds, r_.options.in_flight);
     const Timeline timeline = simulate(graph, scheduled, seconds);
     report_.blocking_seconds += times * simulate(graph, blocking, seconds).makespan;
     report_.scheduled_seconds += times * timeline.makespan;
