@@ -16,8 +16,8 @@ class Recomputer {
   Recomputer(const Graph& graph, const std::set<SubBlock>& blocks)
       : graph_(graph), blocks_(blocks), copy_(graph, out_) {
     for (const Output& o : graph.outputs()) kept_.insert(o.value);
-    // What one half of a layer hands to another, the residual stream above all, is where repeating begins: else
-    // the first reader in the backward would repeat the whole forward at once.
+    // What one half of a layer hands to another, the residual stream above all, is where repeating begins:
+    // else the first reader in the backward would repeat the whole forward at once.
     for (const Node& node : graph.nodes())
       for (const ValueId v : node.inputs)
         if (v && node.scope.phase == Phase::forward && graph.value(v).producer &&

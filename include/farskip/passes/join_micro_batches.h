@@ -5,9 +5,9 @@ namespace farskip {
 
 /// One graph that runs `first` and then `next`, the graphs of two micro-batches of one step: parameters and
 /// scales are shared; what `next` adds its gradients to is what `first` makes of the same state. The scopes
-/// of `next` say micro-batch `number`, and the names of its own inputs (tokens, targets, document_start) and of
-/// its outputs end in "#number". The order of additions is that of running one after the other, so the bits
-/// are the same; a schedule may put the computation of one under the transports of the other.
+/// of `next` say micro-batch `number`, and the names of its own inputs (tokens, targets, document_start) and
+/// of its outputs end in "#number". The order of additions is that of running one after the other, so the
+/// bits are the same; a schedule may put the computation of one under the transports of the other.
 Graph join_micro_batches(const Graph& first, const Graph& next, int number);
 
 /// "tokens" of micro-batch 0, "tokens#1" of micro-batch 1.
