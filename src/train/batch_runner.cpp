@@ -61,13 +61,14 @@ void BatchRunner::set_batch(const Batch& batch, int number) {
 }
 
 void BatchRunner::set_scales(float loss_scale, float balance_scale) {
-  loss_scale_ = loss_scale;
-  balance_scale_ = balance_scale;
-  const auto bind_scale = [&](std::string_view name, float& scale) {
-    if (executor_->has_external(name)) executor_->bind(name, {&scale, DType::f32, Shape{1}});
+  const auto set = [&](std::string_view name, float scale) {
+    if (!executor_->has_external(name)) return;
+    const auto [it, is_new] = scales_.try_emplace(std::string(name));
+    it->second = scale;
+    if (is_new) executor_->bind(name, {&it->second, DType::f32, Shape{1}});
   };
-  bind_scale(kLossScale, loss_scale_);
-  bind_scale(kBalanceScale, balance_scale_);
+  set(kLossScale, loss_scale);
+  set(kBalanceScale, balance_scale);
 }
 
 BatchLoss BatchRunner::read_loss() const {

@@ -108,6 +108,15 @@ TensorView InferenceEngine::logits(std::span<const std::int32_t> tokens, std::in
   return r.executor().output("logits");
 }
 
+LowerOptions lower_options(const TrainEngineOptions& options, std::int64_t sequences) {
+  LowerOptions lowering;
+  lowering.batch = sequences;
+  lowering.sequence_length = options.sequence_length;
+  lowering.balance_loss = options.balance_loss;
+  lowering.document_mask = options.document_mask;
+  return lowering;
+}
+
 RoutedRowsPlan plan_routed_rows(const ModelConfig& config, const TrainEngineOptions& options,
                                 int expert_size) {
   RoutedRowsPlan plan;
@@ -189,11 +198,7 @@ PlanOptions TrainEngine::plan_options() const {
 
 BatchRunner& TrainEngine::runner(const Variant& variant) {
   if (const auto it = runners_.find(variant); it != runners_.end()) return it->second;
-  LowerOptions lowering;
-  lowering.batch = variant.sequences;
-  lowering.sequence_length = options_.sequence_length;
-  lowering.balance_loss = options_.balance_loss;
-  lowering.document_mask = options_.document_mask;
+  const LowerOptions lowering = lower_options(options_, variant.sequences);
   const StepSharding sharding{mesh_.position(), options_.zero, variant.max_rows};
   auto executor = compile(
       build_micro_batch_graph(config_, layers_, lowering, sharding,
@@ -237,9 +242,7 @@ void TrainEngine::check_same_order() const {
 }
 
 void TrainEngine::run(Executor& executor) {
-  if (options_.costs)
-    if (const auto it = transports_.find(&executor); it != transports_.end())
-      transport_seconds_ += it->second;
+  if (const auto it = transports_.find(&executor); it != transports_.end()) transport_seconds_ += it->second;
   if (!observer_) return executor.run();
   std::vector<StepTime> times;
   executor.run(&times);

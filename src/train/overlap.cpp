@@ -73,7 +73,7 @@ class Runner {
     t.wall[kTotal] = seconds;
     for (const auto& [executor, times] : executed_) {
       const Graph& graph = executor->graph();
-      const bool is_first = executor == executed_.front().first && &times == &executed_.front().second;
+      const bool is_first = &times == &executed_.front().second;
       bool backward = false;  // the plan has come to the gradient of the loss
       for (const StepTime& step : times) {
         const Scope& scope = graph.node(step.node).scope;

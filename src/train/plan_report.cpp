@@ -73,11 +73,7 @@ class Planner {
  private:
   Graph micro_batch(std::int64_t sequences, std::int64_t max_rows, int in_flight, bool accumulate,
                     bool reduce) const {
-    LowerOptions lowering;
-    lowering.batch = sequences;
-    lowering.sequence_length = r_.options.sequence_length;
-    lowering.balance_loss = r_.options.balance_loss;
-    lowering.document_mask = r_.options.document_mask;
+    LowerOptions lowering = lower_options(r_.options, sequences);
     lowering.dtype = r_.dtype;
     return run_pipeline(
         build_micro_batch_graph(r_.model, layers_, lowering, {r_.mesh, r_.options.zero, max_rows},

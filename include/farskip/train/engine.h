@@ -65,8 +65,9 @@ class BatchRunner {
 
  private:
   std::unique_ptr<Executor> executor_;
+  // Bound once, when first set: binding again would make the executor resolve every address anew.
   std::map<std::string, std::vector<std::int32_t>> inputs_;
-  float loss_scale_ = 0, balance_scale_ = 0;
+  std::map<std::string, float> scales_;
 };
 
 /// Bytes that a run takes above the program itself.
@@ -118,6 +119,9 @@ struct TrainEngineOptions {
   bool align = false;  // all ranks meet before each collective (for measuring its transport alone)
   std::optional<std::uint64_t> routed_rows_memory;  // bytes; absent: room for twice an even share
 };
+
+/// What the graphs of `sequences` sequences are lowered with.
+LowerOptions lower_options(const TrainEngineOptions& options, std::int64_t sequences);
 
 /// How many routed rows one rank may send to one other, and what is done when a batch has more.
 struct RoutedRowsPlan {

@@ -60,7 +60,7 @@ float* scratch(const KernelCall& call) {
 
 // ---- all_reduce
 
-std::size_t all_reduce_workspace(const OpTypes& types) {
+std::size_t packed_inputs_workspace(const OpTypes& types) {
   std::size_t bytes = 0;
   for (const TensorType* type : types.inputs) bytes += type->num_bytes();
   return types.inputs.size() == 1 ? 0 : bytes;
@@ -94,10 +94,6 @@ void finish_all_reduce(const KernelCall& call) {
 }
 
 // ---- reduce_scatter
-
-std::size_t reduce_scatter_workspace(const OpTypes& types) {
-  return all_reduce_workspace(types);
-}
 
 Pending start_reduce_scatter(const KernelCall& call, const Mesh& mesh) {
   const auto& a = call.get<ops::Replicas>();
@@ -170,14 +166,13 @@ void register_collective(KernelTable& table) {
   const auto cpu = DeviceKind::cpu;
   table.add(
       "all_reduce", DType::f32, cpu,
-      {.workspace = all_reduce_workspace, .start = start_all_reduce<float>, .finish = finish_all_reduce});
+      {.workspace = packed_inputs_workspace, .start = start_all_reduce<float>, .finish = finish_all_reduce});
   table.add(
       "all_reduce", DType::f64, cpu,
-      {.workspace = all_reduce_workspace, .start = start_all_reduce<double>, .finish = finish_all_reduce});
-  table.add("reduce_scatter", DType::f32, cpu,
-            {.workspace = reduce_scatter_workspace,
-             .start = start_reduce_scatter,
-             .finish = finish_reduce_scatter});
+      {.workspace = packed_inputs_workspace, .start = start_all_reduce<double>, .finish = finish_all_reduce});
+  table.add(
+      "reduce_scatter", DType::f32, cpu,
+      {.workspace = packed_inputs_workspace, .start = start_reduce_scatter, .finish = finish_reduce_scatter});
   table.add("all_gather", DType::f32, cpu,
             {.workspace = all_gather_workspace, .start = start_all_gather, .finish = finish_all_gather});
 }
