@@ -14,13 +14,23 @@ namespace farskip {
 
 enum class DeviceKind : std::uint8_t { cpu, cuda };
 
+namespace cuda {
+struct LaunchContext;  // farskip/backend/cuda/context.h
+}
+
 /// One execution of a node. Inputs and outputs in the op's order; an absent optional input is a view
-/// without data. dim 0 of a bounded value is already cut to its actual count on the CPU.
+/// without data.
+///
+/// Rows of a bounded value: on the CPU dim 0 of its view is already cut to their actual number. On a GPU the
+/// host never knows that number: dim 0 is the bound, and input_rows/output_rows hold the device address of
+/// the count (nullptr: all rows count). Rows past the count need not be read or written.
 struct KernelCall {
   const Attributes& attributes;
   std::span<const TensorView> inputs;
   std::span<const TensorView> outputs;
   std::span<std::byte> workspace;  // as large as the kernel's workspace rule asked for, 64-byte aligned
+  const cuda::LaunchContext* gpu = nullptr;  // stream and library handles; nullptr on the CPU
+  std::span<const std::int32_t*const> input_rows{}, output_rows{};
 
   template <class A>
   const A& get() const {
