@@ -44,7 +44,7 @@ namespace {
 
 // Weight gradients that wait for a window hold what they read; an order may take this much more than the
 // serial one.
-constexpr double kMemoryForOverlap = 1.1;
+constexpr double kMemoryForOverlap = 1.2;
 
 Plan make_plan(const Graph& graph, const PlanOptions& options) {
   if (options.costs == nullptr) return make_serial_plan(graph, cpu_workspace, options.waits);
