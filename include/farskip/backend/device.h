@@ -49,9 +49,11 @@ class Device {
   /// "cpu", or "cuda (NVIDIA H100 80GB HBM3)".
   virtual std::string name() const = 0;
   virtual const KernelTable& kernels() const = 0;
+  /// Whether the host may read and write device memory in place: then nothing needs to be copied.
+  virtual bool shares_host_memory() const { return kind() == DeviceKind::cpu; }
   virtual DeviceMemory memory() const = 0;
 
-  /// Uninitialised, aligned to 256 bytes; released with the last copy of the pointer (then everything that was
+  /// Uninitialised, aligned to 256 bytes (the CPU: 64); released with the last copy of the pointer (then everything that was
   /// launched is waited for first). MemoryError-like UserError naming what was asked for and what is free
   /// where the device has not enough. 0 bytes give a valid pointer.
   virtual std::shared_ptr<std::byte[]> allocate(std::size_t bytes) = 0;
@@ -64,6 +66,8 @@ class Device {
     const CopyOut part{host, device, bytes};
     copy_out(std::span(&part, 1));
   }
+  /// From one place of device memory to another; the two do not overlap. Never waits (cudaMemcpyAsync).
+  virtual void copy_within(void* to, const void* from, std::size_t bytes) = 0;
   virtual void fill_zero(void* device, std::size_t bytes) = 0;
   /// Waits for all that was launched, and throws what went wrong in it.
   virtual void synchronize() = 0;
