@@ -59,9 +59,15 @@ void run_rounded(const KernelCall& call) {
         call.outputs[o].as<std::uint16_t>()[i] = f32_to_bf16(out[o].as<float>()[i]);
 }
 
+/// The loss's gradient has an f32 input first, under which it is looked up whatever it computes in.
+DType key_of(std::string_view op) {
+  return op == "linear_cross_entropy_grad" ? DType::f32 : DType::bf16;
+}
+
 template <std::size_t... kOp>
 void add_rounded(KernelTable& table, std::index_sequence<kOp...>) {
-  (table.add(kOps[kOp], DType::bf16, DeviceKind::cpu, {.run = run_rounded<kOp>, .workspace = nullptr}), ...);
+  (table.add(kOps[kOp], key_of(kOps[kOp]), DeviceKind::cpu, {.run = run_rounded<kOp>, .workspace = nullptr}),
+   ...);
 }
 
 class RoundedDevice final : public Device {
@@ -98,8 +104,12 @@ class RoundedDevice final : public Device {
 const KernelTable& rounded_kernel_table() {
   static const KernelTable table = [] {
     KernelTable t;
-    register_cpu_kernels(t);
     add_rounded(t, std::make_index_sequence<kOps.size()>());
+    for (const auto& [op, rules] : op_table().all())
+      for (const DType dtype : {DType::f32, DType::bf16, DType::f64, DType::i32})
+        if (cpu_kernel_table().contains(op, dtype, DeviceKind::cpu) &&
+            !t.contains(op, dtype, DeviceKind::cpu))
+          t.add(op, dtype, DeviceKind::cpu, cpu_kernel_table().at(op, dtype, DeviceKind::cpu));
     return t;
   }();
   return table;
