@@ -119,13 +119,13 @@ std::shared_ptr<const CostTable> find_costs(const RunConfig& config, const Model
 class TrainingRun {
  public:
   TrainingRun(const RunConfig& config, const ModelConfig& model, const Communicator& world,
-              Heartbeat& heartbeat, const Logger& logger)
+              Heartbeat& heartbeat, const Logger& logger, std::shared_ptr<Device> device)
       : config_(config),
         model_(model),
         heartbeat_(heartbeat),
         logger_(logger),
         mesh_(world, static_cast<int>(config.parallel.expert)),
-        arena_(open_device(config.device, config.precision, world.size())),
+        arena_(std::move(device)),
         specs_(list_parameters(model)),
         parameters_(local_parameters(specs_, mesh_.position(), engine_options(config, world.size()).zero)),
         folder_(world.rank() == 0 ? std::make_unique<RunFolder>(config.run_dir) : nullptr),
@@ -384,9 +384,12 @@ void refuse_unsupported(const RunConfig& config) {
 }
 
 TrainResult train(const RunConfig& config, const ModelConfig& model, const Communicator& world,
-                  Heartbeat& heartbeat, const Logger& logger) {
-  refuse_unsupported(config);
-  return TrainingRun(config, model, world, heartbeat, logger).run();
+                  Heartbeat& heartbeat, const Logger& logger, std::shared_ptr<Device> device) {
+  if (!device) {
+    refuse_unsupported(config);
+    device = open_device(config.device, config.precision, world.size());
+  }
+  return TrainingRun(config, model, world, heartbeat, logger, std::move(device)).run();
 }
 
 }  // namespace farskip
