@@ -115,7 +115,7 @@ std::shared_ptr<AttentionPlan> make_plan(const LaunchContext& gpu, const Attenti
       .set_intermediate_data_type(fe::DataType_t::FLOAT)
       .set_compute_data_type(fe::DataType_t::FLOAT);
   backward ? describe_backward(p, sequences, plan->graph) : describe_forward(p, sequences, plan->graph);
-  const auto status = plan->graph.build(gpu.dnn, {fe::HeurMode_t::A});
+  auto status = plan->graph.build(gpu.dnn, {fe::HeurMode_t::A});
   std::string problem;
   if (status.is_good()) {
     plan->workspace = static_cast<std::size_t>(std::max<std::int64_t>(plan->graph.get_workspace_size(), 0));
@@ -144,7 +144,7 @@ AttentionPlan& find_plan(const LaunchContext& gpu, const AttentionProblem& p, bo
 using Pointers = std::unordered_map<std::int64_t, void*>;
 
 void execute(const LaunchContext& gpu, AttentionPlan& plan, Pointers pointers, std::span<std::byte> workspace) {
-  const auto status = plan.graph.execute(gpu.dnn, pointers, workspace.data());
+  auto status = plan.graph.execute(gpu.dnn, pointers, workspace.data());
   FARSKIP_CHECK(status.is_good(), "cuDNN: {}", status.get_message());
 }
 
