@@ -15,6 +15,10 @@ std::shared_ptr<Device> make_cuda_device(int) {
   throw UsageError(kMissing);
 }
 
+std::string why_no_cuda_device(int) noexcept {
+  return kMissing;
+}
+
 cuda::Info cuda::info() {
   Info info;
   info.problem = kMissing;

@@ -6,7 +6,9 @@
 #include <algorithm>
 
 #include "backend/cuda/check.h"
+#include "backend/cuda/handle.h"
 #include "backend/cuda/library_plans.h"
+#include "backend/cuda/pinned_ring.h"
 #include "farskip/backend/cuda/context.h"
 #include "farskip/backend/cuda/info.h"
 #include "farskip/backend/device.h"
@@ -18,22 +20,11 @@ void register_cuda_kernels(KernelTable& table);  // generated from the files of 
 namespace cuda {
 namespace {
 
-/// A library's handle, given back by `destroy`.
-template <class T, auto destroy>
-class Handle {
- public:
-  Handle() = default;
-  ~Handle() {
-    if (value_ != nullptr) destroy(value_);
-  }
-  Handle(const Handle&) = delete;
-  Handle& operator=(const Handle&) = delete;
-  T get() const { return value_; }
-  T* address() { return &value_; }
-
- private:
-  T value_ = nullptr;
-};
+using Stream = Handle<cudaStream_t, cudaStreamDestroy>;
+using BlasHandle = Handle<cublasLtHandle_t, cublasLtDestroy>;
+using DnnHandle = Handle<cudnnHandle_t, cudnnDestroy>;
+using RecordedGraph = Handle<cudaGraph_t, cudaGraphDestroy>;
+using RunnableGraph = Handle<cudaGraphExec_t, cudaGraphExecDestroy>;
 
 std::string version_text(int version) {  // 13010 → "13.1"
   return version <= 0 ? std::string() : fmt::format("{}.{}", version / 1000, version % 1000 / 10);
@@ -97,18 +88,53 @@ cudaDeviceProp properties_of(int index) {
   return properties;
 }
 
+/// Why GPU `index` cannot be used; empty where it can.
+std::string device_problem(int index) {
+  const Count count = count_gpus();
+  if (!count.problem.empty()) return count.problem;
+  if (index < 0 || index >= count.gpus)
+    return fmt::format("there is no GPU {}: this process sees {}, numbered from 0", index, count.gpus);
+  return architecture_problem(index, properties_of(index));
+}
+
+double gib(std::size_t bytes) {
+  return static_cast<double>(bytes) / (1 << 30);
+}
+
+class CudaRecording final : public Recording {
+ public:
+  CudaRecording(RunnableGraph graph, cudaStream_t stream) : graph_(std::move(graph)), stream_(stream) {}
+  void replay() override { FARSKIP_CUDA_CHECK(cudaGraphLaunch(graph_.get(), stream_)); }
+
+ private:
+  RunnableGraph graph_;
+  cudaStream_t stream_;
+};
+
+class CudaTimeMarks final : public TimeMarks {
+ public:
+  CudaTimeMarks(std::size_t count, cudaStream_t stream) : marks_(count), stream_(stream) {
+    for (Event& mark : marks_) FARSKIP_CUDA_CHECK(cudaEventCreate(mark.address()));
+  }
+  void set(std::size_t mark) override { FARSKIP_CUDA_CHECK(cudaEventRecord(marks_[mark].get(), stream_)); }
+  double seconds(std::size_t from, std::size_t to) override {
+    FARSKIP_CUDA_CHECK(cudaEventSynchronize(marks_[to].get()));
+    float milliseconds = 0;
+    FARSKIP_CUDA_CHECK(cudaEventElapsedTime(&milliseconds, marks_[from].get(), marks_[to].get()));
+    return static_cast<double>(milliseconds) * 1e-3;
+  }
+
+ private:
+  std::vector<Event> marks_;
+  cudaStream_t stream_;
+};
+
 class CudaDevice final : public Device {
  public:
   explicit CudaDevice(int index) : index_(index) {
-    const Count count = count_gpus();
-    if (!count.problem.empty()) throw UsageError(count.problem);
-    if (index < 0 || index >= count.gpus)
-      throw UsageError(fmt::format("there is no GPU {}: this process sees {}, numbered from 0", index, count.gpus));
     const cudaDeviceProp properties = properties_of(index);
-    const std::string problem = architecture_problem(index, properties);
-    if (!problem.empty()) throw UsageError(problem);
     name_ = fmt::format("cuda ({})", properties.name);
-    FARSKIP_CUDA_CHECK(cudaSetDevice(index));
+    use();
     FARSKIP_CUDA_CHECK(cudaStreamCreateWithFlags(stream_.address(), cudaStreamNonBlocking));
     FARSKIP_CUDA_CHECK(cublasLtCreate(blas_.address()));
     FARSKIP_CUDA_CHECK(cudnnCreate(dnn_.address()));
@@ -126,47 +152,90 @@ class CudaDevice final : public Device {
   const KernelTable& kernels() const override { return kernels_; }
   const LaunchContext* compute_context() const override { return &context_; }
 
+  DeviceMemory memory() const override {
+    use();
+    DeviceMemory memory;
+    FARSKIP_CUDA_CHECK(cudaMemGetInfo(&memory.free, &memory.total));
+    return memory;
+  }
+
   std::shared_ptr<std::byte[]> allocate(std::size_t bytes) override {
-    FARSKIP_CUDA_CHECK(cudaSetDevice(index_));
-    void* memory = nullptr;
-    const cudaError_t status = cudaMalloc(&memory, std::max<std::size_t>(bytes, 1));
+    use();
+    void* address = nullptr;
+    const cudaError_t status = cudaMalloc(&address, std::max<std::size_t>(bytes, 1));
     if (status == cudaErrorMemoryAllocation) {
       cudaGetLastError();
-      std::size_t free = 0, total = 0;
-      FARSKIP_CUDA_CHECK(cudaMemGetInfo(&free, &total));
+      const DeviceMemory now = memory();
       throw UsageError(fmt::format(
           "{} has too little memory: {} bytes ({:.2f} GiB) were asked for, {} bytes ({:.2f} GiB) of {:.2f} GiB are "
           "free; use a smaller micro-batch, recompute more, or end what else runs on it",
-          name_, bytes, gib(bytes), free, gib(free), gib(total)));
+          name_, bytes, gib(bytes), now.free, gib(now.free), gib(now.total)));
     }
     FARSKIP_CUDA_CHECK(status);
-    return {static_cast<std::byte*>(memory), [](std::byte* p) { cudaFree(p); }};
+    // cudaFree waits for everything that was launched.
+    return {static_cast<std::byte*>(address), [](std::byte* p) { cudaFree(p); }};
   }
 
   void copy_in(void* device, const void* host, std::size_t bytes) override {
-    copy(device, host, bytes, cudaMemcpyHostToDevice);
+    if (bytes == 0) return;
+    use();
+    if (bytes <= PinnedRing::kMostPerCopy) return ring_.copy_in(device, host, bytes, stream_.get());
+    FARSKIP_CUDA_CHECK(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, stream_.get()));
+    synchronize();
   }
-  void copy_out(void* host, const void* device, std::size_t bytes) override {
-    copy(host, device, bytes, cudaMemcpyDeviceToHost);
+  void copy_out(std::span<const CopyOut> parts) override {
+    use();
+    for (const CopyOut& part : parts)
+      if (part.bytes > 0)
+        FARSKIP_CUDA_CHECK(
+            cudaMemcpyAsync(part.host, part.device, part.bytes, cudaMemcpyDeviceToHost, stream_.get()));
+    synchronize();
+  }
+  void copy_within(void* to, const void* from, std::size_t bytes) override {
+    if (bytes == 0 || to == from) return;
+    FARSKIP_CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream_.get()));
+  }
+  void fill_zero(void* device, std::size_t bytes) override {
+    if (bytes > 0) FARSKIP_CUDA_CHECK(cudaMemsetAsync(device, 0, bytes, stream_.get()));
   }
   void synchronize() override { FARSKIP_CUDA_CHECK(cudaStreamSynchronize(stream_.get())); }
 
- private:
-  static double gib(std::size_t bytes) { return static_cast<double>(bytes) / (1 << 30); }
-
-  void copy(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind) {
-    if (bytes == 0) return;
-    FARSKIP_CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, kind, stream_.get()));
-    synchronize();
+  bool can_record() const override { return true; }
+  void begin_recording() override {
+    use();
+    FARSKIP_CUDA_CHECK(cudaStreamBeginCapture(stream_.get(), cudaStreamCaptureModeThreadLocal));
   }
+  std::unique_ptr<Recording> end_recording() override {
+    RecordedGraph recorded;
+    FARSKIP_CUDA_CHECK(cudaStreamEndCapture(stream_.get(), recorded.address()));
+    RunnableGraph runnable;
+    FARSKIP_CUDA_CHECK(cudaGraphInstantiate(runnable.address(), recorded.get(), 0));
+    FARSKIP_CUDA_CHECK(cudaGraphUpload(runnable.get(), stream_.get()));
+    return std::make_unique<CudaRecording>(std::move(runnable), stream_.get());
+  }
+  void abandon_recording() noexcept override {
+    RecordedGraph recorded;
+    cudaStreamEndCapture(stream_.get(), recorded.address());
+    cudaGetLastError();
+  }
+
+  std::unique_ptr<TimeMarks> make_time_marks(std::size_t count) override {
+    use();
+    return std::make_unique<CudaTimeMarks>(count, stream_.get());
+  }
+
+ private:
+  /// The runtime remembers a current device for each thread.
+  void use() const { FARSKIP_CUDA_CHECK(cudaSetDevice(index_)); }
 
   int index_;
   std::string name_;
   KernelTable kernels_;
   LibraryPlans plans_;
-  Handle<cudaStream_t, cudaStreamDestroy> stream_;
-  Handle<cublasLtHandle_t, cublasLtDestroy> blas_;
-  Handle<cudnnHandle_t, cudnnDestroy> dnn_;
+  Stream stream_;
+  BlasHandle blas_;
+  DnnHandle dnn_;
+  PinnedRing ring_;
   LaunchContext context_;
 };
 
@@ -213,7 +282,17 @@ Info info() {
 
 }  // namespace cuda
 
+std::string why_no_cuda_device(int index) noexcept {
+  try {
+    return cuda::device_problem(index);
+  } catch (const std::exception& error) {
+    return error.what();
+  }
+}
+
 std::shared_ptr<Device> make_cuda_device(int index) {
+  const std::string problem = cuda::device_problem(index);
+  if (!problem.empty()) throw UsageError(problem);
   return std::make_shared<cuda::CudaDevice>(index);
 }
 
