@@ -50,7 +50,7 @@ class OpRun {
     for (const TensorType& type : c.inputs) inputs.push_back(&type);
     std::vector<TensorType> outputs = op.infer(OpTypes{attributes_, inputs});
     const OpTypes types{attributes_, inputs, outputs};
-    cost_ = cost_of(op, types);
+    flops_ = cost_of(op, types).flops;
     kernel_ = &device.kernels().at(c.op, kernel_dtype(types), device.kind());
     workspace_bytes_ = kernel_->workspace == nullptr ? 0 : kernel_->workspace(types);
     place(c.inputs, outputs);
@@ -65,7 +65,14 @@ class OpRun {
     }
   }
 
-  const OpCost& cost() const { return cost_; }
+  double flops() const { return flops_; }
+  /// Every input read once, every output written once.
+  double bytes() const {
+    double sum = 0;
+    for (const auto* views : {&inputs_, &outputs_})
+      for (const TensorView& view : *views) sum += static_cast<double>(view.num_bytes());
+    return sum;
+  }
   const std::vector<TensorView>& inputs() const { return inputs_; }
   const std::vector<TensorView>& outputs() const { return outputs_; }
   void run() const {
@@ -92,7 +99,7 @@ class OpRun {
 
   Device& device_;
   Attributes attributes_;
-  OpCost cost_;
+  double flops_ = 0;
   const Kernel* kernel_ = nullptr;
   std::vector<TensorView> inputs_, outputs_;
   std::byte* workspace_ = nullptr;
@@ -191,7 +198,7 @@ double worst_error_of_grouped(Device& device, const OpCase& c, const OpRun& run)
 struct Result {
   std::string name;
   double seconds = 0, ceiling_seconds = 0;
-  OpCost cost;
+  double amount = 0;  // flops, or bytes
   bool by_bytes = false;
   std::optional<double> error;
 
@@ -211,13 +218,14 @@ class OpBench {
     device_.fill_zero(from.get(), bytes);
     const auto seconds = time_in_turns(
         device_, {[&] { square.run(); }, [&] { device_.copy_within(to.get(), from.get(), bytes); }}, rounds_);
-    product_rate_ = square.cost().flops / seconds[0];
+    product_rate_ = square.flops() / seconds[0];
     copy_rate_ = 2.0 * static_cast<double>(bytes) / seconds[1];
   }
 
   Result measure(const OpCase& c) {
     const OpRun run(device_, c);
-    Result result{c.name, 0, 0, run.cost(), c.ceiling.kind == Ceiling::Kind::copy, {}};
+    const bool by_bytes = c.ceiling.kind == Ceiling::Kind::copy;
+    Result result{c.name, 0, 0, by_bytes ? run.bytes() : run.flops(), by_bytes, {}};
     std::vector<std::function<void()>> runs{[&] { run.run(); }};
     std::optional<OpRun> dense;
     if (c.ceiling.m > 0) {
@@ -226,9 +234,7 @@ class OpBench {
     }
     const auto seconds = time_in_turns(device_, runs, rounds_);
     result.seconds = seconds[0];
-    result.ceiling_seconds = dense             ? seconds[1]
-                             : result.by_bytes ? run.cost().bytes / copy_rate_
-                                               : run.cost().flops / product_rate_;
+    result.ceiling_seconds = dense ? seconds[1] : result.amount / (by_bytes ? copy_rate_ : product_rate_);
     if (c.op.starts_with("grouped_matmul")) result.error = worst_error_of_grouped(device_, c, run);
     return result;
   }
@@ -244,7 +250,7 @@ class OpBench {
 };
 
 void print_result(const Result& r, bool json) {
-  const double rate = (r.by_bytes ? r.cost.bytes : r.cost.flops) / r.seconds * 1e-12;
+  const double rate = r.amount / r.seconds * 1e-12;
   if (json) {
     nlohmann::ordered_json o{{"name", r.name},
                              {"seconds", r.seconds},

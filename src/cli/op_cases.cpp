@@ -106,12 +106,11 @@ class Cases {
   }
 
   void add_dispatch() {
-    const std::int64_t rows = tokens_ * model_.moe.top_k, experts = model_.moe.num_experts;
+    const std::int64_t rows = tokens_ * model_.moe.top_k;
     const Routing routing = route_evenly(rows);
-    const Integers order{routing.row_slot, routing.slot_row, spread_rows(rows, experts, false)};
+    const Integers order{routing.row_slot, routing.slot_row};
     const auto add_order = [&](const char* op, std::int64_t in) {
-      add(op, op, {low({in, hidden_}), i32(rows), i32(rows), i32(experts + 1)}, kCopy,
-          ops::TopK{model_.moe.top_k}, order);
+      add(op, op, {low({in, hidden_}), i32(rows), i32(rows)}, kCopy, ops::TopK{model_.moe.top_k}, order);
     };
     add_order("dispatch_rows", tokens_);
     add_order("combine_rows", rows);

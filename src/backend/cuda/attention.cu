@@ -49,8 +49,8 @@ constexpr int kTransposeTile = 32;
 /// to[s][c][r] = from[s][r][c] for matrices of rows x columns.
 __global__ void transpose_matrices(const float* from, float* to, std::int64_t rows, std::int64_t columns) {
   __shared__ float tile[kTransposeTile][kTransposeTile + 1];
-  const std::int64_t first = std::int64_t(blockIdx.z) * rows * columns;
-  const std::int64_t row0 = std::int64_t(blockIdx.x) * kTransposeTile, column0 = std::int64_t(blockIdx.y) * kTransposeTile;
+  const std::int64_t first = std::int64_t(blockIdx.x) * rows * columns;
+  const std::int64_t row0 = std::int64_t(blockIdx.y) * kTransposeTile, column0 = std::int64_t(blockIdx.z) * kTransposeTile;
   const int x = int(threadIdx.x);
   for (int y = int(threadIdx.y); y < kTransposeTile; y += int(blockDim.y))
     if (row0 + y < rows && column0 + x < columns) tile[y][x] = from[first + (row0 + y) * columns + column0 + x];
@@ -62,8 +62,7 @@ __global__ void transpose_matrices(const float* from, float* to, std::int64_t ro
 void transpose(const LaunchContext& gpu, const float* from, float* to, std::int64_t matrices, std::int64_t rows,
                std::int64_t columns) {
   const auto tiles = [](std::int64_t n) { return unsigned((n + kTransposeTile - 1) / kTransposeTile); };
-  FARSKIP_CHECK(matrices <= 65535, "{} sequences", matrices);
-  transpose_matrices<<<dim3(tiles(rows), tiles(columns), unsigned(matrices)), dim3(kTransposeTile, 8), 0, gpu.stream>>>(
+  transpose_matrices<<<dim3(unsigned(matrices), tiles(rows), tiles(columns)), dim3(kTransposeTile, 8), 0, gpu.stream>>>(
       from, to, rows, columns);
   FARSKIP_CUDA_CHECK_LAUNCH();
 }

@@ -164,8 +164,8 @@ __global__ void __launch_bounds__(kThreads)
   float* acc = keys + kBlock * (ldd > ldv ? ldd : ldv);
   float* scores = acc + kBlock * ldv;
   float *max = scores + kBlock * lds, *sum = max + kBlock, *factor = sum + kBlock;
-  const std::int64_t sequence = blockIdx.y / p.heads, head = blockIdx.y % p.heads, kv_head = head / (p.heads / p.kv_heads);
-  const std::int64_t i0 = std::int64_t(gridDim.x - 1 - blockIdx.x) * kBlock, row0 = sequence * p.length;
+  const std::int64_t sequence = blockIdx.x / p.heads, head = blockIdx.x % p.heads, kv_head = head / (p.heads / p.kv_heads);
+  const std::int64_t i0 = std::int64_t(gridDim.y - 1 - blockIdx.y) * kBlock, row0 = sequence * p.length;
   const std::int64_t stride_q = p.heads * d, stride_k = p.kv_heads * d, stride_v = p.kv_heads * dv;
   load_rows<kBlock>(q + (row0 + i0) * stride_q + head * d, stride_q, p.length - i0, d, queries, ldd);
   clear(acc, kBlock * ldv);
@@ -266,8 +266,8 @@ __global__ void __launch_bounds__(kThreads)
     attention_backward_keys(AttentionProblem p, BackwardPointers<kBlock, T> x) {
   extern __shared__ float memory[];
   const int d = int(p.d), dv = int(p.dv);
-  const std::int64_t sequence = blockIdx.y / p.kv_heads, kv_head = blockIdx.y % p.kv_heads, group = p.heads / p.kv_heads;
-  const std::int64_t j0 = std::int64_t(blockIdx.x) * kBlock, row0 = sequence * p.length;
+  const std::int64_t sequence = blockIdx.x / p.kv_heads, kv_head = blockIdx.x % p.kv_heads, group = p.heads / p.kv_heads;
+  const std::int64_t j0 = std::int64_t(blockIdx.y) * kBlock, row0 = sequence * p.length;
   Gradients<kBlock> g = place_gradients<kBlock>(p, memory, x.lse, x.delta, sequence, kv_head * group);
   float* dkeys = g.dscores + kBlock * g.lds;
   float* dvalues = dkeys + kBlock * g.ldd;
@@ -305,8 +305,8 @@ __global__ void __launch_bounds__(kThreads)
     attention_backward_queries(AttentionProblem p, BackwardPointers<kBlock, T> x) {
   extern __shared__ float memory[];
   const int d = int(p.d), dv = int(p.dv);
-  const std::int64_t sequence = blockIdx.y / p.heads, head = blockIdx.y % p.heads, kv_head = head / (p.heads / p.kv_heads);
-  const std::int64_t i0 = std::int64_t(gridDim.x - 1 - blockIdx.x) * kBlock, row0 = sequence * p.length;
+  const std::int64_t sequence = blockIdx.x / p.heads, head = blockIdx.x % p.heads, kv_head = head / (p.heads / p.kv_heads);
+  const std::int64_t i0 = std::int64_t(gridDim.y - 1 - blockIdx.y) * kBlock, row0 = sequence * p.length;
   const Gradients<kBlock> g = place_gradients<kBlock>(p, memory, x.lse, x.delta, sequence, head);
   float* dqueries = g.dscores + kBlock * g.lds;
   const std::int64_t stride_q = p.heads * d, stride_out = p.heads * dv, stride_k = p.kv_heads * d, stride_v = p.kv_heads * dv;
@@ -338,8 +338,7 @@ void allow_shared(Kernel kernel, std::size_t bytes) {
 }
 
 dim3 grid_of(const AttentionProblem& p, int block, std::int64_t heads) {
-  FARSKIP_CHECK(p.sequences * heads <= 65535, "{} sequences of {} heads", p.sequences, heads);
-  return dim3(unsigned((p.length + block - 1) / block), unsigned(p.sequences * heads));
+  return dim3(unsigned(p.sequences * heads), unsigned((p.length + block - 1) / block));
 }
 
 template <int kBlock, class T>

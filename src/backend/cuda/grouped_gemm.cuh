@@ -163,6 +163,9 @@ typename Gemm::Arguments make_arguments(const Arrays<Gemm>& arrays, std::int64_t
   arguments.epilogue.ptr_D = arrays.d;
   arguments.epilogue.dD = arrays.stride_d;
   arguments.hw_info.sm_count = multiprocessors;
+  // Tiles of the same rows beside each other: one expert's w fits the L2 cache, the rows of a large expert do not, and
+  // would be read from memory once per tile column the other way around.
+  arguments.scheduler.raster_order = Kernel::TileScheduler::RasterOrderOptions::AlongN;
   return arguments;
 }
 
@@ -179,6 +182,9 @@ void run(const GroupedProduct& product, const Problem& problem) {
                 product.gpu.num_multiprocessors);
   FARSKIP_CHECK(product.workspace.size() >= workspace_bytes<Gemm>(product.experts), "workspace of {} bytes",
                 product.workspace.size());
+  for (const void* p : {product.a, product.b, static_cast<const void*>(product.accumulate),
+                        static_cast<const void*>(product.d)})
+    FARSKIP_CHECK(reinterpret_cast<std::uintptr_t>(p) % 16 == 0, "a matrix at {}", fmt::ptr(p));
   Arrays<Gemm> arrays{};
   std::byte* rest = arrays.place(product.workspace.data(), product.experts);
   fill_groups<Gemm><<<1, 256, 0, product.gpu.stream>>>(problem, product.offsets, int(product.experts), arrays);

@@ -1,6 +1,7 @@
 #pragma once
-// Grouped products of bf16 matrices on tensor cores, by CUTLASS: one product per expert, sizes read from
-// offsets on the device. One file instantiates one direction, since each takes a compiler a minute.
+// Grouped products of bf16 matrices on tensor cores: one product per expert, sizes read from offsets on the device.
+// Twice: by CUTLASS (grouped_gemm.cuh; one file a direction, since each takes a compiler a minute), and by a kernel of our
+// own (grouped_tiles.cuh).
 
 #include <cstddef>
 #include <cstdint>
@@ -16,7 +17,7 @@ struct GroupedProduct {
   const LaunchContext& gpu;
   std::span<std::byte> workspace;  // at least grouped_gemm_workspace(experts)
   const std::int32_t* offsets;
-  std::int64_t experts, n, k;
+  std::int64_t rows, experts, n, k;  // rows: as many as a and, in wgrad, b have; the experts may use fewer
   const void* a;
   const void* b;
   const float* accumulate;  // wgrad only; may be nullptr, may be d
@@ -37,5 +38,10 @@ void run_grouped_gemm_dgrad(const GroupedProduct& product);
 /// Per expert aᵀ · b of a[R, n], b[R, k], bf16 → d[E, n, k] f32 (+ accumulate). Experts without rows are not
 /// written.
 void run_grouped_gemm_wgrad(const GroupedProduct& product);
+
+/// The same by our own kernel, which takes up to 1024 experts and needs no workspace.
+void run_grouped_tiles_forward(const GroupedProduct& product);
+void run_grouped_tiles_dgrad(const GroupedProduct& product);
+void run_grouped_tiles_wgrad(const GroupedProduct& product);
 
 }  // namespace farskip::cuda

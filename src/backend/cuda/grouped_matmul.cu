@@ -112,8 +112,8 @@ void run_grouped_matmul(const KernelCall& call) {
   if (!fits_tensor_cores(dtype, call.outputs[0].dtype, DType::bf16, n, k))
     return dtype == DType::bf16 ? run_rows_plain<Bf16>(call, transpose_w, n, k)
                                 : run_rows_plain<float>(call, transpose_w, n, k);
-  const GroupedProduct product{*call.gpu,           call.workspace,      call.in<std::int32_t>(2), w[0], n, k,
-                               call.inputs[0].data, call.inputs[1].data, nullptr, call.outputs[0].data};
+  const GroupedProduct product{*call.gpu,           call.workspace,      call.in<std::int32_t>(2), call.in_shape(0).num_rows(),
+                               w[0], n, k, call.inputs[0].data, call.inputs[1].data, nullptr, call.outputs[0].data};
   transpose_w ? run_grouped_gemm_forward(product) : run_grouped_gemm_dgrad(product);
 }
 
@@ -128,7 +128,7 @@ void run_grouped_matmul_wgrad(const KernelCall& call) {
   const dim3 grid(unsigned(std::clamp<std::int64_t>(ceil_div(n * k, 1 << 14), 1, 256)), unsigned(experts));
   fill_empty_experts<<<grid, 256, 0, call.gpu->stream>>>(call.in<std::int32_t>(2), n * k, accumulate, call.out(0));
   FARSKIP_CUDA_CHECK_LAUNCH();
-  run_grouped_gemm_wgrad({*call.gpu, call.workspace, call.in<std::int32_t>(2), experts, n, k, call.inputs[0].data,
+  run_grouped_gemm_wgrad({*call.gpu, call.workspace, call.in<std::int32_t>(2), call.in_shape(0).num_rows(), experts, n, k, call.inputs[0].data,
                           call.inputs[1].data, accumulate, call.outputs[0].data});
 }
 
