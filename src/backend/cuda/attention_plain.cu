@@ -1,5 +1,5 @@
-// Causal attention by blocks with an online softmax (Dao et al. 2022, arXiv 2205.14135), in f32 on the ordinary
-// cores: for f32, and for masks and head sizes that cuDNN lacks. Every sum has one order.
+// Causal attention by blocks with an online softmax (Dao et al. 2022, arXiv 2205.14135), in f32 on the
+// ordinary cores: for f32, and for masks and head sizes that cuDNN lacks. Every sum has one order.
 #include <cmath>
 
 #include "backend/cuda/attention.h"
@@ -12,7 +12,8 @@ namespace {
 constexpr int kThreads = 256;
 constexpr float kLowest = -INFINITY;
 
-/// Length of a row in shared memory: an odd number of words, so that the elements of a column lie in different banks.
+/// Length of a row in shared memory: an odd number of words, so that the elements of a column lie in
+/// different banks.
 __host__ __device__ constexpr int odd(std::int64_t n) {
   return int(n) | 1;
 }
@@ -27,7 +28,8 @@ __device__ std::int64_t first_key(const AttentionProblem& p, std::int64_t sequen
 
 /// rows x size elements to shared memory; rows past `available` become 0.
 template <int kBlock, class T>
-__device__ void load_rows(const T* from, std::int64_t stride, std::int64_t available, int size, float* to, int ld) {
+__device__ void load_rows(const T* from, std::int64_t stride, std::int64_t available, int size, float* to,
+                          int ld) {
   for (int i = int(threadIdx.x); i < kBlock * size; i += kThreads) {
     const int row = i / size, column = i % size;
     to[row * ld + column] = row < available ? to_float(from[row * stride + column]) : 0.0F;
@@ -64,7 +66,8 @@ __device__ void multiply_rows(const float* x, const float* y, int ld, int depth,
   }
 }
 
-/// acc[r][c] = acc[r][c] * factor[r] + Σ_j w[r][j] y[j][c] for c < size (kTranspose: w[j][r]); factor may be nullptr.
+/// acc[r][c] = acc[r][c] * factor[r] + Σ_j w[r][j] y[j][c] for c < size (kTranspose: w[j][r]); factor may be
+/// nullptr.
 template <int kBlock, bool kTranspose>
 __device__ void add_product(const float* w, int ldw, const float* y, int ld, int size, const float* factor,
                             float* acc) {
@@ -105,7 +108,8 @@ __device__ void add_product(const float* w, int ldw, const float* y, int ld, int
 
 /// Smallest first key of queries [i0, end), by all threads of the block.
 template <int kBlock>
-__device__ std::int64_t first_key_of_block(const AttentionProblem& p, std::int64_t sequence, std::int64_t i0) {
+__device__ std::int64_t first_key_of_block(const AttentionProblem& p, std::int64_t sequence,
+                                           std::int64_t i0) {
   __shared__ int first;
   if (threadIdx.x == 0) first = int(i0);
   __syncthreads();
@@ -119,8 +123,8 @@ __device__ std::int64_t first_key_of_block(const AttentionProblem& p, std::int64
 
 // ---- forward -------------------------------------------------------------------------------------
 
-/// Scores of one key block become weights relative to the running maximum of each query, whose sum and the factor
-/// for what it has summed up so far are updated. kThreads / kBlock threads share a row.
+/// Scores of one key block become weights relative to the running maximum of each query, whose sum and the
+/// factor for what it has summed up so far are updated. kThreads / kBlock threads share a row.
 template <int kBlock>
 __device__ void update_softmax(float* scores, int ld, float* max, float* sum, float* factor) {
   constexpr int kLanes = kThreads / kBlock;
@@ -164,7 +168,8 @@ __global__ void __launch_bounds__(kThreads)
   float* acc = keys + kBlock * (ldd > ldv ? ldd : ldv);
   float* scores = acc + kBlock * ldv;
   float *max = scores + kBlock * lds, *sum = max + kBlock, *factor = sum + kBlock;
-  const std::int64_t sequence = blockIdx.x / p.heads, head = blockIdx.x % p.heads, kv_head = head / (p.heads / p.kv_heads);
+  const std::int64_t sequence = blockIdx.x / p.heads, head = blockIdx.x % p.heads,
+                     kv_head = head / (p.heads / p.kv_heads);
   const std::int64_t i0 = std::int64_t(gridDim.y - 1 - blockIdx.y) * kBlock, row0 = sequence * p.length;
   const std::int64_t stride_q = p.heads * d, stride_k = p.kv_heads * d, stride_v = p.kv_heads * dv;
   load_rows<kBlock>(q + (row0 + i0) * stride_q + head * d, stride_q, p.length - i0, d, queries, ldd);
@@ -191,7 +196,8 @@ __global__ void __launch_bounds__(kThreads)
   }
   for (int i = int(threadIdx.x); i < kBlock * dv; i += kThreads) {
     const int r = i / dv, c = i % dv;
-    if (i0 + r < p.length) out[(row0 + i0 + r) * p.heads * dv + head * dv + c] = from_float<T>(acc[r * ldv + c] / sum[r]);
+    if (i0 + r < p.length)
+      out[(row0 + i0 + r) * p.heads * dv + head * dv + c] = from_float<T>(acc[r * ldv + c] / sum[r]);
   }
   if (threadIdx.x < kBlock && i0 + threadIdx.x < p.length)
     lse[(row0 + i0 + threadIdx.x) * p.heads + head] = max[threadIdx.x] + logf(sum[threadIdx.x]);
@@ -257,7 +263,8 @@ __device__ Gradients<kBlock> place_gradients(const AttentionProblem& p, float* m
   float* dout = keys + kBlock * ldd;
   float* values = dout + kBlock * ldv;
   float* weights = values + kBlock * ldv;
-  return {p, lse, delta, sequence, head, queries, dout, keys, values, weights, weights + kBlock * lds, ldd, ldv, lds};
+  return {p,   lse, delta, sequence, head, queries, dout, keys, values, weights, weights + kBlock * lds,
+          ldd, ldv, lds};
 }
 
 /// A block computes dk and dv of kBlock keys of one key-value head: over its query heads, then over queries.
@@ -266,22 +273,27 @@ __global__ void __launch_bounds__(kThreads)
     attention_backward_keys(AttentionProblem p, BackwardPointers<kBlock, T> x) {
   extern __shared__ float memory[];
   const int d = int(p.d), dv = int(p.dv);
-  const std::int64_t sequence = blockIdx.x / p.kv_heads, kv_head = blockIdx.x % p.kv_heads, group = p.heads / p.kv_heads;
+  const std::int64_t sequence = blockIdx.x / p.kv_heads, kv_head = blockIdx.x % p.kv_heads,
+                     group = p.heads / p.kv_heads;
   const std::int64_t j0 = std::int64_t(blockIdx.y) * kBlock, row0 = sequence * p.length;
   Gradients<kBlock> g = place_gradients<kBlock>(p, memory, x.lse, x.delta, sequence, kv_head * group);
   float* dkeys = g.dscores + kBlock * g.lds;
   float* dvalues = dkeys + kBlock * g.ldd;
-  const std::int64_t stride_q = p.heads * d, stride_out = p.heads * dv, stride_k = p.kv_heads * d, stride_v = p.kv_heads * dv;
+  const std::int64_t stride_q = p.heads * d, stride_out = p.heads * dv, stride_k = p.kv_heads * d,
+                     stride_v = p.kv_heads * dv;
   load_rows<kBlock>(x.k + (row0 + j0) * stride_k + kv_head * d, stride_k, p.length - j0, d, g.keys, g.ldd);
-  load_rows<kBlock>(x.v + (row0 + j0) * stride_v + kv_head * dv, stride_v, p.length - j0, dv, g.values, g.ldv);
+  load_rows<kBlock>(x.v + (row0 + j0) * stride_v + kv_head * dv, stride_v, p.length - j0, dv, g.values,
+                    g.ldv);
   clear(dkeys, kBlock * g.ldd);
   clear(dvalues, kBlock * g.ldv);
   for (std::int64_t h = 0; h < group; ++h) {
     g.head = kv_head * group + h;
     for (std::int64_t i0 = j0; i0 < p.length; i0 += kBlock) {
       if (first_key_of_block<kBlock>(p, sequence, i0) >= j0 + kBlock) continue;
-      load_rows<kBlock>(x.q + (row0 + i0) * stride_q + g.head * d, stride_q, p.length - i0, d, g.queries, g.ldd);
-      load_rows<kBlock>(x.dout + (row0 + i0) * stride_out + g.head * dv, stride_out, p.length - i0, dv, g.dout, g.ldv);
+      load_rows<kBlock>(x.q + (row0 + i0) * stride_q + g.head * d, stride_q, p.length - i0, d, g.queries,
+                        g.ldd);
+      load_rows<kBlock>(x.dout + (row0 + i0) * stride_out + g.head * dv, stride_out, p.length - i0, dv,
+                        g.dout, g.ldv);
       __syncthreads();
       g.compute(i0, j0);
       __syncthreads();
@@ -293,10 +305,12 @@ __global__ void __launch_bounds__(kThreads)
   __syncthreads();
   for (int i = int(threadIdx.x); i < kBlock * d; i += kThreads)
     if (j0 + i / d < p.length)
-      x.dk[(row0 + j0 + i / d) * stride_k + kv_head * d + i % d] = from_float<T>(dkeys[i / d * g.ldd + i % d]);
+      x.dk[(row0 + j0 + i / d) * stride_k + kv_head * d + i % d] =
+          from_float<T>(dkeys[i / d * g.ldd + i % d]);
   for (int i = int(threadIdx.x); i < kBlock * dv; i += kThreads)
     if (j0 + i / dv < p.length)
-      x.dv[(row0 + j0 + i / dv) * stride_v + kv_head * dv + i % dv] = from_float<T>(dvalues[i / dv * g.ldv + i % dv]);
+      x.dv[(row0 + j0 + i / dv) * stride_v + kv_head * dv + i % dv] =
+          from_float<T>(dvalues[i / dv * g.ldv + i % dv]);
 }
 
 /// A block computes dq of kBlock queries of one head, over keys.
@@ -305,18 +319,22 @@ __global__ void __launch_bounds__(kThreads)
     attention_backward_queries(AttentionProblem p, BackwardPointers<kBlock, T> x) {
   extern __shared__ float memory[];
   const int d = int(p.d), dv = int(p.dv);
-  const std::int64_t sequence = blockIdx.x / p.heads, head = blockIdx.x % p.heads, kv_head = head / (p.heads / p.kv_heads);
+  const std::int64_t sequence = blockIdx.x / p.heads, head = blockIdx.x % p.heads,
+                     kv_head = head / (p.heads / p.kv_heads);
   const std::int64_t i0 = std::int64_t(gridDim.y - 1 - blockIdx.y) * kBlock, row0 = sequence * p.length;
   const Gradients<kBlock> g = place_gradients<kBlock>(p, memory, x.lse, x.delta, sequence, head);
   float* dqueries = g.dscores + kBlock * g.lds;
-  const std::int64_t stride_q = p.heads * d, stride_out = p.heads * dv, stride_k = p.kv_heads * d, stride_v = p.kv_heads * dv;
+  const std::int64_t stride_q = p.heads * d, stride_out = p.heads * dv, stride_k = p.kv_heads * d,
+                     stride_v = p.kv_heads * dv;
   load_rows<kBlock>(x.q + (row0 + i0) * stride_q + head * d, stride_q, p.length - i0, d, g.queries, g.ldd);
-  load_rows<kBlock>(x.dout + (row0 + i0) * stride_out + head * dv, stride_out, p.length - i0, dv, g.dout, g.ldv);
+  load_rows<kBlock>(x.dout + (row0 + i0) * stride_out + head * dv, stride_out, p.length - i0, dv, g.dout,
+                    g.ldv);
   clear(dqueries, kBlock * g.ldd);
   const std::int64_t first = first_key_of_block<kBlock>(p, sequence, i0) / kBlock * kBlock;
   for (std::int64_t j0 = first; j0 <= i0; j0 += kBlock) {
     load_rows<kBlock>(x.k + (row0 + j0) * stride_k + kv_head * d, stride_k, p.length - j0, d, g.keys, g.ldd);
-    load_rows<kBlock>(x.v + (row0 + j0) * stride_v + kv_head * dv, stride_v, p.length - j0, dv, g.values, g.ldv);
+    load_rows<kBlock>(x.v + (row0 + j0) * stride_v + kv_head * dv, stride_v, p.length - j0, dv, g.values,
+                      g.ldv);
     __syncthreads();
     g.compute(i0, j0);
     __syncthreads();
@@ -325,12 +343,14 @@ __global__ void __launch_bounds__(kThreads)
   }
   for (int i = int(threadIdx.x); i < kBlock * d; i += kThreads)
     if (i0 + i / d < p.length)
-      x.dq[(row0 + i0 + i / d) * stride_q + head * d + i % d] = from_float<T>(dqueries[i / d * g.ldd + i % d]);
+      x.dq[(row0 + i0 + i / d) * stride_q + head * d + i % d] =
+          from_float<T>(dqueries[i / d * g.ldd + i % d]);
 }
 
 // ---- launches ------------------------------------------------------------------------------------
 
-constexpr std::size_t kMaxSharedBytes = (227 << 10) - 64;  // a block of sm_90 may have 227 KiB, some of it static
+constexpr std::size_t kMaxSharedBytes =
+    (227 << 10) - 64;  // a block of sm_90 may have 227 KiB, some of it static
 
 template <class Kernel>
 void allow_shared(Kernel kernel, std::size_t bytes) {
@@ -347,38 +367,47 @@ bool try_forward(const LaunchContext& gpu, const AttentionProblem& p, const Atte
   if (bytes > kMaxSharedBytes) return false;
   allow_shared(attention_forward<kBlock, T>, bytes);
   attention_forward<kBlock, T><<<grid_of(p, kBlock, p.heads), kThreads, bytes, gpu.stream>>>(
-      p, static_cast<const T*>(x.q), static_cast<const T*>(x.k), static_cast<const T*>(x.v), static_cast<T*>(x.out),
-      x.lse);
+      p, static_cast<const T*>(x.q), static_cast<const T*>(x.k), static_cast<const T*>(x.v),
+      static_cast<T*>(x.out), x.lse);
   FARSKIP_CUDA_CHECK_LAUNCH();
   return true;
 }
 
 template <int kBlock, class T>
-bool try_backward(const LaunchContext& gpu, const AttentionProblem& p, const AttentionBackward& x, float* delta) {
+bool try_backward(const LaunchContext& gpu, const AttentionProblem& p, const AttentionBackward& x,
+                  float* delta) {
   const std::size_t bytes = backward_floats<kBlock>(p.d, p.dv) * sizeof(float);
   if (bytes > kMaxSharedBytes) return false;
-  const BackwardPointers<kBlock, T> pointers{static_cast<const T*>(x.dout), static_cast<const T*>(x.q),
-                                             static_cast<const T*>(x.k),    static_cast<const T*>(x.v),
-                                             x.lse,                         delta,
-                                             static_cast<T*>(x.dq),         static_cast<T*>(x.dk),
+  const BackwardPointers<kBlock, T> pointers{static_cast<const T*>(x.dout),
+                                             static_cast<const T*>(x.q),
+                                             static_cast<const T*>(x.k),
+                                             static_cast<const T*>(x.v),
+                                             x.lse,
+                                             delta,
+                                             static_cast<T*>(x.dq),
+                                             static_cast<T*>(x.dk),
                                              static_cast<T*>(x.dv)};
   allow_shared(attention_backward_keys<kBlock, T>, bytes);
-  attention_backward_keys<kBlock, T><<<grid_of(p, kBlock, p.kv_heads), kThreads, bytes, gpu.stream>>>(p, pointers);
+  attention_backward_keys<kBlock, T>
+      <<<grid_of(p, kBlock, p.kv_heads), kThreads, bytes, gpu.stream>>>(p, pointers);
   FARSKIP_CUDA_CHECK_LAUNCH();
   allow_shared(attention_backward_queries<kBlock, T>, bytes);
-  attention_backward_queries<kBlock, T><<<grid_of(p, kBlock, p.heads), kThreads, bytes, gpu.stream>>>(p, pointers);
+  attention_backward_queries<kBlock, T>
+      <<<grid_of(p, kBlock, p.heads), kThreads, bytes, gpu.stream>>>(p, pointers);
   FARSKIP_CUDA_CHECK_LAUNCH();
   return true;
 }
 
 template <class T>
 void run_forward(const LaunchContext& gpu, const AttentionProblem& p, const AttentionForward& x) {
-  const bool done = try_forward<64, T>(gpu, p, x) || try_forward<32, T>(gpu, p, x) || try_forward<16, T>(gpu, p, x);
+  const bool done =
+      try_forward<64, T>(gpu, p, x) || try_forward<32, T>(gpu, p, x) || try_forward<16, T>(gpu, p, x);
   FARSKIP_CHECK(done, "attention with head sizes {} and {}", p.d, p.dv);
 }
 
 template <class T>
-void run_backward(const LaunchContext& gpu, const AttentionProblem& p, const AttentionBackward& x, float* delta) {
+void run_backward(const LaunchContext& gpu, const AttentionProblem& p, const AttentionBackward& x,
+                  float* delta) {
   const std::int64_t rows = p.tokens() * p.heads;
   constexpr int kWarps = 8;
   row_products<T><<<unsigned((rows + kWarps - 1) / kWarps), kWarps * 32, 0, gpu.stream>>>(
@@ -399,11 +428,13 @@ void run_plain_attention(const LaunchContext& gpu, const AttentionProblem& p, co
   p.dtype == DType::bf16 ? run_forward<__nv_bfloat16>(gpu, p, x) : run_forward<float>(gpu, p, x);
 }
 
-void run_plain_attention_backward(const LaunchContext& gpu, const AttentionProblem& p, const AttentionBackward& x,
-                                  std::span<std::byte> workspace) {
-  FARSKIP_CHECK(workspace.size() >= plain_attention_backward_workspace(p), "workspace of {} bytes", workspace.size());
+void run_plain_attention_backward(const LaunchContext& gpu, const AttentionProblem& p,
+                                  const AttentionBackward& x, std::span<std::byte> workspace) {
+  FARSKIP_CHECK(workspace.size() >= plain_attention_backward_workspace(p), "workspace of {} bytes",
+                workspace.size());
   auto* delta = reinterpret_cast<float*>(workspace.data());
-  p.dtype == DType::bf16 ? run_backward<__nv_bfloat16>(gpu, p, x, delta) : run_backward<float>(gpu, p, x, delta);
+  p.dtype == DType::bf16 ? run_backward<__nv_bfloat16>(gpu, p, x, delta)
+                         : run_backward<float>(gpu, p, x, delta);
 }
 
 }  // namespace farskip::cuda

@@ -1,25 +1,24 @@
 #pragma once
-// A wgmma kernel of our own for products of experts (grouped_gemm.h). What sets it apart from a pointer-array kernel:
-// all experts' rows are one matrix and all weights one array, so one descriptor serves all; no descriptor is changed on
-// the way, and rows of the next expert at the end of one are multiplied too but not stored.
+// A wgmma kernel of our own for products of experts (grouped_gemm.h). What sets it apart from a pointer-array
+// kernel: all experts' rows are one matrix and all weights one array, so one descriptor serves all; no
+// descriptor is changed on the way, and rows of the next expert at the end of one are multiplied too but not
+// stored.
 //
-// A block of 384 threads: a producer warp that loads tiles by the copy engine, and two warp groups that multiply, each
-// 64 rows of a 128 x 256 tile. Blocks work in pairs (a cluster): two tiles below each other share the loads of b. Tiles
-// are dealt out to the pairs in turns, largest experts first, back and forth, so that pairs end at about the same time.
-
-#include <cute/tensor.hpp>
+// A block of 384 threads: a producer warp that loads tiles by the copy engine, and two warp groups that
+// multiply, each 64 rows of a 128 x 256 tile. Blocks work in pairs (a cluster): two tiles below each other
+// share the loads of b. Tiles are dealt out to the pairs in turns, largest experts first, back and forth, so
+// that pairs end at about the same time.
 
 #include <cuda.h>
 #include <cuda_bf16.h>
-
 #include <cutlass/arch/barrier.h>
 #include <cutlass/arch/reg_reconfig.h>
 
+#include <cstdint>
 #include <cute/arch/cluster_sm90.hpp>
 #include <cute/arch/copy_sm90_tma.hpp>
 #include <cute/atom/mma_atom.hpp>
-
-#include <cstdint>
+#include <cute/tensor.hpp>
 
 namespace farskip::cuda::tiles {
 
@@ -82,9 +81,11 @@ struct Traits {
   using Step = cute::conditional_t<kMajor == cute::GMMA::Major::K, cute::Step<cute::_1, cute::_2, cute::_3>,
                                    cute::Step<cute::_2, cute::_1, cute::_3>>;
   using LayoutA = decltype(cute::tile_to_shape(
-      Atom<kMajorA>{}, cute::Shape<cute::Int<kTileM>, cute::Int<kTileK>, cute::Int<kStages>>{}, Step<kMajorA>{}));
+      Atom<kMajorA>{}, cute::Shape<cute::Int<kTileM>, cute::Int<kTileK>, cute::Int<kStages>>{},
+      Step<kMajorA>{}));
   using LayoutB = decltype(cute::tile_to_shape(
-      Atom<kMajorB>{}, cute::Shape<cute::Int<kTileN>, cute::Int<kTileK>, cute::Int<kStages>>{}, Step<kMajorB>{}));
+      Atom<kMajorB>{}, cute::Shape<cute::Int<kTileN>, cute::Int<kTileK>, cute::Int<kStages>>{},
+      Step<kMajorB>{}));
 };
 
 __host__ __device__ constexpr int tiles_of(int size, int tile) {
@@ -132,7 +133,11 @@ template <Direction kDirection>
 class Schedule {
  public:
   __device__ Schedule(const Params& p, const Order& order)
-      : p_(p), order_(order), pair_(int(blockIdx.x) / 2), pairs_(int(gridDim.x) / 2), half_(int(blockIdx.x) % 2) {}
+      : p_(p),
+        order_(order),
+        pair_(int(blockIdx.x) / 2),
+        pairs_(int(gridDim.x) / 2),
+        half_(int(blockIdx.x) % 2) {}
 
   __device__ bool next(Tile& tile) {
     const int index = round_ * pairs_ + (round_ % 2 == 0 ? pair_ : pairs_ - 1 - pair_);
@@ -186,20 +191,23 @@ struct Stage {
 constexpr std::uint64_t kNoHint = static_cast<std::uint64_t>(cute::TMA::CacheHintSm90::EVICT_NORMAL);
 constexpr int kBoxBytes = 64 * 64 * 2;  // of a box of 64 x 64 elements
 
-/// a of one stage. forward, dgrad: box 64 (depth) x 128 rows of [R, k]. wgrad: two boxes 64 x 64 (rows) of [R, m].
+/// a of one stage. forward, dgrad: box 64 (depth) x 128 rows of [R, k]. wgrad: two boxes 64 x 64 (rows) of
+/// [R, m].
 template <Direction kDirection>
-__device__ void load_a(const CUtensorMap& map, const Tile& tile, int k0, std::uint8_t* to, std::uint64_t* barrier) {
+__device__ void load_a(const CUtensorMap& map, const Tile& tile, int k0, std::uint8_t* to,
+                       std::uint64_t* barrier) {
   if constexpr (kDirection == Direction::wgrad) {
     for (int i = 0; i < kTileM / 64; ++i)
-      cute::SM90_TMA_LOAD_2D::copy(&map, barrier, kNoHint, to + i * kBoxBytes, tile.row_tile * kTileM + i * 64,
-                                   tile.first_row + k0);
+      cute::SM90_TMA_LOAD_2D::copy(&map, barrier, kNoHint, to + i * kBoxBytes,
+                                   tile.row_tile * kTileM + i * 64, tile.first_row + k0);
   } else {
     cute::SM90_TMA_LOAD_2D::copy(&map, barrier, kNoHint, to, k0, tile.first_row + tile.row_tile * kTileM);
   }
 }
 
-/// One half (128 columns of the output) of b of one stage, for this block or for both. forward: box 64 (depth) x 128 of
-/// [E, n, k]. dgrad: two boxes 64 x 64 (depth) of [E, k, n]. wgrad: two boxes 64 x 64 (rows) of [R, n].
+/// One half (128 columns of the output) of b of one stage, for this block or for both. forward: box 64
+/// (depth) x 128 of [E, n, k]. dgrad: two boxes 64 x 64 (depth) of [E, k, n]. wgrad: two boxes 64 x 64 (rows)
+/// of [R, n].
 template <Direction kDirection>
 __device__ void load_b(const CUtensorMap& map, const Tile& tile, int k0, int half, std::uint8_t* stage,
                        std::uint64_t* barrier) {
@@ -217,11 +225,13 @@ __device__ void load_b(const CUtensorMap& map, const Tile& tile, int k0, int hal
     const int x = column + i * 64;
     if constexpr (kDirection == Direction::dgrad) {
       if (tile.shared)
-        cute::SM90_TMA_LOAD_MULTICAST_3D::copy(&map, barrier, kBoth, kNoHint, to + i * kBoxBytes, x, k0, tile.expert);
+        cute::SM90_TMA_LOAD_MULTICAST_3D::copy(&map, barrier, kBoth, kNoHint, to + i * kBoxBytes, x, k0,
+                                               tile.expert);
       else
         cute::SM90_TMA_LOAD_3D::copy(&map, barrier, kNoHint, to + i * kBoxBytes, x, k0, tile.expert);
     } else if (tile.shared) {
-      cute::SM90_TMA_LOAD_MULTICAST_2D::copy(&map, barrier, kBoth, kNoHint, to + i * kBoxBytes, x, tile.first_row + k0);
+      cute::SM90_TMA_LOAD_MULTICAST_2D::copy(&map, barrier, kBoth, kNoHint, to + i * kBoxBytes, x,
+                                             tile.first_row + k0);
     } else {
       cute::SM90_TMA_LOAD_2D::copy(&map, barrier, kNoHint, to + i * kBoxBytes, x, tile.first_row + k0);
     }
@@ -230,7 +240,8 @@ __device__ void load_b(const CUtensorMap& map, const Tile& tile, int k0, int hal
 
 /// One thread.
 template <Direction kDirection>
-__device__ void produce(const Params& p, const CUtensorMap& map_a, const CUtensorMap& map_b, SharedStorage& shared) {
+__device__ void produce(const Params& p, const CUtensorMap& map_a, const CUtensorMap& map_b,
+                        SharedStorage& shared) {
   const int half = int(cute::block_rank_in_cluster());
   Schedule<kDirection> schedule(p, shared.order);
   Stage stage;
@@ -254,13 +265,16 @@ __device__ void produce(const Params& p, const CUtensorMap& map_a, const CUtenso
 
 // ---- products ------------------------------------------------------------------------------------
 
-/// Rows past the end of the expert, in the last stage of a weight gradient, become zeros in a and b: rows of other
-/// experts, or what no one has written. A row of a box is 128 bytes, whatever the swizzle. By all consumers.
+/// Rows past the end of the expert, in the last stage of a weight gradient, become zeros in a and b: rows of
+/// other experts, or what no one has written. A row of a box is 128 bytes, whatever the swizzle. By all
+/// consumers.
 __device__ inline void clear_rows(std::uint8_t* a, std::uint8_t* b, int valid) {
   constexpr int kVectors = kBoxBytes / 16, kBoxesA = kBytesA / kBoxBytes, kBoxesB = kBytesB / kBoxBytes;
-  const int thread = int(threadIdx.x) - (kThreads - kConsumers), first = valid * 128 / 16, count = kVectors - first;
+  const int thread = int(threadIdx.x) - (kThreads - kConsumers), first = valid * 128 / 16,
+            count = kVectors - first;
   for (int box = 0; box < kBoxesA + kBoxesB; ++box) {
-    auto* to = reinterpret_cast<uint4*>(box < kBoxesA ? a + box * kBoxBytes : b + (box - kBoxesA) * kBoxBytes);
+    auto* to =
+        reinterpret_cast<uint4*>(box < kBoxesA ? a + box * kBoxBytes : b + (box - kBoxesA) * kBoxBytes);
     for (int i = thread; i < count; i += kConsumers) to[first + i] = uint4{0, 0, 0, 0};
   }
   cutlass::arch::fence_view_async_shared();
@@ -292,8 +306,8 @@ __device__ inline std::uint32_t pack(float low, float high) {
   return *reinterpret_cast<const std::uint32_t*>(&both);
 }
 
-/// Sums of a thread: element c + 2 r + 4 j is row 8 r, column 8 j + c of the thread's corner (wgmma's layout).
-/// Columns are stored 8 at a time, 64 bytes of a row by four threads. n is a multiple of 8.
+/// Sums of a thread: element c + 2 r + 4 j is row 8 r, column 8 j + c of the thread's corner (wgmma's
+/// layout). Columns are stored 8 at a time, 64 bytes of a row by four threads. n is a multiple of 8.
 template <class Sums>
 __device__ void store_bf16(const Params& p, const Tile& tile, const Sums& sums, int row, int lane) {
   auto* d = static_cast<__nv_bfloat16*>(p.d);
@@ -305,11 +319,13 @@ __device__ void store_bf16(const Params& p, const Tile& tile, const Sums& sums, 
     for (int r = 0; r < 2; ++r) {
       std::uint32_t w[4];
 #pragma unroll
-      for (int j = 0; j < 4; ++j) w[j] = pack(sums(4 * (4 * group + j) + 2 * r), sums(4 * (4 * group + j) + 2 * r + 1));
+      for (int j = 0; j < 4; ++j)
+        w[j] = pack(sums(4 * (4 * group + j) + 2 * r), sums(4 * (4 * group + j) + 2 * r + 1));
       transpose_quad(w, q);
       const int at = row + 8 * r;
       if (tile.store && at < tile.rows && column < p.n)
-        *reinterpret_cast<uint4*>(d + std::int64_t(tile.first_row + at) * p.n + column) = uint4{w[0], w[1], w[2], w[3]};
+        *reinterpret_cast<uint4*>(d + std::int64_t(tile.first_row + at) * p.n + column) =
+            uint4{w[0], w[1], w[2], w[3]};
     }
   }
 }
@@ -353,10 +369,10 @@ __device__ void consume(const Params& p, SharedStorage& shared) {
   const int group = __shfl_sync(0xffffffff, thread / 128, 0), in_group = thread % 128;
   typename T::Mma mma;
   const auto mine = mma.get_slice(group * 128);
-  const auto a = mine.make_fragment_A(mine.partition_A(make_tensor(
-      make_smem_ptr(reinterpret_cast<typename T::Element*>(shared.a)), typename T::LayoutA{})));
-  const auto b = mine.make_fragment_B(mine.partition_B(make_tensor(
-      make_smem_ptr(reinterpret_cast<typename T::Element*>(shared.b)), typename T::LayoutB{})));
+  const auto a = mine.make_fragment_A(mine.partition_A(
+      make_tensor(make_smem_ptr(reinterpret_cast<typename T::Element*>(shared.a)), typename T::LayoutA{})));
+  const auto b = mine.make_fragment_B(mine.partition_B(
+      make_tensor(make_smem_ptr(reinterpret_cast<typename T::Element*>(shared.b)), typename T::LayoutB{})));
   auto sums = partition_fragment_C(mma, Shape<Int<kTileM>, Int<kTileN>>{});
   // One thread of the group tells each block of the pair.
   const auto release = [&](int s) { shared.barriers.empty[s].arrive(std::uint32_t(in_group), in_group < 2); };
@@ -369,7 +385,8 @@ __device__ void consume(const Params& p, SharedStorage& shared) {
     for (int k0 = 0; k0 < depth; k0 += kTileK, stage.advance()) {
       const int s = stage.index;
       shared.barriers.full[s].wait(stage.phase);
-      if (kDirection == Direction::wgrad && k0 + kTileK > depth) clear_rows(shared.a[s], shared.b[s], depth - k0);
+      if (kDirection == Direction::wgrad && k0 + kTileK > depth)
+        clear_rows(shared.a[s], shared.b[s], depth - k0);
       warpgroup_fence_operand(sums);
       warpgroup_arrive();
 #pragma unroll
@@ -401,7 +418,8 @@ __global__ void __launch_bounds__(kThreads, 1)
     grouped_tiles(const __grid_constant__ CUtensorMap map_a, const __grid_constant__ CUtensorMap map_b,
                   const __grid_constant__ Params p) {
   extern __shared__ std::uint8_t memory[];
-  auto& shared = *reinterpret_cast<SharedStorage*>((reinterpret_cast<std::uintptr_t>(memory) + 1023) / 1024 * 1024);
+  auto& shared =
+      *reinterpret_cast<SharedStorage*>((reinterpret_cast<std::uintptr_t>(memory) + 1023) / 1024 * 1024);
   if (threadIdx.x == 0) {
     for (int s = 0; s < kStages; ++s) {
       shared.barriers.full[s].init(1);
