@@ -34,7 +34,7 @@ struct AttentionBackward {
   void *dq, *dk, *dv;
 };
 
-// ---- attention_plain.cu: every type, size and mask, on the ordinary cores; both directions deterministic.
+// ---- attention_plain_forward.cu, attention_plain_backward.cu: every type, size and mask, on the ordinary cores; both directions deterministic.
 // Head sizes up to 512.
 
 std::size_t plain_attention_backward_workspace(const AttentionProblem& problem);
