@@ -107,21 +107,17 @@ __device__ void load_b(const CUtensorMap& map, const Tile& tile, int k0, int hal
       cute::SM90_TMA_LOAD_MULTICAST_3D::copy(&map, barrier, kBoth, kNoHint, to, k0, column, tile.expert);
     else
       cute::SM90_TMA_LOAD_3D::copy(&map, barrier, kNoHint, to, k0, column, tile.expert);
-    return;
-  }
-  for (int i = 0; i < 2; ++i) {
-    const int x = column + i * 64;
-    if constexpr (kDirection == Direction::dgrad) {
-      if (tile.shared)
-        cute::SM90_TMA_LOAD_MULTICAST_3D::copy(&map, barrier, kBoth, kNoHint, to + i * kBoxBytes, x, k0,
-                                               tile.expert);
+  } else {
+    for (int i = 0; i < 2; ++i, to += kBoxBytes) {
+      const int x = column + i * 64, row = tile.first_row + k0;
+      if (kDirection == Direction::dgrad && tile.shared)
+        cute::SM90_TMA_LOAD_MULTICAST_3D::copy(&map, barrier, kBoth, kNoHint, to, x, k0, tile.expert);
+      else if (kDirection == Direction::dgrad)
+        cute::SM90_TMA_LOAD_3D::copy(&map, barrier, kNoHint, to, x, k0, tile.expert);
+      else if (tile.shared)
+        cute::SM90_TMA_LOAD_MULTICAST_2D::copy(&map, barrier, kBoth, kNoHint, to, x, row);
       else
-        cute::SM90_TMA_LOAD_3D::copy(&map, barrier, kNoHint, to + i * kBoxBytes, x, k0, tile.expert);
-    } else if (tile.shared) {
-      cute::SM90_TMA_LOAD_MULTICAST_2D::copy(&map, barrier, kBoth, kNoHint, to + i * kBoxBytes, x,
-                                             tile.first_row + k0);
-    } else {
-      cute::SM90_TMA_LOAD_2D::copy(&map, barrier, kNoHint, to + i * kBoxBytes, x, tile.first_row + k0);
+        cute::SM90_TMA_LOAD_2D::copy(&map, barrier, kNoHint, to, x, row);
     }
   }
 }
