@@ -25,6 +25,9 @@ elseif(NOT cuda_wanted STREQUAL "OFF" AND NOT cuda_wanted STREQUAL "FALSE" AND N
       set(CMAKE_CUDA_COMPILER_LAUNCHER ${FARSKIP_CCACHE})
     endif()
     enable_language(CUDA)
+    if(NOT CMAKE_CUDA20_STANDARD_COMPILE_OPTION)  # unknown to CMake 3.25.1
+      set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION -std=c++20)
+    endif()
     set(CMAKE_CUDA_STANDARD 20)
     set(CMAKE_CUDA_STANDARD_REQUIRED ON)
     set(CMAKE_CUDA_EXTENSIONS OFF)
