@@ -27,8 +27,8 @@ __global__ void __launch_bounds__(kThreads)
 /// dx may be x: a warp has read what it overwrites.
 template <class T, int N>
 __global__ void __launch_bounds__(kThreads)
-    swiglu_grad_kernel(const T* dy, const T* x, const float* weights, T* dx, float* d_weights, std::int64_t rows,
-                       std::int64_t width, const std::int32_t* count) {
+    swiglu_grad_kernel(const T* dy, const T* x, const float* weights, T* dx, float* d_weights,
+                       std::int64_t rows, std::int64_t width, const std::int32_t* count) {
   const std::int64_t row = warp_row();
   if (row >= actual_rows(rows, count)) return;
   const T *gate = x + row * 2 * width, *up = gate + width;
@@ -62,7 +62,8 @@ void run_swiglu(const KernelCall& call) {
     const std::int64_t rows = call.out_shape(0)[0], width = call.out_shape(0)[1];
     const bool wide = width % 8 == 0 && is_aligned(call.in<T>(0), call.out<T>(0));
     launch(call, wide ? swiglu_kernel<T, 8> : swiglu_kernel<T, 1>, warp_row_grid(rows), kThreads, 0,
-           call.in<T>(0), call.has(1) ? call.in(1) : nullptr, call.out<T>(0), rows, width, input_count(call, 0));
+           call.in<T>(0), call.has(1) ? call.in(1) : nullptr, call.out<T>(0), rows, width,
+           input_count(call, 0));
   });
 }
 

@@ -10,8 +10,8 @@ constexpr int kTokensPerBlock = 32;
 constexpr int kSlotsPerBlock = 2048;
 constexpr float kTiny = 1e-20F;  // as in the router: a sum of scores may have underflowed to zero
 
-/// Sizes of scores[T, E] and indices[T, K], T in sequences of S, a sequence in blocks of tokens; and what each part
-/// of the workspace needs.
+/// Sizes of scores[T, E] and indices[T, K], T in sequences of S, a sequence in blocks of tokens; and what
+/// each part of the workspace needs.
 struct Sizes {
   Sizes(const ops::BalanceLoss& a, const Shape& scores, const Shape& indices)
       : length(a.sequence_length),
@@ -41,7 +41,8 @@ struct Sizes {
 /// counts[sequence, e] += times e was chosen. Integers: the order of the additions does not matter.
 __global__ void __launch_bounds__(kThreads)
     count_choices_kernel(const std::int32_t* indices, std::int32_t* counts, Sizes s) {
-  const std::int64_t slots = s.length * s.top_k, begin = static_cast<std::int64_t>(blockIdx.y) * kSlotsPerBlock;
+  const std::int64_t slots = s.length * s.top_k,
+                     begin = static_cast<std::int64_t>(blockIdx.y) * kSlotsPerBlock;
   const std::int64_t sequence = blockIdx.x;
   for (std::int64_t i = begin + threadIdx.x; i < min(slots, begin + kSlotsPerBlock); i += kThreads) {
     const std::int32_t expert = indices[sequence * slots + i];
@@ -50,11 +51,12 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-void count_choices(const KernelCall& call, const std::int32_t* indices, std::int32_t* counts, const Sizes& s) {
+void count_choices(const KernelCall& call, const std::int32_t* indices, std::int32_t* counts,
+                   const Sizes& s) {
   FARSKIP_CUDA_CHECK(cudaMemsetAsync(counts, 0, s.count_bytes(), call.gpu->stream));
   launch(call, count_choices_kernel,
-         dim3(grid_size(s.sequences), grid_size(ceil_div(s.length * s.top_k, kSlotsPerBlock))), kThreads, 0, indices,
-         counts, s);
+         dim3(grid_size(s.sequences), grid_size(ceil_div(s.length * s.top_k, kSlotsPerBlock))), kThreads, 0,
+         indices, counts, s);
 }
 
 /// 1, or 1 / Σ of a token's scores, in every lane of a warp.
@@ -83,7 +85,8 @@ __global__ void __launch_bounds__(kThreads) sum_scores_kernel(const float* score
   }
 }
 
-/// losses[sequence] = Σ_e counts · Σ over blocks of partial. One block a sequence, a warp for every eighth expert.
+/// losses[sequence] = Σ_e counts · Σ over blocks of partial. One block a sequence, a warp for every eighth
+/// expert.
 __global__ void __launch_bounds__(kThreads)
     sequence_loss_kernel(const double* partial, const std::int32_t* counts, double* losses, Sizes s) {
   __shared__ double shared[kWarpsPerBlock];
@@ -155,8 +158,8 @@ void run_balance_loss_grad(const KernelCall& call) {
   if (s.sequences == 0) return;
   auto* counts = reinterpret_cast<std::int32_t*>(call.workspace.data());
   count_choices(call, call.in<std::int32_t>(2), counts, s);
-  launch(call, balance_grad_kernel, warp_row_grid(s.sequences * s.length), kThreads, 0, call.in(0), call.in(1),
-         counts, call.out(0), s.loss_factor(), s);
+  launch(call, balance_grad_kernel, warp_row_grid(s.sequences * s.length), kThreads, 0, call.in(0),
+         call.in(1), counts, call.out(0), s.loss_factor(), s);
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
 #pragma once
-// Rows copied from places to places, as bytes: what dispatch, gather, scatter, embedding and columns have in common.
+// Rows copied from places to places, as bytes: what dispatch, gather, scatter, embedding and columns have in
+// common.
 
 #include <numeric>
 
@@ -36,8 +37,8 @@ __device__ __forceinline__ Word* row_address(const RowPlace& place, std::int64_t
 /// Strides and width in words; 2^log_threads threads a row.
 template <class Word>
 __global__ void __launch_bounds__(kThreads)
-    copy_rows_kernel(RowPlace from, RowPlace to, std::int64_t rows, std::int64_t width, const std::int32_t* count,
-                     int log_threads) {
+    copy_rows_kernel(RowPlace from, RowPlace to, std::int64_t rows, std::int64_t width,
+                     const std::int32_t* count, int log_threads) {
   const int threads = 1 << log_threads, lane = static_cast<int>(threadIdx.x) & (threads - 1);
   const std::int64_t row =
       (static_cast<std::int64_t>(blockIdx.x) << (8 - log_threads)) + (threadIdx.x >> log_threads);
@@ -75,7 +76,8 @@ inline void copy_rows(const KernelCall& call, const RowCopy& copy) {
   if (copy.rows == 0 || copy.width == 0) return;
   FARSKIP_CHECK(copy.rows <= 0x7fffffff, "{} rows", copy.rows);
   const auto bytes = static_cast<std::int64_t>(copy.element_bytes);
-  std::int64_t common = std::gcd(std::gcd(copy.width * bytes, copy.from.stride * bytes), copy.to.stride * bytes);
+  std::int64_t common =
+      std::gcd(std::gcd(copy.width * bytes, copy.from.stride * bytes), copy.to.stride * bytes);
   common = std::gcd(common, static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(copy.from.base) % 16));
   common = std::gcd(common, static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(copy.to.base) % 16));
   if (common % 16 == 0) return copy_rows_as<uint4>(call, copy);

@@ -1,9 +1,10 @@
 #pragma once
 // A stable counting sort on the device: items 0 .. n-1 by keys in [0, num_keys), equal keys in order of item.
 //
-// Three launches. Chunks of items, a warp each, count their keys; for each key the chunks' counts are turned into
-// their sums before each chunk; then every chunk, which adds the number of all items of lower keys, knows where
-// its first item of each key goes. Only integers are added, so the result does not depend on any order.
+// Three launches. Chunks of items, a warp each, count their keys; for each key the chunks' counts are turned
+// into their sums before each chunk; then every chunk, which adds the number of all items of lower keys,
+// knows where its first item of each key goes. Only integers are added, so the result does not depend on any
+// order.
 
 #include "backend/cuda/launch.cuh"
 
@@ -14,8 +15,8 @@ struct CountingSort {
 
   CountingSort(std::int64_t num_items, std::int64_t num_keys_)
       : items(num_items), chunks(ceil_div(num_items, kItemsPerChunk)), num_keys(static_cast<int>(num_keys_)) {
-    FARSKIP_CHECK(num_items <= 0x7fffffff && num_keys_ > 0 && num_keys_ * 4 <= 48 << 10, "{} items of {} keys",
-                  num_items, num_keys_);
+    FARSKIP_CHECK(num_items <= 0x7fffffff && num_keys_ > 0 && num_keys_ * 4 <= 48 << 10,
+                  "{} items of {} keys", num_items, num_keys_);
   }
   /// Of scratch memory, i32: [keys, chunks] counts, then [keys] totals.
   std::size_t workspace_bytes() const {
@@ -69,8 +70,8 @@ inline __global__ void sum_chunks_kernel(std::int32_t* counts, std::int32_t* tot
   if (threadIdx.x == 0) totals[blockIdx.x] = before;
 }
 
-/// keys.place(item, where it goes) for every item; keys.offsets(key, first place of it) by the first block, also for
-/// the key past the last. One warp a chunk; launched with one block at least.
+/// keys.place(item, where it goes) for every item; keys.offsets(key, first place of it) by the first block,
+/// also for the key past the last. One warp a chunk; launched with one block at least.
 template <class Keys>
 __global__ void place_items_kernel(Keys keys, const std::int32_t* counts, const std::int32_t* totals,
                                    CountingSort sort) {
@@ -80,12 +81,12 @@ __global__ void place_items_kernel(Keys keys, const std::int32_t* counts, const 
   for (int first = 0; first < sort.num_keys; first += 32) {
     const int key = first + lane;
     std::int32_t total = 0;
-    const std::int32_t lower =
-        before + warp_sum_before(key < sort.num_keys ? totals[key] : 0, &total);
+    const std::int32_t lower = before + warp_sum_before(key < sort.num_keys ? totals[key] : 0, &total);
     before += total;
     if (key >= sort.num_keys) continue;
     if (blockIdx.x == 0) keys.offset(key, lower);
-    if (sort.chunks > 0) next[key] = lower + counts[static_cast<std::int64_t>(key) * sort.chunks + blockIdx.x];
+    if (sort.chunks > 0)
+      next[key] = lower + counts[static_cast<std::int64_t>(key) * sort.chunks + blockIdx.x];
   }
   if (blockIdx.x == 0 && lane == 0) keys.offset(sort.num_keys, before);
   __syncwarp();
@@ -105,14 +106,15 @@ __global__ void place_items_kernel(Keys keys, const std::int32_t* counts, const 
 
 /// Keys: int key(item), void place(item, to), void offset(key, first place), all __device__ const.
 template <class Keys>
-void sort_by_counting(const KernelCall& call, const Keys& keys, const CountingSort& sort, std::byte* workspace) {
+void sort_by_counting(const KernelCall& call, const Keys& keys, const CountingSort& sort,
+                      std::byte* workspace) {
   auto* counts = reinterpret_cast<std::int32_t*>(workspace);
   std::int32_t* totals = counts + sort.chunks * sort.num_keys;
   const std::size_t shared = static_cast<std::size_t>(sort.num_keys) * sizeof(std::int32_t);
   launch(call, count_keys_kernel<Keys>, grid_size(sort.chunks), 32, shared, keys, counts, sort);
   launch(call, sum_chunks_kernel, grid_size(sort.num_keys), 32, 0, counts, totals, sort);
-  launch(call, place_items_kernel<Keys>, grid_size(std::max<std::int64_t>(sort.chunks, 1)), 32, shared, keys, counts,
-         totals, sort);
+  launch(call, place_items_kernel<Keys>, grid_size(std::max<std::int64_t>(sort.chunks, 1)), 32, shared, keys,
+         counts, totals, sort);
 }
 
 }  // namespace farskip::cuda

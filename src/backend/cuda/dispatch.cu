@@ -20,15 +20,16 @@ struct SlotsByExpert {
 };
 
 std::size_t sort_workspace(const OpTypes& types) {
-  return CountingSort(types.shape(0).num_elements(), types.get<ops::SortByExpert>().num_experts).workspace_bytes();
+  return CountingSort(types.shape(0).num_elements(), types.get<ops::SortByExpert>().num_experts)
+      .workspace_bytes();
 }
 
 // indices[T, K] → row_slot[R], slot_row[R], offsets[E+1]
 void run_sort_by_expert(const KernelCall& call) {
   const CountingSort sort(call.in_shape(0).num_elements(), call.get<ops::SortByExpert>().num_experts);
   sort_by_counting(call,
-                   SlotsByExpert{call.in<std::int32_t>(0), call.out<std::int32_t>(0), call.out<std::int32_t>(1),
-                                 call.out<std::int32_t>(2)},
+                   SlotsByExpert{call.in<std::int32_t>(0), call.out<std::int32_t>(0),
+                                 call.out<std::int32_t>(1), call.out<std::int32_t>(2)},
                    sort, call.workspace.data());
 }
 
@@ -51,8 +52,8 @@ void run_dispatch_rows(const KernelCall& call) {
 /// out[t] = Σ_k y[slot_row[t*K + k]], in order of k, in f32. One warp a token.
 template <class T, int N>
 __global__ void __launch_bounds__(kThreads)
-    combine_rows_kernel(const T* y, const std::int32_t* slot_row, T* out, std::int64_t tokens, std::int64_t hidden,
-                        int top_k) {
+    combine_rows_kernel(const T* y, const std::int32_t* slot_row, T* out, std::int64_t tokens,
+                        std::int64_t hidden, int top_k) {
   const std::int64_t token = warp_row();
   if (token >= tokens) return;
   const std::int32_t* rows = slot_row + token * top_k;
@@ -76,8 +77,9 @@ void run_combine_rows(const KernelCall& call) {
     using T = decltype(element);
     const std::int64_t tokens = call.out_shape(0)[0], hidden = call.out_shape(0)[1];
     const bool wide = hidden % 8 == 0 && is_aligned(call.in<T>(0), call.out<T>(0));
-    launch(call, wide ? combine_rows_kernel<T, 8> : combine_rows_kernel<T, 1>, warp_row_grid(tokens), kThreads, 0,
-           call.in<T>(0), call.in<std::int32_t>(2), call.out<T>(0), tokens, hidden, call.get<ops::TopK>().top_k);
+    launch(call, wide ? combine_rows_kernel<T, 8> : combine_rows_kernel<T, 1>, warp_row_grid(tokens),
+           kThreads, 0, call.in<T>(0), call.in<std::int32_t>(2), call.out<T>(0), tokens, hidden,
+           call.get<ops::TopK>().top_k);
   });
 }
 

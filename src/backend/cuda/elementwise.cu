@@ -14,14 +14,14 @@ struct Sum {
   __device__ static float apply(float x, float y) { return x + y; }
 };
 
-/// out[i] = Op(x[i], y[i]); y may be nullptr. Vectors of N; what does not fill one is done singly by the last threads.
+/// out[i] = Op(x[i], y[i]); y may be nullptr. Vectors of N; what does not fill one is done singly by the last
+/// threads.
 template <class Op, int N, class In, class Out>
 __global__ void __launch_bounds__(kThreads)
     elementwise_kernel(const In* x, const In* y, Out* out, std::int64_t n, std::int64_t row,
                        const std::int32_t* count) {
   if (count != nullptr) n = min(n, row * *count);
-  const std::int64_t first =
-      (static_cast<std::int64_t>(blockIdx.x) * kVectors * kThreads + threadIdx.x) * N;
+  const std::int64_t first = (static_cast<std::int64_t>(blockIdx.x) * kVectors * kThreads + threadIdx.x) * N;
   Pack<In, N> a[kVectors], b[kVectors];
 #pragma unroll
   for (int v = 0; v < kVectors; ++v) {
@@ -56,8 +56,8 @@ void run_elementwise(const KernelCall& call, const In* x, const In* y) {
   const std::int64_t row = shape.rank() == 0 ? 1 : n / shape[0];
   const bool wide = is_aligned(x, y, out);
   const auto kernel = wide ? elementwise_kernel<Op, 8, In, Out> : elementwise_kernel<Op, 1, In, Out>;
-  launch(call, kernel, grid_size(ceil_div(n, std::int64_t{kThreads} * kVectors * (wide ? 8 : 1))), kThreads, 0, x,
-         y, out, n, row, input_count(call, 0));
+  launch(call, kernel, grid_size(ceil_div(n, std::int64_t{kThreads} * kVectors * (wide ? 8 : 1))), kThreads,
+         0, x, y, out, n, row, input_count(call, 0));
 }
 
 void run_cast(const KernelCall& call) {

@@ -20,8 +20,8 @@ void run_embedding(const KernelCall& call) {
                    .element_bytes = dtype_size(call.inputs[0].dtype)});
 }
 
-// ---- gradient: positions are sorted by token, stably, nine bits at a time; then one block a row of the table sums
-// what falls on it in order of position, and writes the row whether or not anything does.
+// ---- gradient: positions are sorted by token, stably, nine bits at a time; then one block a row of the
+// table sums what falls on it in order of position, and writes the row whether or not anything does.
 
 constexpr int kDigitBits = 9, kDigits = 1 << kDigitBits;
 
@@ -45,8 +45,8 @@ struct PositionsByDigit {
   __device__ void offset(int, std::int32_t) const {}
 };
 
-/// [first[token], end[token]) are the places of a token among the sorted positions; end is set only for tokens that
-/// occur.
+/// [first[token], end[token]) are the places of a token among the sorted positions; end is set only for
+/// tokens that occur.
 __global__ void __launch_bounds__(kThreads)
     find_places_kernel(const std::int32_t* tokens, const std::int32_t* sorted, std::int32_t* first,
                        std::int32_t* end, std::int64_t num_tokens) {
@@ -134,17 +134,17 @@ void run_embedding_grad(const KernelCall& call) {
   int pass = 0;
   do {
     std::int32_t* const to = lists + (pass % 2) * scratch.list;
-    sort_by_counting(call,
-                     PositionsByDigit{tokens, sorted, to, static_cast<std::int32_t>(vocab), pass * kDigitBits},
-                     scratch.sort, sort_workspace);
+    sort_by_counting(
+        call, PositionsByDigit{tokens, sorted, to, static_cast<std::int32_t>(vocab), pass * kDigitBits},
+        scratch.sort, sort_workspace);
     sorted = to;
     ++pass;
   } while (((vocab - 1) >> (pass * kDigitBits)) > 0);
 
   FARSKIP_CUDA_CHECK(cudaMemsetAsync(first, 0xff, static_cast<std::size_t>(vocab) * sizeof(std::int32_t),
                                      call.gpu->stream));  // -1: no position
-  launch(call, find_places_kernel, grid_size(ceil_div(num_tokens, kThreads)), kThreads, 0, tokens, sorted, first,
-         end, num_tokens);
+  launch(call, find_places_kernel, grid_size(ceil_div(num_tokens, kThreads)), kThreads, 0, tokens, sorted,
+         first, end, num_tokens);
   const EmbeddingGradArguments a{.dy = call.inputs[0].data,
                                  .sorted = sorted,
                                  .first = first,

@@ -33,8 +33,8 @@ void launch(const KernelCall& call, void (*kernel)(Parameters...), dim3 grid, di
   if (status == cudaSuccess) return;
   const char* name = nullptr;
   if (cudaFuncGetName(&name, reinterpret_cast<const void*>(kernel)) != cudaSuccess) name = "a kernel";
-  throw InternalError(fmt::format("launch of {}: {} ({})", name, cudaGetErrorName(status),
-                                  cudaGetErrorString(status)));
+  throw InternalError(
+      fmt::format("launch of {}: {} ({})", name, cudaGetErrorName(status), cudaGetErrorString(status)));
 }
 
 /// Device address of the number of rows of an input or output; nullptr: all of them.
@@ -174,8 +174,8 @@ __device__ __forceinline__ T warp_sum(T x) {
   return x;
 }
 
-/// Sum over a block of `Threads`, in every thread, in an order that never changes. Two barriers: `shared` may be
-/// used again at once.
+/// Sum over a block of `Threads`, in every thread, in an order that never changes. Two barriers: `shared` may
+/// be used again at once.
 template <int Threads, class T>
 __device__ __forceinline__ T block_sum(T x, T (&shared)[Threads / 32]) {
   x = warp_sum(x);

@@ -1,5 +1,5 @@
-// Keys and values of multi-head latent attention, put together from the up-projected latent and the rotated part
-// that all heads share.
+// Keys and values of multi-head latent attention, put together from the up-projected latent and the rotated
+// part that all heads share.
 #include "backend/cuda/copy_rows.cuh"
 #include "farskip/ops/ops.h"
 

@@ -6,8 +6,8 @@ namespace farskip {
 namespace cuda {
 namespace {
 
-/// One warp a group. A group of at most 32 * N * V elements stays in registers between the two passes (V = 0: it
-/// is read twice).
+/// One warp a group. A group of at most 32 * N * V elements stays in registers between the two passes (V = 0:
+/// it is read twice).
 template <class T, int N, int V>
 __global__ void __launch_bounds__(kThreads)
     rms_norm_kernel(const T* x, const float* w, T* y, float* rstd, std::int64_t groups, std::int64_t size,
@@ -67,14 +67,15 @@ void run_rms_norm(const KernelCall& call) {
                : size <= 2048 ? rms_norm_kernel<T, 8, 8>
                : size <= 4096 ? rms_norm_kernel<T, 8, 16>
                               : rms_norm_kernel<T, 8, 0>;
-    launch(call, kernel, warp_row_grid(groups), kThreads, 0, call.in<T>(0), call.in(1), call.out<T>(0), call.out(1),
-           groups, size, call.get<ops::RmsNorm>().eps, call.out_shape(1)[1], input_count(call, 0));
+    launch(call, kernel, warp_row_grid(groups), kThreads, 0, call.in<T>(0), call.in(1), call.out<T>(0),
+           call.out(1), groups, size, call.get<ops::RmsNorm>().eps, call.out_shape(1)[1],
+           input_count(call, 0));
   });
 }
 
 // ---- gradient: with g = dy·w: dx = rstd (g - x rstd² mean(g x)); dw = Σ over groups of dy x rstd.
 
-constexpr int kRowsAtOnce = 4;             // most groups that a lane of threads works on between two reductions
+constexpr int kRowsAtOnce = 4;  // most groups that a lane of threads works on between two reductions
 constexpr std::int64_t kMostBlocks = 528;  // 4 on each of the 132 multiprocessors of an H100
 
 /// How groups are shared out; by shapes alone, as the order of the sums of dw depends on it.
@@ -83,8 +84,9 @@ struct GradSplit {
       : small(size <= 256),
         fast(size % 8 == 0 && size <= 8192),
         lanes(small ? kWarpsPerBlock : 1),
-        groups_per_block(ceil_div(ceil_div(std::max<std::int64_t>(groups, 1), kMostBlocks), lanes * kRowsAtOnce) *
-                         lanes * kRowsAtOnce),
+        groups_per_block(
+            ceil_div(ceil_div(std::max<std::int64_t>(groups, 1), kMostBlocks), lanes * kRowsAtOnce) * lanes *
+            kRowsAtOnce),
         blocks(ceil_div(groups, groups_per_block)),
         shares(blocks * lanes) {}
   bool small;                     // a warp is enough for a group
@@ -204,7 +206,8 @@ __global__ void __launch_bounds__(kThreads) norm_shares_kernel(GradArguments a) 
   float share = 0.0F;
   for (std::int64_t group = begin; group < min(groups, begin + a.groups_per_block); ++group) {
     const std::int64_t at = group * a.size + column;
-    share += to_float(static_cast<const T*>(a.dy)[at]) * to_float(static_cast<const T*>(a.x)[at]) * a.rstd[group];
+    share +=
+        to_float(static_cast<const T*>(a.dy)[at]) * to_float(static_cast<const T*>(a.x)[at]) * a.rstd[group];
   }
   a.shares[blockIdx.x * a.size + column] = share;
 }
@@ -214,10 +217,12 @@ template <class T>
 __global__ void __launch_bounds__(kThreads) norm_dx_kernel(GradArguments a) {
   const std::int64_t group = warp_row();
   if (group >= a.groups || (a.count != nullptr && group >= a.groups_per_row * *a.count)) return;
-  const T *dy = static_cast<const T*>(a.dy) + group * a.size, *x = static_cast<const T*>(a.x) + group * a.size;
+  const T *dy = static_cast<const T*>(a.dy) + group * a.size,
+          *x = static_cast<const T*>(a.x) + group * a.size;
   T* dx = static_cast<T*>(a.dx) + group * a.size;
   float dot = 0.0F;
-  for (std::int64_t i = threadIdx.x % 32; i < a.size; i += 32) dot += to_float(dy[i]) * a.w[i] * to_float(x[i]);
+  for (std::int64_t i = threadIdx.x % 32; i < a.size; i += 32)
+    dot += to_float(dy[i]) * a.w[i] * to_float(x[i]);
   dot = warp_sum(dot);
   const float scale = a.rstd[group], along_x = dot / static_cast<float>(a.size) * scale * scale;
   for (std::int64_t i = threadIdx.x % 32; i < a.size; i += 32)
@@ -263,8 +268,8 @@ void differentiate(const KernelCall& call, const GradSplit& split, const GradArg
     return launch(call, kernel, grid_size(split.blocks), kThreads, 0, a);
   }
   // One share a block, in the order of the groups; the workspace has room for at least that many.
-  launch(call, norm_shares_kernel<T>,
-         dim3(grid_size(split.blocks), grid_size(ceil_div(a.size, kThreads))), kThreads, 0, a);
+  launch(call, norm_shares_kernel<T>, dim3(grid_size(split.blocks), grid_size(ceil_div(a.size, kThreads))),
+         kThreads, 0, a);
   launch(call, norm_dx_kernel<T>, warp_row_grid(a.groups), kThreads, 0, a);
 }
 
@@ -289,8 +294,8 @@ void run_rms_norm_grad(const KernelCall& call) {
     fast = split.fast && is_aligned(a.dy, a.x, a.w, a.dx, a.shares);
     if (groups > 0) differentiate<decltype(element)>(call, split, a);
   });
-  launch(call, sum_shares_kernel, grid_size(ceil_div(size, kShareColumns)), kShareLanes * kShareColumns, 0, shares,
-         call.has(4) ? call.in(4) : nullptr, call.out(1), fast ? split.shares : split.blocks, size);
+  launch(call, sum_shares_kernel, grid_size(ceil_div(size, kShareColumns)), kShareLanes * kShareColumns, 0,
+         shares, call.has(4) ? call.in(4) : nullptr, call.out(1), fast ? split.shares : split.blocks, size);
 }
 
 }  // namespace

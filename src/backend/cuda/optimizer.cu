@@ -54,7 +54,8 @@ __global__ void __launch_bounds__(kThreads)
 
 constexpr int kSumThreads = 1024;
 
-__global__ void __launch_bounds__(kSumThreads) sum_tiles_kernel(const double* sums, std::int64_t tiles, double* out) {
+__global__ void __launch_bounds__(kSumThreads)
+    sum_tiles_kernel(const double* sums, std::int64_t tiles, double* out) {
   __shared__ double shared[kSumThreads / 32];
   double sum = 0.0;
 #pragma unroll 4
@@ -111,7 +112,8 @@ void run_clip_factor(const KernelCall& call) {
   Sums sums{};
   FARSKIP_CHECK(call.inputs.size() <= std::size(sums.data), "{} sums", call.inputs.size());
   for (std::size_t i = 0; i < call.inputs.size(); ++i) sums.data[sums.num++] = call.in<double>(i);
-  launch(call, clip_factor_kernel, 1, 1, 0, sums, call.get<ops::ClipFactor>().max_norm, call.out(0), call.out(1));
+  launch(call, clip_factor_kernel, 1, 1, 0, sums, call.get<ops::ClipFactor>().max_norm, call.out(0),
+         call.out(1));
 }
 
 /// What every element of an update shares, apart from what stands on the device (factor, hyper).
@@ -208,8 +210,8 @@ void run_adamw(const KernelCall& call) {
                          .eps = static_cast<float>(attributes.eps),
                          .weight_decay = attributes.weight_decay};
   const bool wide = is_aligned(a.p, a.m, a.v, a.gradient, a.p_out, a.m_out, a.v_out, a.low_copy);
-  launch(call, wide ? adamw_kernel<4> : adamw_kernel<1>, grid_size(ceil_div(a.n, 2 * kThreads * (wide ? 4 : 1))),
-         kThreads, 0, a);
+  launch(call, wide ? adamw_kernel<4> : adamw_kernel<1>,
+         grid_size(ceil_div(a.n, 2 * kThreads * (wide ? 4 : 1))), kThreads, 0, a);
 }
 
 }  // namespace

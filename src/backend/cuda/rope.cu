@@ -56,8 +56,8 @@ __device__ __forceinline__ void rotate(float (&x)[N], float (&y)[N], const float
   }
 }
 
-/// One warp a token; its lanes take pieces of N pairs of the rotated parts, then, unless the result lies in place
-/// (Copied), vectors of the rest. Pieces have N pairs, N = 8 or 1.
+/// One warp a token; its lanes take pieces of N pairs of the rotated parts, then, unless the result lies in
+/// place (Copied), vectors of the rest. Pieces have N pairs, N = 8 or 1.
 template <class T, int N, bool Interleaved, bool Copied>
 __global__ void __launch_bounds__(kThreads) rope_kernel(const T* x, const float* table, T* out, RopeSizes s) {
   const std::int64_t token = warp_row();
@@ -73,7 +73,7 @@ __global__ void __launch_bounds__(kThreads) rope_kernel(const T* x, const float*
     load<N>(cosines + pair, cosine);
     load<N>(sines + pair, sine);
     if constexpr (Interleaved) {
-      T *const to = out + begin + 2 * pair;
+      T* const to = out + begin + 2 * pair;
       load<N>(x + begin + 2 * pair, first);
       load<N>(x + begin + 2 * pair + N, second);
       float elements[2 * N];
@@ -125,8 +125,9 @@ void launch_rope(const KernelCall& call, bool interleaved, const RopeSizes& size
   const T* x = call.in<T>(0);
   T* out = call.out<T>(0);
   const bool copied = x != out;
-  const auto kernel = interleaved ? (copied ? rope_kernel<T, N, true, true> : rope_kernel<T, N, true, false>)
-                                  : (copied ? rope_kernel<T, N, false, true> : rope_kernel<T, N, false, false>);
+  const auto kernel = interleaved
+                          ? (copied ? rope_kernel<T, N, true, true> : rope_kernel<T, N, true, false>)
+                          : (copied ? rope_kernel<T, N, false, true> : rope_kernel<T, N, false, false>);
   launch(call, kernel, warp_row_grid(sizes.tokens), kThreads, 0, x, call.in(1), out, sizes);
 }
 

@@ -1,5 +1,5 @@
-// Routed rows of several ranks, put into the order of this rank's experts and back. (What travels between ranks is
-// not here.)
+// Routed rows of several ranks, put into the order of this rank's experts and back. (What travels between
+// ranks is not here.)
 #include "backend/cuda/copy_rows.cuh"
 #include "farskip/ops/ops.h"
 
@@ -7,8 +7,8 @@ namespace farskip {
 namespace cuda {
 namespace {
 
-/// One block for each (expert g, peer p), which owns the rows [start, start + counts[p, g]) of the order: start is
-/// the number of rows of lower experts, and of this expert from lower peers.
+/// One block for each (expert g, peer p), which owns the rows [start, start + counts[p, g]) of the order:
+/// start is the number of rows of lower experts, and of this expert from lower peers.
 __global__ void __launch_bounds__(kThreads)
     order_by_expert_kernel(const std::int32_t* counts, std::int32_t* source, std::int32_t* offsets,
                            std::int32_t* num_rows, int peers, int groups, std::int64_t max_rows) {

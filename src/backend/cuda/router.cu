@@ -23,7 +23,8 @@ struct RouteArguments {
   float scaling;
 };
 
-/// Index of the largest value of a shared array (the first of equal ones), in every lane; it is then excluded.
+/// Index of the largest value of a shared array (the first of equal ones), in every lane; it is then
+/// excluded.
 __device__ __forceinline__ int take_best(float* values, int n, int lane) {
   float best = excluded();
   int at = 0x7fffffff;
@@ -190,7 +191,8 @@ __global__ void route_grad_kernel(RouteGradArguments a) {
     __syncwarp();
   }
   if (a.use_sigmoid) {
-    for (int e = lane; e < a.num_experts; e += 32) a.d_logits[row + e] = d[e] * (scores[e] * (1.0F - scores[e]));
+    for (int e = lane; e < a.num_experts; e += 32)
+      a.d_logits[row + e] = d[e] * (scores[e] * (1.0F - scores[e]));
     return;
   }
   float dot = 0.0F;

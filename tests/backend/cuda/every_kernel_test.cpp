@@ -1,5 +1,5 @@
-// Every op on the GPU, against the CPU kernels: in f32, and in bf16 on inputs rounded to it. One program run per test
-// case (ctest): what a kernel that breaks the device takes with it is its family's remaining cases.
+// Every op on the GPU, against the CPU kernels: in f32, and in bf16 on inputs rounded to it. One program run
+// per test case (ctest): what a kernel that breaks the device takes with it is its family's remaining cases.
 #include <chrono>
 #include <cmath>
 #include <cstring>
@@ -33,8 +33,8 @@ class Session {
       }
     }
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    fmt::print("{} on {}: {} runs of {} ops, {} failures, {:.1f} s\n", low_ ? "bf16" : "f32", device_->name(), runs_,
-               ops_.size(), failures_, seconds);
+    fmt::print("{} on {}: {} runs of {} ops, {} failures, {:.1f} s\n", low_ ? "bf16" : "f32", device_->name(),
+               runs_, ops_.size(), failures_, seconds);
     std::fflush(stdout);
     CHECK(runs_ > 0);
     CHECK(failures_ == 0);
@@ -48,9 +48,7 @@ class Session {
   }
 
   bool has_kernel(const Job& job, const Prepared& prepared) {
-    std::vector<TensorView> inputs;
-    for (const HostTensor& input : prepared.inputs) inputs.push_back(input.view());
-    const DType dtype = OpRun{*job.op, prepared.attributes, inputs}.dtype();
+    const DType dtype = prepared.kernel_dtype();
     if (device_->kernels().contains(job.op->name, dtype, DeviceKind::cuda)) return true;
     if (missing_.insert(job.op->name).second) fail(job, fmt::format("no {} kernel", dtype_name(dtype)));
     return false;
@@ -93,8 +91,8 @@ class Session {
     check(job, prepared, fmt::format(" with output {} in input {}", pair.output, pair.input), {pair}, -1);
   }
 
-  GpuRun check(const Job& job, const Prepared& prepared, const std::string& how, const std::vector<InPlace>& in_place,
-               std::int64_t count) {
+  GpuRun check(const Job& job, const Prepared& prepared, const std::string& how,
+               const std::vector<InPlace>& in_place, std::int64_t count) {
     ++runs_;
     GpuRun run = run_on_gpu(*device_, *job.op, prepared, in_place, count);
     if (!run.broken.empty()) fail(job, fmt::format("{}wrote past the end of {}", how, run.broken));
@@ -120,58 +118,58 @@ class Session {
   std::set<std::string> ops_, missing_;
 };
 
-void run_both(const std::vector<OpCase>& cases, bool low) {
+void run(const std::vector<OpCase>& cases, bool low) {
   Session(low).run(cases);
 }
 
 TEST_CASE("f32 on the GPU is the CPU's: dense ops") {
-  run_both(dense_cases(), false);
+  run(dense_cases(), false);
 }
 TEST_CASE("f32 on the GPU is the CPU's: row by row") {
-  run_both(rowwise_cases(), false);
+  run(rowwise_cases(), false);
 }
 TEST_CASE("f32 on the GPU is the CPU's: attention") {
-  run_both(attention_cases(), false);
+  run(attention_cases(), false);
 }
 TEST_CASE("f32 on the GPU is the CPU's: routing") {
-  run_both(routing_cases(), false);
+  run(routing_cases(), false);
 }
-TEST_CASE("f32 on the GPU is the CPU's: optimizer") {
-  run_both(optimizer_cases(), false);
-  run_both(low_copy_cases(), false);
+TEST_CASE("f32 on the GPU is the CPU's: optimizer and casts") {
+  run(optimizer_cases(), false);
+  run(cast_cases(), false);
 }
 TEST_CASE("f32 on the GPU is the CPU's: large dense ops") {
-  run_both(large_dense_cases(), false);
+  run(large_dense_cases(), false);
 }
 TEST_CASE("f32 on the GPU is the CPU's: large, row by row") {
-  run_both(large_rowwise_cases(), false);
+  run(large_rowwise_cases(), false);
 }
 TEST_CASE("f32 on the GPU is the CPU's: large routing") {
-  run_both(large_routing_cases(), false);
+  run(large_routing_cases(), false);
 }
 TEST_CASE("f32 on the GPU is the CPU's: large optimizer") {
-  run_both(large_optimizer_cases(), false);
+  run(large_optimizer_cases(), false);
 }
 TEST_CASE("bf16 on the GPU is f32 of the rounded inputs, rounded: dense ops") {
-  run_both(dense_cases(), true);
+  run(dense_cases(), true);
 }
 TEST_CASE("bf16 on the GPU is f32 of the rounded inputs, rounded: row by row") {
-  run_both(rowwise_cases(), true);
+  run(rowwise_cases(), true);
 }
 TEST_CASE("bf16 on the GPU is f32 of the rounded inputs, rounded: attention") {
-  run_both(attention_cases(), true);
+  run(attention_cases(), true);
 }
 TEST_CASE("bf16 on the GPU is f32 of the rounded inputs, rounded: routing") {
-  run_both(routing_cases(), true);
+  run(routing_cases(), true);
 }
 TEST_CASE("bf16 on the GPU is f32 of the rounded inputs, rounded: large dense ops") {
-  run_both(large_dense_cases(), true);
+  run(large_dense_cases(), true);
 }
 TEST_CASE("bf16 on the GPU is f32 of the rounded inputs, rounded: large, row by row") {
-  run_both(large_rowwise_cases(), true);
+  run(large_rowwise_cases(), true);
 }
 TEST_CASE("bf16 on the GPU is f32 of the rounded inputs, rounded: large routing") {
-  run_both(large_routing_cases(), true);
+  run(large_routing_cases(), true);
 }
 
 }  // namespace

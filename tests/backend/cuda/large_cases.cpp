@@ -1,5 +1,5 @@
-// Shapes that the table of every op leaves out because the slow f64 reference could not bear them: many blocks, odd
-// remainders, one token or expert that gets nearly everything, experts that get nothing.
+// Shapes that the table of every op leaves out because the slow f64 reference could not bear them: many
+// blocks, odd remainders, one token or expert that gets nearly everything, experts that get nothing.
 #include <algorithm>
 #include <cmath>
 
@@ -12,10 +12,12 @@ namespace {
 const Attributes kNone = Attributes::of(NoAttributes{});
 
 /// Every second entry is `often`.
-HostTensor skewed(HostTensor values, std::int32_t often) {
-  const auto all = values.values<std::int32_t>();
-  for (std::size_t i = 0; i < all.size(); i += 2) all[i] = often;
-  return values;
+HostTensor skewed(const HostTensor& values, std::int32_t often) {
+  HostTensor changed(DType::i32, values.shape());
+  const auto from = values.values<std::int32_t>();
+  const auto to = changed.values<std::int32_t>();
+  for (std::size_t i = 0; i < to.size(); ++i) to[i] = i % 2 == 0 ? often : from[i];
+  return changed;
 }
 
 /// Multiples of 1/256: equal or clearly apart, so that the choice does not hang on the last bit.
@@ -25,21 +27,22 @@ HostTensor clear_logits(const Shape& shape, std::uint64_t seed) {
   return logits;
 }
 
-void add_order(std::vector<OpCase>& cases, const char* name, const HostTensor& indices, std::int64_t num_experts,
-               std::int64_t hidden) {
+void add_order(std::vector<OpCase>& cases, const char* name, const HostTensor& indices,
+               std::int64_t num_experts, std::int64_t hidden) {
   const Order order = routed_order(indices, num_experts);
   const std::int64_t tokens = indices.shape()[0], top_k = indices.shape()[1];
   const auto k = Attributes::of(ops::TopK{top_k});
   cases.push_back({"sort_by_expert", name, Attributes::of(ops::SortByExpert{num_experts}), {indices}, {}});
-  cases.push_back({"dispatch_rows", name, k, {random_tensor({tokens, hidden}, 725), order.row_slot, order.slot_row}});
   cases.push_back(
-      {"permute_values",
-       name,
-       Attributes::of(ops::PermuteValues{}),
-       {random_tensor({tokens, top_k}, 727), order.row_slot, order.slot_row}});
+      {"dispatch_rows", name, k, {random_tensor({tokens, hidden}, 725), order.row_slot, order.slot_row}});
+  cases.push_back({"permute_values",
+                   name,
+                   Attributes::of(ops::PermuteValues{}),
+                   {random_tensor({tokens, top_k}, 727), order.row_slot, order.slot_row}});
 }
 
-OpCase grouped_case(const char* name, const std::vector<std::int32_t>& offsets, std::int64_t n, std::int64_t k) {
+OpCase grouped_case(const char* name, const std::vector<std::int32_t>& offsets, std::int64_t n,
+                    std::int64_t k) {
   const auto experts = static_cast<std::int64_t>(offsets.size()) - 1;
   return {"grouped_matmul",
           name,
@@ -68,17 +71,21 @@ std::vector<OpCase> large_dense_cases() {
   std::vector<OpCase> cases;
   const auto tokens = random_integers({16384}, 0, 30001, 701);
   cases.push_back({"embedding", "16k tokens", kNone, {random_tensor({30001, 64}, 702), tokens}});
-  cases.push_back(
-      {"embedding", "every second token is the same", kNone, {random_tensor({30001, 36}, 703), skewed(tokens, 7)}});
+  cases.push_back({"embedding",
+                   "every second token is the same",
+                   kNone,
+                   {random_tensor({30001, 36}, 703), skewed(tokens, 7)}});
   cases.push_back({"embedding",
                    "a vocabulary of three digits of the sort",
                    kNone,
                    {random_tensor({300007, 8}, 704), random_integers({4099}, 0, 300007, 705)}});
-  cases.push_back({"add", "many blocks", kNone, {random_tensor({1031, 4099}, 706), random_tensor({1031, 4099}, 707)}});
-  cases.push_back({"concat_columns",
-                   "wide",
-                   kNone,
-                   {random_tensor({3001, 512}, 708), random_tensor({3001, 64}, 709), random_tensor({3001, 37}, 710)}});
+  cases.push_back(
+      {"add", "many blocks", kNone, {random_tensor({1031, 4099}, 706), random_tensor({1031, 4099}, 707)}});
+  cases.push_back(
+      {"concat_columns",
+       "wide",
+       kNone,
+       {random_tensor({3001, 512}, 708), random_tensor({3001, 64}, 709), random_tensor({3001, 37}, 710)}});
   for (const bool transpose : {false, true})
     cases.push_back({"matmul",
                      "hundreds of tiles",
@@ -88,8 +95,9 @@ std::vector<OpCase> large_dense_cases() {
   std::vector<std::int32_t> even(65), uneven(65, 0);
   for (std::int32_t e = 0; e <= 64; ++e) even[static_cast<std::size_t>(e)] = 96 * e;
   for (std::int32_t e = 1; e <= 64; ++e)
-    uneven[static_cast<std::size_t>(e)] =
-        uneven[static_cast<std::size_t>(e - 1)] + (e % 3 == 0 ? 0 : e == 32 ? 4001 : e);
+    uneven[static_cast<std::size_t>(e)] = uneven[static_cast<std::size_t>(e - 1)] + (e % 3 == 0 ? 0
+                                                                                     : e == 32  ? 4001
+                                                                                                : e);
   cases.push_back(grouped_case("64 experts, balanced", even, 256, 192));
   cases.push_back(grouped_case("64 experts, every third empty, one with most rows", uneven, 176, 320));
   cases.push_back({"linear_cross_entropy",
@@ -104,9 +112,15 @@ std::vector<OpCase> large_dense_cases() {
 
 std::vector<OpCase> large_rowwise_cases() {
   std::vector<OpCase> cases;
-  for (const auto& [rows, groups, size] : std::vector<std::array<std::int64_t, 3>>{
-           {1037, 1, 2048}, {4099, 1, 512}, {301, 1, 4096}, {77, 1, 8192}, {37, 1, 10944}, {999, 16, 128},
-           {515, 3, 192}, {3001, 1, 257}, {2111, 1, 8}})
+  for (const auto& [rows, groups, size] : std::vector<std::array<std::int64_t, 3>>{{1037, 1, 2048},
+                                                                                   {4099, 1, 512},
+                                                                                   {301, 1, 4096},
+                                                                                   {77, 1, 8192},
+                                                                                   {37, 1, 10944},
+                                                                                   {999, 16, 128},
+                                                                                   {515, 3, 192},
+                                                                                   {3001, 1, 257},
+                                                                                   {2111, 1, 8}})
     cases.push_back({"rms_norm",
                      fmt::format("{} rows of {} groups", rows, groups),
                      Attributes::of(ops::RmsNorm{1e-6}),
@@ -132,13 +146,14 @@ std::vector<OpCase> large_rowwise_cases() {
   cases.push_back(
       {"swiglu", "weighted", kNone, {random_tensor({5003, 2 * 1408}, 726), random_tensor({5003}, 728)}});
   cases.push_back({"swiglu", "a wide row", kNone, {random_tensor({129, 2 * 10944}, 729), HostTensor()}});
-  cases.push_back({"mla_key_value",
-                   "16 heads",
-                   Attributes::of(ops::MlaKeyValue{.heads = 16, .nope_dim = 128, .rope_dim = 64, .v_dim = 128}),
-                   {random_tensor({1001, 16 * 256}, 730), random_tensor({1001, 64}, 731)},
-                   {0, 1},
-                   {},
-                   true});
+  cases.push_back(
+      {"mla_key_value",
+       "16 heads",
+       Attributes::of(ops::MlaKeyValue{.heads = 16, .nope_dim = 128, .rope_dim = 64, .v_dim = 128}),
+       {random_tensor({1001, 16 * 256}, 730), random_tensor({1001, 64}, 731)},
+       {0, 1},
+       {},
+       true});
   return cases;
 }
 
@@ -173,8 +188,10 @@ std::vector<OpCase> large_routing_cases() {
 
   const ops::RowExchange exchange{.peers = 8, .groups = 8, .max_rows = 4000};
   std::vector<std::int32_t> counts(64);
-  for (std::size_t i = 0; i < counts.size(); ++i) counts[i] = i % 5 == 0 ? 0 : static_cast<std::int32_t>(i * 7 % 431);
-  cases.push_back({"order_by_expert", "8 peers", Attributes::of(exchange), {integer_tensor({64}, counts)}, {}});
+  for (std::size_t i = 0; i < counts.size(); ++i)
+    counts[i] = i % 5 == 0 ? 0 : static_cast<std::int32_t>(i * 7 % 431);
+  cases.push_back(
+      {"order_by_expert", "8 peers", Attributes::of(exchange), {integer_tensor({64}, counts)}, {}});
   const HostTensor source = routed_order(random_choice(20011, 1, 9, 769), 9).row_slot;
   for (const std::int64_t width : {1, 96})
     cases.push_back({"gather_rows", "many rows", kNone, {random_tensor({20011, width}, 770), source}});
@@ -187,7 +204,8 @@ std::vector<OpCase> large_optimizer_cases() {
   for (std::int64_t i = 0; i < 301; ++i)
     sum.inputs.push_back(random_tensor({i * i % 40009}, 781 + static_cast<std::uint64_t>(i)));
   cases.push_back(sum);
-  cases.push_back({"sum_of_squares", "one large tensor", kNone, {random_tensor({3 * 1024 * 1024 + 5}, 782)}, {}});
+  cases.push_back(
+      {"sum_of_squares", "one large tensor", kNone, {random_tensor({3 * 1024 * 1024 + 5}, 782)}, {}});
   const Shape shape{1031, 2049};
   HostTensor v = random_tensor(shape, 783, 0.1);
   for (float& value : v.values<float>()) value *= value;
@@ -200,8 +218,14 @@ std::vector<OpCase> large_optimizer_cases() {
   return cases;
 }
 
-std::vector<OpCase> low_copy_cases() {
+std::vector<OpCase> cast_cases() {
   std::vector<OpCase> cases;
+  for (const Shape& shape : {Shape{1}, Shape{0, 3}, Shape{7, 13}, Shape{1031, 2049}}) {
+    const HostTensor x = random_tensor(shape, 791);
+    cases.push_back({"cast", "to bf16", Attributes::of(ops::Cast{ops::CastTo::bf16}), {x}, {}});
+    cases.push_back(
+        {"cast", "to f32", Attributes::of(ops::Cast{ops::CastTo::f32}), {convert_dtype(x, DType::bf16)}, {}});
+  }
   for (OpCase c : optimizer_cases()) {
     if (c.op != "adamw") continue;
     auto a = c.attributes.get<ops::AdamW>();
