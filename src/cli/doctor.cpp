@@ -18,8 +18,8 @@ nlohmann::ordered_json gpu_json(const cuda::Info& gpu) {
                     {"architecture", g.architecture},
                     {"memory_bytes", g.memory_bytes},
                     {"multiprocessors", g.num_multiprocessors}});
-  return {{"built", gpu.built},   {"toolkit", gpu.toolkit}, {"driver", gpu.driver}, {"cublas", gpu.cublas},
-          {"cudnn", gpu.cudnn},   {"nccl", gpu.nccl},       {"gpus", gpus},         {"problem", gpu.problem}};
+  return {{"built", gpu.built}, {"toolkit", gpu.toolkit}, {"driver", gpu.driver}, {"cublas", gpu.cublas},
+          {"cudnn", gpu.cudnn}, {"nccl", gpu.nccl},       {"gpus", gpus},         {"problem", gpu.problem}};
 }
 
 void print_gpus(const cuda::Info& gpu) {
@@ -29,7 +29,8 @@ void print_gpus(const cuda::Info& gpu) {
   const auto or_none = [](const std::string& version) { return version.empty() ? "none" : version; };
   if (gpu.built)
     fmt::print("cuda             toolkit {}, driver {}, cuBLAS {}, cuDNN {}, NCCL {}\n", gpu.toolkit,
-               gpu.driver.empty() ? "none" : "for CUDA " + gpu.driver, gpu.cublas, gpu.cudnn, or_none(gpu.nccl));
+               gpu.driver.empty() ? "none" : "for CUDA " + gpu.driver, gpu.cublas, gpu.cudnn,
+               or_none(gpu.nccl));
 }
 
 ExitCode run(const CommonOptions& common) {

@@ -57,7 +57,9 @@ TEST_CASE("mistakes end with one clear message and the documented exit code") {
       {"convert " + model + " " + model, 64, "holds a model already"},
       {"forward --model " + model + " --tokens " + model + "/model.safetensors --out " + tmp + "/o", 65,
        "tokens"},
-      {"forward --device cuda --model " + model + " --tokens x --out y", 64, "cuda"},
+      {"forward --device tpu --model " + model + " --tokens x --out y", 64, "allowed: auto, cpu, cuda"},
+      {"forward --device cpu --precision bf16 --model " + model + " --tokens x --out y", 64,
+       "the CPU computes in fp32"},
   };
   for (const Mistake& m : mistakes) {
     CAPTURE(m.arguments);

@@ -1,4 +1,6 @@
 // One GPU: its stream, library handles and memory.
+#include "farskip/backend/device.h"
+
 #include <cublasLt.h>
 #include <cuda_runtime_api.h>
 #include <cudnn.h>
@@ -11,7 +13,6 @@
 #include "backend/cuda/pinned_ring.h"
 #include "farskip/backend/cuda/context.h"
 #include "farskip/backend/cuda/info.h"
-#include "farskip/backend/device.h"
 
 namespace farskip {
 
@@ -55,7 +56,8 @@ Count count_gpus() {
         "CUDA_VISIBLE_DEVICES, or use device cpu";
   } else if (driver == 0) {
     count.problem = fmt::format(
-        "no NVIDIA driver was found; install one that supports CUDA {} (nvidia-smi then lists the GPU), or use "
+        "no NVIDIA driver was found; install one that supports CUDA {} (nvidia-smi then lists the GPU), or "
+        "use "
         "device cpu",
         toolkit);
   } else if (status == cudaErrorInsufficientDriver) {
@@ -64,7 +66,8 @@ Count count_gpus() {
         "newer driver",
         version_text(driver), toolkit);
   } else {
-    count.problem = fmt::format("no GPU can be used: {} ({})", cudaGetErrorName(status), cudaGetErrorString(status));
+    count.problem =
+        fmt::format("no GPU can be used: {} ({})", cudaGetErrorName(status), cudaGetErrorString(status));
   }
   return count;
 }
@@ -77,7 +80,8 @@ std::string architecture_text(const cudaDeviceProp& properties) {
 std::string architecture_problem(int index, const cudaDeviceProp& properties) {
   if (properties.major == 9 && properties.minor == 0) return {};
   return fmt::format(
-      "GPU {} is a {} of architecture {}; this build runs on architecture 9.0 only (H100, H200, GH200), which is "
+      "GPU {} is a {} of architecture {}; this build runs on architecture 9.0 only (H100, H200, GH200), "
+      "which is "
       "what it is tested on",
       index, properties.name, architecture_text(properties));
 }
@@ -166,10 +170,11 @@ class CudaDevice final : public Device {
     if (status == cudaErrorMemoryAllocation) {
       cudaGetLastError();
       const DeviceMemory now = memory();
-      throw UsageError(fmt::format(
-          "{} has too little memory: {} bytes ({:.2f} GiB) were asked for, {} bytes ({:.2f} GiB) of {:.2f} GiB are "
-          "free; use a smaller micro-batch, recompute more, or end what else runs on it",
-          name_, bytes, gib(bytes), now.free, gib(now.free), gib(now.total)));
+      throw UsageError(
+          fmt::format("{} has too little memory: {} bytes ({:.2f} GiB) were asked for, {} bytes ({:.2f} GiB) "
+                      "of {:.2f} GiB are "
+                      "free; use a smaller micro-batch, recompute more, or end what else runs on it",
+                      name_, bytes, gib(bytes), now.free, gib(now.free), gib(now.total)));
     }
     FARSKIP_CUDA_CHECK(status);
     // cudaFree waits for everything that was launched.

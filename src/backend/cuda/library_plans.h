@@ -1,6 +1,6 @@
 #pragma once
-// What cuBLASLt and cuDNN chose for a problem, kept so that a plan is searched for once. Of one device, used by
-// one thread at a time.
+// What cuBLASLt and cuDNN chose for a problem, kept so that a plan is searched for once. Of one device, used
+// by one thread at a time.
 
 #include <map>
 #include <memory>

@@ -24,7 +24,8 @@ void PinnedRing::copy_in(void* device, const void* host, std::size_t bytes, cuda
     FARSKIP_CUDA_CHECK(cudaEventSynchronize(in_flight_.front().done.get()));
     release_oldest();
   }
-  while (!in_flight_.empty() && cudaEventQuery(in_flight_.front().done.get()) == cudaSuccess) release_oldest();
+  while (!in_flight_.empty() && cudaEventQuery(in_flight_.front().done.get()) == cudaSuccess)
+    release_oldest();
   cudaGetLastError();  // "not ready" is no error here, and must not come up after the next launch
 
   Event done;

@@ -18,8 +18,8 @@ class PinnedRing {
  public:
   static constexpr std::size_t kBytes = 16 << 20, kMostPerCopy = 1 << 20;
 
-  /// Copies at most kMostPerCopy bytes to the device in the order of `stream`. Waits only where the ring is full
-  /// of copies that have not been done yet.
+  /// Copies at most kMostPerCopy bytes to the device in the order of `stream`. Waits only where the ring is
+  /// full of copies that have not been done yet.
   void copy_in(void* device, const void* host, std::size_t bytes, cudaStream_t stream);
 
  private:

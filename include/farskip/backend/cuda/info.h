@@ -15,7 +15,7 @@ struct GpuInfo {
 };
 
 struct Info {
-  bool built = false;  // whether this build has a CUDA backend at all
+  bool built = false;                                // whether this build has a CUDA backend at all
   std::string toolkit, driver, cublas, cudnn, nccl;  // versions; empty: not there (nccl: as compiled against)
   std::vector<GpuInfo> gpus;
   std::string problem;  // why no GPU can be used; empty where one can
