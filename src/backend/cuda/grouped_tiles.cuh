@@ -46,8 +46,11 @@ struct Traits {
   static constexpr cute::GMMA::Major kMajorB =
       kDirection == Direction::forward ? cute::GMMA::Major::K : cute::GMMA::Major::MN;
   using Element = cute::bfloat16_t;
-  using Mma = decltype(cute::make_tiled_mma(cute::SM90_64x256x16_F32BF16BF16_SS<kMajorA, kMajorB>{},
-                                            cute::Layout<cute::Shape<cute::_2, cute::_1, cute::_1>>{}));
+  using Groups = cute::Layout<cute::Shape<cute::_2, cute::_1, cute::_1>>;
+  using Mma =
+      decltype(cute::make_tiled_mma(cute::SM90_64x256x16_F32BF16BF16_SS<kMajorA, kMajorB>{}, Groups{}));
+  using NarrowMma =
+      decltype(cute::make_tiled_mma(cute::SM90_64x128x16_F32BF16BF16_SS<kMajorA, kMajorB>{}, Groups{}));
   template <cute::GMMA::Major kMajor>
   using Atom = cute::conditional_t<kMajor == cute::GMMA::Major::K, cute::GMMA::Layout_K_SW128_Atom<Element>,
                                    cute::GMMA::Layout_MN_SW128_Atom<Element>>;
@@ -59,6 +62,10 @@ struct Traits {
       Step<kMajorA>{}));
   using LayoutB = decltype(cute::tile_to_shape(
       Atom<kMajorB>{}, cute::Shape<cute::Int<kTileN>, cute::Int<kTileK>, cute::Int<kStages>>{},
+      Step<kMajorB>{}));
+  /// The same memory by halves: stage s is 2 s.
+  using NarrowLayoutB = decltype(cute::tile_to_shape(
+      Atom<kMajorB>{}, cute::Shape<cute::Int<kTileN / 2>, cute::Int<kTileK>, cute::Int<2 * kStages>>{},
       Step<kMajorB>{}));
 };
 
@@ -135,14 +142,12 @@ __device__ void produce(const Params& p, const CUtensorMap& map_a, const CUtenso
       const int s = stage.index;
       shared.barriers.empty[s].wait(stage.phase ^ 1);
       auto* barrier = reinterpret_cast<std::uint64_t*>(&shared.barriers.full[s]);
-      shared.barriers.full[s].arrive_and_expect_tx(kBytesA + kBytesB);
+      shared.barriers.full[s].arrive_and_expect_tx(kBytesA + (tile.narrow ? kBytesB / 2 : kBytesB));
       load_a<kDirection>(map_a, tile, k0, shared.a[s], barrier);
-      if (tile.shared) {
-        load_b<kDirection>(map_b, tile, k0, half, shared.b[s], barrier);
-      } else {
-        load_b<kDirection>(map_b, tile, k0, 0, shared.b[s], barrier);
+      // Of what the pair shares each block loads one half.
+      if (!tile.shared || half == 0) load_b<kDirection>(map_b, tile, k0, 0, shared.b[s], barrier);
+      if (!tile.narrow && (!tile.shared || half == 1))
         load_b<kDirection>(map_b, tile, k0, 1, shared.b[s], barrier);
-      }
     }
   }
 }
@@ -245,6 +250,40 @@ __device__ void store_f32(const Params& p, const Tile& tile, const Sums& sums, i
   }
 }
 
+/// Multiplies all stages of one tile; kHalves: parts that a stage of b is counted in. release(s) lets stage s
+/// go.
+template <Direction kDirection, int kHalves, class Mma, class A, class B, class Sums, class Release>
+__device__ void multiply_tile(const Params& p, const Tile& tile, SharedStorage& shared, Stage& stage, Mma mma,
+                              const A& a, const B& b, Sums& sums, const Release& release) {
+  using namespace cute;
+  const int depth = depth_of<kDirection>(p, tile);
+  int before = -1;
+  mma.accumulate_ = GMMA::ScaleOut::Zero;
+  for (int k0 = 0; k0 < depth; k0 += kTileK, stage.advance()) {
+    const int s = stage.index;
+    shared.barriers.full[s].wait(stage.phase);
+    if (kDirection == Direction::wgrad && k0 + kTileK > depth)
+      clear_rows(shared.a[s], shared.b[s], depth - k0);
+    warpgroup_fence_operand(sums);
+    warpgroup_arrive();
+#pragma unroll
+    for (int block = 0; block < size<2>(a); ++block) {
+      cute::gemm(mma, a(_, _, block, s), b(_, _, block, s * kHalves), sums);
+      mma.accumulate_ = GMMA::ScaleOut::One;
+    }
+    warpgroup_commit_batch();
+    warpgroup_fence_operand(sums);
+    if (before >= 0) {
+      warpgroup_wait<1>();
+      release(before);
+    }
+    before = s;
+  }
+  warpgroup_wait<0>();
+  warpgroup_fence_operand(sums);
+  release(before);
+}
+
 template <Direction kDirection>
 __device__ void consume(const Params& p, SharedStorage& shared) {
   using namespace cute;
@@ -252,43 +291,28 @@ __device__ void consume(const Params& p, SharedStorage& shared) {
   const int thread = int(threadIdx.x) - (kThreads - kConsumers), lane = thread % 32;
   const int group = __shfl_sync(0xffffffff, thread / 128, 0), in_group = thread % 128;
   typename T::Mma mma;
+  typename T::NarrowMma narrow_mma;
   const auto mine = mma.get_slice(group * 128);
-  const auto a = mine.make_fragment_A(mine.partition_A(
-      make_tensor(make_smem_ptr(reinterpret_cast<typename T::Element*>(shared.a)), typename T::LayoutA{})));
-  const auto b = mine.make_fragment_B(mine.partition_B(
-      make_tensor(make_smem_ptr(reinterpret_cast<typename T::Element*>(shared.b)), typename T::LayoutB{})));
+  const auto mine_of_narrow = narrow_mma.get_slice(group * 128);
+  const auto at = [](std::uint8_t* stages) {
+    return make_smem_ptr(reinterpret_cast<typename T::Element*>(stages));
+  };
+  const auto a = mine.make_fragment_A(mine.partition_A(make_tensor(at(shared.a[0]), typename T::LayoutA{})));
+  const auto b = mine.make_fragment_B(mine.partition_B(make_tensor(at(shared.b[0]), typename T::LayoutB{})));
+  const auto narrow_b = mine_of_narrow.make_fragment_B(
+      mine_of_narrow.partition_B(make_tensor(at(shared.b[0]), typename T::NarrowLayoutB{})));
   auto sums = partition_fragment_C(mma, Shape<Int<kTileM>, Int<kTileN>>{});
+  using NarrowSums = decltype(partition_fragment_C(narrow_mma, Shape<Int<kTileM>, Int<kTileN / 2>>{}));
+  auto narrow_sums = make_tensor(sums.data(), typename NarrowSums::layout_type{});
   // One thread of the group tells each block of the pair.
   const auto release = [&](int s) { shared.barriers.empty[s].arrive(std::uint32_t(in_group), in_group < 2); };
   Schedule<kDirection> schedule(p, shared.order);
   Stage stage;
   for (Tile tile; schedule.next(tile);) {
-    const int depth = depth_of<kDirection>(p, tile);
-    int before = -1;
-    mma.accumulate_ = GMMA::ScaleOut::Zero;
-    for (int k0 = 0; k0 < depth; k0 += kTileK, stage.advance()) {
-      const int s = stage.index;
-      shared.barriers.full[s].wait(stage.phase);
-      if (kDirection == Direction::wgrad && k0 + kTileK > depth)
-        clear_rows(shared.a[s], shared.b[s], depth - k0);
-      warpgroup_fence_operand(sums);
-      warpgroup_arrive();
-#pragma unroll
-      for (int block = 0; block < size<2>(a); ++block) {
-        cute::gemm(mma, a(_, _, block, s), b(_, _, block, s), sums);
-        mma.accumulate_ = GMMA::ScaleOut::One;
-      }
-      warpgroup_commit_batch();
-      warpgroup_fence_operand(sums);
-      if (before >= 0) {
-        warpgroup_wait<1>();
-        release(before);
-      }
-      before = s;
-    }
-    warpgroup_wait<0>();
-    warpgroup_fence_operand(sums);
-    release(before);
+    if (tile.narrow)
+      multiply_tile<kDirection, 2>(p, tile, shared, stage, narrow_mma, a, narrow_b, narrow_sums, release);
+    else
+      multiply_tile<kDirection, 1>(p, tile, shared, stage, mma, a, b, sums, release);
     const int row = tile.row_tile * kTileM + group * 64 + in_group / 32 * 16 + lane / 4;
     if constexpr (kDirection == Direction::wgrad)
       store_f32(p, tile, sums, row, lane);

@@ -35,6 +35,7 @@ struct Tile {
   int expert, row_tile, column_tile;
   int rows, first_row;  // of the expert
   bool shared;          // both blocks of the pair have the same column tile, and share its loads
+  bool narrow;          // only the left half of its columns exists
   bool store;
 };
 
@@ -114,6 +115,7 @@ class Schedule {
       tile.store = column < column_tiles;
       tile.column_tile = tile.store ? column : column_tiles - 1;
     }
+    tile.narrow = p_.n - tile.column_tile * kTileN <= kTileN / 2;
     return true;
   }
 

@@ -193,10 +193,10 @@ struct Blocks {
         vocabulary(vocabulary_size),
         leading(round_up(std::max<std::int64_t>(vocabulary_size, 1), 16)),
         element(dtype_size(logits)) {
-    const std::int64_t most = std::max<std::int64_t>(
-        kMaxLogitBytes / (leading * static_cast<std::int64_t>(element)) / 128 * 128, 128);
-    const std::int64_t blocks = std::max<std::int64_t>((tokens + most - 1) / most, 1);
-    block = std::min(round_up(std::max<std::int64_t>(tokens, 1), blocks) / blocks + 127, most) / 128 * 128;
+    // Blocks of 2048 fill the card's multiprocessors: 2048 tokens by 2048 hidden are 128 tiles of 128 x 256.
+    const std::int64_t fit = kMaxLogitBytes / (leading * static_cast<std::int64_t>(element));
+    const std::int64_t most = fit >= 2048 ? fit / 2048 * 2048 : std::max<std::int64_t>(fit / 128 * 128, 128);
+    block = std::min(most, round_up(std::max<std::int64_t>(tokens, 1), 128));
   }
   std::int64_t rows() const { return std::min(block, std::max<std::int64_t>(tokens, 1)); }
   std::size_t logit_bytes() const {
