@@ -81,16 +81,19 @@ constexpr std::int64_t kMostBlocks = 528;  // 4 on each of the 132 multiprocesso
 /// How groups are shared out; by shapes alone, as the order of the sums of dw depends on it.
 struct GradSplit {
   GradSplit(std::int64_t groups, std::int64_t size)
-      : small(size <= 256),
-        fast(size % 8 == 0 && size <= 8192),
-        lanes(small ? kWarpsPerBlock : 1),
+      : fast(size % 8 == 0 && size <= 8192),
+        threads(size <= 256    ? 32
+                : size <= 512  ? 64
+                : size <= 1024 ? 128
+                               : kThreads),
+        lanes(kThreads / threads),
         groups_per_block(
             ceil_div(ceil_div(std::max<std::int64_t>(groups, 1), kMostBlocks), lanes * kRowsAtOnce) * lanes *
             kRowsAtOnce),
         blocks(ceil_div(groups, groups_per_block)),
         shares(blocks * lanes) {}
-  bool small;                     // a warp is enough for a group
   bool fast;                      // dw of all columns of a group fits the registers of its threads
+  int threads;                    // for one group
   std::int64_t lanes;             // groups that a block works on side by side
   std::int64_t groups_per_block;  // a multiple of lanes * kRowsAtOnce
   std::int64_t blocks, shares;
@@ -109,7 +112,7 @@ struct GradArguments {
 template <class T, int N, int V, int Threads>
 __global__ void __launch_bounds__(kThreads) rms_norm_grad_kernel(GradArguments a) {
   constexpr int lanes = kThreads / Threads, warps = Threads / 32, R = kRowsAtOnce / V;
-  __shared__ float sums[2][R][kWarpsPerBlock];
+  [[maybe_unused]] __shared__ float sums[2][R][kWarpsPerBlock];
   const int lane = static_cast<int>(threadIdx.x) / Threads, thread = static_cast<int>(threadIdx.x) % Threads;
   std::int64_t groups = a.groups;
   if (a.count != nullptr) groups = min(groups, a.groups_per_row * *a.count);
@@ -164,9 +167,9 @@ __global__ void __launch_bounds__(kThreads) rms_norm_grad_kernel(GradArguments a
       __syncthreads();
 #pragma unroll
       for (int r = 0; r < R; ++r) {
-        dot[r] = sums[turn][r][0];
+        dot[r] = sums[turn][r][lane * warps];
 #pragma unroll
-        for (int i = 1; i < warps; ++i) dot[r] += sums[turn][r][i];
+        for (int i = 1; i < warps; ++i) dot[r] += sums[turn][r][lane * warps + i];
       }
     }
 #pragma unroll
@@ -261,7 +264,9 @@ std::size_t rms_norm_grad_workspace(const OpTypes& types) {
 template <class T>
 void differentiate(const KernelCall& call, const GradSplit& split, const GradArguments& a) {
   if (split.fast && is_aligned(a.dy, a.x, a.w, a.dx, a.shares)) {
-    const auto kernel = split.small      ? rms_norm_grad_kernel<T, 8, 1, 32>
+    const auto kernel = a.size <= 256    ? rms_norm_grad_kernel<T, 8, 1, 32>
+                        : a.size <= 512  ? rms_norm_grad_kernel<T, 8, 1, 64>
+                        : a.size <= 1024 ? rms_norm_grad_kernel<T, 8, 1, 128>
                         : a.size <= 2048 ? rms_norm_grad_kernel<T, 8, 1, kThreads>
                         : a.size <= 4096 ? rms_norm_grad_kernel<T, 8, 2, kThreads>
                                          : rms_norm_grad_kernel<T, 8, 4, kThreads>;
