@@ -49,7 +49,7 @@ fe::graph::Tensor_attributes in_rows(Uid uid, std::int64_t sequences, std::int64
                                      std::int64_t size) {
   fe::graph::Tensor_attributes tensor;
   tensor.set_uid(uid)
-      .set_name("t" + std::to_string(uid))
+      .set_name(fmt::format("tensor {}", static_cast<int>(uid)))
       .set_dim({sequences, heads, length, size})
       .set_stride({length * heads * size, size, heads * size, 1})
       .set_data_type(fe::DataType_t::BFLOAT16);
