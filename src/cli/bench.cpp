@@ -120,6 +120,7 @@ void add_bench(Subcommand& root) {
   overlap.integer("--warmup", o->warmup, "Steps before them", 0);
   overlap.text("--trace", o->trace, "Write a Perfetto trace of the last steps of rank 0 to this file");
   overlap.run_on_ranks([o](const CommonOptions& common) { return run_overlap(*o, common); });
+  add_bench_ops(bench);
 }
 
 }  // namespace farskip
