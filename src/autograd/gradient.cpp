@@ -69,9 +69,9 @@ std::vector<ValueId> differentiate(Graph& graph, std::span<const Objective> obje
       if (const ValueId contribution = call.input_gradients()[i]) {
         const DType dtype = graph.type(node.inputs[i]).dtype;
         const DType expected = call.is_parameter(i) ? ops::wide(dtype) : dtype;
-        FARSKIP_CHECK(graph.type(contribution).dtype == expected, "{} @{}: the gradient of input {} is {}, not {}",
-                      node.op->name, node.scope.text(), i, dtype_name(graph.type(contribution).dtype),
-                      dtype_name(expected));
+        FARSKIP_CHECK(graph.type(contribution).dtype == expected,
+                      "{} @{}: the gradient of input {} is {}, not {}", node.op->name, node.scope.text(), i,
+                      dtype_name(graph.type(contribution).dtype), dtype_name(expected));
         accumulate(node.inputs[i], contribution, node.scope);
       }
   }

@@ -123,8 +123,8 @@ void print_times(const std::map<std::string, OpTime>& times, double steps, bool 
   std::vector<std::pair<double, std::string>> rows;
   for (const auto& [name, op] : times) {
     if (op.collective != collectives) continue;
-    std::string text = fmt::format("{:28} {:9.3f} ms {:5.1f}%", name, 1e3 * op.seconds / steps,
-                                   100 * op.seconds / total);
+    std::string text =
+        fmt::format("{:28} {:9.3f} ms {:5.1f}%", name, 1e3 * op.seconds / steps, 100 * op.seconds / total);
     if (collectives)
       text += fmt::format(" {:8.1f} GB/s", op.wire_bytes / op.seconds * 1e-9);
     else
@@ -140,8 +140,7 @@ nlohmann::ordered_json times_json(const std::map<std::string, OpTime>& times, do
   nlohmann::ordered_json out = nlohmann::ordered_json::object();
   for (const auto& [name, op] : times)
     if (!op.collective)
-      out[name] = {
-          {"seconds", op.seconds / steps}, {"flops", op.flops / steps}, {"bytes", op.bytes / steps}};
+      out[name] = {{"seconds", op.seconds / steps}, {"flops", op.flops / steps}, {"bytes", op.bytes / steps}};
   return out;
 }
 
@@ -173,13 +172,15 @@ void print_report(const BenchReport& r, bool ops) {
   constexpr double kMiB = 1 << 20;
   const auto mib = [](std::size_t bytes) { return static_cast<double>(bytes) / kMiB; };
   fmt::print(
-      "step {:.4f} s (median of {}; p99 {:.4f}), {:.0f} tokens/s, {:.3f} model TFLOP/s; memory planned {:.0f} "
+      "step {:.4f} s (median of {}; p99 {:.4f}), {:.0f} tokens/s, {:.3f} model TFLOP/s; memory planned "
+      "{:.0f} "
       "MiB, measured {:.0f} MiB\n",
       seconds, r.times.seconds.size(), quantile(r.times.seconds, 0.99), r.tokens / seconds,
       r.flops / seconds * 1e-12, mib(r.memory.total()), mib(r.measured_memory));
-  fmt::print("device {}, {}; weights {:.0f}, gradients {:.0f}, moments {:.0f}, activations and scratch {:.0f} MiB\n",
-             r.device, r.precision, mib(r.memory.weights), mib(r.memory.gradients), mib(r.memory.moments),
-             mib(r.memory.arena));
+  fmt::print(
+      "device {}, {}; weights {:.0f}, gradients {:.0f}, moments {:.0f}, activations and scratch {:.0f} MiB\n",
+      r.device, r.precision, mib(r.memory.weights), mib(r.memory.gradients), mib(r.memory.moments),
+      mib(r.memory.arena));
   const auto steps = static_cast<double>(r.times.num_observed);
   double exposed = 0, observed = 0;
   for (const auto& [name, op] : r.times.ops) {
@@ -257,8 +258,7 @@ ExitCode step_on_ranks(const LoadedRun& run, const Options& options, const Commo
   report.device = arena.device().name();
   report.precision = name_of(precision_names, run.config.precision);
   report.memory = engine.memory();
-  report.measured_memory =
-      on_gpu ? device_memory.total - device_memory.free : peak_resident_bytes() - before;
+  report.measured_memory = on_gpu ? device_memory.total - device_memory.free : peak_resident_bytes() - before;
   report.tokens = static_cast<double>(t.global_batch * t.sequence_length);
   report.flops = train_flops_per_token(run.model, t.sequence_length) * report.tokens;
   report.ranks = job.world.size();

@@ -74,8 +74,8 @@ OpenedDevice open_device(const DeviceOptions& options) {
 }
 
 std::shared_ptr<const DeviceWeights> put_weights(const LoadedModel& model, const OpenedDevice& on) {
-  auto weights = std::make_shared<DeviceWeights>(
-      on.device, model.weights, whole_parameters(list_parameters(model.config)), on.compute);
+  auto weights = std::make_shared<DeviceWeights>(on.device, model.weights,
+                                                 whole_parameters(list_parameters(model.config)), on.compute);
   weights->upload();
   return weights;
 }

@@ -39,8 +39,8 @@ class Lowering {
     if (options_.document_mask) document_start_ = input("document_start");
     for (const ParameterSpec& p : list_parameters(c_)) {
       const DType dtype = p.has_compute_copy() ? options_.dtype : ops::wide(options_.dtype);
-      parameters_[p.name] = graph_.add_external(ExternalKind::parameter, read_name(p, options_.dtype),
-                                                {dtype, p.shape, {}});
+      parameters_[p.name] =
+          graph_.add_external(ExternalKind::parameter, read_name(p, options_.dtype), {dtype, p.shape, {}});
     }
   }
 

@@ -18,8 +18,7 @@ class Lister {
 
  private:
   ParameterSpec& add(std::string name, Shape shape, SubBlock block) {
-    ParameterSpec p{name,  shape, block, static_cast<std::int32_t>(layer_), false,
-                    false, Initializer::normal, {}};
+    ParameterSpec p{name, shape, block, static_cast<std::int32_t>(layer_), false, Initializer::normal, {}};
     if (shape.rank() == 1) p.initializer = Initializer::ones;  // every vector here is a norm's weight
     p.pieces.push_back({std::move(name), std::move(shape), 0});
     return out_.emplace_back(std::move(p));

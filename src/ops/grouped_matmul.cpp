@@ -49,9 +49,9 @@ void register_grouped_matmul(OpTable& table) {
        .infer = [](const OpTypes& t) -> std::vector<TensorType> {
          FARSKIP_SHAPE(t.shape(0)[0] == t.shape(1)[0], "grouped_matmul_wgrad", t);
          const DType dtype = t.in(0).dtype;
-         FARSKIP_DTYPES(inputs_are(t, dtype, {1}) && inputs_are(t, DType::i32, {2}) &&
-                            inputs_are(t, wide(dtype), {3}),
-                        "grouped_matmul_wgrad", t);
+         FARSKIP_DTYPES(
+             inputs_are(t, dtype, {1}) && inputs_are(t, DType::i32, {2}) && inputs_are(t, wide(dtype), {3}),
+             "grouped_matmul_wgrad", t);
          return {{wide(dtype), Shape{t.shape(2)[0] - 1, t.shape(0)[1], t.shape(1)[1]}, {}}};
        },
        .cost = [](const OpTypes& t) { return cost(static_cast<double>(t.shape(0)[0]), t.outputs[0].shape); },

@@ -39,8 +39,7 @@ void gradient(GradientCall& g) {
   const ValueId dy = g.needs(0) || g.needs(1) ? cast(g.builder(), g.dout(), g.dtype(a)) : g.dout();
   const auto set_product = [&](std::size_t input, ValueId x, bool tx, ValueId y, bool ty) {
     const bool as_wide = is_low(g.dtype(x)) && g.is_parameter(input);
-    g.set(input,
-          matmul(g.builder(), x, y, {.transpose_a = tx, .transpose_b = ty, .wide = as_wide}));
+    g.set(input, matmul(g.builder(), x, y, {.transpose_a = tx, .transpose_b = ty, .wide = as_wide}));
   };
   if (g.needs(0)) ta ? set_product(0, b, tb, dy, true) : set_product(0, dy, false, b, !tb);
   if (g.needs(1)) tb ? set_product(1, dy, true, a, ta) : set_product(1, a, !ta, dy, false);

@@ -1,7 +1,8 @@
+#include "farskip/train/batch_runner.h"
+
 #include <algorithm>
 
 #include "farskip/passes/join_micro_batches.h"
-#include "farskip/train/batch_runner.h"
 #include "farskip/train/step_graphs.h"
 
 namespace farskip {

@@ -66,9 +66,7 @@ DeviceWeights::DeviceWeights(std::shared_ptr<Device> device, const TensorMap& ho
   for (const LocalParameter& p : parameters) names_.push_back(p.spec.name);
   if (compute_ == DType::f32) return;
   FARSKIP_CHECK(compute_ == DType::bf16, "weights are computed with in f32 or bf16");
-  const auto copy_type = [&](const ParameterSpec& spec) {
-    return TensorView{nullptr, compute_, spec.shape};
-  };
+  const auto copy_type = [&](const ParameterSpec& spec) { return TensorView{nullptr, compute_, spec.shape}; };
   std::size_t total = 0;
   for (const LocalParameter& p : parameters)
     if (p.spec.has_compute_copy()) total += aligned(copy_type(p.spec).num_bytes());

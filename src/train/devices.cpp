@@ -10,8 +10,7 @@ std::string why_unsupported(DeviceChoice device, Precision precision) {
   const std::string no_gpu = device == DeviceChoice::cpu ? "" : why_no_cuda_device();
   if (device == DeviceChoice::cuda && !no_gpu.empty()) return "device cuda: " + no_gpu;
   if (precision != Precision::bf16) return {};
-  if (device == DeviceChoice::cpu)
-    return "precision: the CPU computes in fp32; use fp32, or device cuda";
+  if (device == DeviceChoice::cpu) return "precision: the CPU computes in fp32; use fp32, or device cuda";
   if (!no_gpu.empty())
     return "precision: bf16 needs a GPU, the CPU computes in fp32; use fp32. There is no GPU: " + no_gpu;
   return {};
@@ -29,10 +28,10 @@ std::shared_ptr<Device> open_device(DeviceChoice device, Precision precision, in
 
 void refuse_ranks_on_gpu(const Device& device, int num_ranks) {
   if (device.kind() == DeviceKind::cpu || num_ranks == 1) return;
-  throw UsageError(
-      fmt::format("device: a job of {} ranks; this build runs on a GPU with one rank. Start one process, or use "
-                  "device cpu with precision fp32",
-                  num_ranks));
+  throw UsageError(fmt::format(
+      "device: a job of {} ranks; this build runs on a GPU with one rank. Start one process, or use "
+      "device cpu with precision fp32",
+      num_ranks));
 }
 
 }  // namespace farskip

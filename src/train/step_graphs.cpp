@@ -163,17 +163,13 @@ class UpdateGraph {
     state = next;
   }
 
-  bool has_copy(const ParameterSpec& spec) const {
-    return ops::is_low(compute_) && spec.has_compute_copy();
-  }
-  bool is_gathered(const LocalParameter& p) const {
-    return sharding_.zero && mesh().size(p.replicas) > 1;
-  }
+  bool has_copy(const ParameterSpec& spec) const { return ops::is_low(compute_) && spec.has_compute_copy(); }
+  bool is_gathered(const LocalParameter& p) const { return sharding_.zero && mesh().size(p.replicas) > 1; }
   void set_copy(const ParameterSpec& spec, ValueId value) {
     TensorType type = matrix_type(spec, spec.num_rows());
     type.dtype = compute_;
-    graph_.add_update(
-        graph_.add_external(ExternalKind::state, compute_copy_name(spec.name), std::move(type)), value);
+    graph_.add_update(graph_.add_external(ExternalKind::state, compute_copy_name(spec.name), std::move(type)),
+                      value);
   }
 
   /// Whole parameters from the rows that each replica has updated, several in one message.

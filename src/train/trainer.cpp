@@ -254,10 +254,10 @@ class TrainingRun {
                                 saver_.open() && saver_.written() ? 1.0 : 0.0};
     StepMetrics m;
     m.learning_rate = learning_rate_at(t.learning_rate, state_.step, t.steps);
-    const auto [loss, grad_norm] = engine_.step(
-        batches, static_cast<float>(1.0 / counted),
-        static_cast<float>(t.aux_loss / static_cast<double>(t.global_batch)), m.learning_rate,
-        state_.step + 1, flags);
+    const auto [loss, grad_norm] =
+        engine_.step(batches, static_cast<float>(1.0 / counted),
+                     static_cast<float>(t.aux_loss / static_cast<double>(t.global_batch)), m.learning_rate,
+                     state_.step + 1, flags);
     stop_requested_ = flags[0] > 0;
     all_written_ = flags[1] == world().size();
     m.loss = loss.loss_sum / counted;

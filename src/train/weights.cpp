@@ -92,8 +92,8 @@ void read_elements(const SafetensorsFolder& folder, const std::string& name, std
 void fill_normal_in_parts(std::uint64_t seed, std::uint64_t stream, std::uint64_t first, double range,
                           std::span<float> values) {
   constexpr std::size_t least = std::size_t{1} << 21;  // elements for which a thread is worth its start
-  const std::size_t parts = std::clamp<std::size_t>(values.size() / least, 1,
-                                                    std::max(1U, std::thread::hardware_concurrency()));
+  const std::size_t parts =
+      std::clamp<std::size_t>(values.size() / least, 1, std::max(1U, std::thread::hardware_concurrency()));
   const std::size_t size = (values.size() + parts - 1) / parts;
   std::vector<std::jthread> threads;
   for (std::size_t begin = 0; begin < values.size(); begin += size) {

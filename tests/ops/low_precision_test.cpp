@@ -20,13 +20,13 @@ std::vector<Buffer> run_op(const std::string& op, const Attributes& attributes,
 
 TEST_CASE("a cast to bf16 rounds to the nearest, ties to even, and back is exact") {
   constexpr float infinity = std::numeric_limits<float>::infinity();
-  const HostTensor x = float_tensor(
-      {12}, {0.0F, -0.0F, 1.0F, 1.00390625F, 1.01171875F, 1.004F, -1.00390625F, 3.0e38F, 3.4e38F, infinity,
-             -infinity, std::numeric_limits<float>::quiet_NaN()});
+  const HostTensor x =
+      float_tensor({12}, {0.0F, -0.0F, 1.0F, 1.00390625F, 1.01171875F, 1.004F, -1.00390625F, 3.0e38F, 3.4e38F,
+                          infinity, -infinity, std::numeric_limits<float>::quiet_NaN()});
   const auto low = run_op("cast", Attributes::of(ops::Cast{ops::CastTo::bf16}), {x});
   REQUIRE(low[0].view().dtype == DType::bf16);
-  const std::vector<float> expected{0.0F,     -0.0F,    1.0F, 1.0F, 1.015625F, 1.0078125F, -1.0F, 3.0040553e38F,
-                                    infinity, infinity, -infinity};
+  const std::vector<float> expected{0.0F,  -0.0F,         1.0F,     1.0F,     1.015625F, 1.0078125F,
+                                    -1.0F, 3.0040553e38F, infinity, infinity, -infinity};
   HostTensor bits(DType::bf16, {12});
   std::copy(low[0].view().bytes().begin(), low[0].view().bytes().end(), bits.bytes().begin());
   const auto back = run_op("cast", Attributes::of(ops::Cast{ops::CastTo::f32}), {bits});
@@ -51,8 +51,9 @@ TEST_CASE("the compute copy of AdamW is the new parameter rounded, also where no
     const Shape shape{3, 701};
     const auto run = [&](bool copy) {
       return run_op("adamw", Attributes::of(ops::AdamW{.weight_decay = 0.1, .low_copy = copy}),
-                    {random_tensor(shape, 1), random_tensor(shape, 2), float_tensor({3, 701}, std::vector<float>(2103, 0.5F)),
-                     random_tensor(shape, 4), float_tensor({1}, {factor}), float_tensor({3}, {1e-2F, 1.0F, 1.0F})});
+                    {random_tensor(shape, 1), random_tensor(shape, 2),
+                     float_tensor({3, 701}, std::vector<float>(2103, 0.5F)), random_tensor(shape, 4),
+                     float_tensor({1}, {factor}), float_tensor({3}, {1e-2F, 1.0F, 1.0F})});
     };
     const auto with = run(true), without = run(false);
     REQUIRE(with.size() == 4);
@@ -98,9 +99,9 @@ TEST_CASE("mixtures that no kernel computes are refused") {
   CHECK_THROWS_AS(infer("add", none, {{'L', s}, {'F', s}}), InternalError);
   CHECK_THROWS_AS(infer("swiglu", none, {{'L', s}, {'L', row}}), InternalError);
   CHECK_THROWS_AS(infer("route", Attributes::of(ops::Route{.top_k = 2}), {{'L', s}}), InternalError);
-  CHECK_THROWS_AS(infer("grouped_matmul", Attributes::of(ops::GroupedMatmul{}),
-                        {{'L', s}, {'F', {2, 4, 4}}, {'I', {3}}}),
-                  InternalError);
+  CHECK_THROWS_AS(
+      infer("grouped_matmul", Attributes::of(ops::GroupedMatmul{}), {{'L', s}, {'F', {2, 4, 4}}, {'I', {3}}}),
+      InternalError);
   CHECK_THROWS_AS(infer("linear_cross_entropy", none, {{'L', s}, {'F', s}, {'I', row}}), InternalError);
   CHECK_THROWS_AS(infer("sum_of_squares", none, {{'L', s}}), InternalError);
   CHECK_THROWS_AS(infer("adamw", Attributes::of(ops::AdamW{}),

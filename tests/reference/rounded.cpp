@@ -215,9 +215,7 @@ class TestDevice final : public Device {
   }
 
  private:
-  void check_not_recording() const {
-    FARSKIP_CHECK(!stream_.is_recording, "only kernels may be recorded");
-  }
+  void check_not_recording() const { FARSKIP_CHECK(!stream_.is_recording, "only kernels may be recorded"); }
 
   DeviceKind kind_;
   std::shared_ptr<Device> cpu_ = make_cpu_device();

@@ -114,10 +114,9 @@ TEST_CASE("a micro-batch in bf16 asks only for kernels that backends have") {
   const int in_flight = GENERATE(1, 2);
   CAPTURE(name, accumulate, in_flight);
   const Model m = load(name, mode);
-  const Graph graph =
-      run_pipeline(build_micro_batch_graph(m.config, m.layers, lowering(), {},
-                                           {accumulate, false, in_flight, recompute}),
-                   {}, Logger(LogLevel::off));
+  const Graph graph = run_pipeline(
+      build_micro_batch_graph(m.config, m.layers, lowering(), {}, {accumulate, false, in_flight, recompute}),
+      {}, Logger(LogLevel::off));
   check_kernels(graph);
   for (const LocalParameter& p : m.parameters) {
     CAPTURE(p.spec.name);
@@ -142,8 +141,8 @@ TEST_CASE("the forward in bf16 gives losses and logits in f32") {
   LowerOptions options = lowering();
   for (const bool logits : {false, true}) {
     options.logits = logits;
-    const Graph graph = run_pipeline(build_forward_graph(m.config, m.layers, options, {}), {},
-                                     Logger(LogLevel::off));
+    const Graph graph =
+        run_pipeline(build_forward_graph(m.config, m.layers, options, {}), {}, Logger(LogLevel::off));
     check_kernels(graph);
     for (const Output& o : graph.outputs()) {
       CAPTURE(o.name);
@@ -155,9 +154,9 @@ TEST_CASE("the forward in bf16 gives losses and logits in f32") {
 TEST_CASE("experts over ranks in bf16 send low rows, and weights of rows in f32") {
   const Model m = load("deepseek_v2", FarSkipMode::full);
   const MeshPosition mesh{4, 1, 2};
-  const Graph graph =
-      run_pipeline(build_micro_batch_graph(m.config, m.layers, lowering(), {mesh, true, 64}, {true, true, 1, {}}),
-                   {}, Logger(LogLevel::off));
+  const Graph graph = run_pipeline(
+      build_micro_batch_graph(m.config, m.layers, lowering(), {mesh, true, 64}, {true, true, 1, {}}), {},
+      Logger(LogLevel::off));
   std::set<std::string> sent;
   for (const Node& node : graph.nodes()) {
     if (node.op->name == "exchange_rows" || node.op->name == "return_rows")

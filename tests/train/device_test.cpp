@@ -36,8 +36,8 @@ struct Training {
   std::vector<Batch> batches(std::int64_t step) const {
     std::vector<Batch> out;
     for (std::int64_t i = 0; i < 2; ++i)
-      out.push_back(random_batch(3, static_cast<std::uint64_t>(2 * step + i), kSequences * kLength,
-                                 config.vocab_size));
+      out.push_back(
+          random_batch(3, static_cast<std::uint64_t>(2 * step + i), kSequences * kLength, config.vocab_size));
     return out;
   }
 
@@ -172,8 +172,8 @@ TEST_CASE("gradients computed in bf16 are those of f32 but for rounding") {
   for (const auto& [parameter, tensor] : want) {
     CAPTURE(parameter);
     // Rounding moves a few tokens to other experts, whose gradients then differ as a whole.
-    const bool routed = parameter.find("mlp.experts") != std::string::npos ||
-                        parameter.find("mlp.gate") != std::string::npos;
+    const bool routed =
+        parameter.find("mlp.experts") != std::string::npos || parameter.find("mlp.gate") != std::string::npos;
     CHECK(relative_error(got.at(parameter).view(), tensor.view()) < (routed ? 0.5 : 0.05));
   }
 }

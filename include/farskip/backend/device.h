@@ -53,12 +53,12 @@ class Device {
   virtual bool shares_host_memory() const { return kind() == DeviceKind::cpu; }
   virtual DeviceMemory memory() const = 0;
 
-  /// Uninitialised, aligned to 256 bytes (the CPU: 64); released with the last copy of the pointer (then everything that was
-  /// launched is waited for first). MemoryError-like UserError naming what was asked for and what is free
-  /// where the device has not enough. 0 bytes give a valid pointer.
+  /// Uninitialised, aligned to 256 bytes (the CPU: 64); released with the last copy of the pointer (then
+  /// everything that was launched is waited for first). MemoryError-like UserError naming what was asked for
+  /// and what is free where the device has not enough. 0 bytes give a valid pointer.
   virtual std::shared_ptr<std::byte[]> allocate(std::size_t bytes) = 0;
-  /// The host memory may be reused on return. CUDA: pieces up to 1 MiB (inputs of a step) go through a ring of
-  /// pinned memory and never wait for kernels; larger ones may.
+  /// The host memory may be reused on return. CUDA: pieces up to 1 MiB (inputs of a step) go through a ring
+  /// of pinned memory and never wait for kernels; larger ones may.
   virtual void copy_in(void* device, const void* host, std::size_t bytes) = 0;
   /// All parts, waited for once; the host memory is filled on return.
   virtual void copy_out(std::span<const CopyOut> parts) = 0;

@@ -43,8 +43,8 @@ class GradientCall {
   }
   const Shape& shape(ValueId v) const { return builder_.shape(v); }
   DType dtype(ValueId v) const { return builder_.graph.type(v).dtype; }
-  /// Whether input i is a parameter. Its gradient is then f32 even where it is bf16 (the compute copy of an f32
-  /// parameter); that of every other value is of the value's own type.
+  /// Whether input i is a parameter. Its gradient is then f32 even where it is bf16 (the compute copy of an
+  /// f32 parameter); that of every other value is of the value's own type.
   bool is_parameter(std::size_t i) const {
     return std::any_of(
         builder_.graph.externals().begin(), builder_.graph.externals().end(),

@@ -16,11 +16,11 @@ struct LowerOptions {
 };
 
 /// Externals: inputs "tokens" i32[B*S], "targets" i32[B*S] (-1: not counted; absent with `logits`),
-/// "document_start" i32[B*S] with document_mask; every parameter of list_parameters under its read_name. In bf16
-/// these are bf16 where the parameter has a compute copy, else f32; activations with the residual stream are bf16,
-/// but router, balance loss and losses (and logits) f32.
-/// Outputs: "loss_sum" [1], "num_correct" i32[1] (or "logits"); "balance_loss" [1] if asked for and any
-/// layer has experts; "expert_offsets.<layer>" i32[E+1] for each layer with experts.
+/// "document_start" i32[B*S] with document_mask; every parameter of list_parameters under its read_name. In
+/// bf16 these are bf16 where the parameter has a compute copy, else f32; activations with the residual stream
+/// are bf16, but router, balance loss and losses (and logits) f32. Outputs: "loss_sum" [1], "num_correct"
+/// i32[1] (or "logits"); "balance_loss" [1] if asked for and any layer has experts; "expert_offsets.<layer>"
+/// i32[E+1] for each layer with experts.
 Graph lower(const ModelConfig& config, const LayerGraph& layers, const LowerOptions& options);
 
 }  // namespace farskip

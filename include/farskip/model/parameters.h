@@ -29,17 +29,17 @@ struct ParameterSpec {
   SubBlock block = SubBlock::none;
   std::int32_t layer = -1;
   bool is_expert = false;  // dim 0 is the expert
-  bool is_router = false;  // decides on experts: always computed with in f32
   Initializer initializer = Initializer::normal;
   /// Hub tensors that make it up, in order of rows; together they cover it exactly. One piece of the same
   /// name: not split on the hub.
   std::vector<HubPiece> pieces;
+  bool is_router = false;  // decides on experts: always computed with in f32
 
   /// Seen as a matrix: all dims but the last taken together, and the last. A vector has rows of one element.
   std::int64_t num_rows() const { return shape.rank() == 1 ? shape[0] : shape.num_elements() / shape.back(); }
   std::int64_t row_size() const { return shape.rank() == 1 ? 1 : shape.back(); }
-  /// Whether a model that computes in bf16 reads a bf16 copy of it, not the parameter itself: all matrices but
-  /// the router.
+  /// Whether a model that computes in bf16 reads a bf16 copy of it, not the parameter itself: all matrices
+  /// but the router.
   bool has_compute_copy() const { return shape.rank() >= 2 && !is_router; }
 };
 

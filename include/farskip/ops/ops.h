@@ -364,8 +364,8 @@ struct LossResult {
 };
 /// Cross-entropy fused with the head: h[T, H], w[V, H], targets i32[T] (-1: not counted) → (loss_sum [1]:
 /// Σ over counted tokens of logsumexp(h wᵀ) - (h wᵀ)[target], num_correct i32[1]: counted tokens whose
-/// target has the largest logit). Works on blocks of tokens: no [T, V] buffer exists. h and w may be low, the loss
-/// and dw are f32.
+/// target has the largest logit). Works on blocks of tokens: no [T, V] buffer exists. h and w may be low, the
+/// loss and dw are f32.
 LossResult linear_cross_entropy(Builder& b, ValueId h, ValueId w, ValueId targets);
 // op "linear_cross_entropy_grad": dloss[1], h, w, targets, [accumulate dw] → (loss_sum, num_correct, dh,
 // dw): recomputes the forward, so that one pass over the logits serves both (passes/fuse.h).
@@ -401,7 +401,8 @@ struct AdamWState {
 };
 /// Decoupled weight decay (Loshchilov & Hutter 2019): g' = factor·g; m = β1 m + (1-β1) g'; v = β2 v +
 /// (1-β2) g'²; p = p (1 - lr·wd) - lr · (m/c1) / (sqrt(v/c2) + eps), c_i = 1 - β_i^step. hyper f32[3] =
-/// {lr, 1/c1, 1/c2}; factor f32[1]. Where factor is 0 nothing changes (low_copy is then the rounded p). In place in p, m, v.
+/// {lr, 1/c1, 1/c2}; factor f32[1]. Where factor is 0 nothing changes (low_copy is then the rounded p). In
+/// place in p, m, v.
 AdamWState adamw(Builder& b, const AdamWState& state, ValueId grad, ValueId factor, ValueId hyper,
                  const AdamW& attributes);
 

@@ -12,7 +12,8 @@
 
 namespace farskip {
 
-/// One block of a device's memory that several plans use in turn; grows to the largest. Where it is, plans run.
+/// One block of a device's memory that several plans use in turn; grows to the largest. Where it is, plans
+/// run.
 class Arena {
  public:
   explicit Arena(std::shared_ptr<Device> device = make_cpu_device()) : device_(std::move(device)) {}

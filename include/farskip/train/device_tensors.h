@@ -20,8 +20,8 @@ struct DeviceBuffer {
 };
 DeviceBuffer allocate_on(Device& device, std::size_t bytes);
 
-/// One device tensor for each host tensor, by its name. On a device that shares the host's memory both are the
-/// same memory, and copies do nothing.
+/// One device tensor for each host tensor, by its name. On a device that shares the host's memory both are
+/// the same memory, and copies do nothing.
 class DeviceTensors {
  public:
   /// The host tensors stay referenced: copies of `host` share their memory, so the map itself may go.
@@ -41,8 +41,8 @@ class DeviceTensors {
   std::size_t bytes_ = 0;
 };
 
-/// The weights of a model on a device, and, for a model that computes in bf16, the bf16 copies that its graphs
-/// read instead of matrices (ParameterSpec::has_compute_copy).
+/// The weights of a model on a device, and, for a model that computes in bf16, the bf16 copies that its
+/// graphs read instead of matrices (ParameterSpec::has_compute_copy).
 class DeviceWeights {
  public:
   /// `host`: a tensor for each of `parameters`. Contents are unspecified until upload(), but where the device

@@ -85,7 +85,7 @@ struct TrainEngineOptions {
   OptimizerConfig optimizer;
   PipelineOptions pipeline;
   bool zero = false;
-  DType compute = DType::f32;  // or bf16: activations and what products read; state stays f32
+  DType compute = DType::f32;              // or bf16: activations and what products read; state stays f32
   bool overlap = true;                     // collectives are waited for late; false: at once
   std::shared_ptr<const CostTable> costs;  // with overlap: the order is chosen by these
   bool align = false;  // all ranks meet before each collective (for measuring its transport alone)
@@ -113,13 +113,13 @@ struct StepResult {
   float grad_norm = 0;
 };
 
-/// Training use: gradients and moments beside the weights, all in the memory of the arena's device. Where that
-/// does not share the host's, the host tensors are a second copy for what is done on the host, and the owner of
-/// the engine says when they are copied: upload_weights, upload_moments, download_state.
+/// Training use: gradients and moments beside the weights, all in the memory of the arena's device. Where
+/// that does not share the host's, the host tensors are a second copy for what is done on the host, and the
+/// owner of the engine says when they are copied: upload_weights, upload_moments, download_state.
 class TrainEngine {
  public:
-  /// `weights`: of local_parameters() at the mesh's position; they must stay. Collective. UsageError for a GPU
-  /// where there are several ranks.
+  /// `weights`: of local_parameters() at the mesh's position; they must stay. Collective. UsageError for a
+  /// GPU where there are several ranks.
   TrainEngine(const ModelConfig& config, const LayerGraph& layers, TensorMap& weights,
               const TrainEngineOptions& options, Arena& arena, const Logger& logger,
               Mesh mesh = make_self_mesh(), Heartbeat* heartbeat = nullptr);
