@@ -18,21 +18,33 @@ struct Options {
 };
 
 nlohmann::ordered_json direction_json(const DirectionOverlap& d) {
-  return {{"step_seconds_blocking", d.blocking_seconds}, {"step_seconds_overlapped", d.overlapped_seconds},
-          {"step_seconds_ideal", d.ideal_seconds()},     {"transport_seconds", d.transport_seconds},
-          {"window_seconds", d.window_seconds},          {"hideable_seconds", d.hideable_seconds},
-          {"exposed_seconds", d.exposed_seconds},        {"eta", d.eta()},
-          {"hidden_fraction", d.hidden_fraction()},      {"sigma", d.sigma()}};
+  return {{"step_seconds_blocking", d.blocking_seconds},
+          {"step_seconds_overlapped", d.overlapped_seconds},
+          {"step_seconds_ideal", d.ideal_seconds()},
+          {"transport_seconds", d.transport_seconds},
+          {"window_seconds", d.window_seconds},
+          {"hideable_seconds", d.hideable_seconds},
+          {"exposed_seconds", d.exposed_seconds},
+          {"skew_seconds", d.skew_seconds},
+          {"planned_seconds", d.planned_seconds},
+          {"planned_eta", d.planned_eta()},
+          {"eta", d.eta()},
+          {"hidden_fraction", d.hidden_fraction()},
+          {"sigma", d.sigma()}};
 }
 
 void print_overlap(const OverlapReport& r) {
-  fmt::print("{:10} {:>9} {:>10} {:>7} {:>9} {:>8} {:>8} {:>8} {:>6} {:>7} {:>6}\n", "ms", "blocking",
-             "overlapped", "ideal", "C", "W", "H", "exposed", "eta", "hidden", "sigma");
+  fmt::print("{:10} {:>9} {:>10} {:>9} {:>7} {:>9} {:>8} {:>8} {:>8} {:>6} {:>11} {:>7} {:>6} {:>7}\n", "ms",
+             "blocking", "overlapped", "planned", "ideal", "C", "W", "H", "exposed", "eta", "eta planned",
+             "hidden", "sigma", "skew");
   const auto row = [](const char* name, const DirectionOverlap& d) {
-    fmt::print("{:10} {:9.1f} {:10.1f} {:7.1f} {:9.1f} {:8.1f} {:8.1f} {:8.1f} {:6.3f} {:6.1f}% {:6.3f}\n",
-               name, 1e3 * d.blocking_seconds, 1e3 * d.overlapped_seconds, 1e3 * d.ideal_seconds(),
-               1e3 * d.transport_seconds, 1e3 * d.window_seconds, 1e3 * d.hideable_seconds,
-               1e3 * d.exposed_seconds, d.eta(), 100 * d.hidden_fraction(), d.sigma());
+    fmt::print(
+        "{:10} {:9.1f} {:10.1f} {:9.1f} {:7.1f} {:9.1f} {:8.1f} {:8.1f} {:8.1f} {:6.3f} {:11.3f} {:6.1f}% "
+        "{:6.3f} {:7.1f}\n",
+        name, 1e3 * d.blocking_seconds, 1e3 * d.overlapped_seconds, 1e3 * d.planned_seconds,
+        1e3 * d.ideal_seconds(), 1e3 * d.transport_seconds, 1e3 * d.window_seconds, 1e3 * d.hideable_seconds,
+        1e3 * d.exposed_seconds, d.eta(), d.planned_eta(), 100 * d.hidden_fraction(), d.sigma(),
+        1e3 * d.skew_seconds);
   };
   row("forward", r.forward);
   row("backward", r.backward);

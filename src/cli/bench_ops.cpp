@@ -25,7 +25,8 @@ std::size_t round_up(std::size_t n) {
   return (n + 255) / 256 * 256;
 }
 
-/// Normal values, repeated with a period that is no power of two, so that no two rows are alike by their place.
+/// Normal values, repeated with a period that is no power of two, so that no two rows are alike by their
+/// place.
 void fill_random(Device& device, const TensorView& to) {
   constexpr std::size_t kPeriod = 1'000'003;
   const std::size_t count = std::min<std::size_t>(kPeriod, static_cast<std::size_t>(to.num_elements()));
@@ -114,7 +115,8 @@ double median(std::vector<double> values) {
 
 /// Median seconds of each, taken in turns. One run before each timed one keeps the device busy while the host
 /// launches, so that no launch is timed.
-std::vector<double> time_in_turns(Device& device, const std::vector<std::function<void()>>& runs, std::int64_t rounds) {
+std::vector<double> time_in_turns(Device& device, const std::vector<std::function<void()>>& runs,
+                                  std::int64_t rounds) {
   const auto marks = device.make_time_marks(2);
   std::vector<std::vector<double>> seconds(runs.size());
   for (std::int64_t round = -2; round < rounds; ++round) {  // two to warm up
@@ -134,8 +136,12 @@ std::vector<double> time_in_turns(Device& device, const std::vector<std::functio
 }
 
 OpCase product_case(std::int64_t m, std::int64_t n, std::int64_t k, DType low) {
-  return {"product", "matmul", Attributes::of(ops::Matmul{.transpose_b = true}),
-          {{low, Shape{m, k}, {}}, {low, Shape{n, k}, {}}}, {}, {}};
+  return {"product",
+          "matmul",
+          Attributes::of(ops::Matmul{.transpose_b = true}),
+          {{low, Shape{m, k}, {}}, {low, Shape{n, k}, {}}},
+          {},
+          {}};
 }
 
 // ---- results against sums in double --------------------------------------------------------------
@@ -162,7 +168,8 @@ double worst_error_of_grouped(Device& device, const OpCase& c, const OpRun& run)
   const bool transpose = !wgrad && c.attributes.get<ops::GroupedMatmul>().transpose_w;
   const std::vector<std::int32_t>& offsets = c.integers[0];
   const std::int64_t a_columns = c.inputs[0].shape.back(), b_columns = c.inputs[1].shape.back();
-  const std::int64_t columns = run.outputs()[0].shape.back(), experts = static_cast<std::int64_t>(offsets.size()) - 1;
+  const std::int64_t columns = run.outputs()[0].shape.back(),
+                     experts = static_cast<std::int64_t>(offsets.size()) - 1;
   double worst = 0;
   for (std::uint64_t sample = 0; sample < 256; ++sample) {
     const auto pick = [&](std::uint64_t stream, std::int64_t n) {
@@ -176,7 +183,8 @@ double worst_error_of_grouped(Device& device, const OpCase& c, const OpRun& run)
     };
     if (wgrad) {
       const std::int64_t e = pick(2, experts), row = pick(3, a_columns);
-      for (std::int64_t r = offsets[static_cast<std::size_t>(e)]; r < offsets[static_cast<std::size_t>(e) + 1]; ++r)
+      for (std::int64_t r = offsets[static_cast<std::size_t>(e)];
+           r < offsets[static_cast<std::size_t>(e) + 1]; ++r)
         add(a.at(r * a_columns + row), b.at(r * b_columns + column));
       result = y.at((e * a_columns + row) * columns + column);
     } else {
@@ -184,7 +192,8 @@ double worst_error_of_grouped(Device& device, const OpCase& c, const OpRun& run)
       const std::int64_t e = std::upper_bound(offsets.begin(), offsets.end(), row) - offsets.begin() - 1;
       const std::int64_t first = e * c.inputs[1].shape[1] * b_columns;
       for (std::int64_t k = 0; k < a_columns; ++k)
-        add(a.at(row * a_columns + k), b.at(first + (transpose ? column * b_columns + k : k * b_columns + column)));
+        add(a.at(row * a_columns + k),
+            b.at(first + (transpose ? column * b_columns + k : k * b_columns + column)));
       result = y.at(row * columns + column);
     }
     const double error = std::abs(result - sum) / std::max(size, 1e-30);
@@ -209,11 +218,13 @@ class OpBench {
  public:
   OpBench(Device& device, DType low, std::int64_t rounds) : device_(device), low_(low), rounds_(rounds) {}
 
-  /// Seconds of a product of `flops`, and of a copy that reads and writes `bytes` in all, at the rates of large ones.
+  /// Seconds of a product of `flops`, and of a copy that reads and writes `bytes` in all, at the rates of
+  /// large ones.
   void measure_ceilings() {
     const std::int64_t size = device_.kind() == DeviceKind::cuda ? 8192 : 1024;
     const OpRun square(device_, product_case(size, size, size, low_));
-    const std::size_t bytes = device_.kind() == DeviceKind::cuda ? std::size_t{1} << 30 : std::size_t{1} << 26;
+    const std::size_t bytes =
+        device_.kind() == DeviceKind::cuda ? std::size_t{1} << 30 : std::size_t{1} << 26;
     const auto from = device_.allocate(bytes), to = device_.allocate(bytes);
     device_.fill_zero(from.get(), bytes);
     const auto seconds = time_in_turns(
@@ -299,7 +310,8 @@ ExitCode run_ops(const Options& options, const CommonOptions& common) {
 void add_bench_ops(Subcommand& bench) {
   auto o = std::make_shared<Options>();
   Subcommand ops = bench.add("ops", "The ops of one layer, each against a dense product or a copy");
-  ops.positional("CONFIG", o->config, "Run configuration (YAML): sizes of the model and of a micro-batch, precision");
+  ops.positional("CONFIG", o->config,
+                 "Run configuration (YAML): sizes of the model and of a micro-batch, precision");
   ops.positionals("overrides", o->overrides, "key.path=value", false);
   ops.text("--device", o->device, "cuda or cpu");
   ops.text("--only", o->only, "Ops whose name contains this");

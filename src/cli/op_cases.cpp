@@ -58,12 +58,14 @@ class Cases {
   TensorType low(Shape shape) const { return {low_, std::move(shape), {}}; }
   static TensorType f32(Shape shape) { return {DType::f32, std::move(shape), {}}; }
   static TensorType i32(std::int64_t n) { return {DType::i32, Shape{n}, {}}; }
-  static Ceiling product(std::int64_t m, std::int64_t n, std::int64_t k) { return {Ceiling::Kind::product, m, n, k}; }
+  static Ceiling product(std::int64_t m, std::int64_t n, std::int64_t k) {
+    return {Ceiling::Kind::product, m, n, k};
+  }
   static constexpr Ceiling kSquare{Ceiling::Kind::product, 0, 0, 0}, kCopy{Ceiling::Kind::copy, 0, 0, 0};
 
   template <class A = NoAttributes>
-  void add(std::string name, std::string op, std::vector<TensorType> inputs, Ceiling ceiling, A attributes = {},
-           Integers integers = {}) {
+  void add(std::string name, std::string op, std::vector<TensorType> inputs, Ceiling ceiling,
+           A attributes = {}, Integers integers = {}) {
     cases_.push_back({std::move(name), std::move(op), Attributes::of(attributes), std::move(inputs),
                       std::move(integers), ceiling});
   }
@@ -72,8 +74,8 @@ class Cases {
     const std::int64_t in = model_.num_heads * model_.v_head_dim(), out = hidden_;
     add("projection", "matmul", {low({tokens_, in}), low({out, in})}, product(tokens_, out, in),
         ops::Matmul{.transpose_b = true});
-    add("projection, input gradient", "matmul", {low({tokens_, out}), low({out, in})}, product(tokens_, in, out),
-        ops::Matmul{});
+    add("projection, input gradient", "matmul", {low({tokens_, out}), low({out, in})},
+        product(tokens_, in, out), ops::Matmul{});
     add("projection, weight gradient", "matmul", {low({tokens_, out}), low({tokens_, in}), f32({out, in})},
         product(tokens_, out, in), ops::Matmul{.transpose_a = true, .wide = true});
   }
@@ -81,12 +83,16 @@ class Cases {
   void add_attention() {
     const std::int64_t heads = model_.num_heads, kv = model_.mla ? heads : model_.gqa.kv_heads;
     const std::int64_t d = model_.qk_head_dim(), dv = model_.v_head_dim();
-    const ops::Attention attributes{.sequence_length = length_, .heads = heads, .kv_heads = kv,
-                                    .scale = 1.0 / std::sqrt(static_cast<double>(d)), .chunk = 0};
+    const ops::Attention attributes{.sequence_length = length_,
+                                    .heads = heads,
+                                    .kv_heads = kv,
+                                    .scale = 1.0 / std::sqrt(static_cast<double>(d)),
+                                    .chunk = 0};
     const TensorType q = low({tokens_, heads * d}), k = low({tokens_, kv * d}), v = low({tokens_, kv * dv});
     const TensorType out = low({tokens_, heads * dv});
     add("attention", "attention", {q, k, v}, kSquare, attributes);
-    add("attention, gradient", "attention_grad", {out, q, k, v, out, f32({tokens_, heads})}, kSquare, attributes);
+    add("attention, gradient", "attention_grad", {out, q, k, v, out, f32({tokens_, heads})}, kSquare,
+        attributes);
   }
 
   void add_experts(bool skewed) {
@@ -95,7 +101,8 @@ class Cases {
     const auto add_weight = [&](const std::string& part, std::int64_t n, std::int64_t k) {
       const std::string name = "experts " + part + (skewed ? ", skewed" : ", balanced");
       const TensorType w = low({experts, n, k}), x = low({rows, k}), y = low({rows, n});
-      add(name, "grouped_matmul", {x, w, i32(experts + 1)}, product(rows, n, k), ops::GroupedMatmul{true}, offsets);
+      add(name, "grouped_matmul", {x, w, i32(experts + 1)}, product(rows, n, k), ops::GroupedMatmul{true},
+          offsets);
       add(name + ", input gradient", "grouped_matmul", {y, w, i32(experts + 1)}, product(rows, k, n),
           ops::GroupedMatmul{false}, offsets);
       add(name + ", weight gradient", "grouped_matmul_wgrad", {y, x, i32(experts + 1)}, product(rows, n, k),
@@ -116,8 +123,8 @@ class Cases {
     add_order("combine_rows", rows);
     const std::int64_t width = model_.moe.expert_size;
     add("swiglu of routed rows", "swiglu", {low({rows, 2 * width}), f32({rows})}, kCopy);
-    add("swiglu of routed rows, gradient", "swiglu_grad", {low({rows, width}), low({rows, 2 * width}), f32({rows})},
-        kCopy);
+    add("swiglu of routed rows, gradient", "swiglu_grad",
+        {low({rows, width}), low({rows, 2 * width}), f32({rows})}, kCopy);
   }
 
   void add_elementwise() {
@@ -129,8 +136,8 @@ class Cases {
 
   void add_head() {
     const TensorType h = low({tokens_, hidden_}), w = low({model_.vocab_size, hidden_});
-    add("head and cross-entropy, with gradient", "linear_cross_entropy_grad", {f32({1}), h, w, i32(tokens_)}, kSquare,
-        NoAttributes{}, {random_tokens(tokens_, model_.vocab_size)});
+    add("head and cross-entropy, with gradient", "linear_cross_entropy_grad", {f32({1}), h, w, i32(tokens_)},
+        kSquare, NoAttributes{}, {random_tokens(tokens_, model_.vocab_size)});
   }
 
   const ModelConfig& model_;
@@ -154,7 +161,8 @@ std::vector<std::int32_t> spread_rows(std::int64_t rows, std::int64_t experts, b
   return offsets;
 }
 
-std::vector<OpCase> op_cases(const ModelConfig& model, std::int64_t tokens, std::int64_t sequence_length, DType low) {
+std::vector<OpCase> op_cases(const ModelConfig& model, std::int64_t tokens, std::int64_t sequence_length,
+                             DType low) {
   return Cases(model, tokens, sequence_length, low).make();
 }
 

@@ -237,16 +237,19 @@ void Executor::run_on_host(std::vector<StepTime>* times) {
   using Clock = std::chrono::steady_clock;
   for (std::size_t s = 0; s < plan_.steps.size(); ++s) {
     const PlanStep& planned = plan_.steps[s];
-    if (ranks_.align && planned.kind == StepKind::start) ranks_.mesh->world().barrier();
     if (times == nullptr && planned.kind == StepKind::run) {
       run_step(s);
       continue;
     }
+    const auto arrival = Clock::now();
+    if (ranks_.align && planned.kind == StepKind::start) ranks_.mesh->world().barrier();
     const auto start = Clock::now();
     run_step(s);
-    const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
-    if (planned.kind != StepKind::run) exposed_seconds_ += seconds;
-    if (times != nullptr) times->push_back({planned.node, planned.kind, seconds});
+    const auto end = Clock::now();
+    const auto seconds = [](Clock::duration d) { return std::chrono::duration<double>(d).count(); };
+    if (planned.kind != StepKind::run) exposed_seconds_ += seconds(end - start);
+    if (times != nullptr)
+      times->push_back({planned.node, planned.kind, seconds(end - start), seconds(start - arrival)});
   }
 }
 

@@ -1,16 +1,17 @@
 #pragma once
-// bf16 on the CPU, for tests: each kernel reads its low inputs exactly, computes in f32, and rounds its low
-// outputs once, which is what the backends promise of bf16 kernels.
+// bf16, and devices that are not the host, on the CPU, for tests. Each kernel reads its low inputs exactly,
+// computes in f32, and rounds its low outputs once, which is what the backends promise of bf16 kernels.
 
 #include "farskip/backend/device.h"
 
 namespace farskip {
 
-/// The CPU's f32 kernels, and from each of them a bf16 one under the rules of farskip/ops/ops.h.
-const KernelTable& rounded_kernel_table();
-
-/// A CPU with these kernels that, unlike the CPU, keeps its memory to itself: all that the host wants there must
-/// be copied, as on a GPU.
+/// A CPU with f32 and bf16 kernels that, unlike the CPU, keeps its memory to itself: all that the host wants
+/// there must be copied, as on a GPU. Fresh memory is NaN.
 std::shared_ptr<Device> make_rounded_device();
+
+/// The same kernels behind all that a GPU demands: launches on a stream, numbers of rows read by the kernels,
+/// and recordings, which must not hold copies.
+std::shared_ptr<Device> make_pretended_gpu();
 
 }  // namespace farskip

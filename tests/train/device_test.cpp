@@ -78,10 +78,16 @@ double relative_error(const TensorView& got, const TensorView& want) {
   return std::sqrt(difference / norm);
 }
 
+std::shared_ptr<Device> make_device(bool gpu) {
+  return gpu ? make_pretended_gpu() : make_rounded_device();
+}
+
 TEST_CASE("steps on a device with memory of its own give the bits of steps in the host's memory") {
+  const bool gpu = GENERATE(false, true);
+  CAPTURE(gpu);
   Training here("deepseek_v2", FarSkipMode::full, make_cpu_device(), two_micro_batches(DType::f32));
-  Training there("deepseek_v2", FarSkipMode::full, make_rounded_device(), two_micro_batches(DType::f32));
-  for (std::int64_t step = 0; step < 3; ++step) {
+  Training there("deepseek_v2", FarSkipMode::full, make_device(gpu), two_micro_batches(DType::f32));
+  for (std::int64_t step = 0; step < 5; ++step) {  // launched, recorded, replayed
     const StepResult a = here.step(step), b = there.step(step);
     CHECK(a.loss.loss_sum == b.loss.loss_sum);
     CHECK(a.loss.balance_loss == b.loss.balance_loss);
@@ -131,7 +137,8 @@ TEST_CASE("moments that were put on the device are what the next update continue
 }
 
 TEST_CASE("inference on a device reads the weights that training left there") {
-  Training there("deepseek_v2", FarSkipMode::full, make_rounded_device(), two_micro_batches(DType::f32));
+  const bool gpu = GENERATE(false, true);
+  Training there("deepseek_v2", FarSkipMode::full, make_device(gpu), two_micro_batches(DType::f32));
   InferenceEngine shared(there.config, there.layers, there.engine->weights(), there.arena, kQuiet);
   there.step(0);
   const Batch batch = there.batches(7)[0];
@@ -175,7 +182,7 @@ TEST_CASE("training in bf16 goes the way of f32, and its compute copies follow t
   const auto* name = GENERATE("deepseek_v2", "qwen3_moe_tied");
   CAPTURE(name);
   Training wide(name, FarSkipMode::full, make_cpu_device(), two_micro_batches(DType::f32));
-  Training low(name, FarSkipMode::full, make_rounded_device(), two_micro_batches(DType::bf16));
+  Training low(name, FarSkipMode::full, make_pretended_gpu(), two_micro_batches(DType::bf16));
   for (std::int64_t step = 0; step < 6; ++step) {
     const StepResult a = wide.step(step), b = low.step(step);
     CAPTURE(step);
@@ -194,6 +201,59 @@ TEST_CASE("training in bf16 goes the way of f32, and its compute copies follow t
       equal = equal && copy.as<std::uint16_t>()[i] == f32_to_bf16(whole.as<float>()[i]);
     CHECK(equal);
   }
+}
+
+TEST_CASE("observed steps are launched kernel by kernel and give the bits of replayed ones") {
+  Training plain("qwen3_moe", FarSkipMode::off, make_pretended_gpu(), two_micro_batches(DType::bf16));
+  Training observed("qwen3_moe", FarSkipMode::off, make_pretended_gpu(), two_micro_batches(DType::bf16));
+  std::size_t num_times = 0;
+  for (std::int64_t step = 0; step < 5; ++step) {
+    if (step % 2 == 1)
+      observed.engine->observe([&](const Executor& executor, const std::vector<StepTime>& times) {
+        CHECK(times.size() == executor.plan().steps.size());
+        num_times += times.size();
+      });
+    else
+      observed.engine->observe({});
+    const StepResult a = plain.step(step), b = observed.step(step);
+    CHECK(a.loss.loss_sum == b.loss.loss_sum);
+    CHECK(a.grad_norm == b.grad_norm);
+  }
+  CHECK(num_times > 0);
+}
+
+TEST_CASE("work is recorded again when an external is bound to another place") {
+  const std::shared_ptr<Device> device = make_pretended_gpu();
+  Graph graph;
+  const TensorType type{DType::f32, Shape{4}, {}};
+  const ValueId x = graph.add_external(ExternalKind::input, "x", type);
+  Builder b{graph, {}};
+  graph.add_output("y", ops::add(b, x, x));
+  Arena arena(device);
+  Plan plan = make_serial_plan(graph, workspace_rule(*device));
+  Executor executor(std::move(graph), std::move(plan), device->kernels(), arena);
+  const std::vector<float> ones(4, 1.0F), twos(4, 2.0F), threes(4, 3.0F);
+  const DeviceBuffer first = allocate_on(*device, 16), second = allocate_on(*device, 16);
+  const auto result = [&] {
+    executor.run();
+    return executor.read_output("y").values<float>()[3];
+  };
+  device->copy_in(first.memory.get(), ones.data(), 16);
+  device->copy_in(second.memory.get(), threes.data(), 16);
+  executor.bind("x", {first.memory.get(), DType::f32, Shape{4}});
+  for (int run = 0; run < 3; ++run) CHECK(result() == 2.0F);
+  device->copy_in(first.memory.get(), twos.data(), 16);
+  CHECK(result() == 4.0F);
+  executor.bind("x", {second.memory.get(), DType::f32, Shape{4}});
+  for (int run = 0; run < 3; ++run) CHECK(result() == 6.0F);
+  arena.reserve(std::size_t{1} << 20);  // moves
+  for (int run = 0; run < 2; ++run) CHECK(result() == 6.0F);
+}
+
+TEST_CASE("several ranks on a GPU are refused") {
+  CHECK_NOTHROW(refuse_ranks_on_gpu(*make_cpu_device(), 4));
+  CHECK_NOTHROW(refuse_ranks_on_gpu(*make_pretended_gpu(), 1));
+  CHECK_THROWS_WITH(refuse_ranks_on_gpu(*make_pretended_gpu(), 2), ContainsSubstring("one rank"));
 }
 
 TEST_CASE("a bf16 run on the CPU, and a GPU where there is none, are refused with what to do") {

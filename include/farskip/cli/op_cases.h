@@ -27,11 +27,12 @@ struct OpCase {
   Ceiling ceiling;
 };
 
-/// Rows of each expert: offsets i32[experts + 1] of `rows` rows, spread evenly, or by Zipf's law (expert e gets a share
-/// of 1 / (e + 1)).
+/// Rows of each expert: offsets i32[experts + 1] of `rows` rows, spread evenly, or by Zipf's law (expert e
+/// gets a share of 1 / (e + 1)).
 std::vector<std::int32_t> spread_rows(std::int64_t rows, std::int64_t experts, bool skewed);
 
 /// Products in `low`, what runs beside them in it too; parameter gradients f32.
-std::vector<OpCase> op_cases(const ModelConfig& model, std::int64_t tokens, std::int64_t sequence_length, DType low);
+std::vector<OpCase> op_cases(const ModelConfig& model, std::int64_t tokens, std::int64_t sequence_length,
+                             DType low);
 
 }  // namespace farskip

@@ -40,6 +40,7 @@ struct StepTime {
   NodeId node;
   StepKind kind = StepKind::run;
   double seconds = 0;
+  double skew_seconds = 0;  // before it, of aligned ranks: until the last of them has come
 };
 
 /// The ranks that collectives speak to, and who is told of every wait for them. Absent: the graph has none.

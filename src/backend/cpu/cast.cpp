@@ -1,4 +1,5 @@
 #include "farskip/backend/cpu/parallel.h"
+#include "farskip/backend/cpu/reduce.h"
 #include "farskip/backend/kernel.h"
 
 namespace farskip {

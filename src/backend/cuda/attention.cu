@@ -1,8 +1,7 @@
 // ops "attention" and "attention_grad": cuDNN for bf16 where it has a plan, kernels of our own for all else.
-#include "backend/cuda/attention.h"
-
 #include <algorithm>
 
+#include "backend/cuda/attention.h"
 #include "backend/cuda/check.h"
 #include "farskip/backend/kernel.h"
 #include "farskip/ops/ops.h"
@@ -34,7 +33,8 @@ AttentionProblem problem_of(const ops::Attention& a, DType dtype, const Shape& q
 }
 
 AttentionProblem problem_of(const OpTypes& types, std::size_t q) {
-  return problem_of(types.get<ops::Attention>(), types.in(q).dtype, types.shape(q), types.shape(q + 2), nullptr);
+  return problem_of(types.get<ops::Attention>(), types.in(q).dtype, types.shape(q), types.shape(q + 2),
+                    nullptr);
 }
 
 AttentionProblem problem_of(const KernelCall& call, std::size_t q, std::size_t document_start) {
@@ -50,20 +50,22 @@ constexpr int kTransposeTile = 32;
 __global__ void transpose_matrices(const float* from, float* to, std::int64_t rows, std::int64_t columns) {
   __shared__ float tile[kTransposeTile][kTransposeTile + 1];
   const std::int64_t first = std::int64_t(blockIdx.x) * rows * columns;
-  const std::int64_t row0 = std::int64_t(blockIdx.y) * kTransposeTile, column0 = std::int64_t(blockIdx.z) * kTransposeTile;
+  const std::int64_t row0 = std::int64_t(blockIdx.y) * kTransposeTile,
+                     column0 = std::int64_t(blockIdx.z) * kTransposeTile;
   const int x = int(threadIdx.x);
   for (int y = int(threadIdx.y); y < kTransposeTile; y += int(blockDim.y))
-    if (row0 + y < rows && column0 + x < columns) tile[y][x] = from[first + (row0 + y) * columns + column0 + x];
+    if (row0 + y < rows && column0 + x < columns)
+      tile[y][x] = from[first + (row0 + y) * columns + column0 + x];
   __syncthreads();
   for (int y = int(threadIdx.y); y < kTransposeTile; y += int(blockDim.y))
     if (column0 + y < columns && row0 + x < rows) to[first + (column0 + y) * rows + row0 + x] = tile[x][y];
 }
 
-void transpose(const LaunchContext& gpu, const float* from, float* to, std::int64_t matrices, std::int64_t rows,
-               std::int64_t columns) {
+void transpose(const LaunchContext& gpu, const float* from, float* to, std::int64_t matrices,
+               std::int64_t rows, std::int64_t columns) {
   const auto tiles = [](std::int64_t n) { return unsigned((n + kTransposeTile - 1) / kTransposeTile); };
-  transpose_matrices<<<dim3(unsigned(matrices), tiles(rows), tiles(columns)), dim3(kTransposeTile, 8), 0, gpu.stream>>>(
-      from, to, rows, columns);
+  transpose_matrices<<<dim3(unsigned(matrices), tiles(rows), tiles(columns)), dim3(kTransposeTile, 8), 0,
+                       gpu.stream>>>(from, to, rows, columns);
   FARSKIP_CUDA_CHECK_LAUNCH();
 }
 
@@ -88,8 +90,8 @@ struct Scratch {
 void run_attention(const KernelCall& call) {
   const AttentionProblem p = problem_of(call, 0, 3);
   if (p.tokens() == 0) return;
-  AttentionForward tensors{call.inputs[0].data, call.inputs[1].data, call.inputs[2].data, call.outputs[0].data,
-                           call.out(1)};
+  AttentionForward tensors{call.inputs[0].data, call.inputs[1].data, call.inputs[2].data,
+                           call.outputs[0].data, call.out(1)};
   if (may_use_cudnn(p)) {
     const Scratch scratch(call.workspace, p);
     AttentionForward library = tensors;
@@ -103,8 +105,8 @@ void run_attention(const KernelCall& call) {
 void run_attention_grad(const KernelCall& call) {
   const AttentionProblem p = problem_of(call, 1, 6);
   if (p.tokens() == 0) return;
-  AttentionBackward tensors{call.inputs[0].data, call.inputs[1].data, call.inputs[2].data,
-                            call.inputs[3].data, call.inputs[4].data, call.in(5),
+  AttentionBackward tensors{call.inputs[0].data,  call.inputs[1].data,  call.inputs[2].data,
+                            call.inputs[3].data,  call.inputs[4].data,  call.in(5),
                             call.outputs[0].data, call.outputs[1].data, call.outputs[2].data};
   if (may_use_cudnn(p)) {
     const Scratch scratch(call.workspace, p);

@@ -18,8 +18,8 @@ enum Uid : std::int64_t { kQ = 1, kK, kV, kOut, kLse, kDout, kDq, kDk, kDv };
 
 /// What cuDNN needs beside what its documentation lets one compute.
 constexpr std::size_t kSlack = 32 << 20;
-/// The deterministic backward holds the gradient of the scores, [sequences, heads, length, length] in bf16: so
-/// many sequences at once as keep this below the limit.
+/// The deterministic backward holds the gradient of the scores, [sequences, heads, length, length] in bf16:
+/// so many sequences at once as keep this below the limit.
 constexpr std::int64_t kScoreBytes = 512 << 20;
 
 std::int64_t round_up(std::int64_t n, std::int64_t unit) {
@@ -32,7 +32,8 @@ std::int64_t score_bytes(const AttentionProblem& p) {  // of one sequence
 
 /// Sequences of one launch of the backward; divides their number.
 std::int64_t backward_sequences(const AttentionProblem& p) {
-  std::int64_t at_once = std::clamp<std::int64_t>(kScoreBytes / score_bytes(p), 1, std::max<std::int64_t>(p.sequences, 1));
+  std::int64_t at_once =
+      std::clamp<std::int64_t>(kScoreBytes / score_bytes(p), 1, std::max<std::int64_t>(p.sequences, 1));
   while (p.sequences % at_once != 0) --at_once;
   return at_once;
 }
@@ -48,7 +49,7 @@ fe::graph::Tensor_attributes in_rows(Uid uid, std::int64_t sequences, std::int64
                                      std::int64_t size) {
   fe::graph::Tensor_attributes tensor;
   tensor.set_uid(uid)
-      .set_name("t" + std::to_string(uid))
+      .set_name(fmt::format("tensor {}", static_cast<int>(uid)))
       .set_dim({sequences, heads, length, size})
       .set_stride({length * heads * size, size, heads * size, 1})
       .set_data_type(fe::DataType_t::BFLOAT16);
@@ -99,9 +100,9 @@ void describe_backward(const AttentionProblem& p, std::int64_t sequences, fe::gr
   const auto out = graph.tensor(in_rows(kOut, sequences, p.length, p.heads, p.dv));
   const auto dout = graph.tensor(in_rows(kDout, sequences, p.length, p.heads, p.dv));
   const auto lse = graph.tensor(lse_tensor(sequences, p));
-  const auto [dq, dk, dv] = graph.sdpa_backward(
-      q, k, v, out, dout, lse,
-      causal<fe::graph::SDPA_backward_attributes>(p).set_deterministic_algorithm(true));
+  const auto [dq, dk, dv] =
+      graph.sdpa_backward(q, k, v, out, dout, lse,
+                          causal<fe::graph::SDPA_backward_attributes>(p).set_deterministic_algorithm(true));
   set_output(dq, in_rows(kDq, sequences, p.length, p.heads, p.d));
   set_output(dk, in_rows(kDk, sequences, p.length, p.kv_heads, p.d));
   set_output(dv, in_rows(kDv, sequences, p.length, p.kv_heads, p.dv));
@@ -127,23 +128,26 @@ std::shared_ptr<AttentionPlan> make_plan(const LaunchContext& gpu, const Attenti
   plan->usable = problem.empty();
   if (!plan->usable)
     Logger().warning(
-        "cuDNN is not used for the {} of attention with head sizes {} and {}, {} tokens: {}. Slower kernels of our "
+        "cuDNN is not used for the {} of attention with head sizes {} and {}, {} tokens: {}. Slower kernels "
+        "of our "
         "own are.",
         backward ? "backward" : "forward", p.d, p.dv, p.length, problem);
   return plan;
 }
 
-AttentionPlan& find_plan(const LaunchContext& gpu, const AttentionProblem& p, bool backward, std::int64_t sequences,
-                         std::size_t limit) {
-  const std::string problem =
-      fmt::format("attention {} {} sequences of {}, heads {} {} sizes {} {} scale {:a} workspace {}",
-                  backward ? "backward" : "forward", sequences, p.length, p.heads, p.kv_heads, p.d, p.dv, p.scale, limit);
-  return gpu.plans->get<AttentionPlan>(problem, [&] { return make_plan(gpu, p, backward, sequences, limit); });
+AttentionPlan& find_plan(const LaunchContext& gpu, const AttentionProblem& p, bool backward,
+                         std::int64_t sequences, std::size_t limit) {
+  const std::string problem = fmt::format(
+      "attention {} {} sequences of {}, heads {} {} sizes {} {} scale {:a} workspace {}",
+      backward ? "backward" : "forward", sequences, p.length, p.heads, p.kv_heads, p.d, p.dv, p.scale, limit);
+  return gpu.plans->get<AttentionPlan>(problem,
+                                       [&] { return make_plan(gpu, p, backward, sequences, limit); });
 }
 
 using Pointers = std::unordered_map<std::int64_t, void*>;
 
-void execute(const LaunchContext& gpu, AttentionPlan& plan, Pointers pointers, std::span<std::byte> workspace) {
+void execute(const LaunchContext& gpu, AttentionPlan& plan, Pointers pointers,
+             std::span<std::byte> workspace) {
   auto status = plan.graph.execute(gpu.dnn, pointers, workspace.data());
   FARSKIP_CHECK(status.is_good(), "cuDNN: {}", status.get_message());
 }
@@ -156,8 +160,8 @@ void* bf16_at(const void* p, std::int64_t i) {
 }  // namespace
 
 bool may_use_cudnn(const AttentionProblem& p) {
-  return p.dtype == DType::bf16 && p.chunk == 0 && p.document_start == nullptr && p.d % 8 == 0 && p.dv % 8 == 0 &&
-         p.d <= 256 && p.dv <= 256 && p.length > 1;
+  return p.dtype == DType::bf16 && p.chunk == 0 && p.document_start == nullptr && p.d % 8 == 0 &&
+         p.dv % 8 == 0 && p.d <= 256 && p.dv <= 256 && p.length > 1;
 }
 
 std::size_t cudnn_attention_workspace(const AttentionProblem&) {
@@ -181,8 +185,8 @@ bool run_cudnn_attention(const LaunchContext& gpu, const AttentionProblem& p, co
   return true;
 }
 
-bool run_cudnn_attention_backward(const LaunchContext& gpu, const AttentionProblem& p, const AttentionBackward& x,
-                                  std::span<std::byte> workspace) {
+bool run_cudnn_attention_backward(const LaunchContext& gpu, const AttentionProblem& p,
+                                  const AttentionBackward& x, std::span<std::byte> workspace) {
   const std::int64_t at_once = backward_sequences(p);
   AttentionPlan& plan = find_plan(gpu, p, true, at_once, workspace.size());
   if (!plan.usable) return false;

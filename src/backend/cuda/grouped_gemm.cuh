@@ -1,18 +1,16 @@
 #pragma once
 // The one CUTLASS kernel behind grouped_gemm.h: pointer-array TMA loads, warp-specialised, persistent.
 
-#include <cute/tensor.hpp>
-
 #include <cutlass/cutlass.h>
+#include <cutlass/gemm/device/gemm_universal_adapter.h>
 
+#include <cute/tensor.hpp>
 #include <cutlass/epilogue/collective/collective_builder.hpp>
 #include <cutlass/gemm/collective/collective_builder.hpp>
-#include <cutlass/gemm/device/gemm_universal_adapter.h>
 #include <cutlass/gemm/group_array_problem_shape.hpp>
 #include <cutlass/gemm/kernel/gemm_universal.hpp>
 
 #include "backend/cuda/check.h"
-
 #include "backend/cuda/grouped_gemm.h"
 
 namespace farskip::cuda::grouped {
@@ -26,14 +24,15 @@ using RowMajor = cutlass::layout::RowMajor;
 using ColumnMajor = cutlass::layout::ColumnMajor;
 using ProblemShape = cutlass::gemm::GroupProblemShape<cute::Shape<int, int, int>>;
 
-/// Tile of the output, clusters that share loads, and how the two consumer warp groups split the work: both on
-/// one tile (the larger tile reads less), or in turns, so that one stores while the other multiplies.
+/// Tile of the output, clusters that share loads, and how the two consumer warp groups split the work: both
+/// on one tile (the larger tile reads less), or in turns, so that one stores while the other multiplies.
 template <class Tile, class Cluster, bool kCooperative>
 struct Schedule {
   using TileShape = Tile;
   using ClusterShape = Cluster;
-  using Mainloop = cute::conditional_t<kCooperative, cutlass::gemm::KernelPtrArrayTmaWarpSpecializedCooperative,
-                                       cutlass::gemm::KernelPtrArrayTmaWarpSpecializedPingpong>;
+  using Mainloop =
+      cute::conditional_t<kCooperative, cutlass::gemm::KernelPtrArrayTmaWarpSpecializedCooperative,
+                          cutlass::gemm::KernelPtrArrayTmaWarpSpecializedPingpong>;
   using Epilogue = cute::conditional_t<kCooperative, cutlass::epilogue::PtrArrayTmaWarpSpecializedCooperative,
                                        cutlass::epilogue::PtrArrayTmaWarpSpecializedPingpong>;
 };
@@ -147,8 +146,8 @@ __global__ void fill_groups(Problem p, const std::int32_t* offsets, int experts,
 
 /// Arguments whose workspace sizes do not depend on the problem.
 template <class Gemm>
-typename Gemm::Arguments make_arguments(const Arrays<Gemm>& arrays, std::int64_t experts,
-                                        int multiprocessors, bool source) {
+typename Gemm::Arguments make_arguments(const Arrays<Gemm>& arrays, std::int64_t experts, int multiprocessors,
+                                        bool source) {
   using Kernel = typename Gemm::GemmKernel;
   typename Gemm::Arguments arguments{};
   arguments.mode = cutlass::gemm::GemmUniversalMode::kGrouped;
@@ -163,8 +162,8 @@ typename Gemm::Arguments make_arguments(const Arrays<Gemm>& arrays, std::int64_t
   arguments.epilogue.ptr_D = arrays.d;
   arguments.epilogue.dD = arrays.stride_d;
   arguments.hw_info.sm_count = multiprocessors;
-  // Tiles of the same rows beside each other: one expert's w fits the L2 cache, the rows of a large expert do not, and
-  // would be read from memory once per tile column the other way around.
+  // Tiles of the same rows beside each other: one expert's w fits the L2 cache, the rows of a large expert do
+  // not, and would be read from memory once per tile column the other way around.
   arguments.scheduler.raster_order = Kernel::TileScheduler::RasterOrderOptions::AlongN;
   return arguments;
 }
@@ -187,7 +186,8 @@ void run(const GroupedProduct& product, const Problem& problem) {
     FARSKIP_CHECK(reinterpret_cast<std::uintptr_t>(p) % 16 == 0, "a matrix at {}", fmt::ptr(p));
   Arrays<Gemm> arrays{};
   std::byte* rest = arrays.place(product.workspace.data(), product.experts);
-  fill_groups<Gemm><<<1, 256, 0, product.gpu.stream>>>(problem, product.offsets, int(product.experts), arrays);
+  fill_groups<Gemm>
+      <<<1, 256, 0, product.gpu.stream>>>(problem, product.offsets, int(product.experts), arrays);
   FARSKIP_CUDA_CHECK_LAUNCH();
   Gemm gemm;
   const auto check = [](cutlass::Status status, const char* what) {
@@ -203,7 +203,8 @@ void run(const GroupedProduct& product, const Problem& problem) {
 
 constexpr std::int64_t kBf16 = 2, kF32 = 4;
 
-inline Operand operand(const void* base, std::int64_t per_row, std::int64_t per_expert, std::int64_t leading) {
+inline Operand operand(const void* base, std::int64_t per_row, std::int64_t per_expert,
+                       std::int64_t leading) {
   return {static_cast<const std::byte*>(base), per_row, per_expert, leading};
 }
 
@@ -231,9 +232,9 @@ void run_dgrad(const GroupedProduct& p) {
 template <class Schedule>
 void run_wgrad(const GroupedProduct& p) {
   const void* source = p.accumulate != nullptr ? p.accumulate : p.d;  // a valid address even where unread
-  run<WgradGemm<Schedule>>(p, {p.n, p.k, Problem::kRows, operand(p.a, p.n * kBf16, 0, p.n),
-                               operand(p.b, p.k * kBf16, 0, p.k), operand(source, 0, p.n * p.k * kF32, p.k),
-                               operand(p.d, 0, p.n * p.k * kF32, p.k)});
+  run<WgradGemm<Schedule>>(
+      p, {p.n, p.k, Problem::kRows, operand(p.a, p.n * kBf16, 0, p.n), operand(p.b, p.k * kBf16, 0, p.k),
+          operand(source, 0, p.n * p.k * kF32, p.k), operand(p.d, 0, p.n * p.k * kF32, p.k)});
 }
 
 }  // namespace farskip::cuda::grouped

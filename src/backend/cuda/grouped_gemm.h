@@ -1,7 +1,7 @@
 #pragma once
-// Grouped products of bf16 matrices on tensor cores: one product per expert, sizes read from offsets on the device.
-// Twice: by CUTLASS (grouped_gemm.cuh; one file a direction, since each takes a compiler a minute), and by a kernel of our
-// own (grouped_tiles.cuh).
+// Grouped products of bf16 matrices on tensor cores: one product per expert, sizes read from offsets on the
+// device. Twice: by CUTLASS (grouped_gemm.cuh; one file a direction, since each takes a compiler a minute),
+// and by a kernel of our own (grouped_tiles.cuh).
 
 #include <cstddef>
 #include <cstdint>
@@ -11,8 +11,8 @@
 
 namespace farskip::cuda {
 
-/// Rows of expert e are [offsets[e], offsets[e + 1]). All pointers on the device, 16-byte aligned; n and k are
-/// multiples of 8 (the copy engine reads 16-byte pieces), experts < 2^31.
+/// Rows of expert e are [offsets[e], offsets[e + 1]). All pointers on the device, 16-byte aligned; n and k
+/// are multiples of 8 (the copy engine reads 16-byte pieces), experts < 2^31.
 struct GroupedProduct {
   const LaunchContext& gpu;
   std::span<std::byte> workspace;  // at least grouped_gemm_workspace(experts)
@@ -26,7 +26,8 @@ struct GroupedProduct {
 
 constexpr int kMaxMultiprocessors = 256;  // descriptors are per multiprocessor, and the planner knows no card
 
-/// Sizes, addresses and strides of every expert (8 arrays), and up to 8 descriptors of 128 bytes a multiprocessor.
+/// Sizes, addresses and strides of every expert (8 arrays), and up to 8 descriptors of 128 bytes a
+/// multiprocessor.
 constexpr std::size_t grouped_gemm_workspace(std::int64_t experts) {
   return 8 * (static_cast<std::size_t>(experts) * 16 + 256) + (kMaxMultiprocessors * 8 + 8) * 128;
 }

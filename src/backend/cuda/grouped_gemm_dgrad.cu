@@ -2,6 +2,8 @@
 
 namespace farskip::cuda {
 
-void run_grouped_gemm_dgrad(const GroupedProduct& product) { grouped::run_dgrad<grouped::Large>(product); }
+void run_grouped_gemm_dgrad(const GroupedProduct& product) {
+  grouped::run_dgrad<grouped::Large>(product);
+}
 
 }  // namespace farskip::cuda

@@ -2,6 +2,8 @@
 
 namespace farskip::cuda {
 
-void run_grouped_gemm_wgrad(const GroupedProduct& product) { grouped::run_wgrad<grouped::Large>(product); }
+void run_grouped_gemm_wgrad(const GroupedProduct& product) {
+  grouped::run_wgrad<grouped::Large>(product);
+}
 
 }  // namespace farskip::cuda

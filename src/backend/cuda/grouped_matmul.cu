@@ -43,12 +43,12 @@ __device__ RowTile find_row_tile(const std::int32_t* offsets, int experts, std::
 
 template <bool kTransposeW, class T>
 __global__ void __launch_bounds__(kTileThreads)
-    grouped_rows(const T* x, const T* w, const std::int32_t* offsets, int experts, std::int64_t n, std::int64_t k,
-                 T* out) {
+    grouped_rows(const T* x, const T* w, const std::int32_t* offsets, int experts, std::int64_t n,
+                 std::int64_t k, T* out) {
   const RowTile tile = find_row_tile(offsets, experts, blockIdx.x);
   if (tile.expert < 0) return;
-  const TiledProduct<T, T> product{tile.end - tile.row,    n, k, x + tile.row * k, w + tile.expert * n * k, nullptr,
-                                   out + tile.row * n};
+  const TiledProduct<T, T> product{
+      tile.end - tile.row, n, k, x + tile.row * k, w + tile.expert * n * k, nullptr, out + tile.row * n};
   compute_tile<false, kTransposeW>(product, 0, std::int64_t(blockIdx.y) * kTile);
 }
 
@@ -83,14 +83,16 @@ template <class T>
 void run_wgrad_plain(const KernelCall& call, std::int64_t n, std::int64_t k) {
   const std::int64_t experts = call.out_shape(0)[0];
   const dim3 grid(unsigned(ceil_div(n, kTile)), unsigned(ceil_div(k, kTile)), unsigned(experts));
-  grouped_wgrad<T><<<grid, kTileThreads, 0, call.gpu->stream>>>(
-      call.in<T>(0), call.in<T>(1), call.in<std::int32_t>(2), n, k, call.has(3) ? call.in(3) : nullptr, call.out(0));
+  grouped_wgrad<T>
+      <<<grid, kTileThreads, 0, call.gpu->stream>>>(call.in<T>(0), call.in<T>(1), call.in<std::int32_t>(2), n,
+                                                    k, call.has(3) ? call.in(3) : nullptr, call.out(0));
   FARSKIP_CUDA_CHECK_LAUNCH();
 }
 
-/// Gradients of the experts without rows, which the tensor-core kernel leaves alone: zeros, or what was there.
-__global__ void fill_empty_experts(const std::int32_t* offsets, std::int64_t elements, const float* accumulate,
-                                   float* dw) {
+/// Gradients of the experts without rows, which the tensor-core kernel leaves alone: zeros, or what was
+/// there.
+__global__ void fill_empty_experts(const std::int32_t* offsets, std::int64_t elements,
+                                   const float* accumulate, float* dw) {
   const std::int64_t e = blockIdx.y;
   if (offsets[e] != offsets[e + 1] || accumulate == dw) return;
   const std::int64_t stride = std::int64_t(gridDim.x) * blockDim.x;
@@ -112,8 +114,17 @@ void run_grouped_matmul(const KernelCall& call) {
   if (!fits_tensor_cores(dtype, call.outputs[0].dtype, DType::bf16, n, k))
     return dtype == DType::bf16 ? run_rows_plain<Bf16>(call, transpose_w, n, k)
                                 : run_rows_plain<float>(call, transpose_w, n, k);
-  const GroupedProduct product{*call.gpu,           call.workspace,      call.in<std::int32_t>(2), call.in_shape(0).num_rows(),
-                               w[0], n, k, call.inputs[0].data, call.inputs[1].data, nullptr, call.outputs[0].data};
+  const GroupedProduct product{*call.gpu,
+                               call.workspace,
+                               call.in<std::int32_t>(2),
+                               call.in_shape(0).num_rows(),
+                               w[0],
+                               n,
+                               k,
+                               call.inputs[0].data,
+                               call.inputs[1].data,
+                               nullptr,
+                               call.outputs[0].data};
   transpose_w ? run_grouped_gemm_forward(product) : run_grouped_gemm_dgrad(product);
 }
 
@@ -126,10 +137,12 @@ void run_grouped_matmul_wgrad(const KernelCall& call) {
     return dtype == DType::bf16 ? run_wgrad_plain<Bf16>(call, n, k) : run_wgrad_plain<float>(call, n, k);
   const float* accumulate = call.has(3) ? call.in(3) : nullptr;
   const dim3 grid(unsigned(std::clamp<std::int64_t>(ceil_div(n * k, 1 << 14), 1, 256)), unsigned(experts));
-  fill_empty_experts<<<grid, 256, 0, call.gpu->stream>>>(call.in<std::int32_t>(2), n * k, accumulate, call.out(0));
+  fill_empty_experts<<<grid, 256, 0, call.gpu->stream>>>(call.in<std::int32_t>(2), n * k, accumulate,
+                                                         call.out(0));
   FARSKIP_CUDA_CHECK_LAUNCH();
-  run_grouped_gemm_wgrad({*call.gpu, call.workspace, call.in<std::int32_t>(2), call.in_shape(0).num_rows(), experts, n, k, call.inputs[0].data,
-                          call.inputs[1].data, accumulate, call.outputs[0].data});
+  run_grouped_gemm_wgrad({*call.gpu, call.workspace, call.in<std::int32_t>(2), call.in_shape(0).num_rows(),
+                          experts, n, k, call.inputs[0].data, call.inputs[1].data, accumulate,
+                          call.outputs[0].data});
 }
 
 }  // namespace
@@ -142,7 +155,8 @@ void register_cuda_grouped_matmul(KernelTable& table) {
     return types.in(0).dtype == DType::bf16 ? cuda::grouped_gemm_workspace(types.shape(2)[0] - 1) : 0;
   };
   for (const DType dtype : {DType::f32, DType::bf16}) {
-    table.add("grouped_matmul", dtype, DeviceKind::cuda, {.run = cuda::run_grouped_matmul, .workspace = workspace});
+    table.add("grouped_matmul", dtype, DeviceKind::cuda,
+              {.run = cuda::run_grouped_matmul, .workspace = workspace});
     table.add("grouped_matmul_wgrad", dtype, DeviceKind::cuda,
               {.run = cuda::run_grouped_matmul_wgrad, .workspace = workspace});
   }

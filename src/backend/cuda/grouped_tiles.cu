@@ -1,10 +1,9 @@
-#include "backend/cuda/grouped_tiles.cuh"
-
 #include <array>
 #include <memory>
 
 #include "backend/cuda/check.h"
 #include "backend/cuda/grouped_gemm.h"
+#include "backend/cuda/grouped_tiles.cuh"
 #include "backend/cuda/library_plans.h"
 
 namespace farskip::cuda {
@@ -12,12 +11,13 @@ namespace {
 
 using tiles::Direction;
 
-/// The driver's function that describes a matrix to the copy engine; found at run time, since the build links no driver.
+/// The driver's function that describes a matrix to the copy engine; found at run time, since the build links
+/// no driver.
 decltype(&cuTensorMapEncodeTiled) find_encoder() {
   void* function = nullptr;
   cudaDriverEntryPointQueryResult found{};
-  FARSKIP_CUDA_CHECK(
-      cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &found));
+  FARSKIP_CUDA_CHECK(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000,
+                                                      cudaEnableDefault, &found));
   FARSKIP_CHECK(found == cudaDriverEntryPointSuccess, "the driver has no cuTensorMapEncodeTiled");
   return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(function);
 }
@@ -27,10 +27,10 @@ struct Encoder {
 };
 
 /// A contiguous bf16 array, innermost dim first, read in boxes of 128 bytes by `rows`; zeros outside.
-CUtensorMap describe(const LaunchContext& gpu, const void* data, std::array<std::int64_t, 3> sizes, std::uint32_t rank,
-                     std::uint32_t rows) {
-  const Encoder& encoder =
-      gpu.plans->get<Encoder>("tensor map encoder", [] { return std::make_shared<Encoder>(Encoder{find_encoder()}); });
+CUtensorMap describe(const LaunchContext& gpu, const void* data, std::array<std::int64_t, 3> sizes,
+                     std::uint32_t rank, std::uint32_t rows) {
+  const Encoder& encoder = gpu.plans->get<Encoder>(
+      "tensor map encoder", [] { return std::make_shared<Encoder>(Encoder{find_encoder()}); });
   FARSKIP_CHECK(reinterpret_cast<std::uintptr_t>(data) % 16 == 0, "a matrix at {}", fmt::ptr(data));
   std::array<std::uint64_t, 3> dims{}, strides{};
   std::uint64_t bytes = 2;
@@ -41,16 +41,17 @@ CUtensorMap describe(const LaunchContext& gpu, const void* data, std::array<std:
   const std::array<std::uint32_t, 3> box{64, rows, 1}, steps{1, 1, 1};
   CUtensorMap map;
   const CUresult status = encoder.encode(
-      &map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, rank, const_cast<void*>(data), dims.data(), strides.data(), box.data(),
-      steps.data(), CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-      CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  FARSKIP_CHECK(status == CUDA_SUCCESS, "cuTensorMapEncodeTiled: {} for {} x {} x {}", static_cast<int>(status), sizes[0],
-                sizes[1], sizes[2]);
+      &map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, rank, const_cast<void*>(data), dims.data(), strides.data(),
+      box.data(), steps.data(), CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+      CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  FARSKIP_CHECK(status == CUDA_SUCCESS, "cuTensorMapEncodeTiled: {} for {} x {} x {}",
+                static_cast<int>(status), sizes[0], sizes[1], sizes[2]);
   return map;
 }
 
 template <Direction kDirection>
-void launch(const GroupedProduct& p, const CUtensorMap& a, const CUtensorMap& b, const tiles::Params& params) {
+void launch(const GroupedProduct& p, const CUtensorMap& a, const CUtensorMap& b,
+            const tiles::Params& params) {
   FARSKIP_CHECK(p.experts <= tiles::kMaxExperts, "{} experts", p.experts);
   const auto kernel = tiles::grouped_tiles<kDirection>;
   constexpr std::size_t kShared = sizeof(tiles::SharedStorage) + 1024;

@@ -1,8 +1,9 @@
 // ops "linear_cross_entropy" and its gradient: the logits of one block of tokens at a time.
 //
-// The gradient keeps bf16 logits where the products are bf16: one kernel turns them into their gradient in place,
-// as bf16, which is what the two products after it read anyway. Logits in f32 would cost twice the bytes of the one
-// step here that is bound by bytes. The forward alone, which evaluation runs, has f32 logits in both cases.
+// The gradient keeps bf16 logits where the products are bf16: one kernel turns them into their gradient in
+// place, as bf16, which is what the two products after it read anyway. Logits in f32 would cost twice the
+// bytes of the one step here that is bound by bytes. The forward alone, which evaluation runs, has f32 logits
+// in both cases.
 #include <cuda_bf16.h>
 
 #include <algorithm>
@@ -49,7 +50,8 @@ struct Partial {
 };
 
 template <class Logit>
-__device__ void add_vector(const Vector<Logit>& v, std::int64_t first, std::int64_t vocabulary, Partial& partial) {
+__device__ void add_vector(const Vector<Logit>& v, std::int64_t first, std::int64_t vocabulary,
+                           Partial& partial) {
   float x[Vector<Logit>::kSize], largest = kLowest;
 #pragma unroll
   for (int i = 0; i < Vector<Logit>::kSize; ++i) {
@@ -74,7 +76,8 @@ __device__ Partial combine(Partial mine) {
     return Partial{max, left + (b.max == kLowest ? 0.0F : b.sum * expf(b.max - max))};
   };
   for (int step = 16; step > 0; step /= 2) {
-    const Partial other{__shfl_down_sync(0xffffffff, mine.max, step), __shfl_down_sync(0xffffffff, mine.sum, step)};
+    const Partial other{__shfl_down_sync(0xffffffff, mine.max, step),
+                        __shfl_down_sync(0xffffffff, mine.sum, step)};
     mine = join(mine, other);
   }
   if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = mine;
@@ -97,8 +100,9 @@ struct RowProblem {
   bool cached;         // the row fits into shared memory
 };
 
-/// Loss of one token, and (kGradient) its row of logits becomes dloss * (softmax - one-hot of the target), zeros
-/// where the token is not counted. A target outside the vocabulary, which no data has, makes the loss NaN.
+/// Loss of one token, and (kGradient) its row of logits becomes dloss * (softmax - one-hot of the target),
+/// zeros where the token is not counted. A target outside the vocabulary, which no data has, makes the loss
+/// NaN.
 template <class Logit, bool kGradient>
 __global__ void __launch_bounds__(kMaxThreads)
     finish_tokens(Logit* logits, RowProblem p, TokenResults results) {
@@ -189,10 +193,10 @@ struct Blocks {
         vocabulary(vocabulary_size),
         leading(round_up(std::max<std::int64_t>(vocabulary_size, 1), 16)),
         element(dtype_size(logits)) {
-    const std::int64_t most = std::max<std::int64_t>(
-        kMaxLogitBytes / (leading * static_cast<std::int64_t>(element)) / 128 * 128, 128);
-    const std::int64_t blocks = std::max<std::int64_t>((tokens + most - 1) / most, 1);
-    block = std::min(round_up(std::max<std::int64_t>(tokens, 1), blocks) / blocks + 127, most) / 128 * 128;
+    // Blocks of 2048 fill the card's multiprocessors: 2048 tokens by 2048 hidden are 128 tiles of 128 x 256.
+    const std::int64_t fit = kMaxLogitBytes / (leading * static_cast<std::int64_t>(element));
+    const std::int64_t most = fit >= 2048 ? fit / 2048 * 2048 : std::max<std::int64_t>(fit / 128 * 128, 128);
+    block = std::min(most, round_up(std::max<std::int64_t>(tokens, 1), 128));
   }
   std::int64_t rows() const { return std::min(block, std::max<std::int64_t>(tokens, 1)); }
   std::size_t logit_bytes() const {
@@ -227,7 +231,8 @@ void launch_finish(const LaunchContext& gpu, const Blocks& blocks, const Buffers
   const bool cached = kGradient && row_bytes <= kMaxCache;
   const auto kernel = finish_tokens<Logit, kGradient>;
   if (cached)
-    FARSKIP_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(kMaxCache)));
+    FARSKIP_CUDA_CHECK(
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(kMaxCache)));
   const std::int64_t vectors = blocks.leading / Vector<Logit>::kSize;
   const auto threads = static_cast<unsigned>(std::min<std::int64_t>(round_up(vectors, 32), kMaxThreads));
   kernel<<<unsigned(rows), threads, cached ? row_bytes : 0, gpu.stream>>>(
@@ -249,12 +254,22 @@ const std::byte* row_of(const TensorView& matrix, std::int64_t first) {
 }
 
 /// logits of `rows` tokens from `first`.
-void compute_logits(const LaunchContext& gpu, const Blocks& blocks, const Buffers& buffers, const TensorView& h,
-                    const TensorView& w, DType logits, std::int64_t first, std::int64_t rows) {
+void compute_logits(const LaunchContext& gpu, const Blocks& blocks, const Buffers& buffers,
+                    const TensorView& h, const TensorView& w, DType logits, std::int64_t first,
+                    std::int64_t rows) {
   const std::int64_t hidden = h.shape.back();
   multiply(gpu,
-           {.transpose_b = true, .m = rows, .n = blocks.vocabulary, .k = hidden, .in = h.dtype, .out = logits,
-            .a = row_of(h, first), .lda = hidden, .b = w.data, .ldb = hidden, .c = buffers.logits,
+           {.transpose_b = true,
+            .m = rows,
+            .n = blocks.vocabulary,
+            .k = hidden,
+            .in = h.dtype,
+            .out = logits,
+            .a = row_of(h, first),
+            .lda = hidden,
+            .b = w.data,
+            .ldb = hidden,
+            .c = buffers.logits,
             .ldc = blocks.leading},
            buffers.products);
 }
@@ -283,20 +298,39 @@ void run_linear_cross_entropy_grad(const KernelCall& call) {
   const void* sum_so_far = call.has(4) ? call.inputs[4].data : nullptr;
   const auto finish = low == DType::bf16 ? launch_finish<__nv_bfloat16, true> : launch_finish<float, true>;
   for (std::int64_t t = 0; t < std::max<std::int64_t>(blocks.tokens, 1); t += blocks.block) {
-    const std::int64_t rows = std::min(blocks.block, blocks.tokens - t);  // 0 without tokens: dw is still written
+    const std::int64_t rows =
+        std::min(blocks.block, blocks.tokens - t);  // 0 without tokens: dw is still written
     if (rows > 0) {
       compute_logits(*call.gpu, blocks, buffers, h, w, low, t, rows);
       finish(*call.gpu, blocks, buffers, t, rows, call.in<std::int32_t>(3), call.in(0));
       multiply(*call.gpu,
-               {.m = rows, .n = hidden, .k = blocks.vocabulary, .in = low, .out = low, .a = buffers.logits,
-                .lda = blocks.leading, .b = w.data, .ldb = hidden, .c = const_cast<std::byte*>(row_of(dh, t)),
+               {.m = rows,
+                .n = hidden,
+                .k = blocks.vocabulary,
+                .in = low,
+                .out = low,
+                .a = buffers.logits,
+                .lda = blocks.leading,
+                .b = w.data,
+                .ldb = hidden,
+                .c = const_cast<std::byte*>(row_of(dh, t)),
                 .ldc = hidden},
                buffers.products);
     }
     multiply(*call.gpu,
-             {.transpose_a = true, .m = blocks.vocabulary, .n = hidden, .k = rows, .in = low, .out = DType::f32,
-              .a = buffers.logits, .lda = blocks.leading, .b = row_of(h, t), .ldb = hidden,
-              .c = call.outputs[3].data, .ldc = hidden, .accumulate = sum_so_far},
+             {.transpose_a = true,
+              .m = blocks.vocabulary,
+              .n = hidden,
+              .k = rows,
+              .in = low,
+              .out = DType::f32,
+              .a = buffers.logits,
+              .lda = blocks.leading,
+              .b = row_of(h, t),
+              .ldb = hidden,
+              .c = call.outputs[3].data,
+              .ldc = hidden,
+              .accumulate = sum_so_far},
              buffers.products);
     sum_so_far = call.outputs[3].data;
   }

@@ -114,8 +114,8 @@ void copy_or_clear(const LaunchContext& gpu, const Product& p) {
   if (p.accumulate == nullptr) {
     FARSKIP_CUDA_CHECK(cudaMemset2DAsync(p.c, pitch, 0, width, rows, gpu.stream));
   } else if (p.accumulate != p.c) {
-    FARSKIP_CUDA_CHECK(cudaMemcpy2DAsync(p.c, pitch, p.accumulate, pitch, width, rows, cudaMemcpyDeviceToDevice,
-                                         gpu.stream));
+    FARSKIP_CUDA_CHECK(cudaMemcpy2DAsync(p.c, pitch, p.accumulate, pitch, width, rows,
+                                         cudaMemcpyDeviceToDevice, gpu.stream));
   }
 }
 
@@ -128,10 +128,10 @@ void multiply(const LaunchContext& gpu, const Product& p, std::span<std::byte> w
   if (p.k == 0) return copy_or_clear(gpu, p);
   const Alignments aligned = alignments_of(p);
   const bool accumulate = p.accumulate != nullptr;
-  const std::string problem = fmt::format(
-      "product {}{} {}x{}x{} ld {} {} {} {} {} aligned {} {} {} workspace {}", p.transpose_a ? 't' : 'n',
-      p.transpose_b ? 't' : 'n', p.m, p.n, p.k, p.lda, p.ldb, p.ldc, dtype_name(p.in), dtype_name(p.out),
-      aligned.a, aligned.b, aligned.c, workspace.size());
+  const std::string problem =
+      fmt::format("product {}{} {}x{}x{} ld {} {} {} {} {} aligned {} {} {} workspace {}",
+                  p.transpose_a ? 't' : 'n', p.transpose_b ? 't' : 'n', p.m, p.n, p.k, p.lda, p.ldb, p.ldc,
+                  dtype_name(p.in), dtype_name(p.out), aligned.a, aligned.b, aligned.c, workspace.size());
   ProductPlan& plan = gpu.plans->get<ProductPlan>(
       problem, [&] { return create_plan(gpu.blas, p, aligned, workspace.size()); });
   const float alpha = 1.0F, beta = accumulate ? 1.0F : 0.0F;

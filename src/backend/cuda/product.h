@@ -10,8 +10,9 @@
 
 namespace farskip::cuda {
 
-/// c = op(a) · op(b) (+ accumulate), all row-major: op(a) is [m, k], op(b) [k, n]. ld: elements from one stored
-/// row to the next. a and b are both f32 or both bf16; c is f32, or bf16 where a is. Sums are in f32, never TF32.
+/// c = op(a) · op(b) (+ accumulate), all row-major: op(a) is [m, k], op(b) [k, n]. ld: elements from one
+/// stored row to the next. a and b are both f32 or both bf16; c is f32, or bf16 where a is. Sums are in f32,
+/// never TF32.
 struct Product {
   bool transpose_a = false, transpose_b = false;
   std::int64_t m = 0, n = 0, k = 0;
@@ -27,8 +28,8 @@ struct Product {
 
 constexpr std::size_t kProductWorkspace = 32 << 20;
 
-/// The algorithm is what cuBLASLt's heuristics give for the problem on this card, without measuring, among those
-/// that sum in a fixed order: equal problems have equal bits.
+/// The algorithm is what cuBLASLt's heuristics give for the problem on this card, without measuring, among
+/// those that sum in a fixed order: equal problems have equal bits.
 void multiply(const LaunchContext& gpu, const Product& product, std::span<std::byte> workspace);
 
 }  // namespace farskip::cuda

@@ -1,6 +1,6 @@
 #pragma once
-// A plain tiled product on the ordinary cores, for what the tensor-core kernels do not take: f32 and sizes that
-// are no multiple of 8.
+// A plain tiled product on the ordinary cores, for what the tensor-core kernels do not take: f32 and sizes
+// that are no multiple of 8.
 
 #include <cuda_bf16.h>
 
@@ -10,8 +10,8 @@ namespace farskip::cuda {
 
 constexpr int kTile = 128, kTileDepth = 16, kTileThreads = 256;
 
-/// c[m, n] = op(a) · op(b) (+ accumulate), row-major: transposed a is stored [k, m], transposed b [n, k]. Elements
-/// of a and b are In, of c and accumulate Out; sums are f32, in order of k.
+/// c[m, n] = op(a) · op(b) (+ accumulate), row-major: transposed a is stored [k, m], transposed b [n, k].
+/// Elements of a and b are In, of c and accumulate Out; sums are f32, in order of k.
 template <class In, class Out>
 struct TiledProduct {
   std::int64_t m, n, k;
@@ -38,8 +38,8 @@ __device__ inline __nv_bfloat16 from_float<__nv_bfloat16>(float x) {
   return __float2bfloat16_rn(x);
 }
 
-/// tile[depth][i] = element (first + i, k0 + depth) of an operand whose `size` rows of `k` are stored one after the
-/// other, or (kMajor) whose k rows of `size` are; 0 outside.
+/// tile[depth][i] = element (first + i, k0 + depth) of an operand whose `size` rows of `k` are stored one
+/// after the other, or (kMajor) whose k rows of `size` are; 0 outside.
 template <bool kMajor, class In>
 __device__ void load_tile(float (&tile)[kTileDepth][kTile], const In* x, std::int64_t size, std::int64_t k,
                           std::int64_t first, std::int64_t k0) {
@@ -55,7 +55,8 @@ __device__ void load_tile(float (&tile)[kTileDepth][kTile], const In* x, std::in
 template <bool kTransposeA, bool kTransposeB, class In, class Out>
 __device__ void compute_tile(const TiledProduct<In, Out>& p, std::int64_t row0, std::int64_t column0) {
   __shared__ float a[kTileDepth][kTile], b[kTileDepth][kTile];
-  // Each thread sums 8 x 8 elements: rows and columns tx + 16 i, so that a warp's reads spread over all banks.
+  // Each thread sums 8 x 8 elements: rows and columns tx + 16 i, so that a warp's reads spread over all
+  // banks.
   const int tx = int(threadIdx.x) % 16, ty = int(threadIdx.x) / 16;
   float sum[8][8] = {};
   for (std::int64_t k0 = 0; k0 < p.k; k0 += kTileDepth) {
