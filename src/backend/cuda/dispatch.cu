@@ -57,15 +57,22 @@ __global__ void __launch_bounds__(kThreads)
   const std::int64_t token = warp_row();
   if (token >= tokens) return;
   const std::int32_t* rows = slot_row + token * top_k;
+  constexpr int ahead = 4;  // rows loaded at once; they are added in order
   for (std::int64_t i = static_cast<std::int64_t>(threadIdx.x % 32) * N; i < hidden; i += 32 * N) {
-    float sum[N];
-    load<N>(y + rows[0] * hidden + i, sum);
-#pragma unroll 8
-    for (int k = 1; k < top_k; ++k) {
-      float row[N];
-      load<N>(y + rows[k] * hidden + i, row);
+    float sum[N] = {};
+    for (int first = 0; first < top_k; first += ahead) {
+      Pack<T, N> packs[ahead];
 #pragma unroll
-      for (int j = 0; j < N; ++j) sum[j] += row[j];
+      for (int k = 0; k < ahead; ++k)
+        if (first + k < top_k) packs[k] = Pack<T, N>::load(y + rows[first + k] * hidden + i);
+#pragma unroll
+      for (int k = 0; k < ahead; ++k) {
+        if (first + k >= top_k) continue;
+        float row[N];
+        packs[k].unpack(row);
+#pragma unroll
+        for (int j = 0; j < N; ++j) sum[j] += row[j];
+      }
     }
     store<N>(out + token * hidden + i, sum);
   }
