@@ -71,6 +71,7 @@ void add_inspect(Subcommand& root);
 void add_data(Subcommand& root);
 void add_bench(Subcommand& root);
 void add_plan(Subcommand& root);
+void add_report(Subcommand& root);
 void add_doctor(Subcommand& root);
 
 /// One line on stdout.
