@@ -9,10 +9,10 @@
 namespace farskip {
 namespace {
 
-/// 1, 2 or 5 times a power of ten: the least that cuts `width` into at most `parts`.
+/// 1, 2, 2.5 or 5 times a power of ten: the least that cuts `width` into at most `parts`.
 double round_step(double width, int parts) {
   const double raw = width / parts, power = std::pow(10.0, std::floor(std::log10(raw)));
-  for (const double factor : {1.0, 2.0, 5.0})
+  for (const double factor : {1.0, 2.0, 2.5, 5.0})
     if (factor * power >= raw * (1 - 1e-9)) return factor * power;
   return 10 * power;
 }
@@ -46,7 +46,9 @@ std::string tick_text(double value, double step, double largest) {
   if (largest < 1e-2 || largest >= 1e15) return scientific(value, 2);
   const Unit unit = largest >= 1e4 ? unit_of(largest) : Unit{1, ""};
   const double scaled = step / unit.factor;
-  const int decimals = std::clamp(static_cast<int>(std::ceil(-std::log10(scaled) - 1e-9)), 0, 6);
+  int decimals = std::clamp(static_cast<int>(std::ceil(-std::log10(scaled) - 1e-9)), 0, 6);
+  const double last_digit = scaled * std::pow(10.0, decimals);
+  if (std::abs(last_digit - std::round(last_digit)) > 1e-6) ++decimals;  // steps of 2.5
   return fmt::format("{:.{}f}{}", value / unit.factor, decimals, unit.suffix);
 }
 

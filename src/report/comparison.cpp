@@ -57,7 +57,7 @@ const std::vector<Column>& columns() {
       {"tokens_per_second", "tokens/s", [](Log, Sum s) { return s.tokens_per_second; }, short_number,
        Better::higher},
       {"exposed_share", "exposed", [](Log, Sum s) { return s.exposed_share; }, percent_text, Better::lower},
-      {"hidden_share", "hidden", [](Log, Sum s) { return s.hidden_share; }, percent_text, Better::higher},
+      {"hidden_share", "hidden", [](Log, Sum s) { return s.hidden_share; }, percent_text, Better::neither},
       {"peak_memory_bytes", "peak memory", [](Log, Sum s) { return s.peak_memory_bytes; }, bytes_text,
        Better::lower},
   };
@@ -82,14 +82,15 @@ struct Table {
     return std::any_of(values.begin(), values.end(),
                        [&](const auto& row) { return row[column].has_value(); });
   }
-  /// Of a column that can be better; only where runs differ.
-  std::optional<double> best(std::size_t column) const {
-    const Better better = columns()[column].better;
+  /// What the best of a column reads; empty where none can be better, or all read the same.
+  std::string best(std::size_t column) const {
+    const Column& c = columns()[column];
     std::set<double> found;
     for (const auto& row : values)
       if (row[column]) found.insert(*row[column]);
-    if (better == Better::neither || found.size() < 2) return std::nullopt;
-    return better == Better::lower ? *found.begin() : *found.rbegin();
+    if (c.better == Better::neither || found.empty() || c.text(*found.begin()) == c.text(*found.rbegin()))
+      return {};
+    return c.text(c.better == Better::lower ? *found.begin() : *found.rbegin());
   }
 };
 
@@ -116,9 +117,9 @@ std::string run_row(const RunLog& run, std::size_t number, const Table& table) {
   for (std::size_t c = 0; c < columns().size(); ++c) {
     if (!table.has(c)) continue;
     const std::optional<double>& value = table.values[number][c];
-    const bool best = value && table.best(c) == value;
-    html +=
-        fmt::format("<td{}>{}</td>", best ? " class=\"best\"" : "", value ? columns()[c].text(*value) : "");
+    const std::string text = value ? columns()[c].text(*value) : std::string();
+    const bool best = value && table.best(c) == text;
+    html += fmt::format("<td{}>{}</td>", best ? " class=\"best\"" : "", text);
   }
   return html + "<td>" + escape_html(end_text(run)) + "</td></tr>\n";
 }

@@ -63,8 +63,9 @@ Frame make_frame(const LineChart& chart) {
   Range y = all;
   if (!logarithmic) y = limit_outliers(chart, frame.num_above);
   if (chart.from_zero) y.low = std::min(0.0, y.low);
-  frame.x = make_axis(x.low, x.high, 6, false, Padding::none);
-  frame.y = make_axis(y.low, y.high, 5, logarithmic, chart.from_zero ? Padding::above : Padding::both);
+  frame.x = make_axis(x.low, x.high, chart.wide ? 10 : 6, false, Padding::none);
+  frame.y = make_axis(y.low, y.high, chart.wide ? 8 : 5, logarithmic,
+                      chart.from_zero ? Padding::above : Padding::both);
   return frame;
 }
 

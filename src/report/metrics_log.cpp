@@ -160,7 +160,7 @@ void read_metrics(const std::string& text, RunLog& run) {
     if (last_unreadable) ++unreadable;
   }
   if (unreadable == 0) return;
-  if (unreadable == 1 && last_unreadable)
+  if (unreadable == 1 && last_unreadable && !text.ends_with('\n'))
     run.notes.emplace_back("The last line of metrics.jsonl is cut off and left out.");
   else
     run.notes.push_back(

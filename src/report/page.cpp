@@ -107,7 +107,7 @@ void add_series(LineChart& chart, const ChartPlan& plan, const Curve& raw, const
   }
   chart.series.push_back({label, smooth_curve(curve, window_of(curve)), colour, false, false});
   if (alone) chart.series.push_back({label, std::move(curve), colour, true, false});
-  chart.note = fmt::format("lines are means over about {:.0f} steps", window_of(raw));
+  if (plan.wide) chart.note = "noisy curves, here and below, are means over about a fiftieth of the steps";
 }
 
 /// One run: its metrics in one chart. Several: a chart for each metric, the runs in it.

@@ -74,7 +74,8 @@ path{vector-effect:non-scaling-stroke}
 .tracks{display:grid;grid-template-columns:96px minmax(0,1fr)}
 .scroll{overflow-x:auto;overflow-y:hidden}
 .inner{position:relative;min-width:100%;padding-right:1px}
-.process{height:24px;font-weight:600;font-size:12.5px;padding-top:5px;overflow:hidden;text-overflow:ellipsis;white-space:nowrap}
+.process{height:24px;font-weight:600;font-size:12.5px;padding-top:5px;white-space:nowrap;position:relative;z-index:1}
+.tracks{overflow-x:hidden}
 .track{height:24px;margin-bottom:3px;font-size:12px;line-height:24px;color:var(--dim)}
 .inner .track{background:var(--soft)}
 .track svg{display:block;width:100%;height:100%}

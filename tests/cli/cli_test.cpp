@@ -57,6 +57,9 @@ TEST_CASE("mistakes end with one clear message and the documented exit code") {
       {"convert " + model + " " + model, 64, "holds a model already"},
       {"forward --model " + model + " --tokens " + model + "/model.safetensors --out " + tmp + "/o", 65,
        "tokens"},
+      {"report", 64, "RUN_DIR"},
+      {"report " + tmp + "/nowhere", 66, "nowhere"},
+      {"report " + tmp, 66, "metrics.jsonl"},
       {"forward --device cuda --model " + model + " --tokens x --out y", 64, "cuda"},
   };
   for (const Mistake& m : mistakes) {
@@ -73,12 +76,28 @@ TEST_CASE("mistakes end with one clear message and the documented exit code") {
 TEST_CASE("help and version answer on stdout with exit code 0") {
   CHECK_THAT(farskip_command("--version").out, ContainsSubstring("farskip 0."));
   for (const char* command : {"", "train", "forward", "eval", "generate", "convert", "inspect", "data",
-                              "data tokenize", "bench step", "plan", "doctor"}) {
+                              "data tokenize", "bench step", "plan", "report", "doctor"}) {
     const auto result = farskip_command(std::string(command) + " --help");
     CAPTURE(command);
     CHECK(result.status == 0);
     CHECK_THAT(result.out, ContainsSubstring("--help"));
   }
+}
+
+TEST_CASE("report writes a page and, asked for, the comparison, and nothing where it cannot") {
+  const test::TemporaryFolder folder;
+  const std::string tmp = folder.path().string();
+  write_text_file(folder / "metrics.jsonl", "{\"step\":1,\"loss\":2.5}\n{\"step\":2,\"lo");
+  const auto result = farskip_command("report --json " + tmp);
+  REQUIRE(result.status == 0);
+  CHECK_THAT(result.err, ContainsSubstring("cut off"));
+  const auto object = nlohmann::json::parse(result.out);
+  CHECK(object["runs"][0]["loss"].get<double>() == 2.5);
+  CHECK(object["page"] == tmp + "/report.html");
+  CHECK_THAT(read_text_file(folder / "report.html"), ContainsSubstring("<!DOCTYPE html>"));
+  CHECK(farskip_command("report " + tmp + " --out " + tmp + "/none/page.html").status == 74);
+  CHECK(farskip_command("report " + tmp + " " + tmp + "/nowhere --out " + tmp + "/b.html").status == 66);
+  CHECK_FALSE(std::filesystem::exists(folder / "b.html"));
 }
 
 TEST_CASE("forward writes the reference's logits, loss and gradients under hub names") {

@@ -87,7 +87,7 @@ TEST_CASE("axes have a few round ticks inside their range") {
 TEST_CASE("numbers are short and keep their size") {
   CHECK(short_number(0) == "0");
   CHECK(short_number(5220.4) == "5220");
-  CHECK(short_number(12'345'678) == "12.35M");
+  CHECK(short_number(12'345'678) == "12.3M");
   CHECK(short_number(0.00042) == "4.2e-4");
   CHECK(short_number(4.28571) == "4.286");
   CHECK(short_number(kNan) == "not finite");
