@@ -51,5 +51,8 @@ say "Held-out loss, nats per token (lower is better)"
 printf 'this model: '
 "$farskip" eval --model "$run/teacher" --data "$run/tokens-validation" --sequence-length 256 --batch 16 --quiet
 
+say "Its curves on one page, to open in a browser"
+"$farskip" report "$run/teacher"
+
 say "A sample of its text"
 "$farskip" generate --model "$run/teacher" --prompt "The function returns" --max-tokens 80 --temperature 0.7 --top-k 40 --quiet

@@ -195,7 +195,8 @@ class TrainingRun {
     write_text_file(
         folder_->path() / "config.yaml",
         resolved_yaml(config_, version(), commit(),
-                      fmt::format("{}, {} cores, {}", machine.processor, machine.cores, machine.system)));
+                      fmt::format("{}, {} cores, {}", machine.processor, machine.cores, machine.system),
+                      world().size()));
   }
 
   bool resume() {

@@ -62,6 +62,9 @@ TEST_CASE("mistakes end with one clear message and the documented exit code") {
       {"forward --device tpu --model " + model + " --tokens x --out y", 64, "allowed: auto, cpu, cuda"},
       {"forward --device cpu --precision bf16 --model " + model + " --tokens x --out y", 64,
        "the CPU computes in fp32"},
+      {"report", 64, "RUN_DIR"},
+      {"report " + tmp + "/nowhere", 66, "nowhere"},
+      {"report " + tmp, 66, "metrics.jsonl"},
   };
   for (const Mistake& m : mistakes) {
     CAPTURE(m.arguments);
@@ -77,12 +80,28 @@ TEST_CASE("mistakes end with one clear message and the documented exit code") {
 TEST_CASE("help and version answer on stdout with exit code 0") {
   CHECK_THAT(farskip_command("--version").out, ContainsSubstring("farskip 0."));
   for (const char* command : {"", "train", "forward", "eval", "generate", "convert", "inspect", "data",
-                              "data tokenize", "bench step", "bench ops", "plan", "doctor"}) {
+                              "data tokenize", "bench step", "bench ops", "plan", "report", "doctor"}) {
     const auto result = farskip_command(std::string(command) + " --help");
     CAPTURE(command);
     CHECK(result.status == 0);
     CHECK_THAT(result.out, ContainsSubstring("--help"));
   }
+}
+
+TEST_CASE("report writes a page and, asked for, the comparison, and nothing where it cannot") {
+  const test::TemporaryFolder folder;
+  const std::string tmp = folder.path().string();
+  write_text_file(folder / "metrics.jsonl", "{\"step\":1,\"loss\":2.5}\n{\"step\":2,\"lo");
+  const auto result = farskip_command("report --json " + tmp);
+  REQUIRE(result.status == 0);
+  CHECK_THAT(result.err, ContainsSubstring("cut off"));
+  const auto object = nlohmann::json::parse(result.out);
+  CHECK(object["runs"][0]["loss"].get<double>() == 2.5);
+  CHECK(object["page"] == tmp + "/report.html");
+  CHECK_THAT(read_text_file(folder / "report.html"), ContainsSubstring("<!DOCTYPE html>"));
+  CHECK(farskip_command("report " + tmp + " --out " + tmp + "/none/page.html").status == 74);
+  CHECK(farskip_command("report " + tmp + " " + tmp + "/nowhere --out " + tmp + "/b.html").status == 66);
+  CHECK_FALSE(std::filesystem::exists(folder / "b.html"));
 }
 
 TEST_CASE("forward writes the reference's logits, loss and gradients under hub names") {

@@ -73,6 +73,7 @@ void add_bench(Subcommand& root);
 void add_bench_ops(Subcommand& bench);
 void add_bench_step(Subcommand& bench);
 void add_plan(Subcommand& root);
+void add_report(Subcommand& root);
 void add_doctor(Subcommand& root);
 
 /// One line on stdout.
