@@ -27,7 +27,7 @@ void register_optimizer(OpTable& table) {
              .min_inputs = 1,
              .max_inputs = 4,
              .infer = [](const OpTypes& t) -> std::vector<TensorType> {
-               FARSKIP_DTYPES(inputs_are(t, DType::f64, {0, 1, 2, 3}), "clip_factor", t);
+               FARSKIP_DTYPES(!is_low(t.in(0).dtype), "clip_factor", t);
                return {{DType::f32, Shape{1}, {}}, {DType::f32, Shape{1}, {}}};
              }});
 

