@@ -21,7 +21,7 @@ __host__ __device__ constexpr int odd(std::int64_t n) {
 }
 
 /// First key that query i sees; the last one is i.
-__device__ std::int64_t first_key(const AttentionProblem& p, std::int64_t sequence, std::int64_t i) {
+inline __device__ std::int64_t first_key(const AttentionProblem& p, std::int64_t sequence, std::int64_t i) {
   const std::int64_t chunk_start = p.chunk > 0 ? i - i % p.chunk : 0;
   if (p.document_start == nullptr) return chunk_start;
   const std::int64_t document = p.document_start[sequence * p.length + i];
