@@ -37,6 +37,11 @@ double score_flops(const OpTypes& t, std::size_t q) {
          static_cast<double>(d.qk + d.v);
 }
 
+// Sequences do not see each other.
+std::int64_t num_sequences(const OpTypes& t) {
+  return t.shape(1)[0] / t.get<Attention>().sequence_length;
+}
+
 }  // namespace
 
 void register_attention(OpTable& table);
@@ -59,7 +64,8 @@ void register_attention(OpTable& table) {
                                         {g.dout(), g.in(0), g.in(1), g.in(2), g.out(0), g.out(1), g.in(3)});
                    for (std::size_t i = 0; i < 3; ++i) g.set(i, d[i]);
                  },
-             .cost = [](const OpTypes& t) { return flops_cost(score_flops(t, 0)); }});
+             .cost = [](const OpTypes& t) { return flops_cost(score_flops(t, 0)); },
+             .portions = &num_sequences});
 
   table.add({.name = "attention_grad",
              .parse_attributes = &Attributes::parse<Attention>,
@@ -75,7 +81,8 @@ void register_attention(OpTable& table) {
                return {like(t.in(1)), like(t.in(2)), like(t.in(3))};
              },
              // five products instead of two: the scores are recomputed
-             .cost = [](const OpTypes& t) { return flops_cost(2.5 * score_flops(t, 1)); }});
+             .cost = [](const OpTypes& t) { return flops_cost(2.5 * score_flops(t, 1)); },
+             .portions = &num_sequences});
 
   table.add({.name = "mla_key_value",
              .parse_attributes = &Attributes::parse<MlaKeyValue>,

@@ -142,12 +142,37 @@ void Executor::resolve() {
   recording_.reset();
 }
 
-void Executor::run_compute(Step& step) {
+namespace {
+
+/// The views' rows of a portion.
+std::vector<TensorView> cut_rows(std::vector<TensorView> views, const Portion& portion) {
+  for (TensorView& v : views) {
+    if (!v) continue;
+    const std::int64_t rows = v.shape[0] / portion.of;
+    const auto row_bytes = static_cast<std::int64_t>(v.num_bytes()) / v.shape[0];
+    v.data = v.as<std::byte>() + portion.first * rows * row_bytes;
+    v.shape.set_dim(0, portion.count * rows);
+  }
+  return views;
+}
+
+}  // namespace
+
+void Executor::run_compute(const PlanStep& planned) {
+  Step& step = steps_[planned.node.index()];
+  const Portion& portion = planned.portion;
   for (const Bounded& b : step.bounded) {
     FARSKIP_CHECK(*b.count >= 0 && *b.count <= b.bound, "{} rows where at most {} fit", *b.count, b.bound);
     b.view->shape.set_dim(0, *b.count);
   }
-  const KernelCall call{*step.attributes, step.inputs, step.outputs, step.workspace};
+  std::vector<TensorView> inputs, outputs;
+  if (!portion.whole()) {
+    inputs = cut_rows(step.inputs, portion);
+    outputs = cut_rows(step.outputs, portion);
+  }
+  const KernelCall call{*step.attributes, portion.whole() ? step.inputs : inputs,
+                        portion.whole() ? step.outputs : outputs,
+                        {arena_.data() + planned.workspace_offset, planned.workspace_bytes}};
   if (num_pending_ == 0) {
     step.kernel->run(call);
   } else {
@@ -172,7 +197,7 @@ void Executor::run_step(std::size_t s) {
   Step& step = steps_[planned.node.index()];
   switch (planned.kind) {
     case StepKind::run:
-      return run_compute(step);
+      return run_compute(planned);
     case StepKind::start:
       pending_[planned.node.index()] =
           step.kernel->start({*step.attributes, step.inputs, step.outputs, step.workspace}, *ranks_.mesh);
@@ -183,13 +208,15 @@ void Executor::run_step(std::size_t s) {
   }
 }
 
-void Executor::launch(const Step& step) const {
+void Executor::launch(const PlanStep& planned) const {
+  const Step& step = steps_[planned.node.index()];
+  FARSKIP_CHECK(planned.portion.whole(), "{} in portions on a GPU", graph_.node(planned.node).op->name);
   step.kernel->run({*step.attributes, step.inputs, step.outputs, step.workspace, device_->compute_context(),
                     step.input_rows, step.output_rows});
 }
 
 void Executor::launch_all() const {
-  for (const PlanStep& planned : plan_.steps) launch(steps_[planned.node.index()]);
+  for (const PlanStep& planned : plan_.steps) launch(planned);
 }
 
 void Executor::record() {
@@ -209,7 +236,7 @@ void Executor::run_on_gpu(std::vector<StepTime>* times) {
     if (!marks_) marks_ = device_->make_time_marks(count + 1);
     marks_->set(0);
     for (std::size_t s = 0; s < count; ++s) {
-      launch(steps_[plan_.steps[s].node.index()]);
+      launch(plan_.steps[s]);
       marks_->set(s + 1);
     }
     for (std::size_t s = 0; s < count; ++s)

@@ -25,8 +25,9 @@ std::vector<double> exposed_transports(const Plan& plan, const Timeline& timelin
   std::vector<double> exposed(timeline.nodes.size(), 0.0);
   double now = 0;
   std::size_t first = 0;
-  for (const PlanStep& step : plan.steps) {
-    const double end = timeline.nodes[step.node.index()].end;
+  for (std::size_t s = 0; s < plan.steps.size(); ++s) {
+    const PlanStep& step = plan.steps[s];
+    const double end = timeline.steps[s].end;
     if (step.kind == StepKind::run) now = end;
     if (step.kind != StepKind::wait || end <= now) continue;
     while (timeline.nodes[started[first].index()].end <= now) ++first;

@@ -82,7 +82,7 @@ if(FARSKIP_CUDA_FOUND)
   add_library(farskip::cuda ALIAS farskip_cuda_libraries)
   target_include_directories(farskip_cuda_libraries SYSTEM INTERFACE ${CUDAToolkit_INCLUDE_DIRS} ${CUDNN_INCLUDE_DIR})
   # NVRTC: cuDNN's frontend names it in a part that is never run here.
-  target_link_libraries(farskip_cuda_libraries INTERFACE CUDA::cudart_static CUDA::cublasLt CUDA::nvrtc CUDA::cuda_driver
+  target_link_libraries(farskip_cuda_libraries INTERFACE CUDA::cudart_static CUDA::cublasLt CUDA::nvrtc
                                                          ${CUDNN_LIBRARY})
   target_compile_definitions(farskip_cuda_libraries INTERFACE FARSKIP_NCCL_VERSION="${nccl_version}")
   target_include_directories(farskip_cuda_libraries SYSTEM INTERFACE

@@ -103,10 +103,10 @@ class Executor {
   std::vector<const std::int32_t*> row_counts(const std::vector<ValueId>& values, NodeId node) const;
   TensorView view(ValueId value) const;
   void run_step(std::size_t step);
-  void run_compute(Step& step);
+  void run_compute(const PlanStep& planned);
   void run_on_host(std::vector<StepTime>* times);
   void run_on_gpu(std::vector<StepTime>* times);
-  void launch(const Step& step) const;
+  void launch(const PlanStep& planned) const;
   void launch_all() const;
   void record();
   void wait_for(NodeId node);
