@@ -103,4 +103,23 @@ std::string expert_load_html(const std::string& title, const RunLog& run, std::s
   return html + "</figure>\n";
 }
 
+std::string routing_flips_html(const std::string& title, const RunLog& run) {
+  double most = 0;
+  for (const auto& [layer, share] : run.routing_flips) most = std::max(most, share);
+  if (run.routing_flips.empty()) return {};
+  std::string html = fmt::format(
+      "<figure class=\"load\"><figcaption><b>{}</b> <span>choices of experts other than the teacher's, last "
+      "recorded step</span></figcaption>\n<div class=\"heat\">",
+      escape_html(title));
+  std::size_t shown = 0;
+  for (const auto& [layer, share] : run.routing_flips) {
+    if (shown++ >= kMostRows) break;
+    html += fmt::format(
+        "<div class=\"row\"><span>{}</span><div class=\"bar\" "
+        "style=\"width:{:.1f}%\"></div><span>{:.1f}%</span></div>",
+        layer, most > 0 ? 100 * share / most : 0, 100 * share);
+  }
+  return html + "</div></figure>\n";
+}
+
 }  // namespace farskip

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 #include <nlohmann/json.hpp>
+#include <utility>
 
 #include "farskip/base/error.h"
 #include "farskip/report/run_log.h"
@@ -44,28 +45,42 @@ std::optional<double> step_of(const Json& object) {
   return step >= 0 ? std::optional(step) : std::nullopt;
 }
 
-void forget_from(Curve& curve, double step) {
-  while (!curve.empty() && curve.back().x >= step) curve.pop_back();
-}
-
 void add_point(RunLog& run, const std::string& metric, double step, double value) {
   if (run.curves.size() >= kMaxCurves && !run.curves.contains(metric)) return;
-  Curve& curve = run.curves[metric];
-  forget_from(curve, step);
-  curve.push_back({step, std::isfinite(value) ? value : kGap});
+  run.curves[metric].push_back({step, std::isfinite(value) ? value : kGap});
+}
+
+std::optional<int> layer_of(const std::string& key) {
+  const bool digits = std::all_of(key.begin(), key.end(), [](char c) { return c >= '0' && c <= '9'; });
+  return digits && !key.empty() && key.size() < 7 ? std::optional(std::stoi(key)) : std::nullopt;
 }
 
 ExpertRows read_expert_rows(const Json& object) {
   ExpertRows layers;
   for (const auto& [key, rows] : object.items()) {
-    const bool number = !key.empty() && key.size() < 7 &&
-                        std::all_of(key.begin(), key.end(), [](char c) { return c >= '0' && c <= '9'; });
-    if (!number || !rows.is_array() || rows.empty() || layers.size() >= kMaxLayers) continue;
-    std::vector<double>& values = layers[std::stoi(key)];
+    const std::optional<int> layer = layer_of(key);
+    if (!layer || !rows.is_array() || rows.empty() || layers.size() >= kMaxLayers) continue;
+    std::vector<double>& values = layers[*layer];
     for (const Json& value : rows)
       values.push_back(value.is_number() ? std::max(0.0, value.get<double>()) : 0);
   }
   return layers;
+}
+
+void add_routing_flips(RunLog& run, const Json& object, double step) {
+  double sum = 0, worst = 0, count = 0;
+  for (const auto& [key, value] : object.items()) {
+    const std::optional<int> layer = layer_of(key);
+    if (!layer || !value.is_number() || count >= kMaxLayers) continue;
+    const auto share = std::clamp(value.get<double>(), 0.0, 1.0);
+    run.routing_flips[*layer] = share;
+    sum += share;
+    worst = std::max(worst, share);
+    ++count;
+  }
+  if (count == 0) return;
+  add_point(run, "routing_flips_mean", step, sum / count);
+  add_point(run, "routing_flips_worst", step, worst);
 }
 
 // What is a share of the step is shown as one.
@@ -78,14 +93,21 @@ void add_shares(RunLog& run, const Json& object, double step) {
   if (std::isfinite(exposed) && seconds > 0) add_point(run, "exposed_percent", step, 100 * exposed / seconds);
 }
 
-bool add_line(const std::string& line, RunLog& run) {
+/// `next_step`: what follows the last line; receives the same of this one.
+bool add_line(const std::string& line, RunLog& run, double& next_step) {
   const Json object = parse_line(line);
   const std::optional<double> step = step_of(object);
   if (!step) return false;
+  if (*step < next_step)
+    for (auto& [metric, curve] : run.curves)
+      while (!curve.empty() && curve.back().x >= *step) curve.pop_back();
+  next_step = *step + 1;
   for (const auto& [key, value] : object.items()) {
     if (key == "step") continue;
     if (value.is_number() || value.is_null())
       add_point(run, key, *step, value.is_number() ? value.get<double>() : kGap);
+    else if (key == "routing_flips" && value.is_object())
+      add_routing_flips(run, value, *step);
     else if (key == "expert_rows" && value.is_object()) {
       run.expert_rows.push_back(read_expert_rows(value));
       if (run.expert_rows.size() > kKeptExpertRows) run.expert_rows.pop_front();
@@ -150,14 +172,20 @@ const Curve* RunLog::find(const std::string& metric) const {
 void read_metrics(const std::string& text, RunLog& run) {
   std::size_t unreadable = 0, lines = 0;
   bool last_unreadable = false;
+  double next_step = 0;
   for (std::size_t begin = 0; begin < text.size();) {
     const std::size_t end = std::min(text.find('\n', begin), text.size());
     const std::string line = text.substr(begin, end - begin);
     begin = end + 1;
     if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
     ++lines;
-    last_unreadable = !add_line(line, run);
+    last_unreadable = !add_line(line, run, next_step);
     if (last_unreadable) ++unreadable;
+  }
+  if (const auto student = run.curves.find("student_loss"); student != run.curves.end()) {
+    Curve loss = std::move(student->second);
+    run.curves.erase(student);
+    run.curves["objective"] = std::exchange(run.curves["loss"], std::move(loss));
   }
   if (unreadable == 0) return;
   if (unreadable == 1 && last_unreadable && !text.ends_with('\n'))
@@ -190,7 +218,7 @@ RunSummary summarise_run(const RunLog& run) {
   s.tokens = last_of(run, {"tokens"});
   s.kl = last_of(run, {"validation_kl", "kl"});
   s.agreement = last_of(run, {"validation_agreement", "agreement"});
-  s.recovered_share = last_of(run, {"recovered_share"});
+  s.recovered_share = last_of(run, {"recovered"});
   summarise_times(run, s);
   return s;
 }

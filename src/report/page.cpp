@@ -38,9 +38,14 @@ std::vector<ChartPlan> chart_plans() {
                    .metrics = {{"loss", "training"},
                                {"validation_loss", "held-out"},
                                {"teacher_loss", "teacher"},
-                               {"validation_teacher_loss", "teacher, held-out"}},
+                               {"validation_teacher_loss", "teacher, held-out"},
+                               {"validation_untrained_loss", "untrained, held-out"}},
                    .smooth = true,
                    .wide = true});
+  plans.push_back({.title = "Recovered share",
+                   .unit = "of the loss that conversion cost, %",
+                   .metrics = {{"recovered", "recovered"}},
+                   .factor = 100});
   plans.push_back({.title = "Divergence from the teacher",
                    .unit = "KL, nats per token",
                    .metrics = {{"kl", "training"}, {"validation_kl", "held-out"}},
@@ -50,10 +55,15 @@ std::vector<ChartPlan> chart_plans() {
                    .metrics = {{"agreement", "training"}, {"validation_agreement", "held-out"}},
                    .factor = 100,
                    .smooth = true});
-  plans.push_back({.title = "Recovered share",
-                   .unit = "of the gap that conversion opened, %",
-                   .metrics = {{"recovered_share", "recovered"}},
-                   .factor = 100});
+  plans.push_back({.title = "Routing flips",
+                   .unit = "choices of experts other than the teacher's, %",
+                   .metrics = {{"routing_flips_mean", "all layers"}, {"routing_flips_worst", "worst layer"}},
+                   .factor = 100,
+                   .smooth = true});
+  plans.push_back(
+      {.title = "Objective", .unit = "", .metrics = {{"objective", "objective"}}, .smooth = true});
+  plans.push_back(
+      {.title = "Intermediate loss", .unit = "", .metrics = {{"hidden_l2", "L2"}}, .smooth = true});
   plans.push_back({.title = "Throughput",
                    .unit = "tokens/s",
                    .metrics = {{"tokens_per_second", "tokens/s"}},
@@ -168,6 +178,14 @@ std::string expert_loads_html(const std::vector<RunLog>& runs) {
   return html;
 }
 
+std::string routing_flips_html(const std::vector<RunLog>& runs) {
+  std::string html;
+  for (std::size_t i = 0; i < std::min(runs.size(), kMostMaps); ++i)
+    html += routing_flips_html(
+        runs.size() == 1 ? "Routing flips by layer" : "Routing flips by layer, " + runs[i].label, runs[i]);
+  return html;
+}
+
 std::string title_of(const std::vector<RunLog>& runs) {
   if (runs.size() <= 3) {
     std::string title;
@@ -225,7 +243,7 @@ std::string report_html(std::vector<RunLog>& runs) {
          fmt::format("<header><h1>{}</h1>{}</header>\n", title, subtitle_html(runs)) + notes_html(runs) +
          comparison_html(runs) + wide +
          (narrow.empty() ? "" : "<div class=\"grid2\">\n" + narrow + "</div>\n") + timelines + loads +
-         facts_html(runs) +
+         routing_flips_html(runs) + facts_html(runs) +
          fmt::format(
              "<footer>written by farskip {} ({})</footer>\n</main>\n<script>{}</script></body></html>\n",
              version(), escape_html(commit()), report_script());

@@ -92,12 +92,13 @@ path{vector-effect:non-scaling-stroke}
 .heat span:last-child{text-align:right}.heat span:first-child{text-align:right}
 .h0{fill:var(--h0)}.h1{fill:var(--h1)}.h2{fill:var(--h2)}.h3{fill:var(--h3)}.h4{fill:var(--h4)}.h5{fill:var(--h5)}.h6{fill:var(--h6)}
 .b0{background:var(--h0)}.b1{background:var(--h1)}.b2{background:var(--h2)}.b3{background:var(--h3)}.b4{background:var(--h4)}.b5{background:var(--h5)}.b6{background:var(--h6)}
+.bar{height:11px;background:var(--k0);border-radius:1px}
 .cuts{stroke:var(--bg);stroke-width:1}
 .facts{margin:0;font-size:13px}
 .facts div{display:grid;grid-template-columns:110px minmax(0,1fr);padding:4px 0;border-top:1px solid var(--grid)}
 .facts dt{color:var(--dim)}.facts dd,.facts p{margin:0;overflow-wrap:anywhere}.facts span{color:var(--dim)}
 @media (max-width:760px){main{padding:18px 14px 28px}.grid2{grid-template-columns:minmax(0,1fr)}
-.plot,.plot.named,.grid2 .plot.named{grid-template-columns:42px minmax(0,1fr) 50px}.plot.named .ends{display:none}
+.plot,.plot.named,.grid2 .plot.named{grid-template-columns:42px minmax(0,1fr) 58px}.plot.named .ends{display:none}
 .plot.named,.grid2 .plot.named{grid-template-columns:42px minmax(0,1fr) 12px}
 .chart .legend{display:flex}.wide .plot{grid-template-rows:240px 18px 16px}
 .tiles{gap:10px 20px}.tiles dd{font-size:16px}.tracks{grid-template-columns:78px minmax(0,1fr)}

@@ -135,16 +135,18 @@ TEST_CASE("metrics of a distillation have charts and columns of their own") {
   const fs::path run =
       folder.write("run", "",
                    "{\"step\":1,\"kl\":0.5,\"agreement\":0.25,\"teacher_loss\":2.0,\"loss\":3.0}\n"
-                   "{\"step\":2,\"kl\":0.125,\"agreement\":0.75,\"recovered_share\":0.97,"
+                   "{\"step\":2,\"kl\":0.125,\"agreement\":0.75,\"recovered\":0.97,\"student_loss\":2.25,"
+                   "\"routing_flips\":{\"1\":0.25,\"3\":0.125,\"x\":1},"
                    "\"validation_kl\":0.0625,\"teacher_loss\":2.0,\"loss\":2.5}\n");
   std::vector<RunLog> runs = read_runs({run});
   const auto row = comparison_json(runs)["runs"][0];
   CHECK(row["kl"].get<double>() == Catch::Approx(0.0625));
+  CHECK(row["loss"].get<double>() == 2.25);  // the student's, not the objective
   CHECK(row["agreement"].get<double>() == Catch::Approx(0.75));
   CHECK(row["recovered_share"].get<double>() == Catch::Approx(0.97));
   const std::string page = report_html(runs);
-  for (const char* part :
-       {"Divergence from the teacher", "Agreement with the teacher", "Recovered share", "97.0%"})
+  for (const char* part : {"Divergence from the teacher", "Agreement with the teacher", "Recovered share",
+                           "97.0%", "<b>Objective</b>", "Routing flips by layer", "width:50.0%"})
     CHECK_THAT(page, ContainsSubstring(part));
 }
 
@@ -212,7 +214,10 @@ TEST_CASE("a cut last line, noise and values that are not finite cost only thems
 
 TEST_CASE("a step that was written twice counts as it was written last") {
   RunLog run;
-  read_metrics(metrics_line(1, 5) + metrics_line(2, 4) + metrics_line(3, 3) + metrics_line(2, 7), run);
+  read_metrics(metrics_line(1, 5) + metrics_line(2, 4) + metrics_line(3, 3) + "{\"step\":3,\"kl\":1}" + "\n" +
+                   metrics_line(2, 7),
+               run);
+  CHECK(run.find("kl")->empty());
   const Curve& loss = *run.find("loss");
   REQUIRE(loss.size() == 2);
   CHECK(loss[1].x == 2);

@@ -41,6 +41,9 @@ inline constexpr std::size_t kPaletteSize = 8;
 /// If a few points are far above the others, the axis ends below them and the note says how many are out.
 std::string line_chart_html(const LineChart& chart);
 
+/// A <figure> with a bar for each layer; empty if the run has no routing flips.
+std::string routing_flips_html(const std::string& title, const RunLog& run);
+
 /// A <figure> of layers x experts: rows of each expert over the layer's mean. At most `columns` a layer, each
 /// the busiest of its experts. Empty if the run has no expert rows.
 std::string expert_load_html(const std::string& title, const RunLog& run, std::size_t columns);

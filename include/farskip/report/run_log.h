@@ -30,6 +30,7 @@ struct RunLog {
   std::string wiring;                                      // "full"; empty: not known
   std::optional<std::int64_t> ranks;
   std::map<std::string, Curve> curves;  // metric of metrics.jsonl, over steps
+  std::map<int, double> routing_flips;  // of a distillation: last share of changed choices, by layer
   std::deque<ExpertRows> expert_rows;   // of the last steps that have them, oldest first
   std::string end;                      // reason in exit.json; empty: still running, or killed
   std::string trace;                    // text of trace.json; empty: none
@@ -43,7 +44,10 @@ struct RunLog {
 /// metrics can be read.
 RunLog read_run_log(const fs::path& folder);
 
-/// Adds the lines of a metrics.jsonl to `run`. A step that was written before replaces all from it on.
+/// Adds the lines of a metrics.jsonl to `run`. A step that was written before replaces all from it on. Curves
+/// that are derived: exposed_percent of the step; routing_flips_mean and _worst over the layers; in a
+/// distillation `loss` is the student's on the tokens, as in other runs, and what is minimised is
+/// `objective`.
 void read_metrics(const std::string& text, RunLog& run);
 
 /// Sets each label: the name in the configuration, or the folder where several runs have that name.

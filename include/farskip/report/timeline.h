@@ -2,7 +2,6 @@
 // The overlap timeline of a trace: what computes, what waits, and which part of each transport runs under
 // computation.
 
-#include <map>
 #include <string>
 #include <vector>
 
