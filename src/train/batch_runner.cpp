@@ -1,12 +1,17 @@
 #include <algorithm>
 
+#include "farskip/ops/distill_ops.h"
 #include "farskip/passes/join_micro_batches.h"
 #include "farskip/train/engine.h"
 
 namespace farskip {
 namespace {
 
-constexpr std::string_view kOffsets = "expert_offsets.", kOverflow = "row_overflow.";
+constexpr std::string_view kOffsets = "expert_offsets.", kOverflow = "row_overflow.", kSum = "sum.";
+
+double first_element(const TensorView& view) {
+  return view.dtype == DType::i32 ? *view.as<std::int32_t>() : static_cast<double>(*view.as<float>());
+}
 
 std::vector<double> rows_by_expert(const TensorView& offsets) {
   const auto* at = offsets.as<std::int32_t>();
@@ -40,6 +45,7 @@ BatchLoss& BatchLoss::operator+=(const BatchLoss& other) {
     sum.resize(rows.size());
     for (std::size_t e = 0; e < rows.size(); ++e) sum[e] += rows[e];
   }
+  for (const auto& [name, value] : other.sums) sums[name] += value;
   return *this;
 }
 
@@ -58,6 +64,16 @@ void BatchRunner::set_batch(const Batch& batch, int number) {
   set("tokens", batch.tokens);
   set("targets", batch.targets);
   set("document_start", batch.document_start);
+  for (const auto& [input, tensor] : batch.more) {
+    const std::string name = micro_batch_name(input, number);
+    if (!executor_->has_external(name)) continue;
+    HostTensor& buffer = more_[name];
+    if (buffer.shape() != tensor.shape()) {
+      buffer = HostTensor(tensor.dtype(), tensor.shape());
+      executor_->bind(name, buffer.view());
+    }
+    std::copy(tensor.bytes().begin(), tensor.bytes().end(), buffer.bytes().begin());
+  }
 }
 
 void BatchRunner::set_scales(float loss_scale, float balance_scale) {
@@ -78,6 +94,12 @@ BatchLoss BatchRunner::read_loss() const {
     const std::string_view name = base_name(o.name);
     if (name == "loss_sum") loss.loss_sum += *view.as<float>();
     if (name == "num_correct") loss.num_correct += *view.as<std::int32_t>();
+    if (name.starts_with(kSum)) loss.sums[std::string(name.substr(kSum.size()))] += first_element(view);
+    if (name == "distill_stats")
+      for (std::size_t i = 0; i < ops::kDistillStats.size(); ++i) {
+        if (ops::kDistillStats[i] == "correct") loss.num_correct += view.as<double>()[i];
+        loss.sums[std::string(ops::kDistillStats[i])] += view.as<double>()[i];
+      }
     if (name == "balance_loss") loss.balance_loss += *view.as<float>();
     if (name.starts_with(kOverflow)) loss.num_overflows += *view.as<std::int32_t>();
     if (name.starts_with(kOffsets)) {

@@ -28,6 +28,16 @@ void fill_zero(TensorMap& tensors) {
   for (auto& [name, tensor] : tensors) std::memset(tensor.bytes().data(), 0, tensor.bytes().size());
 }
 
+HostTensor copy_rows(const HostTensor& tensor, std::int64_t first, std::int64_t count) {
+  std::vector<std::int64_t> dims = tensor.shape().dims();
+  const std::size_t row = dims[0] == 0 ? 0 : tensor.bytes().size() / static_cast<std::size_t>(dims[0]);
+  dims[0] = count;
+  HostTensor rows(tensor.dtype(), Shape(std::move(dims)));
+  std::memcpy(rows.bytes().data(), tensor.bytes().data() + static_cast<std::size_t>(first) * row,
+              rows.bytes().size());
+  return rows;
+}
+
 /// Sequences [first, first + count) of a batch.
 Batch part_of_batch(const Batch& batch, std::int64_t first, std::int64_t count, std::int64_t length) {
   const auto cut = [&](const std::vector<std::int32_t>& values) {
@@ -35,7 +45,10 @@ Batch part_of_batch(const Batch& batch, std::int64_t first, std::int64_t count, 
     return std::vector<std::int32_t>(values.begin() + first * length,
                                      values.begin() + (first + count) * length);
   };
-  return {cut(batch.tokens), cut(batch.targets), cut(batch.document_start)};
+  std::map<std::string, HostTensor> more;
+  for (const auto& [name, tensor] : batch.more)
+    more.emplace(name, copy_rows(tensor, first * length, count * length));
+  return {cut(batch.tokens), cut(batch.targets), cut(batch.document_start), std::move(more)};
 }
 
 }  // namespace
@@ -67,14 +80,16 @@ std::unique_ptr<Executor> compile(Graph graph, Arena& arena, const PipelineOptio
 }
 
 InferenceEngine::InferenceEngine(ModelConfig config, LayerGraph layers, const TensorMap& weights,
-                                 Arena& arena, Logger logger, Mesh mesh, Heartbeat* heartbeat)
+                                 Arena& arena, Logger logger, Mesh mesh, Heartbeat* heartbeat,
+                                 std::shared_ptr<const StepObjective> objective)
     : config_(std::move(config)),
       layers_(std::move(layers)),
       weights_(weights),
       logger_(std::move(logger)),
       arena_(arena),
       mesh_(std::move(mesh)),
-      heartbeat_(heartbeat) {}
+      heartbeat_(heartbeat),
+      objective_(std::move(objective)) {}
 
 BatchRunner& InferenceEngine::runner(std::int64_t batch, std::int64_t sequence_length, bool logits,
                                      bool document_mask) {
@@ -86,9 +101,11 @@ BatchRunner& InferenceEngine::runner(std::int64_t batch, std::int64_t sequence_l
   options.logits = logits;
   options.document_mask = document_mask;
   const StepSharding sharding{mesh_.position(), false, batch * sequence_length * config_.moe.top_k};
-  auto executor = compile(build_forward_graph(config_, layers_, options, sharding), arena_, {}, logger_,
-                          {&mesh_, heartbeat_});
+  const StepObjective* objective = logits ? nullptr : objective_.get();
+  auto executor = compile(build_objective_graph(objective, config_, layers_, options, sharding), arena_, {},
+                          logger_, {&mesh_, heartbeat_});
   bind_parameters(*executor, weights_);
+  if (objective != nullptr) bind_parameters(*executor, objective->tensors());
   return runners_.emplace(key, BatchRunner(std::move(executor))).first->second;
 }
 
@@ -156,17 +173,29 @@ TrainEngine::TrainEngine(const ModelConfig& config, const LayerGraph& layers, Te
       layers_(layers),
       options_(options),
       parameters_(local_parameters(list_parameters(config), mesh.position(), options.zero)),
+      trained_(without_frozen(parameters_, options.frozen)),
       routed_rows_(plan_routed_rows(config, options, mesh.expert().size())),
       weights_(weights),
       arena_(arena),
       logger_(logger),
       mesh_(std::move(mesh)),
       heartbeat_(heartbeat) {
-  gradients_ = make_parameter_tensors(specs_of(parameters_));
-  first_moments_ = make_optimizer_tensors(parameters_);
-  second_moments_ = make_optimizer_tensors(parameters_);
+  gradients_ = make_parameter_tensors(specs_of(trained_));
+  first_moments_ = make_optimizer_tensors(trained_);
+  second_moments_ = make_optimizer_tensors(trained_);
   fill_zero(first_moments_);
   fill_zero(second_moments_);
+  compile_all();
+  check_same_order();
+}
+
+void TrainEngine::rewire(const LayerGraph& layers) {
+  if (layers == layers_) return;
+  layers_ = layers;
+  past_exposed_seconds_ = exposed_seconds();
+  runners_.clear();
+  transports_.clear();
+  update_.reset();
   compile_all();
   check_same_order();
 }
@@ -183,7 +212,7 @@ void TrainEngine::compile_all() {
   if (routed_rows_.fallback_batch > 0)
     prepare(routed_rows_.fallback_batch, routed_rows_.fallback_rows, 1,
             options_.micro_batches * options_.micro_batch / routed_rows_.fallback_batch);
-  update_ = compile(build_update_graph(parameters_, {mesh_.position(), options_.zero, 0}, options_.optimizer),
+  update_ = compile(build_update_graph(trained_, {mesh_.position(), options_.zero, 0}, options_.optimizer),
                     arena_, options_.pipeline, logger_, ranks(), plan_options());
   bind_state(*update_);
   note_transports(*update_);
@@ -200,10 +229,11 @@ BatchRunner& TrainEngine::runner(const Variant& variant) {
   if (const auto it = runners_.find(variant); it != runners_.end()) return it->second;
   const LowerOptions lowering = lower_options(options_, variant.sequences);
   const StepSharding sharding{mesh_.position(), options_.zero, variant.max_rows};
-  auto executor = compile(
-      build_micro_batch_graph(config_, layers_, lowering, sharding,
-                              {variant.accumulate, variant.reduce, variant.in_flight, options_.recompute}),
-      arena_, options_.pipeline, logger_, ranks(), plan_options());
+  auto executor =
+      compile(build_micro_batch_graph(config_, layers_, lowering, sharding,
+                                      {variant.accumulate, variant.reduce, variant.in_flight,
+                                       options_.recompute, options_.objective.get(), options_.frozen}),
+              arena_, options_.pipeline, logger_, ranks(), plan_options());
   bind_state(*executor);
   note_transports(*executor);
   return runners_.emplace(variant, BatchRunner(std::move(executor))).first->second;
@@ -216,11 +246,13 @@ void TrainEngine::bind_state(Executor& e) {
     if (e.has_external(name)) e.bind(name, view);
   };
   const bool is_update = e.has_external(kHyper);
-  for (const LocalParameter& p : parameters_) {
+  if (options_.objective && !is_update) bind_parameters(e, options_.objective->tensors());
+  if (!is_update) bind_parameters(e, weights_);
+  for (const LocalParameter& p : trained_) {
     const std::string& name = p.spec.name;
     const TensorView weight = weights_.at(name).view(), gradient = gradients_.at(name).view();
     const Range all{0, p.spec.num_rows()};
-    bind(name, is_update ? rows_view(weight, all) : weight);
+    if (is_update) bind(name, rows_view(weight, all));
     bind(own_rows_name(name), rows_view(weight, p.optimizer_rows));
     bind(gradient_name(name), is_update ? rows_view(gradient, p.optimizer_rows) : gradient);
     bind(gradient_shard_name(gradient_name(name)), rows_view(gradient, p.optimizer_rows));
@@ -271,6 +303,7 @@ BatchLoss TrainEngine::sum_over_ranks(const BatchLoss& loss, std::span<double> a
   std::vector<double> values{loss.loss_sum, loss.num_correct, loss.balance_loss, loss.num_overflows};
   values.insert(values.end(), also_summed.begin(), also_summed.end());
   for (const auto& [layer, rows] : loss.expert_rows) values.insert(values.end(), rows.begin(), rows.end());
+  for (const auto& [name, value] : loss.sums) values.push_back(value);
   {
     const HeartbeatWait wait(heartbeat_, "sums of a step");
     mesh_.world().all_reduce(std::span(values));
@@ -281,6 +314,7 @@ BatchLoss TrainEngine::sum_over_ranks(const BatchLoss& loss, std::span<double> a
   for (double& value : also_summed) value = *at++;
   for (auto& [layer, rows] : sum.expert_rows)
     for (double& value : rows) value = *at++;
+  for (auto& [name, value] : sum.sums) value = *at++;
   return sum;
 }
 
@@ -313,7 +347,8 @@ float TrainEngine::update(double learning_rate, std::int64_t step) {
 }
 
 MemoryReport TrainEngine::memory() const {
-  return {total_bytes(weights_), total_bytes(gradients_),
+  const std::size_t teacher = options_.objective ? total_bytes(options_.objective->tensors()) : 0;
+  return {total_bytes(weights_) + teacher, total_bytes(gradients_),
           total_bytes(first_moments_) + total_bytes(second_moments_), arena_.size()};
 }
 
@@ -327,7 +362,7 @@ void TrainEngine::note_transports(const Executor& executor) {
 }
 
 double TrainEngine::exposed_seconds() const {
-  double seconds = update_->exposed_seconds();
+  double seconds = past_exposed_seconds_ + update_->exposed_seconds();
   for (const auto& [variant, runner] : runners_) seconds += runner.executor().exposed_seconds();
   return seconds;
 }

@@ -97,6 +97,7 @@ Evaluation evaluate(InferenceEngine& engine, const Sampler& sampler, std::int64_
   auto sequences = static_cast<std::int64_t>(sampler.samples_per_epoch(0));
   if (max_sequences > 0) sequences = std::min(sequences, max_sequences);
   std::array<double, 3> sums{};  // loss, correct, counted
+  std::map<std::string, double> more;
   for (std::int64_t first = 0; first < sequences; first += batch * world.size()) {
     const std::int64_t own = first + batch * world.rank();
     const std::int64_t count = std::clamp<std::int64_t>(sequences - own, 0, batch);
@@ -107,9 +108,16 @@ Evaluation evaluate(InferenceEngine& engine, const Sampler& sampler, std::int64_
     sums[0] += loss.loss_sum;
     sums[1] += loss.num_correct;
     sums[2] += static_cast<double>(count_targets(b));
+    for (const auto& [name, sum] : loss.sums) more[name] += sum;
   }
-  world.all_reduce(std::span<double>(sums));
-  return {sums[0] / sums[2], sums[1] / sums[2], static_cast<std::int64_t>(sums[2])};
+  std::vector<double> values(sums.begin(), sums.end());
+  for (const auto& [name, sum] : more) values.push_back(sum);
+  world.all_reduce(std::span(values));
+  Evaluation e{values[0] / values[2], values[1] / values[2], static_cast<std::int64_t>(values[2])};
+  std::size_t i = sums.size();
+  for (const auto& [name, sum] : more) e.means[name] = values[i++] / values[2];
+  if (const auto it = e.means.find("student_loss"); it != e.means.end()) e.loss = it->second;
+  return e;
 }
 
 }  // namespace farskip

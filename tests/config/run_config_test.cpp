@@ -87,7 +87,7 @@ TEST_CASE("the example of the contract is read, every value of it") {
   CHECK(config.train.learning_rate.final_rate == 1e-4);
   CHECK(config.train.learning_rate.warmup_steps == 100);
   REQUIRE(config.distill);
-  CHECK(config.distill->freeze == std::vector{ParameterGroup::embedding, ParameterGroup::head});
+  CHECK(config.distill->freeze == std::vector<std::string>{"embedding", "head"});
   CHECK(config.distill->early_stopping == EarlyStoppingConfig{});
   CHECK(config.model.find("family")->text == "deepseek_v2");
 }

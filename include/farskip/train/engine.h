@@ -14,7 +14,7 @@
 #include "farskip/passes/pipeline.h"
 #include "farskip/runtime/executor.h"
 #include "farskip/schedule/costs.h"
-#include "farskip/train/step_graphs.h"
+#include "farskip/train/objective.h"
 #include "farskip/train/weights.h"
 
 namespace farskip {
@@ -23,6 +23,8 @@ namespace farskip {
 struct Batch {
   std::vector<std::int32_t> tokens, targets;  // [B*S]; target -1: not counted
   std::vector<std::int32_t> document_start;   // [B*S] or empty
+  /// What the objective's graph reads beside these, by external name (a teacher's kept outputs).
+  std::map<std::string, HostTensor> more{};
 };
 
 /// Sums over the batches that were run, on this rank or over all of them.
@@ -32,6 +34,7 @@ struct BatchLoss {
   double balance_loss = 0;   // Σ over layers and sequences
   double num_overflows = 0;  // batches in which routed rows did not fit: all other numbers are then void
   std::map<int, std::vector<double>> expert_rows;  // by layer: rows routed to each expert
+  std::map<std::string, double> sums;              // more sums of the objective (train/objective.h)
 
   /// Largest over layers: rows of the busiest expert over the mean.
   double load_max_over_mean() const;
@@ -67,12 +70,14 @@ class BatchRunner {
   std::unique_ptr<Executor> executor_;
   // Bound once, when first set: binding again would make the executor resolve every address anew.
   std::map<std::string, std::vector<std::int32_t>> inputs_;
+  std::map<std::string, HostTensor> more_;
   std::map<std::string, float> scales_;
 };
 
 /// Bytes that a run takes above the program itself.
 struct MemoryReport {
-  std::size_t weights = 0, gradients = 0, moments = 0, arena = 0;
+  std::size_t weights = 0;  // with a teacher's
+  std::size_t gradients = 0, moments = 0, arena = 0;
   std::size_t snapshot = 0;  // copy that an asynchronous save writes from
   std::size_t total() const { return weights + gradients + moments + arena + snapshot; }
 };
@@ -83,7 +88,8 @@ struct MemoryReport {
 class InferenceEngine {
  public:
   InferenceEngine(ModelConfig config, LayerGraph layers, const TensorMap& weights, Arena& arena,
-                  Logger logger, Mesh mesh = make_self_mesh(), Heartbeat* heartbeat = nullptr);
+                  Logger logger, Mesh mesh = make_self_mesh(), Heartbeat* heartbeat = nullptr,
+                  std::shared_ptr<const StepObjective> objective = nullptr);
 
   const ModelConfig& config() const { return config_; }
   const Mesh& mesh() const { return mesh_; }
@@ -101,6 +107,7 @@ class InferenceEngine {
   Arena& arena_;
   Mesh mesh_;
   Heartbeat* heartbeat_;
+  std::shared_ptr<const StepObjective> objective_;
   std::map<std::tuple<std::int64_t, std::int64_t, bool, bool>, BatchRunner> runners_;
 };
 
@@ -118,6 +125,8 @@ struct TrainEngineOptions {
   std::shared_ptr<const CostTable> costs;  // with overlap: the order is chosen by these
   bool align = false;  // all ranks meet before each collective (for measuring its transport alone)
   std::optional<std::uint64_t> routed_rows_memory;  // bytes; absent: room for twice an even share
+  std::shared_ptr<const StepObjective> objective;   // none: cross-entropy on the data
+  std::set<std::string> frozen;                     // parameters that stay as they are, by name
 };
 
 /// What the graphs of `sequences` sequences are lowered with.
@@ -151,6 +160,10 @@ class TrainEngine {
   /// Clip and AdamW with the 1-based step number of the moments. Returns the gradient norm before clipping;
   /// when that is not finite nothing was changed. Collective.
   float update(double learning_rate, std::int64_t step);
+
+  /// From the next step on the model is wired like this; its parameters, gradients and moments stay.
+  /// Collective.
+  void rewire(const LayerGraph& layers);
 
   const std::vector<LocalParameter>& parameters() const { return parameters_; }
   const RoutedRowsPlan& routed_rows() const { return routed_rows_; }
@@ -195,7 +208,7 @@ class TrainEngine {
   ModelConfig config_;
   LayerGraph layers_;
   TrainEngineOptions options_;
-  std::vector<LocalParameter> parameters_;
+  std::vector<LocalParameter> parameters_, trained_;
   RoutedRowsPlan routed_rows_;
   TensorMap& weights_;
   TensorMap gradients_, first_moments_, second_moments_;
@@ -208,7 +221,7 @@ class TrainEngine {
   std::array<float, 3> hyper_{};
   std::int64_t num_repeated_ = 0;
   std::map<const Executor*, double> transports_;
-  double transport_seconds_ = 0;
+  double transport_seconds_ = 0, past_exposed_seconds_ = 0;
   Observer observer_;
 };
 
