@@ -33,7 +33,7 @@ LoadedRun load_run(const std::string& path, const std::vector<std::string>& over
     run.config.init_from = resolve_model_folder(run.config.init_from, logger);
     run.model = read_hub_config(run.config.init_from);
   }
-  if (run.config.distill) {
+  if (run.config.distill && needs.distill) {
     run.config.distill->teacher = resolve_model_folder(run.config.distill->teacher, logger);
     if (run.config.init_from.empty() && run.config.model.kind == ConfigNode::Kind::null)
       run.model = read_hub_config(run.config.distill->teacher);

@@ -59,6 +59,8 @@ ConfigNode data_tree(const DataConfig& config) {
   node.set("weights", make_list(std::move(weights)));
   node.set("document_mask", make_node(config.document_mask));
   node.set("shuffle", make_node(config.shuffle));
+  node.set("prompt_end", config.prompt_end ? make_node(*config.prompt_end) : ConfigNode{});
+  node.set("padding", config.padding ? make_node(*config.padding) : ConfigNode{});
   return node;
 }
 

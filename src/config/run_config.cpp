@@ -126,6 +126,8 @@ DataConfig read_data(Reader reader, const RunNeeds& needs, bool own_tokenizer) {
   config.weights = reader.reals("weights", not_negative, {}, {});
   config.document_mask = reader.boolean("document_mask", config.document_mask);
   config.shuffle = reader.boolean("shuffle", config.shuffle);
+  config.prompt_end = reader.optional_integer("prompt_end", {.min = 0, .max = 1 << 30});
+  config.padding = reader.optional_integer("padding", {.min = 0, .max = 1 << 30});
   const bool sound = reader.sound("tokens") && reader.sound("text");
   if (!config.tokens.empty() && !config.text.empty())
     reader.fail("text", "given beside data.tokens; allowed: only one of the two");

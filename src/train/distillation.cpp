@@ -258,6 +258,7 @@ void Distillation::describe_validation(const Evaluation& e, const RunNumbers& nu
   for (const char* name : {"kl", "agreement", "teacher_loss"})
     if (const auto it = e.means.find(name); it != e.means.end())
       m.distill[fmt::format("validation_{}", name)] = it->second;
+  if (!numbers.contains("untrained_loss")) return;  // there was no held-out text when it began
   const double teacher = numbers.at("teacher_loss"), untrained = numbers.at("untrained_loss");
   m.distill["validation_teacher_loss"] = teacher;
   m.distill["validation_untrained_loss"] = untrained;

@@ -204,13 +204,15 @@ class TrainingRun {
     if (!resume() && !distill_) load_or_initialise();
     if (distill_) {
       distill_->check_shared(weights_);
+      if (is_first() && fs::exists(best_folder()))
+        set_aside_newer_checkpoints(best_folder(), state_.step, logger_);
       note_start();
     }
   }
 
   // What conversion costs, before any training makes up for it.
   void note_start() {
-    if (data_.validation.empty() || distill_->has_start(state_.numbers)) return;
+    if (data_.validation.empty() || state_.step > 0) return;
     const Evaluation e = validate(inference_);
     InferenceEngine* const alone = distill_->teacher_alone();
     distill_->note_start(e.loss, alone != nullptr ? validate(*alone).loss : e.means.at("teacher_loss"),
@@ -231,8 +233,6 @@ class TrainingRun {
       if (const auto resumed =
               resume_training(checkpoints, model_, state_.seed, tensors(), world(), logger_)) {
         state_ = *resumed;
-        if (is_first() && fs::exists(best_folder()))
-          set_aside_newer_checkpoints(best_folder(), state_.step, logger_);
         saved_step_ = state_.step;
         logger_.info("resumed at step {}", state_.step);
         return true;

@@ -104,6 +104,11 @@ TEST_CASE("the resolved configuration loads to the same one") {
       "model: {x: \"0\"}\ndata: {text: [a, 'b, c', \"010\"], tokenizer: t, weights: [0.1, "
       "0.30000000000000004, 1e-3]}\n",
       "distill: {teacher: t, loss: jsd, temperature: 2.5}\nmodel: {a: 1}\n",
+      "distill: {teacher: t, loss: {kl: 0.5, sft: 0.25}, hidden_l2: 0.1, hidden_layers: [3, 1], "
+      "teacher_layers: [2, 0], router_agreement: 2, freeze: [head, \"model.layers.0.*\"], curriculum: "
+      "{every: 7}, "
+      "early_stopping: {metric: validation_kl}}\ndata: {validation: [v]}\nmodel: {a: 1}\n",
+      "distill: {teacher: t, loss: {kl: 2}, cache: {path: c, top_k: 12}}\nmodel: {a: 1}\n",
   };
   for (const std::string& text : variations) {
     const RunConfig config = load(text);

@@ -133,6 +133,38 @@ TEST_CASE("frozen tensors keep every bit, and the others do not") {
   for (const TensorInfo& info : moments.tensors()) CHECK(info.name.find("lm_head") == std::string::npos);
 }
 
+TEST_CASE(
+    "the step's graph fuses loss and gradient, and has no backward for the teacher and what is frozen") {
+  const test::TemporaryFolder folder;
+  const Run run = make_run(folder / "run", {"distill.freeze=[head, experts]"});
+  const std::vector<LocalParameter> parameters = whole_parameters(list_parameters(run.model));
+  TensorMap weights = make_parameter_tensors(specs_of(parameters));
+  Heartbeat heartbeat;
+  const Distillation d(run.config, run.model, parameters, weights, make_self_mesh(), heartbeat, kQuiet);
+  LowerOptions lowering;
+  lowering.sequence_length = 8;
+  MicroBatchKind kind;
+  kind.objective = d.objective().get();
+  kind.frozen = d.frozen();
+  const Graph graph =
+      run_pipeline(build_micro_batch_graph(run.model, d.layers_at(0), lowering, {}, kind), {}, kQuiet);
+  std::map<std::string, int> ops;
+  int teacher_nodes = 0;
+  for (const Node& node : graph.nodes()) {
+    ++ops[node.op->name];
+    if (node.scope.model == 0) continue;
+    ++teacher_nodes;
+    CHECK(node.scope.phase == Phase::forward);
+  }
+  CHECK(teacher_nodes > 40);
+  CHECK(ops["distill_loss"] == 0);
+  CHECK(ops["distill_loss_grad"] == 1);
+  CHECK(ops["grouped_matmul_wgrad"] == 0);
+  CHECK(ops["grouped_matmul"] == 3 * 2 * 3);  // of teacher and student, and back to the rows
+  CHECK_FALSE(graph.find_external("grad.lm_head.weight"));
+  CHECK(graph.find_external("grad.model.norm.weight"));
+}
+
 TEST_CASE("a frozen tensor that both models share is kept once, and no bit depends on that") {
   const test::TemporaryFolder folder;
   const Run run = make_run(folder / "run", {"distill.freeze=[head, experts]"});

@@ -110,6 +110,8 @@ struct DataConfig {
   std::vector<double> weights;  // one per source
   bool document_mask = false;
   bool shuffle = true;
+  std::optional<std::int64_t> prompt_end;  // token that ends a document's prompt, which is not counted
+  std::optional<std::int64_t> padding;     // token that is not counted
   bool operator==(const DataConfig&) const = default;
 };
 

@@ -58,7 +58,6 @@ class Distillation {
   InferenceEngine* teacher_alone();
   /// Held-out losses of the teacher and of the student as it was converted, before any training.
   void note_start(double student_loss, double teacher_loss, RunNumbers& numbers) const;
-  bool has_start(const RunNumbers& numbers) const { return numbers.contains("untrained_loss"); }
   void describe(const BatchLoss& loss, double counted, StepMetrics& m) const;
   void describe_validation(const Evaluation& e, const RunNumbers& numbers, StepMetrics& m) const;
   const std::optional<EarlyStopping>& early_stopping() const { return early_stopping_; }
