@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Conversions of one teacher, trained in several ways and with several seeds, as a table.
 
-Used by table1.sh, table2.sh and fig3.sh. Needs nothing but the standard library, and the farskip binary.
+Used by table1.sh, table2.sh, fig3.sh and sweep.sh. Needs nothing but the standard library, and the farskip binary.
 """
 import argparse
 import json
@@ -122,6 +122,29 @@ def table2(study):
     study.save("table2", table(Study.HEADER, rows), results)
 
 
+def sweep(study):
+    """The paper's choice of hyperparameters by training loss: first the batch, then the learning rate."""
+    results, rows = {}, []
+
+    def trained(name, overrides):
+        """KL at the end of training: mean of the last tenth of the steps."""
+        values = []
+        for seed in study.args.seeds:
+            study.distill(name, seed, overrides)
+            lines = (study.out / f"{name}-seed{seed}" / "metrics.jsonl").read_text().splitlines()
+            losses = [json.loads(line)["loss"] for line in lines]
+            values.append(statistics.fmean(losses[-max(1, len(losses) // 10):]))
+        results[name] = values
+        rows.append([name, " ".join(overrides), number(values)])
+        return statistics.fmean(values)
+
+    batch = min(study.args.batches, key=lambda b: trained(f"batch{b}", [f"train.global_batch={b}"]))
+    rate = min(study.args.rates, key=lambda r: trained(
+        f"batch{batch}-rate{r}", [f"train.global_batch={batch}", f"train.learning_rate.peak={r}"]))
+    text = table(["run", "overrides", "training loss"], rows)
+    study.save("sweep", f"{text}\n\nchosen: train.global_batch={batch} train.learning_rate.peak={rate}", results)
+
+
 def fig3(study):
     """Conversion without training of the first N and of the last N layers (Fig. 3)."""
     layers, results, rows = study.args.layers, {}, []
@@ -138,7 +161,7 @@ def fig3(study):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["table1", "table2", "fig3"])
+    parser.add_argument("what", choices=["table1", "table2", "fig3", "sweep"])
     parser.add_argument("--teacher", required=True, help="model folder, checkpoint or run directory")
     parser.add_argument("--validation", required=True, help="held-out token file prefix")
     parser.add_argument("--config", help="configuration of farskip distill: data, steps, rates (not for fig3)")
@@ -154,11 +177,13 @@ def main():
     parser.add_argument("--hidden-l2", type=float, default=1.0)
     parser.add_argument("--global-batch", type=int, default=16, help="of the configuration (table2 varies it)")
     parser.add_argument("--smallest-batch", type=int, default=1, help="micro_batch x ranks")
+    parser.add_argument("--batches", type=lambda t: [int(b) for b in t.split(",")], default=[8, 16, 32], help="sweep")
+    parser.add_argument("--rates", type=lambda t: t.split(","), default=["5e-4", "1e-3", "2e-3"], help="sweep")
     args = parser.parse_args()
     if args.what != "fig3" and not args.config:
         parser.error("--config is needed")
     args.layers = find_layers(args.teacher)
-    {"table1": table1, "table2": table2, "fig3": fig3}[args.what](Study(args))
+    {"table1": table1, "table2": table2, "fig3": fig3, "sweep": sweep}[args.what](Study(args))
 
 
 def find_layers(teacher):

@@ -39,6 +39,16 @@ void add_loss_outputs(Graph& graph, const ops::DistillResult& loss) {
   graph.add_output("distill_stats", loss.stats);
 }
 
+/// Room for a teacher's routed rows as there is for the student's, in the ratio of their choices.
+StepSharding teacher_sharding(const StepSharding& sharding, const ModelConfig& student,
+                              const ModelConfig& teacher, const LowerOptions& options) {
+  StepSharding out = sharding;
+  const std::int64_t all = options.batch * options.sequence_length * teacher.moe.top_k;
+  const std::int64_t ours = student.moe.num_experts > 0 ? student.moe.top_k : 0;
+  out.max_rows = ours == 0 ? all : std::min(all, (sharding.max_rows * teacher.moe.top_k + ours - 1) / ours);
+  return out;
+}
+
 Scope head_scope() {
   return {0, 0, -1, SubBlock::head, Phase::forward};
 }
@@ -72,7 +82,8 @@ Graph DistillObjective::build_forward(const ModelConfig& config, const LayerGrap
   teacher_options.balance_loss = false;
   JoinedModels joined =
       join_models(build_forward_graph(config, layers, hidden_options(options, std::move(ours)), sharding),
-                  build_forward_graph(teacher_.config, teacher_.layers, teacher_options, sharding),
+                  build_forward_graph(teacher_.config, teacher_.layers, teacher_options,
+                                      teacher_sharding(sharding, config, teacher_.config, options)),
                   [&](std::string_view name) { return teacher_.external_name(name); });
   Graph& graph = joined.graph;
   const auto parameter = [&](const std::string& name) { return *graph.find_external(name); };

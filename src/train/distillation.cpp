@@ -192,6 +192,7 @@ void Distillation::share_frozen(Teacher& teacher, const std::vector<LocalParamet
     candidates.push_back(&p);
     equal.push_back(std::memcmp(mine.data(), theirs.data(), mine.size()) == 0 ? 1.0 : 0.0);
   }
+  if (candidates.empty()) return;
   mesh_.world().all_reduce(std::span(equal), Reduction::min);
   std::size_t bytes = 0;
   for (std::size_t i = 0; i < candidates.size(); ++i) {
@@ -366,7 +367,10 @@ void Distillation::add_teacher(std::vector<Batch>& batches) {
       if (!f.back()) missing.back() += 1.0;
     }
   }
-  mesh_.world().all_reduce(std::span(missing));
+  {
+    const HeartbeatWait wait(&heartbeat_, "what is kept of the teacher");
+    mesh_.world().all_reduce(std::span(missing));
+  }
   for (std::size_t i = 0; i < batches.size(); ++i) {
     if (missing[i] > 0) {  // the teacher's experts may be on all ranks: they ask together
       const std::vector<TeacherRecord> records = ask_teacher(batches[i]);

@@ -34,6 +34,9 @@ fs::path find_tokenizer(const RunConfig& config) {
   if (!config.data.tokenizer.empty()) return config.data.tokenizer;
   if (!config.init_from.empty() && fs::exists(fs::path(config.init_from) / "tokenizer.json"))
     return fs::path(config.init_from) / "tokenizer.json";
+  if (config.init_from.empty() && config.distill &&
+      fs::exists(fs::path(config.distill->teacher) / "tokenizer.json"))
+    return fs::path(config.distill->teacher) / "tokenizer.json";
   return {};
 }
 
