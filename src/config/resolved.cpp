@@ -102,9 +102,11 @@ ConfigNode loss_tree(const DistillWeights& weights) {
   const std::pair<const char*, double> terms[] = {
       {"kl", weights.kl}, {"reverse_kl", weights.reverse_kl}, {"jsd", weights.jsd}, {"sft", weights.sft}};
   ConfigNode node;
-  for (const auto& [name, weight] : terms)
-    if (weight > 0) node.set(name, make_node(weight));
-  if (node.children.size() == 1 && node.children[0] == make_node(1.0)) return make_word(node.children[0].key);
+  for (const auto& [name, weight] : terms) {
+    if (weight == 1.0 && weights.kl + weights.reverse_kl + weights.jsd + weights.sft == 1.0)
+      return make_word(name);
+    node.set(name, make_node(weight));
+  }
   return node;
 }
 
