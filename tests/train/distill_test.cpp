@@ -103,9 +103,9 @@ TEST_CASE("a student that is its teacher has exactly zero loss and gradient, and
 
 TEST_CASE("distillation lowers the divergence, and reports what it is about") {
   const test::TemporaryFolder folder;
-  distill(
-      make_run(folder / "run", {"train.steps=40", "train.learning_rate.peak=3e-3", "train.validate_every=20",
-                                "train.optimizer.weight_decay=0", "data.shuffle=false"}));
+  distill(make_run(folder / "run",
+                   {"train.steps=40", "train.learning_rate.peak=3e-4", "train.global_batch=8",
+                    "train.validate_every=20", "train.optimizer.weight_decay=0", "data.shuffle=false"}));
   const auto lines = metrics(folder / "run");
   REQUIRE(lines.size() == 40);
   CHECK(lines.back()["kl"] < 0.7 * lines.front()["kl"].get<double>());
