@@ -75,6 +75,9 @@ if [ ! -e "$run/farskip-model/config.json" ]; then
 fi
 ls -l "$run/farskip-model"
 
+say "Its curves on one page, to open in a browser"
+"$farskip" report "$run/teacher"
+
 say "A sample of its text"
 "$farskip" generate --model "$run/farskip-model" --prompt "The function returns" --max-tokens 80 --temperature 0.7 --top-k 40 --quiet
 

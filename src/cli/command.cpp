@@ -127,6 +127,7 @@ int run_command_line(int argc, char** argv) {
   add_data(root);
   add_plan(root);
   add_bench(root);
+  add_report(root);
   add_doctor(root);
   try {
     app.parse(argc, argv);

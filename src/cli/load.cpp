@@ -1,6 +1,8 @@
 #include "farskip/cli/load.h"
 
+#include "farskip/cli/command.h"
 #include "farskip/train/checkpoint_files.h"
+#include "farskip/train/devices.h"
 
 namespace farskip {
 namespace {
@@ -63,6 +65,24 @@ LoadedModel load_model(const std::string& folder, const Logger& logger) {
   load_weights(model.weights, whole_parameters(specs), specs, SafetensorsFolder(path));
   if (fs::exists(path / "tokenizer.json")) model.tokenizer = path / "tokenizer.json";
   return model;
+}
+
+void add_device_options(Subcommand& command, DeviceOptions& options) {
+  command.text("--device", options.device, "auto, cpu or cuda");
+  command.text("--precision", options.precision, "Type of the computation: fp32 or bf16 (GPU only)");
+}
+
+OpenedDevice open_device(const DeviceOptions& options) {
+  const auto device = parse_choice(device_names, options.device, "--device");
+  const auto precision = parse_choice(precision_names, options.precision, "--precision");
+  return {open_device(device, precision), compute_type(precision)};
+}
+
+std::shared_ptr<const DeviceWeights> put_weights(const LoadedModel& model, const OpenedDevice& on) {
+  auto weights = std::make_shared<DeviceWeights>(on.device, model.weights,
+                                                 whole_parameters(list_parameters(model.config)), on.compute);
+  weights->upload();
+  return weights;
 }
 
 std::optional<FarSkipConfig> parse_wiring(const std::string& mode, const std::string& layers,

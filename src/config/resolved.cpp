@@ -188,10 +188,11 @@ ConfigNode run_config_tree(const RunConfig& config) {
 }
 
 std::string resolved_yaml(const RunConfig& config, const std::string& version, const std::string& commit,
-                          const std::string& machine) {
+                          const std::string& machine, std::int64_t ranks) {
   return "# The resolved configuration of this run, every default included. It can be run as it is.\n" +
          comment_line("farskip", version) + comment_line("commit", commit) +
-         comment_line("machine", machine) + to_yaml(run_config_tree(config));
+         comment_line("machine", machine) + comment_line("ranks", std::to_string(ranks)) +
+         to_yaml(run_config_tree(config));
 }
 
 }  // namespace farskip

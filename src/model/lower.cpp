@@ -5,6 +5,8 @@
 #include <numeric>
 #include <unordered_map>
 
+#include "farskip/ops/rules.h"
+
 namespace farskip {
 namespace {
 
@@ -50,9 +52,11 @@ class Lowering {
     token_ids_ = input("tokens");
     if (!options_.logits) targets_ = input("targets");
     if (options_.document_mask) document_start_ = input("document_start");
-    for (const ParameterSpec& p : list_parameters(c_))
+    for (const ParameterSpec& p : list_parameters(c_)) {
+      const DType dtype = p.has_compute_copy() ? options_.dtype : ops::wide(options_.dtype);
       parameters_[p.name] =
-          graph_.add_external(ExternalKind::parameter, p.name, {options_.dtype, p.shape, {}});
+          graph_.add_external(ExternalKind::parameter, read_name(p, options_.dtype), {dtype, p.shape, {}});
+    }
   }
 
   ValueId parameter(std::string_view name) const {
@@ -183,7 +187,8 @@ class Lowering {
   ValueId routed_experts(ValueId h) {
     Builder b = builder();
     const MoeConfig& moe = c_.moe;
-    const ValueId logits = ops::linear(b, h, layer_parameter("mlp.gate.weight"));
+    const ValueId logits =
+        ops::linear(b, ops::cast(b, h, ops::wide(options_.dtype)), layer_parameter("mlp.gate.weight"));
     const ops::RouteResult routed = ops::route(b, logits, {},
                                                {.top_k = moe.top_k,
                                                 .score = moe.score,
@@ -228,7 +233,7 @@ class Lowering {
     const ValueId weight = parameter(head_name(c_));
     Builder b = builder();
     if (options_.logits) {
-      graph_.add_output("logits", ops::linear(b, h, weight));
+      graph_.add_output("logits", ops::matmul(b, h, weight, {.transpose_b = true, .wide = true}));
       return;
     }
     const ops::LossResult loss = ops::linear_cross_entropy(b, h, weight, targets_);

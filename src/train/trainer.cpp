@@ -9,6 +9,7 @@
 #include "farskip/comm/agreement.h"
 #include "farskip/passes/farskip.h"
 #include "farskip/tensor/hash.h"
+#include "farskip/train/devices.h"
 #include "farskip/train/distillation.h"
 #include "farskip/train/learning_rate.h"
 #include "farskip/train/measure.h"
@@ -48,6 +49,7 @@ TrainEngineOptions engine_options(const RunConfig& config, int world_size) {
                     options.in_flight, world_size, options.micro_batches, options.micro_batches));
   options.recompute = config.schedule.recompute;
   options.zero = config.parallel.zero > 0;
+  options.compute = compute_type(config.precision);
   options.overlap = config.schedule.overlap;
   options.routed_rows_memory = config.schedule.routed_rows_memory;
   options.document_mask = config.data.document_mask;
@@ -119,12 +121,13 @@ std::shared_ptr<const CostTable> find_costs(const RunConfig& config, const Model
 class TrainingRun {
  public:
   TrainingRun(const RunConfig& config, const ModelConfig& model, const Communicator& world,
-              Heartbeat& heartbeat, const Logger& logger)
+              Heartbeat& heartbeat, const Logger& logger, std::shared_ptr<Device> device)
       : config_(config),
         model_(model),
         heartbeat_(heartbeat),
         logger_(logger),
         mesh_(world, static_cast<int>(config.parallel.expert)),
+        arena_(std::move(device)),
         specs_(list_parameters(model)),
         parameters_(local_parameters(specs_, mesh_.position(), engine_options(config, world.size()).zero)),
         folder_(world.rank() == 0 ? std::make_unique<RunFolder>(config.run_dir) : nullptr),
@@ -136,7 +139,7 @@ class TrainingRun {
                                 : nullptr),
         options_(with_costs(with_objective(engine_options(config, world.size())))),
         engine_(model, layers_, weights_, options_, arena_, logger, mesh_, &heartbeat),
-        inference_(model, layers_, weights_, arena_, logger, mesh_, &heartbeat,
+        inference_(model, layers_, engine_.weights(), arena_, logger, mesh_, &heartbeat,
                    distill_ ? distill_->validation_objective() : nullptr),
         saver_(fs::path(config.run_dir) / "checkpoints", config.checkpoint.keep, config.checkpoint.async,
                model, data_.tokenizer, logger, mesh_.position(), world),
@@ -196,12 +199,13 @@ class TrainingRun {
     if (world().size() > 1)
       logger_.info("{} ranks: experts over {}, data over {}, {} micro-batches a step on each", world().size(),
                    mesh_.expert().size(), mesh_.data().size(), options_.micro_batches);
+    logger_.info("device {}, computing in {}", arena_.device().name(), dtype_name(options_.compute));
     MemoryReport memory = engine_.memory();
     memory.snapshot = saver_.snapshot_bytes(tensors());
     log_memory(memory, logger_);
     log_routed_rows(engine_.routed_rows(), logger_);
     state_.seed = static_cast<std::uint64_t>(config_.seed);
-    if (!resume() && !distill_) load_or_initialise();
+    if (!resume()) load_or_initialise();
     if (distill_) {
       distill_->check_shared(weights_);
       if (is_first() && fs::exists(best_folder()))
@@ -224,7 +228,8 @@ class TrainingRun {
     write_text_file(
         folder_->path() / "config.yaml",
         resolved_yaml(config_, version(), commit(),
-                      fmt::format("{}, {} cores, {}", machine.processor, machine.cores, machine.system)));
+                      fmt::format("{}, {} cores, {}", machine.processor, machine.cores, machine.system),
+                      world().size()));
   }
 
   bool resume() {
@@ -232,6 +237,8 @@ class TrainingRun {
     if (config_.checkpoint.resume != Resume::never)
       if (const auto resumed =
               resume_training(checkpoints, model_, state_.seed, tensors(), world(), logger_)) {
+        engine_.upload_weights();
+        engine_.upload_moments();
         state_ = *resumed;
         saved_step_ = state_.step;
         logger_.info("resumed at step {}", state_.step);
@@ -244,10 +251,13 @@ class TrainingRun {
   }
 
   void load_or_initialise() {
-    if (config_.init_from.empty())
-      initialise_weights(weights_, parameters_, state_.seed, model_.initializer_range);
-    else
-      load_weights(weights_, parameters_, specs_, SafetensorsFolder(config_.init_from));
+    if (!distill_) {  // whose weights are there: what the teacher shares depends on them
+      if (config_.init_from.empty())
+        initialise_weights(weights_, parameters_, state_.seed, model_.initializer_range);
+      else
+        load_weights(weights_, parameters_, specs_, SafetensorsFolder(config_.init_from));
+    }
+    engine_.upload_weights();
   }
 
   /// This rank's micro-batches of the step: in each, `micro_batch` consecutive samples a rank.
@@ -282,15 +292,16 @@ class TrainingRun {
     // What all ranks must know at the end of a step travels with its sums.
     std::array<double, 2> flags{signals.requested() ? 1.0 : 0.0,
                                 saver_.open() && saver_.written() ? 1.0 : 0.0};
-    const BatchLoss loss = engine_.compute_gradients(
-        batches, static_cast<float>(1.0 / counted),
-        static_cast<float>(t.aux_loss / static_cast<double>(t.global_batch)), flags);
-    stop_requested_ = flags[0] > 0;
-    all_written_ = flags[1] == world().size();
     StepMetrics m;
     m.learning_rate = learning_rate_at(t.learning_rate, state_.step, t.steps);
+    const auto [loss, grad_norm] =
+        engine_.step(batches, static_cast<float>(1.0 / counted),
+                     static_cast<float>(t.aux_loss / static_cast<double>(t.global_batch)), m.learning_rate,
+                     state_.step + 1, flags);
+    stop_requested_ = flags[0] > 0;
+    all_written_ = flags[1] == world().size();
     m.loss = loss.loss_sum / counted;
-    m.grad_norm = engine_.update(m.learning_rate, state_.step + 1);
+    m.grad_norm = grad_norm;
     check_finite(m);
     state_.step += 1;
     state_.samples += t.global_batch;
@@ -305,13 +316,20 @@ class TrainingRun {
     m.hidden_comm_seconds =
         std::max(0.0, engine_.transport_seconds() - transport_before - m.exposed_comm_seconds);
     m.repeated_steps = engine_.num_repeated() - repeated_before;
-    m.peak_memory_bytes = peak_resident_bytes();
+    m.peak_memory_bytes = memory_in_use();
     describe_load(loss, m);
     if (distill_) distill_->describe(loss, counted, m);
     if (t.aux_loss > 0) m.aux_loss = loss.balance_loss / static_cast<double>(t.global_batch);
     if (looks_at_validation(m.step)) look_at_validation(m);
     last_loss_ = m.loss;
     return m;
+  }
+
+  /// Of the process; on a GPU, of the device.
+  std::uint64_t memory_in_use() const {
+    if (arena_.device().shares_host_memory()) return peak_resident_bytes();
+    const DeviceMemory memory = arena_.device().memory();
+    return memory.total - memory.free;
   }
 
   void describe_load(const BatchLoss& loss, StepMetrics& m) const {
@@ -379,6 +397,7 @@ class TrainingRun {
 
   // Late training can lose again what it had won.
   void save_best() {
+    engine_.download_state();
     CheckpointSaver saver(best_folder(), 1, false, model_, data_.tokenizer, logger_, mesh_.position(),
                           world());
     saver.save(state_, tensors());
@@ -386,6 +405,7 @@ class TrainingRun {
 
   void save() {
     if (saved_step_ == state_.step) return;
+    engine_.download_state();
     saver_.save(state_, tensors());
     saved_step_ = state_.step;
   }
@@ -407,6 +427,7 @@ class TrainingRun {
   Heartbeat& heartbeat_;
   Logger logger_;
   Mesh mesh_;
+  Arena arena_;
   std::vector<ParameterSpec> specs_;
   std::vector<LocalParameter> parameters_;
   std::unique_ptr<RunFolder> folder_;  // of rank 0
@@ -415,7 +436,6 @@ class TrainingRun {
   TensorMap weights_;
   std::unique_ptr<Distillation> distill_;  // none: training on data
   TrainEngineOptions options_;
-  Arena arena_;
   TrainEngine engine_;
   InferenceEngine inference_;
   CheckpointSaver saver_;
@@ -434,8 +454,12 @@ void refuse_unsupported(const RunConfig& config) {
   const auto refuse = [&](bool asked, const char* key, const char* why) {
     if (asked) problems.push_back(fmt::format("{}: {}", key, why));
   };
-  refuse(config.device == DeviceChoice::cuda, "device", "this build has no CUDA backend; use cpu or auto");
-  refuse(config.precision == Precision::bf16, "precision", "the CPU computes in fp32; use fp32");
+  if (std::string why = why_unsupported(config.device, config.precision); !why.empty())
+    problems.push_back(std::move(why));
+  refuse(config.distill && config.device == DeviceChoice::cuda, "device",
+         "distillation has kernels for the CPU only; use cpu or auto");
+  refuse(config.distill && config.precision == Precision::bf16, "precision",
+         "distillation computes on the CPU, in fp32; use fp32");
   refuse(config.train.router_bias_update > 0, "train.router_bias_update",
          "this family's router has no selection bias; use 0");
   if (problems.empty()) return;
@@ -443,9 +467,12 @@ void refuse_unsupported(const RunConfig& config) {
 }
 
 TrainResult train(const RunConfig& config, const ModelConfig& model, const Communicator& world,
-                  Heartbeat& heartbeat, const Logger& logger) {
-  refuse_unsupported(config);
-  return TrainingRun(config, model, world, heartbeat, logger).run();
+                  Heartbeat& heartbeat, const Logger& logger, std::shared_ptr<Device> device) {
+  if (!device) {
+    refuse_unsupported(config);
+    device = config.distill ? make_cpu_device() : open_device(config.device, config.precision, world.size());
+  }
+  return TrainingRun(config, model, world, heartbeat, logger, std::move(device)).run();
 }
 
 }  // namespace farskip

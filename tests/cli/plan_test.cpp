@@ -160,7 +160,9 @@ TEST_CASE("memory of a plan is sharded as training shards it") {
   CHECK(zero["moments"] < two["moments"]);
   const json half = memory("--ranks 2 precision=bf16");
   CHECK(half["activations"] < zero["activations"]);
-  CHECK(half["weights"].get<double>() == 1.5 * zero["weights"].get<double>());
+  // A copy of each matrix but the routers, beside the parameters.
+  CHECK(half["weights"].get<double>() <= 1.5 * zero["weights"].get<double>());
+  CHECK(half["weights"].get<double>() > 1.45 * zero["weights"].get<double>());
 }
 
 TEST_CASE("bf16 halves what travels") {
@@ -172,7 +174,9 @@ TEST_CASE("bf16 halves what travels") {
       if (c["direction"] == "forward") sum += c["bytes"].get<double>();
     return sum;
   };
-  CHECK(bytes("bf16") == Approx(bytes("fp32") / 2));
+  // The routing weights travel in f32.
+  CHECK(bytes("bf16") > bytes("fp32") / 2);
+  CHECK(bytes("bf16") < 0.55 * bytes("fp32"));
 }
 
 TEST_CASE("kernels are measured once and kept, and a table of costs takes their place") {

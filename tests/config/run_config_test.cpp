@@ -112,10 +112,11 @@ TEST_CASE("the resolved configuration loads to the same one") {
   };
   for (const std::string& text : variations) {
     const RunConfig config = load(text);
-    const std::string yaml = resolved_yaml(config, "0.1.0", "abc\ninjected: 1", "host é");
+    const std::string yaml = resolved_yaml(config, "0.1.0", "abc\ninjected: 1", "host é", 4);
     INFO(yaml);
     CHECK(load(yaml) == config);
-    CHECK_THAT(yaml, ContainsSubstring("# farskip: 0.1.0\n# commit: abc injected: 1\n# machine: host é\n"));
+    CHECK_THAT(yaml, ContainsSubstring(
+                         "# farskip: 0.1.0\n# commit: abc injected: 1\n# machine: host é\n# ranks: 4\n"));
   }
 }
 

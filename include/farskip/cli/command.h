@@ -71,7 +71,10 @@ void add_convert(Subcommand& root);
 void add_inspect(Subcommand& root);
 void add_data(Subcommand& root);
 void add_bench(Subcommand& root);
+void add_bench_ops(Subcommand& bench);
+void add_bench_step(Subcommand& bench);
 void add_plan(Subcommand& root);
+void add_report(Subcommand& root);
 void add_doctor(Subcommand& root);
 
 /// One line on stdout.

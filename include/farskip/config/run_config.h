@@ -240,6 +240,6 @@ ConfigNode run_config_tree(const RunConfig& config);
 
 /// The same as YAML that loads to an equal RunConfig; provenance stands in comments at the top.
 std::string resolved_yaml(const RunConfig& config, const std::string& version, const std::string& commit,
-                          const std::string& machine);
+                          const std::string& machine, std::int64_t ranks = 1);
 
 }  // namespace farskip

@@ -3,6 +3,7 @@
 // comparable, and checked by a verifier of its own.
 
 #include <cstddef>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -41,7 +42,7 @@ struct Plan {
 };
 
 /// Scratch bytes that a node's kernel asks for (0 where there is none).
-using WorkspaceRule = std::size_t (*)(const OpDef& op, const OpTypes& types);
+using WorkspaceRule = std::function<std::size_t(const OpDef& op, const OpTypes& types)>;
 
 /// When the serial plan waits for a collective: at once (nothing runs meanwhile), or just before its first
 /// reader; one without a reader (a gradient reduction) then at the end, at most two of them in flight.

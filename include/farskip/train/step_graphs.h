@@ -49,14 +49,21 @@ Graph build_micro_batch_graph(const ModelConfig& config, const LayerGraph& layer
                               const LowerOptions& options, const StepSharding& sharding,
                               const MicroBatchKind& kind);
 
+std::vector<LocalParameter> without_frozen(std::vector<LocalParameter> parameters,
+                                           const std::set<std::string>& frozen);
+
 /// Clip and AdamW over all parameters (decay on tensors of rank >= 2 as the hub counts ranks: an expert's
 /// matrices, not norms). All tensors are seen as matrices [rows, row size], vectors as they are; state, and
 /// only the optimizer_rows of each: own_rows_name, gradient_name and the moments. Where these are not all
 /// rows, the whole parameter (under its name) is then put together from all replicas. Output "grad_norm"
-/// f32[1], over all ranks, before clipping.
-std::vector<LocalParameter> without_frozen(std::vector<LocalParameter> parameters,
-                                           const std::set<std::string>& frozen);
+/// f32[1], over all ranks, before clipping. `compute` bf16: also the compute copies of all parameters that
+/// have one (state under compute_copy_name, whole, seen as matrices), so that micro-batches need not round
+/// again.
 Graph build_update_graph(const std::vector<LocalParameter>& parameters, const StepSharding& sharding,
-                         const OptimizerConfig& optimizer);
+                         const OptimizerConfig& optimizer, DType compute = DType::f32);
+
+/// Only these copies (`compute` is bf16): for parameters that were just loaded. The externals have the
+/// parameters' own shapes.
+Graph build_compute_copy_graph(const std::vector<LocalParameter>& parameters, DType compute);
 
 }  // namespace farskip

@@ -51,8 +51,9 @@ TrainEngineOptions engine_options(const RunConfig& config, int world_size);
 void refuse_unsupported(const RunConfig& config);
 
 /// Trains to the end, or until a stop signal; with a section `distill`, on what its teacher says. `model` is
-/// the architecture that the configuration names. Collective over `world`, the ranks of the job.
+/// the architecture that the configuration names. Collective over `world`, the ranks of the job. `device`:
+/// absent, the one that the configuration asks for.
 TrainResult train(const RunConfig& config, const ModelConfig& model, const Communicator& world,
-                  Heartbeat& heartbeat, const Logger& logger);
+                  Heartbeat& heartbeat, const Logger& logger, std::shared_ptr<Device> device = nullptr);
 
 }  // namespace farskip

@@ -1,0 +1,234 @@
+#include "farskip/report/page.h"
+
+#include <algorithm>
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+#include "farskip/base/error.h"
+#include "farskip/base/version.h"
+#include "farskip/report/chart.h"
+#include "farskip/report/comparison.h"
+#include "farskip/report/style.h"
+#include "farskip/report/timeline.h"
+
+namespace farskip {
+namespace {
+
+constexpr std::size_t kMostDrawn = 16;           // runs in one chart
+constexpr std::size_t kMostMaps = 4;             // runs with a timeline and a map of their own
+constexpr std::size_t kTimelineBytes = 360'000;  // of all timelines
+
+struct Curves {
+  const char* metric;
+  const char* label;  // beside others in one chart
+};
+struct ChartPlan {
+  const char* title;
+  const char* unit;
+  std::vector<Curves> metrics;
+  double factor = 1;
+  bool from_zero = false, smooth = false, wide = false;
+};
+
+/// All charts in their order; those without data are left out.
+std::vector<ChartPlan> chart_plans() {
+  std::vector<ChartPlan> plans;
+  plans.push_back({.title = "Loss",
+                   .unit = "nats per token",
+                   .metrics = {{"loss", "training"},
+                               {"validation_loss", "held-out"},
+                               {"teacher_loss", "teacher"},
+                               {"validation_teacher_loss", "teacher, held-out"}},
+                   .smooth = true,
+                   .wide = true});
+  plans.push_back({.title = "Divergence from the teacher",
+                   .unit = "KL, nats per token",
+                   .metrics = {{"kl", "training"}, {"validation_kl", "held-out"}},
+                   .smooth = true});
+  plans.push_back({.title = "Agreement with the teacher",
+                   .unit = "equal top-1, %",
+                   .metrics = {{"agreement", "training"}, {"validation_agreement", "held-out"}},
+                   .factor = 100,
+                   .smooth = true});
+  plans.push_back({.title = "Recovered share",
+                   .unit = "of the gap that conversion opened, %",
+                   .metrics = {{"recovered_share", "recovered"}},
+                   .factor = 100});
+  plans.push_back({.title = "Throughput",
+                   .unit = "tokens/s",
+                   .metrics = {{"tokens_per_second", "tokens/s"}},
+                   .from_zero = true,
+                   .smooth = true});
+  plans.push_back({.title = "Exposed communication",
+                   .unit = "% of the step",
+                   .metrics = {{"exposed_percent", "exposed"}},
+                   .from_zero = true,
+                   .smooth = true});
+  plans.push_back({.title = "Gradient norm",
+                   .unit = "before clipping",
+                   .metrics = {{"grad_norm", "norm"}},
+                   .smooth = true});
+  plans.push_back(
+      {.title = "Learning rate", .unit = "", .metrics = {{"learning_rate", "rate"}}, .from_zero = true});
+  plans.push_back({.title = "Expert load",
+                   .unit = "busiest expert over the mean, worst layer",
+                   .metrics = {{"load_max_over_mean", "load"}},
+                   .smooth = true});
+  plans.push_back({.title = "Balance loss",
+                   .unit = "without its coefficient",
+                   .metrics = {{"aux_loss", "loss"}},
+                   .smooth = true});
+  return plans;
+}
+
+Curve scale_curve(Curve curve, double factor) {
+  for (Point& p : curve) p.y *= factor;
+  return curve;
+}
+
+bool says_something(const Curve& curve) {
+  return std::any_of(curve.begin(), curve.end(),
+                     [](const Point& p) { return std::isfinite(p.y) && p.y != 0; });
+}
+
+constexpr std::size_t kSmoothFrom = 60;  // points
+double window_of(const Curve& curve) {
+  return std::max(2.0, static_cast<double>(curve.size()) / 50);
+}
+
+/// The curve, or its mean over a window with the curve itself faintly behind it where that is alone.
+void add_series(LineChart& chart, const ChartPlan& plan, const Curve& raw, const std::string& label,
+                std::size_t colour, bool alone) {
+  Curve curve = scale_curve(raw, plan.factor);
+  const bool smooth = plan.smooth && curve.size() >= kSmoothFrom;
+  if (!smooth) {
+    chart.series.push_back({label, std::move(curve), colour, false, true});
+    return;
+  }
+  chart.series.push_back({label, smooth_curve(curve, window_of(curve)), colour, false, false});
+  if (alone) chart.series.push_back({label, std::move(curve), colour, true, false});
+  if (plan.wide) chart.note = "noisy curves, here and below, are means over about a fiftieth of the steps";
+}
+
+/// One run: its metrics in one chart. Several: a chart for each metric, the runs in it.
+std::string draw_charts(const ChartPlan& plan, const std::vector<RunLog>& runs) {
+  const std::size_t drawn = std::min(runs.size(), kMostDrawn);
+  const auto new_chart = [&](const std::string& title) {
+    LineChart chart;
+    chart.title = title;
+    chart.unit = plan.unit;
+    chart.from_zero = plan.from_zero;
+    chart.wide = plan.wide;
+    chart.buckets = std::clamp<std::size_t>(1200 / drawn, 75, 500);
+    return chart;
+  };
+  if (runs.size() == 1) {
+    LineChart chart = new_chart(plan.title);
+    for (std::size_t i = 0; i < plan.metrics.size(); ++i)
+      if (const Curve* curve = runs[0].find(plan.metrics[i].metric);
+          curve != nullptr && says_something(*curve))
+        add_series(chart, plan, *curve, plan.metrics[i].label, i, true);
+    return line_chart_html(chart);
+  }
+  std::string html;
+  for (const Curves& metric : plan.metrics) {
+    const bool several = plan.metrics.size() > 1;
+    LineChart chart = new_chart(several ? fmt::format("{}, {}", plan.title, metric.label) : plan.title);
+    for (std::size_t i = 0; i < drawn; ++i)
+      if (const Curve* curve = runs[i].find(metric.metric); curve != nullptr && says_something(*curve))
+        add_series(chart, plan, *curve, runs[i].label, i, false);
+    html += line_chart_html(chart);
+  }
+  return html;
+}
+
+std::string timelines_html(std::vector<RunLog>& runs) {
+  std::string html;
+  const auto traced = static_cast<std::size_t>(
+      std::count_if(runs.begin(), runs.end(), [](const RunLog& run) { return !run.trace.empty(); }));
+  std::size_t shown = 0;
+  for (RunLog& run : runs) {
+    if (run.trace.empty() || ++shown > kMostMaps) continue;
+    try {
+      html += timeline_html(runs.size() == 1 ? "Overlap" : "Overlap, " + run.label, read_trace(run.trace),
+                            kTimelineBytes / std::min(traced, kMostMaps));
+    } catch (const DataError& error) {
+      run.notes.push_back(fmt::format("trace.json is left out: {}.", error.what()));
+    }
+  }
+  return html;
+}
+
+std::string expert_loads_html(const std::vector<RunLog>& runs) {
+  std::string html;
+  const std::size_t shown = std::min(runs.size(), kMostMaps);
+  for (std::size_t i = 0; i < shown; ++i)
+    html += expert_load_html(runs.size() == 1 ? "Expert load" : "Expert load, " + runs[i].label, runs[i],
+                             256 / shown);
+  return html;
+}
+
+std::string title_of(const std::vector<RunLog>& runs) {
+  if (runs.size() <= 3) {
+    std::string title;
+    for (const RunLog& run : runs) title += (title.empty() ? "" : ", ") + run.label;
+    return title;
+  }
+  return fmt::format("{} and {} more runs", runs[0].label, runs.size() - 1);
+}
+
+/// What all runs have in common and a reader asks first.
+std::string subtitle_html(const std::vector<RunLog>& runs) {
+  std::string text;
+  for (const std::string key : {"model", "ranks", "machine", "commit"}) {
+    std::string common;
+    bool same = true;
+    for (const RunLog& run : runs) {
+      const auto fact =
+          std::find_if(run.facts.begin(), run.facts.end(), [&](const auto& f) { return f.first == key; });
+      const std::string value = fact == run.facts.end() ? std::string() : fact->second;
+      same = same && (&run == &runs.front() || value == common);
+      common = value;
+    }
+    if (!same || common.empty()) continue;
+    text += (text.empty() ? "" : " &middot; ") +
+            (key == "ranks" || key == "commit" ? key + " " : std::string()) + escape_html(common);
+  }
+  return text.empty() ? text : "<p>" + text + "</p>";
+}
+
+std::string notes_html(const std::vector<RunLog>& runs) {
+  std::string items;
+  for (const RunLog& run : runs)
+    for (const std::string& note : run.notes)
+      items += "<li>" + escape_html(runs.size() > 1 ? run.label + ": " + note : note) + "</li>";
+  if (runs.size() > kMostDrawn)
+    items +=
+        fmt::format("<li>Charts show the first {} of {} runs, the table all.</li>", kMostDrawn, runs.size());
+  return items.empty() ? items : "<ul class=\"notes\">" + items + "</ul>\n";
+}
+
+}  // namespace
+
+std::string report_html(std::vector<RunLog>& runs) {
+  FARSKIP_CHECK(!runs.empty(), "a report needs a run");
+  // Both add to the notes, which come first on the page.
+  const std::string timelines = timelines_html(runs), loads = expert_loads_html(runs);
+  std::string wide, narrow;
+  for (const ChartPlan& plan : chart_plans()) (plan.wide ? wide : narrow) += draw_charts(plan, runs);
+  const std::string title = escape_html(title_of(runs));
+  return fmt::format(
+             "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\n"
+             "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n"
+             "<title>{} - FarSkip</title>\n<style>{}</style></head>\n<body><main>\n",
+             title, report_style()) +
+         fmt::format("<header><h1>{}</h1>{}</header>\n", title, subtitle_html(runs)) + notes_html(runs) +
+         comparison_html(runs) + wide +
+         (narrow.empty() ? "" : "<div class=\"grid2\">\n" + narrow + "</div>\n") + timelines + loads +
+         facts_html(runs) +
+         fmt::format(
+             "<footer>written by farskip {} ({})</footer>\n</main>\n<script>{}</script></body></html>\n",
+             version(), escape_html(commit()), report_script());
+}
+
+}  // namespace farskip
