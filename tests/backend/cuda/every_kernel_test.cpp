@@ -99,9 +99,9 @@ class Session {
     for (std::size_t o = 0; o < prepared.outputs.size(); ++o) {
       const double bound = error_bound(job.op->name, prepared.outputs[o].dtype, low_);
       const HostTensor& expected = prepared.expected[o];
-      const std::string different =
-          difference(run.outputs[o],
-                     expected.dtype() == DType::bf16 ? convert_dtype(expected, DType::f32) : expected, bound);
+      const std::string different = difference(
+          run.outputs[o], expected.dtype() == DType::bf16 ? convert_dtype(expected, DType::f32) : expected,
+          bound, error_floor(job.op->name));
       if (!different.empty()) fail(job, fmt::format("output {}{}: {}", o, how, different));
     }
     return run;

@@ -54,9 +54,12 @@ GpuRun run_on_gpu(Device& device, const OpDef& op, const Prepared& prepared,
 /// Empty where `actual` (whose first rows are compared) is `expected` within `bound` (an element's error
 /// relative to its size plus the root mean square of the tensor; integers exactly; NaN agrees with NaN only);
 /// else the worst element.
-std::string difference(const HostTensor& actual, const HostTensor& expected, double bound);
+std::string difference(const HostTensor& actual, const HostTensor& expected, double bound, double floor = 0);
 /// Largest error an output may have.
 double error_bound(const std::string& op, DType output, bool low);
+
+/// For gradients that are differences of numbers of order one and may cancel to rounding errors; else 0.
+double error_floor(const std::string& op);
 
 /// Large, odd and skewed shapes of every family.
 std::vector<OpCase> large_dense_cases();
