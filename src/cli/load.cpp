@@ -35,6 +35,11 @@ LoadedRun load_run(const std::string& path, const std::vector<std::string>& over
     run.config.init_from = resolve_model_folder(run.config.init_from, logger);
     run.model = read_hub_config(run.config.init_from);
   }
+  if (run.config.distill && needs.distill) {
+    run.config.distill->teacher = resolve_model_folder(run.config.distill->teacher, logger);
+    if (run.config.init_from.empty() && run.config.model.kind == ConfigNode::Kind::null)
+      run.model = read_hub_config(run.config.distill->teacher);
+  }
   if (run.config.farskip) run.model.farskip = *run.config.farskip;
   check_layers(run.model.farskip, run.model.num_layers);
   return run;

@@ -1,6 +1,8 @@
 #include "farskip/model/lower.h"
 
+#include <algorithm>
 #include <map>
+#include <numeric>
 #include <unordered_map>
 
 #include "farskip/ops/rules.h"
@@ -22,6 +24,7 @@ class Lowering {
         lower_head(stream(layers_.reads(static_cast<int>(i))));
       else
         contributions_.push_back(lower_block(block, static_cast<int>(i)));
+      add_stream_output(i);
     }
     if (balance_loss_) graph_.add_output("balance_loss", balance_loss_);
     return std::move(graph_);
@@ -29,6 +32,18 @@ class Lowering {
 
  private:
   Builder builder() { return {graph_, scope_}; }
+
+  /// After the last block of a layer that was asked for: the sum of everything so far.
+  void add_stream_output(std::size_t block) {
+    const int layer = layers_.blocks[block].layer;
+    const auto& wanted = options_.streams;
+    if (!options_.hidden || layer < 0 || layers_.blocks[block + 1].layer == layer ||
+        std::find(wanted.begin(), wanted.end(), layer) == wanted.end())
+      return;
+    std::vector<int> all(contributions_.size());
+    std::iota(all.begin(), all.end(), 0);
+    graph_.add_output(fmt::format("stream.{}", layer), stream(all));
+  }
 
   void add_externals() {
     const auto input = [&](const char* name) {
@@ -183,6 +198,10 @@ class Lowering {
                                                 .normalize = moe.normalize,
                                                 .scaling = moe.scaling});
     add_balance_loss(b, routed);
+    if (options_.hidden) {
+      graph_.add_output(fmt::format("router_logits.{}", scope_.layer), logits);
+      graph_.add_output(fmt::format("router_choice.{}", scope_.layer), routed.indices);
+    }
     const ops::RoutedOrder order = ops::sort_by_expert(b, routed.indices, moe.num_experts);
     graph_.add_output(fmt::format("expert_offsets.{}", scope_.layer), order.offsets);
     // The routing weight multiplies inside the expert, before its down-projection, so that its gradient
@@ -207,7 +226,11 @@ class Lowering {
 
   void lower_head(ValueId x) {
     const ValueId h = normalised(x, parameter(kFinalNormName));
-    const ValueId weight = parameter(c_.tie_embeddings ? kEmbeddingName : kHeadName);
+    if (options_.hidden) {
+      graph_.add_output("hidden", h);
+      return;
+    }
+    const ValueId weight = parameter(head_name(c_));
     Builder b = builder();
     if (options_.logits) {
       graph_.add_output("logits", ops::matmul(b, h, weight, {.transpose_b = true, .wide = true}));

@@ -145,6 +145,10 @@ std::vector<ParameterSpec> specs_of(const std::vector<LocalParameter>& parameter
   return specs;
 }
 
+std::string_view head_name(const ModelConfig& config) {
+  return config.tie_embeddings ? kEmbeddingName : kHeadName;
+}
+
 std::string layer_name(std::int64_t layer, std::string_view suffix) {
   return fmt::format("model.layers.{}.{}", layer, suffix);
 }

@@ -2,13 +2,19 @@
 
 #include <algorithm>
 
+#include "farskip/ops/distill_ops.h"
 #include "farskip/passes/join_micro_batches.h"
 #include "farskip/train/step_graphs.h"
 
 namespace farskip {
 namespace {
 
-constexpr std::string_view kOffsets = "expert_offsets.", kOverflow = "row_overflow.";
+constexpr std::string_view kOffsets = "expert_offsets.", kOverflow = "row_overflow.", kSum = "sum.",
+                           kStats = "distill_stats";
+
+double first_element(const TensorView& view) {
+  return view.dtype == DType::i32 ? *view.as<std::int32_t>() : static_cast<double>(*view.as<float>());
+}
 
 std::vector<double> rows_by_expert(const TensorView& offsets) {
   const auto* at = offsets.as<std::int32_t>();
@@ -42,6 +48,7 @@ BatchLoss& BatchLoss::operator+=(const BatchLoss& other) {
     sum.resize(rows.size());
     for (std::size_t e = 0; e < rows.size(); ++e) sum[e] += rows[e];
   }
+  for (const auto& [name, value] : other.sums) sums[name] += value;
   return *this;
 }
 
@@ -67,6 +74,8 @@ void BatchRunner::set_batch(const Batch& batch, int number) {
   set_values("tokens", batch.tokens);
   set_values("targets", batch.targets);
   set_values("document_start", batch.document_start);
+  for (const auto& [input, tensor] : batch.more)
+    set(micro_batch_name(input, number), tensor.view().data, tensor.view());
 }
 
 void BatchRunner::set_scales(float loss_scale, float balance_scale) {
@@ -78,8 +87,8 @@ void BatchRunner::set_scales(float loss_scale, float balance_scale) {
 namespace {
 
 bool is_loss(std::string_view name) {
-  return name == "loss_sum" || name == "num_correct" || name == "balance_loss" ||
-         name.starts_with(kOverflow) || name.starts_with(kOffsets);
+  return name == "loss_sum" || name == "num_correct" || name == "balance_loss" || name == kStats ||
+         name.starts_with(kSum) || name.starts_with(kOverflow) || name.starts_with(kOffsets);
 }
 
 /// `view`: in host memory.
@@ -88,6 +97,12 @@ BatchLoss loss_of(std::string_view name, const TensorView& view) {
   if (name == "loss_sum") loss.loss_sum = *view.as<float>();
   if (name == "num_correct") loss.num_correct = *view.as<std::int32_t>();
   if (name == "balance_loss") loss.balance_loss = *view.as<float>();
+  if (name.starts_with(kSum)) loss.sums[std::string(name.substr(kSum.size()))] = first_element(view);
+  if (name == kStats)
+    for (std::size_t i = 0; i < ops::kDistillStats.size(); ++i) {
+      loss.sums[std::string(ops::kDistillStats[i])] = view.as<double>()[i];
+      if (ops::kDistillStats[i] == "correct") loss.num_correct = view.as<double>()[i];
+    }
   if (name.starts_with(kOverflow)) loss.num_overflows = *view.as<std::int32_t>();
   if (name.starts_with(kOffsets))
     loss.expert_rows[std::stoi(std::string(name.substr(kOffsets.size())))] = rows_by_expert(view);

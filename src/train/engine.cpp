@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <cstring>
 
 #include "farskip/comm/agreement.h"
 #include "farskip/passes/reduce_gradients.h"
@@ -21,6 +22,16 @@ TensorView rows_view(const TensorView& tensor, const Range& rows) {
           tensor.shape.rank() == 1 ? Shape{rows.count} : Shape{rows.count, size}};
 }
 
+HostTensor copy_rows(const HostTensor& tensor, std::int64_t first, std::int64_t count) {
+  std::vector<std::int64_t> dims = tensor.shape().dims();
+  const std::size_t row = dims[0] == 0 ? 0 : tensor.bytes().size() / static_cast<std::size_t>(dims[0]);
+  dims[0] = count;
+  HostTensor rows(tensor.dtype(), Shape(std::move(dims)));
+  std::memcpy(rows.bytes().data(), tensor.bytes().data() + static_cast<std::size_t>(first) * row,
+              rows.bytes().size());
+  return rows;
+}
+
 /// Sequences [first, first + count) of a batch.
 Batch part_of_batch(const Batch& batch, std::int64_t first, std::int64_t count, std::int64_t length) {
   const auto cut = [&](const std::vector<std::int32_t>& values) {
@@ -28,7 +39,10 @@ Batch part_of_batch(const Batch& batch, std::int64_t first, std::int64_t count, 
     return std::vector<std::int32_t>(values.begin() + first * length,
                                      values.begin() + (first + count) * length);
   };
-  return {cut(batch.tokens), cut(batch.targets), cut(batch.document_start)};
+  std::map<std::string, HostTensor> more;
+  for (const auto& [name, tensor] : batch.more)
+    more.emplace(name, copy_rows(tensor, first * length, count * length));
+  return {cut(batch.tokens), cut(batch.targets), cut(batch.document_start), std::move(more)};
 }
 
 }  // namespace
@@ -110,10 +124,11 @@ TrainEngine::TrainEngine(const ModelConfig& config, const LayerGraph& layers, Te
       layers_(layers),
       options_(options),
       parameters_(local_parameters(list_parameters(config), mesh.position(), options.zero)),
+      trained_(without_frozen(parameters_, options.frozen)),
       routed_rows_(plan_routed_rows(config, options, mesh.expert().size())),
-      gradients_(make_parameter_tensors(specs_of(parameters_))),
-      first_moments_(make_optimizer_tensors(parameters_)),
-      second_moments_(make_optimizer_tensors(parameters_)),
+      gradients_(make_parameter_tensors(specs_of(trained_))),
+      first_moments_(make_optimizer_tensors(trained_)),
+      second_moments_(make_optimizer_tensors(trained_)),
       weights_(std::make_shared<DeviceWeights>(arena.shared_device(), weights, parameters_, options.compute)),
       device_gradients_(arena.shared_device(), gradients_),
       device_first_(arena.shared_device(), first_moments_),
@@ -132,6 +147,17 @@ TrainEngine::TrainEngine(const ModelConfig& config, const LayerGraph& layers, Te
   check_same_order();
 }
 
+void TrainEngine::rewire(const LayerGraph& layers) {
+  if (layers == layers_) return;
+  layers_ = layers;
+  past_exposed_seconds_ = exposed_seconds();
+  runners_.clear();
+  transports_.clear();
+  update_.reset();
+  compile_all();
+  check_same_order();
+}
+
 // Everything that a step may need, so that its memory is known before the first one.
 void TrainEngine::compile_all() {
   const bool reduce = mesh_.world().size() > 1;
@@ -144,7 +170,7 @@ void TrainEngine::compile_all() {
   if (routed_rows_.fallback_batch > 0)
     prepare(routed_rows_.fallback_batch, routed_rows_.fallback_rows, 1,
             options_.micro_batches * options_.micro_batch / routed_rows_.fallback_batch);
-  update_ = compile(build_update_graph(parameters_, {mesh_.position(), options_.zero, 0}, options_.optimizer,
+  update_ = compile(build_update_graph(trained_, {mesh_.position(), options_.zero, 0}, options_.optimizer,
                                        options_.compute),
                     arena_, options_.pipeline, logger_, ranks(), plan_options());
   bind_state(*update_);
@@ -162,10 +188,11 @@ BatchRunner& TrainEngine::runner(const Variant& variant) {
   if (const auto it = runners_.find(variant); it != runners_.end()) return it->second;
   const LowerOptions lowering = lower_options(options_, variant.sequences);
   const StepSharding sharding{mesh_.position(), options_.zero, variant.max_rows};
-  auto executor = compile(
-      build_micro_batch_graph(config_, layers_, lowering, sharding,
-                              {variant.accumulate, variant.reduce, variant.in_flight, options_.recompute}),
-      arena_, options_.pipeline, logger_, ranks(), plan_options());
+  auto executor =
+      compile(build_micro_batch_graph(config_, layers_, lowering, sharding,
+                                      {variant.accumulate, variant.reduce, variant.in_flight,
+                                       options_.recompute, options_.objective.get(), options_.frozen}),
+              arena_, options_.pipeline, logger_, ranks(), plan_options());
   bind_state(*executor);
   note_transports(*executor);
   return runners_.emplace(variant, BatchRunner(std::move(executor))).first->second;
@@ -178,13 +205,15 @@ void TrainEngine::bind_state(Executor& e) {
     if (e.has_external(name)) e.bind(name, view);
   };
   const bool is_update = e.has_external(kHyper);
-  for (const LocalParameter& p : parameters_) {
+  if (!is_update) weights_->bind(e);
+  if (options_.objective && !is_update) options_.objective->bind(e);
+  for (const LocalParameter& p : trained_) {
     const std::string& name = p.spec.name;
     const TensorView weight = weights_->at(name), gradient = device_gradients_.at(name);
     const Range all{0, p.spec.num_rows()};
-    bind(name, is_update ? rows_view(weight, all) : weight);
-    if (const TensorView copy = weights_->copy_of(name))
-      bind(compute_copy_name(name), is_update ? rows_view(copy, all) : copy);
+    if (is_update) bind(name, rows_view(weight, all));
+    if (const TensorView copy = weights_->copy_of(name); copy && is_update)
+      bind(compute_copy_name(name), rows_view(copy, all));
     bind(own_rows_name(name), rows_view(weight, p.optimizer_rows));
     bind(gradient_name(name), is_update ? rows_view(gradient, p.optimizer_rows) : gradient);
     bind(gradient_shard_name(gradient_name(name)), rows_view(gradient, p.optimizer_rows));
@@ -233,6 +262,7 @@ BatchLoss TrainEngine::sum_over_ranks(const BatchLoss& loss, std::span<double> a
   std::vector<double> values{loss.loss_sum, loss.num_correct, loss.balance_loss, loss.num_overflows};
   values.insert(values.end(), also_summed.begin(), also_summed.end());
   for (const auto& [layer, rows] : loss.expert_rows) values.insert(values.end(), rows.begin(), rows.end());
+  for (const auto& [name, value] : loss.sums) values.push_back(value);
   {
     const HeartbeatWait wait(heartbeat_, "sums of a step");
     mesh_.world().all_reduce(std::span(values));
@@ -243,6 +273,7 @@ BatchLoss TrainEngine::sum_over_ranks(const BatchLoss& loss, std::span<double> a
   for (double& value : also_summed) value = *at++;
   for (auto& [layer, rows] : sum.expert_rows)
     for (double& value : rows) value = *at++;
+  for (auto& [name, value] : sum.sums) value = *at++;
   return sum;
 }
 
@@ -311,7 +342,9 @@ const TensorMap& TrainEngine::gradients() const {
 }
 
 MemoryReport TrainEngine::memory() const {
-  return {weights_->num_bytes(), device_gradients_.num_bytes(),
+  std::size_t teacher = 0;
+  if (options_.objective) teacher = total_bytes(options_.objective->tensors());
+  return {weights_->num_bytes() + teacher, device_gradients_.num_bytes(),
           device_first_.num_bytes() + device_second_.num_bytes(), arena_.size()};
 }
 
@@ -325,7 +358,7 @@ void TrainEngine::note_transports(const Executor& executor) {
 }
 
 double TrainEngine::exposed_seconds() const {
-  double seconds = update_->exposed_seconds();
+  double seconds = past_exposed_seconds_ + update_->exposed_seconds();
   for (const auto& [variant, runner] : runners_) seconds += runner.executor().exposed_seconds();
   return seconds;
 }

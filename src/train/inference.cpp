@@ -17,7 +17,8 @@ std::shared_ptr<DeviceWeights> upload_weights(const std::shared_ptr<Device>& dev
 
 InferenceEngine::InferenceEngine(ModelConfig config, LayerGraph layers,
                                  std::shared_ptr<const DeviceWeights> weights, Arena& arena, Logger logger,
-                                 Mesh mesh, Heartbeat* heartbeat)
+                                 Mesh mesh, Heartbeat* heartbeat,
+                                 std::shared_ptr<const StepObjective> objective)
     : config_(std::move(config)),
       layers_(std::move(layers)),
       weights_(std::move(weights)),
@@ -25,7 +26,8 @@ InferenceEngine::InferenceEngine(ModelConfig config, LayerGraph layers,
       arena_(arena),
       losses_(arena.shared_device()),
       mesh_(std::move(mesh)),
-      heartbeat_(heartbeat) {
+      heartbeat_(heartbeat),
+      objective_(std::move(objective)) {
   refuse_ranks_on_gpu(arena.device(), mesh_.world().size());
 }
 
@@ -45,9 +47,11 @@ BatchRunner& InferenceEngine::runner(std::int64_t batch, std::int64_t sequence_l
   options.document_mask = document_mask;
   options.dtype = weights_->compute();
   const StepSharding sharding{mesh_.position(), false, batch * sequence_length * config_.moe.top_k};
-  auto executor = compile(build_forward_graph(config_, layers_, options, sharding), arena_, {}, logger_,
-                          {&mesh_, heartbeat_});
+  const StepObjective* objective = logits ? nullptr : objective_.get();
+  auto executor = compile(build_objective_graph(objective, config_, layers_, options, sharding), arena_, {},
+                          logger_, {&mesh_, heartbeat_});
   weights_->bind(*executor);
+  if (objective != nullptr) objective->bind(*executor);
   return runners_.emplace(key, BatchRunner(std::move(executor))).first->second;
 }
 

@@ -54,6 +54,8 @@ CostTable measure_step_costs(const ModelConfig& model, const LayerGraph& layers,
     batches.push_back(random_batch(0,
                                    static_cast<std::uint64_t>(i * mesh.world().size() + mesh.world().rank()),
                                    tokens, model.vocab_size));
+  if (options.objective)
+    for (Batch& batch : batches) options.objective->complete_random_batch(batch);
 
   CostTable table;
   for (int step = 0; step <= steps; ++step) {

@@ -6,6 +6,7 @@
 #include "farskip/passes/recompute.h"
 #include "farskip/passes/reduce_gradients.h"
 #include "farskip/passes/shard_experts.h"
+#include "farskip/train/objective.h"
 
 namespace farskip {
 
@@ -44,19 +45,26 @@ std::set<SubBlock> recomputed_blocks(Recompute choice) {
   return {};
 }
 
+std::vector<LocalParameter> trained_parameters(const ModelConfig& config, const StepSharding& sharding,
+                                               const MicroBatchKind& kind) {
+  return without_frozen(local_parameters(list_parameters(config), sharding.mesh, sharding.zero), kind.frozen);
+}
+
 Graph build_gradient_graph(const ModelConfig& config, const LayerGraph& layers, const LowerOptions& options,
-                           const StepSharding& sharding, bool accumulate, Recompute again) {
-  Graph graph = build_forward_graph(config, layers, options, sharding);
+                           const StepSharding& sharding, const MicroBatchKind& kind, bool accumulate) {
+  Graph graph = build_objective_graph(kind.objective, config, layers, options, sharding);
   const DType sums = ops::wide(options.dtype);
   const TensorType scalar{sums, Shape{1}, {}};
-  std::vector<Objective> objectives;
-  objectives.push_back({*graph.find_output("loss_sum"),
-                        graph.add_external(ExternalKind::input, std::string(kLossScale), scalar)});
+  const ValueId scale = graph.add_external(ExternalKind::input, std::string(kLossScale), scalar);
+  std::vector<Objective> objectives{{*graph.find_output("loss_sum"), scale}};
+  if (kind.objective != nullptr)
+    for (const std::string& term : kind.objective->terms())
+      objectives.push_back({*graph.find_output(term), scale});
   if (const auto balance = graph.find_output("balance_loss"))
     objectives.push_back(
         {*balance, graph.add_external(ExternalKind::input, std::string(kBalanceScale), scalar)});
 
-  const auto local = local_parameters(list_parameters(config), sharding.mesh, sharding.zero);
+  const auto local = trained_parameters(config, sharding, kind);
   std::vector<ValueId> parameters, accumulators;
   for (const LocalParameter& p : local) {
     const std::string name = gradient_name(p.spec.name);
@@ -73,22 +81,40 @@ Graph build_gradient_graph(const ModelConfig& config, const LayerGraph& layers, 
     }
     graph.add_update(accumulators[i], gradient);
   }
-  return recompute(graph, recomputed_blocks(again));
+  return recompute(graph, recomputed_blocks(kind.recompute));
 }
 
 }  // namespace
 
+void StepObjective::bind(Executor& executor) const {
+  for (const auto& [name, tensor] : tensors())
+    if (executor.has_external(name)) executor.bind(name, tensor.view());
+}
+
+Graph build_objective_graph(const StepObjective* objective, const ModelConfig& config,
+                            const LayerGraph& layers, const LowerOptions& options,
+                            const StepSharding& sharding) {
+  if (objective == nullptr) return build_forward_graph(config, layers, options, sharding);
+  return objective->build_forward(config, layers, options, sharding);
+}
+
+std::vector<LocalParameter> without_frozen(std::vector<LocalParameter> parameters,
+                                           const std::set<std::string>& frozen) {
+  std::erase_if(parameters, [&](const LocalParameter& p) { return frozen.contains(p.spec.name); });
+  return parameters;
+}
+
 Graph build_micro_batch_graph(const ModelConfig& config, const LayerGraph& layers,
                               const LowerOptions& options, const StepSharding& sharding,
                               const MicroBatchKind& kind) {
-  Graph graph = build_gradient_graph(config, layers, options, sharding, kind.accumulate, kind.recompute);
+  Graph graph = build_gradient_graph(config, layers, options, sharding, kind, kind.accumulate);
   if (kind.in_flight > 1) {
-    const Graph next = build_gradient_graph(config, layers, options, sharding, true, kind.recompute);
+    const Graph next = build_gradient_graph(config, layers, options, sharding, kind, true);
     for (int i = 1; i < kind.in_flight; ++i) graph = join_micro_batches(graph, next, i);
   }
   if (!kind.reduce) return graph;
   std::vector<ReplicatedGradient> replicated;
-  for (const LocalParameter& p : local_parameters(list_parameters(config), sharding.mesh, sharding.zero))
+  for (const LocalParameter& p : trained_parameters(config, sharding, kind))
     replicated.push_back({gradient_name(p.spec.name), p.replicas});
   return reduce_gradients(graph, replicated, {.mesh = sharding.mesh, .scatter = sharding.zero});
 }

@@ -63,6 +63,7 @@ class Subcommand {
 };
 
 void add_train(Subcommand& root);
+void add_distill(Subcommand& root);
 void add_forward(Subcommand& root);
 void add_eval(Subcommand& root);
 void add_generate(Subcommand& root);

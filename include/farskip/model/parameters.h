@@ -68,6 +68,9 @@ std::vector<ParameterSpec> specs_of(const std::vector<LocalParameter>& parameter
 /// In order: embedding, layers, final norm, head (absent when tied).
 std::vector<ParameterSpec> list_parameters(const ModelConfig& config);
 
+/// The tensor that the head multiplies with.
+std::string_view head_name(const ModelConfig& config);
+
 /// Names used by the lowering.
 std::string layer_name(std::int64_t layer, std::string_view suffix);
 inline constexpr std::string_view kEmbeddingName = "model.embed_tokens.weight";

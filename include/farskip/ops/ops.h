@@ -1,6 +1,7 @@
 #pragma once
-// Every op of the graph: attributes, and the function that emits it. The rules (shape, gradient, cost)
-// stand in src/ops/<family>.cpp, the kernels in src/backend/<backend>/<family>.cpp.
+// Every op of the graph (those of distillation: distill_ops.h): attributes, and the function that emits it.
+// The rules (shape, gradient, cost) stand in src/ops/<family>.cpp, the kernels in
+// src/backend/<backend>/<family>.cpp.
 //
 // Shape letters: T tokens of the micro-batch (B sequences of S), H hidden, V vocabulary, E experts, K
 // experts per token (top-k), R routed rows (T*K), I expert width, A attention heads, G key-value heads,

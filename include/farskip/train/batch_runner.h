@@ -16,6 +16,8 @@ namespace farskip {
 struct Batch {
   std::vector<std::int32_t> tokens, targets;  // [B*S]; target -1: not counted
   std::vector<std::int32_t> document_start;   // [B*S] or empty
+  /// What the objective's graph reads beside these, by external name (a teacher's kept outputs).
+  std::map<std::string, HostTensor> more{};
 };
 
 /// Sums over the batches that were run, on this rank or over all of them.
@@ -25,6 +27,7 @@ struct BatchLoss {
   double balance_loss = 0;   // Σ over layers and sequences
   double num_overflows = 0;  // batches in which routed rows did not fit: all other numbers are then void
   std::map<int, std::vector<double>> expert_rows;  // by layer: rows routed to each expert
+  std::map<std::string, double> sums;              // more sums of the objective (train/objective.h)
 
   /// Largest over layers: rows of the busiest expert over the mean.
   double load_max_over_mean() const;

@@ -15,7 +15,7 @@
 #include "farskip/schedule/costs.h"
 #include "farskip/train/batch_runner.h"
 #include "farskip/train/device_tensors.h"
-#include "farskip/train/step_graphs.h"
+#include "farskip/train/objective.h"
 #include "farskip/train/weights.h"
 
 namespace farskip {
@@ -35,7 +35,7 @@ std::unique_ptr<Executor> compile(Graph graph, Arena& arena, const PipelineOptio
                                   const Logger& logger, RankContext ranks = {}, PlanOptions plan = {});
 
 /// Bytes that a run takes above the program itself, in the memory where plans run; weights with their compute
-/// copies.
+/// copies and a teacher's.
 struct MemoryReport {
   std::size_t weights = 0, gradients = 0, moments = 0, arena = 0;
   std::size_t snapshot = 0;  // copy that an asynchronous save writes from
@@ -49,7 +49,8 @@ struct MemoryReport {
 class InferenceEngine {
  public:
   InferenceEngine(ModelConfig config, LayerGraph layers, std::shared_ptr<const DeviceWeights> weights,
-                  Arena& arena, Logger logger, Mesh mesh = make_self_mesh(), Heartbeat* heartbeat = nullptr);
+                  Arena& arena, Logger logger, Mesh mesh = make_self_mesh(), Heartbeat* heartbeat = nullptr,
+                  std::shared_ptr<const StepObjective> objective = nullptr);
   /// In f32. What is in `weights` now is copied to the device, unless that shares the host's memory.
   InferenceEngine(ModelConfig config, LayerGraph layers, const TensorMap& weights, Arena& arena,
                   Logger logger, Mesh mesh = make_self_mesh(), Heartbeat* heartbeat = nullptr);
@@ -72,6 +73,7 @@ class InferenceEngine {
   HostTensor logits_;  // where the device does not share the host's memory
   Mesh mesh_;
   Heartbeat* heartbeat_;
+  std::shared_ptr<const StepObjective> objective_;
   std::map<std::tuple<std::int64_t, std::int64_t, bool, bool>, BatchRunner> runners_;
 };
 
@@ -90,6 +92,8 @@ struct TrainEngineOptions {
   std::shared_ptr<const CostTable> costs;  // with overlap: the order is chosen by these
   bool align = false;  // all ranks meet before each collective (for measuring its transport alone)
   std::optional<std::uint64_t> routed_rows_memory;  // bytes; absent: room for twice an even share
+  std::shared_ptr<const StepObjective> objective;   // none: cross-entropy on the data
+  std::set<std::string> frozen;                     // parameters that stay as they are, by name
 };
 
 /// What the graphs of `sequences` sequences are lowered with.
@@ -146,6 +150,10 @@ class TrainEngine {
   /// Where inference finds the weights that this engine trains.
   std::shared_ptr<const DeviceWeights> weights() const { return weights_; }
 
+  /// From the next step on the model is wired like this; its parameters, gradients and moments stay.
+  /// Collective.
+  void rewire(const LayerGraph& layers);
+
   const std::vector<LocalParameter>& parameters() const { return parameters_; }
   const RoutedRowsPlan& routed_rows() const { return routed_rows_; }
   /// Steps that were repeated because routed rows did not fit.
@@ -193,7 +201,7 @@ class TrainEngine {
   ModelConfig config_;
   LayerGraph layers_;
   TrainEngineOptions options_;
-  std::vector<LocalParameter> parameters_;
+  std::vector<LocalParameter> parameters_, trained_;
   RoutedRowsPlan routed_rows_;
   TensorMap gradients_, first_moments_, second_moments_;  // the host's
   std::shared_ptr<DeviceWeights> weights_;
@@ -209,7 +217,7 @@ class TrainEngine {
   DeviceBuffer hyper_;
   std::int64_t num_repeated_ = 0;
   std::map<const Executor*, double> transports_;
-  double transport_seconds_ = 0;
+  double transport_seconds_ = 0, past_exposed_seconds_ = 0;
   Observer observer_;
 };
 

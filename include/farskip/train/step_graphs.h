@@ -3,10 +3,15 @@
 // accumulators, the last one also sums them over replicas), the update another; a validation batch is the
 // forward alone.
 
+#include <set>
+#include <string>
+
 #include "farskip/config/run_config.h"
 #include "farskip/model/lower.h"
 
 namespace farskip {
+
+class StepObjective;  // objective.h
 
 /// How a step is spread over ranks.
 struct StepSharding {
@@ -36,11 +41,16 @@ Graph build_forward_graph(const ModelConfig& config, const LayerGraph& layers, c
 struct MicroBatchKind {
   bool accumulate = false, reduce = false;
   int in_flight = 1;
-  Recompute recompute = Recompute::none;  // what the backward computes again (passes/recompute.h)
+  Recompute recompute = Recompute::none;     // what the backward computes again (passes/recompute.h)
+  const StepObjective* objective = nullptr;  // none: cross-entropy on the data
+  std::set<std::string> frozen = {};         // parameters without a gradient, by name
 };
 Graph build_micro_batch_graph(const ModelConfig& config, const LayerGraph& layers,
                               const LowerOptions& options, const StepSharding& sharding,
                               const MicroBatchKind& kind);
+
+std::vector<LocalParameter> without_frozen(std::vector<LocalParameter> parameters,
+                                           const std::set<std::string>& frozen);
 
 /// Clip and AdamW over all parameters (decay on tensors of rank >= 2 as the hub counts ranks: an expert's
 /// matrices, not norms). All tensors are seen as matrices [rows, row size], vectors as they are; state, and

@@ -34,8 +34,8 @@ struct AttentionBackward {
   void *dq, *dk, *dv;
 };
 
-// ---- attention_plain_forward.cu, attention_plain_backward.cu: every type, size and mask, on the ordinary cores; both directions deterministic.
-// Head sizes up to 512.
+// ---- attention_plain_forward.cu, attention_plain_backward.cu: every type, size and mask, on the ordinary
+// cores; both directions deterministic. Head sizes up to 512.
 
 std::size_t plain_attention_backward_workspace(const AttentionProblem& problem);
 void run_plain_attention(const LaunchContext& gpu, const AttentionProblem& problem,
