@@ -170,7 +170,8 @@ void Executor::run_compute(const PlanStep& planned) {
     inputs = cut_rows(step.inputs, portion);
     outputs = cut_rows(step.outputs, portion);
   }
-  const KernelCall call{*step.attributes, portion.whole() ? step.inputs : inputs,
+  const KernelCall call{*step.attributes,
+                        portion.whole() ? step.inputs : inputs,
                         portion.whole() ? step.outputs : outputs,
                         {arena_.data() + planned.workspace_offset, planned.workspace_bytes}};
   if (num_pending_ == 0) {

@@ -75,8 +75,8 @@ struct Problem {
   const Dependence dependence;
   std::vector<std::int64_t> portions;  // by node
   std::vector<char> has_reader;        // by node
-  std::vector<int> num_readers;   // by value
-  std::vector<char> in_external;  // by value: takes no room in the arena
+  std::vector<int> num_readers;        // by value
+  std::vector<char> in_external;       // by value: takes no room in the arena
 };
 
 class Run {

@@ -53,13 +53,15 @@ update %2 -> %3
 }
 
 TEST_CASE("sums chain through several accumulating products") {
-  CHECK(run_pass(fuse_accumulate, std::string(kAccumulate) + R"(%3 = matmul(%0, %1) {transpose_a=true}
+  CHECK(
+      run_pass(fuse_accumulate, std::string(kAccumulate) + R"(%3 = matmul(%0, %1) {transpose_a=true}
 %4 = matmul(%1, %0) {transpose_a=true}
 %5 = add(%3, %4)
 %6 = add(%2, %5)
 update %2 -> %6
-)") == std::string(kAccumulate) +
-            R"(%3 = matmul(%0, %1, %2) {transpose_a=true, transpose_b=false, wide=false} @none.forward : f32[2, 2]
+)") ==
+      std::string(kAccumulate) +
+          R"(%3 = matmul(%0, %1, %2) {transpose_a=true, transpose_b=false, wide=false} @none.forward : f32[2, 2]
 %4 = matmul(%1, %0, %3) {transpose_a=true, transpose_b=false, wide=false} @none.forward : f32[2, 2]
 update %2 -> %4
 )");

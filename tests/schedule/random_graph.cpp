@@ -44,9 +44,10 @@ class RandomGraph {
         return;
       }
       case 4:  // four sequences: a plan may run them one by one
-        return values_.push_back(ops::attention(b_, pick(), pick(), pick(), {},
-                                                {.sequence_length = 2, .heads = 2, .kv_heads = 2, .scale = 0.5})
-                                     .out);
+        return values_.push_back(
+            ops::attention(b_, pick(), pick(), pick(), {},
+                           {.sequence_length = 2, .heads = 2, .kv_heads = 2, .scale = 0.5})
+                .out);
       default: {
         auto parts = ops::reduce_scatter(b_, {pick(), pick()}, replicas());
         if (random_() % 2 == 0) parts[0] = ops::add(b_, parts[0], parts[1]);

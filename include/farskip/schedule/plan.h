@@ -69,17 +69,17 @@ struct OrderedStep {
 };
 Plan make_plan(const Graph& graph, WorkspaceRule workspace, const std::vector<OrderedStep>& order);
 
-/// Throws InternalError naming step and value unless: every node runs once (or each of its portions, in order)
-/// and after what it reads, a
-/// collective is waited for once and before its results are read, no two buffers that are alive together
-/// overlap (but where an op declares in-place use), every update ends in the buffer of its external value,
-/// other externals are not written, and everything lies inside the arena.
+/// Throws InternalError naming step and value unless: every node runs once (or each of its portions, in
+/// order) and after what it reads, a collective is waited for once and before its results are read, no two
+/// buffers that are alive together overlap (but where an op declares in-place use), every update ends in the
+/// buffer of its external value, other externals are not written, and everything lies inside the arena.
 void verify_plan(const Graph& graph, const Plan& plan);
 
 /// Into how many portions a plan may cut a node; 1: none.
 std::int64_t num_portions(const Graph& graph, NodeId node);
 
-/// First and last step of each node, by node id: the same step, start and wait, or its first and last portion.
+/// First and last step of each node, by node id: the same step, start and wait, or its first and last
+/// portion.
 struct StepRange {
   std::size_t first = static_cast<std::size_t>(-1), last = static_cast<std::size_t>(-1);
 };

@@ -349,10 +349,13 @@ std::string difference(const HostTensor& actual, const HostTensor& expected, dou
 double error_bound(const std::string& op, DType output, bool low) {
   // Squares are summed in f64 on both.
   if (output == DType::f64) return 1e-12;
-  // The probabilities and their gradients, too, are rounded to bf16 (2^-9 each) before they are multiplied.
-  if (low && (op == "attention_grad" || op == "linear_cross_entropy_grad")) return 1.0 / 64;
+  // The probabilities and their gradients, too, are rounded to bf16 (2^-9 each) before they are multiplied;
+  // the worst of half a million sums of hundreds of such products, in rows up to several times as large as
+  // the root mean square, is off by a few times that.
+  if (low && op == "attention_grad") return 1.0 / 16;
+  if (low && op == "linear_cross_entropy_grad") return 1.0 / 32;
   if (output == DType::bf16) {
-    if (op == "attention") return 1.0 / 128;
+    if (op == "attention") return 1.0 / 64;
     // One rounding of the result: half a unit in the last of 8 bits, 2^-9 of the value at most.
     return 1.0 / 256;
   }
@@ -360,6 +363,7 @@ double error_bound(const std::string& op, DType output, bool low) {
   if (low &&
       (op == "matmul" || op == "grouped_matmul_wgrad" || op == "linear_cross_entropy" || op == "attention"))
     return 1e-4;
+  if (op == "grouped_matmul_wgrad") return 5e-5;  // one f32 sum over all rows of an expert, thousands of them
   return 1e-5;
 }
 
