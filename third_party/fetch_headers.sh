@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Headers that a CUDA build needs and no distribution packages: CUTLASS and cuDNN's frontend. Both come out of
-# wheels, pinned by version and hash, into third_party/{cutlass,cudnn_frontend}/include (not tracked by git).
+# Headers that a CUDA build needs and no distribution packages: cuDNN's frontend. They come out of its wheel,
+# pinned by version and hash, into third_party/cudnn_frontend/include (not tracked by git).
 # Needs python3 with pip; nothing is installed. Run again, it does nothing unless a pin below has changed.
 #
 #   third_party/fetch_headers.sh [more options for pip download, such as --find-links FOLDER]
@@ -40,7 +40,5 @@ PYTHON
   echo "$target: $package $version"
 }
 
-fetch nvidia-cutlass 4.2.0.0 f9599ada45c7bcb6bf53f7d3f0a7d154183e53451c01bfa59eecd37dd4a693f6 \
-  cutlass_library/source/include cutlass "$@"
 fetch nvidia-cudnn-frontend 1.32.0 c6006556017a4d1c914c52a556c71b1267f2d6a0500f742e7b4edef539878df0 \
   include cudnn_frontend "$@"

@@ -2,7 +2,6 @@
 # language, and defines farskip::cuda, which everything that touches the toolkit links.
 set(FARSKIP_CUDA AUTO CACHE STRING "Build the CUDA backend: AUTO (where the toolkit and cuDNN are found), ON or OFF")
 set_property(CACHE FARSKIP_CUDA PROPERTY STRINGS AUTO ON OFF)
-set(FARSKIP_CUTLASS_DIR ${CMAKE_SOURCE_DIR}/third_party/cutlass CACHE PATH "Folder with CUTLASS 4's include/")
 set(FARSKIP_CUDNN_FRONTEND_DIR ${CMAKE_SOURCE_DIR}/third_party/cudnn_frontend CACHE PATH
     "Folder with the include/ of cuDNN's frontend")
 set(FARSKIP_CUDA_FOUND OFF)
@@ -44,9 +43,8 @@ elseif(NOT cuda_wanted STREQUAL "OFF" AND NOT cuda_wanted STREQUAL "FALSE" AND N
     find_library(CUDNN_LIBRARY cudnn HINTS ENV CUDNN_HOME ${CUDAToolkit_LIBRARY_DIR} PATH_SUFFIXES lib lib64)
     if(NOT cuda_missing AND NOT (CUDNN_INCLUDE_DIR AND CUDNN_LIBRARY))
       set(cuda_missing "cuDNN 9 (set CUDNN_HOME where it is installed elsewhere)")
-    elseif(NOT cuda_missing AND NOT (EXISTS ${FARSKIP_CUTLASS_DIR}/include/cutlass/cutlass.h AND
-                                     EXISTS ${FARSKIP_CUDNN_FRONTEND_DIR}/include/cudnn_frontend.h))
-      set(cuda_missing "the headers of CUTLASS and of cuDNN's frontend (third_party/fetch_headers.sh gets them)")
+    elseif(NOT cuda_missing AND NOT EXISTS ${FARSKIP_CUDNN_FRONTEND_DIR}/include/cudnn_frontend.h)
+      set(cuda_missing "the headers of cuDNN's frontend (third_party/fetch_headers.sh gets them)")
     endif()
   endif()
   if(NOT cuda_missing)
@@ -85,8 +83,7 @@ if(FARSKIP_CUDA_FOUND)
   target_link_libraries(farskip_cuda_libraries INTERFACE CUDA::cudart_static CUDA::cublasLt CUDA::nvrtc
                                                          ${CUDNN_LIBRARY})
   target_compile_definitions(farskip_cuda_libraries INTERFACE FARSKIP_NCCL_VERSION="${nccl_version}")
-  target_include_directories(farskip_cuda_libraries SYSTEM INTERFACE
-    ${FARSKIP_CUTLASS_DIR}/include ${FARSKIP_CUDNN_FRONTEND_DIR}/include)
+  target_include_directories(farskip_cuda_libraries SYSTEM INTERFACE ${FARSKIP_CUDNN_FRONTEND_DIR}/include)
 
   # nvcc's generated code is full of what -Wpedantic and -Wconversion complain of.
   set(warnings -Wall,-Wextra,-Wshadow)

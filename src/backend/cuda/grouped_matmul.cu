@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "backend/cuda/check.h"
-#include "backend/cuda/grouped_gemm.h"
+#include "backend/cuda/grouped_tiles.h"
 #include "backend/cuda/tiled_product.cuh"
 #include "farskip/backend/kernel.h"
 #include "farskip/ops/ops.h"
@@ -16,11 +16,6 @@ using Bf16 = __nv_bfloat16;
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) {
   return (a + b - 1) / b;
-}
-
-/// The copy engine reads pieces of 16 bytes.
-bool fits_tensor_cores(DType in, DType out_dtype, DType expected_out, std::int64_t n, std::int64_t k) {
-  return in == DType::bf16 && out_dtype == expected_out && n % 8 == 0 && k % 8 == 0;
 }
 
 // ---- rows times w[e], plain ----------------------------------------------------------------------
@@ -110,39 +105,33 @@ void run_grouped_matmul(const KernelCall& call) {
   const std::int64_t n = transpose_w ? w[1] : w[2], k = transpose_w ? w[2] : w[1];
   const DType dtype = call.inputs[0].dtype;
   FARSKIP_CHECK(call.inputs[1].dtype == dtype && call.outputs[0].dtype == dtype, "mixed types");
-  if (call.in_shape(0).num_rows() == 0 || n == 0) return;
-  if (!fits_tensor_cores(dtype, call.outputs[0].dtype, DType::bf16, n, k))
+  const std::int64_t rows = call.in_shape(0).num_rows();
+  if (rows == 0 || n == 0) return;
+  if (dtype != DType::bf16 || !fits_grouped_tiles(rows, w[0], n, k))
     return dtype == DType::bf16 ? run_rows_plain<Bf16>(call, transpose_w, n, k)
                                 : run_rows_plain<float>(call, transpose_w, n, k);
-  const GroupedProduct product{*call.gpu,
-                               call.workspace,
-                               call.in<std::int32_t>(2),
-                               call.in_shape(0).num_rows(),
-                               w[0],
-                               n,
-                               k,
-                               call.inputs[0].data,
-                               call.inputs[1].data,
-                               nullptr,
-                               call.outputs[0].data};
-  transpose_w ? run_grouped_gemm_forward(product) : run_grouped_gemm_dgrad(product);
+  const GroupedProduct product{
+      *call.gpu, call.in<std::int32_t>(2), rows, w[0], n, k, call.inputs[0].data, call.inputs[1].data,
+      nullptr,   call.outputs[0].data};
+  transpose_w ? run_grouped_tiles_forward(product) : run_grouped_tiles_dgrad(product);
 }
 
 void run_grouped_matmul_wgrad(const KernelCall& call) {
   const std::int64_t n = call.in_shape(0).back(), k = call.in_shape(1).back(), experts = call.out_shape(0)[0];
+  const std::int64_t rows = call.in_shape(0).num_rows();
   const DType dtype = call.inputs[0].dtype;
   FARSKIP_CHECK(call.inputs[1].dtype == dtype && call.outputs[0].dtype == DType::f32, "mixed types");
   if (call.outputs[0].num_elements() == 0) return;
-  if (!fits_tensor_cores(dtype, call.outputs[0].dtype, DType::f32, n, k))
+  if (dtype != DType::bf16 || !fits_grouped_tiles(rows, experts, n, k))
     return dtype == DType::bf16 ? run_wgrad_plain<Bf16>(call, n, k) : run_wgrad_plain<float>(call, n, k);
   const float* accumulate = call.has(3) ? call.in(3) : nullptr;
   const dim3 grid(unsigned(std::clamp<std::int64_t>(ceil_div(n * k, 1 << 14), 1, 256)), unsigned(experts));
   fill_empty_experts<<<grid, 256, 0, call.gpu->stream>>>(call.in<std::int32_t>(2), n * k, accumulate,
                                                          call.out(0));
   FARSKIP_CUDA_CHECK_LAUNCH();
-  run_grouped_gemm_wgrad({*call.gpu, call.workspace, call.in<std::int32_t>(2), call.in_shape(0).num_rows(),
-                          experts, n, k, call.inputs[0].data, call.inputs[1].data, accumulate,
-                          call.outputs[0].data});
+  if (rows == 0) return;
+  run_grouped_tiles_wgrad({*call.gpu, call.in<std::int32_t>(2), rows, experts, n, k, call.inputs[0].data,
+                           call.inputs[1].data, accumulate, call.outputs[0].data});
 }
 
 }  // namespace
@@ -151,14 +140,9 @@ void run_grouped_matmul_wgrad(const KernelCall& call) {
 void register_cuda_grouped_matmul(KernelTable& table);
 
 void register_cuda_grouped_matmul(KernelTable& table) {
-  const auto workspace = [](const OpTypes& types) {  // input 2 is offsets[E + 1]
-    return types.in(0).dtype == DType::bf16 ? cuda::grouped_gemm_workspace(types.shape(2)[0] - 1) : 0;
-  };
   for (const DType dtype : {DType::f32, DType::bf16}) {
-    table.add("grouped_matmul", dtype, DeviceKind::cuda,
-              {.run = cuda::run_grouped_matmul, .workspace = workspace});
-    table.add("grouped_matmul_wgrad", dtype, DeviceKind::cuda,
-              {.run = cuda::run_grouped_matmul_wgrad, .workspace = workspace});
+    table.add("grouped_matmul", dtype, DeviceKind::cuda, {.run = cuda::run_grouped_matmul});
+    table.add("grouped_matmul_wgrad", dtype, DeviceKind::cuda, {.run = cuda::run_grouped_matmul_wgrad});
   }
 }
 

@@ -2,8 +2,8 @@
 #include <memory>
 
 #include "backend/cuda/check.h"
-#include "backend/cuda/grouped_gemm.h"
 #include "backend/cuda/grouped_tiles.cuh"
+#include "backend/cuda/grouped_tiles.h"
 #include "backend/cuda/library_plans.h"
 
 namespace farskip::cuda {
@@ -52,7 +52,10 @@ CUtensorMap describe(const LaunchContext& gpu, const void* data, std::array<std:
 template <Direction kDirection>
 void launch(const GroupedProduct& p, const CUtensorMap& a, const CUtensorMap& b,
             const tiles::Params& params) {
-  FARSKIP_CHECK(p.experts <= tiles::kMaxExperts, "{} experts", p.experts);
+  FARSKIP_CHECK(fits_grouped_tiles(p.rows, p.experts, p.n, p.k), "{} rows of {} experts, n {}, k {}", p.rows,
+                p.experts, p.n, p.k);
+  for (const void* stored : {static_cast<const void*>(p.accumulate), static_cast<const void*>(p.d)})
+    FARSKIP_CHECK(reinterpret_cast<std::uintptr_t>(stored) % 16 == 0, "a matrix at {}", fmt::ptr(stored));
   const auto kernel = tiles::grouped_tiles<kDirection>;
   constexpr std::size_t kShared = sizeof(tiles::SharedStorage) + 1024;
   FARSKIP_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(kShared)));
@@ -87,7 +90,6 @@ void run_grouped_tiles_dgrad(const GroupedProduct& p) {
 }
 
 void run_grouped_tiles_wgrad(const GroupedProduct& p) {
-  if (p.rows == 0) return;
   launch<Direction::wgrad>(p, describe(p.gpu, p.a, {p.n, p.rows, 1}, 2, 64),
                            describe(p.gpu, p.b, {p.k, p.rows, 1}, 2, 64),
                            {p.offsets, int(p.experts), int(p.n), int(p.k), 0, p.d, p.accumulate});

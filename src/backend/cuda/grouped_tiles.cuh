@@ -1,8 +1,8 @@
 #pragma once
-// A wgmma kernel of our own for products of experts (grouped_gemm.h). What sets it apart from a pointer-array
-// kernel: all experts' rows are one matrix and all weights one array, so one descriptor serves all; no
-// descriptor is changed on the way, and rows of the next expert at the end of one are multiplied too but not
-// stored.
+// A wgmma kernel of our own for products of experts (grouped_tiles.h). What sets it apart from a
+// pointer-array kernel: all experts' rows are one matrix and all weights one array, so one descriptor serves
+// all; no descriptor is changed on the way, and rows of the next expert at the end of one are multiplied too
+// but not stored.
 //
 // A block of 384 threads: a producer warp that loads tiles by the copy engine, and two warp groups that
 // multiply, each 64 rows of a 128 x 256 tile. Blocks work in pairs (a cluster): two tiles below each other
@@ -11,25 +11,21 @@
 
 #include <cuda.h>
 #include <cuda_bf16.h>
-#include <cutlass/arch/barrier.h>
-#include <cutlass/arch/reg_reconfig.h>
 
 #include <cstdint>
-#include <cute/arch/cluster_sm90.hpp>
-#include <cute/arch/copy_sm90_tma.hpp>
-#include <cute/atom/mma_atom.hpp>
-#include <cute/tensor.hpp>
 
 #include "backend/cuda/grouped_tiles_schedule.cuh"
+#include "backend/cuda/hopper.cuh"
 
 namespace farskip::cuda::tiles {
 
 constexpr int kTileK = 64, kStages = 4, kConsumers = 256;
+constexpr int kSums = 64 * kTileN / 128;  // of a thread: a warp group has 64 rows of a tile
 constexpr int kBytesA = kTileM * kTileK * 2, kBytesB = kTileN * kTileK * 2;
 
 struct Barriers {
-  cutlass::arch::ClusterTransactionBarrier full[kStages];
-  cutlass::arch::ClusterBarrier empty[kStages];  // two warp groups of both blocks let go of a stage
+  hopper::Barrier full[kStages];
+  hopper::Barrier empty[kStages];  // two warp groups of both blocks let go of a stage
 };
 
 struct alignas(1024) SharedStorage {
@@ -39,35 +35,11 @@ struct alignas(1024) SharedStorage {
   Order order;
 };
 
+/// Operands whose rows (of a) or columns (of b) are the innermost dim in memory, not the depth.
 template <Direction kDirection>
-struct Traits {
-  static constexpr bool kWgrad = kDirection == Direction::wgrad;
-  static constexpr cute::GMMA::Major kMajorA = kWgrad ? cute::GMMA::Major::MN : cute::GMMA::Major::K;
-  static constexpr cute::GMMA::Major kMajorB =
-      kDirection == Direction::forward ? cute::GMMA::Major::K : cute::GMMA::Major::MN;
-  using Element = cute::bfloat16_t;
-  using Groups = cute::Layout<cute::Shape<cute::_2, cute::_1, cute::_1>>;
-  using Mma =
-      decltype(cute::make_tiled_mma(cute::SM90_64x256x16_F32BF16BF16_SS<kMajorA, kMajorB>{}, Groups{}));
-  using NarrowMma =
-      decltype(cute::make_tiled_mma(cute::SM90_64x128x16_F32BF16BF16_SS<kMajorA, kMajorB>{}, Groups{}));
-  template <cute::GMMA::Major kMajor>
-  using Atom = cute::conditional_t<kMajor == cute::GMMA::Major::K, cute::GMMA::Layout_K_SW128_Atom<Element>,
-                                   cute::GMMA::Layout_MN_SW128_Atom<Element>>;
-  template <cute::GMMA::Major kMajor>
-  using Step = cute::conditional_t<kMajor == cute::GMMA::Major::K, cute::Step<cute::_1, cute::_2, cute::_3>,
-                                   cute::Step<cute::_2, cute::_1, cute::_3>>;
-  using LayoutA = decltype(cute::tile_to_shape(
-      Atom<kMajorA>{}, cute::Shape<cute::Int<kTileM>, cute::Int<kTileK>, cute::Int<kStages>>{},
-      Step<kMajorA>{}));
-  using LayoutB = decltype(cute::tile_to_shape(
-      Atom<kMajorB>{}, cute::Shape<cute::Int<kTileN>, cute::Int<kTileK>, cute::Int<kStages>>{},
-      Step<kMajorB>{}));
-  /// The same memory by halves: stage s is 2 s.
-  using NarrowLayoutB = decltype(cute::tile_to_shape(
-      Atom<kMajorB>{}, cute::Shape<cute::Int<kTileN / 2>, cute::Int<kTileK>, cute::Int<2 * kStages>>{},
-      Step<kMajorB>{}));
-};
+constexpr bool kTransposedA = kDirection == Direction::wgrad;
+template <Direction kDirection>
+constexpr bool kTransposedB = kDirection != Direction::forward;
 
 /// A place in the ring of stages.
 struct Stage {
@@ -83,20 +55,19 @@ struct Stage {
 
 // ---- loads ---------------------------------------------------------------------------------------
 
-constexpr std::uint64_t kNoHint = static_cast<std::uint64_t>(cute::TMA::CacheHintSm90::EVICT_NORMAL);
 constexpr int kBoxBytes = 64 * 64 * 2;  // of a box of 64 x 64 elements
 
 /// a of one stage. forward, dgrad: box 64 (depth) x 128 rows of [R, k]. wgrad: two boxes 64 x 64 (rows) of
 /// [R, m].
 template <Direction kDirection>
 __device__ void load_a(const CUtensorMap& map, const Tile& tile, int k0, std::uint8_t* to,
-                       std::uint64_t* barrier) {
+                       hopper::Barrier& barrier) {
+  const int row = tile.row_tile * kTileM;
   if constexpr (kDirection == Direction::wgrad) {
     for (int i = 0; i < kTileM / 64; ++i)
-      cute::SM90_TMA_LOAD_2D::copy(&map, barrier, kNoHint, to + i * kBoxBytes,
-                                   tile.row_tile * kTileM + i * 64, tile.first_row + k0);
+      hopper::load_box(map, row + i * 64, tile.first_row + k0, to + i * kBoxBytes, barrier);
   } else {
-    cute::SM90_TMA_LOAD_2D::copy(&map, barrier, kNoHint, to, k0, tile.first_row + tile.row_tile * kTileM);
+    hopper::load_box(map, k0, tile.first_row + row, to, barrier);
   }
 }
 
@@ -105,26 +76,26 @@ __device__ void load_a(const CUtensorMap& map, const Tile& tile, int k0, std::ui
 /// of [R, n].
 template <Direction kDirection>
 __device__ void load_b(const CUtensorMap& map, const Tile& tile, int k0, int half, std::uint8_t* stage,
-                       std::uint64_t* barrier) {
+                       hopper::Barrier& barrier) {
   const int column = tile.column_tile * kTileN + half * (kTileN / 2);
   std::uint8_t* to = stage + half * (kBytesB / 2);
   constexpr std::uint16_t kBoth = 3;
   if constexpr (kDirection == Direction::forward) {
     if (tile.shared)
-      cute::SM90_TMA_LOAD_MULTICAST_3D::copy(&map, barrier, kBoth, kNoHint, to, k0, column, tile.expert);
+      hopper::load_box_for(kBoth, map, k0, column, tile.expert, to, barrier);
     else
-      cute::SM90_TMA_LOAD_3D::copy(&map, barrier, kNoHint, to, k0, column, tile.expert);
+      hopper::load_box(map, k0, column, tile.expert, to, barrier);
   } else {
     for (int i = 0; i < 2; ++i, to += kBoxBytes) {
       const int x = column + i * 64, row = tile.first_row + k0;
       if (kDirection == Direction::dgrad && tile.shared)
-        cute::SM90_TMA_LOAD_MULTICAST_3D::copy(&map, barrier, kBoth, kNoHint, to, x, k0, tile.expert);
+        hopper::load_box_for(kBoth, map, x, k0, tile.expert, to, barrier);
       else if (kDirection == Direction::dgrad)
-        cute::SM90_TMA_LOAD_3D::copy(&map, barrier, kNoHint, to, x, k0, tile.expert);
+        hopper::load_box(map, x, k0, tile.expert, to, barrier);
       else if (tile.shared)
-        cute::SM90_TMA_LOAD_MULTICAST_2D::copy(&map, barrier, kBoth, kNoHint, to, x, row);
+        hopper::load_box_for(kBoth, map, x, row, to, barrier);
       else
-        cute::SM90_TMA_LOAD_2D::copy(&map, barrier, kNoHint, to, x, row);
+        hopper::load_box(map, x, row, to, barrier);
     }
   }
 }
@@ -133,7 +104,7 @@ __device__ void load_b(const CUtensorMap& map, const Tile& tile, int k0, int hal
 template <Direction kDirection>
 __device__ void produce(const Params& p, const CUtensorMap& map_a, const CUtensorMap& map_b,
                         SharedStorage& shared) {
-  const int half = int(cute::block_rank_in_cluster());
+  const int half = hopper::rank_in_cluster();
   Schedule<kDirection> schedule(p, shared.order);
   Stage stage;
   for (Tile tile; schedule.next(tile);) {
@@ -141,8 +112,8 @@ __device__ void produce(const Params& p, const CUtensorMap& map_a, const CUtenso
     for (int k0 = 0; k0 < depth; k0 += kTileK, stage.advance()) {
       const int s = stage.index;
       shared.barriers.empty[s].wait(stage.phase ^ 1);
-      auto* barrier = reinterpret_cast<std::uint64_t*>(&shared.barriers.full[s]);
-      shared.barriers.full[s].arrive_and_expect_tx(kBytesA + (tile.narrow ? kBytesB / 2 : kBytesB));
+      hopper::Barrier& barrier = shared.barriers.full[s];
+      barrier.arrive_expecting(kBytesA + (tile.narrow ? kBytesB / 2 : kBytesB));
       load_a<kDirection>(map_a, tile, k0, shared.a[s], barrier);
       // Of what the pair shares each block loads one half.
       if (!tile.shared || half == 0) load_b<kDirection>(map_b, tile, k0, 0, shared.b[s], barrier);
@@ -166,8 +137,8 @@ __device__ inline void clear_rows(std::uint8_t* a, std::uint8_t* b, int valid) {
         reinterpret_cast<uint4*>(box < kBoxesA ? a + box * kBoxBytes : b + (box - kBoxesA) * kBoxBytes);
     for (int i = thread; i < count; i += kConsumers) to[first + i] = uint4{0, 0, 0, 0};
   }
-  cutlass::arch::fence_view_async_shared();
-  cutlass::arch::NamedBarrier::sync(kConsumers, 0);
+  hopper::fence_stores_for_products();
+  hopper::synchronize_some<1, kConsumers>();
 }
 
 /// Words w[j] of four threads beside each other become columns: thread q gets word q of thread j in w[j].
@@ -197,8 +168,8 @@ __device__ inline std::uint32_t pack(float low, float high) {
 
 /// Sums of a thread: element c + 2 r + 4 j is row 8 r, column 8 j + c of the thread's corner (wgmma's
 /// layout). Columns are stored 8 at a time, 64 bytes of a row by four threads. n is a multiple of 8.
-template <class Sums>
-__device__ void store_bf16(const Params& p, const Tile& tile, const Sums& sums, int row, int lane) {
+__device__ __forceinline__ void store_bf16(const Params& p, const Tile& tile, const float (&sums)[kSums],
+                                           int row, int lane) {
   auto* d = static_cast<__nv_bfloat16*>(p.d);
   const int q = lane % 4;
 #pragma unroll
@@ -209,7 +180,7 @@ __device__ void store_bf16(const Params& p, const Tile& tile, const Sums& sums, 
       std::uint32_t w[4];
 #pragma unroll
       for (int j = 0; j < 4; ++j)
-        w[j] = pack(sums(4 * (4 * group + j) + 2 * r), sums(4 * (4 * group + j) + 2 * r + 1));
+        w[j] = pack(sums[4 * (4 * group + j) + 2 * r], sums[4 * (4 * group + j) + 2 * r + 1]);
       transpose_quad(w, q);
       const int at = row + 8 * r;
       if (tile.store && at < tile.rows && column < p.n)
@@ -219,8 +190,8 @@ __device__ void store_bf16(const Params& p, const Tile& tile, const Sums& sums, 
   }
 }
 
-template <class Sums>
-__device__ void store_f32(const Params& p, const Tile& tile, const Sums& sums, int row, int lane) {
+__device__ __forceinline__ void store_f32(const Params& p, const Tile& tile, const float (&sums)[kSums],
+                                          int row, int lane) {
   constexpr int kBatch = 8;  // loads in flight
   const std::int64_t first = std::int64_t(tile.expert) * p.m * p.n;
   float* d = static_cast<float*>(p.d) + first;
@@ -244,75 +215,64 @@ __device__ void store_f32(const Params& p, const Tile& tile, const Sums& sums, i
       for (int j = 0; j < kBatch; ++j) {
         const int column = column0 + 8 * (j0 + j), i = 4 * (j0 + j) + 2 * r;
         if (tile.store && at < p.m && column < p.n)
-          *reinterpret_cast<float2*>(d + start + column) = float2{x[j].x + sums(i), x[j].y + sums(i + 1)};
+          *reinterpret_cast<float2*>(d + start + column) = float2{x[j].x + sums[i], x[j].y + sums[i + 1]};
       }
     }
   }
 }
 
-/// Multiplies all stages of one tile; kHalves: parts that a stage of b is counted in. release(s) lets stage s
-/// go.
-template <Direction kDirection, int kHalves, class Mma, class A, class B, class Sums, class Release>
-__device__ void multiply_tile(const Params& p, const Tile& tile, SharedStorage& shared, Stage& stage, Mma mma,
-                              const A& a, const B& b, Sums& sums, const Release& release) {
-  using namespace cute;
+/// Multiplies all stages of one tile; kCount: sums of a thread, half as many for a narrow tile. release(s)
+/// lets stage s go.
+template <Direction kDirection, int kCount, class Release>
+__device__ __forceinline__ void multiply_tile(const Params& p, const Tile& tile, SharedStorage& shared,
+                                              Stage& stage, int group, float (&sums)[kCount],
+                                              const Release& release) {
+  constexpr bool kTa = kTransposedA<kDirection>, kTb = kTransposedB<kDirection>;
   const int depth = depth_of<kDirection>(p, tile);
   int before = -1;
-  mma.accumulate_ = GMMA::ScaleOut::Zero;
   for (int k0 = 0; k0 < depth; k0 += kTileK, stage.advance()) {
     const int s = stage.index;
     shared.barriers.full[s].wait(stage.phase);
     if (kDirection == Direction::wgrad && k0 + kTileK > depth)
       clear_rows(shared.a[s], shared.b[s], depth - k0);
-    warpgroup_fence_operand(sums);
-    warpgroup_arrive();
+    const std::uint64_t a = hopper::describe_matrix<kTa>(shared.a[s] + group * kBoxBytes, kBoxBytes);
+    const std::uint64_t b = hopper::describe_matrix<kTb>(shared.b[s], kBoxBytes);
+    hopper::fence_sums(sums);
+    hopper::begin_products();
 #pragma unroll
-    for (int block = 0; block < size<2>(a); ++block) {
-      cute::gemm(mma, a(_, _, block, s), b(_, _, block, s * kHalves), sums);
-      mma.accumulate_ = GMMA::ScaleOut::One;
-    }
-    warpgroup_commit_batch();
-    warpgroup_fence_operand(sums);
+    for (int i = 0; i < kTileK / 16; ++i)
+      hopper::multiply<kTa, kTb>(sums, hopper::advance_16<kTa>(a, i), hopper::advance_16<kTb>(b, i),
+                                 k0 > 0 || i > 0);
+    hopper::commit_products();
+    hopper::fence_sums(sums);
     if (before >= 0) {
-      warpgroup_wait<1>();
+      hopper::wait_for_products<1>();
       release(before);
     }
     before = s;
   }
-  warpgroup_wait<0>();
-  warpgroup_fence_operand(sums);
+  hopper::wait_for_products<0>();
+  hopper::fence_sums(sums);
   release(before);
 }
 
 template <Direction kDirection>
 __device__ void consume(const Params& p, SharedStorage& shared) {
-  using namespace cute;
-  using T = Traits<kDirection>;
   const int thread = int(threadIdx.x) - (kThreads - kConsumers), lane = thread % 32;
   const int group = __shfl_sync(0xffffffff, thread / 128, 0), in_group = thread % 128;
-  typename T::Mma mma;
-  typename T::NarrowMma narrow_mma;
-  const auto mine = mma.get_slice(group * 128);
-  const auto mine_of_narrow = narrow_mma.get_slice(group * 128);
-  const auto at = [](std::uint8_t* stages) {
-    return make_smem_ptr(reinterpret_cast<typename T::Element*>(stages));
-  };
-  const auto a = mine.make_fragment_A(mine.partition_A(make_tensor(at(shared.a[0]), typename T::LayoutA{})));
-  const auto b = mine.make_fragment_B(mine.partition_B(make_tensor(at(shared.b[0]), typename T::LayoutB{})));
-  const auto narrow_b = mine_of_narrow.make_fragment_B(
-      mine_of_narrow.partition_B(make_tensor(at(shared.b[0]), typename T::NarrowLayoutB{})));
-  auto sums = partition_fragment_C(mma, Shape<Int<kTileM>, Int<kTileN>>{});
-  using NarrowSums = decltype(partition_fragment_C(narrow_mma, Shape<Int<kTileM>, Int<kTileN / 2>>{}));
-  auto narrow_sums = make_tensor(sums.data(), typename NarrowSums::layout_type{});
+  float sums[kSums];
+  auto& narrow_sums = reinterpret_cast<float(&)[kSums / 2]>(sums);
   // One thread of the group tells each block of the pair.
-  const auto release = [&](int s) { shared.barriers.empty[s].arrive(std::uint32_t(in_group), in_group < 2); };
+  const auto release = [&](int s) {
+    shared.barriers.empty[s].arrive_at(std::uint32_t(in_group), in_group < 2);
+  };
   Schedule<kDirection> schedule(p, shared.order);
   Stage stage;
   for (Tile tile; schedule.next(tile);) {
     if (tile.narrow)
-      multiply_tile<kDirection, 2>(p, tile, shared, stage, narrow_mma, a, narrow_b, narrow_sums, release);
+      multiply_tile<kDirection>(p, tile, shared, stage, group, narrow_sums, release);
     else
-      multiply_tile<kDirection, 1>(p, tile, shared, stage, mma, a, b, sums, release);
+      multiply_tile<kDirection>(p, tile, shared, stage, group, sums, release);
     const int row = tile.row_tile * kTileM + group * 64 + in_group / 32 * 16 + lane / 4;
     if constexpr (kDirection == Direction::wgrad)
       store_f32(p, tile, sums, row, lane);
@@ -333,20 +293,20 @@ __global__ void __launch_bounds__(kThreads, 1)
       shared.barriers.full[s].init(1);
       shared.barriers.empty[s].init(4);
     }
-    cutlass::arch::fence_barrier_init();
+    hopper::fence_barrier_init();
   }
   fill_order<kDirection>(p, shared.order);
   __syncthreads();
-  cute::cluster_sync();  // the other block's barriers are set up too
+  hopper::synchronize_cluster();  // the other block's barriers are set up too
   if (threadIdx.x < kThreads - kConsumers) {
-    cutlass::arch::warpgroup_reg_dealloc<40>();
+    hopper::keep_registers<40>();
     if (threadIdx.x == 0) produce<kDirection>(p, map_a, map_b, shared);
     __syncwarp();
   } else {
-    cutlass::arch::warpgroup_reg_alloc<232>();
+    hopper::take_registers<232>();
     consume<kDirection>(p, shared);
   }
-  cute::cluster_sync();  // no block leaves while the other may still write to it
+  hopper::synchronize_cluster();  // no block leaves while the other may still write to it
 }
 
 }  // namespace farskip::cuda::tiles

@@ -8,9 +8,11 @@
 
 #include <cstdint>
 
+#include "backend/cuda/grouped_tiles.h"
+
 namespace farskip::cuda::tiles {
 
-constexpr int kTileM = 128, kTileN = 256, kThreads = 384, kMaxExperts = 1024;
+constexpr int kTileM = 128, kTileN = 256, kThreads = 384, kMaxExperts = int(kMaxTileExperts);
 
 enum class Direction { forward, dgrad, wgrad };
 
