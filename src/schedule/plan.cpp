@@ -116,7 +116,7 @@ class Verifier {
     check_externals();
     for (std::size_t s = 0; s < plan_.steps.size(); ++s) {
       check_inputs(s);
-      if (plan_.steps[s].kind != StepKind::wait && plan_.steps[s].portion.first == 0) check_writes(s);
+      if (plan_.steps[s].kind != StepKind::wait) check_writes(s);
     }
   }
 
@@ -175,10 +175,13 @@ class Verifier {
     const std::size_t done = ranges_[step.node.index()].last;
     std::erase_if(live_, [&](const LiveBuffer& b) { return b.last < s; });
     std::vector<LiveBuffer> mine;
-    if (step.workspace_bytes > 0)
-      mine.push_back({{{}, step.workspace_offset, step.workspace_offset + step.workspace_bytes}, {}, done});
-    for (const ValueId v : node.outputs)
-      mine.push_back({buffer_of(plan_.placements[v.index()]), v, last_[v.index()]});
+    if (step.workspace_bytes > 0)  // each portion has its own
+      mine.push_back({{{}, step.workspace_offset, step.workspace_offset + step.workspace_bytes},
+                      {},
+                      step.kind == StepKind::run ? s : done});
+    if (step.portion.first == 0)
+      for (const ValueId v : node.outputs)
+        mine.push_back({buffer_of(plan_.placements[v.index()]), v, last_[v.index()]});
     for (std::size_t i = 0; i < mine.size(); ++i) {
       FARSKIP_CHECK(mine[i].buffer.external || mine[i].buffer.end <= plan_.arena_bytes,
                     "{} of step {} ({}) lies outside the arena", name_of(mine[i]), s, node.op->name);

@@ -169,8 +169,8 @@ TEST_CASE("bf16 halves what travels") {
   const Folder f;
   const auto bytes = [&](const char* precision) {
     double sum = 0;
-    for (const json& c :
-         f.plan_json(fmt::format("--ranks 2 precision={}", precision) + kDevice)["collectives"])
+    const json plan = f.plan_json(fmt::format("--ranks 2 precision={}", precision) + kDevice);
+    for (const json& c : plan["collectives"])
       if (c["scope"].get<std::string>().ends_with(".forward")) sum += c["bytes"].get<double>();
     return sum;
   };
