@@ -61,6 +61,8 @@ std::optional<LauncherPlace> launcher_place() {
   place.local_size = std::max(
       1, leading_number({"OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "SLURM_STEP_TASKS_PER_NODE"})
              .value_or(1));
+  place.local_rank =
+      leading_number({"OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID"}).value_or(0);
   return place;
 }
 

@@ -4,6 +4,7 @@
 #include "farskip/cli/job.h"
 #include "farskip/cli/load.h"
 #include "farskip/passes/farskip.h"
+#include "farskip/train/devices.h"
 #include "farskip/train/overlap.h"
 #include "farskip/train/trainer.h"
 
@@ -13,8 +14,9 @@ namespace {
 struct Options {
   std::string config;
   std::vector<std::string> overrides;
-  std::int64_t steps = 5, warmup = 2;
-  std::string trace;
+  std::int64_t steps = 5, warmup = 2, emulate = 0;
+  double payload = 1;
+  std::string device, trace;
 };
 
 nlohmann::ordered_json direction_json(const DirectionOverlap& d) {
@@ -86,15 +88,26 @@ nlohmann::ordered_json overlap_json(const OverlapReport& r) {
           {"collectives", collectives}};
 }
 
+Mesh mesh_to_measure(const Options& options, const RunConfig& config, const Communicator& world,
+                     const Device& device) {
+  const auto expert = static_cast<int>(config.parallel.expert);
+  if (options.emulate == 0) return make_mesh(world, expert, device);
+  if (world.size() > 1)
+    throw UsageError("--emulate: one process plays one rank of many; start it without mpirun");
+  return make_emulated_mesh(static_cast<int>(options.emulate), expert, options.payload, device);
+}
+
 ExitCode run_overlap(const Options& options, const CommonOptions& common) {
-  const LoadedRun run =
+  LoadedRun run =
       load_run(options.config, options.overrides, {.model = true, .data = false}, common.logger());
+  if (!options.device.empty()) run.config.device = parse_choice(device_names, options.device, "--device");
   return run_job(common, static_cast<double>(run.config.parallel.timeout), [&](Job& job) {
     refuse_unsupported(run.config);
-    const Mesh mesh(job.world, static_cast<int>(run.config.parallel.expert));
+    const std::shared_ptr<Device> device = open_device(run.config.device, run.config.precision);
+    const Mesh mesh = mesh_to_measure(options, run.config, job.world, *device);
     const OverlapReport report = measure_overlap(
         run.model, rewire_farskip(build_layer_graph(run.model), run.model.farskip),
-        engine_options(run.config, job.world.size()), mesh, job.heartbeat.get(), job.logger,
+        engine_options(run.config, mesh.world().size()), mesh, device, job.heartbeat.get(), job.logger,
         {static_cast<int>(options.steps), static_cast<int>(options.warmup), !options.trace.empty()});
     if (job.world.rank() == 0) {
       if (!options.trace.empty()) write_text_file(options.trace, report.trace);
@@ -118,8 +131,15 @@ void add_bench(Subcommand& root) {
   overlap.positionals("overrides", o->overrides, "key.path=value", false);
   overlap.integer("--steps", o->steps, "Timed steps of each", 1);
   overlap.integer("--warmup", o->warmup, "Steps before them", 0);
+  overlap.text("--device", o->device, "auto, cpu or cuda (default: the configuration's)");
+  overlap.integer(
+      "--emulate", o->emulate,
+      "Play rank 0 of so many on one GPU: what goes to the others crosses the bus to the host and back", 0);
+  overlap.real("--payload", o->payload, "With --emulate: how often each byte crosses, such as 0.5 or 2", 0,
+               1000);
   overlap.text("--trace", o->trace, "Write a Perfetto trace of the last steps of rank 0 to this file");
   overlap.run_on_ranks([o](const CommonOptions& common) { return run_overlap(*o, common); });
+  add_bench_comm(bench);
   add_bench_ops(bench);
 }
 

@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "farskip/base/environment.h"
+#include "farskip/base/statistics.h"
 #include "farskip/cli/command.h"
 #include "farskip/cli/job.h"
 #include "farskip/cli/load.h"
@@ -144,14 +145,6 @@ nlohmann::ordered_json times_json(const std::map<std::string, OpTime>& times, do
   return out;
 }
 
-/// The smallest value that a share of all values does not exceed.
-double quantile(std::vector<double> values, double share) {
-  std::sort(values.begin(), values.end());
-  const auto rank =
-      static_cast<std::size_t>(std::ceil(share * static_cast<double>(values.size()))) - (share > 0 ? 1 : 0);
-  return values[std::min(rank, values.size() - 1)];
-}
-
 struct BenchReport {
   std::string device, precision;
   StepTimes times;
@@ -229,14 +222,14 @@ ExitCode step_on_ranks(const LoadedRun& run, const Options& options, const Commo
                        const Job& job) {
   refuse_unsupported(run.config);
   const std::uint64_t before = resident_bytes();
-  const Mesh mesh(job.world, static_cast<int>(run.config.parallel.expert));
-  Arena arena(open_device(run.config.device, run.config.precision, job.world.size()));
+  Arena arena(open_device(run.config.device, run.config.precision));
+  const Mesh mesh = make_mesh(job.world, static_cast<int>(run.config.parallel.expert), arena.device());
   const bool on_gpu = !arena.device().shares_host_memory();
   const LayerGraph layers = rewire_farskip(build_layer_graph(run.model), run.model.farskip);
   TrainEngineOptions engine_settings = engine_options(run.config, job.world.size());
   if (engine_settings.overlap && job.world.size() > 1)
-    engine_settings.costs = std::make_shared<const CostTable>(
-        measure_step_costs(run.model, layers, engine_settings, mesh, job.heartbeat.get(), job.logger));
+    engine_settings.costs = std::make_shared<const CostTable>(measure_step_costs(
+        run.model, layers, engine_settings, mesh, arena.shared_device(), job.heartbeat.get(), job.logger));
   const auto parameters = local_parameters(list_parameters(run.model), mesh.position(), engine_settings.zero);
   TensorMap weights = make_parameter_tensors(specs_of(parameters));
   initialise_weights(weights, parameters, static_cast<std::uint64_t>(run.config.seed),

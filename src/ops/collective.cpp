@@ -10,16 +10,6 @@ namespace {
 
 constexpr std::size_t kMostTensors = 4096;
 
-std::int64_t row_size(const Shape& shape) {
-  return shape.rank() == 1 ? 1 : shape.back();
-}
-std::int64_t num_rows(const Shape& shape) {
-  return shape.rank() == 1 ? shape[0] : shape.num_rows();
-}
-Shape rows_of(const Shape& shape, std::int64_t rows) {
-  return shape.rank() == 1 ? Shape{rows} : Shape{rows, shape.back()};
-}
-
 double total_bytes(std::span<const TensorType> types) {
   double bytes = 0;
   for (const TensorType& type : types) bytes += static_cast<double>(type.num_bytes());
@@ -44,8 +34,8 @@ std::vector<TensorType> reduce_scatter_types(const OpTypes& t) {
   const auto& a = t.get<Replicas>();
   std::vector<TensorType> out;
   for (std::size_t i = 0; i < t.inputs.size(); ++i) {
-    const Range own = part_of(num_rows(t.shape(i)), static_cast<int>(a.size), static_cast<int>(a.rank));
-    out.push_back({t.in(i).dtype, rows_of(t.shape(i), own.count), {}});
+    const Range own = part_of(row_count(t.shape(i)), static_cast<int>(a.size), static_cast<int>(a.rank));
+    out.push_back({t.in(i).dtype, shape_of_rows(t.shape(i), own.count), {}});
   }
   return out;
 }
@@ -57,9 +47,9 @@ std::vector<TensorType> all_gather_types(const OpTypes& t) {
   for (std::size_t i = 0; i < t.inputs.size(); ++i) {
     const Range own = part_of(a.rows[i], static_cast<int>(a.size), static_cast<int>(a.rank));
     FARSKIP_SHAPE(
-        num_rows(t.shape(i)) == own.count && t.shape(i).num_elements() == own.count * row_size(t.shape(i)),
+        row_count(t.shape(i)) == own.count && t.shape(i).num_elements() == own.count * row_size(t.shape(i)),
         "all_gather", t);
-    out.push_back({t.in(i).dtype, rows_of(t.shape(i), a.rows[i]), {}});
+    out.push_back({t.in(i).dtype, shape_of_rows(t.shape(i), a.rows[i]), {}});
   }
   return out;
 }

@@ -10,7 +10,7 @@ namespace {
 
 /// A matrix, or a vector, with other rows.
 TensorType with_rows(const TensorType& type, std::int64_t rows) {
-  return {type.dtype, type.shape.rank() == 1 ? Shape{rows} : Shape{rows, type.shape[1]}, {}};
+  return {type.dtype, shape_of_rows(type.shape, rows), {}};
 }
 
 /// What leaves this rank when its rows are spread evenly.

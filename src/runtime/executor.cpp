@@ -54,8 +54,9 @@ Executor::Executor(Graph graph, Plan plan, const KernelTable& kernels, Arena& ar
   for (const Node& node : graph_.nodes()) {
     FARSKIP_CHECK(!node.op->collective || ranks_.mesh != nullptr, "{} without ranks to speak to",
                   node.op->name);
-    FARSKIP_CHECK(!node.op->collective || device_->kind() == DeviceKind::cpu, "{} on {}", node.op->name,
-                  device_->name());
+    FARSKIP_CHECK(!node.op->collective || device_->kind() == DeviceKind::cpu ||
+                      ranks_.mesh->on_device(node.op->axis(node.attributes)) != nullptr,
+                  "{} on {}, which is not connected", node.op->name, device_->name());
     std::vector<const TensorType*> inputs;
     std::vector<TensorType> outputs;
     for (const ValueId v : node.inputs) inputs.push_back(v ? &graph_.type(v) : nullptr);
@@ -210,10 +211,49 @@ void Executor::run_step(std::size_t s) {
 }
 
 void Executor::launch(const PlanStep& planned) const {
-  const Step& step = steps_[planned.node.index()];
-  FARSKIP_CHECK(planned.portion.whole(), "{} in portions on a GPU", graph_.node(planned.node).op->name);
-  step.kernel->run({*step.attributes, step.inputs, step.outputs, step.workspace, device_->compute_context(),
-                    step.input_rows, step.output_rows});
+  switch (planned.kind) {
+    case StepKind::run: {
+      const Step& step = steps_[planned.node.index()];
+      KernelCall call{*step.attributes,
+                      step.inputs,
+                      step.outputs,
+                      {arena_.data() + planned.workspace_offset, planned.workspace_bytes},
+                      device_->compute_context(),
+                      step.input_rows,
+                      step.output_rows};
+      std::vector<TensorView> inputs, outputs;
+      if (!planned.portion.whole()) {
+        call.inputs = inputs = cut_rows(step.inputs, planned.portion);
+        call.outputs = outputs = cut_rows(step.outputs, planned.portion);
+      }
+      return step.kernel->run(call);
+    }
+    case StepKind::start:
+      return launch_start(planned);
+    case StepKind::wait:
+      edges_->wait(planned.node.index());
+      return launch_finish(planned);
+  }
+}
+
+KernelCall Executor::collective_call(NodeId node, const cuda::LaunchContext* stream) const {
+  const Step& step = steps_[node.index()];
+  KernelCall call{*step.attributes, step.inputs, step.outputs, step.workspace, stream};
+  call.group = ranks_.mesh->on_device(graph_.node(node).op->axis(*step.attributes));
+  return call;
+}
+
+void Executor::launch_start(const PlanStep& planned) const {
+  const Kernel& kernel = *steps_[planned.node.index()].kernel;
+  if (kernel.run != nullptr) kernel.run(collective_call(planned.node, device_->compute_context()));
+  edges_->begin();
+  kernel.transport(collective_call(planned.node, device_->communication_context()));
+  edges_->end(planned.node.index());
+}
+
+void Executor::launch_finish(const PlanStep& planned) const {
+  const Kernel& kernel = *steps_[planned.node.index()].kernel;
+  if (kernel.finish != nullptr) kernel.finish(collective_call(planned.node, device_->compute_context()));
 }
 
 void Executor::launch_all() const {
@@ -231,17 +271,48 @@ void Executor::record() {
   recording_ = device_->end_recording();
 }
 
-void Executor::run_on_gpu(std::vector<StepTime>* times) {
-  if (times != nullptr) {
-    const std::size_t count = plan_.steps.size();
-    if (!marks_) marks_ = device_->make_time_marks(count + 1);
-    marks_->set(0);
-    for (std::size_t s = 0; s < count; ++s) {
-      launch(plan_.steps[s]);
-      marks_->set(s + 1);
+// A step lasts from the mark before it to the mark behind it.
+void Executor::launch_timed(std::vector<StepTime>& times) {
+  struct Span {
+    std::size_t begin, packed, end;
+    double skew;
+  };
+  std::vector<Span> spans;
+  if (!marks_) marks_ = device_->make_time_marks(2 * plan_.steps.size() + 1);
+  std::size_t mark = 0;
+  marks_->set(mark);
+  for (const PlanStep& planned : plan_.steps) {
+    Span span{mark, mark, mark, 0};
+    if (ranks_.align && planned.kind == StepKind::start) {
+      device_->synchronize();
+      const auto arrival = std::chrono::steady_clock::now();
+      ranks_.mesh->world().barrier();
+      span.skew = std::chrono::duration<double>(std::chrono::steady_clock::now() - arrival).count();
+      marks_->set(span.begin = ++mark);
     }
-    for (std::size_t s = 0; s < count; ++s)
-      times->push_back({plan_.steps[s].node, StepKind::run, marks_->seconds(s, s + 1)});
+    if (planned.kind == StepKind::wait) {
+      edges_->wait(planned.node.index());
+      marks_->set(span.packed = ++mark);
+      launch_finish(planned);
+    } else {
+      span.packed = span.begin;
+      launch(planned);
+    }
+    marks_->set(span.end = ++mark);
+    spans.push_back(span);
+  }
+  for (std::size_t s = 0; s < spans.size(); ++s) {
+    const PlanStep& planned = plan_.steps[s];
+    const auto seconds = [&](std::size_t from) { return marks_->seconds(from, spans[s].end); };
+    times.push_back({planned.node, planned.kind, seconds(spans[s].begin), spans[s].skew,
+                     planned.kind == StepKind::run ? 0.0 : seconds(spans[s].packed)});
+  }
+}
+
+void Executor::run_on_gpu(std::vector<StepTime>* times) {
+  if (!edges_) edges_ = device_->make_stream_edges(graph_.nodes().size());
+  if (times != nullptr) {
+    launch_timed(*times);
   } else if (recording_) {
     recording_->replay();
   } else if (has_run_ && device_->can_record()) {

@@ -5,6 +5,8 @@
 #include <cmath>
 #include <sstream>
 
+#include "farskip/base/statistics.h"
+
 namespace farskip {
 namespace {
 
@@ -36,10 +38,7 @@ double parse_number(std::string_view text) {
 }  // namespace
 
 double CostTable::Entry::median() const {
-  std::vector<double> sorted = seconds;
-  std::nth_element(sorted.begin(), sorted.begin() + static_cast<std::ptrdiff_t>(sorted.size() / 2),
-                   sorted.end());
-  return sorted[sorted.size() / 2];
+  return farskip::median(seconds);
 }
 
 void CostTable::add(const Graph& graph, NodeId id, double seconds) {

@@ -1,5 +1,11 @@
 #include "farskip/train/devices.h"
 
+#include <algorithm>
+
+#include "farskip/backend/cuda/info.h"
+#include "farskip/base/environment.h"
+#include "farskip/comm/mirror.h"
+
 namespace farskip {
 
 DType compute_type(Precision precision) {
@@ -16,22 +22,50 @@ std::string why_unsupported(DeviceChoice device, Precision precision) {
   return {};
 }
 
-std::shared_ptr<Device> open_device(DeviceChoice device, Precision precision, int num_ranks) {
+std::shared_ptr<Device> open_device(DeviceChoice device, Precision precision) {
   if (const std::string why = why_unsupported(device, precision); !why.empty()) throw UsageError(why);
   if (device == DeviceChoice::cpu) return make_cpu_device();
+  const LauncherPlace place = launcher_place().value_or(LauncherPlace{});
+  const auto num_gpus = static_cast<int>(cuda::info().gpus.size());
   const bool needs_gpu = device == DeviceChoice::cuda || precision == Precision::bf16;
-  if (!needs_gpu && (num_ranks > 1 || !why_no_cuda_device().empty())) return make_cpu_device();
-  std::shared_ptr<Device> gpu = make_cuda_device();
-  refuse_ranks_on_gpu(*gpu, num_ranks);
-  return gpu;
+  if (!needs_gpu && (place.local_size > num_gpus || !why_no_cuda_device().empty())) return make_cpu_device();
+  return make_cuda_device(place.local_rank % std::max(num_gpus, 1));
 }
 
-void refuse_ranks_on_gpu(const Device& device, int num_ranks) {
-  if (device.kind() == DeviceKind::cpu || num_ranks == 1) return;
-  throw UsageError(fmt::format(
-      "device: a job of {} ranks; this build runs on a GPU with one rank. Start one process, or use "
-      "device cpu with precision fp32",
-      num_ranks));
+Mesh make_mesh(const Communicator& world, int expert_size, const Device& device) {
+  Mesh mesh(world, expert_size);
+  if (device.kind() == DeviceKind::cpu) return mesh;
+  Mesh::DeviceGroups groups;
+  for (const MeshAxis axis : {MeshAxis::world, MeshAxis::expert, MeshAxis::data}) {
+    const Communicator& group = mesh.group(axis);
+    auto& connected = groups[static_cast<std::size_t>(axis)];
+    if (axis != MeshAxis::world && group.size() == world.size())  // the same ranks
+      connected = groups[static_cast<std::size_t>(MeshAxis::world)];
+    else if (group.size() > 1)
+      connected = make_nccl_communicator(group, device.index());
+  }
+  mesh.set_device_groups(std::move(groups));
+  return mesh;
+}
+
+Mesh make_emulated_mesh(int world_size, int expert_size, double payload, const Device& device) {
+  if (device.kind() == DeviceKind::cpu)
+    throw UsageError(
+        "emulated ranks need a GPU (--device cuda): their link is the bus between it and the host");
+  if (expert_size < 1 || world_size < 1 || world_size % expert_size != 0)
+    throw UsageError(fmt::format("parallel.expert is {}, which does not divide the {} emulated ranks",
+                                 expert_size, world_size));
+  Mesh mesh = make_mirror_mesh({world_size, 0, expert_size});
+  Mesh::DeviceGroups groups;
+  for (const MeshAxis axis : {MeshAxis::world, MeshAxis::expert, MeshAxis::data}) {
+    const Communicator& group = mesh.group(axis);
+    if (group.size() > 1)
+      groups[static_cast<std::size_t>(axis)] = make_emulated_communicator(
+          group.size(), group.rank(), std::string(enum_names(axis)[static_cast<std::size_t>(axis)]),
+          device.index(), payload);
+  }
+  mesh.set_device_groups(std::move(groups));
+  return mesh;
 }
 
 }  // namespace farskip

@@ -16,10 +16,8 @@ namespace {
 
 /// Rows of a tensor as the update graph sees them: a matrix, or a vector.
 TensorView rows_view(const TensorView& tensor, const Range& rows) {
-  const std::int64_t size = tensor.shape.rank() == 1 ? 1 : tensor.shape.back();
-  const auto first = static_cast<std::size_t>(rows.first * size) * dtype_size(tensor.dtype);
-  return {tensor.as<std::byte>() + first, tensor.dtype,
-          tensor.shape.rank() == 1 ? Shape{rows.count} : Shape{rows.count, size}};
+  const auto first = static_cast<std::size_t>(rows.first * row_size(tensor.shape)) * dtype_size(tensor.dtype);
+  return {tensor.as<std::byte>() + first, tensor.dtype, shape_of_rows(tensor.shape, rows.count)};
 }
 
 HostTensor copy_rows(const HostTensor& tensor, std::int64_t first, std::int64_t count) {
@@ -73,6 +71,12 @@ std::unique_ptr<Executor> compile(Graph graph, Arena& arena, const PipelineOptio
   Plan plan = make_plan(graph, arena.device(), plan_options);
   return std::make_unique<Executor>(std::move(graph), std::move(plan), arena.device().kernels(), arena,
                                     ranks);
+}
+
+std::map<std::pair<bool, bool>, std::int64_t> micro_batch_runs(std::int64_t count, bool several) {
+  std::map<std::pair<bool, bool>, std::int64_t> runs;
+  for (std::int64_t i = 0; i < count; ++i) ++runs[{i > 0, several && i + 1 == count}];
+  return runs;
 }
 
 LowerOptions lower_options(const TrainEngineOptions& options, std::int64_t sequences) {
@@ -140,7 +144,6 @@ TrainEngine::TrainEngine(const ModelConfig& config, const LayerGraph& layers, Te
       mesh_(std::move(mesh)),
       heartbeat_(heartbeat),
       hyper_(allocate_on(device_, 3 * sizeof(float))) {
-  refuse_ranks_on_gpu(device_, mesh_.world().size());
   device_first_.fill_zero();
   device_second_.fill_zero();
   compile_all();
@@ -160,10 +163,10 @@ void TrainEngine::rewire(const LayerGraph& layers) {
 
 // Everything that a step may need, so that its memory is known before the first one.
 void TrainEngine::compile_all() {
-  const bool reduce = mesh_.world().size() > 1;
+  const bool several = mesh_.world().size() > 1;
   const auto prepare = [&](std::int64_t sequences, std::int64_t max_rows, int in_flight, std::int64_t count) {
-    for (std::int64_t i = 0; i < std::min<std::int64_t>(count, 3); ++i)
-      runner({sequences, max_rows, in_flight, i > 0, reduce && (i == 2 || i + 1 == count)});
+    for (const auto& [kind, runs] : micro_batch_runs(count, several))
+      runner({sequences, max_rows, in_flight, kind.first, kind.second});
   };
   prepare(options_.micro_batch, routed_rows_.max_rows, options_.in_flight,
           options_.micro_batches / options_.in_flight);

@@ -27,9 +27,7 @@ InferenceEngine::InferenceEngine(ModelConfig config, LayerGraph layers,
       losses_(arena.shared_device()),
       mesh_(std::move(mesh)),
       heartbeat_(heartbeat),
-      objective_(std::move(objective)) {
-  refuse_ranks_on_gpu(arena.device(), mesh_.world().size());
-}
+      objective_(std::move(objective)) {}
 
 InferenceEngine::InferenceEngine(ModelConfig config, LayerGraph layers, const TensorMap& weights,
                                  Arena& arena, Logger logger, Mesh mesh, Heartbeat* heartbeat)

@@ -21,7 +21,7 @@ Batch random_batch(std::uint64_t seed, std::uint64_t number, std::int64_t tokens
 NodeSeconds agree_on_seconds(const Graph& graph, const std::vector<StepTime>& times,
                              const Communicator& world) {
   NodeSeconds mean(graph.nodes().size(), 0.0);
-  for (const StepTime& t : times) mean[t.node.index()] += t.seconds;
+  for (const StepTime& t : times) mean[t.node.index()] += t.seconds - t.packing_seconds;
   NodeSeconds longest = mean;
   world.all_reduce(std::span(mean));
   world.all_reduce(std::span(longest), Reduction::max);
@@ -38,16 +38,18 @@ void add_step_costs(CostTable& table, const ExecutedPlans& plans, const Communic
 }
 
 CostTable measure_step_costs(const ModelConfig& model, const LayerGraph& layers,
-                             const TrainEngineOptions& options, const Mesh& mesh, Heartbeat* heartbeat,
-                             const Logger& logger, int steps) {
+                             const TrainEngineOptions& options, const Mesh& mesh,
+                             std::shared_ptr<Device> device, Heartbeat* heartbeat, const Logger& logger,
+                             int steps) {
   TrainEngineOptions blocking = options;
   blocking.overlap = false;
   blocking.align = true;
   const auto parameters = local_parameters(list_parameters(model), mesh.position(), options.zero);
   TensorMap weights = make_parameter_tensors(specs_of(parameters));
   initialise_weights(weights, parameters, 0, model.initializer_range);
-  Arena arena;
+  Arena arena(std::move(device));
   TrainEngine engine(model, layers, weights, blocking, arena, logger, mesh, heartbeat);
+  engine.upload_weights();
   const std::int64_t tokens = options.micro_batch * options.sequence_length;
   std::vector<Batch> batches;
   for (std::int64_t i = 0; i < options.micro_batches; ++i)

@@ -38,8 +38,8 @@ MirrorMeasurement choose_measurement(const PlanRequest& request, double flops_pe
 CostTable measure_on_mirror(const MirrorMeasurement& measurement, const Logger& logger) {
   const PlanRequest& r = measurement.request;
   const LayerGraph layers = rewire_farskip(build_layer_graph(r.model), r.model.farskip);
-  return measure_step_costs(r.model, layers, r.options, make_mirror_mesh(r.mesh), nullptr, logger,
-                            measurement.steps);
+  return measure_step_costs(r.model, layers, r.options, make_mirror_mesh(r.mesh), make_cpu_device(), nullptr,
+                            logger, measurement.steps);
 }
 
 }  // namespace farskip

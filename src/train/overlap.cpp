@@ -5,16 +5,11 @@
 #include <chrono>
 #include <cstring>
 
+#include "farskip/base/statistics.h"
 #include "farskip/train/trace.h"
 
 namespace farskip {
 namespace {
-
-double median(std::vector<double> values) {
-  std::nth_element(values.begin(), values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2),
-                   values.end());
-  return values[values.size() / 2];
-}
 
 enum Direction { kForward, kBackward, kTotal, kNumDirections };
 using PerDirection = std::array<double, kNumDirections>;
@@ -36,12 +31,13 @@ bool begins_backward(const Scope& scope) {
 class Runner {
  public:
   Runner(const ModelConfig& model, const LayerGraph& layers, const TrainEngineOptions& options,
-         const Mesh& mesh, Heartbeat* heartbeat, const Logger& logger)
+         const Mesh& mesh, Arena& arena, Heartbeat* heartbeat, const Logger& logger)
       : mesh_(mesh),
         parameters_(local_parameters(list_parameters(model), mesh.position(), options.zero)),
         weights_(make_parameter_tensors(specs_of(parameters_))),
-        engine_(model, layers, weights_, options, arena_, logger, mesh, heartbeat) {
+        engine_(model, layers, weights_, options, arena, logger, mesh, heartbeat) {
     initialise_weights(weights_, parameters_, 1, model.initializer_range);
+    engine_.upload_weights();
   }
 
   StepTimes step(const std::vector<Batch>& batches, float scale, std::int64_t number) {
@@ -58,6 +54,8 @@ class Runner {
   }
 
   bool same_as(const Runner& other) const {
+    engine_.weights()->download();
+    other.engine_.weights()->download();
     double differs = loss_ != other.loss_ || norm_ != other.norm_ ? 1 : 0;
     for (const TensorMap& (*maps)(const Runner&) : {&Runner::weights_of, &Runner::gradients_of})
       for (const auto& [name, tensor] : maps(*this)) {
@@ -68,7 +66,11 @@ class Runner {
     return differs == 0;
   }
 
-  std::size_t arena_bytes() const { return arena_.size(); }
+  std::size_t arena_bytes() const {
+    std::size_t most = 0;
+    for (const auto& [executor, times] : executed_) most = std::max(most, executor->plan().arena_bytes);
+    return most;
+  }
   /// The plans of the last step in order, with what their steps took on this rank.
   const ExecutedPlans& executed() const { return executed_; }
 
@@ -84,14 +86,16 @@ class Runner {
       Direction direction = kForward;
       for (const StepTime& step : times) {
         if (begins_backward(executor->graph().node(step.node).scope)) direction = kBackward;
-        auto& sums = step.kind == StepKind::run ? t.compute : t.exposed;
-        sums[kTotal] += step.seconds;
+        const double computed = step.kind == StepKind::run ? step.seconds : step.packing_seconds;
+        t.compute[kTotal] += computed;
+        t.exposed[kTotal] += step.seconds - computed;
         t.skew[kTotal] += step.skew_seconds;
         t.wall[kTotal] -= step.skew_seconds;
         if (!is_first) continue;
         t.wall[direction] += step.seconds;
         t.skew[direction] += step.skew_seconds;
-        sums[direction] += step.seconds;
+        t.compute[direction] += computed;
+        t.exposed[direction] += step.seconds - computed;
       }
     }
     mesh_.world().all_reduce(std::span<double>(t.wall), Reduction::max);
@@ -105,7 +109,6 @@ class Runner {
   const Mesh& mesh_;
   std::vector<LocalParameter> parameters_;
   TensorMap weights_;
-  Arena arena_;
   TrainEngine engine_;
   double loss_ = 0;
   float norm_ = 0;
@@ -189,18 +192,20 @@ std::vector<TracedPlan> traced(const Runner& runner, const CostTable& costs) {
 }  // namespace
 
 OverlapReport measure_overlap(const ModelConfig& model, const LayerGraph& layers,
-                              const TrainEngineOptions& options, const Mesh& mesh, Heartbeat* heartbeat,
+                              const TrainEngineOptions& options, const Mesh& mesh,
+                              const std::shared_ptr<Device>& device, Heartbeat* heartbeat,
                               const Logger& logger, const OverlapOptions& overlap) {
   const std::int64_t tokens = options.micro_batch * options.sequence_length;
   TrainEngineOptions blocking_options = options, overlapped_options = options;
   blocking_options.overlap = false;
   blocking_options.align = true;
   overlapped_options.overlap = true;
-  const auto costs =
-      std::make_shared<const CostTable>(measure_step_costs(model, layers, options, mesh, heartbeat, logger));
+  const auto costs = std::make_shared<const CostTable>(
+      measure_step_costs(model, layers, options, mesh, device, heartbeat, logger));
   overlapped_options.costs = costs;
-  Runner blocking(model, layers, blocking_options, mesh, heartbeat, logger);
-  Runner overlapped(model, layers, overlapped_options, mesh, heartbeat, logger);
+  Arena arena(device);  // of both, which run in turns
+  Runner blocking(model, layers, blocking_options, mesh, arena, heartbeat, logger);
+  Runner overlapped(model, layers, overlapped_options, mesh, arena, heartbeat, logger);
 
   OverlapReport report;
   std::vector<StepTimes> a, b;

@@ -84,11 +84,9 @@ class Planner {
 
   // As TrainEngine runs them: the last micro-batch also sums gradients over ranks.
   std::vector<StepGraph> step_graphs() const {
-    std::map<std::pair<bool, bool>, std::int64_t> counts;  // by accumulate, reduce
-    const std::int64_t runs = r_.options.micro_batches / r_.options.in_flight;
-    for (std::int64_t i = 0; i < runs; ++i) ++counts[{i > 0, r_.mesh.world_size > 1 && i + 1 == runs}];
     std::vector<StepGraph> graphs;
-    for (const auto& [variant, count] : counts)
+    for (const auto& [variant, count] :
+         micro_batch_runs(r_.options.micro_batches / r_.options.in_flight, r_.mesh.world_size > 1))
       graphs.push_back({micro_batch(r_.options.micro_batch, rows_.max_rows, r_.options.in_flight,
                                     variant.first, variant.second),
                         count});

@@ -122,7 +122,7 @@ Graph build_micro_batch_graph(const ModelConfig& config, const LayerGraph& layer
 namespace {
 
 TensorType matrix_type(const ParameterSpec& spec, std::int64_t rows) {
-  return {DType::f32, spec.shape.rank() == 1 ? Shape{rows} : Shape{rows, spec.row_size()}, {}};
+  return {DType::f32, shape_of_rows(spec.shape, rows), {}};
 }
 
 class UpdateGraph {

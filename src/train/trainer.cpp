@@ -99,20 +99,22 @@ auto rank_zero_first(const Communicator& world, Heartbeat& heartbeat, const F& f
 /// measured, and kept. The order of a step depends on them, its bits do not.
 std::shared_ptr<const CostTable> find_costs(const RunConfig& config, const ModelConfig& model,
                                             const LayerGraph& layers, const TrainEngineOptions& options,
-                                            const Mesh& mesh, Heartbeat& heartbeat, const Logger& logger) {
+                                            const Mesh& mesh, const std::shared_ptr<Device>& device,
+                                            Heartbeat& heartbeat, const Logger& logger) {
   const fs::path path = fs::path(config.run_dir) / "costs.txt";
   const std::string key =
-      hash_text(fmt::format("{} {} {} {} {} {} {} {} {}", machine_info().processor, commit(),
-                            mesh.world().size(), mesh.expert().size(), options.zero, options.micro_batch,
-                            options.micro_batches, options.sequence_length, hub_config_text(model)) +
+      hash_text(fmt::format("{} {} {} {} {} {} {} {} {} {} {}", machine_info().processor, device->name(),
+                            dtype_name(options.compute), commit(), mesh.world().size(), mesh.expert().size(),
+                            options.zero, options.micro_batch, options.micro_batches, options.sequence_length,
+                            hub_config_text(model)) +
                 (config.distill ? to_yaml(*run_config_tree(config).find("distill")) : ""));
   std::string text;
   if (mesh.world().rank() == 0 && fs::exists(path)) text = read_text_file(path);
   text = all_gather_text(mesh.world(), text)[0];
   if (text.starts_with(key + "\n"))
     return std::make_shared<const CostTable>(CostTable::parse(std::string_view(text).substr(key.size() + 1)));
-  auto table =
-      std::make_shared<const CostTable>(measure_step_costs(model, layers, options, mesh, &heartbeat, logger));
+  auto table = std::make_shared<const CostTable>(
+      measure_step_costs(model, layers, options, mesh, device, &heartbeat, logger));
   if (mesh.world().rank() == 0) write_text_file(path, key + "\n" + table->text());
   logger.info("measured what the parts of a step take, for the order of communication ({})", path.string());
   return table;
@@ -126,8 +128,8 @@ class TrainingRun {
         model_(model),
         heartbeat_(heartbeat),
         logger_(logger),
-        mesh_(world, static_cast<int>(config.parallel.expert)),
         arena_(std::move(device)),
+        mesh_(make_mesh(world, static_cast<int>(config.parallel.expert), arena_.device())),
         specs_(list_parameters(model)),
         parameters_(local_parameters(specs_, mesh_.position(), engine_options(config, world.size()).zero)),
         folder_(world.rank() == 0 ? std::make_unique<RunFolder>(config.run_dir) : nullptr),
@@ -167,7 +169,8 @@ class TrainingRun {
  private:
   TrainEngineOptions with_costs(TrainEngineOptions options) const {
     if (options.overlap && world().size() > 1)
-      options.costs = find_costs(config_, model_, layers_, options, mesh_, heartbeat_, logger_);
+      options.costs =
+          find_costs(config_, model_, layers_, options, mesh_, arena_.shared_device(), heartbeat_, logger_);
     return options;
   }
 
@@ -426,8 +429,8 @@ class TrainingRun {
   const ModelConfig& model_;
   Heartbeat& heartbeat_;
   Logger logger_;
-  Mesh mesh_;
   Arena arena_;
+  Mesh mesh_;
   std::vector<ParameterSpec> specs_;
   std::vector<LocalParameter> parameters_;
   std::unique_ptr<RunFolder> folder_;  // of rank 0
@@ -470,7 +473,7 @@ TrainResult train(const RunConfig& config, const ModelConfig& model, const Commu
                   Heartbeat& heartbeat, const Logger& logger, std::shared_ptr<Device> device) {
   if (!device) {
     refuse_unsupported(config);
-    device = config.distill ? make_cpu_device() : open_device(config.device, config.precision, world.size());
+    device = config.distill ? make_cpu_device() : open_device(config.device, config.precision);
   }
   return TrainingRun(config, model, world, heartbeat, logger, std::move(device)).run();
 }

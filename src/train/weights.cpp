@@ -10,8 +10,7 @@ namespace farskip {
 namespace {
 
 TensorView piece_view(const HostTensor& tensor, const HubPiece& piece) {
-  const auto row_bytes = static_cast<std::size_t>(tensor.shape().rank() == 1 ? 1 : tensor.shape().back()) *
-                         dtype_size(tensor.dtype());
+  const auto row_bytes = static_cast<std::size_t>(row_size(tensor.shape())) * dtype_size(tensor.dtype());
   auto* data =
       static_cast<std::byte*>(tensor.view().data) + static_cast<std::size_t>(piece.first_row) * row_bytes;
   return {data, tensor.dtype(), piece.shape};
@@ -122,8 +121,9 @@ TensorMap make_optimizer_tensors(const std::vector<LocalParameter>& parameters) 
   TensorMap tensors;
   for (const auto& p : parameters) {
     const std::int64_t rows = p.optimizer_rows.count;
-    const Shape part = p.spec.shape.rank() == 1 ? Shape{rows} : Shape{rows, p.spec.row_size()};
-    tensors.emplace(p.spec.name, HostTensor(DType::f32, rows == p.spec.num_rows() ? p.spec.shape : part));
+    tensors.emplace(
+        p.spec.name,
+        HostTensor(DType::f32, rows == p.spec.num_rows() ? p.spec.shape : shape_of_rows(p.spec.shape, rows)));
   }
   return tensors;
 }

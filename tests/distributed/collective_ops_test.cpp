@@ -70,17 +70,10 @@ HostTensor sum_of(DType dtype, const Shape& shape, const std::vector<int>& ranks
   return sum;
 }
 
-std::int64_t row_size(const Shape& shape) {
-  return shape.rank() == 1 ? 1 : shape.back();
-}
-std::int64_t num_rows(const Shape& shape) {
-  return shape.rank() == 1 ? shape[0] : shape.num_rows();
-}
 /// Rows of a tensor as a matrix, or elements of a vector.
 TensorView rows_of(const TensorView& tensor, const Range& rows) {
-  const std::int64_t size = row_size(tensor.shape);
-  return {tensor.as<float>() + rows.first * size, tensor.dtype,
-          tensor.shape.rank() == 1 ? Shape{rows.count} : Shape{rows.count, size}};
+  return {tensor.as<float>() + rows.first * row_size(tensor.shape), tensor.dtype,
+          shape_of_rows(tensor.shape, rows.count)};
 }
 
 /// Vectors, matrices, stacks of matrices, fewer rows than ranks, nothing.
@@ -157,7 +150,7 @@ TEST_CASE("reduce_scatter gives each rank its rows of the sums, elsewhere and in
           const auto sums = ops::reduce_scatter(g.b, values, replicas(at, axis));
           for (std::size_t i = 0; i < shapes.size(); ++i) {
             if (in_place) {
-              const Range own = part_of(num_rows(shapes[i]), at.size(axis), at.rank(axis));
+              const Range own = part_of(row_count(shapes[i]), at.size(axis), at.rank(axis));
               g.graph.add_update(
                   g.add(ExternalKind::state, fmt::format("shard{}", i), rows_of(held[i].view(), own)),
                   sums[i]);
@@ -175,7 +168,7 @@ TEST_CASE("reduce_scatter gives each rank its rows of the sums, elsewhere and in
             const Tensors& out = results[static_cast<std::size_t>(rank)];
             const MeshPosition at = shape.position(rank);
             const HostTensor sum = sum_of<float>(DType::f32, shapes[i], peers_of(shape, rank, axis), i);
-            const Range own = part_of(num_rows(shapes[i]), at.size(axis), at.rank(axis));
+            const Range own = part_of(row_count(shapes[i]), at.size(axis), at.rank(axis));
             CHECK(same_bits(out.at(fmt::format("y{}", i)), copy_tensor(rows_of(sum.view(), own))));
             if (!in_place)
               CHECK(same_bits(out.at(fmt::format("x{}", i)),
@@ -202,20 +195,20 @@ TEST_CASE("all_gather puts tensors together from the rows of the ranks, elsewher
           std::vector<ValueId> parts;
           for (std::size_t i = 0; i < shapes.size(); ++i) {
             const HostTensor full = whole(world.rank(), i);
-            const Range own = part_of(num_rows(shapes[i]), at.size(axis), at.rank(axis));
+            const Range own = part_of(row_count(shapes[i]), at.size(axis), at.rank(axis));
             const TensorView from = rows_of(full.view(), own);
             memory.emplace_back(DType::f32, in_place ? shapes[i] : from.shape);
             std::memset(memory[i].bytes().data(), 0xff, memory[i].bytes().size());
             const TensorView part = in_place ? rows_of(memory[i].view(), own) : memory[i].view();
             if (from.num_bytes() > 0) std::memcpy(part.data, from.data, from.num_bytes());
             parts.push_back(g.add(ExternalKind::state, fmt::format("own{}", i), part));
-            attributes.rows.push_back(num_rows(shapes[i]));
+            attributes.rows.push_back(row_count(shapes[i]));
           }
           const auto gathered = ops::all_gather(g.b, parts, attributes);
           for (std::size_t i = 0; i < shapes.size(); ++i) {
             if (in_place)
               g.graph.add_update(g.add(ExternalKind::state, fmt::format("whole{}", i),
-                                       rows_of(memory[i].view(), {0, num_rows(shapes[i])})),
+                                       rows_of(memory[i].view(), {0, row_count(shapes[i])})),
                                  gathered[i]);
             g.graph.add_output(fmt::format("y{}", i), gathered[i]);
           }
@@ -226,7 +219,7 @@ TEST_CASE("all_gather puts tensors together from the rows of the ranks, elsewher
             INFO("rank " << rank << ", tensor " << i << " of shape " << shapes[i].text());
             const HostTensor expected = whole(rank, i);
             CHECK(same_bits(results[static_cast<std::size_t>(rank)].at(fmt::format("y{}", i)),
-                            copy_tensor(rows_of(expected.view(), {0, num_rows(shapes[i])}))));
+                            copy_tensor(rows_of(expected.view(), {0, row_count(shapes[i])}))));
           }
       }
   });
@@ -238,7 +231,7 @@ struct Routing {
   std::int64_t groups, width, max_rows;         // width 0: a vector of rows
   std::vector<std::vector<std::int32_t>> rows;  // by rank: rows for each expert
 
-  std::int64_t num_rows(int rank) const {
+  std::int64_t row_count(int rank) const {
     const auto& of_rank = rows[static_cast<std::size_t>(rank)];
     return std::accumulate(of_rank.begin(), of_rank.end(), std::int64_t{0});
   }
@@ -251,7 +244,7 @@ struct Routing {
     return std::min<std::int64_t>(max_rows, offset(from, (peer + 1) * groups) - offset(from, peer * groups));
   }
   HostTensor held(int rank) const {
-    return held_tensor<float>(DType::f32, width == 0 ? Shape{num_rows(rank)} : Shape{num_rows(rank), width},
+    return held_tensor<float>(DType::f32, width == 0 ? Shape{row_count(rank)} : Shape{row_count(rank), width},
                               rank, 7);
   }
 };
@@ -288,7 +281,7 @@ Tensors exchange_on_rank(const Communicator& world, int expert_size, const Routi
     offsets.values<std::int32_t>()[static_cast<std::size_t>(e)] = routing.offset(rank, e);
   const HostTensor square = held_tensor<float>(DType::f32, {48, 48}, rank, 8);
   RankGraph g;
-  const ops::RowExchange attributes{expert_size, routing.groups, routing.max_rows, routing.num_rows(rank)};
+  const ops::RowExchange attributes{expert_size, routing.groups, routing.max_rows, routing.row_count(rank)};
   const ValueId x = g.add(ExternalKind::input, "rows", rows.view());
   const ValueId o = g.add(ExternalKind::input, "offsets", offsets.view());
   const ValueId s = g.add(ExternalKind::input, "square", square.view());

@@ -152,10 +152,6 @@ void run_order_by_expert(const KernelCall& call) {
   call.out<std::int32_t>(2)[0] = row;
 }
 
-std::int64_t row_size(const Shape& shape) {
-  return shape.rank() == 1 ? 1 : shape[1];
-}
-
 void run_gather_rows(const KernelCall& call) {
   const std::int64_t size = row_size(call.in_shape(0));
   for (std::int64_t r = 0; r < call.in_shape(1)[0]; ++r)

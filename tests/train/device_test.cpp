@@ -257,10 +257,9 @@ TEST_CASE("work is recorded again when an external is bound to another place") {
   for (int run = 0; run < 2; ++run) CHECK(result() == 6.0F);
 }
 
-TEST_CASE("several ranks on a GPU are refused") {
-  CHECK_NOTHROW(refuse_ranks_on_gpu(*make_cpu_device(), 4));
-  CHECK_NOTHROW(refuse_ranks_on_gpu(*make_pretended_gpu(), 1));
-  CHECK_THROWS_WITH(refuse_ranks_on_gpu(*make_pretended_gpu(), 2), ContainsSubstring("one rank"));
+TEST_CASE("emulated ranks ask for a GPU and for experts that can be dealt out") {
+  CHECK_THROWS_WITH(make_emulated_mesh(8, 8, 1.0, *make_cpu_device()), ContainsSubstring("need a GPU"));
+  CHECK_THROWS_WITH(make_emulated_mesh(8, 3, 1.0, *make_pretended_gpu()), ContainsSubstring("divide"));
 }
 
 TEST_CASE("a bf16 run on the CPU, and a GPU where there is none, are refused with what to do") {

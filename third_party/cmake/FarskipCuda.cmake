@@ -46,6 +46,11 @@ elseif(NOT cuda_wanted STREQUAL "OFF" AND NOT cuda_wanted STREQUAL "FALSE" AND N
     elseif(NOT cuda_missing AND NOT EXISTS ${FARSKIP_CUDNN_FRONTEND_DIR}/include/cudnn_frontend.h)
       set(cuda_missing "the headers of cuDNN's frontend (third_party/fetch_headers.sh gets them)")
     endif()
+    find_path(NCCL_INCLUDE_DIR nccl.h HINTS ENV NCCL_HOME ${CUDAToolkit_INCLUDE_DIRS} PATH_SUFFIXES include)
+    find_library(NCCL_LIBRARY nccl HINTS ENV NCCL_HOME ${CUDAToolkit_LIBRARY_DIR} PATH_SUFFIXES lib lib64)
+    if(NOT cuda_missing AND NOT (NCCL_INCLUDE_DIR AND NCCL_LIBRARY))
+      set(cuda_missing "NCCL (set NCCL_HOME where it is installed elsewhere)")
+    endif()
   endif()
   if(NOT cuda_missing)
     set(FARSKIP_CUDA_FOUND ON)
@@ -72,8 +77,6 @@ function(farskip_header_version header prefix variable)
 endfunction()
 
 if(FARSKIP_CUDA_FOUND)
-  find_path(NCCL_INCLUDE_DIR nccl.h HINTS ENV NCCL_HOME ${CUDAToolkit_INCLUDE_DIRS} PATH_SUFFIXES include)
-  find_library(NCCL_LIBRARY nccl HINTS ENV NCCL_HOME ${CUDAToolkit_LIBRARY_DIR} PATH_SUFFIXES lib lib64)
   farskip_header_version("${NCCL_INCLUDE_DIR}/nccl.h" NCCL_ nccl_version)
 
   add_library(farskip_cuda_libraries INTERFACE)
@@ -84,6 +87,12 @@ if(FARSKIP_CUDA_FOUND)
                                                          ${CUDNN_LIBRARY})
   target_compile_definitions(farskip_cuda_libraries INTERFACE FARSKIP_NCCL_VERSION="${nccl_version}")
   target_include_directories(farskip_cuda_libraries SYSTEM INTERFACE ${FARSKIP_CUDNN_FRONTEND_DIR}/include)
+
+  # What transports between GPUs need.
+  add_library(farskip_nccl INTERFACE)
+  add_library(farskip::nccl ALIAS farskip_nccl)
+  target_include_directories(farskip_nccl SYSTEM INTERFACE ${CUDAToolkit_INCLUDE_DIRS} ${NCCL_INCLUDE_DIR})
+  target_link_libraries(farskip_nccl INTERFACE CUDA::cudart_static ${NCCL_LIBRARY})
 
   # nvcc's generated code is full of what -Wpedantic and -Wconversion complain of.
   set(warnings -Wall,-Wextra,-Wshadow)

@@ -29,6 +29,20 @@ class TimeMarks {
   virtual double seconds(std::size_t from, std::size_t to) = 0;
 };
 
+/// Edges between the compute stream and the communication stream, counted from 0. Never wait on the host, and
+/// may be recorded.
+class StreamEdges {
+ public:
+  virtual ~StreamEdges() = default;
+  /// What is launched on the communication stream from now on begins when all that was launched on the
+  /// compute stream is done.
+  virtual void begin() = 0;
+  /// Edge i begins here, on the communication stream.
+  virtual void end(std::size_t i) = 0;
+  /// What is launched on the compute stream from now on begins when edge i is reached.
+  virtual void wait(std::size_t i) = 0;
+};
+
 struct DeviceMemory {
   std::size_t total = 0, free = 0;  // bytes; of the whole device, whoever uses it
 };
@@ -40,8 +54,9 @@ struct CopyOut {
   std::size_t bytes;
 };
 
-/// One compute stream: everything below that touches device memory happens in the order of the calls, with
-/// the kernels that are launched on compute_context()->stream. Used by one thread at a time.
+/// A compute stream: everything below that touches device memory happens in the order of the calls, with the
+/// kernels that are launched on compute_context()->stream. Beside it a communication stream, tied to it by
+/// edges only. Used by one thread at a time.
 class Device {
  public:
   virtual ~Device() = default;
@@ -74,6 +89,13 @@ class Device {
 
   /// What kernels launch with; nullptr on the CPU.
   virtual const cuda::LaunchContext* compute_context() const { return nullptr; }
+  /// The same for the communication stream, beside which computation runs. Its work goes first where both
+  /// want the same multiprocessor.
+  virtual const cuda::LaunchContext* communication_context() const { return nullptr; }
+  /// `count` edges; nullptr where there is one stream only.
+  virtual std::unique_ptr<StreamEdges> make_stream_edges(std::size_t) { return nullptr; }
+  /// Number of the GPU in this process; 0 on the CPU.
+  virtual int index() const { return 0; }
 
   /// From begin_recording to end_recording, what is launched on the compute stream (kernels only: no copies
   /// from or to the host, no allocation, no synchronisation) is not run but recorded. Where can_record() is

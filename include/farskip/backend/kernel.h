@@ -31,6 +31,7 @@ struct KernelCall {
   std::span<std::byte> workspace;  // as large as the kernel's workspace rule asked for, 64-byte aligned
   const cuda::LaunchContext* gpu = nullptr;  // stream and library handles; nullptr on the CPU
   std::span<const std::int32_t*const> input_rows{}, output_rows{};
+  DeviceCommunicator* group = nullptr;  // of a collective on a GPU
 
   template <class A>
   const A& get() const {
@@ -50,13 +51,16 @@ struct KernelCall {
 };
 
 /// What runs an op: `run`, or for a collective `start` and, once that has been waited for, `finish` (nullptr:
-/// nothing is left to do).
+/// nothing is left to do). A collective on a GPU has three parts, each of which only launches: `run` on the
+/// compute stream (packing; may be nullptr), `transport` on the communication stream, which call.gpu then is,
+/// and `finish` on the compute stream where the plan waits.
 struct Kernel {
   void (*run)(const KernelCall&) = nullptr;
   /// Bytes of scratch memory at the bound of the shapes; nullptr: none. A collective's lasts until finish.
   std::size_t (*workspace)(const OpTypes&) = nullptr;
   Pending (*start)(const KernelCall&, const Mesh&) = nullptr;
   void (*finish)(const KernelCall&) = nullptr;
+  void (*transport)(const KernelCall&) = nullptr;
 };
 
 /// Kernels by (op, dtype of the op's computation, device).

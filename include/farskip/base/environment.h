@@ -18,6 +18,7 @@ struct LauncherPlace {
   int rank = 0;
   int size = 0;        // 0: it does not say
   int local_size = 1;  // ranks on this machine, as far as it says
+  int local_rank = 0;  // among them
 };
 /// nullopt: no launcher started this process.
 std::optional<LauncherPlace> launcher_place();

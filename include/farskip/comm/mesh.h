@@ -1,7 +1,11 @@
 #pragma once
 
+#include <array>
+#include <memory>
+
 #include "farskip/base/mesh_position.h"
 #include "farskip/comm/communicator.h"
+#include "farskip/comm/device_communicator.h"
 
 namespace farskip {
 
@@ -25,8 +29,16 @@ class Mesh {
   const Communicator& expert() const { return expert_; }  // this rank's row: same data index
   const Communicator& data() const { return data_; }      // this rank's column: same expert index
 
+  /// By MeshAxis; nullptr for an axis of one rank, and where plans run on CPUs.
+  using DeviceGroups = std::array<std::shared_ptr<DeviceCommunicator>, 3>;
+  void set_device_groups(DeviceGroups groups) { device_groups_ = std::move(groups); }
+  DeviceCommunicator* on_device(MeshAxis axis) const {
+    return device_groups_[static_cast<std::size_t>(axis)].get();
+  }
+
  private:
   Communicator world_, expert_, data_;
+  DeviceGroups device_groups_;
 };
 
 /// The mesh of one rank.

@@ -36,8 +36,8 @@ struct ParameterSpec {
   bool is_router = false;  // decides on experts: always computed with in f32
 
   /// Seen as a matrix: all dims but the last taken together, and the last. A vector has rows of one element.
-  std::int64_t num_rows() const { return shape.rank() == 1 ? shape[0] : shape.num_elements() / shape.back(); }
-  std::int64_t row_size() const { return shape.rank() == 1 ? 1 : shape.back(); }
+  std::int64_t num_rows() const { return row_count(shape); }
+  std::int64_t row_size() const { return farskip::row_size(shape); }
   /// Whether a model that computes in bf16 reads a bf16 copy of it, not the parameter itself: all matrices
   /// but the router.
   bool has_compute_copy() const { return shape.rank() >= 2 && !is_router; }

@@ -41,7 +41,8 @@ struct StepTime {
   NodeId node;
   StepKind kind = StepKind::run;
   double seconds = 0;
-  double skew_seconds = 0;  // before it, of aligned ranks: until the last of them has come
+  double skew_seconds = 0;     // before it, of aligned ranks: until the last of them has come
+  double packing_seconds = 0;  // of `seconds`, on a GPU: in which kernels of a collective put rows together
 };
 
 /// The ranks that collectives speak to, and who is told of every wait for them. Absent: the graph has none.
@@ -56,9 +57,10 @@ struct RankContext {
 /// (addresses may be bound again later), then run as often as wanted. Externals, outputs and the arena lie in
 /// the memory of the arena's device.
 ///
-/// On a GPU, run() only launches. The first run launches kernel by kernel (libraries choose their algorithms
-/// then), the second records, and from then on the recording is replayed; binding anew, or an arena that has
-/// moved, records again.
+/// On a GPU, run() only launches, collectives on a stream of their own: a start makes that stream wait for
+/// what the compute stream has done so far, and a wait the compute stream for the transport. The first run
+/// launches kernel by kernel (libraries choose their algorithms then), the second records, and from then on
+/// the recording is replayed; binding anew, or an arena that has moved, records again.
 ///
 /// `mesh`: the ranks that collectives speak to; may be nullptr for a graph without any. A collective in
 /// flight is served between the tiles of the kernels that run meanwhile.
@@ -106,8 +108,12 @@ class Executor {
   void run_compute(const PlanStep& planned);
   void run_on_host(std::vector<StepTime>* times);
   void run_on_gpu(std::vector<StepTime>* times);
+  KernelCall collective_call(NodeId node, const cuda::LaunchContext* stream) const;
   void launch(const PlanStep& planned) const;
+  void launch_start(const PlanStep& planned) const;
+  void launch_finish(const PlanStep& planned) const;
   void launch_all() const;
+  void launch_timed(std::vector<StepTime>& times);
   void record();
   void wait_for(NodeId node);
 
@@ -125,6 +131,7 @@ class Executor {
   const std::byte* resolved_for_ = nullptr;  // arena address the steps point into
   bool stale_ = true;
   std::unique_ptr<Recording> recording_;
+  std::unique_ptr<StreamEdges> edges_;  // by node id, collectives on a GPU
   std::unique_ptr<TimeMarks> marks_;
   bool has_run_ = false;
 };

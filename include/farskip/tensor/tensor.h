@@ -38,6 +38,19 @@ class Shape {
   std::vector<std::int64_t> dims_;
 };
 
+/// A tensor as ranks and files cut it, by rows: all dims but the last are taken together, and a vector has
+/// rows of one element (unlike Shape::num_rows, to which a vector is one row).
+inline std::int64_t row_size(const Shape& shape) {
+  return shape.rank() == 1 ? 1 : shape.back();
+}
+inline std::int64_t row_count(const Shape& shape) {
+  return shape.rank() == 1 ? shape[0] : shape.num_rows();
+}
+/// So many of its rows: [rows, row size], or [rows] of a vector.
+inline Shape shape_of_rows(const Shape& shape, std::int64_t rows) {
+  return shape.rank() == 1 ? Shape{rows} : Shape{rows, shape.back()};
+}
+
 /// Typed window onto memory owned elsewhere (an arena, a HostTensor). data == nullptr: absent.
 struct TensorView {
   void* data = nullptr;

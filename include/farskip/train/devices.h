@@ -5,17 +5,21 @@
 #include <string>
 
 #include "farskip/backend/device.h"
+#include "farskip/comm/mesh.h"
 #include "farskip/config/run_config.h"
 
 namespace farskip {
 
 /// Why this build on this machine cannot run with these choices; empty where it can.
 std::string why_unsupported(DeviceChoice device, Precision precision);
-/// `automatic`: a GPU where the build and the machine have one and the job has one rank, else the CPU.
-/// UsageError where the choices cannot be had.
-std::shared_ptr<Device> open_device(DeviceChoice device, Precision precision, int num_ranks = 1);
-/// UsageError for a GPU where the job has several ranks.
-void refuse_ranks_on_gpu(const Device& device, int num_ranks);
+/// `automatic`: a GPU where the build and the machine have one for each rank on it, else the CPU. The ranks
+/// of a machine take the GPUs that they see in turn. UsageError where the choices cannot be had.
+std::shared_ptr<Device> open_device(DeviceChoice device, Precision precision);
+/// The mesh of a job whose plans run on `device`: its GPUs are connected by NCCL. Collective. UsageError
+/// where `expert_size` does not divide the world, or where ranks would share a GPU.
+Mesh make_mesh(const Communicator& world, int expert_size, const Device& device);
+/// Rank 0 of a job of so many ranks on this GPU alone (comm/mirror.h, make_emulated_communicator).
+Mesh make_emulated_mesh(int world_size, int expert_size, double payload, const Device& device);
 DType compute_type(Precision precision);
 
 }  // namespace farskip

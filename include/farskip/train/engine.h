@@ -96,6 +96,10 @@ struct TrainEngineOptions {
   std::set<std::string> frozen;                     // parameters that stay as they are, by name
 };
 
+/// The micro-batch graphs of a step of `count` of them, and how often each runs: all but the first add to
+/// what is there, and the last sums over ranks, if there are `several`. By (accumulate, reduce).
+std::map<std::pair<bool, bool>, std::int64_t> micro_batch_runs(std::int64_t count, bool several);
+
 /// What the graphs of `sequences` sequences are lowered with.
 LowerOptions lower_options(const TrainEngineOptions& options, std::int64_t sequences);
 
@@ -122,8 +126,8 @@ struct StepResult {
 /// owner of the engine says when they are copied: upload_weights, upload_moments, download_state.
 class TrainEngine {
  public:
-  /// `weights`: of local_parameters() at the mesh's position; they must stay. Collective. UsageError for a
-  /// GPU where there are several ranks.
+  /// `weights`: of local_parameters() at the mesh's position; they must stay. The mesh is connected on the
+  /// arena's device (train/devices.h). Collective.
   TrainEngine(const ModelConfig& config, const LayerGraph& layers, TensorMap& weights,
               const TrainEngineOptions& options, Arena& arena, const Logger& logger,
               Mesh mesh = make_self_mesh(), Heartbeat* heartbeat = nullptr);

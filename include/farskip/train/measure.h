@@ -10,7 +10,8 @@ namespace farskip {
 Batch random_batch(std::uint64_t seed, std::uint64_t number, std::int64_t tokens, std::int64_t vocab_size);
 
 /// What one executed plan took, by node id, agreed by all ranks: a kernel's mean over ranks; the longest of a
-/// collective, which with aligned starts (TrainEngineOptions::align) is its transport. Collective.
+/// collective, which with aligned starts (TrainEngineOptions::align) is its transport, without packing.
+/// Collective.
 NodeSeconds agree_on_seconds(const Graph& graph, const std::vector<StepTime>& times,
                              const Communicator& world);
 
@@ -22,7 +23,8 @@ void add_step_costs(CostTable& table, const ExecutedPlans& plans, const Communic
 /// Runs `steps` blocking, aligned steps of an engine with these options on random weights and tokens, after
 /// one to warm up, and returns what their nodes took. Collective; the same table on every rank.
 CostTable measure_step_costs(const ModelConfig& model, const LayerGraph& layers,
-                             const TrainEngineOptions& options, const Mesh& mesh, Heartbeat* heartbeat,
-                             const Logger& logger, int steps = 2);
+                             const TrainEngineOptions& options, const Mesh& mesh,
+                             std::shared_ptr<Device> device, Heartbeat* heartbeat, const Logger& logger,
+                             int steps = 2);
 
 }  // namespace farskip

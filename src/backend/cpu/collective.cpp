@@ -9,13 +9,6 @@
 namespace farskip {
 namespace {
 
-struct Rows {
-  std::int64_t count = 0, size = 1;  // elements of a row
-};
-Rows rows_of(const Shape& shape) {
-  if (shape.rank() == 1) return {shape[0], 1};
-  return {shape.num_rows(), shape.back()};
-}
 std::int64_t total_elements(std::span<const TensorView> views) {
   std::int64_t elements = 0;
   for (const TensorView& view : views) elements += view.num_elements();
@@ -23,9 +16,9 @@ std::int64_t total_elements(std::span<const TensorView> views) {
 }
 
 /// Elements of rank p's rows of one whole tensor.
-Range elements_of(const Rows& rows, std::int64_t size, std::int64_t p) {
-  const Range r = part_of(rows.count, static_cast<int>(size), static_cast<int>(p));
-  return {r.first * rows.size, r.count * rows.size};
+Range elements_of(const Shape& shape, std::int64_t size, std::int64_t p) {
+  const Range r = part_of(row_count(shape), static_cast<int>(size), static_cast<int>(p));
+  return {r.first * row_size(shape), r.count * row_size(shape)};
 }
 
 /// Where each rank's elements of all whole tensors begin when they lie rank by rank: [size + 1].
@@ -33,7 +26,7 @@ std::vector<std::int64_t> rank_offsets(std::span<const TensorView> whole, std::i
   std::vector<std::int64_t> offsets{0};
   for (std::int64_t p = 0; p < size; ++p) {
     std::int64_t elements = 0;
-    for (const TensorView& view : whole) elements += elements_of(rows_of(view.shape), size, p).count;
+    for (const TensorView& view : whole) elements += elements_of(view.shape, size, p).count;
     offsets.push_back(offsets.back() + elements);
   }
   return offsets;
@@ -44,7 +37,7 @@ template <class F>
 void for_each_part(std::span<const TensorView> whole, std::int64_t size, std::int64_t p, std::int64_t place,
                    const F& f) {
   for (const TensorView& view : whole) {
-    const Range part = elements_of(rows_of(view.shape), size, p);
+    const Range part = elements_of(view.shape, size, p);
     f(view.as<float>() + part.first, part.count, place);
     place += part.count;
   }

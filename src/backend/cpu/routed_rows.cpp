@@ -9,10 +9,6 @@
 namespace farskip {
 namespace {
 
-std::int64_t row_size(const Shape& shape) {
-  return shape.rank() == 1 ? 1 : shape[1];
-}
-
 // rows[R, H], offsets[E+1] → slabs, counts, overflow
 Pending start_exchange_rows(const KernelCall& call, const Mesh& mesh) {
   const auto& a = call.get<ops::RowExchange>();

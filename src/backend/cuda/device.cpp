@@ -133,6 +133,27 @@ class CudaTimeMarks final : public TimeMarks {
   cudaStream_t stream_;
 };
 
+class CudaStreamEdges final : public StreamEdges {
+ public:
+  CudaStreamEdges(std::size_t count, cudaStream_t compute, cudaStream_t communication)
+      : ends_(count), compute_(compute), communication_(communication) {
+    FARSKIP_CUDA_CHECK(cudaEventCreateWithFlags(begin_.address(), cudaEventDisableTiming));
+    for (Event& end : ends_)
+      FARSKIP_CUDA_CHECK(cudaEventCreateWithFlags(end.address(), cudaEventDisableTiming));
+  }
+  void begin() override {
+    FARSKIP_CUDA_CHECK(cudaEventRecord(begin_.get(), compute_));
+    FARSKIP_CUDA_CHECK(cudaStreamWaitEvent(communication_, begin_.get(), 0));
+  }
+  void end(std::size_t i) override { FARSKIP_CUDA_CHECK(cudaEventRecord(ends_[i].get(), communication_)); }
+  void wait(std::size_t i) override { FARSKIP_CUDA_CHECK(cudaStreamWaitEvent(compute_, ends_[i].get(), 0)); }
+
+ private:
+  Event begin_;
+  std::vector<Event> ends_;
+  cudaStream_t compute_, communication_;
+};
+
 class CudaDevice final : public Device {
  public:
   explicit CudaDevice(int index) : index_(index) {
@@ -149,12 +170,24 @@ class CudaDevice final : public Device {
                 .dnn = dnn_.get(),
                 .plans = &plans_,
                 .num_multiprocessors = properties.multiProcessorCount};
+    int lowest = 0, highest = 0;
+    FARSKIP_CUDA_CHECK(cudaDeviceGetStreamPriorityRange(&lowest, &highest));
+    FARSKIP_CUDA_CHECK(
+        cudaStreamCreateWithPriority(communication_stream_.address(), cudaStreamNonBlocking, highest));
+    communication_context_ = {.stream = communication_stream_.get(),
+                              .num_multiprocessors = properties.multiProcessorCount};
   }
 
   DeviceKind kind() const override { return DeviceKind::cuda; }
   std::string name() const override { return name_; }
   const KernelTable& kernels() const override { return kernels_; }
   const LaunchContext* compute_context() const override { return &context_; }
+  const LaunchContext* communication_context() const override { return &communication_context_; }
+  std::unique_ptr<StreamEdges> make_stream_edges(std::size_t count) override {
+    use();
+    return std::make_unique<CudaStreamEdges>(count, stream_.get(), communication_stream_.get());
+  }
+  int index() const override { return index_; }
 
   DeviceMemory memory() const override {
     use();
@@ -237,11 +270,11 @@ class CudaDevice final : public Device {
   std::string name_;
   KernelTable kernels_;
   LibraryPlans plans_;
-  Stream stream_;
+  Stream stream_, communication_stream_;
   BlasHandle blas_;
   DnnHandle dnn_;
   PinnedRing ring_;
-  LaunchContext context_;
+  LaunchContext context_, communication_context_;
 };
 
 std::string cublas_version() {

@@ -39,10 +39,6 @@ void run_order_by_expert(const KernelCall& call) {
          a.max_rows);
 }
 
-std::int64_t row_size(const Shape& shape) {
-  return shape.rank() == 1 ? 1 : shape[1];
-}
-
 /// Rows of input 0 and output 0 that belong together, one of them found through source[M] (input 1).
 void copy_by_source(const KernelCall& call, bool gather) {
   const std::int64_t width = row_size(call.in_shape(0));

@@ -1,0 +1,175 @@
+// farskip bench comm: what the collectives of a training step reach on the ranks at hand.
+#include <algorithm>
+#include <cstring>
+#include <nlohmann/json.hpp>
+
+#include "farskip/base/statistics.h"
+#include "farskip/cli/command.h"
+#include "farskip/cli/job.h"
+#include "farskip/cli/load.h"
+#include "farskip/ops/ops.h"
+#include "farskip/schedule/memory.h"
+#include "farskip/train/devices.h"
+#include "farskip/train/engine.h"
+#include "farskip/train/measure.h"
+#include "farskip/train/trainer.h"
+
+namespace farskip {
+namespace {
+
+struct Options {
+  std::string config, device;
+  std::vector<std::string> overrides;
+  std::int64_t least = 64 << 10, most = 64 << 20, repetitions = 20, emulate = 0;
+};
+
+constexpr std::int64_t kRowElements = 2048;
+
+struct Rate {
+  std::string op;
+  double bytes = 0;  // sent by one rank
+  double transport_seconds = 0, packing_seconds = 0;
+};
+
+/// One graph with each collective once, on messages of about `bytes` a peer.
+class Collectives {
+ public:
+  Collectives(std::int64_t bytes, DType dtype, const MeshPosition& mesh) : dtype_(dtype), mesh_(mesh) {
+    const auto rows =
+        std::max<std::int64_t>(1, bytes / (kRowElements * static_cast<std::int64_t>(dtype_size(dtype))));
+    if (mesh.size(MeshAxis::expert) > 1) add_exchange(rows);
+    if (mesh.world_size > 1) add_reductions(bytes / static_cast<std::int64_t>(sizeof(float)));
+  }
+
+  Graph take() { return std::move(graph_); }
+  /// Where the rows of each peer begin: an even share for all.
+  std::vector<std::int32_t> offsets() const {
+    std::vector<std::int32_t> offsets;
+    for (int p = 0; p <= mesh_.size(MeshAxis::expert); ++p)
+      offsets.push_back(static_cast<std::int32_t>(p * rows_));
+    return offsets;
+  }
+
+ private:
+  void add_exchange(std::int64_t rows) {
+    rows_ = rows;
+    const std::int64_t peers = mesh_.size(MeshAxis::expert);
+    const ops::RowExchange attributes{.peers = peers, .groups = 1, .max_rows = rows, .rows = peers * rows};
+    const ValueId sent =
+        graph_.add_external(ExternalKind::input, "rows", {dtype_, Shape{peers * rows, kRowElements}, {}});
+    const ValueId offsets =
+        graph_.add_external(ExternalKind::input, "offsets", {DType::i32, Shape{peers + 1}, {}});
+    const ops::ReceivedRows received = ops::exchange_rows(b_, sent, offsets, attributes);
+    graph_.add_output("back", ops::return_rows(b_, received.slabs, received.counts, offsets, attributes));
+  }
+
+  void add_reductions(std::int64_t elements) {
+    const std::int64_t ranks = mesh_.world_size, rank = mesh_.rank(MeshAxis::world);
+    const ValueId whole =
+        graph_.add_external(ExternalKind::input, "whole", {DType::f32, Shape{elements * ranks}, {}});
+    const ops::Replicas attributes{.axis = MeshAxis::world, .size = ranks, .rank = rank};
+    const ValueId part = ops::reduce_scatter(b_, {whole}, attributes)[0];
+    ops::Replicas gather = attributes;
+    gather.rows = {elements * ranks};
+    const ValueId gathered = ops::all_gather(b_, {part}, gather)[0];
+    graph_.add_output("sum", ops::all_reduce(b_, {gathered}, attributes)[0]);
+  }
+
+  DType dtype_;
+  MeshPosition mesh_;
+  std::int64_t rows_ = 0;
+  Graph graph_;
+  Builder b_{graph_, {}};
+};
+
+/// Medians over the repetitions; of a transport, of the slowest rank.
+std::vector<Rate> measure(std::int64_t bytes, DType dtype, const Mesh& mesh, Arena& arena,
+                          std::int64_t repetitions) {
+  Device& device = arena.device();
+  Collectives collectives(bytes, dtype, mesh.position());
+  const std::vector<std::int32_t> offsets = collectives.offsets();
+  Graph graph = collectives.take();
+  Plan plan = make_serial_plan(graph, workspace_rule(device), Waits::at_once);
+  Executor executor(std::move(graph), std::move(plan), device.kernels(), arena,
+                    {.mesh = &mesh, .heartbeat = nullptr, .align = true});
+  std::vector<DeviceBuffer> buffers;
+  for (const External& external : executor.graph().externals()) {
+    const TensorType& type = executor.graph().type(external.value);
+    DeviceBuffer& buffer = buffers.emplace_back(allocate_on(device, type.num_bytes()));
+    device.fill_zero(buffer.memory.get(), type.num_bytes());
+    if (external.name == "offsets") device.copy_in(buffer.memory.get(), offsets.data(), type.num_bytes());
+    executor.bind(external.name, {buffer.memory.get(), type.dtype, type.shape});
+  }
+  std::vector<std::vector<double>> transport(executor.graph().nodes().size()), packing = transport;
+  for (std::int64_t i = 0; i < repetitions + 2; ++i) {
+    std::vector<StepTime> times;
+    executor.run(&times);
+    const NodeSeconds seconds = agree_on_seconds(executor.graph(), times, mesh.world());
+    NodeSeconds packed(seconds.size(), 0.0);
+    for (const StepTime& t : times) packed[t.node.index()] += t.packing_seconds;
+    if (i < 2) continue;
+    for (std::size_t n = 0; n < seconds.size(); ++n) {
+      transport[n].push_back(seconds[n]);
+      packing[n].push_back(packed[n]);
+    }
+  }
+  std::vector<Rate> rates;
+  for (std::size_t n = 0; n < transport.size(); ++n)
+    rates.push_back({executor.graph().nodes()[n].op->name, executor.graph().cost(NodeId(n)).wire_bytes,
+                     median(transport[n]), median(packing[n])});
+  return rates;
+}
+
+ExitCode run_on_ranks(const Options& options, const RunConfig& config, const CommonOptions& common,
+                      Job& job) {
+  refuse_unsupported(config);
+  Arena arena(open_device(config.device, config.precision));
+  const auto expert = static_cast<int>(config.parallel.expert);
+  const Mesh mesh = options.emulate > 0
+                        ? make_emulated_mesh(static_cast<int>(options.emulate), expert, 1.0, arena.device())
+                        : make_mesh(job.world, expert, arena.device());
+  if (mesh.world().size() == 1)
+    throw UsageError("bench comm: one rank has nobody to speak to; use mpirun -np 2");
+  nlohmann::ordered_json all = nlohmann::ordered_json::array();
+  const bool speaks = job.world.rank() == 0;
+  if (speaks && !common.json)
+    fmt::print("{} ranks, experts over {}, {}\n{:16} {:>12} {:>10} {:>9} {:>10}\n", mesh.world().size(),
+               mesh.expert().size(), arena.device().name(), "collective", "bytes sent", "ms", "GB/s",
+               "packing ms");
+  for (std::int64_t bytes = options.least; bytes <= options.most; bytes *= 4)
+    for (const Rate& r : measure(bytes, compute_type(config.precision), mesh, arena, options.repetitions)) {
+      all.push_back({{"collective", r.op},
+                     {"bytes", r.bytes},
+                     {"seconds", r.transport_seconds},
+                     {"packing_seconds", r.packing_seconds}});
+      if (speaks && !common.json)
+        fmt::print("{:16} {:12.0f} {:10.3f} {:9.2f} {:10.3f}\n", r.op, r.bytes, 1e3 * r.transport_seconds,
+                   1e-9 * r.bytes / r.transport_seconds, 1e3 * r.packing_seconds);
+    }
+  if (speaks && common.json)
+    print_json({{"ranks", mesh.world().size()}, {"device", arena.device().name()}, {"collectives", all}});
+  return ExitCode::ok;
+}
+
+}  // namespace
+
+void add_bench_comm(Subcommand& bench) {
+  auto o = std::make_shared<Options>();
+  Subcommand comm = bench.add("comm", "Collectives alone, over sizes: time, rate, packing");
+  comm.positional("CONFIG", o->config, "Run configuration (YAML): device, precision, parallel");
+  comm.positionals("overrides", o->overrides, "key.path=value", false);
+  comm.integer("--least", o->least, "Bytes to each peer, the first size; each next one is four times that",
+               1024);
+  comm.integer("--most", o->most, "The last size", 1024);
+  comm.integer("--repetitions", o->repetitions, "Timed runs of each size", 1);
+  comm.integer("--emulate", o->emulate, "Play rank 0 of so many on one GPU over its bus to the host", 0);
+  comm.text("--device", o->device, "auto, cpu or cuda (default: the configuration's)");
+  comm.run_on_ranks([o](const CommonOptions& common) {
+    LoadedRun run = load_run(o->config, o->overrides, {.model = true, .data = false}, common.logger());
+    if (!o->device.empty()) run.config.device = parse_choice(device_names, o->device, "--device");
+    return run_job(common, static_cast<double>(run.config.parallel.timeout),
+                   [&](Job& job) { return run_on_ranks(*o, run.config, common, job); });
+  });
+}
+
+}  // namespace farskip

@@ -1,0 +1,90 @@
+// Transport by NCCL: one group call of sends and receives.
+#include <nccl.h>
+#include <unistd.h>
+
+#include <array>
+#include <cstring>
+
+#include "comm/cuda/check.h"
+#include "farskip/comm/agreement.h"
+#include "farskip/comm/device_communicator.h"
+
+namespace farskip {
+namespace {
+
+class NcclCommunicator final : public DeviceCommunicator {
+ public:
+  NcclCommunicator(const Communicator& group, int gpu) : rank_(group.rank()), size_(group.size()) {
+    name_ = group.name().substr(0, group.name().find(' ')) + " (nccl)";
+    check_transport(cudaSetDevice(gpu), name_);
+    ncclUniqueId id{};
+    if (rank_ == 0) check(ncclGetUniqueId(&id));
+    group.broadcast(std::span(reinterpret_cast<std::byte*>(&id), sizeof(id)), 0);
+    check(ncclCommInitRank(&communicator_, size_, id, rank_));
+  }
+  // Abort and not destroy: a peer that has gone must not keep this rank from ending.
+  ~NcclCommunicator() override {
+    if (communicator_ != nullptr) ncclCommAbort(communicator_);
+  }
+  NcclCommunicator(const NcclCommunicator&) = delete;
+  NcclCommunicator& operator=(const NcclCommunicator&) = delete;
+
+  int rank() const override { return rank_; }
+  int size() const override { return size_; }
+  std::string name() const override { return name_; }
+
+  void transfer(std::span<const PeerTransfer> transfers, CUstream_st* stream) override {
+    ncclResult_t failed = ncclSuccess;
+    check(ncclCommGetAsyncError(communicator_, &failed));
+    check(failed);
+    for (const PeerTransfer& t : transfers) {
+      if (t.peer != rank_ || t.receive_bytes == 0 || t.receive == t.send) continue;
+      check_transport(cudaMemcpyAsync(t.receive, t.send, t.receive_bytes, cudaMemcpyDeviceToDevice, stream),
+                      name_);
+    }
+    check(ncclGroupStart());
+    for (const PeerTransfer& t : transfers) {
+      if (t.peer == rank_) continue;
+      if (t.send_bytes > 0) check(ncclSend(t.send, t.send_bytes, ncclInt8, t.peer, communicator_, stream));
+      if (t.receive_bytes > 0)
+        check(ncclRecv(t.receive, t.receive_bytes, ncclInt8, t.peer, communicator_, stream));
+    }
+    check(ncclGroupEnd());
+  }
+
+ private:
+  void check(ncclResult_t result) const {
+    if (result == ncclSuccess) return;
+    const char* detail = ncclGetLastError(communicator_);
+    throw CommunicationError(fmt::format("{}: {}{}{}", name_, ncclGetErrorString(result),
+                                         detail != nullptr && *detail != '\0' ? ": " : "",
+                                         detail != nullptr ? detail : ""));
+  }
+
+  int rank_, size_;
+  std::string name_;
+  ncclComm_t communicator_ = nullptr;
+};
+
+/// A GPU as all ranks name it: host and address on its bus.
+std::string place_of(int gpu, const std::string& group) {
+  std::array<char, 64> bus{}, host{};
+  check_transport(cudaDeviceGetPCIBusId(bus.data(), bus.size(), gpu), group);
+  if (::gethostname(host.data(), host.size() - 1) != 0) host[0] = '\0';
+  return fmt::format("GPU {} of {}", bus.data(), host.data());
+}
+
+}  // namespace
+
+std::shared_ptr<DeviceCommunicator> make_nccl_communicator(const Communicator& group, int gpu) {
+  const std::vector<std::string> places = all_gather_text(group, place_of(gpu, group.name()));
+  for (std::size_t a = 0; a < places.size(); ++a)
+    for (std::size_t b = 0; b < a; ++b)
+      if (places[a] == places[b])
+        throw UsageError(
+            fmt::format("ranks {} and {} of {} would share {}; start one rank per GPU, or use device cpu", b,
+                        a, group.name(), places[a]));
+  return std::make_shared<NcclCommunicator>(group, gpu);
+}
+
+}  // namespace farskip
