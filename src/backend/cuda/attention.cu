@@ -110,10 +110,12 @@ void run_attention_grad(const KernelCall& call) {
                             call.outputs[0].data, call.outputs[1].data, call.outputs[2].data};
   if (may_use_cudnn(p)) {
     const Scratch scratch(call.workspace, p);
-    AttentionBackward library = tensors;
-    library.lse = scratch.lse;
-    transpose(*call.gpu, tensors.lse, scratch.lse, p.sequences, p.length, p.heads);
-    if (run_cudnn_attention_backward(*call.gpu, p, library, scratch.rest)) return;
+    if (AttentionPlan* plan = find_cudnn_attention_backward(*call.gpu, p, scratch.rest.size())) {
+      AttentionBackward library = tensors;
+      library.lse = scratch.lse;
+      transpose(*call.gpu, tensors.lse, scratch.lse, p.sequences, p.length, p.heads);
+      return run_cudnn_attention_backward(*call.gpu, *plan, p, library, scratch.rest);
+    }
   }
   run_plain_attention_backward(*call.gpu, p, tensors, call.workspace);
 }

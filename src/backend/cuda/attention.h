@@ -53,7 +53,13 @@ std::size_t cudnn_attention_backward_workspace(const AttentionProblem& problem);
 /// False, and nothing was done, where this version of cuDNN has no plan for the problem.
 bool run_cudnn_attention(const LaunchContext& gpu, const AttentionProblem& problem,
                          const AttentionForward& tensors, std::span<std::byte> workspace);
-bool run_cudnn_attention_backward(const LaunchContext& gpu, const AttentionProblem& problem,
-                                  const AttentionBackward& tensors, std::span<std::byte> workspace);
+struct AttentionPlan;
+/// nullptr where this version of cuDNN has no plan for the problem.
+AttentionPlan* find_cudnn_attention_backward(const LaunchContext& gpu, const AttentionProblem& problem,
+                                             std::size_t workspace_bytes);
+/// `plan`: found for the same problem and size of the workspace.
+void run_cudnn_attention_backward(const LaunchContext& gpu, AttentionPlan& plan,
+                                  const AttentionProblem& problem, const AttentionBackward& tensors,
+                                  std::span<std::byte> workspace);
 
 }  // namespace farskip::cuda

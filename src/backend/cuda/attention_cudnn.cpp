@@ -9,9 +9,17 @@
 #include "farskip/base/log.h"
 
 namespace farskip::cuda {
-namespace {
 
 namespace fe = cudnn_frontend;
+
+struct AttentionPlan {
+  fe::graph::Graph graph;
+  std::size_t workspace = 0;
+  bool usable = false;
+};
+
+namespace {
+
 using Tensor = std::shared_ptr<fe::graph::Tensor_attributes>;
 
 enum Uid : std::int64_t { kQ = 1, kK, kV, kOut, kLse, kDout, kDq, kDk, kDv };
@@ -37,12 +45,6 @@ std::int64_t backward_sequences(const AttentionProblem& p) {
   while (p.sequences % at_once != 0) --at_once;
   return at_once;
 }
-
-struct AttentionPlan {
-  fe::graph::Graph graph;
-  std::size_t workspace = 0;
-  bool usable = false;
-};
 
 /// A tensor [sequences, heads, length, size] whose heads lie in rows.
 fe::graph::Tensor_attributes in_rows(Uid uid, std::int64_t sequences, std::int64_t length, std::int64_t heads,
@@ -129,8 +131,7 @@ std::shared_ptr<AttentionPlan> make_plan(const LaunchContext& gpu, const Attenti
   if (!plan->usable)
     Logger().warning(
         "cuDNN is not used for the {} of attention with head sizes {} and {}, {} tokens: {}. Slower kernels "
-        "of our "
-        "own are.",
+        "of our own are.",
         backward ? "backward" : "forward", p.d, p.dv, p.length, problem);
   return plan;
 }
@@ -185,11 +186,15 @@ bool run_cudnn_attention(const LaunchContext& gpu, const AttentionProblem& p, co
   return true;
 }
 
-bool run_cudnn_attention_backward(const LaunchContext& gpu, const AttentionProblem& p,
+AttentionPlan* find_cudnn_attention_backward(const LaunchContext& gpu, const AttentionProblem& p,
+                                             std::size_t workspace_bytes) {
+  AttentionPlan& plan = find_plan(gpu, p, true, backward_sequences(p), workspace_bytes);
+  return plan.usable ? &plan : nullptr;
+}
+
+void run_cudnn_attention_backward(const LaunchContext& gpu, AttentionPlan& plan, const AttentionProblem& p,
                                   const AttentionBackward& x, std::span<std::byte> workspace) {
   const std::int64_t at_once = backward_sequences(p);
-  AttentionPlan& plan = find_plan(gpu, p, true, at_once, workspace.size());
-  if (!plan.usable) return false;
   for (std::int64_t s = 0; s < p.sequences; s += at_once) {
     const std::int64_t row = s * p.length;
     const std::int64_t q = row * p.heads * p.d, out = row * p.heads * p.dv;
@@ -206,7 +211,6 @@ bool run_cudnn_attention_backward(const LaunchContext& gpu, const AttentionProbl
              {kDv, bf16_at(x.dv, v)}},
             workspace);
   }
-  return true;
 }
 
 }  // namespace farskip::cuda

@@ -47,7 +47,7 @@ constexpr std::size_t backward_floats(std::int64_t d, std::int64_t dv) {
   return std::size_t(kBlock) * (3 * (odd(d) + odd(dv)) + 2 * odd(kBlock));
 }
 
-template <int kBlock, class T>
+template <class T>
 struct BackwardPointers {
   const T *dout, *q, *k, *v;
   const float *lse, *delta;
@@ -70,7 +70,7 @@ __device__ Gradients<kBlock> place_gradients(const AttentionProblem& p, float* m
 /// A block computes dk and dv of kBlock keys of one key-value head: over its query heads, then over queries.
 template <int kBlock, class T>
 __global__ void __launch_bounds__(kThreads)
-    attention_backward_keys(AttentionProblem p, BackwardPointers<kBlock, T> x) {
+    attention_backward_keys(AttentionProblem p, BackwardPointers<T> x) {
   extern __shared__ float memory[];
   const int d = int(p.d), dv = int(p.dv);
   const std::int64_t sequence = blockIdx.x / p.kv_heads, kv_head = blockIdx.x % p.kv_heads,
@@ -116,7 +116,7 @@ __global__ void __launch_bounds__(kThreads)
 /// A block computes dq of kBlock queries of one head, over keys.
 template <int kBlock, class T>
 __global__ void __launch_bounds__(kThreads)
-    attention_backward_queries(AttentionProblem p, BackwardPointers<kBlock, T> x) {
+    attention_backward_queries(AttentionProblem p, BackwardPointers<T> x) {
   extern __shared__ float memory[];
   const int d = int(p.d), dv = int(p.dv);
   const std::int64_t sequence = blockIdx.x / p.heads, head = blockIdx.x % p.heads,
@@ -152,15 +152,15 @@ bool try_backward(const LaunchContext& gpu, const AttentionProblem& p, const Att
                   float* delta) {
   const std::size_t bytes = backward_floats<kBlock>(p.d, p.dv) * sizeof(float);
   if (bytes > kMaxSharedBytes) return false;
-  const BackwardPointers<kBlock, T> pointers{static_cast<const T*>(x.dout),
-                                             static_cast<const T*>(x.q),
-                                             static_cast<const T*>(x.k),
-                                             static_cast<const T*>(x.v),
-                                             x.lse,
-                                             delta,
-                                             static_cast<T*>(x.dq),
-                                             static_cast<T*>(x.dk),
-                                             static_cast<T*>(x.dv)};
+  const BackwardPointers<T> pointers{static_cast<const T*>(x.dout),
+                                     static_cast<const T*>(x.q),
+                                     static_cast<const T*>(x.k),
+                                     static_cast<const T*>(x.v),
+                                     x.lse,
+                                     delta,
+                                     static_cast<T*>(x.dq),
+                                     static_cast<T*>(x.dk),
+                                     static_cast<T*>(x.dv)};
   allow_shared(attention_backward_keys<kBlock, T>, bytes);
   attention_backward_keys<kBlock, T>
       <<<grid_of(p, kBlock, p.kv_heads), kThreads, bytes, gpu.stream>>>(p, pointers);

@@ -1,10 +1,8 @@
 #include <array>
-#include <memory>
 
 #include "backend/cuda/check.h"
 #include "backend/cuda/grouped_tiles.cuh"
 #include "backend/cuda/grouped_tiles.h"
-#include "backend/cuda/library_plans.h"
 
 namespace farskip::cuda {
 namespace {
@@ -22,15 +20,10 @@ decltype(&cuTensorMapEncodeTiled) find_encoder() {
   return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(function);
 }
 
-struct Encoder {
-  decltype(&cuTensorMapEncodeTiled) encode;
-};
-
 /// A contiguous bf16 array, innermost dim first, read in boxes of 128 bytes by `rows`; zeros outside.
-CUtensorMap describe(const LaunchContext& gpu, const void* data, std::array<std::int64_t, 3> sizes,
-                     std::uint32_t rank, std::uint32_t rows) {
-  const Encoder& encoder = gpu.plans->get<Encoder>(
-      "tensor map encoder", [] { return std::make_shared<Encoder>(Encoder{find_encoder()}); });
+CUtensorMap describe(const void* data, std::array<std::int64_t, 3> sizes, std::uint32_t rank,
+                     std::uint32_t rows) {
+  static const auto encode = find_encoder();
   FARSKIP_CHECK(reinterpret_cast<std::uintptr_t>(data) % 16 == 0, "a matrix at {}", fmt::ptr(data));
   std::array<std::uint64_t, 3> dims{}, strides{};
   std::uint64_t bytes = 2;
@@ -40,10 +33,10 @@ CUtensorMap describe(const LaunchContext& gpu, const void* data, std::array<std:
   }
   const std::array<std::uint32_t, 3> box{64, rows, 1}, steps{1, 1, 1};
   CUtensorMap map;
-  const CUresult status = encoder.encode(
-      &map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, rank, const_cast<void*>(data), dims.data(), strides.data(),
-      box.data(), steps.data(), CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-      CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const CUresult status = encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, rank, const_cast<void*>(data),
+                                 dims.data(), strides.data(), box.data(), steps.data(),
+                                 CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                                 CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   FARSKIP_CHECK(status == CUDA_SUCCESS, "cuTensorMapEncodeTiled: {} for {} x {} x {}",
                 static_cast<int>(status), sizes[0], sizes[1], sizes[2]);
   return map;
@@ -80,18 +73,17 @@ tiles::Params params_of(const GroupedProduct& p) {
 }  // namespace
 
 void run_grouped_tiles_forward(const GroupedProduct& p) {
-  launch<Direction::forward>(p, describe(p.gpu, p.a, {p.k, p.rows, 1}, 2, tiles::kTileM),
-                             describe(p.gpu, p.b, {p.k, p.n, p.experts}, 3, tiles::kTileN / 2), params_of(p));
+  launch<Direction::forward>(p, describe(p.a, {p.k, p.rows, 1}, 2, tiles::kTileM),
+                             describe(p.b, {p.k, p.n, p.experts}, 3, tiles::kTileN / 2), params_of(p));
 }
 
 void run_grouped_tiles_dgrad(const GroupedProduct& p) {
-  launch<Direction::dgrad>(p, describe(p.gpu, p.a, {p.k, p.rows, 1}, 2, tiles::kTileM),
-                           describe(p.gpu, p.b, {p.n, p.k, p.experts}, 3, 64), params_of(p));
+  launch<Direction::dgrad>(p, describe(p.a, {p.k, p.rows, 1}, 2, tiles::kTileM),
+                           describe(p.b, {p.n, p.k, p.experts}, 3, 64), params_of(p));
 }
 
 void run_grouped_tiles_wgrad(const GroupedProduct& p) {
-  launch<Direction::wgrad>(p, describe(p.gpu, p.a, {p.n, p.rows, 1}, 2, 64),
-                           describe(p.gpu, p.b, {p.k, p.rows, 1}, 2, 64),
+  launch<Direction::wgrad>(p, describe(p.a, {p.n, p.rows, 1}, 2, 64), describe(p.b, {p.k, p.rows, 1}, 2, 64),
                            {p.offsets, int(p.experts), int(p.n), int(p.k), 0, p.d, p.accumulate});
 }
 

@@ -1,13 +1,11 @@
 #pragma once
-// A wgmma kernel of our own for products of experts (grouped_tiles.h). What sets it apart from a
-// pointer-array kernel: all experts' rows are one matrix and all weights one array, so one descriptor serves
-// all; no descriptor is changed on the way, and rows of the next expert at the end of one are multiplied too
-// but not stored.
+// A wgmma kernel of our own for products of experts (grouped_tiles.h). All experts' rows are one matrix and
+// all weights one array, so one descriptor serves all, and rows of the next expert at the end of one are
+// multiplied too but not stored.
 //
 // A block of 384 threads: a producer warp that loads tiles by the copy engine, and two warp groups that
-// multiply, each 64 rows of a 128 x 256 tile. Blocks work in pairs (a cluster): two tiles below each other
-// share the loads of b. Tiles are dealt out to the pairs in turns, largest experts first, back and forth, so
-// that pairs end at about the same time.
+// multiply, each 64 rows of a 128 x 256 tile. Blocks work in pairs (a cluster), which share the loads of b;
+// who computes which tile is grouped_tiles_schedule.cuh's.
 
 #include <cuda.h>
 #include <cuda_bf16.h>
