@@ -5,21 +5,14 @@
 #include <cstdint>
 #include <span>
 
+#include "farskip/backend/attention_sizes.h"
 #include "farskip/backend/cuda/context.h"
-#include "farskip/tensor/dtype.h"
 
 namespace farskip::cuda {
 
-/// Heads lie in rows: q [tokens, heads * d], k [tokens, kv_heads * d], v [tokens, kv_heads * dv], out like q
-/// with dv.
-struct AttentionProblem {
-  std::int64_t sequences = 0, length = 0, heads = 0, kv_heads = 0, d = 0, dv = 0;
-  std::int64_t chunk = 0;  // > 0: position i sees [i - i mod chunk, i] only
-  float scale = 1.0F;
+/// out lies like q, with dv. document_start is on the device.
+struct AttentionProblem : AttentionSizes {
   DType dtype = DType::f32;  // of all but lse
-  const std::int32_t* document_start = nullptr;
-
-  std::int64_t tokens() const { return sequences * length; }
 };
 
 /// lse [tokens, heads], natural logarithm, f32.

@@ -29,7 +29,7 @@ struct Gradients {
   __device__ void compute(std::int64_t i0, std::int64_t j0) const {
     multiply_rows<kBlock>(queries, keys, ldd, int(p.d), [&](int r, int c, float score) {
       const std::int64_t i = i0 + r, j = j0 + c;
-      const bool seen = i < p.length && j <= i && j >= first_key(p, sequence, i);
+      const bool seen = i < p.length && j <= i && j >= p.first_key(sequence, i);
       const std::int64_t at = (sequence * p.length + i) * p.heads + head;
       weights[r * lds + c] = seen ? expf(score * p.scale - lse[at]) : 0.0F;
     });
@@ -176,8 +176,7 @@ template <class T>
 void run_backward(const LaunchContext& gpu, const AttentionProblem& p, const AttentionBackward& x,
                   float* delta) {
   const std::int64_t rows = p.tokens() * p.heads;
-  constexpr int kWarps = 8;
-  row_products<T><<<unsigned((rows + kWarps - 1) / kWarps), kWarps * 32, 0, gpu.stream>>>(
+  row_products<T><<<warp_row_grid(rows), kThreads, 0, gpu.stream>>>(
       static_cast<const T*>(x.dout), static_cast<const T*>(x.out), rows, int(p.dv), delta);
   FARSKIP_CUDA_CHECK_LAUNCH();
   const bool done = try_backward<64, T>(gpu, p, x, delta) || try_backward<32, T>(gpu, p, x, delta) ||
@@ -197,7 +196,7 @@ void run_plain_attention_backward(const LaunchContext& gpu, const AttentionProbl
   FARSKIP_CHECK(workspace.size() >= plain_attention_backward_workspace(p), "workspace of {} bytes",
                 workspace.size());
   auto* delta = reinterpret_cast<float*>(workspace.data());
-  p.dtype == DType::bf16 ? plain::run_backward<__nv_bfloat16>(gpu, p, x, delta)
+  p.dtype == DType::bf16 ? plain::run_backward<bf16>(gpu, p, x, delta)
                          : plain::run_backward<float>(gpu, p, x, delta);
 }
 
