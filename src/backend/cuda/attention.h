@@ -42,6 +42,7 @@ void run_plain_attention_backward(const LaunchContext& gpu, const AttentionProbl
 /// Whether cuDNN is worth asking; the planner asks too, without a GPU.
 bool may_use_cudnn(const AttentionProblem& problem);
 std::size_t cudnn_attention_workspace(const AttentionProblem& problem);
+/// Of one sequence, or of more where little over 1 GiB has room for them.
 std::size_t cudnn_attention_backward_workspace(const AttentionProblem& problem);
 /// False, and nothing was done, where this version of cuDNN has no plan for the problem.
 bool run_cudnn_attention(const LaunchContext& gpu, const AttentionProblem& problem,
