@@ -2,7 +2,6 @@
 #include <algorithm>
 #include <cmath>
 #include <nlohmann/json.hpp>
-#include <numeric>
 
 #include "farskip/backend/device.h"
 #include "farskip/base/random.h"
@@ -12,6 +11,7 @@
 #include "farskip/cli/op_cases.h"
 #include "farskip/ops/ops.h"
 #include "farskip/runtime/executor.h"
+#include "farskip/train/devices.h"
 
 namespace farskip {
 namespace {
@@ -273,12 +273,11 @@ void print_result(const Result& r, bool json) {
 }
 
 ExitCode run_ops(const Options& options, const CommonOptions& common) {
-  if (options.device != "cuda" && options.device != "cpu")
-    throw UsageError(fmt::format("--device {}: cuda or cpu", options.device));
+  const DeviceChoice choice = parse_choice(device_names, options.device, "--device");
   const LoadedRun run =
       load_run(options.config, options.overrides, {.model = true, .data = false}, common.logger());
-  const std::shared_ptr<Device> device = options.device == "cuda" ? make_cuda_device() : make_cpu_device();
-  const DType low = run.config.precision == Precision::bf16 ? DType::bf16 : DType::f32;
+  const std::shared_ptr<Device> device = open_device(choice, run.config.precision);
+  const DType low = compute_type(run.config.precision);
   OpBench bench(*device, low, options.rounds);
   bench.measure_ceilings();
   if (common.json)
@@ -309,7 +308,7 @@ void add_bench_ops(Subcommand& bench) {
   ops.positional("CONFIG", o->config,
                  "Run configuration (YAML): sizes of the model and of a micro-batch, precision");
   ops.positionals("overrides", o->overrides, "key.path=value", false);
-  ops.text("--device", o->device, "cuda or cpu");
+  ops.text("--device", o->device, "auto, cpu or cuda (default: cuda)");
   ops.text("--only", o->only, "Ops whose name contains this");
   ops.integer("--rounds", o->rounds, "Timed rounds of each", 1);
   ops.run([o](const CommonOptions& common) { return run_ops(*o, common); });

@@ -1,19 +1,14 @@
 // Whole models on a GPU against the CPU. Where there is no GPU every test says so and checks nothing.
-#include <cmath>
-#include <cstdio>
-
-#include "farskip/passes/farskip.h"
 #include "farskip/train/devices.h"
-#include "farskip/train/measure.h"
-#include "farskip/train/trainer.h"
 #include "support/catch.h"
-#include "support/support.h"
+#include "support/training.h"
 
 namespace farskip {
 namespace {
 
-const Logger kQuiet(LogLevel::off);
-constexpr std::int64_t kLength = 32, kSequences = 3;
+using test::relative_error;
+
+constexpr std::int64_t kLength = 32;
 
 bool no_gpu() {
   const std::string why = why_no_cuda_device();
@@ -21,58 +16,25 @@ bool no_gpu() {
   return !why.empty();
 }
 
-struct Training {
-  Training(const std::string& name, FarSkipMode mode, const std::shared_ptr<Device>& device, DType compute,
-           std::int64_t micro_batches = 1)
-      : config(read_hub_config(test::fixtures() / name)),
-        specs(list_parameters(config)),
-        weights(make_parameter_tensors(specs)),
-        layers(rewire_farskip(build_layer_graph(config), {mode, {}})),
-        count(micro_batches),
-        arena(device) {
-    TrainEngineOptions options;
-    options.micro_batch = kSequences;
-    options.sequence_length = kLength;
-    options.micro_batches = micro_batches;
-    options.balance_loss = true;
-    options.compute = compute;
-    options.optimizer.weight_decay = 0.1;
-    load_weights(weights, whole_parameters(specs), specs, SafetensorsFolder(test::fixtures() / name));
-    engine = std::make_unique<TrainEngine>(config, layers, weights, options, arena, kQuiet);
-    engine->upload_weights();
-    inference = std::make_unique<InferenceEngine>(config, layers, engine->weights(), arena, kQuiet);
-  }
-
-  std::vector<Batch> batches(std::int64_t step) const {
-    std::vector<Batch> out;
-    for (std::int64_t i = 0; i < count; ++i)
-      out.push_back(random_batch(3, static_cast<std::uint64_t>(count * step + i), kSequences * kLength,
-                                 config.vocab_size));
-    return out;
-  }
-  float scale() const { return 1.0F / static_cast<float>(count * kSequences * kLength); }
-  StepResult step(std::int64_t number) {
-    return engine->step(batches(number), scale(), 1e-3F, 1e-3, number + 1);
-  }
-
-  ModelConfig config;
-  std::vector<ParameterSpec> specs;
-  TensorMap weights;
-  LayerGraph layers;
-  std::int64_t count;
-  Arena arena;
-  std::unique_ptr<TrainEngine> engine;
-  std::unique_ptr<InferenceEngine> inference;
-};
-
-double relative_error(const TensorView& got, const TensorView& want) {
-  double difference = 0, norm = 0;
-  for (std::int64_t i = 0; i < want.num_elements(); ++i) {
-    difference += std::pow(static_cast<double>(got.as<float>()[i]) - want.as<float>()[i], 2);
-    norm += std::pow(static_cast<double>(want.as<float>()[i]), 2);
-  }
-  return std::sqrt(difference / norm);
+TrainEngineOptions options_of(DType compute, std::int64_t micro_batches) {
+  TrainEngineOptions options;
+  options.micro_batch = 3;
+  options.sequence_length = kLength;
+  options.micro_batches = micro_batches;
+  options.balance_loss = true;
+  options.compute = compute;
+  return options;
 }
+
+/// And inference with the same weights.
+struct Training : test::Training {
+  Training(const std::string& fixture, FarSkipMode mode, const std::shared_ptr<Device>& device, DType compute,
+           std::int64_t micro_batches = 1)
+      : test::Training(fixture, mode, device, options_of(compute, micro_batches)),
+        inference(config, layers, engine->weights(), arena, test::quiet_logger) {}
+
+  InferenceEngine inference;
+};
 
 /// Bounds on relative errors: of logits and loss, of gradients, and of gradients that a token which goes to
 /// another expert changes as a whole.
@@ -82,18 +44,17 @@ struct Bounds {
 
 void compare(Training& cpu, Training& gpu, const Bounds& bounds) {
   const Batch batch = cpu.batches(0)[0];
-  const TensorView want_logits = cpu.inference->logits(batch.tokens, kLength);
-  CHECK(relative_error(gpu.inference->logits(batch.tokens, kLength), want_logits) < bounds.logits);
-  const double want = cpu.inference->loss(batch, kLength).loss_sum;
-  CHECK(gpu.inference->loss(batch, kLength).loss_sum == Catch::Approx(want).epsilon(bounds.loss));
+  const TensorView want_logits = cpu.inference.logits(batch.tokens, kLength);
+  CHECK(relative_error(gpu.inference.logits(batch.tokens, kLength), want_logits) < bounds.logits);
+  const double want = cpu.inference.loss(batch, kLength).loss_sum;
+  CHECK(gpu.inference.loss(batch, kLength).loss_sum == Catch::Approx(want).epsilon(bounds.loss));
 
-  const auto batches = cpu.batches(0);
-  const BatchLoss a = cpu.engine->compute_gradients(batches, cpu.scale(), 1e-3F);
+  const BatchLoss a = cpu.compute_gradients();
   // The first run launches, the second records, the third replays: all give the same bits.
   std::vector<BatchLoss> losses;
   std::vector<TensorMap> gradients;
   for (int run = 0; run < 3; ++run) {
-    losses.push_back(gpu.engine->compute_gradients(batches, gpu.scale(), 1e-3F));
+    losses.push_back(gpu.compute_gradients());
     TensorMap copy = make_parameter_tensors(gpu.specs);
     for (const auto& [name, tensor] : gpu.engine->gradients())
       std::copy(tensor.bytes().begin(), tensor.bytes().end(), copy.at(name).bytes().begin());
@@ -104,15 +65,9 @@ void compare(Training& cpu, Training& gpu, const Bounds& bounds) {
   for (int run = 1; run < 3; ++run) CHECK(losses[run].loss_sum == losses[0].loss_sum);
   for (const auto& [name, tensor] : cpu.engine->gradients()) {
     CAPTURE(name);
-    const bool routed = name.find("mlp.experts") != std::string::npos ||
-                        name.find("mlp.gate") != std::string::npos ||
-                        name.find("post_attention_layernorm") != std::string::npos;
     CHECK(relative_error(gradients[0].at(name).view(), tensor.view()) <
-          (routed ? bounds.routed_gradient : bounds.gradient));
-    for (int run = 1; run < 3; ++run) {
-      const auto first = gradients[0].at(name).bytes(), again = gradients[run].at(name).bytes();
-      CHECK(std::equal(first.begin(), first.end(), again.begin()));
-    }
+          (test::depends_on_routing(name) ? bounds.routed_gradient : bounds.gradient));
+    for (int run = 1; run < 3; ++run) CHECK(test::same_bytes(gradients[0].at(name), gradients[run].at(name)));
   }
 }
 

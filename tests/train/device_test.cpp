@@ -3,59 +3,23 @@
 #include <algorithm>
 #include <cmath>
 
-#include "farskip/passes/farskip.h"
 #include "farskip/train/devices.h"
-#include "farskip/train/measure.h"
-#include "farskip/train/trainer.h"
 #include "reference/rounded.h"
 #include "support/catch.h"
-#include "support/support.h"
+#include "support/training.h"
 
 namespace farskip {
 namespace {
 
-const Logger kQuiet(LogLevel::off);
-constexpr std::int64_t kLength = 16, kSequences = 2;
+using test::relative_error;
+using test::Training;
 
-/// An engine over weights of a fixture, which come to the device only by upload_weights().
-struct Training {
-  Training(const std::string& name, FarSkipMode mode, const std::shared_ptr<Device>& device,
-           TrainEngineOptions options)
-      : config(read_hub_config(test::fixtures() / name)),
-        specs(list_parameters(config)),
-        weights(make_parameter_tensors(specs)),
-        layers(rewire_farskip(build_layer_graph(config), {mode, {}})),
-        arena(device) {
-    options.micro_batch = kSequences;
-    options.sequence_length = kLength;
-    options.optimizer.weight_decay = 0.1;
-    load_weights(weights, whole_parameters(specs), specs, SafetensorsFolder(test::fixtures() / name));
-    engine = std::make_unique<TrainEngine>(config, layers, weights, options, arena, kQuiet);
-    engine->upload_weights();
-  }
-
-  std::vector<Batch> batches(std::int64_t step) const {
-    std::vector<Batch> out;
-    for (std::int64_t i = 0; i < 2; ++i)
-      out.push_back(
-          random_batch(3, static_cast<std::uint64_t>(2 * step + i), kSequences * kLength, config.vocab_size));
-    return out;
-  }
-
-  StepResult step(std::int64_t number) {
-    return engine->step(batches(number), 1.0F / (2 * kSequences * kLength), 1e-3F, 1e-3, number + 1);
-  }
-
-  ModelConfig config;
-  std::vector<ParameterSpec> specs;
-  TensorMap weights;
-  LayerGraph layers;
-  Arena arena;
-  std::unique_ptr<TrainEngine> engine;
-};
+constexpr std::int64_t kLength = 16;
 
 TrainEngineOptions two_micro_batches(DType compute) {
   TrainEngineOptions options;
+  options.micro_batch = 2;
+  options.sequence_length = kLength;
   options.micro_batches = 2;
   options.balance_loss = true;
   options.compute = compute;
@@ -63,20 +27,9 @@ TrainEngineOptions two_micro_batches(DType compute) {
 }
 
 bool same_bits(const TensorMap& a, const TensorMap& b) {
-  for (const auto& [name, tensor] : a) {
-    const auto other = b.at(name).bytes();
-    if (!std::equal(tensor.bytes().begin(), tensor.bytes().end(), other.begin(), other.end())) return false;
-  }
-  return a.size() == b.size();
-}
-
-double relative_error(const TensorView& got, const TensorView& want) {
-  double difference = 0, norm = 0;
-  for (std::int64_t i = 0; i < want.num_elements(); ++i) {
-    difference += std::pow(static_cast<double>(got.as<float>()[i]) - want.as<float>()[i], 2);
-    norm += std::pow(static_cast<double>(want.as<float>()[i]), 2);
-  }
-  return std::sqrt(difference / norm);
+  return std::all_of(a.begin(), a.end(),
+                     [&](const auto& entry) { return test::same_bytes(entry.second, b.at(entry.first)); }) &&
+         a.size() == b.size();
 }
 
 std::shared_ptr<Device> make_device(bool gpu) {
@@ -109,8 +62,7 @@ TEST_CASE("a step in one piece is the gradients and then the update") {
   Training parts("qwen3_moe", FarSkipMode::off, make_rounded_device(), two_micro_batches(DType::f32));
   for (std::int64_t step = 0; step < 2; ++step) {
     const StepResult a = whole.step(step);
-    const BatchLoss loss =
-        parts.engine->compute_gradients(parts.batches(step), 1.0F / (2 * kSequences * kLength), 1e-3F);
+    const BatchLoss loss = parts.engine->compute_gradients(parts.batches(step), parts.scale(), 1e-3F);
     CHECK(a.loss.loss_sum == loss.loss_sum);
     CHECK(a.grad_norm == parts.engine->update(1e-3, step + 1));
   }
@@ -140,7 +92,8 @@ TEST_CASE("moments that were put on the device are what the next update continue
 TEST_CASE("inference on a device reads the weights that training left there") {
   const bool gpu = GENERATE(false, true);
   Training there("deepseek_v2", FarSkipMode::full, make_device(gpu), two_micro_batches(DType::f32));
-  InferenceEngine shared(there.config, there.layers, there.engine->weights(), there.arena, kQuiet);
+  InferenceEngine shared(there.config, there.layers, there.engine->weights(), there.arena,
+                         test::quiet_logger);
   there.step(0);
   const Batch batch = there.batches(7)[0];
   const double loss = shared.loss(batch, kLength).loss_sum;
@@ -152,7 +105,7 @@ TEST_CASE("inference on a device reads the weights that training left there") {
   }();
   there.engine->download_state();
   Arena arena;
-  InferenceEngine here(there.config, there.layers, there.weights, arena, kQuiet);
+  InferenceEngine here(there.config, there.layers, there.weights, arena, test::quiet_logger);
   CHECK(here.loss(batch, kLength).loss_sum == loss);
   CHECK(relative_error(here.logits(batch.tokens, kLength), logits.view()) == 0.0);
 }
@@ -163,9 +116,7 @@ TEST_CASE("gradients computed in bf16 are those of f32 but for rounding") {
   CAPTURE(name);
   Training wide(name, mode, make_cpu_device(), two_micro_batches(DType::f32));
   Training low(name, mode, make_rounded_device(), two_micro_batches(DType::bf16));
-  const float scale = 1.0F / (2 * kSequences * kLength);
-  const BatchLoss a = wide.engine->compute_gradients(wide.batches(0), scale, 1e-3F);
-  const BatchLoss b = low.engine->compute_gradients(low.batches(0), scale, 1e-3F);
+  const BatchLoss a = wide.compute_gradients(), b = low.compute_gradients();
   CHECK(b.loss_sum == Catch::Approx(a.loss_sum).epsilon(2e-3));
   CHECK(b.balance_loss == Catch::Approx(a.balance_loss).epsilon(2e-2));
   CHECK(b.loss_sum != a.loss_sum);
@@ -173,13 +124,8 @@ TEST_CASE("gradients computed in bf16 are those of f32 but for rounding") {
   std::vector<double> errors;
   for (const auto& [parameter, tensor] : want) {
     CAPTURE(parameter);
-    // Rounding moves a few of the 64 tokens to other experts. What these experts, the router and the norm
-    // before it get from such a token then changes as a whole.
-    const bool routed = parameter.find("mlp.experts") != std::string::npos ||
-                        parameter.find("mlp.gate") != std::string::npos ||
-                        parameter.find("post_attention_layernorm") != std::string::npos;
     errors.push_back(relative_error(got.at(parameter).view(), tensor.view()));
-    CHECK(errors.back() < (routed ? 0.8 : 0.15));
+    CHECK(errors.back() < (test::depends_on_routing(parameter) ? 0.8 : 0.15));
   }
   std::sort(errors.begin(), errors.end());
   CHECK(errors[errors.size() / 2] < 0.05);

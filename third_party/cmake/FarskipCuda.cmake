@@ -60,24 +60,17 @@ elseif(NOT cuda_wanted STREQUAL "OFF" AND NOT cuda_wanted STREQUAL "FALSE" AND N
   endif()
 endif()
 
-# The version that a header states, "major.minor.patch", from `#define <prefix>MAJOR 9` and so on; "" without the header.
-function(farskip_header_version header prefix variable)
-  set(version "")
-  if(EXISTS ${header})
-    foreach(part MAJOR MINOR PATCHLEVEL PATCH)
-      file(STRINGS ${header} line REGEX "^#define ${prefix}${part} +[0-9]+")
-      if(line)
-        string(REGEX REPLACE ".* ([0-9]+).*" "\\1" number "${line}")
-        list(APPEND version ${number})
-      endif()
-    endforeach()
-    string(REPLACE ";" "." version "${version}")
-  endif()
-  set(${variable} "${version}" PARENT_SCOPE)
-endfunction()
-
 if(FARSKIP_CUDA_FOUND)
-  farskip_header_version("${NCCL_INCLUDE_DIR}/nccl.h" NCCL_ nccl_version)
+  # The version that NCCL's header states, for `farskip doctor`.
+  set(nccl_version "")
+  foreach(part MAJOR MINOR PATCH)
+    file(STRINGS ${NCCL_INCLUDE_DIR}/nccl.h line REGEX "^#define NCCL_${part} +[0-9]+")
+    string(REGEX REPLACE ".* ([0-9]+).*" "\\1" number "${line}")
+    list(APPEND nccl_version ${number})
+  endforeach()
+  string(REPLACE ";" "." nccl_version "${nccl_version}")
+  set_source_files_properties(${CMAKE_SOURCE_DIR}/src/backend/cuda/device.cpp PROPERTIES
+    COMPILE_DEFINITIONS "FARSKIP_NCCL_VERSION=\"${nccl_version}\"")
 
   add_library(farskip_cuda_libraries INTERFACE)
   add_library(farskip::cuda ALIAS farskip_cuda_libraries)
@@ -85,7 +78,6 @@ if(FARSKIP_CUDA_FOUND)
   # NVRTC: cuDNN's frontend names it in a part that is never run here.
   target_link_libraries(farskip_cuda_libraries INTERFACE CUDA::cudart_static CUDA::cublasLt CUDA::nvrtc
                                                          ${CUDNN_LIBRARY})
-  target_compile_definitions(farskip_cuda_libraries INTERFACE FARSKIP_NCCL_VERSION="${nccl_version}")
   target_include_directories(farskip_cuda_libraries SYSTEM INTERFACE ${FARSKIP_CUDNN_FRONTEND_DIR}/include)
 
   # What transports between GPUs need.

@@ -72,5 +72,5 @@ function(farskip_add_cuda name function table header)
   target_sources(farskip_${name} PRIVATE ${kernels} ${host} ${generated})
   # The kernels' own headers are not for other layers.
   target_include_directories(farskip_${name} PRIVATE ${CMAKE_SOURCE_DIR}/src)
-  target_link_libraries(farskip_${name} PUBLIC farskip::cuda)
+  target_link_libraries(farskip_${name} PRIVATE farskip::cuda)
 endfunction()

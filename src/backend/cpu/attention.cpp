@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 
+#include "farskip/backend/attention_sizes.h"
 #include "farskip/backend/cpu/micro_kernel.h"
 #include "farskip/backend/cpu/parallel.h"
 #include "farskip/backend/cpu/vector_math.h"
@@ -20,39 +21,11 @@ std::int64_t ceil_div(std::int64_t a, std::int64_t b) {
   return (a + b - 1) / b;
 }
 
-/// Sizes of one call, and which keys a query sees. Positions are within a sequence.
-struct Problem {
-  std::int64_t sequences, length, heads, kv_heads, d, dv, chunk;
-  float scale;
-  const std::int32_t* document_start;  // or nullptr
-
-  std::int64_t heads_per_kv() const { return heads / kv_heads; }
-  /// First key of query i; the last one is i.
-  std::int64_t first_key(std::int64_t sequence, std::int64_t i) const {
-    const std::int64_t chunk_start = chunk > 0 ? i - i % chunk : 0;
-    if (document_start == nullptr) return chunk_start;
-    return std::max<std::int64_t>(chunk_start, document_start[sequence * length + i]);
-  }
-  std::int64_t first_key_of_block(std::int64_t sequence, std::int64_t begin, std::int64_t end) const {
-    std::int64_t first = begin;
-    for (std::int64_t i = begin; i < end; ++i) first = std::min(first, first_key(sequence, i));
-    return first;
-  }
-};
-
-Problem problem_of(const ops::Attention& a, const Shape& q, const Shape& v,
-                   const std::int32_t* document_start) {
-  Problem p;
-  p.length = a.sequence_length;
-  p.sequences = q[0] / std::max<std::int64_t>(a.sequence_length, 1);
-  p.heads = a.heads;
-  p.kv_heads = a.kv_heads;
-  p.d = q.back() / a.heads;
-  p.dv = v.back() / a.kv_heads;
-  p.chunk = a.chunk;
-  p.scale = static_cast<float>(a.scale);
-  p.document_start = document_start;
-  return p;
+std::int64_t first_key_of_block(const AttentionSizes& p, std::int64_t sequence, std::int64_t begin,
+                                std::int64_t end) {
+  std::int64_t first = begin;
+  for (std::int64_t i = begin; i < end; ++i) first = std::min(first, p.first_key(sequence, i));
+  return first;
 }
 
 /// c (+)= op(a) op(b) for blocks whose n may be any head size.
@@ -90,8 +63,8 @@ struct Running {
 
 /// Scores of one key block become weights relative to the running maximum; keys a query does not see get
 /// weight 0, and what the query has summed up in `out` so far is rescaled.
-void update_softmax(const Problem& p, std::int64_t sequence, std::int64_t i0, std::int64_t m, std::int64_t j0,
-                    std::int64_t n, float* scores, Running* running, float* out) {
+void update_softmax(const AttentionSizes& p, std::int64_t sequence, std::int64_t i0, std::int64_t m,
+                    std::int64_t j0, std::int64_t n, float* scores, Running* running, float* out) {
   const std::int64_t out_stride = p.heads * p.dv;
   for (std::int64_t r = 0; r < m; ++r) {
     float* row = scores + r * kKeys;
@@ -128,7 +101,7 @@ struct ForwardTensors {
 };
 
 /// Queries [i0, i0 + m) of one head of one sequence.
-void forward_block(const Problem& p, const ForwardTensors& x, std::int64_t sequence, std::int64_t head,
+void forward_block(const AttentionSizes& p, const ForwardTensors& x, std::int64_t sequence, std::int64_t head,
                    std::int64_t i0, std::int64_t m) {
   alignas(64) float scores[kQueries * kKeys];
   const std::int64_t q_stride = p.heads * p.d, k_stride = p.kv_heads * p.d, v_stride = p.kv_heads * p.dv;
@@ -137,7 +110,7 @@ void forward_block(const Problem& p, const ForwardTensors& x, std::int64_t seque
   const float* q = x.q + query * q_stride + head * p.d;
   float* out = x.out + query * out_stride + head * p.dv;
   Running running[kQueries];
-  const std::int64_t first = p.first_key_of_block(sequence, i0, i0 + m) / kKeys * kKeys;
+  const std::int64_t first = first_key_of_block(p, sequence, i0, i0 + m) / kKeys * kKeys;
   for (std::int64_t j0 = first; j0 < i0 + m; j0 += kKeys) {
     const std::int64_t n = std::min(kKeys, i0 + m - j0);
     const float* k = x.k + (row + j0) * k_stride + kv_head * p.d;
@@ -157,8 +130,8 @@ void forward_block(const Problem& p, const ForwardTensors& x, std::int64_t seque
 }
 
 void run_attention(const KernelCall& call) {
-  const Problem p = problem_of(call.get<ops::Attention>(), call.in_shape(0), call.in_shape(2),
-                               call.has(3) ? call.in<std::int32_t>(3) : nullptr);
+  const AttentionSizes p = attention_sizes(call.get<ops::Attention>(), call.in_shape(0), call.in_shape(2),
+                                           call.has(3) ? call.in<std::int32_t>(3) : nullptr);
   const ForwardTensors x{call.in(0), call.in(1), call.in(2), call.out(0), call.out(1)};
   const std::int64_t blocks = ceil_div(p.length, kQueries), lanes = p.sequences * p.heads;
   cpu::parallel_for(blocks * lanes, [&](std::int64_t i) {
@@ -178,7 +151,7 @@ struct BackwardTensors {
 
 /// The heads that read one key-value head are cut into shares that run side by side; each sums dk and dv
 /// of its heads in order. Few key-value heads need shares to keep 32 threads busy; shares cost memory.
-std::int64_t num_shares(const Problem& p) {
+std::int64_t num_shares(const AttentionSizes& p) {
   std::int64_t shares = 1;
   while (shares < p.heads_per_kv() && p.sequences * p.kv_heads * shares < 32) ++shares;
   while (p.heads_per_kv() % shares != 0) ++shares;
@@ -188,18 +161,18 @@ std::int64_t num_shares(const Problem& p) {
 struct BackwardBuffers {
   std::int64_t rows, dk_size, dv_size;
   std::int64_t shares;
-  static BackwardBuffers of(const Problem& p) {
+  static BackwardBuffers of(const AttentionSizes& p) {
     const std::int64_t rows = p.sequences * p.length;
     return {rows, rows * p.kv_heads * p.d, rows * p.kv_heads * p.dv, num_shares(p)};
   }
   /// delta, then dk and dv of every share but the first, which writes the outputs.
-  std::size_t bytes(const Problem& p) const {
+  std::size_t bytes(const AttentionSizes& p) const {
     return static_cast<std::size_t>(rows * p.heads + (shares - 1) * (dk_size + dv_size)) * sizeof(float);
   }
 };
 
 /// Weights and score gradients of queries [i0, i0 + m) and keys [j0, j0 + n): scores → P, dp → dS.
-void differentiate_softmax(const Problem& p, const BackwardTensors& x, std::int64_t sequence,
+void differentiate_softmax(const AttentionSizes& p, const BackwardTensors& x, std::int64_t sequence,
                            std::int64_t head, std::int64_t i0, std::int64_t m, std::int64_t j0,
                            std::int64_t n, float* scores, float* dp) {
   for (std::int64_t r = 0; r < m; ++r) {
@@ -221,7 +194,8 @@ void differentiate_softmax(const Problem& p, const BackwardTensors& x, std::int6
 }
 
 /// All of one head of one sequence: adds to dk and dv of its key-value head, writes dq.
-void backward_head(const Problem& p, const BackwardTensors& x, std::int64_t sequence, std::int64_t head) {
+void backward_head(const AttentionSizes& p, const BackwardTensors& x, std::int64_t sequence,
+                   std::int64_t head) {
   alignas(64) float scores[kQueries * kKeys];
   alignas(64) float dp[kQueries * kKeys];
   const std::int64_t q_stride = p.heads * p.d, out_stride = p.heads * p.dv, k_stride = p.kv_heads * p.d;
@@ -240,7 +214,7 @@ void backward_head(const Problem& p, const BackwardTensors& x, std::int64_t sequ
     const std::int64_t v_at = (row + j0) * v_stride + kv_head * p.dv;
     for (std::int64_t i0 = j0; i0 < p.length; i0 += kQueries) {
       const std::int64_t m = std::min(kQueries, p.length - i0);
-      if (p.first_key_of_block(sequence, i0, i0 + m) >= j0 + n) continue;
+      if (first_key_of_block(p, sequence, i0, i0 + m) >= j0 + n) continue;
       const float* q_block = q + i0 * q_stride;
       const float* dout_block = dout + i0 * out_stride;
       multiply_block(false, true, m, n, p.d, q_block, q_stride, x.k + k_at, k_stride, false, scores, kKeys);
@@ -264,8 +238,8 @@ void add_share(float* to, const float* from, std::int64_t n) {
 }
 
 void run_attention_grad(const KernelCall& call) {
-  const Problem p = problem_of(call.get<ops::Attention>(), call.in_shape(1), call.in_shape(3),
-                               call.has(6) ? call.in<std::int32_t>(6) : nullptr);
+  const AttentionSizes p = attention_sizes(call.get<ops::Attention>(), call.in_shape(1), call.in_shape(3),
+                                           call.has(6) ? call.in<std::int32_t>(6) : nullptr);
   const BackwardBuffers buffers = BackwardBuffers::of(p);
   FARSKIP_CHECK(call.workspace.size() >= buffers.bytes(p), "workspace of {} bytes", call.workspace.size());
   auto* delta = reinterpret_cast<float*>(call.workspace.data());
@@ -303,8 +277,8 @@ void register_attention(KernelTable& table) {
   table.add("attention", DType::f32, DeviceKind::cpu, {.run = run_attention, .workspace = nullptr});
   table.add("attention_grad", DType::f32, DeviceKind::cpu,
             {.run = run_attention_grad, .workspace = [](const OpTypes& types) {
-               const Problem p =
-                   problem_of(types.get<ops::Attention>(), types.shape(1), types.shape(3), nullptr);
+               const AttentionSizes p =
+                   attention_sizes(types.get<ops::Attention>(), types.shape(1), types.shape(3), nullptr);
                return BackwardBuffers::of(p).bytes(p);
              }});
 }

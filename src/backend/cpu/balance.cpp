@@ -1,4 +1,5 @@
 // Load-balancing loss (DeepSeek-V2, arXiv 2405.04434, eq. 23-25), one term per sequence.
+#include "farskip/backend/balance_sizes.h"
 #include "farskip/backend/cpu/parallel.h"
 #include "farskip/backend/cpu/reduce.h"
 #include "farskip/backend/kernel.h"
@@ -8,29 +9,18 @@ namespace farskip {
 namespace {
 
 constexpr std::int64_t kTokensPerBlock = 128;
-constexpr float kTiny = 1e-20F;  // as in the router: a sum of scores may have underflowed to zero
 
-/// Sizes of scores[T, E] and indices[T, K], T in sequences of S, a sequence in blocks of tokens.
-struct Sizes {
+/// A sequence is computed in blocks of tokens.
+struct Sizes : BalanceSizes {
   Sizes(const ops::BalanceLoss& a, const Shape& scores, const Shape& indices)
-      : length(a.sequence_length),
-        sequences(scores[0] / a.sequence_length),
-        num_experts(scores[1]),
-        top_k(indices[1]),
-        blocks((a.sequence_length + kTokensPerBlock - 1) / kTokensPerBlock) {}
-  std::int64_t length, sequences, num_experts, top_k, blocks;
-
-  /// f_e · P_e is this times (times e was chosen) times (Σ of its scores).
-  double loss_factor() const { return fraction_factor() / static_cast<double>(length); }
-  /// f_e is this times the times e was chosen.
-  double fraction_factor() const {
-    return static_cast<double>(num_experts) / (static_cast<double>(top_k) * static_cast<double>(length));
-  }
+      : BalanceSizes(a, scores, indices), blocks((length + kTokensPerBlock - 1) / kTokensPerBlock) {}
+  std::int64_t blocks;
 };
 
 float score_scale(const ops::BalanceLoss& a, const float* scores, std::int64_t num_experts) {
   if (!a.normalize_scores) return 1.0F;
-  return 1.0F / (cpu::lane_sum<float>(num_experts, [&](std::int64_t e) { return scores[e]; }) + kTiny);
+  return 1.0F /
+         (cpu::lane_sum<float>(num_experts, [&](std::int64_t e) { return scores[e]; }) + kTinyScoreSum);
 }
 
 std::size_t balance_loss_workspace(const OpTypes& types) {

@@ -2,6 +2,7 @@
 #include <cmath>
 #include <limits>
 
+#include "farskip/backend/balance_sizes.h"
 #include "farskip/backend/cpu/parallel.h"
 #include "farskip/backend/cpu/reduce.h"
 #include "farskip/backend/cpu/vector_math.h"
@@ -12,8 +13,6 @@ namespace farskip {
 namespace {
 
 constexpr std::int64_t kTokensPerTile = 32;
-// Keeps a sum of scores that all underflowed from dividing by zero (DeepSeek-V3).
-constexpr float kTiny = 1e-20F;
 constexpr float kExcluded = -std::numeric_limits<float>::infinity();
 
 std::int64_t num_tiles(std::int64_t tokens) {
@@ -96,7 +95,7 @@ void route_token(const KernelCall& call, std::int64_t t, const RouteScratch& scr
   }
   const auto scaling = static_cast<float>(a.scaling);
   for (std::int64_t k = 0; k < a.top_k; ++k)
-    weights[k] = scaling * (a.normalize ? weights[k] / (sum + kTiny) : weights[k]);
+    weights[k] = scaling * (a.normalize ? weights[k] / (sum + kTinyScoreSum) : weights[k]);
 }
 
 std::size_t route_workspace(const OpTypes& types) {
@@ -127,7 +126,7 @@ void add_weight_gradient(const ops::Route& a, const float* d_weights, const floa
     dot += d_weights[k] * scores[indices[k]];
   }
   // w_k = scaling s_k / n with n = Σ s + tiny: dw_k/ds_j = scaling / n (δ_kj - s_k / n).
-  const float norm = sum + kTiny;
+  const float norm = sum + kTinyScoreSum;
   for (std::int64_t k = 0; k < a.top_k; ++k)
     d_scores[indices[k]] +=
         a.normalize ? scaling / norm * (d_weights[k] - dot / norm) : scaling * d_weights[k];

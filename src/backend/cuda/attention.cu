@@ -2,29 +2,17 @@
 #include <algorithm>
 
 #include "backend/cuda/attention.h"
-#include "backend/cuda/check.h"
-#include "farskip/backend/kernel.h"
+#include "backend/cuda/launch.cuh"
 #include "farskip/ops/ops.h"
 
 namespace farskip {
 namespace cuda {
 namespace {
 
-AttentionProblem problem_of(const ops::Attention& a, DType dtype, const Shape& q, const Shape& v,
-                            const std::int32_t* document_start) {
-  AttentionProblem p;
-  p.length = a.sequence_length;
-  p.sequences = q[0] / std::max<std::int64_t>(a.sequence_length, 1);
-  p.heads = a.heads;
-  p.kv_heads = a.kv_heads;
-  p.d = q.back() / a.heads;
-  p.dv = v.back() / a.kv_heads;
-  p.chunk = a.chunk;
-  p.scale = static_cast<float>(a.scale);
-  p.dtype = dtype;
-  p.document_start = document_start;
+AttentionProblem problem_of(const AttentionSizes& sizes, DType dtype) {
+  AttentionProblem p{sizes, dtype};
   // Chunks that fill a sequence are sequences of their own.
-  if (p.chunk > 0 && p.length % p.chunk == 0 && document_start == nullptr) {
+  if (p.chunk > 0 && p.length % p.chunk == 0 && p.document_start == nullptr) {
     p.sequences *= p.length / p.chunk;
     p.length = p.chunk;
   }
@@ -33,13 +21,15 @@ AttentionProblem problem_of(const ops::Attention& a, DType dtype, const Shape& q
 }
 
 AttentionProblem problem_of(const OpTypes& types, std::size_t q) {
-  return problem_of(types.get<ops::Attention>(), types.in(q).dtype, types.shape(q), types.shape(q + 2),
-                    nullptr);
+  return problem_of(attention_sizes(types.get<ops::Attention>(), types.shape(q), types.shape(q + 2), nullptr),
+                    types.in(q).dtype);
 }
 
 AttentionProblem problem_of(const KernelCall& call, std::size_t q, std::size_t document_start) {
-  return problem_of(call.get<ops::Attention>(), call.inputs[q].dtype, call.in_shape(q), call.in_shape(q + 2),
-                    call.has(document_start) ? call.in<std::int32_t>(document_start) : nullptr);
+  return problem_of(
+      attention_sizes(call.get<ops::Attention>(), call.in_shape(q), call.in_shape(q + 2),
+                      call.has(document_start) ? call.in<std::int32_t>(document_start) : nullptr),
+      call.inputs[q].dtype);
 }
 
 // ---- lse: [tokens, heads] in the graph, [sequences, heads, length] in cuDNN ----------------------
@@ -63,7 +53,7 @@ __global__ void transpose_matrices(const float* from, float* to, std::int64_t ro
 
 void transpose(const LaunchContext& gpu, const float* from, float* to, std::int64_t matrices,
                std::int64_t rows, std::int64_t columns) {
-  const auto tiles = [](std::int64_t n) { return unsigned((n + kTransposeTile - 1) / kTransposeTile); };
+  const auto tiles = [](std::int64_t n) { return unsigned(ceil_div(n, kTransposeTile)); };
   transpose_matrices<<<dim3(unsigned(matrices), tiles(rows), tiles(columns)), dim3(kTransposeTile, 8), 0,
                        gpu.stream>>>(from, to, rows, columns);
   FARSKIP_CUDA_CHECK_LAUNCH();
@@ -110,10 +100,12 @@ void run_attention_grad(const KernelCall& call) {
                             call.outputs[0].data, call.outputs[1].data, call.outputs[2].data};
   if (may_use_cudnn(p)) {
     const Scratch scratch(call.workspace, p);
-    AttentionBackward library = tensors;
-    library.lse = scratch.lse;
-    transpose(*call.gpu, tensors.lse, scratch.lse, p.sequences, p.length, p.heads);
-    if (run_cudnn_attention_backward(*call.gpu, p, library, scratch.rest)) return;
+    if (AttentionPlan* plan = find_cudnn_attention_backward(*call.gpu, p, scratch.rest.size())) {
+      AttentionBackward library = tensors;
+      library.lse = scratch.lse;
+      transpose(*call.gpu, tensors.lse, scratch.lse, p.sequences, p.length, p.heads);
+      return run_cudnn_attention_backward(*call.gpu, *plan, p, library, scratch.rest);
+    }
   }
   run_plain_attention_backward(*call.gpu, p, tensors, call.workspace);
 }

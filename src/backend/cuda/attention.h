@@ -5,21 +5,14 @@
 #include <cstdint>
 #include <span>
 
+#include "farskip/backend/attention_sizes.h"
 #include "farskip/backend/cuda/context.h"
-#include "farskip/tensor/dtype.h"
 
 namespace farskip::cuda {
 
-/// Heads lie in rows: q [tokens, heads * d], k [tokens, kv_heads * d], v [tokens, kv_heads * dv], out like q
-/// with dv.
-struct AttentionProblem {
-  std::int64_t sequences = 0, length = 0, heads = 0, kv_heads = 0, d = 0, dv = 0;
-  std::int64_t chunk = 0;  // > 0: position i sees [i - i mod chunk, i] only
-  float scale = 1.0F;
+/// out lies like q, with dv. document_start is on the device.
+struct AttentionProblem : AttentionSizes {
   DType dtype = DType::f32;  // of all but lse
-  const std::int32_t* document_start = nullptr;
-
-  std::int64_t tokens() const { return sequences * length; }
 };
 
 /// lse [tokens, heads], natural logarithm, f32.
@@ -49,11 +42,18 @@ void run_plain_attention_backward(const LaunchContext& gpu, const AttentionProbl
 /// Whether cuDNN is worth asking; the planner asks too, without a GPU.
 bool may_use_cudnn(const AttentionProblem& problem);
 std::size_t cudnn_attention_workspace(const AttentionProblem& problem);
+/// Of one sequence, or of more where little over 1 GiB has room for them.
 std::size_t cudnn_attention_backward_workspace(const AttentionProblem& problem);
 /// False, and nothing was done, where this version of cuDNN has no plan for the problem.
 bool run_cudnn_attention(const LaunchContext& gpu, const AttentionProblem& problem,
                          const AttentionForward& tensors, std::span<std::byte> workspace);
-bool run_cudnn_attention_backward(const LaunchContext& gpu, const AttentionProblem& problem,
-                                  const AttentionBackward& tensors, std::span<std::byte> workspace);
+struct AttentionPlan;
+/// nullptr where this version of cuDNN has no plan for the problem.
+AttentionPlan* find_cudnn_attention_backward(const LaunchContext& gpu, const AttentionProblem& problem,
+                                             std::size_t workspace_bytes);
+/// `plan`: found for the same problem and size of the workspace.
+void run_cudnn_attention_backward(const LaunchContext& gpu, AttentionPlan& plan,
+                                  const AttentionProblem& problem, const AttentionBackward& tensors,
+                                  std::span<std::byte> workspace);
 
 }  // namespace farskip::cuda

@@ -9,40 +9,49 @@
 #include "farskip/base/log.h"
 
 namespace farskip::cuda {
-namespace {
 
 namespace fe = cudnn_frontend;
+
+struct AttentionPlan {
+  fe::graph::Graph graph;
+  std::int64_t sequences = 0;  // of one launch
+  std::size_t workspace = 0;
+  bool usable = false;
+};
+
+namespace {
+
 using Tensor = std::shared_ptr<fe::graph::Tensor_attributes>;
 
 enum Uid : std::int64_t { kQ = 1, kK, kV, kOut, kLse, kDout, kDq, kDk, kDv };
 
 /// What cuDNN needs beside what its documentation lets one compute.
 constexpr std::size_t kSlack = 32 << 20;
-/// The deterministic backward holds the gradient of the scores, [sequences, heads, length, length] in bf16:
-/// so many sequences at once as keep this below the limit.
-constexpr std::int64_t kScoreBytes = 512 << 20;
+/// What a backward may take. Its deterministic form holds the gradients of the scores of a launch's
+/// sequences. Two sequences of 4096 in 16 heads fit; one alone leaves multiprocessors idle at the end of each
+/// launch, as its largest block is half of what a multiprocessor gets in all.
+constexpr std::size_t kBackwardScratch = std::size_t{1152} << 20;
 
 std::int64_t round_up(std::int64_t n, std::int64_t unit) {
   return (n + unit - 1) / unit * unit;
 }
 
-std::int64_t score_bytes(const AttentionProblem& p) {  // of one sequence
-  return p.heads * round_up(p.length, 64) * round_up(p.length, 128) * 2;
+/// Scratch of one launch of the backward for so many sequences: gradients of the scores [sequences, heads,
+/// length, length] in bf16, sums of rows, and per query head what kv heads sum up.
+std::size_t backward_bytes(const AttentionProblem& p, std::int64_t sequences) {
+  const std::int64_t scores = p.heads * round_up(p.length, 64) * round_up(p.length, 128) * 2;
+  const std::int64_t rows = round_up(p.length, 128) * p.heads;
+  const std::int64_t sums = rows * 4 + (p.heads != p.kv_heads ? rows * (p.d + p.dv) * 4 : 0);
+  return kSlack + static_cast<std::size_t>(sequences * (scores + sums));
 }
 
-/// Sequences of one launch of the backward; divides their number.
-std::int64_t backward_sequences(const AttentionProblem& p) {
-  std::int64_t at_once =
-      std::clamp<std::int64_t>(kScoreBytes / score_bytes(p), 1, std::max<std::int64_t>(p.sequences, 1));
-  while (p.sequences % at_once != 0) --at_once;
+/// Sequences of one launch of the backward: as many as `bytes` have room for, and a divisor of their number;
+/// at least one. Where a plan runs some of the op's sequences, they have the scratch of all of them.
+std::int64_t backward_sequences(const AttentionProblem& p, std::size_t bytes) {
+  std::int64_t at_once = std::max<std::int64_t>(p.sequences, 1);
+  while (at_once > 1 && (p.sequences % at_once != 0 || backward_bytes(p, at_once) > bytes)) --at_once;
   return at_once;
 }
-
-struct AttentionPlan {
-  fe::graph::Graph graph;
-  std::size_t workspace = 0;
-  bool usable = false;
-};
 
 /// A tensor [sequences, heads, length, size] whose heads lie in rows.
 fe::graph::Tensor_attributes in_rows(Uid uid, std::int64_t sequences, std::int64_t length, std::int64_t heads,
@@ -112,6 +121,7 @@ void describe_backward(const AttentionProblem& p, std::int64_t sequences, fe::gr
 std::shared_ptr<AttentionPlan> make_plan(const LaunchContext& gpu, const AttentionProblem& p, bool backward,
                                          std::int64_t sequences, std::size_t limit) {
   auto plan = std::make_shared<AttentionPlan>();
+  plan->sequences = sequences;
   plan->graph.set_io_data_type(fe::DataType_t::BFLOAT16)
       .set_intermediate_data_type(fe::DataType_t::FLOAT)
       .set_compute_data_type(fe::DataType_t::FLOAT);
@@ -129,8 +139,7 @@ std::shared_ptr<AttentionPlan> make_plan(const LaunchContext& gpu, const Attenti
   if (!plan->usable)
     Logger().warning(
         "cuDNN is not used for the {} of attention with head sizes {} and {}, {} tokens: {}. Slower kernels "
-        "of our "
-        "own are.",
+        "of our own are.",
         backward ? "backward" : "forward", p.d, p.dv, p.length, problem);
   return plan;
 }
@@ -169,10 +178,7 @@ std::size_t cudnn_attention_workspace(const AttentionProblem&) {
 }
 
 std::size_t cudnn_attention_backward_workspace(const AttentionProblem& p) {
-  const std::int64_t rows = backward_sequences(p) * round_up(p.length, 128) * p.heads;
-  // Gradients of the scores, row sums, and per query head what kv heads sum up.
-  return kSlack + static_cast<std::size_t>(backward_sequences(p) * score_bytes(p) + rows * 4 +
-                                           (p.heads != p.kv_heads ? rows * (p.d + p.dv) * 4 : 0));
+  return backward_bytes(p, backward_sequences(p, kBackwardScratch));
 }
 
 bool run_cudnn_attention(const LaunchContext& gpu, const AttentionProblem& p, const AttentionForward& x,
@@ -185,12 +191,15 @@ bool run_cudnn_attention(const LaunchContext& gpu, const AttentionProblem& p, co
   return true;
 }
 
-bool run_cudnn_attention_backward(const LaunchContext& gpu, const AttentionProblem& p,
+AttentionPlan* find_cudnn_attention_backward(const LaunchContext& gpu, const AttentionProblem& p,
+                                             std::size_t workspace_bytes) {
+  AttentionPlan& plan = find_plan(gpu, p, true, backward_sequences(p, workspace_bytes), workspace_bytes);
+  return plan.usable ? &plan : nullptr;
+}
+
+void run_cudnn_attention_backward(const LaunchContext& gpu, AttentionPlan& plan, const AttentionProblem& p,
                                   const AttentionBackward& x, std::span<std::byte> workspace) {
-  const std::int64_t at_once = backward_sequences(p);
-  AttentionPlan& plan = find_plan(gpu, p, true, at_once, workspace.size());
-  if (!plan.usable) return false;
-  for (std::int64_t s = 0; s < p.sequences; s += at_once) {
+  for (std::int64_t s = 0; s < p.sequences; s += plan.sequences) {
     const std::int64_t row = s * p.length;
     const std::int64_t q = row * p.heads * p.d, out = row * p.heads * p.dv;
     const std::int64_t k = row * p.kv_heads * p.d, v = row * p.kv_heads * p.dv;
@@ -206,7 +215,6 @@ bool run_cudnn_attention_backward(const LaunchContext& gpu, const AttentionProbl
              {kDv, bf16_at(x.dv, v)}},
             workspace);
   }
-  return true;
 }
 
 }  // namespace farskip::cuda

@@ -6,26 +6,16 @@
 #include <cmath>
 
 #include "backend/cuda/attention.h"
-#include "backend/cuda/check.h"
 #include "backend/cuda/tiled_product.cuh"
 
 namespace farskip::cuda::plain {
 
-constexpr int kThreads = 256;
 constexpr float kLowest = -INFINITY;
 
 /// Length of a row in shared memory: an odd number of words, so that the elements of a column lie in
 /// different banks.
 __host__ __device__ constexpr int odd(std::int64_t n) {
   return int(n) | 1;
-}
-
-/// First key that query i sees; the last one is i.
-inline __device__ std::int64_t first_key(const AttentionProblem& p, std::int64_t sequence, std::int64_t i) {
-  const std::int64_t chunk_start = p.chunk > 0 ? i - i % p.chunk : 0;
-  if (p.document_start == nullptr) return chunk_start;
-  const std::int64_t document = p.document_start[sequence * p.length + i];
-  return document > chunk_start ? document : chunk_start;
 }
 
 /// rows x size elements to shared memory; rows past `available` become 0.
@@ -116,7 +106,7 @@ __device__ std::int64_t first_key_of_block(const AttentionProblem& p, std::int64
   if (threadIdx.x == 0) first = int(i0);
   __syncthreads();
   if (threadIdx.x < kBlock && i0 + threadIdx.x < p.length)
-    atomicMin(&first, int(first_key(p, sequence, i0 + threadIdx.x)));
+    atomicMin(&first, int(p.first_key(sequence, i0 + threadIdx.x)));
   __syncthreads();
   const int result = first;
   __syncthreads();  // before the next call sets it again
@@ -132,7 +122,7 @@ void allow_shared(Kernel kernel, std::size_t bytes) {
 }
 
 inline dim3 grid_of(const AttentionProblem& p, int block, std::int64_t heads) {
-  return dim3(unsigned(p.sequences * heads), unsigned((p.length + block - 1) / block));
+  return dim3(unsigned(p.sequences * heads), unsigned(ceil_div(p.length, block)));
 }
 
 }  // namespace farskip::cuda::plain

@@ -29,7 +29,7 @@ struct Gradients {
   __device__ void compute(std::int64_t i0, std::int64_t j0) const {
     multiply_rows<kBlock>(queries, keys, ldd, int(p.d), [&](int r, int c, float score) {
       const std::int64_t i = i0 + r, j = j0 + c;
-      const bool seen = i < p.length && j <= i && j >= first_key(p, sequence, i);
+      const bool seen = i < p.length && j <= i && j >= p.first_key(sequence, i);
       const std::int64_t at = (sequence * p.length + i) * p.heads + head;
       weights[r * lds + c] = seen ? expf(score * p.scale - lse[at]) : 0.0F;
     });
@@ -47,7 +47,7 @@ constexpr std::size_t backward_floats(std::int64_t d, std::int64_t dv) {
   return std::size_t(kBlock) * (3 * (odd(d) + odd(dv)) + 2 * odd(kBlock));
 }
 
-template <int kBlock, class T>
+template <class T>
 struct BackwardPointers {
   const T *dout, *q, *k, *v;
   const float *lse, *delta;
@@ -70,7 +70,7 @@ __device__ Gradients<kBlock> place_gradients(const AttentionProblem& p, float* m
 /// A block computes dk and dv of kBlock keys of one key-value head: over its query heads, then over queries.
 template <int kBlock, class T>
 __global__ void __launch_bounds__(kThreads)
-    attention_backward_keys(AttentionProblem p, BackwardPointers<kBlock, T> x) {
+    attention_backward_keys(AttentionProblem p, BackwardPointers<T> x) {
   extern __shared__ float memory[];
   const int d = int(p.d), dv = int(p.dv);
   const std::int64_t sequence = blockIdx.x / p.kv_heads, kv_head = blockIdx.x % p.kv_heads,
@@ -116,7 +116,7 @@ __global__ void __launch_bounds__(kThreads)
 /// A block computes dq of kBlock queries of one head, over keys.
 template <int kBlock, class T>
 __global__ void __launch_bounds__(kThreads)
-    attention_backward_queries(AttentionProblem p, BackwardPointers<kBlock, T> x) {
+    attention_backward_queries(AttentionProblem p, BackwardPointers<T> x) {
   extern __shared__ float memory[];
   const int d = int(p.d), dv = int(p.dv);
   const std::int64_t sequence = blockIdx.x / p.heads, head = blockIdx.x % p.heads,
@@ -152,15 +152,15 @@ bool try_backward(const LaunchContext& gpu, const AttentionProblem& p, const Att
                   float* delta) {
   const std::size_t bytes = backward_floats<kBlock>(p.d, p.dv) * sizeof(float);
   if (bytes > kMaxSharedBytes) return false;
-  const BackwardPointers<kBlock, T> pointers{static_cast<const T*>(x.dout),
-                                             static_cast<const T*>(x.q),
-                                             static_cast<const T*>(x.k),
-                                             static_cast<const T*>(x.v),
-                                             x.lse,
-                                             delta,
-                                             static_cast<T*>(x.dq),
-                                             static_cast<T*>(x.dk),
-                                             static_cast<T*>(x.dv)};
+  const BackwardPointers<T> pointers{static_cast<const T*>(x.dout),
+                                     static_cast<const T*>(x.q),
+                                     static_cast<const T*>(x.k),
+                                     static_cast<const T*>(x.v),
+                                     x.lse,
+                                     delta,
+                                     static_cast<T*>(x.dq),
+                                     static_cast<T*>(x.dk),
+                                     static_cast<T*>(x.dv)};
   allow_shared(attention_backward_keys<kBlock, T>, bytes);
   attention_backward_keys<kBlock, T>
       <<<grid_of(p, kBlock, p.kv_heads), kThreads, bytes, gpu.stream>>>(p, pointers);
@@ -176,8 +176,7 @@ template <class T>
 void run_backward(const LaunchContext& gpu, const AttentionProblem& p, const AttentionBackward& x,
                   float* delta) {
   const std::int64_t rows = p.tokens() * p.heads;
-  constexpr int kWarps = 8;
-  row_products<T><<<unsigned((rows + kWarps - 1) / kWarps), kWarps * 32, 0, gpu.stream>>>(
+  row_products<T><<<warp_row_grid(rows), kThreads, 0, gpu.stream>>>(
       static_cast<const T*>(x.dout), static_cast<const T*>(x.out), rows, int(p.dv), delta);
   FARSKIP_CUDA_CHECK_LAUNCH();
   const bool done = try_backward<64, T>(gpu, p, x, delta) || try_backward<32, T>(gpu, p, x, delta) ||
@@ -197,7 +196,7 @@ void run_plain_attention_backward(const LaunchContext& gpu, const AttentionProbl
   FARSKIP_CHECK(workspace.size() >= plain_attention_backward_workspace(p), "workspace of {} bytes",
                 workspace.size());
   auto* delta = reinterpret_cast<float*>(workspace.data());
-  p.dtype == DType::bf16 ? plain::run_backward<__nv_bfloat16>(gpu, p, x, delta)
+  p.dtype == DType::bf16 ? plain::run_backward<bf16>(gpu, p, x, delta)
                          : plain::run_backward<float>(gpu, p, x, delta);
 }
 

@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(kThreads)
     __syncthreads();
     multiply_rows<kBlock>(queries, keys, ldd, d, [&](int r, int c, float score) {
       const std::int64_t i = i0 + r, j = j0 + c;
-      const bool seen = i < p.length && j <= i && j >= first_key(p, sequence, i);
+      const bool seen = i < p.length && j <= i && j >= p.first_key(sequence, i);
       scores[r * lds + c] = seen ? score * p.scale : kLowest;
     });
     __syncthreads();
@@ -108,8 +108,7 @@ void run_forward(const LaunchContext& gpu, const AttentionProblem& p, const Atte
 }  // namespace plain
 
 void run_plain_attention(const LaunchContext& gpu, const AttentionProblem& p, const AttentionForward& x) {
-  p.dtype == DType::bf16 ? plain::run_forward<__nv_bfloat16>(gpu, p, x)
-                         : plain::run_forward<float>(gpu, p, x);
+  p.dtype == DType::bf16 ? plain::run_forward<bf16>(gpu, p, x) : plain::run_forward<float>(gpu, p, x);
 }
 
 }  // namespace farskip::cuda

@@ -1,5 +1,6 @@
 // Load-balancing loss (DeepSeek-V2, arXiv 2405.04434, eq. 23-25), one term per sequence.
 #include "backend/cuda/launch.cuh"
+#include "farskip/backend/balance_sizes.h"
 #include "farskip/ops/ops.h"
 
 namespace farskip {
@@ -8,24 +9,14 @@ namespace {
 
 constexpr int kTokensPerBlock = 32;
 constexpr int kSlotsPerBlock = 2048;
-constexpr float kTiny = 1e-20F;  // as in the router: a sum of scores may have underflowed to zero
 
-/// Sizes of scores[T, E] and indices[T, K], T in sequences of S, a sequence in blocks of tokens; and what
-/// each part of the workspace needs.
-struct Sizes {
+/// A sequence is computed in blocks of tokens; and what each part of the workspace needs.
+struct Sizes : BalanceSizes {
   Sizes(const ops::BalanceLoss& a, const Shape& scores, const Shape& indices)
-      : length(a.sequence_length),
-        sequences(scores[0] / a.sequence_length),
-        num_experts(scores[1]),
-        top_k(indices[1]),
+      : BalanceSizes(a, scores, indices),
         blocks(ceil_div(a.sequence_length, kTokensPerBlock)),
         normalize(a.normalize_scores) {}
 
-  /// f_e · P_e is this times (times e was chosen) times (Σ of its scores).
-  double loss_factor() const {
-    return static_cast<double>(num_experts) /
-           (static_cast<double>(top_k) * static_cast<double>(length) * static_cast<double>(length));
-  }
   std::size_t partial_bytes() const {  // double [sequences * blocks, E]
     return static_cast<std::size_t>(sequences * blocks * num_experts) * sizeof(double);
   }
@@ -34,7 +25,7 @@ struct Sizes {
     return static_cast<std::size_t>(sequences * num_experts) * sizeof(std::int32_t);
   }
 
-  std::int64_t length, sequences, num_experts, top_k, blocks;
+  std::int64_t blocks;
   bool normalize;
 };
 
@@ -64,7 +55,7 @@ __device__ __forceinline__ float score_scale(const float* scores, const Sizes& s
   if (!s.normalize) return 1.0F;
   float sum = 0.0F;
   for (std::int64_t e = threadIdx.x % 32; e < s.num_experts; e += 32) sum += scores[e];
-  return 1.0F / (warp_sum(sum) + kTiny);
+  return 1.0F / (warp_sum(sum) + kTinyScoreSum);
 }
 
 /// partial[block, e] = Σ over the block's tokens of e's score.

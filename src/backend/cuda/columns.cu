@@ -5,10 +5,6 @@ namespace farskip {
 namespace cuda {
 namespace {
 
-std::byte* column_address(const TensorView& matrix, std::int64_t column) {
-  return matrix.as<std::byte>() + column * static_cast<std::int64_t>(dtype_size(matrix.dtype));
-}
-
 void run_split_columns(const KernelCall& call) {
   const TensorView& x = call.inputs[0];
   std::int64_t first = 0;

@@ -87,4 +87,9 @@ inline void copy_rows(const KernelCall& call, const RowCopy& copy) {
   copy_rows_as<unsigned short>(call, copy);
 }
 
+/// Of a column in the first row.
+inline std::byte* column_address(const TensorView& matrix, std::int64_t column) {
+  return matrix.as<std::byte>() + column * static_cast<std::int64_t>(dtype_size(matrix.dtype));
+}
+
 }  // namespace farskip::cuda

@@ -277,12 +277,7 @@ class CudaDevice final : public Device {
   LaunchContext context_, communication_context_;
 };
 
-std::string cublas_version() {
-  const auto version = static_cast<int>(cublasLtGetVersion());  // 130100 → 13.1.0
-  return fmt::format("{}.{}.{}", version / 10000, version / 100 % 100, version % 100);
-}
-std::string cudnn_version() {
-  const auto version = static_cast<int>(cudnnGetVersion());  // 91300 → 9.13.0
+std::string library_version(std::size_t version) {  // 130100 → "13.1.0"
   return fmt::format("{}.{}.{}", version / 10000, version / 100 % 100, version % 100);
 }
 
@@ -292,8 +287,8 @@ Info info() {
   Info info{.built = true,
             .toolkit = version_text(CUDART_VERSION),
             .driver = version_text(driver_version()),
-            .cublas = cublas_version(),
-            .cudnn = cudnn_version(),
+            .cublas = library_version(cublasLtGetVersion()),
+            .cudnn = library_version(cudnnGetVersion()),
             .nccl = FARSKIP_NCCL_VERSION,
             .gpus = {},
             .problem = {}};

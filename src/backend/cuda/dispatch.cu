@@ -46,7 +46,7 @@ void run_dispatch_rows(const KernelCall& call) {
                    .rows = rows,
                    .width = hidden,
                    .element_bytes = dtype_size(x.dtype),
-                   .count = output_count(call, 0)});
+                   .count = input_count(call, 1)});
 }
 
 /// out[t] = Σ_k y[slot_row[t*K + k]], in order of k, in f32. One warp a token.

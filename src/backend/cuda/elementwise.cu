@@ -1,4 +1,6 @@
 // Conversions and sums, element by element.
+#include <type_traits>
+
 #include "backend/cuda/launch.cuh"
 
 namespace farskip {
@@ -61,11 +63,10 @@ void run_elementwise(const KernelCall& call, const In* x, const In* y) {
 }
 
 void run_cast(const KernelCall& call) {
-  with_element_type(call.inputs[0].dtype, [&](auto from) {
-    with_element_type(call.outputs[0].dtype, [&](auto to) {
-      using From = decltype(from);
-      run_elementwise<Copy, From, decltype(to)>(call, call.in<From>(0), nullptr);
-    });
+  with_element_type(call.inputs[0].dtype, [&](auto element) {
+    using From = decltype(element);
+    using To = std::conditional_t<std::is_same_v<From, float>, bf16, float>;
+    run_elementwise<Copy, From, To>(call, call.in<From>(0), nullptr);
   });
 }
 

@@ -37,12 +37,9 @@ void launch(const KernelCall& call, void (*kernel)(Parameters...), dim3 grid, di
       fmt::format("launch of {}: {} ({})", name, cudaGetErrorName(status), cudaGetErrorString(status)));
 }
 
-/// Device address of the number of rows of an input or output; nullptr: all of them.
+/// Device address of the number of rows of an input; nullptr: all of them.
 inline const std::int32_t* input_count(const KernelCall& call, std::size_t i) {
   return i < call.input_rows.size() ? call.input_rows[i] : nullptr;
-}
-inline const std::int32_t* output_count(const KernelCall& call, std::size_t i) {
-  return i < call.output_rows.size() ? call.output_rows[i] : nullptr;
 }
 
 /// Calls f with a value of the element type of `dtype`.

@@ -4,15 +4,11 @@
 // place, as bf16, which is what the two products after it read anyway. Logits in f32 would cost twice the
 // bytes of the one step here that is bound by bytes. The forward alone, which evaluation runs, has f32 logits
 // in both cases.
-#include <cuda_bf16.h>
-
 #include <algorithm>
 #include <cmath>
 
-#include "backend/cuda/check.h"
 #include "backend/cuda/product.h"
 #include "backend/cuda/tiled_product.cuh"
-#include "farskip/backend/kernel.h"
 #include "farskip/ops/ops.h"
 
 namespace farskip {
@@ -40,7 +36,7 @@ struct alignas(16) Vector {
 __device__ inline float exponential(float x, float) {
   return expf(x);
 }
-__device__ inline float exponential(float x, __nv_bfloat16) {
+__device__ inline float exponential(float x, bf16) {
   return __expf(x);
 }
 
@@ -296,7 +292,7 @@ void run_linear_cross_entropy_grad(const KernelCall& call) {
   const Blocks blocks(h.shape[0], w.shape[0], low);
   const Buffers buffers(call.workspace, blocks);
   const void* sum_so_far = call.has(4) ? call.inputs[4].data : nullptr;
-  const auto finish = low == DType::bf16 ? launch_finish<__nv_bfloat16, true> : launch_finish<float, true>;
+  const auto finish = low == DType::bf16 ? launch_finish<bf16, true> : launch_finish<float, true>;
   for (std::int64_t t = 0; t < std::max<std::int64_t>(blocks.tokens, 1); t += blocks.block) {
     const std::int64_t rows =
         std::min(blocks.block, blocks.tokens - t);  // 0 without tokens: dw is still written

@@ -12,10 +12,7 @@ struct HeadPart {
   const TensorView& matrix;
   std::int64_t head_width, column;
 
-  RowPlace place() const {
-    return {.base = matrix.as<std::byte>() + column * static_cast<std::int64_t>(dtype_size(matrix.dtype)),
-            .stride = head_width};
-  }
+  RowPlace place() const { return {.base = column_address(matrix, column), .stride = head_width}; }
 };
 void copy_heads(const KernelCall& call, std::int64_t rows, std::int64_t width, const RowPlace& from,
                 const RowPlace& to) {

@@ -109,9 +109,9 @@ struct GradArguments {
 };
 
 /// `Threads` threads a group, each with V vectors of N columns, for which they keep the share of dw.
-template <class T, int N, int V, int Threads>
+template <class T, int V, int Threads>
 __global__ void __launch_bounds__(kThreads) rms_norm_grad_kernel(GradArguments a) {
-  constexpr int lanes = kThreads / Threads, warps = Threads / 32, R = kRowsAtOnce / V;
+  constexpr int N = 8, lanes = kThreads / Threads, warps = Threads / 32, R = kRowsAtOnce / V;
   [[maybe_unused]] __shared__ float sums[2][R][kWarpsPerBlock];
   const int lane = static_cast<int>(threadIdx.x) / Threads, thread = static_cast<int>(threadIdx.x) % Threads;
   std::int64_t groups = a.groups;
@@ -262,14 +262,14 @@ std::size_t rms_norm_grad_workspace(const OpTypes& types) {
 }
 
 template <class T>
-void differentiate(const KernelCall& call, const GradSplit& split, const GradArguments& a) {
-  if (split.fast && is_aligned(a.dy, a.x, a.w, a.dx, a.shares)) {
-    const auto kernel = a.size <= 256    ? rms_norm_grad_kernel<T, 8, 1, 32>
-                        : a.size <= 512  ? rms_norm_grad_kernel<T, 8, 1, 64>
-                        : a.size <= 1024 ? rms_norm_grad_kernel<T, 8, 1, 128>
-                        : a.size <= 2048 ? rms_norm_grad_kernel<T, 8, 1, kThreads>
-                        : a.size <= 4096 ? rms_norm_grad_kernel<T, 8, 2, kThreads>
-                                         : rms_norm_grad_kernel<T, 8, 4, kThreads>;
+void differentiate(const KernelCall& call, const GradSplit& split, const GradArguments& a, bool fast) {
+  if (fast) {
+    const auto kernel = a.size <= 256    ? rms_norm_grad_kernel<T, 1, 32>
+                        : a.size <= 512  ? rms_norm_grad_kernel<T, 1, 64>
+                        : a.size <= 1024 ? rms_norm_grad_kernel<T, 1, 128>
+                        : a.size <= 2048 ? rms_norm_grad_kernel<T, 1, kThreads>
+                        : a.size <= 4096 ? rms_norm_grad_kernel<T, 2, kThreads>
+                                         : rms_norm_grad_kernel<T, 4, kThreads>;
     return launch(call, kernel, grid_size(split.blocks), kThreads, 0, a);
   }
   // One share a block, in the order of the groups; the workspace has room for at least that many.
@@ -294,10 +294,9 @@ void run_rms_norm_grad(const KernelCall& call) {
                         .groups_per_block = split.groups_per_block,
                         .groups_per_row = call.in_shape(3)[1],
                         .count = input_count(call, 1)};
-  bool fast = false;
+  const bool fast = split.fast && is_aligned(a.dy, a.x, a.w, a.dx, a.shares);
   with_element_type(call.inputs[0].dtype, [&](auto element) {
-    fast = split.fast && is_aligned(a.dy, a.x, a.w, a.dx, a.shares);
-    if (groups > 0) differentiate<decltype(element)>(call, split, a);
+    if (groups > 0) differentiate<decltype(element)>(call, split, a, fast);
   });
   launch(call, sum_shares_kernel, grid_size(ceil_div(size, kShareColumns)), kShareLanes * kShareColumns, 0,
          shares, call.has(4) ? call.in(4) : nullptr, call.out(1), fast ? split.shares : split.blocks, size);

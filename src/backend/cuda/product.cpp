@@ -1,35 +1,18 @@
 #include "backend/cuda/product.h"
 
 #include <algorithm>
-#include <utility>
 
 #include "backend/cuda/check.h"
+#include "backend/cuda/handle.h"
 #include "backend/cuda/library_plans.h"
 
 namespace farskip::cuda {
 namespace {
 
-/// A cuBLASLt descriptor, given back by `destroy`.
-template <class T, auto destroy>
-class Descriptor {
- public:
-  Descriptor() = default;
-  ~Descriptor() {
-    if (value_ != nullptr) destroy(value_);
-  }
-  Descriptor(const Descriptor&) = delete;
-  Descriptor& operator=(const Descriptor&) = delete;
-  T get() const { return value_; }
-  T* address() { return &value_; }
-
- private:
-  T value_ = nullptr;
-};
-
-using Layout = Descriptor<cublasLtMatrixLayout_t, cublasLtMatrixLayoutDestroy>;
+using Layout = Handle<cublasLtMatrixLayout_t, cublasLtMatrixLayoutDestroy>;
 
 struct ProductPlan {
-  Descriptor<cublasLtMatmulDesc_t, cublasLtMatmulDescDestroy> operation;
+  Handle<cublasLtMatmulDesc_t, cublasLtMatmulDescDestroy> operation;
   Layout a, b, c;
   cublasLtMatmulAlgo_t algorithm{};
 };
@@ -68,7 +51,7 @@ void set_preference(cublasLtMatmulPreference_t preference, cublasLtMatmulPrefere
 
 void choose_algorithm(cublasLtHandle_t handle, const Alignments& aligned, std::size_t workspace,
                       ProductPlan& plan) {
-  Descriptor<cublasLtMatmulPreference_t, cublasLtMatmulPreferenceDestroy> preference;
+  Handle<cublasLtMatmulPreference_t, cublasLtMatmulPreferenceDestroy> preference;
   FARSKIP_CUDA_CHECK(cublasLtMatmulPreferenceCreate(preference.address()));
   set_preference(preference.get(), CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, std::uint64_t{workspace});
   // Parts of a split sum are added in one further pass, in order.

@@ -1,12 +1,12 @@
 // Which experts a token goes to, and with what weight. One warp a token; its scores stand in shared memory.
 #include "backend/cuda/launch.cuh"
+#include "farskip/backend/balance_sizes.h"
 #include "farskip/ops/ops.h"
 
 namespace farskip {
 namespace cuda {
 namespace {
 
-constexpr float kTiny = 1e-20F;  // as in the CPU's router
 constexpr float kLowest = -3.402823466e+38F;
 
 __device__ __forceinline__ float excluded() {
@@ -113,7 +113,7 @@ __global__ void route_kernel(RouteArguments a) {
   __syncwarp();
   for (int k = lane; k < a.top_k; k += 32) {
     const float weight = scores[indices[k]];
-    weights[k] = a.scaling * (a.normalize ? weight / (sum + kTiny) : weight);
+    weights[k] = a.scaling * (a.normalize ? weight / (sum + kTinyScoreSum) : weight);
   }
 }
 
@@ -184,7 +184,7 @@ __global__ void route_grad_kernel(RouteGradArguments a) {
       dot += d_weights[k] * score;
     }
     // w_k = scaling s_k / n with n = Σ s + tiny: dw_k/ds_j = scaling / n (δ_kj - s_k / n).
-    const float norm = sum + kTiny;
+    const float norm = sum + kTinyScoreSum;
     for (int k = lane; k < a.top_k; k += 32)  // the experts of a token differ
       d[indices[k]] +=
           a.normalize ? a.scaling / norm * (d_weights[k] - dot / norm) : a.scaling * d_weights[k];

@@ -2,9 +2,7 @@
 // A plain tiled product on the ordinary cores, for what the tensor-core kernels do not take: f32 and sizes
 // that are no multiple of 8.
 
-#include <cuda_bf16.h>
-
-#include <cstdint>
+#include "backend/cuda/launch.cuh"
 
 namespace farskip::cuda {
 
@@ -21,12 +19,6 @@ struct TiledProduct {
   Out* c;
 };
 
-__device__ inline float to_float(float x) {
-  return x;
-}
-__device__ inline float to_float(__nv_bfloat16 x) {
-  return __bfloat162float(x);
-}
 template <class T>
 __device__ T from_float(float x);
 template <>
@@ -34,7 +26,7 @@ __device__ inline float from_float<float>(float x) {
   return x;
 }
 template <>
-__device__ inline __nv_bfloat16 from_float<__nv_bfloat16>(float x) {
+__device__ inline bf16 from_float<bf16>(float x) {
   return __float2bfloat16_rn(x);
 }
 

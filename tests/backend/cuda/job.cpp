@@ -85,6 +85,11 @@ std::vector<HostTensor> run_on_cpu(const OpDef& op, const Attributes& attributes
   return outputs;
 }
 
+std::vector<TensorType> infer_outputs(const OpDef& op, const Attributes& attributes,
+                                      const std::vector<HostTensor>& inputs) {
+  return OpRun{op, attributes, views(inputs)}.output_types();
+}
+
 /// Nodes of the case and its gradient; outputs of the case are differentiated together.
 std::vector<Job> graph_jobs(const OpCase& c) {
   Graph graph;
@@ -100,7 +105,7 @@ std::vector<Job> graph_jobs(const OpCase& c) {
     const bool constant = std::find(c.constants.begin(), c.constants.end(), i) != c.constants.end();
     if (c.inputs[i].dtype() == DType::f32 && !constant) wanted.push_back(inputs.back());
   }
-  const auto types = OpRun{op_table().at(c.op), c.attributes, views(c.inputs)}.output_types();
+  const auto types = infer_outputs(op_table().at(c.op), c.attributes, c.inputs);
   std::vector<ValueId> seeds;
   for (const std::size_t output : c.differentiated) {
     seeds.push_back(graph.add_external(ExternalKind::input, fmt::format("dout{}", output), types[output]));
@@ -135,11 +140,6 @@ HostTensor with_rows(const HostTensor& tensor, std::int64_t extra) {
   std::fill(longer.bytes().begin(), longer.bytes().end(), kPoison);
   std::copy(tensor.bytes().begin(), tensor.bytes().end(), longer.bytes().begin());
   return longer;
-}
-
-std::vector<TensorType> infer_outputs(const OpDef& op, const Attributes& attributes,
-                                      const std::vector<HostTensor>& inputs) {
-  return OpRun{op, attributes, views(inputs)}.output_types();
 }
 
 /// Places in one piece of memory, each followed by a guard.

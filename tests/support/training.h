@@ -1,0 +1,79 @@
+#pragma once
+// An engine over the weights of a fixture, for tests that link the train layer.
+
+#include <algorithm>
+#include <cmath>
+
+#include "farskip/passes/farskip.h"
+#include "farskip/train/measure.h"
+#include "farskip/train/trainer.h"
+#include "support/support.h"
+
+namespace farskip::test {
+
+inline const Logger quiet_logger(LogLevel::off);
+
+/// Weights come to the device only by upload_weights().
+struct Training {
+  Training(const std::string& fixture, FarSkipMode mode, const std::shared_ptr<Device>& device,
+           TrainEngineOptions engine_options)
+      : options(std::move(engine_options)),
+        config(read_hub_config(fixtures() / fixture)),
+        specs(list_parameters(config)),
+        weights(make_parameter_tensors(specs)),
+        layers(rewire_farskip(build_layer_graph(config), {mode, {}})),
+        arena(device) {
+    options.optimizer.weight_decay = 0.1;
+    load_weights(weights, whole_parameters(specs), specs, SafetensorsFolder(fixtures() / fixture));
+    engine = std::make_unique<TrainEngine>(config, layers, weights, options, arena, quiet_logger);
+    engine->upload_weights();
+  }
+
+  std::int64_t batch_tokens() const { return options.micro_batch * options.sequence_length; }
+  /// The micro-batches of a step.
+  std::vector<Batch> batches(std::int64_t step) const {
+    std::vector<Batch> out;
+    for (std::int64_t i = 0; i < options.micro_batches; ++i)
+      out.push_back(random_batch(3, static_cast<std::uint64_t>(options.micro_batches * step + i),
+                                 batch_tokens(), config.vocab_size));
+    return out;
+  }
+  /// Of the sum of losses of a step.
+  float scale() const { return 1.0F / static_cast<float>(options.micro_batches * batch_tokens()); }
+  StepResult step(std::int64_t number) {
+    return engine->step(batches(number), scale(), 1e-3F, 1e-3, number + 1);
+  }
+  BatchLoss compute_gradients() { return engine->compute_gradients(batches(0), scale(), 1e-3F); }
+
+  TrainEngineOptions options;
+  ModelConfig config;
+  std::vector<ParameterSpec> specs;
+  TensorMap weights;
+  LayerGraph layers;
+  Arena arena;
+  std::unique_ptr<TrainEngine> engine;
+};
+
+/// ‖got - want‖ / ‖want‖ of f32 tensors.
+inline double relative_error(const TensorView& got, const TensorView& want) {
+  double difference = 0, norm = 0;
+  for (std::int64_t i = 0; i < want.num_elements(); ++i) {
+    difference += std::pow(static_cast<double>(got.as<float>()[i]) - want.as<float>()[i], 2);
+    norm += std::pow(static_cast<double>(want.as<float>()[i]), 2);
+  }
+  return std::sqrt(difference / norm);
+}
+
+inline bool same_bytes(const HostTensor& a, const HostTensor& b) {
+  return std::equal(a.bytes().begin(), a.bytes().end(), b.bytes().begin(), b.bytes().end());
+}
+
+/// Rounding sends a few tokens to other experts. What these experts, the router and the norm before it get
+/// from such a token then changes as a whole.
+inline bool depends_on_routing(const std::string& parameter) {
+  return parameter.find("mlp.experts") != std::string::npos ||
+         parameter.find("mlp.gate") != std::string::npos ||
+         parameter.find("post_attention_layernorm") != std::string::npos;
+}
+
+}  // namespace farskip::test
