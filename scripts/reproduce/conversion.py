@@ -72,7 +72,7 @@ class Study:
             result["also"] = on(self.args.also)["loss"]
         return result
 
-    def distill(self, name, seed, overrides):
+    def distill(self, name, seed, overrides, evaluated=True):
         """Trains one student and evaluates it, or takes the result of an earlier call."""
         run_dir = self.out / f"{name}-seed{seed}"
         kept = run_dir / "result.json"
@@ -90,7 +90,7 @@ class Study:
             with open(self.out / f"{name}-seed{seed}.log", "w") as log:
                 subprocess.run(command, check=True, stdout=log, stderr=subprocess.STDOUT)
         last = read_metrics(run_dir)[-1]
-        result = self.evaluate(run_dir, [])
+        result = self.evaluate(run_dir, []) if evaluated else {}
         result["tokens_trained"] = last["tokens"]
         result["kl"] = last.get("validation_kl", last["kl"])
         result["agreement"] = last.get("validation_agreement", last["agreement"])
@@ -169,7 +169,8 @@ def recovery(study):
     rows, results = [], {}
     for name, folder, loss in (("KL", "long-kl", "kl"), ("SFT", "long-sft", "sft")):
         more = study.args.set_sft if loss == "sft" else []
-        study.seeds(folder, [f"distill.loss={loss}", f"train.steps={study.args.long_steps}", *more])
+        study.seeds(folder, [f"distill.loss={loss}", f"train.steps={study.args.long_steps}",
+                             f"train.validate_every={max(1, study.args.long_steps // 8)}", *more])
         looks = {}
         for seed in study.args.seeds:
             for line in read_metrics(study.out / f"{folder}-seed{seed}"):
@@ -191,7 +192,7 @@ def sweep(study):
         """The value whose runs end with the least training loss: mean of the last tenth of the steps."""
         def trained(value_and_seed):
             value, seed = value_and_seed
-            study.distill(name(value), seed, overrides(value))
+            study.distill(name(value), seed, overrides(value), evaluated=False)
             losses = [line["loss"] for line in read_metrics(study.out / f"{name(value)}-seed{seed}")]
             return statistics.fmean(losses[-max(1, len(losses) // 10):])
 

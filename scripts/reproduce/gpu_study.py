@@ -118,7 +118,8 @@ def convert(args):
         chosen = json.loads((args.out / f"sweep-{loss}" / "sweep.json").read_text())["chosen"]
         return f"train.learning_rate.peak={chosen['train.learning_rate.peak']}"
 
-    table("fig3", *base, "--out", args.out / "fig3")
+    if not (args.out / "fig3" / "fig3.json").exists():
+        table("fig3", *base, "--out", args.out / "fig3")
     rates = {loss: rate_of(loss) for loss in ("kl", "sft")}
     tables = ["--also", f"{args.data}/distill-validation", "--seeds", args.seeds, "--hidden-l2", args.hidden_l2,
               "--long-steps", args.long_factor * steps, "--set-sft", rates["sft"]]

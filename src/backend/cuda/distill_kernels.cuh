@@ -66,7 +66,7 @@ __device__ bool skip_token(const Rows& r, std::int64_t token, T* gradient) {
   return true;
 }
 
-/// Gradient of one logit over the full vocabulary; gradients are in `factor` units of the loss.
+/// Gradient with respect to one logit, over the full vocabulary; what SFT subtracts at the target is not in it.
 struct LogitGradient {
   float kl, reverse_kl, jsd, sft, mean, mean_jsd;
 
