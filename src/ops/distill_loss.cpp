@@ -20,6 +20,9 @@ void check_live(const OpTypes& t, std::size_t first) {
   FARSKIP_SHAPE(h[1] == w[1] && ht[1] == wt[1] && w[0] == wt[0] && h[0] == ht[0] &&
                     h[0] == t.shape(first + 4)[0] && t.get<DistillLoss>().top_k <= w[0],
                 "distill_loss", t);
+  FARSKIP_DTYPES(inputs_are(t, t.in(first).dtype, {first + 1, first + 2, first + 3}) &&
+                     inputs_are(t, DType::i32, {first + 4}),
+                 "distill_loss", t);
 }
 
 void check_cached(const OpTypes& t, std::size_t first) {
@@ -29,16 +32,23 @@ void check_cached(const OpTypes& t, std::size_t first) {
                     t.shape(first + 3) == (Shape{h[0], top_k}) && t.shape(first + 4) == Shape{h[0]} &&
                     t.shape(first + 5) == Shape{h[0]} && h[0] == t.shape(first + 6)[0],
                 "cached_distill_loss", t);
+  const DType dtype = t.in(first).dtype;
+  FARSKIP_DTYPES(inputs_are(t, dtype, {first + 1}) && inputs_are(t, DType::i32, {first + 2, first + 6}) &&
+                     inputs_are(t, wide(dtype), {first + 3, first + 4, first + 5}),
+                 "cached_distill_loss", t);
 }
 
 std::vector<TensorType> loss_types(const OpTypes& t, std::size_t first) {
-  return {{t.in(first).dtype, Shape{1}, {}}, {DType::f64, Shape{kNumStats}, {}}};
+  return {{wide(t.in(first).dtype), Shape{1}, {}}, {DType::f64, Shape{kNumStats}, {}}};
 }
 
-std::vector<TensorType> gradient_types(const OpTypes& t) {
+/// `accumulate`: the optional input that dw is added to.
+std::vector<TensorType> gradient_types(const OpTypes& t, std::size_t accumulate) {
+  const DType sums = wide(t.in(1).dtype);
+  FARSKIP_DTYPES(inputs_are(t, sums, {0, accumulate}), "a gradient of distillation", t);
   std::vector<TensorType> types = loss_types(t, 1);
   types.push_back(like(t.in(1)));
-  if (t.get<DistillLoss>().trains_head) types.push_back(like(t.in(2)));
+  if (t.get<DistillLoss>().trains_head) types.push_back({sums, t.shape(2), {}});
   return types;
 }
 
@@ -77,7 +87,7 @@ void register_losses(OpTable& table) {
              .max_inputs = 7,
              .infer = [](const OpTypes& t) -> std::vector<TensorType> {
                check_live(t, 1);
-               return gradient_types(t);
+               return gradient_types(t, 6);
              },
              .cost =
                  [](const OpTypes& t) {
@@ -101,7 +111,7 @@ void register_losses(OpTable& table) {
              .max_inputs = 9,
              .infer = [](const OpTypes& t) -> std::vector<TensorType> {
                check_cached(t, 1);
-               return gradient_types(t);
+               return gradient_types(t, 8);
              },
              .cost = [](const OpTypes& t) { return flops_cost(gradient_flops(t)); },
              .in_place = {{3, 8}},
@@ -115,11 +125,13 @@ void register_losses(OpTable& table) {
                FARSKIP_SHAPE(t.shape(0)[1] == t.shape(1)[1] && tokens == t.shape(2)[0] && top_k >= 1 &&
                                  top_k <= t.shape(1)[0],
                              "teacher_top_k", t);
-               const DType dtype = t.in(0).dtype;
+               const DType dtype = t.in(0).dtype, kept = wide(dtype);
+               FARSKIP_DTYPES(inputs_are(t, dtype, {1}) && inputs_are(t, DType::i32, {2}), "teacher_top_k",
+                              t);
                return {{DType::i32, Shape{tokens, top_k}, {}},
-                       {dtype, Shape{tokens, top_k}, {}},
-                       {dtype, Shape{tokens}, {}},
-                       {dtype, Shape{tokens}, {}}};
+                       {kept, Shape{tokens, top_k}, {}},
+                       {kept, Shape{tokens}, {}},
+                       {kept, Shape{tokens}, {}}};
              },
              .cost = [](const OpTypes& t) { return flops_cost(head_flops(t.shape(0), t.shape(1))); }});
 }
@@ -133,7 +145,9 @@ void register_comparison(OpTable& table, const char* name, const char* gradient_
              .max_inputs = 3,
              .infer = [](const OpTypes& t) -> std::vector<TensorType> {
                FARSKIP_SHAPE(t.shape(0) == t.shape(1) && t.shape(0)[0] == t.shape(2)[0], "a comparison", t);
-               return {{t.in(0).dtype, Shape{1}, {}}};
+               FARSKIP_DTYPES(inputs_are(t, t.in(0).dtype, {1}) && inputs_are(t, DType::i32, {2}),
+                              "a comparison", t);
+               return {{wide(t.in(0).dtype), Shape{1}, {}}};
              },
              .gradient = gradient,
              .cost = [](const OpTypes& t) { return flops_cost(10.0 * elements(t.shape(0))); }});
@@ -141,7 +155,13 @@ void register_comparison(OpTable& table, const char* name, const char* gradient_
              .parse_attributes = &Attributes::parse<Weight>,
              .min_inputs = 4,
              .max_inputs = 4,
-             .infer = [](const OpTypes& t) -> std::vector<TensorType> { return {like(t.in(1))}; },
+             .infer = [](const OpTypes& t) -> std::vector<TensorType> {
+               FARSKIP_SHAPE(t.shape(1) == t.shape(2) && t.shape(1)[0] == t.shape(3)[0],
+                             "the gradient of a comparison", t);
+               FARSKIP_DTYPES(inputs_are(t, wide(t.in(1).dtype), {0}) && inputs_are(t, t.in(1).dtype, {2}),
+                              "the gradient of a comparison", t);
+               return {like(t.in(1))};
+             },
              .cost = [](const OpTypes& t) { return flops_cost(10.0 * elements(t.shape(1))); }});
 }
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "farskip/ops/rules.h"
 #include "farskip/passes/join_models.h"
 #include "farskip/train/engine.h"
 
@@ -55,13 +56,50 @@ Scope head_scope() {
 
 }  // namespace
 
-std::string Teacher::external_name(std::string_view parameter) const {
-  return shared.contains(std::string(parameter)) ? std::string(parameter)
-                                                 : fmt::format("teacher.{}", parameter);
+std::string Teacher::external_name(std::string_view read_name) const {
+  const bool is_shared = std::any_of(shared.begin(), shared.end(), [&](const std::string& parameter) {
+    return read_name == parameter || read_name == compute_copy_name(parameter);
+  });
+  return is_shared ? std::string(read_name) : fmt::format("teacher.{}", read_name);
 }
 
-DistillObjective::DistillObjective(DistillTerms terms, Teacher teacher)
-    : terms_(std::move(terms)), teacher_(std::move(teacher)) {}
+namespace {
+
+/// What graphs that compute in `compute` read of a teacher, by external name. Takes the weights.
+TensorMap read_tensors(Teacher& teacher, DType compute) {
+  TensorMap tensors;
+  for (const ParameterSpec& spec : list_parameters(teacher.config)) {
+    const auto it = teacher.weights.find(spec.name);
+    if (it == teacher.weights.end()) continue;
+    HostTensor weight = std::move(it->second);
+    teacher.weights.erase(it);
+    if (spec.has_compute_copy() && compute != weight.dtype()) weight = convert_dtype(weight, compute);
+    tensors.emplace(teacher.external_name(read_name(spec, compute)), std::move(weight));
+  }
+  return tensors;
+}
+
+/// The tensor that the head multiplies with, as graphs that compute in `compute` read it.
+std::string read_head_name(const ModelConfig& config, DType compute) {
+  const std::string name(head_name(config));
+  return ops::is_low(compute) ? compute_copy_name(name) : name;
+}
+
+}  // namespace
+
+DistillObjective::DistillObjective(DistillTerms terms, Teacher teacher, std::shared_ptr<Device> device,
+                                   DType compute)
+    : terms_(std::move(terms)),
+      teacher_(std::move(teacher)),
+      tensors_(read_tensors(teacher_, compute)),
+      on_device_(std::move(device), tensors_) {
+  on_device_.upload();
+}
+
+void DistillObjective::bind(Executor& executor) const {
+  for (const auto& [name, tensor] : tensors_)
+    if (executor.has_external(name)) executor.bind(name, on_device_.at(name));
+}
 
 std::vector<std::string> DistillObjective::terms() const {
   std::vector<std::string> names;
@@ -88,11 +126,12 @@ Graph DistillObjective::build_forward(const ModelConfig& config, const LayerGrap
   Graph& graph = joined.graph;
   const auto parameter = [&](const std::string& name) { return *graph.find_external(name); };
   Builder b{graph, head_scope()};
-  add_loss_outputs(graph,
-                   ops::distill_loss(b, joined.values.at("hidden"), parameter(std::string(head_name(config))),
-                                     joined.values.at("teacher.hidden"),
-                                     parameter(teacher_.external_name(head_name(teacher_.config))),
-                                     *graph.find_external("targets"), terms_.loss));
+  add_loss_outputs(
+      graph,
+      ops::distill_loss(b, joined.values.at("hidden"), parameter(read_head_name(config, options.dtype)),
+                        joined.values.at("teacher.hidden"),
+                        parameter(teacher_.external_name(read_head_name(teacher_.config, options.dtype))),
+                        *graph.find_external("targets"), terms_.loss));
   compare_layers(graph, joined.values, config);
   add_common_outputs(joined);
   return std::move(joined.graph);
@@ -150,8 +189,9 @@ Graph CachedDistillObjective::build_forward(const ModelConfig& config, const Lay
   teacher.target_log_prob = input(kCachedTargetLogProb, DType::f32, {tokens});
   Builder b{graph, head_scope()};
   add_loss_outputs(
-      graph, ops::cached_distill_loss(b, joined.values.at("hidden"), *graph.find_external(head_name(config)),
-                                      teacher, *graph.find_external("targets"), loss_));
+      graph, ops::cached_distill_loss(b, joined.values.at("hidden"),
+                                      *graph.find_external(read_head_name(config, options.dtype)), teacher,
+                                      *graph.find_external("targets"), loss_));
   add_common_outputs(joined);
   return std::move(joined.graph);
 }
@@ -177,14 +217,14 @@ Graph build_teacher_graph(const Teacher& teacher, const LowerOptions& options, c
                           const ops::KeepTopK& keep) {
   JoinedModels joined = join_models(
       Graph(), build_forward_graph(teacher.config, teacher.layers, hidden_options(options, {}), sharding),
-      [&](std::string_view name) { return teacher.external_name(name); });
+      [](std::string_view name) { return std::string(name); });
   Graph& graph = joined.graph;
   Scope scope = head_scope();
   scope.model = 1;
   Builder b{graph, scope};
   const ops::TeacherTopK kept =
       ops::teacher_top_k(b, joined.values.at("teacher.hidden"),
-                         *graph.find_external(teacher.external_name(head_name(teacher.config))),
+                         *graph.find_external(read_head_name(teacher.config, options.dtype)),
                          *graph.find_external("targets"), keep);
   graph.add_output(std::string(kCachedIndices), kept.indices);
   graph.add_output(std::string(kCachedLogProbs), kept.log_probs);

@@ -7,6 +7,7 @@
 #include "farskip/comm/agreement.h"
 #include "farskip/passes/farskip.h"
 #include "farskip/tensor/hash.h"
+#include "farskip/train/devices.h"
 
 namespace farskip {
 namespace {
@@ -108,16 +109,20 @@ bool EarlyStopping::over(const RunNumbers& numbers) const {
 
 /// The teacher without a student.
 struct Distillation::TeacherAlone {
-  TeacherAlone(Teacher loaded, const Mesh& mesh, Heartbeat* heartbeat, const Logger& logger)
-      : teacher(std::move(loaded)) {
-    for (const auto& [name, tensor] : teacher.tensors)
-      weights.emplace(name.substr(std::string_view("teacher.").size()), tensor);
+  TeacherAlone(Teacher loaded, const std::shared_ptr<Device>& device, DType compute, const Mesh& mesh,
+               Heartbeat* heartbeat, const Logger& logger)
+      : teacher(std::move(loaded)),
+        weights(std::make_shared<DeviceWeights>(
+            device, teacher.weights,
+            local_parameters(list_parameters(teacher.config), mesh.position(), false), compute)),
+        arena(device) {
+    weights->upload();
     engine = std::make_unique<InferenceEngine>(teacher.config, teacher.layers, weights, arena, logger, mesh,
                                                heartbeat);
   }
 
   Teacher teacher;
-  TensorMap weights;  // the same memory, by the model's own names
+  std::shared_ptr<DeviceWeights> weights;
   Arena arena;
   std::unique_ptr<InferenceEngine> engine;
   std::optional<BatchRunner> runner;  // gives what is kept
@@ -125,9 +130,12 @@ struct Distillation::TeacherAlone {
 
 Distillation::Distillation(const RunConfig& config, const ModelConfig& student,
                            const std::vector<LocalParameter>& parameters, TensorMap& weights,
-                           const Mesh& mesh, Heartbeat& heartbeat, const Logger& logger)
+                           std::shared_ptr<Device> device, const Mesh& mesh, Heartbeat& heartbeat,
+                           const Logger& logger)
     : config_(*config.distill),
       student_(student),
+      device_(std::move(device)),
+      compute_(compute_type(config.precision)),
       mesh_(mesh),
       heartbeat_(heartbeat),
       logger_(logger),
@@ -152,7 +160,8 @@ Distillation::Distillation(const RunConfig& config, const ModelConfig& student,
   }
   Teacher teacher = load_teacher();
   share_frozen(teacher, parameters, weights);
-  objective_ = std::make_shared<DistillObjective>(make_terms(teacher.config), std::move(teacher));
+  DistillTerms terms = make_terms(teacher.config);
+  objective_ = std::make_shared<DistillObjective>(std::move(terms), std::move(teacher), device_, compute_);
 }
 
 Distillation::~Distillation() = default;
@@ -163,10 +172,8 @@ Teacher Distillation::load_teacher() const {
   teacher.layers = rewire_farskip(build_layer_graph(teacher.config), teacher.config.farskip);
   const auto specs = list_parameters(teacher.config);
   const auto local = local_parameters(specs, mesh_.position(), false);
-  TensorMap weights = make_parameter_tensors(specs_of(local));
-  load_weights(weights, local, specs, SafetensorsFolder(config_.teacher));
-  for (auto& [name, tensor] : weights)
-    teacher.tensors.emplace(teacher.external_name(name), std::move(tensor));
+  teacher.weights = make_parameter_tensors(specs_of(local));
+  load_weights(teacher.weights, local, specs, SafetensorsFolder(config_.teacher));
   logger_.info("teacher {}: {:.2f}M parameters, {} wiring", config_.teacher,
                static_cast<double>(count_parameters(teacher.config).total) * 1e-6,
                wiring_name(teacher.config.farskip));
@@ -185,8 +192,8 @@ void Distillation::share_frozen(Teacher& teacher, const std::vector<LocalParamet
   std::vector<const LocalParameter*> candidates;
   std::vector<double> equal;
   for (const LocalParameter& p : parameters) {
-    const auto it = teacher.tensors.find(fmt::format("teacher.{}", p.spec.name));
-    if (!frozen_.contains(p.spec.name) || it == teacher.tensors.end() || it->second.shape() != p.spec.shape)
+    const auto it = teacher.weights.find(p.spec.name);
+    if (!frozen_.contains(p.spec.name) || it == teacher.weights.end() || it->second.shape() != p.spec.shape)
       continue;
     const std::span<const std::byte> mine = weights.at(p.spec.name).bytes(), theirs = it->second.bytes();
     candidates.push_back(&p);
@@ -199,7 +206,7 @@ void Distillation::share_frozen(Teacher& teacher, const std::vector<LocalParamet
     if (equal[i] == 0.0) continue;
     const std::string& name = candidates[i]->spec.name;
     bytes += weights.at(name).bytes().size();
-    teacher.tensors.erase(fmt::format("teacher.{}", name));
+    teacher.weights.erase(name);
     teacher.shared.insert(name);
     shared_hashes_[name] = hash_tensor(weights.at(name));
   }
@@ -308,7 +315,8 @@ void Distillation::open_cache() {
 }
 
 Distillation::TeacherAlone& Distillation::alone() {
-  if (!alone_) alone_ = std::make_unique<TeacherAlone>(load_teacher(), mesh_, &heartbeat_, logger_);
+  if (!alone_)
+    alone_ = std::make_unique<TeacherAlone>(load_teacher(), device_, compute_, mesh_, &heartbeat_, logger_);
   return *alone_;
 }
 
@@ -325,25 +333,28 @@ std::vector<TeacherRecord> Distillation::ask_teacher(const Batch& batch) {
     lowering.batch = micro_batch_;
     lowering.sequence_length = sequence_length_;
     lowering.document_mask = document_mask_;
+    lowering.dtype = compute_;
     const StepSharding sharding{mesh_.position(), false,
                                 micro_batch_ * sequence_length_ * t.teacher.config.moe.top_k};
     auto executor = compile(build_teacher_graph(t.teacher, lowering, sharding, {top_k, config_.temperature}),
                             t.arena, {}, logger_, {&mesh_, &heartbeat_});
-    for (const auto& [name, tensor] : t.teacher.tensors)
-      if (executor->has_external(name)) executor->bind(name, tensor.view());
+    t.weights->bind(*executor);
     t.runner.emplace(std::move(executor));
   }
   t.runner->set_batch(batch);
   t.runner->executor().run();
-  const auto rows = [&]<class T>(std::string_view name, std::int64_t sequence, std::int64_t width, T) {
-    const T* data = t.runner->executor().output(name).as<T>() + sequence * sequence_length_ * width;
+  const auto read = [&](std::string_view name) { return t.runner->executor().read_output(name); };
+  const HostTensor indices = read(kCachedIndices), log_probs = read(kCachedLogProbs),
+                   log_tail = read(kCachedLogTail), target_log_prob = read(kCachedTargetLogProb);
+  const auto rows = [&]<class T>(const HostTensor& from, std::int64_t sequence, std::int64_t width, T) {
+    const T* data = from.view().as<const T>() + sequence * sequence_length_ * width;
     return std::vector<T>(data, data + sequence_length_ * width);
   };
   std::vector<TeacherRecord> records;
   for (std::int64_t s = 0; s < micro_batch_; ++s)
-    records.push_back({rows(kCachedIndices, s, top_k, std::int32_t{}),
-                       TeacherRecord::round(rows(kCachedLogProbs, s, top_k, float{})),
-                       rows(kCachedLogTail, s, 1, float{}), rows(kCachedTargetLogProb, s, 1, float{})});
+    records.push_back({rows(indices, s, top_k, std::int32_t{}),
+                       TeacherRecord::round(rows(log_probs, s, top_k, float{})),
+                       rows(log_tail, s, 1, float{}), rows(target_log_prob, s, 1, float{})});
   return records;
 }
 

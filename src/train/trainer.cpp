@@ -136,9 +136,10 @@ class TrainingRun {
         data_(rank_zero_first(world, heartbeat, [&] { return open_run_data(config, model, logger); })),
         layers_(rewire_farskip(build_layer_graph(model), model.farskip)),
         weights_(make_parameter_tensors(specs_of(parameters_))),
-        distill_(config.distill ? std::make_unique<Distillation>(config, model, parameters_, weights_, mesh_,
-                                                                 heartbeat, logger)
-                                : nullptr),
+        distill_(config.distill
+                     ? std::make_unique<Distillation>(config, model, parameters_, weights_,
+                                                      arena_.shared_device(), mesh_, heartbeat, logger)
+                     : nullptr),
         options_(with_costs(with_objective(engine_options(config, world.size())))),
         engine_(model, layers_, weights_, options_, arena_, logger, mesh_, &heartbeat),
         inference_(model, layers_, engine_.weights(), arena_, logger, mesh_, &heartbeat,
@@ -459,10 +460,6 @@ void refuse_unsupported(const RunConfig& config) {
   };
   if (std::string why = why_unsupported(config.device, config.precision); !why.empty())
     problems.push_back(std::move(why));
-  refuse(config.distill && config.device == DeviceChoice::cuda, "device",
-         "distillation has kernels for the CPU only; use cpu or auto");
-  refuse(config.distill && config.precision == Precision::bf16, "precision",
-         "distillation computes on the CPU, in fp32; use fp32");
   refuse(config.train.router_bias_update > 0, "train.router_bias_update",
          "this family's router has no selection bias; use 0");
   if (problems.empty()) return;
@@ -473,7 +470,7 @@ TrainResult train(const RunConfig& config, const ModelConfig& model, const Commu
                   Heartbeat& heartbeat, const Logger& logger, std::shared_ptr<Device> device) {
   if (!device) {
     refuse_unsupported(config);
-    device = config.distill ? make_cpu_device() : open_device(config.device, config.precision);
+    device = open_device(config.device, config.precision);
   }
   return TrainingRun(config, model, world, heartbeat, logger, std::move(device)).run();
 }

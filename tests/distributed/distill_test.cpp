@@ -127,7 +127,7 @@ TEST_CASE("the teacher runs while the student's rows travel") {
   ModelConfig student = model;
   student.farskip = {FarSkipMode::full, {}};
   Teacher teacher{model, build_layer_graph(model), {}, {}};
-  const DistillObjective objective({}, std::move(teacher));
+  const DistillObjective objective({}, std::move(teacher), make_cpu_device(), DType::f32);
   LowerOptions options;
   options.batch = 2;
   options.sequence_length = 32;

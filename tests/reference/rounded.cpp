@@ -12,17 +12,22 @@ namespace farskip {
 namespace {
 
 // Kernels are plain functions: which op one stands for is part of its type. All ops but the collectives.
-constexpr std::array<std::string_view, 35> kOps{"adamw",
+constexpr std::array<std::string_view, 45> kOps{"adamw",
                                                 "add",
                                                 "attention",
                                                 "attention_grad",
                                                 "balance_loss",
                                                 "balance_loss_grad",
+                                                "cached_distill_loss",
+                                                "cached_distill_loss_grad",
                                                 "cast",
                                                 "clip_factor",
                                                 "combine_rows",
                                                 "concat_columns",
+                                                "count_routing_flips",
                                                 "dispatch_rows",
+                                                "distill_loss",
+                                                "distill_loss_grad",
                                                 "embedding",
                                                 "embedding_grad",
                                                 "gather_rows",
@@ -41,12 +46,17 @@ constexpr std::array<std::string_view, 35> kOps{"adamw",
                                                 "rope_table",
                                                 "route",
                                                 "route_grad",
+                                                "router_divergence",
+                                                "router_divergence_grad",
                                                 "scatter_rows",
                                                 "sort_by_expert",
                                                 "split_columns",
+                                                "squared_difference",
+                                                "squared_difference_grad",
                                                 "sum_of_squares",
                                                 "swiglu",
-                                                "swiglu_grad"};
+                                                "swiglu_grad",
+                                                "teacher_top_k"};
 
 struct Widened {
   HostTensor memory;

@@ -5,6 +5,7 @@
 #include "farskip/model/parameters.h"
 #include "farskip/passes/farskip.h"
 #include "farskip/passes/pipeline.h"
+#include "farskip/train/distill_objective.h"
 #include "farskip/train/step_graphs.h"
 #include "support/catch.h"
 #include "support/support.h"
@@ -44,6 +45,16 @@ const std::map<std::string, std::set<std::string>> kKernels{
     {"grouped_matmul_wgrad", {"LLI>F", "LLIF>F"}},
     {"linear_cross_entropy", {"LLI>FI"}},
     {"linear_cross_entropy_grad", {"FLLI>FILF", "FLLIF>FILF"}},
+    {"distill_loss", {"LLLLI>FD"}},
+    {"distill_loss_grad", {"FLLLLI>FDLF", "FLLLLIF>FDLF", "FLLLLI>FDL"}},
+    {"cached_distill_loss", {"LLIFFFI>FD"}},
+    {"cached_distill_loss_grad", {"FLLIFFFI>FDLF", "FLLIFFFIF>FDLF", "FLLIFFFI>FDL"}},
+    {"teacher_top_k", {"LLI>IFFF"}},
+    {"squared_difference", {"LLI>F"}},
+    {"squared_difference_grad", {"FLLI>L"}},
+    {"router_divergence", {"FFI>F"}},
+    {"router_divergence_grad", {"FFFI>F"}},
+    {"count_routing_flips", {"III>I"}},
     {"sum_of_squares", {"F*>D"}},
     {"clip_factor", {"D>FF"}},
     {"adamw", {"FFFFFF>FFF", "FFFFFF>FFFL"}},
@@ -133,6 +144,64 @@ TEST_CASE("a micro-batch in bf16 asks only for kernels that backends have") {
   // Parameters are never rounded in a micro-batch.
   for (const Node& node : graph.nodes())
     if (node.op->name == "cast") CHECK(graph.value(node.inputs[0]).producer);
+}
+
+/// A teacher with weights of zero.
+Teacher teacher_of(const Model& m, const std::set<std::string>& shared) {
+  Teacher teacher{m.config, build_layer_graph(m.config), make_parameter_tensors(specs_of(m.parameters)),
+                  shared};
+  for (const std::string& name : shared) teacher.weights.erase(name);
+  return teacher;
+}
+
+TEST_CASE("distillation in bf16 asks only for kernels that backends have") {
+  const auto* name = GENERATE("deepseek_v2", "qwen3_moe_tied");
+  const std::int64_t top_k = GENERATE(0, 5);
+  const bool freezes_head = GENERATE(false, true);
+  const bool cached = GENERATE(false, true);
+  CAPTURE(name, top_k, freezes_head, cached);
+  if (cached && top_k == 0) return;
+  const Model m = load(name, FarSkipMode::full);
+  const std::string head(head_name(m.config));
+  const std::set<std::string> frozen = freezes_head ? std::set<std::string>{head} : std::set<std::string>{};
+  const ops::DistillLoss loss{.kl = 0.5, .jsd = 0.3, .sft = 0.2, .top_k = top_k};
+  const DistillObjective live({loss, 0.1, {{0, 0}, {2, 2}}, 0.1}, teacher_of(m, frozen), make_cpu_device(),
+                              DType::bf16);
+  const CachedDistillObjective kept(loss);
+  MicroBatchKind kind;
+  kind.accumulate = GENERATE(false, true);
+  kind.objective = cached ? static_cast<const StepObjective*>(&kept) : &live;
+  kind.frozen = frozen;
+  const Graph graph = run_pipeline(build_micro_batch_graph(m.config, m.layers, lowering(), {}, kind), {},
+                                   Logger(LogLevel::off));
+  check_kernels(graph);
+  int losses = 0;
+  for (const Node& node : graph.nodes())
+    losses += node.op->name == (cached ? "cached_distill_loss_grad" : "distill_loss_grad") ? 1 : 0;
+  CHECK(losses == 1);
+  // The teacher's tensors are those that the graph reads, in the types that it reads.
+  std::size_t found = 0;
+  for (const External& e : graph.externals()) {
+    if (!e.name.starts_with("teacher.")) continue;
+    ++found;
+    REQUIRE(kind.objective->tensors().contains(e.name));
+    const HostTensor& tensor = kind.objective->tensors().at(e.name);
+    CHECK(tensor.dtype() == graph.type(e.value).dtype);
+    CHECK(tensor.shape() == graph.type(e.value).shape);
+  }
+  CHECK(found == kind.objective->tensors().size());
+  CHECK(graph.find_external("compute." + head).has_value());
+  CHECK(graph.find_external("teacher.compute." + head).has_value() == (!cached && !freezes_head));
+}
+
+TEST_CASE("a teacher alone in bf16 gives what is kept of it in f32") {
+  const Model m = load("deepseek_v2", FarSkipMode::off);
+  LowerOptions options = lowering();
+  options.balance_loss = false;
+  const Graph graph =
+      run_pipeline(build_teacher_graph(teacher_of(m, {}), options, {}, {7, 1.0}), {}, Logger(LogLevel::off));
+  check_kernels(graph);
+  CHECK(graph.type(*graph.find_output(kCachedLogProbs)).dtype == DType::f32);
 }
 
 TEST_CASE("the forward in bf16 gives losses and logits in f32") {

@@ -140,7 +140,8 @@ TEST_CASE(
   const std::vector<LocalParameter> parameters = whole_parameters(list_parameters(run.model));
   TensorMap weights = make_parameter_tensors(specs_of(parameters));
   Heartbeat heartbeat;
-  const Distillation d(run.config, run.model, parameters, weights, make_self_mesh(), heartbeat, kQuiet);
+  const Distillation d(run.config, run.model, parameters, weights, make_cpu_device(), make_self_mesh(),
+                       heartbeat, kQuiet);
   LowerOptions lowering;
   lowering.sequence_length = 8;
   MicroBatchKind kind;
@@ -171,7 +172,8 @@ TEST_CASE("a frozen tensor that both models share is kept once, and no bit depen
   const std::vector<LocalParameter> parameters = whole_parameters(list_parameters(run.model));
   TensorMap weights = make_parameter_tensors(specs_of(parameters));
   Heartbeat heartbeat;
-  const Distillation d(run.config, run.model, parameters, weights, make_self_mesh(), heartbeat, kQuiet);
+  const Distillation d(run.config, run.model, parameters, weights, make_cpu_device(), make_self_mesh(),
+                       heartbeat, kQuiet);
   CHECK_FALSE(d.objective()->tensors().contains("teacher.lm_head.weight"));
   CHECK_FALSE(d.objective()->tensors().contains("teacher.model.layers.1.mlp.experts.down_proj"));
   CHECK(d.objective()->tensors().contains("teacher.model.embed_tokens.weight"));
@@ -282,7 +284,8 @@ TEST_CASE("a curriculum rewires layer by layer, the last one first") {
   const std::vector<LocalParameter> parameters = whole_parameters(list_parameters(run.model));
   TensorMap weights = make_parameter_tensors(specs_of(parameters));
   Heartbeat heartbeat;
-  const Distillation d(run.config, run.model, parameters, weights, make_self_mesh(), heartbeat, kQuiet);
+  const Distillation d(run.config, run.model, parameters, weights, make_cpu_device(), make_self_mesh(),
+                       heartbeat, kQuiet);
   const auto rewired = [&](std::int64_t step) {
     const LayerGraph standard = build_layer_graph(run.model), now = d.layers_at(step);
     std::string layers;

@@ -5,6 +5,9 @@
 // softmax(t/τ). With top_k = K > 0 both are distributions over K + 1 events: the K largest teacher logits
 // (ties to the lower id) and all the rest together, whose mass is exact. A student that computes the same
 // logits as its teacher gets exactly zero of every divergence and of its gradient.
+//
+// In low precision hidden states, heads and residual streams of both models are low, and so are gradients
+// with respect to h and x; losses, kept outputs, router logits and dw are f32.
 
 #include <array>
 #include <string_view>

@@ -5,19 +5,20 @@
 #include <utility>
 
 #include "farskip/ops/distill_ops.h"
+#include "farskip/train/device_tensors.h"
 #include "farskip/train/objective.h"
 
 namespace farskip {
 
-/// A teacher on this rank. Its parameters are externals "teacher.<name>", but those in `shared`, which are
-/// the student's own tensors of the same name.
+/// A teacher on this rank. In the graph of both models what its graph reads (read_name()) has the name
+/// "teacher.<read name>", but for parameters in `shared`, which are the student's own tensors.
 struct Teacher {
   ModelConfig config;
   LayerGraph layers;
-  TensorMap tensors;  // by external name; without the shared ones
+  TensorMap weights;  // f32, by the names of list_parameters()
   std::set<std::string> shared;
 
-  std::string external_name(std::string_view parameter) const;
+  std::string external_name(std::string_view read_name) const;
 };
 
 struct DistillTerms {
@@ -32,13 +33,15 @@ struct DistillTerms {
 /// models have as many experts and choices, "sum.hidden_l2", "sum.router_agreement".
 class DistillObjective final : public StepObjective {
  public:
-  DistillObjective(DistillTerms terms, Teacher teacher);
+  /// Puts the teacher on the device, rounded once where the graphs compute in bf16 with a parameter; its f32
+  /// weights are not kept then.
+  DistillObjective(DistillTerms terms, Teacher teacher, std::shared_ptr<Device> device, DType compute);
 
   Graph build_forward(const ModelConfig& config, const LayerGraph& layers, const LowerOptions& options,
                       const StepSharding& sharding) const override;
   std::vector<std::string> terms() const override;
-  const TensorMap& tensors() const override { return teacher_.tensors; }
-  const Teacher& teacher() const { return teacher_; }
+  const TensorMap& tensors() const override { return tensors_; }
+  void bind(Executor& executor) const override;
 
  private:
   void compare_layers(Graph& graph, const std::map<std::string, ValueId, std::less<>>& values,
@@ -46,6 +49,8 @@ class DistillObjective final : public StepObjective {
 
   DistillTerms terms_;
   Teacher teacher_;
+  TensorMap tensors_;  // by external name
+  DeviceTensors on_device_;
 };
 
 /// Names of the inputs of a graph that has kept outputs instead of a teacher.
@@ -61,6 +66,7 @@ class CachedDistillObjective final : public StepObjective {
   Graph build_forward(const ModelConfig& config, const LayerGraph& layers, const LowerOptions& options,
                       const StepSharding& sharding) const override;
   const TensorMap& tensors() const override { return none_; }
+  void bind(Executor& /*executor*/) const override {}
   void complete_random_batch(Batch& batch) const override;
 
  private:
@@ -68,7 +74,8 @@ class CachedDistillObjective final : public StepObjective {
   TensorMap none_;
 };
 
-/// The teacher alone, with outputs under the names above instead of a loss.
+/// The teacher alone, its parameters under their own names (read_name()), with outputs under the names above
+/// instead of a loss.
 Graph build_teacher_graph(const Teacher& teacher, const LowerOptions& options, const StepSharding& sharding,
                           const ops::KeepTopK& keep);
 

@@ -34,10 +34,11 @@ class EarlyStopping {
 class Distillation {
  public:
   /// `student`: with its final wiring. `weights`: of local_parameters at the mesh's position; filled with
-  /// those that the run begins with. Collective. Errors: UsageError where teacher and student do not fit.
+  /// those that the run begins with. `device`: where teacher and student run. Collective. Errors: UsageError
+  /// where teacher and student do not fit.
   Distillation(const RunConfig& config, const ModelConfig& student,
-               const std::vector<LocalParameter>& parameters, TensorMap& weights, const Mesh& mesh,
-               Heartbeat& heartbeat, const Logger& logger);
+               const std::vector<LocalParameter>& parameters, TensorMap& weights,
+               std::shared_ptr<Device> device, const Mesh& mesh, Heartbeat& heartbeat, const Logger& logger);
   ~Distillation();
 
   const std::set<std::string>& frozen() const { return frozen_; }
@@ -75,6 +76,8 @@ class Distillation {
 
   DistillConfig config_;
   ModelConfig student_;
+  std::shared_ptr<Device> device_;
+  DType compute_;
   Mesh mesh_;
   Heartbeat& heartbeat_;
   Logger logger_;

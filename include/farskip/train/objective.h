@@ -26,9 +26,10 @@ class StepObjective {
                               const LowerOptions& options, const StepSharding& sharding) const = 0;
   /// Outputs beside "loss_sum" that are minimised with the same scale.
   virtual std::vector<std::string> terms() const { return {}; }
-  /// Parameters of these graphs that do not belong to the trained model, by external name.
+  /// Tensors of these graphs that do not belong to the trained model, by external name.
   virtual const TensorMap& tensors() const = 0;
-  void bind(Executor& executor) const;
+  /// Binds those of them that are externals of the graph.
+  virtual void bind(Executor& executor) const = 0;
   /// Adds to a batch of random tokens, for measuring, whatever else the graphs read.
   virtual void complete_random_batch(Batch& /*batch*/) const {}
 };

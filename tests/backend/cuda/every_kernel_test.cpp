@@ -138,6 +138,12 @@ TEST_CASE("f32 on the GPU is the CPU's: optimizer and casts") {
   run(optimizer_cases(), false);
   run(cast_cases(), false);
 }
+TEST_CASE("f32 on the GPU is the CPU's: distillation") {
+  run(distill_cases(), false);
+}
+TEST_CASE("f32 on the GPU is the CPU's: large distillation") {
+  run(large_distill_cases(), false);
+}
 TEST_CASE("f32 on the GPU is the CPU's: large dense ops") {
   run(large_dense_cases(), false);
 }
@@ -161,6 +167,12 @@ TEST_CASE("bf16 on the GPU is f32 of the rounded inputs, rounded: attention") {
 }
 TEST_CASE("bf16 on the GPU is f32 of the rounded inputs, rounded: routing") {
   run(routing_cases(), true);
+}
+TEST_CASE("bf16 on the GPU is f32 of the rounded inputs, rounded: distillation") {
+  run(distill_cases(), true);
+}
+TEST_CASE("bf16 on the GPU is f32 of the rounded inputs, rounded: large distillation") {
+  run(large_distill_cases(), true);
 }
 TEST_CASE("bf16 on the GPU is f32 of the rounded inputs, rounded: large dense ops") {
   run(large_dense_cases(), true);

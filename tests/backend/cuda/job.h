@@ -66,6 +66,7 @@ std::vector<OpCase> large_dense_cases();
 std::vector<OpCase> large_rowwise_cases();
 std::vector<OpCase> large_routing_cases();
 std::vector<OpCase> large_optimizer_cases();
+std::vector<OpCase> large_distill_cases();
 /// Casts, and AdamW's compute copy.
 std::vector<OpCase> cast_cases();
 

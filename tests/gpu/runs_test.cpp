@@ -1,0 +1,173 @@
+// Runs of training and of distillation on a GPU, from the configuration to the checkpoint, against those on
+// the CPU. Where there is no GPU every test says so and checks nothing.
+#include <cmath>
+#include <nlohmann/json.hpp>
+#include <sstream>
+
+#include "farskip/config/run_config.h"
+#include "farskip/train/distillation.h"
+#include "support/catch.h"
+#include "support/support.h"
+
+namespace farskip {
+namespace {
+
+const Logger kQuiet(LogLevel::off);
+
+bool no_gpu() {
+  const std::string why = why_no_cuda_device();
+  if (!why.empty()) WARN("SKIP: " << why);
+  return !why.empty();
+}
+
+const fs::path kModel = test::fixtures() / "deepseek_v2";
+
+/// Lines of metrics.jsonl. `what`: the section that says what is trained. "DIR" in an override is the run
+/// directory.
+std::vector<nlohmann::json> run(const std::string& what, const fs::path& run_dir, const char* device,
+                                const char* precision, const std::vector<std::string>& overrides) {
+  const std::string yaml = fmt::format(
+      R"(
+run_dir: {}
+device: {}
+precision: {}
+farskip: {{mode: full}}
+data: {{tokens: [{}/tokens], validation: [{}/tokens]}}
+train:
+  steps: 8
+  sequence_length: 32
+  global_batch: 4
+  micro_batch: 2
+  learning_rate: {{schedule: cosine, peak: 1.0e-3, final: 1.0e-4}}
+  optimizer: {{weight_decay: 0}}
+  validate_every: 4
+checkpoint: {{every: 2, keep: 10}}
+{}
+)",
+      run_dir.string(), device, precision, kModel.string(), kModel.string(), what);
+  ErrorList errors;
+  ConfigNode tree = parse_yaml_text(yaml, "test", errors);
+  for (std::string o : overrides) {
+    if (const auto at = o.find("DIR"); at != std::string::npos) o.replace(at, 3, run_dir.string());
+    apply_override(tree, o, errors);
+  }
+  const RunConfig config = read_run_config(tree, errors, {.needs = {.distill = what.starts_with("distill")}});
+  errors.throw_if_any();
+  ModelConfig model = read_hub_config(kModel);
+  model.farskip = *config.farskip;
+  Heartbeat heartbeat;
+  train(config, model, make_self_communicator(), heartbeat, kQuiet);
+  std::vector<nlohmann::json> lines;
+  std::istringstream text(read_text_file(run_dir / "metrics.jsonl"));
+  for (std::string line; std::getline(text, line);) lines.push_back(nlohmann::json::parse(line));
+  return lines;
+}
+
+std::vector<nlohmann::json> distill(const fs::path& run_dir, const char* device, const char* precision,
+                                    const std::vector<std::string>& overrides) {
+  return run(fmt::format("distill: {{teacher: {}}}", kModel.string()), run_dir, device, precision, overrides);
+}
+std::vector<nlohmann::json> pretrain(const fs::path& run_dir, const char* device, const char* precision) {
+  return run(fmt::format("init: {{from: {}}}", kModel.string()), run_dir, device, precision,
+             {"train.aux_loss=0.01"});
+}
+
+/// The last two with what is kept of the teacher.
+const std::vector<std::vector<std::string>> kLosses{
+    {"distill.loss=kl"},
+    {"distill.loss={kl: 0.5, reverse_kl: 0.2, jsd: 0.2, sft: 0.1}", "distill.temperature=1.5",
+     "distill.hidden_l2=0.1", "distill.router_agreement=0.1"},
+    {"distill.loss={kl: 0.5, jsd: 0.5}", "distill.top_k=9", "distill.freeze=[embedding, head]"},
+    {"distill.loss=kl", "distill.cache.path=DIR/kept", "distill.cache.top_k=9"},
+    {"distill.loss={kl: 0.9, sft: 0.1}", "distill.cache.path=DIR/kept", "distill.cache.top_k=160",
+     "distill.curriculum.every=3"}};
+
+void compare(const std::vector<nlohmann::json>& cpu, const std::vector<nlohmann::json>& gpu, double loss,
+             double norm) {
+  REQUIRE(cpu.size() == gpu.size());
+  for (std::size_t i = 0; i < cpu.size(); ++i)
+    for (const char* key :
+         {"loss", "kl", "student_loss", "teacher_loss", "hidden_l2", "router_agreement", "validation_loss",
+          "validation_kl", "validation_teacher_loss", "validation_untrained_loss", "grad_norm"}) {
+      CAPTURE(i, key);
+      REQUIRE(cpu[i].contains(key) == gpu[i].contains(key));
+      if (!cpu[i].contains(key)) continue;
+      const double bound = std::string_view(key) == "grad_norm" ? norm : loss;
+      CHECK(gpu[i][key].get<double>() == Catch::Approx(cpu[i][key].get<double>()).epsilon(bound));
+    }
+}
+
+TEST_CASE("distillation on a GPU in fp32 follows the losses of the CPU") {
+  if (no_gpu()) return;
+  for (const auto& overrides : kLosses) {
+    CAPTURE(fmt::format("{}", fmt::join(overrides, " ")));
+    const test::TemporaryFolder folder;
+    compare(distill(folder / "cpu", "cpu", "fp32", overrides),
+            distill(folder / "gpu", "cuda", "fp32", overrides), 2e-3, 5e-3);
+  }
+}
+
+TEST_CASE("distillation on a GPU in bf16 stays within rounding of the CPU in fp32") {
+  if (no_gpu()) return;
+  for (const auto& overrides : kLosses) {
+    CAPTURE(fmt::format("{}", fmt::join(overrides, " ")));
+    const test::TemporaryFolder folder;
+    compare(distill(folder / "cpu", "cpu", "fp32", overrides),
+            distill(folder / "gpu", "cuda", "bf16", overrides), 0.06, 0.15);
+  }
+}
+
+TEST_CASE("on a GPU a student that is its teacher has exactly zero loss and gradient") {
+  if (no_gpu()) return;
+  for (const char* precision : {"fp32", "bf16"})
+    for (const char* loss : {"kl", "reverse_kl", "jsd"})
+      for (const char* top_k : {"0", "7"}) {
+        CAPTURE(precision, loss, top_k);
+        const test::TemporaryFolder folder;
+        for (const auto& line :
+             distill(folder / "run", "cuda", precision,
+                     {fmt::format("distill.loss={}", loss), fmt::format("distill.top_k={}", top_k),
+                      "distill.temperature=2", "distill.hidden_l2=0.5", "distill.router_agreement=0.5",
+                      "farskip.mode=off"})) {
+          CHECK(line["loss"] == 0.0);
+          CHECK(line["grad_norm"] == 0.0);
+          CHECK(line["agreement"] == 1.0);
+        }
+      }
+}
+
+TEST_CASE("training on a GPU follows the CPU, and in two halves gives the bytes of one piece") {
+  if (no_gpu()) return;
+  const test::TemporaryFolder folder;
+  const auto cpu = pretrain(folder / "cpu", "cpu", "fp32");
+  compare(cpu, pretrain(folder / "fp32", "cuda", "fp32"), 2e-4, 2e-3);
+  compare(cpu, pretrain(folder / "whole", "cuda", "bf16"), 2e-2, 0.1);
+  pretrain(folder / "halves", "cuda", "bf16");
+  fs::remove_all(folder / "halves" / "checkpoints" / "step-8");
+  pretrain(folder / "halves", "cuda", "bf16");
+  for (const char* name : {"model.safetensors", "optimizer.safetensors"}) {
+    CAPTURE(name);
+    CHECK(read_text_file(folder / "whole" / "checkpoints" / "step-8" / name) ==
+          read_text_file(folder / "halves" / "checkpoints" / "step-8" / name));
+  }
+}
+
+TEST_CASE("distillation on a GPU in two halves gives the bytes of one piece") {
+  if (no_gpu()) return;
+  for (const auto& overrides : kLosses) {
+    CAPTURE(fmt::format("{}", fmt::join(overrides, " ")));
+    const test::TemporaryFolder folder;
+    distill(folder / "whole", "cuda", "bf16", overrides);
+    distill(folder / "halves", "cuda", "bf16", overrides);
+    fs::remove_all(folder / "halves" / "checkpoints" / "step-8");
+    distill(folder / "halves", "cuda", "bf16", overrides);
+    for (const char* name : {"model.safetensors", "optimizer.safetensors"}) {
+      CAPTURE(name);
+      CHECK(read_text_file(folder / "whole" / "checkpoints" / "step-8" / name) ==
+            read_text_file(folder / "halves" / "checkpoints" / "step-8" / name));
+    }
+  }
+}
+
+}  // namespace
+}  // namespace farskip

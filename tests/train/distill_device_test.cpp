@@ -1,0 +1,160 @@
+// Distillation on a device whose memory the host cannot touch, and in bf16, on the CPU
+// (tests/reference/rounded.h).
+#include <cmath>
+#include <nlohmann/json.hpp>
+#include <sstream>
+
+#include "farskip/config/run_config.h"
+#include "farskip/train/distillation.h"
+#include "reference/rounded.h"
+#include "support/catch.h"
+#include "support/support.h"
+
+namespace farskip {
+namespace {
+
+const Logger kQuiet(LogLevel::off);
+
+/// Runs on the given device whatever the configuration says.
+TrainResult distill(const fs::path& run_dir, const std::shared_ptr<Device>& device,
+                    const std::vector<std::string>& overrides) {
+  const fs::path teacher = test::fixtures() / "deepseek_v2";
+  const std::string yaml =
+      fmt::format(R"(
+run_dir: {}
+farskip: {{mode: full}}
+data: {{tokens: [{}/tokens], validation: [{}/tokens]}}
+train:
+  steps: 6
+  sequence_length: 32
+  global_batch: 4
+  micro_batch: 2
+  learning_rate: {{schedule: cosine, peak: 1.0e-3, final: 1.0e-4}}
+  optimizer: {{weight_decay: 0}}
+  validate_every: 3
+distill: {{teacher: {}}}
+checkpoint: {{every: 2, keep: 10}}
+)",
+                  run_dir.string(), teacher.string(), teacher.string(), teacher.string());
+  ErrorList errors;
+  ConfigNode tree = parse_yaml_text(yaml, "test", errors);
+  for (const std::string& o : overrides) apply_override(tree, o, errors);
+  const RunConfig config = read_run_config(tree, errors, {.needs = {.distill = true}});
+  errors.throw_if_any();
+  ModelConfig model = read_hub_config(teacher);
+  model.farskip = *config.farskip;
+  Heartbeat heartbeat;
+  return train(config, model, make_self_communicator(), heartbeat, kQuiet, device);
+}
+
+std::vector<nlohmann::json> metrics(const fs::path& run_dir) {
+  std::vector<nlohmann::json> lines;
+  std::istringstream text(read_text_file(run_dir / "metrics.jsonl"));
+  for (std::string line; std::getline(text, line);) lines.push_back(nlohmann::json::parse(line));
+  return lines;
+}
+
+std::string checkpoint_bytes(const fs::path& run_dir, int step) {
+  std::string bytes;
+  for (const char* name : {"model.safetensors", "optimizer.safetensors"})
+    bytes += read_text_file(run_dir / "checkpoints" / fmt::format("step-{}", step) / name);
+  return bytes;
+}
+
+void check_same_numbers(const std::vector<nlohmann::json>& a, const std::vector<nlohmann::json>& b) {
+  REQUIRE(a.size() == b.size());
+  for (std::size_t i = 0; i < a.size(); ++i)
+    for (const char* key :
+         {"loss", "kl", "agreement", "student_loss", "teacher_loss", "grad_norm", "hidden_l2",
+          "router_agreement", "routing_flips", "validation_loss", "validation_kl", "validation_teacher_loss",
+          "validation_untrained_loss", "recovered"}) {
+      CAPTURE(i, key);
+      CHECK(a[i].value(key, nlohmann::json()) == b[i].value(key, nlohmann::json()));
+    }
+}
+
+/// Everything that a live teacher can be compared by; part of it is shared with the student.
+const std::vector<std::string> kLive{"distill.loss={kl: 0.6, reverse_kl: 0.2, jsd: 0.1, sft: 0.1}",
+                                     "distill.hidden_l2=0.1", "distill.router_agreement=0.1",
+                                     "distill.freeze=[embedding, \"model.layers.1.*\"]",
+                                     "distill.curriculum.every=2"};
+
+TEST_CASE("distillation on a device with memory of its own gives the bits of the CPU") {
+  const bool cached = GENERATE(false, true);
+  CAPTURE(cached);
+  const test::TemporaryFolder folder;
+  const auto run = [&](const char* name, const std::shared_ptr<Device>& device) {
+    std::vector<std::string> overrides = kLive;
+    if (cached)
+      overrides = {"distill.cache.path=" + (folder / name / "kept").string(), "distill.cache.top_k=9",
+                   "distill.loss={kl: 0.8, sft: 0.2}"};
+    distill(folder / name, device, overrides);
+  };
+  run("here", make_cpu_device());
+  run("there", make_pretended_gpu());
+  check_same_numbers(metrics(folder / "here"), metrics(folder / "there"));
+  CHECK(checkpoint_bytes(folder / "here", 6) == checkpoint_bytes(folder / "there", 6));
+}
+
+TEST_CASE("distillation in bf16 goes the way of f32, with and without kept teacher outputs") {
+  const bool cached = GENERATE(false, true);
+  CAPTURE(cached);
+  const test::TemporaryFolder folder;
+  std::vector<std::string> overrides = kLive;
+  if (cached) overrides = {"distill.cache.top_k=9"};
+  const auto run = [&](const char* name, const std::shared_ptr<Device>& device, const char* precision) {
+    std::vector<std::string> all = overrides;
+    all.push_back(fmt::format("precision={}", precision));
+    if (cached) all.push_back("distill.cache.path=" + (folder / name / "kept").string());
+    distill(folder / name, device, all);
+    return metrics(folder / name);
+  };
+  const auto wide = run("wide", make_cpu_device(), "fp32"), low = run("low", make_pretended_gpu(), "bf16");
+  REQUIRE(low.size() == wide.size());
+  for (std::size_t i = 0; i < wide.size(); ++i) {
+    CAPTURE(i);
+    CHECK(low[i]["loss"].get<double>() == Catch::Approx(wide[i]["loss"].get<double>()).epsilon(0.03));
+    CHECK(low[i]["kl"].get<double>() == Catch::Approx(wide[i]["kl"].get<double>()).epsilon(0.05));
+    CHECK(low[i]["teacher_loss"].get<double>() ==
+          Catch::Approx(wide[i]["teacher_loss"].get<double>()).epsilon(5e-3));
+    CHECK(low[i]["grad_norm"].get<double>() ==
+          Catch::Approx(wide[i]["grad_norm"].get<double>()).epsilon(0.1));
+  }
+  CHECK(low[0]["teacher_loss"] != wide[0]["teacher_loss"]);
+}
+
+TEST_CASE("a student that is its teacher has exactly zero loss and gradient in bf16 too") {
+  const test::TemporaryFolder folder;
+  const std::string loss = GENERATE("kl", "reverse_kl", "jsd");
+  const int top_k = GENERATE(0, 7);
+  distill(folder / "run", make_pretended_gpu(),
+          {"distill.loss=" + loss, fmt::format("distill.top_k={}", top_k), "distill.hidden_l2=0.5",
+           "distill.router_agreement=0.5", "farskip.mode=off", "precision=bf16"});
+  for (const auto& line : metrics(folder / "run")) {
+    CHECK(line["loss"] == 0.0);
+    CHECK(line["grad_norm"] == 0.0);
+    CHECK(line["agreement"] == 1.0);
+  }
+}
+
+TEST_CASE("distillation in bf16 in two halves gives the bytes of one piece") {
+  const bool cached = GENERATE(false, true);
+  CAPTURE(cached);
+  const test::TemporaryFolder folder;
+  const auto run = [&](const char* name) {
+    std::vector<std::string> overrides = kLive;
+    if (cached)
+      overrides = {"distill.cache.path=" + (folder / name / "kept").string(), "distill.cache.top_k=9"};
+    overrides.emplace_back("precision=bf16");
+    return distill(folder / name, make_pretended_gpu(), overrides);
+  };
+  run("whole");
+  run("halves");  // its second half is a run of its own: as after a kill at step 4
+  fs::remove_all(folder / "halves" / "checkpoints" / "step-6");
+  CHECK(run("halves").step == 6);
+  CHECK(checkpoint_bytes(folder / "whole", 6) == checkpoint_bytes(folder / "halves", 6));
+  check_same_numbers(metrics(folder / "whole"), metrics(folder / "halves"));
+}
+
+}  // namespace
+}  // namespace farskip
