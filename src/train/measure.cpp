@@ -1,5 +1,7 @@
 #include "farskip/train/measure.h"
 
+#include <chrono>
+
 #include "farskip/base/random.h"
 
 namespace farskip {
@@ -59,15 +61,27 @@ CostTable measure_step_costs(const ModelConfig& model, const LayerGraph& layers,
   if (options.objective)
     for (Batch& batch : batches) options.objective->complete_random_batch(batch);
 
+  // A GPU that was idle takes a while to raise its clocks and those of its bus.
+  using Clock = std::chrono::steady_clock;
+  const auto warm_time =
+      Clock::now() + std::chrono::milliseconds(arena.device().kind() == DeviceKind::cpu ? 0 : 1500);
   CostTable table;
-  for (int step = 0; step <= steps; ++step) {
+  bool warm = false;
+  for (int measured = 0; measured < steps;) {
     ExecutedPlans plans;
     engine.observe([&](const Executor& executor, const std::vector<StepTime>& times) {
       plans.emplace_back(&executor, times);
     });
     engine.compute_gradients(batches, 1.0F / static_cast<float>(tokens), 0.0F);
     engine.update(0.0, 1);
-    if (step > 0) add_step_costs(table, plans, mesh.world());
+    if (warm) {
+      add_step_costs(table, plans, mesh.world());
+      ++measured;
+      continue;
+    }
+    double cold = Clock::now() < warm_time ? 1 : 0;
+    mesh.world().all_reduce(std::span(&cold, 1), Reduction::max);
+    warm = cold == 0;
   }
   return table;
 }

@@ -49,7 +49,8 @@ struct CollectiveOverlap {
 };
 
 struct OverlapReport {
-  bool identical = true;  // losses, gradient norms and all gradients, to the bit, in every pair of runs
+  /// To the bit: losses and gradient norms in every pair of runs, then all gradients and the weights.
+  bool identical = true;
   DirectionOverlap forward, backward, total;
   double predicted_blocking_seconds = 0, predicted_overlapped_seconds = 0;
   std::size_t blocking_arena_bytes = 0, overlapped_arena_bytes = 0;
