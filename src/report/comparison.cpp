@@ -56,8 +56,10 @@ const std::vector<Column>& columns() {
        Better::higher},
       {"tokens_per_second", "tokens/s", [](Log, Sum s) { return s.tokens_per_second; }, short_number,
        Better::higher},
-      {"exposed_share", "comm. exposed", [](Log, Sum s) { return s.exposed_share; }, percent_text, Better::lower},
-      {"hidden_share", "comm. hidden", [](Log, Sum s) { return s.hidden_share; }, percent_text, Better::neither},
+      {"exposed_share", "comm. exposed", [](Log, Sum s) { return s.exposed_share; }, percent_text,
+       Better::lower},
+      {"hidden_share", "comm. hidden", [](Log, Sum s) { return s.hidden_share; }, percent_text,
+       Better::neither},
       {"peak_memory_bytes", "peak memory", [](Log, Sum s) { return s.peak_memory_bytes; }, bytes_text,
        Better::lower},
   };

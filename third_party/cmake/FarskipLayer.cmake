@@ -43,4 +43,5 @@ ${calls}}
   target_include_directories(farskip_${name} PUBLIC ${CMAKE_SOURCE_DIR}/include)
   list(TRANSFORM arg_USES PREPEND farskip_)
   target_link_libraries(farskip_${name} PUBLIC ${arg_USES} ${arg_LINK} PRIVATE farskip_options)
+  farskip_precompile(farskip_${name})
 endfunction()
