@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# From nothing to a mixture-of-experts model that has learnt real text, on a CPU, in minutes.
+# From nothing to a FarSkip model, on a CPU, in minutes.
 #
 #   ./scripts/quickstart.sh
 #
 # Installs what is missing, builds, takes the text of Python's documentation (package python3-doc), trains a
-# tokenizer and a small DeepSeek-V2-shaped model, and compares its held-out loss with n-gram models. Run it
-# again and it goes on from where it was; delete runs/quickstart to start over.
+# tokenizer and a small DeepSeek-V2-shaped model, and compares its held-out loss with n-gram models. Then it
+# rewires the model, which costs quality, and distils until that is mended: the result is a model in hub layout.
+# Run it again and it goes on from where it was; delete runs/quickstart to start over.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -42,17 +43,45 @@ fi
 # be told twice.
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 say "Training on two ranks (configs/quickstart/teacher.yaml)"
-started=$SECONDS
-mpirun -np 2 --oversubscribe --bind-to none "$farskip" train configs/quickstart/teacher.yaml
-echo "training took $((SECONDS - started)) s"
+on_two_ranks() {
+  local started=$SECONDS
+  mpirun -np 2 --oversubscribe --bind-to none "$farskip" "$@"
+  echo "took $((SECONDS - started)) s"
+}
+on_two_ranks train configs/quickstart/teacher.yaml
 
 say "Held-out loss, nats per token (lower is better)"
 "$farskip" data baselines --train "$run/tokens" --validation "$run/tokens-validation" --vocab-size 4096
-printf 'this model: '
-"$farskip" eval --model "$run/teacher" --data "$run/tokens-validation" --sequence-length 256 --batch 16 --quiet
+evaluate() {
+  printf '%s: ' "$1"
+  "$farskip" eval --model "$2" --data "$run/tokens-validation" --sequence-length 256 --batch 16 --quiet "${@:3}"
+}
+evaluate "this model" "$run/teacher"
+
+say "The same weights in FarSkip wiring, without further training"
+evaluate "rewired" "$run/teacher" --farskip full
+
+say "Distilling on two ranks: the model learns from itself in standard wiring (configs/quickstart/distill.yaml)"
+on_two_ranks distill configs/quickstart/distill.yaml
+
+say "What conversion cost, and what distillation has won back"
+evaluate "teacher   " "$run/teacher"
+evaluate "rewired   " "$run/teacher" --farskip full
+evaluate "distilled " "$run/student"
+
+if [ ! -e "$run/farskip-model/config.json" ]; then
+  say "Exporting in hub layout"
+  "$farskip" convert "$run/student" "$run/farskip-model"
+fi
+ls -l "$run/farskip-model"
 
 say "Its curves on one page, to open in a browser"
 "$farskip" report "$run/teacher"
 
 say "A sample of its text"
-"$farskip" generate --model "$run/teacher" --prompt "The function returns" --max-tokens 80 --temperature 0.7 --top-k 40 --quiet
+"$farskip" generate --model "$run/farskip-model" --prompt "The function returns" --max-tokens 80 --temperature 0.7 --top-k 40 --quiet
+
+if "$farskip" report --help >/dev/null 2>&1; then
+  say "Reporting"
+  "$farskip" report "$run/teacher" "$run/student"
+fi

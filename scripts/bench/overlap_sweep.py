@@ -16,7 +16,7 @@ import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
-COLUMNS = ("mode", "in flight", "hidden", "C/W", "eta fwd", "eta bwd", "hidden fwd", "hidden bwd", "sigma",
+COLUMNS = ("mode", "in flight", "hidden", "C/W", "eta fwd", "eta bwd", "planned fwd", "planned bwd", "hidden fwd", "hidden bwd", "sigma",
            "blocking s", "overlapped s", "predicted s", "MiB", "bits")
 
 
@@ -37,7 +37,8 @@ def row(mode, in_flight, hidden, r):
     forward, backward, total = r["forward"], r["backward"], r["total"]
     return (mode, in_flight, hidden, f"{forward['transport_seconds'] / forward['window_seconds']:.2f}"
             if forward["window_seconds"] > 0 else "-",
-            f"{forward['eta']:.3f}", f"{backward['eta']:.3f}", f"{forward['hidden_fraction']:.1%}",
+            f"{forward['eta']:.3f}", f"{backward['eta']:.3f}",
+            f"{forward['planned_eta']:.3f}", f"{backward['planned_eta']:.3f}", f"{forward['hidden_fraction']:.1%}",
             f"{backward['hidden_fraction']:.1%}", f"{total['sigma']:.3f}", f"{r['step_seconds_blocking']:.2f}",
             f"{r['step_seconds_overlapped']:.2f}", f"{r['predicted_step_seconds_overlapped']:.2f}",
             r["arena_bytes_overlapped"] >> 20, "same" if r["identical"] else "DIFFER")

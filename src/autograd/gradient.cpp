@@ -2,6 +2,7 @@
 
 #include "farskip/graph/gradient_call.h"
 #include "farskip/ops/ops.h"
+#include "farskip/ops/rules.h"
 
 namespace farskip {
 namespace {
@@ -65,8 +66,14 @@ std::vector<ValueId> differentiate(Graph& graph, std::span<const Objective> obje
     GradientCall call(graph, node, output_gradients, needed);
     node.op->gradient(call);
     for (std::size_t i = 0; i < node.inputs.size(); ++i)
-      if (const ValueId contribution = call.input_gradients()[i])
+      if (const ValueId contribution = call.input_gradients()[i]) {
+        const DType dtype = graph.type(node.inputs[i]).dtype;
+        const DType expected = call.is_parameter(i) ? ops::wide(dtype) : dtype;
+        FARSKIP_CHECK(graph.type(contribution).dtype == expected,
+                      "{} @{}: the gradient of input {} is {}, not {}", node.op->name, node.scope.text(), i,
+                      dtype_name(graph.type(contribution).dtype), dtype_name(expected));
         accumulate(node.inputs[i], contribution, node.scope);
+      }
   }
   std::vector<ValueId> result;
   for (const ValueId v : wanted) result.push_back(gradient[v.index()]);

@@ -118,6 +118,7 @@ int run_command_line(int argc, char** argv) {
   Command command;
   Subcommand root(app, command);
   add_train(root);
+  add_distill(root);
   add_forward(root);
   add_eval(root);
   add_generate(root);

@@ -2,6 +2,7 @@
 
 #include "farskip/backend/cpu/blas.h"
 #include "farskip/backend/cpu/machine.h"
+#include "farskip/backend/cuda/info.h"
 #include "farskip/base/environment.h"
 #include "farskip/base/version.h"
 #include "farskip/cli/command.h"
@@ -9,6 +10,28 @@
 
 namespace farskip {
 namespace {
+
+nlohmann::ordered_json gpu_json(const cuda::Info& gpu) {
+  nlohmann::ordered_json gpus = nlohmann::ordered_json::array();
+  for (const cuda::GpuInfo& g : gpu.gpus)
+    gpus.push_back({{"name", g.name},
+                    {"architecture", g.architecture},
+                    {"memory_bytes", g.memory_bytes},
+                    {"multiprocessors", g.num_multiprocessors}});
+  return {{"built", gpu.built}, {"toolkit", gpu.toolkit}, {"driver", gpu.driver}, {"cublas", gpu.cublas},
+          {"cudnn", gpu.cudnn}, {"nccl", gpu.nccl},       {"gpus", gpus},         {"problem", gpu.problem}};
+}
+
+void print_gpus(const cuda::Info& gpu) {
+  for (const cuda::GpuInfo& g : gpu.gpus)
+    fmt::print("gpu              {}, {:.1f} GiB, architecture {}, {} multiprocessors\n", g.name,
+               static_cast<double>(g.memory_bytes) / (1 << 30), g.architecture, g.num_multiprocessors);
+  const auto or_none = [](const std::string& version) { return version.empty() ? "none" : version; };
+  if (gpu.built)
+    fmt::print("cuda             toolkit {}, driver {}, cuBLAS {}, cuDNN {}, NCCL {}\n", gpu.toolkit,
+               gpu.driver.empty() ? "none" : "for CUDA " + gpu.driver, gpu.cublas, gpu.cudnn,
+               or_none(gpu.nccl));
+}
 
 ExitCode run(const CommonOptions& common) {
   const MachineInfo machine = machine_info();
@@ -27,6 +50,12 @@ ExitCode run(const CommonOptions& common) {
         "MPI (Debian: libopenmpi-dev, openmpi-bin) was not found when this was built; without it, training "
         "runs "
         "on one rank");
+  const cuda::Info gpu = cuda::info();
+  std::vector<std::string> devices{"cpu"};
+  if (gpu.problem.empty())
+    devices.emplace_back("cuda");
+  else
+    advice.push_back(gpu.problem);
   const nlohmann::ordered_json o{{"version", version()},
                                  {"commit", commit()},
                                  {"processor", machine.processor},
@@ -38,7 +67,8 @@ ExitCode run(const CommonOptions& common) {
                                  {"matrix_library", cpu::blas_name()},
                                  {"matmul_gflops", measured.matmul_gflops},
                                  {"copy_gb_per_second", measured.copy_gb_per_second},
-                                 {"devices", {"cpu"}},
+                                 {"devices", devices},
+                                 {"cuda", gpu_json(gpu)},
                                  {"transports", transports},
                                  {"mpi_library", mpi_library()},
                                  {"advice", advice}};
@@ -54,7 +84,8 @@ ExitCode run(const CommonOptions& common) {
   fmt::print("matrix products  {}: {:.0f} GFLOP/s (fp32, 1024 cubed)\n", cpu::blas_name(),
              measured.matmul_gflops);
   fmt::print("memory copy      {:.1f} GB/s\n", measured.copy_gb_per_second);
-  fmt::print("devices          cpu\n");
+  print_gpus(gpu);
+  fmt::print("devices          {}\n", fmt::join(devices, ", "));
   fmt::print("transports       {}{}\n", fmt::join(transports, ", "),
              mpi_library().empty() ? "" : " (" + mpi_library() + ")");
   for (const std::string& line : advice) fmt::print("advice           {}\n", line);

@@ -11,11 +11,13 @@ namespace {
 
 struct Options {
   std::string model, data, farskip, layers;
+  DeviceOptions device;
   std::int64_t sequence_length = 256, batch = 8, max_sequences = 0;
 };
 
 ExitCode run(const Options& options, const CommonOptions& common) {
   const Logger logger = common.logger();
+  const OpenedDevice device = open_device(options.device);
   LoadedModel model = load_model(options.model, logger);
   if (const auto wiring = parse_wiring(options.farskip, options.layers, model.config.num_layers))
     model.config.farskip = *wiring;
@@ -25,9 +27,9 @@ ExitCode run(const Options& options, const CommonOptions& common) {
   std::vector<SamplerSource> sources;
   sources.push_back({std::make_shared<TokenFile>(options.data, model.config.vocab_size), 1.0});
   const Sampler sampler(std::move(sources), sampling);
-  Arena arena;
+  Arena arena(device.device);
   InferenceEngine engine(model.config, rewire_farskip(build_layer_graph(model.config), model.config.farskip),
-                         model.weights, arena, logger);
+                         put_weights(model, device), arena, logger);
   const Evaluation e = evaluate(engine, sampler, options.batch, options.max_sequences);
   if (common.json)
     print_json(
@@ -51,6 +53,7 @@ void add_eval(Subcommand& root) {
   sub.text("--farskip", o->farskip,
            fmt::format("Wiring: {} (delay:N); default: the model's own", list_names(farskip_mode_names)));
   sub.text("--layers", o->layers, "Rewired layers: all, A-B or a list");
+  add_device_options(sub, o->device);
   sub.run([o](const CommonOptions& common) { return run(*o, common); });
 }
 

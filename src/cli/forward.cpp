@@ -11,7 +11,8 @@ namespace farskip {
 namespace {
 
 struct Options {
-  std::string model, tokens, out, farskip, layers, device = "cpu";
+  std::string model, tokens, out, farskip, layers;
+  DeviceOptions device{.device = "cpu"};
   bool grads = false;
 };
 
@@ -27,8 +28,7 @@ Batch next_token_batch(const TokenMatrix& matrix) {
 
 ExitCode run(const Options& options, const CommonOptions& common) {
   const Logger logger = common.logger();
-  if (options.device != "cpu" && options.device != "auto")
-    throw UsageError(fmt::format("--device {}: this build has no such backend; use cpu", options.device));
+  const OpenedDevice device = open_device(options.device);
   LoadedModel model = load_model(options.model, logger);
   if (const auto wiring = parse_wiring(options.farskip, options.layers, model.config.num_layers))
     model.config.farskip = *wiring;
@@ -40,19 +40,22 @@ ExitCode run(const Options& options, const CommonOptions& common) {
   const LayerGraph layers = rewire_farskip(build_layer_graph(model.config), model.config.farskip);
   const auto counted = static_cast<double>(matrix.batch * (matrix.sequence_length - 1));
 
-  Arena arena;
+  Arena arena(device.device);
   std::map<std::string, TensorView> out;
   std::unique_ptr<TrainEngine> engine;
   if (options.grads) {
     TrainEngineOptions train;
     train.micro_batch = matrix.batch;
     train.sequence_length = matrix.sequence_length;
+    train.compute = device.compute;
     engine = std::make_unique<TrainEngine>(model.config, layers, model.weights, train, arena, logger);
+    engine->upload_weights();
     engine->compute_gradients(std::span(&batch, 1), static_cast<float>(1.0 / counted), 0.0F);
     out.merge(hub_views(engine->gradients(), list_parameters(model.config), "grad."));
   }
   // Last: the logits lie in the arena.
-  InferenceEngine inference(model.config, layers, model.weights, arena, logger);
+  InferenceEngine inference(model.config, layers, engine ? engine->weights() : put_weights(model, device),
+                            arena, logger);
   auto loss = static_cast<float>(inference.loss(batch, matrix.sequence_length).loss_sum / counted);
   out["loss"] = {&loss, DType::f32, Shape{}};
   TensorView logits = inference.logits(matrix.ids, matrix.sequence_length);
@@ -76,7 +79,7 @@ void add_forward(Subcommand& root) {
            fmt::format("Wiring: {} (delay:N); default: the model's own", list_names(farskip_mode_names)));
   sub.text("--layers", o->layers, "Rewired layers: all, A-B or a list");
   sub.flag("--grads", o->grads, "Also write the gradient of the loss for every parameter");
-  sub.text("--device", o->device, "cpu or cuda");
+  add_device_options(sub, o->device);
   sub.run([o](const CommonOptions& common) { return run(*o, common); });
 }
 

@@ -13,10 +13,12 @@ namespace {
 struct Options {
   std::string model, prompt, tokenizer;
   GenerateOptions generation;
+  DeviceOptions device;
 };
 
 ExitCode run(const Options& options, const CommonOptions& common) {
   const Logger logger = common.logger();
+  const OpenedDevice device = open_device(options.device);
   LoadedModel model = load_model(options.model, logger);
   const fs::path path = options.tokenizer.empty() ? model.tokenizer : fs::path(options.tokenizer);
   if (path.empty())
@@ -29,9 +31,9 @@ ExitCode run(const Options& options, const CommonOptions& common) {
     if (id >= model.config.vocab_size)
       throw DataError(fmt::format("{}: token {} of the prompt is not in the model's vocabulary of {}",
                                   path.string(), id, model.config.vocab_size));
-  Arena arena;
+  Arena arena(device.device);
   InferenceEngine engine(model.config, rewire_farskip(build_layer_graph(model.config), model.config.farskip),
-                         model.weights, arena, logger);
+                         put_weights(model, device), arena, logger);
   const auto made = generate(engine, prompt, options.generation, [](std::int32_t) {});
   const std::string text = tokenizer.decode(made, true);
   if (common.json)
@@ -54,6 +56,7 @@ void add_generate(Subcommand& root) {
   sub.real("--temperature", g.temperature, "0: the most likely token each time", 0.0, 100.0);
   sub.integer("--top-k", g.top_k, "Sample among the k most likely tokens (0: all)", 0);
   sub.integer("--seed", g.seed, "Seed of the sampling", 0);
+  add_device_options(sub, o->device);
   sub.run([o](const CommonOptions& common) { return run(*o, common); });
 }
 

@@ -1,6 +1,8 @@
 #include "farskip/cli/load.h"
 
+#include "farskip/cli/command.h"
 #include "farskip/train/checkpoint_files.h"
+#include "farskip/train/devices.h"
 
 namespace farskip {
 namespace {
@@ -33,6 +35,11 @@ LoadedRun load_run(const std::string& path, const std::vector<std::string>& over
     run.config.init_from = resolve_model_folder(run.config.init_from, logger);
     run.model = read_hub_config(run.config.init_from);
   }
+  if (run.config.distill && needs.distill) {
+    run.config.distill->teacher = resolve_model_folder(run.config.distill->teacher, logger);
+    if (run.config.init_from.empty() && run.config.model.kind == ConfigNode::Kind::null)
+      run.model = read_hub_config(run.config.distill->teacher);
+  }
   if (run.config.farskip) run.model.farskip = *run.config.farskip;
   check_layers(run.model.farskip, run.model.num_layers);
   return run;
@@ -58,6 +65,24 @@ LoadedModel load_model(const std::string& folder, const Logger& logger) {
   load_weights(model.weights, whole_parameters(specs), specs, SafetensorsFolder(path));
   if (fs::exists(path / "tokenizer.json")) model.tokenizer = path / "tokenizer.json";
   return model;
+}
+
+void add_device_options(Subcommand& command, DeviceOptions& options) {
+  command.text("--device", options.device, "auto, cpu or cuda");
+  command.text("--precision", options.precision, "Type of the computation: fp32 or bf16 (GPU only)");
+}
+
+OpenedDevice open_device(const DeviceOptions& options) {
+  const auto device = parse_choice(device_names, options.device, "--device");
+  const auto precision = parse_choice(precision_names, options.precision, "--precision");
+  return {open_device(device, precision), compute_type(precision)};
+}
+
+std::shared_ptr<const DeviceWeights> put_weights(const LoadedModel& model, const OpenedDevice& on) {
+  auto weights = std::make_shared<DeviceWeights>(on.device, model.weights,
+                                                 whole_parameters(list_parameters(model.config)), on.compute);
+  weights->upload();
+  return weights;
 }
 
 std::optional<FarSkipConfig> parse_wiring(const std::string& mode, const std::string& layers,

@@ -38,12 +38,10 @@ void check_options(const Options& o, int ranks) {
         ranks));
 }
 
-/// What this machine plans may name hardware that is not there.
+/// What this machine plans may name hardware that is not there; what it measures it measures on its CPU.
 void refuse_unplannable(RunConfig config, const Options& o) {
-  if (!o.device_rate.empty()) {
-    config.device = DeviceChoice::automatic;
-    config.precision = Precision::fp32;
-  }
+  config.device = DeviceChoice::cpu;
+  if (!o.device_rate.empty()) config.precision = Precision::fp32;
   refuse_unsupported(config);
 }
 

@@ -20,6 +20,7 @@ ExitCode train_on_ranks(const LoadedRun& loaded, const CommonOptions& common, co
         {"run_dir", loaded.config.run_dir}, {"step", result.step}, {"loss", result.loss}};
     if (result.validation_loss) o["validation_loss"] = *result.validation_loss;
     o["stopped_early"] = result.stopped_early;
+    if (loaded.config.distill) o["converged"] = result.converged;
     print_json(o);
   }
   if (result.stopped_early)
@@ -27,21 +28,34 @@ ExitCode train_on_ranks(const LoadedRun& loaded, const CommonOptions& common, co
   return result.stopped_early ? ExitCode::resumable : ExitCode::ok;
 }
 
-ExitCode run(const Options& options, const CommonOptions& common) {
-  const LoadedRun loaded =
-      load_run(options.config, options.overrides, {.model = true, .data = true}, common.logger());
+ExitCode run(const Options& options, bool distills, const CommonOptions& common) {
+  const LoadedRun loaded = load_run(options.config, options.overrides,
+                                    {.model = true, .data = true, .distill = distills}, common.logger());
+  if (!distills && loaded.config.distill)
+    throw UsageError(fmt::format(
+        "{} has a section distill, which 'farskip train' does not follow; use 'farskip distill', or "
+        "remove the section",
+        options.config));
   return run_job(common, static_cast<double>(loaded.config.parallel.timeout),
                  [&](Job& job) { return train_on_ranks(loaded, common, job); });
+}
+
+void add_run(Subcommand& root, const std::string& name, const std::string& help, bool distills) {
+  auto o = std::make_shared<Options>();
+  Subcommand sub = root.add(name, help);
+  sub.positional("CONFIG", o->config, "Run configuration (YAML, docs/configuration.md)");
+  sub.positionals("overrides", o->overrides, "key.path=value, for instance train.steps=20", false);
+  sub.run_on_ranks([o, distills](const CommonOptions& common) { return run(*o, distills, common); });
 }
 
 }  // namespace
 
 void add_train(Subcommand& root) {
-  auto o = std::make_shared<Options>();
-  Subcommand sub = root.add("train", "Train from scratch or from a checkpoint");
-  sub.positional("CONFIG", o->config, "Run configuration (YAML, docs/configuration.md)");
-  sub.positionals("overrides", o->overrides, "key.path=value, for instance train.steps=20", false);
-  sub.run_on_ranks([o](const CommonOptions& common) { return run(*o, common); });
+  add_run(root, "train", "Train from scratch or from a checkpoint", false);
+}
+
+void add_distill(Subcommand& root) {
+  add_run(root, "distill", "Train a rewired student on what its teacher says (docs/distillation.md)", true);
 }
 
 }  // namespace farskip

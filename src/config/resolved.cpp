@@ -59,6 +59,8 @@ ConfigNode data_tree(const DataConfig& config) {
   node.set("weights", make_list(std::move(weights)));
   node.set("document_mask", make_node(config.document_mask));
   node.set("shuffle", make_node(config.shuffle));
+  node.set("prompt_end", config.prompt_end ? make_node(*config.prompt_end) : ConfigNode{});
+  node.set("padding", config.padding ? make_node(*config.padding) : ConfigNode{});
   return node;
 }
 
@@ -96,24 +98,50 @@ ConfigNode train_tree(const TrainConfig& config) {
   return node;
 }
 
+ConfigNode loss_tree(const DistillWeights& weights) {
+  const std::pair<const char*, double> terms[] = {
+      {"kl", weights.kl}, {"reverse_kl", weights.reverse_kl}, {"jsd", weights.jsd}, {"sft", weights.sft}};
+  ConfigNode node;
+  for (const auto& [name, weight] : terms) {
+    if (weight == 1.0 && weights.kl + weights.reverse_kl + weights.jsd + weights.sft == 1.0)
+      return make_word(name);
+    node.set(name, make_node(weight));
+  }
+  return node;
+}
+
 ConfigNode distill_tree(const DistillConfig& config) {
   ConfigNode node;
-  std::vector<ConfigNode> freeze;
-  for (const ParameterGroup group : config.freeze)
-    freeze.push_back(make_word(name_of(parameter_group_names, group)));
+  const auto numbers = [](const std::vector<std::int64_t>& values) {
+    std::vector<ConfigNode> nodes;
+    for (const std::int64_t value : values) nodes.push_back(make_node(value));
+    return make_list(std::move(nodes));
+  };
+  ConfigNode curriculum, cache;
+  curriculum.set("every", make_node(config.curriculum_every));
+  if (config.cache) {
+    cache.set("path", make_node(std::string_view(config.cache->path)));
+    cache.set("top_k", make_node(config.cache->top_k));
+  }
   node.set("teacher", make_node(std::string_view(config.teacher)));
-  node.set("loss", make_word(name_of(distill_loss_names, config.loss)));
+  node.set("loss", loss_tree(config.loss));
   node.set("hidden_l2", make_node(config.hidden_l2));
+  node.set("hidden_layers", numbers(config.hidden_layers));
+  node.set("teacher_layers", numbers(config.teacher_layers));
+  node.set("router_agreement", make_node(config.router_agreement));
   node.set("temperature", make_node(config.temperature));
   node.set("top_k", make_node(config.top_k));
-  node.set("freeze", make_list(std::move(freeze)));
+  node.set("freeze", texts(config.freeze));
+  node.set("curriculum", std::move(curriculum));
   ConfigNode stopping;
   if (config.early_stopping) {
     stopping.set("every", make_node(config.early_stopping->every));
     stopping.set("patience", make_node(config.early_stopping->patience));
     stopping.set("delta", make_node(config.early_stopping->delta));
+    stopping.set("metric", make_word(name_of(held_out_metric_names, config.early_stopping->metric)));
   }
   node.set("early_stopping", std::move(stopping));
+  node.set("cache", std::move(cache));
   return node;
 }
 

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <set>
 
+#include "farskip/config/distill_section.h"
 #include "farskip/config/reader.h"
 
 namespace farskip {
@@ -13,7 +14,6 @@ constexpr IntegerRange at_least_zero{.min = 0};
 constexpr IntegerRange at_least_one{.min = 1};
 constexpr IntegerRange step_count{.min = 1, .max = 1'000'000'000'000};
 constexpr RealRange not_negative{.min = 0};
-constexpr RealRange positive{.min = 0, .above_min = true};
 constexpr RealRange below_one{.min = 0, .max = 1, .below_max = true};
 
 bool is_file_name(const std::string& name) {
@@ -126,6 +126,8 @@ DataConfig read_data(Reader reader, const RunNeeds& needs, bool own_tokenizer) {
   config.weights = reader.reals("weights", not_negative, {}, {});
   config.document_mask = reader.boolean("document_mask", config.document_mask);
   config.shuffle = reader.boolean("shuffle", config.shuffle);
+  config.prompt_end = reader.optional_integer("prompt_end", {.min = 0, .max = 1 << 30});
+  config.padding = reader.optional_integer("padding", {.min = 0, .max = 1 << 30});
   const bool sound = reader.sound("tokens") && reader.sound("text");
   if (!config.tokens.empty() && !config.text.empty())
     reader.fail("text", "given beside data.tokens; allowed: only one of the two");
@@ -190,7 +192,8 @@ LearningRateConfig read_learning_rate(Reader reader, std::int64_t steps, bool st
   return config;
 }
 
-TrainConfig read_train(Reader reader, std::vector<std::string>* notices) {
+/// `distills`: the teacher's routing is the model, unless the section says otherwise.
+TrainConfig read_train(Reader reader, bool distills, std::vector<std::string>* notices) {
   TrainConfig config;
   config.steps = reader.integer("steps", step_count, config.steps);
   config.sequence_length =
@@ -200,7 +203,7 @@ TrainConfig read_train(Reader reader, std::vector<std::string>* notices) {
   config.optimizer = read_optimizer(reader.section("optimizer"));
   config.learning_rate = read_learning_rate(reader.section("learning_rate"), config.steps,
                                             reader.sound("steps"), reader.is_override("steps"), notices);
-  config.aux_loss = reader.real("aux_loss", not_negative, config.aux_loss);
+  config.aux_loss = reader.real("aux_loss", not_negative, distills ? 0.0 : config.aux_loss);
   config.router_bias_update =
       reader.real("router_bias_update", {.min = 0, .max = 1}, config.router_bias_update);
   config.validate_every = reader.integer("validate_every", at_least_zero, config.validate_every);
@@ -212,33 +215,6 @@ TrainConfig read_train(Reader reader, std::vector<std::string>* notices) {
                             config.global_batch, config.micro_batch));
   reader.finish();
   return config;
-}
-
-std::optional<EarlyStoppingConfig> read_early_stopping(Reader& parent) {
-  Reader reader = parent.section("early_stopping");
-  EarlyStoppingConfig config;
-  config.every = reader.integer("every", at_least_one, config.every);
-  config.patience = reader.integer("patience", at_least_one, config.patience);
-  config.delta = reader.real("delta", below_one, config.delta);
-  reader.finish();
-  return parent.has("early_stopping") ? std::optional(config) : std::nullopt;
-}
-
-std::optional<DistillConfig> read_distill(Reader& root, const RunNeeds& needs) {
-  Reader reader = root.section("distill");
-  const bool present = root.has("distill");
-  DistillConfig config;
-  config.teacher = reader.optional_string("teacher").value_or("");
-  if (config.teacher.empty() && reader.sound("teacher") && (present || needs.distill))
-    reader.fail("teacher", "this key is missing; allowed: the folder of the teacher model");
-  config.loss = reader.choice("loss", distill_loss_names, config.loss);
-  config.hidden_l2 = reader.real("hidden_l2", not_negative, config.hidden_l2);
-  config.temperature = reader.real("temperature", positive, config.temperature);
-  config.top_k = reader.integer("top_k", at_least_zero, config.top_k);
-  config.freeze = reader.choices("freeze", parameter_group_names);
-  config.early_stopping = read_early_stopping(reader);
-  reader.finish();
-  return present ? std::optional(config) : std::nullopt;
 }
 
 CheckpointConfig read_checkpoint(Reader reader) {
@@ -303,8 +279,10 @@ RunConfig read_run_config(const ConfigNode& tree, ErrorList& errors, const LoadO
   config.parallel = read_parallel(reader.section("parallel"));
   config.schedule = read_schedule(reader.section("schedule"));
   config.data = read_data(reader.section("data"), options.needs, !config.init_from.empty() || distills);
-  config.train = read_train(reader.section("train"), options.notices);
-  config.distill = read_distill(reader, options.needs);
+  config.train = read_train(reader.section("train"), distills, options.notices);
+  config.distill = read_distill_section(reader, options.needs.distill);
+  if (config.distill && config.distill->early_stopping && config.data.validation.empty())
+    reader.fail("distill", "early_stopping looks at held-out text, and data.validation names none; give one");
   config.checkpoint = read_checkpoint(reader.section("checkpoint"));
   const bool has_model = reader.has("model") || reader.has("init") || (options.needs.distill && distills);
   if (options.needs.model && !has_model && tree.kind == ConfigNode::Kind::map)

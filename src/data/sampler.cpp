@@ -129,7 +129,26 @@ Sample Sampler::sample(std::uint64_t number) const {
   sample.targets.assign(sample.tokens.begin() + 1, sample.tokens.end());
   sample.tokens.pop_back();
   if (options_.document_mask) mark_documents(file, first, sample);
+  if (options_.prompt_end) mask_prompts(file, first, sample);
+  if (options_.padding)
+    std::replace(sample.targets.begin(), sample.targets.end(), *options_.padding, kIgnoredTarget);
   return sample;
+}
+
+// A prompt may begin before the sequence or end after it: whole documents are looked through.
+void Sampler::mask_prompts(const TokenFile& file, std::uint64_t first, Sample& sample) const {
+  const auto bounds = file.document_offsets();
+  const std::uint64_t begin = first + 1, end = begin + sample.targets.size();  // of the targets in the stream
+  for (std::uint64_t d = file.document_of(begin); d < file.num_documents() && bounds[d] < end; ++d) {
+    std::vector<std::int32_t> tokens(bounds[d + 1] - bounds[d]);
+    file.read(bounds[d], tokens.size(), tokens.data());
+    const auto prompt_end = std::find(tokens.begin(), tokens.end(), *options_.prompt_end);
+    if (prompt_end == tokens.end()) continue;
+    const std::uint64_t counted_from =
+        bounds[d] + static_cast<std::uint64_t>(prompt_end - tokens.begin()) + 1;
+    for (std::uint64_t at = std::max(begin, bounds[d]); at < std::min(end, counted_from); ++at)
+      sample.targets[at - begin] = kIgnoredTarget;
+  }
 }
 
 void Sampler::mark_documents(const TokenFile& file, std::uint64_t first, Sample& sample) const {

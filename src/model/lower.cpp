@@ -1,7 +1,11 @@
 #include "farskip/model/lower.h"
 
+#include <algorithm>
 #include <map>
+#include <numeric>
 #include <unordered_map>
+
+#include "farskip/ops/rules.h"
 
 namespace farskip {
 namespace {
@@ -20,6 +24,7 @@ class Lowering {
         lower_head(stream(layers_.reads(static_cast<int>(i))));
       else
         contributions_.push_back(lower_block(block, static_cast<int>(i)));
+      add_stream_output(i);
     }
     if (balance_loss_) graph_.add_output("balance_loss", balance_loss_);
     return std::move(graph_);
@@ -28,6 +33,18 @@ class Lowering {
  private:
   Builder builder() { return {graph_, scope_}; }
 
+  /// After the last block of a layer that was asked for: the sum of everything so far.
+  void add_stream_output(std::size_t block) {
+    const int layer = layers_.blocks[block].layer;
+    const auto& wanted = options_.streams;
+    if (!options_.hidden || layer < 0 || layers_.blocks[block + 1].layer == layer ||
+        std::find(wanted.begin(), wanted.end(), layer) == wanted.end())
+      return;
+    std::vector<int> all(contributions_.size());
+    std::iota(all.begin(), all.end(), 0);
+    graph_.add_output(fmt::format("stream.{}", layer), stream(all));
+  }
+
   void add_externals() {
     const auto input = [&](const char* name) {
       return graph_.add_external(ExternalKind::input, name, {DType::i32, Shape{tokens_}, {}});
@@ -35,9 +52,11 @@ class Lowering {
     token_ids_ = input("tokens");
     if (!options_.logits) targets_ = input("targets");
     if (options_.document_mask) document_start_ = input("document_start");
-    for (const ParameterSpec& p : list_parameters(c_))
+    for (const ParameterSpec& p : list_parameters(c_)) {
+      const DType dtype = p.has_compute_copy() ? options_.dtype : ops::wide(options_.dtype);
       parameters_[p.name] =
-          graph_.add_external(ExternalKind::parameter, p.name, {options_.dtype, p.shape, {}});
+          graph_.add_external(ExternalKind::parameter, read_name(p, options_.dtype), {dtype, p.shape, {}});
+    }
   }
 
   ValueId parameter(std::string_view name) const {
@@ -168,7 +187,8 @@ class Lowering {
   ValueId routed_experts(ValueId h) {
     Builder b = builder();
     const MoeConfig& moe = c_.moe;
-    const ValueId logits = ops::linear(b, h, layer_parameter("mlp.gate.weight"));
+    const ValueId logits =
+        ops::linear(b, ops::cast(b, h, ops::wide(options_.dtype)), layer_parameter("mlp.gate.weight"));
     const ops::RouteResult routed = ops::route(b, logits, {},
                                                {.top_k = moe.top_k,
                                                 .score = moe.score,
@@ -178,6 +198,10 @@ class Lowering {
                                                 .normalize = moe.normalize,
                                                 .scaling = moe.scaling});
     add_balance_loss(b, routed);
+    if (options_.hidden) {
+      graph_.add_output(fmt::format("router_logits.{}", scope_.layer), logits);
+      graph_.add_output(fmt::format("router_choice.{}", scope_.layer), routed.indices);
+    }
     const ops::RoutedOrder order = ops::sort_by_expert(b, routed.indices, moe.num_experts);
     graph_.add_output(fmt::format("expert_offsets.{}", scope_.layer), order.offsets);
     // The routing weight multiplies inside the expert, before its down-projection, so that its gradient
@@ -202,10 +226,14 @@ class Lowering {
 
   void lower_head(ValueId x) {
     const ValueId h = normalised(x, parameter(kFinalNormName));
-    const ValueId weight = parameter(c_.tie_embeddings ? kEmbeddingName : kHeadName);
+    if (options_.hidden) {
+      graph_.add_output("hidden", h);
+      return;
+    }
+    const ValueId weight = parameter(head_name(c_));
     Builder b = builder();
     if (options_.logits) {
-      graph_.add_output("logits", ops::linear(b, h, weight));
+      graph_.add_output("logits", ops::matmul(b, h, weight, {.transpose_b = true, .wide = true}));
       return;
     }
     const ops::LossResult loss = ops::linear_cross_entropy(b, h, weight, targets_);

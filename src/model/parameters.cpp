@@ -37,7 +37,7 @@ class Lister {
       add_mlp("mlp", c_.intermediate_size, SubBlock::dense);
       return;
     }
-    add(name("mlp.gate.weight"), {c_.moe.num_experts, c_.hidden_size}, SubBlock::routed);
+    add(name("mlp.gate.weight"), {c_.moe.num_experts, c_.hidden_size}, SubBlock::routed).is_router = true;
     add_experts();
     if (c_.moe.shared_size > 0) add_mlp("mlp.shared_experts", c_.moe.shared_size, SubBlock::shared);
   }
@@ -145,12 +145,24 @@ std::vector<ParameterSpec> specs_of(const std::vector<LocalParameter>& parameter
   return specs;
 }
 
+std::string_view head_name(const ModelConfig& config) {
+  return config.tie_embeddings ? kEmbeddingName : kHeadName;
+}
+
 std::string layer_name(std::int64_t layer, std::string_view suffix) {
   return fmt::format("model.layers.{}.{}", layer, suffix);
 }
 
 std::vector<ParameterSpec> list_parameters(const ModelConfig& config) {
   return Lister(config).run();
+}
+
+std::string compute_copy_name(std::string_view parameter) {
+  return fmt::format("compute.{}", parameter);
+}
+
+std::string read_name(const ParameterSpec& spec, DType compute) {
+  return compute == DType::bf16 && spec.has_compute_copy() ? compute_copy_name(spec.name) : spec.name;
 }
 
 }  // namespace farskip

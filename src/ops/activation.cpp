@@ -13,6 +13,7 @@ void register_activation(OpTable& table) {
              .infer = [](const OpTypes& t) -> std::vector<TensorType> {
                FARSKIP_SHAPE(t.shape(0)[1] % 2 == 0 && (!t.has(1) || t.shape(1) == Shape{t.shape(0)[0]}),
                              "swiglu", t);
+               FARSKIP_DTYPES(inputs_are(t, wide(t.in(0).dtype), {1}), "swiglu", t);
                return {rows_like(t.in(0), t.shape(0)[1] / 2)};
              },
              .gradient =
@@ -31,6 +32,8 @@ void register_activation(OpTable& table) {
              .infer = [](const OpTypes& t) -> std::vector<TensorType> {
                FARSKIP_SHAPE(t.shape(0)[1] * 2 == t.shape(1)[1] && t.shape(0)[0] == t.shape(1)[0],
                              "swiglu_grad", t);
+               FARSKIP_DTYPES(inputs_are(t, t.in(1).dtype, {0}) && inputs_are(t, wide(t.in(1).dtype), {2}),
+                              "swiglu_grad", t);
                std::vector<TensorType> out{like(t.in(1))};
                if (t.has(2)) out.push_back(like(t.in(2)));
                return out;

@@ -24,6 +24,7 @@ void check(const OpTypes& t, std::size_t q) {
                     t.shape(q)[1] == a.heads * d.qk && t.shape(q + 1) == (Shape{tokens, a.kv_heads * d.qk}) &&
                     t.shape(q + 2) == (Shape{tokens, a.kv_heads * d.v}),
                 "attention", t);
+  FARSKIP_DTYPES(inputs_are(t, t.in(q).dtype, {q + 1, q + 2}), "attention", t);
 }
 
 // Two products over the causal half of [S, S] for every head, of width D and Dv.
@@ -34,6 +35,11 @@ double score_flops(const OpTypes& t, std::size_t q) {
   const HeadDims d = head_dims(t, q);
   return static_cast<double>(t.shape(q)[0]) * static_cast<double>(a.heads) * (span + 1) *
          static_cast<double>(d.qk + d.v);
+}
+
+// Sequences do not see each other.
+std::int64_t num_sequences(const OpTypes& t) {
+  return t.shape(1)[0] / t.get<Attention>().sequence_length;
 }
 
 }  // namespace
@@ -47,7 +53,9 @@ void register_attention(OpTable& table) {
              .infer = [](const OpTypes& t) -> std::vector<TensorType> {
                check(t, 0);
                const auto& a = t.get<Attention>();
-               return {rows_like(t.in(0), a.heads * head_dims(t, 0).v), rows_like(t.in(0), a.heads)};
+               FARSKIP_DTYPES(inputs_are(t, DType::i32, {3}), "attention", t);
+               return {rows_like(t.in(0), a.heads * head_dims(t, 0).v),
+                       rows_like(t.in(0), a.heads, wide(t.in(0).dtype))};
              },
              .gradient =
                  [](GradientCall& g) {
@@ -56,7 +64,8 @@ void register_attention(OpTable& table) {
                                         {g.dout(), g.in(0), g.in(1), g.in(2), g.out(0), g.out(1), g.in(3)});
                    for (std::size_t i = 0; i < 3; ++i) g.set(i, d[i]);
                  },
-             .cost = [](const OpTypes& t) { return flops_cost(score_flops(t, 0)); }});
+             .cost = [](const OpTypes& t) { return flops_cost(score_flops(t, 0)); },
+             .portions = &num_sequences});
 
   table.add({.name = "attention_grad",
              .parse_attributes = &Attributes::parse<Attention>,
@@ -65,10 +74,15 @@ void register_attention(OpTable& table) {
              .infer = [](const OpTypes& t) -> std::vector<TensorType> {
                check(t, 1);
                FARSKIP_SHAPE(t.in(0) == t.in(4), "attention_grad", t);
+               const DType compute = t.in(1).dtype;
+               FARSKIP_DTYPES(inputs_are(t, compute, {0}) && inputs_are(t, wide(compute), {5}) &&
+                                  inputs_are(t, DType::i32, {6}),
+                              "attention_grad", t);
                return {like(t.in(1)), like(t.in(2)), like(t.in(3))};
              },
              // five products instead of two: the scores are recomputed
-             .cost = [](const OpTypes& t) { return flops_cost(2.5 * score_flops(t, 1)); }});
+             .cost = [](const OpTypes& t) { return flops_cost(2.5 * score_flops(t, 1)); },
+             .portions = &num_sequences});
 
   table.add({.name = "mla_key_value",
              .parse_attributes = &Attributes::parse<MlaKeyValue>,
@@ -78,6 +92,7 @@ void register_attention(OpTable& table) {
                const auto& a = t.get<MlaKeyValue>();
                FARSKIP_SHAPE(t.shape(0)[1] == a.heads * (a.nope_dim + a.v_dim) && t.shape(1)[1] == a.rope_dim,
                              "mla_key_value", t);
+               FARSKIP_DTYPES(inputs_are(t, t.in(0).dtype, {1}), "mla_key_value", t);
                return {rows_like(t.in(0), a.heads * (a.nope_dim + a.rope_dim)),
                        rows_like(t.in(0), a.heads * a.v_dim)};
              },
@@ -98,6 +113,7 @@ void register_attention(OpTable& table) {
                FARSKIP_SHAPE(
                    t.shape(0)[1] == a.heads * (a.nope_dim + a.rope_dim) && t.shape(1)[1] == a.heads * a.v_dim,
                    "mla_key_value_grad", t);
+               FARSKIP_DTYPES(inputs_are(t, t.in(0).dtype, {1}), "mla_key_value_grad", t);
                return {rows_like(t.in(0), a.heads * (a.nope_dim + a.v_dim)), rows_like(t.in(0), a.rope_dim)};
              }});
 }

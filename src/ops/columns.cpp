@@ -36,6 +36,7 @@ void register_columns(OpTable& table) {
                std::int64_t width = 0;
                for (std::size_t i = 0; i < t.inputs.size(); ++i) {
                  FARSKIP_SHAPE(t.shape(i)[0] == t.shape(0)[0], "concat_columns", t);
+                 FARSKIP_DTYPES(inputs_are(t, t.in(0).dtype, {i}), "concat_columns", t);
                  width += t.shape(i)[1];
                }
                return {rows_like(t.in(0), width)};

@@ -21,7 +21,10 @@ void register_loss(OpTable& table) {
              .infer = [](const OpTypes& t) -> std::vector<TensorType> {
                FARSKIP_SHAPE(t.shape(0)[1] == t.shape(1)[1] && t.shape(0)[0] == t.shape(2)[0],
                              "linear_cross_entropy", t);
-               return {{t.in(0).dtype, Shape{1}, {}}, {DType::i32, Shape{1}, {}}};
+               const DType dtype = t.in(0).dtype;
+               FARSKIP_DTYPES(inputs_are(t, dtype, {1}) && inputs_are(t, DType::i32, {2}),
+                              "linear_cross_entropy", t);
+               return {{wide(dtype), Shape{1}, {}}, {DType::i32, Shape{1}, {}}};
              },
              .gradient =
                  [](GradientCall& g) {
@@ -39,7 +42,11 @@ void register_loss(OpTable& table) {
        .infer = [](const OpTypes& t) -> std::vector<TensorType> {
          FARSKIP_SHAPE(t.shape(1)[1] == t.shape(2)[1] && t.shape(1)[0] == t.shape(3)[0],
                        "linear_cross_entropy_grad", t);
-         return {{t.in(1).dtype, Shape{1}, {}}, {DType::i32, Shape{1}, {}}, like(t.in(1)), like(t.in(2))};
+         const DType dtype = t.in(1).dtype, sums = wide(dtype);
+         FARSKIP_DTYPES(
+             inputs_are(t, dtype, {2}) && inputs_are(t, DType::i32, {3}) && inputs_are(t, sums, {0, 4}),
+             "linear_cross_entropy_grad", t);
+         return {{sums, Shape{1}, {}}, {DType::i32, Shape{1}, {}}, like(t.in(1)), {sums, t.shape(2), {}}};
        },
        .cost = [](const OpTypes& t) { return flops_cost(3.0 * head_flops(t.shape(1), t.shape(2))); },
        .in_place = {{3, 4}},

@@ -21,25 +21,29 @@ Sizes sizes(const OpTypes& t) {
 std::vector<TensorType> infer(const OpTypes& t) {
   FARSKIP_SHAPE(t.shape(0).rank() == 2 && t.shape(1).rank() == 2, "matmul", t);
   const Sizes s = sizes(t);
-  FARSKIP_SHAPE(s.k == s.k_b && t.in(0).dtype == t.in(1).dtype, "matmul", t);
+  FARSKIP_SHAPE(s.k == s.k_b, "matmul", t);
   // Rows of the product are rows of a, so they keep its row count.
   const ValueId count = t.get<Matmul>().transpose_a ? ValueId() : t.in(0).count;
-  const TensorType out{t.in(0).dtype, Shape{s.m, s.n}, count};
+  const DType in = t.in(0).dtype;
+  const TensorType out{t.get<Matmul>().wide ? wide(in) : in, Shape{s.m, s.n}, count};
+  FARSKIP_DTYPES(is_float(in) && inputs_are(t, in, {1}) && (!t.has(2) || !is_low(out.dtype)), "matmul", t);
   FARSKIP_SHAPE(!t.has(2) || t.in(2) == out, "matmul", t);
   return {out};
 }
 
 // For y = op(a) op(b): da = dy op(b)ᵀ and db = op(a)ᵀ dy, each transposed once more where op transposes.
+// Gradients of parameters are wide; a wide y has a wide dy, which products with low operands cannot read.
 void gradient(GradientCall& g) {
-  const auto [ta, tb] = g.get<Matmul>();
-  const ValueId a = g.in(0), b = g.in(1), dy = g.dout();
-  if (g.needs(0))
-    g.set(0, ta ? matmul(g.builder(), b, dy, {.transpose_a = tb, .transpose_b = true})
-                : matmul(g.builder(), dy, b, {.transpose_a = false, .transpose_b = !tb}));
-  if (g.needs(1))
-    g.set(1, tb ? matmul(g.builder(), dy, a, {.transpose_a = true, .transpose_b = ta})
-                : matmul(g.builder(), a, dy, {.transpose_a = !ta, .transpose_b = false}));
-  g.set(2, dy);
+  const bool ta = g.get<Matmul>().transpose_a, tb = g.get<Matmul>().transpose_b;
+  const ValueId a = g.in(0), b = g.in(1);
+  const ValueId dy = g.needs(0) || g.needs(1) ? cast(g.builder(), g.dout(), g.dtype(a)) : g.dout();
+  const auto set_product = [&](std::size_t input, ValueId x, bool tx, ValueId y, bool ty) {
+    const bool as_wide = is_low(g.dtype(x)) && g.is_parameter(input);
+    g.set(input, matmul(g.builder(), x, y, {.transpose_a = tx, .transpose_b = ty, .wide = as_wide}));
+  };
+  if (g.needs(0)) ta ? set_product(0, b, tb, dy, true) : set_product(0, dy, false, b, !tb);
+  if (g.needs(1)) tb ? set_product(1, dy, true, a, ta) : set_product(1, a, !ta, dy, false);
+  g.set(2, g.dout());
 }
 
 }  // namespace

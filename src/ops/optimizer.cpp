@@ -10,7 +10,9 @@ void register_optimizer(OpTable& table) {
   table.add({.name = "sum_of_squares",
              .min_inputs = 1,
              .max_inputs = 4096,
-             .infer = [](const OpTypes&) -> std::vector<TensorType> {
+             .infer = [](const OpTypes& t) -> std::vector<TensorType> {
+               for (std::size_t i = 0; i < t.inputs.size(); ++i)
+                 FARSKIP_DTYPES(!is_low(t.in(i).dtype), "sum_of_squares", t);
                return {{DType::f64, Shape{1}, {}}};
              },
              .cost =
@@ -24,7 +26,8 @@ void register_optimizer(OpTable& table) {
              .parse_attributes = &Attributes::parse<ClipFactor>,
              .min_inputs = 1,
              .max_inputs = 4,
-             .infer = [](const OpTypes&) -> std::vector<TensorType> {
+             .infer = [](const OpTypes& t) -> std::vector<TensorType> {
+               FARSKIP_DTYPES(!is_low(t.in(0).dtype), "clip_factor", t);
                return {{DType::f32, Shape{1}, {}}, {DType::f32, Shape{1}, {}}};
              }});
 
@@ -36,7 +39,10 @@ void register_optimizer(OpTable& table) {
                FARSKIP_SHAPE(t.shape(0) == t.shape(1) && t.shape(0) == t.shape(2) &&
                                  t.shape(0) == t.shape(3) && t.shape(5) == Shape{3},
                              "adamw", t);
-               return {like(t.in(0)), like(t.in(1)), like(t.in(2))};
+               FARSKIP_DTYPES(!is_low(t.in(0).dtype) && inputs_are(t, t.in(0).dtype, {1, 2, 3}), "adamw", t);
+               std::vector<TensorType> out{like(t.in(0)), like(t.in(1)), like(t.in(2))};
+               if (t.get<AdamW>().low_copy) out.push_back({DType::bf16, t.shape(0), {}});
+               return out;
              },
              .cost = [](const OpTypes& t) { return flops_cost(15.0 * elements(t.shape(0))); },
              .in_place = {{0, 0}, {1, 1}, {2, 2}}});
@@ -53,7 +59,7 @@ std::pair<ValueId, ValueId> clip_factor(Builder& b, std::vector<ValueId> sums, d
 AdamWState adamw(Builder& b, const AdamWState& state, ValueId grad, ValueId factor, ValueId hyper,
                  const AdamW& attributes) {
   const auto out = b.emit("adamw", attributes, {state.parameter, state.m, state.v, grad, factor, hyper});
-  return {out[0], out[1], out[2]};
+  return {out[0], out[1], out[2], attributes.low_copy ? out[3] : ValueId()};
 }
 }  // namespace ops
 }  // namespace farskip

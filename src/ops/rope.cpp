@@ -25,6 +25,7 @@ void register_rope(OpTable& table) {
                FARSKIP_SHAPE(t.shape(0)[1] % a.head_dim == 0 && a.offset + a.dim <= a.head_dim &&
                                  t.shape(1)[1] == a.dim && t.shape(0)[0] % t.shape(1)[0] == 0,
                              "rope", t);
+               FARSKIP_DTYPES(!is_low(t.in(1).dtype), "rope", t);
                return {like(t.in(0))};
              },
              .gradient =

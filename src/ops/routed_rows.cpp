@@ -87,6 +87,7 @@ void add_orders(OpTable& table) {
              .min_inputs = 2,  // x, source
              .max_inputs = 2,
              .infer = [](const OpTypes& t) -> std::vector<TensorType> {
+               FARSKIP_DTYPES(inputs_are(t, DType::i32, {1}), "gather_rows", t);
                TensorType out = with_rows(t.in(0), t.shape(1)[0]);
                out.count = t.in(1).count;
                return {out};

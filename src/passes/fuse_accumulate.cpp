@@ -3,6 +3,8 @@
 #include <optional>
 #include <unordered_map>
 
+#include "farskip/ops/rules.h"
+
 namespace farskip {
 namespace {
 
@@ -33,7 +35,8 @@ class Fuser {
  private:
   void try_fuse(NodeId id) {
     const Node& node = graph_.node(id);
-    if (node.op->name != "add") return;
+    // Sums are kept wide: kernels do not add to low values in place.
+    if (node.op->name != "add" || ops::is_low(graph_.type(node.outputs[0]).dtype)) return;
     for (const std::size_t side : {1U, 0U}) {
       const ValueId sum = node.inputs[side], other = node.inputs[1 - side];
       const auto slot = free_slot(sum);

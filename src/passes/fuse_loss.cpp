@@ -1,15 +1,28 @@
 #include "farskip/passes/fuse_loss.h"
 
 #include <map>
+#include <string>
+#include <utility>
 
 namespace farskip {
+namespace {
+
+// Losses with two outputs, which their gradient ops give too.
+constexpr const char* kLosses[] = {"linear_cross_entropy", "distill_loss", "cached_distill_loss"};
+
+}  // namespace
 
 Graph fuse_loss(const Graph& graph) {
-  // (h, w, targets) → the gradient node over them.
-  std::map<std::vector<ValueId>, const Node*> gradients;
+  // Name and inputs of a loss → the gradient node over them, whose first input is the gradient of the loss.
+  std::map<std::pair<std::string, std::vector<ValueId>>, const Node*> gradients;
   for (const Node& node : graph.nodes())
-    if (node.op->name == "linear_cross_entropy_grad")
-      gradients[{node.inputs[1], node.inputs[2], node.inputs[3]}] = &node;
+    for (const std::string loss : kLosses)
+      if (node.op->name == loss + "_grad") {
+        const std::size_t inputs = graph.ops().at(loss).max_inputs;
+        gradients[{
+            loss, {node.inputs.begin() + 1, node.inputs.begin() + 1 + static_cast<std::ptrdiff_t>(inputs)}}] =
+            &node;
+      }
 
   Graph out(graph.ops());
   GraphCopier copy(graph, out);
@@ -17,8 +30,7 @@ Graph fuse_loss(const Graph& graph) {
   std::map<const Node*, const Node*> forward_of;
   for (std::size_t n = 0; n < graph.nodes().size(); ++n) {
     const Node& node = graph.nodes()[n];
-    if (node.op->name != "linear_cross_entropy") continue;
-    const auto it = gradients.find(node.inputs);
+    const auto it = gradients.find({node.op->name, node.inputs});
     if (it == gradients.end()) continue;
     bool read = false;
     for (const Node& reader : graph.nodes())

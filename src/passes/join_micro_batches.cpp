@@ -7,8 +7,8 @@ namespace {
 
 /// What a micro-batch brings with it; all other externals belong to the step.
 bool is_own_input(const External& e) {
-  return e.kind == ExternalKind::input &&
-         (e.name == "tokens" || e.name == "targets" || e.name == "document_start");
+  return e.kind == ExternalKind::input && (e.name == "tokens" || e.name == "targets" ||
+                                           e.name == "document_start" || e.name.starts_with("cached."));
 }
 
 }  // namespace

@@ -3,15 +3,26 @@
 #include <chrono>
 
 #include "farskip/backend/cpu/progress.h"
-#include "farskip/base/memory.h"
 
 namespace farskip {
 void Arena::reserve(std::size_t bytes) {
   if (bytes <= size_) return;
   memory_.reset();  // never both at once
-  memory_ = allocate_memory(bytes);
+  memory_ = device_->allocate(bytes);
   size_ = bytes;
 }
+
+namespace {
+
+std::size_t workspace_bytes(const KernelTable& table, DeviceKind device, const OpDef& op,
+                            const OpTypes& types) {
+  const DType dtype = kernel_dtype(types);
+  if (!table.contains(op.name, dtype, device)) return 0;
+  const Kernel& kernel = table.at(op.name, dtype, device);
+  return kernel.workspace == nullptr ? 0 : kernel.workspace(types);
+}
+
+}  // namespace
 
 DType kernel_dtype(const OpTypes& types) {
   for (const TensorType* type : types.inputs)
@@ -22,15 +33,18 @@ DType kernel_dtype(const OpTypes& types) {
 }
 
 std::size_t cpu_workspace(const OpDef& op, const OpTypes& types) {
-  const KernelTable& table = cpu_kernel_table();
-  const DType dtype = kernel_dtype(types);
-  if (!table.contains(op.name, dtype, DeviceKind::cpu)) return 0;
-  const Kernel& kernel = table.at(op.name, dtype, DeviceKind::cpu);
-  return kernel.workspace == nullptr ? 0 : kernel.workspace(types);
+  return workspace_bytes(cpu_kernel_table(), DeviceKind::cpu, op, types);
+}
+
+WorkspaceRule workspace_rule(const Device& device) {
+  return [&table = device.kernels(), kind = device.kind()](const OpDef& op, const OpTypes& types) {
+    return workspace_bytes(table, kind, op, types);
+  };
 }
 
 Executor::Executor(Graph graph, Plan plan, const KernelTable& kernels, Arena& arena, RankContext ranks)
-    : graph_(std::move(graph)),
+    : device_(arena.shared_device()),
+      graph_(std::move(graph)),
       plan_(std::move(plan)),
       arena_(arena),
       bound_(graph_.num_values()),
@@ -40,12 +54,14 @@ Executor::Executor(Graph graph, Plan plan, const KernelTable& kernels, Arena& ar
   for (const Node& node : graph_.nodes()) {
     FARSKIP_CHECK(!node.op->collective || ranks_.mesh != nullptr, "{} without ranks to speak to",
                   node.op->name);
+    FARSKIP_CHECK(!node.op->collective || device_->kind() == DeviceKind::cpu, "{} on {}", node.op->name,
+                  device_->name());
     std::vector<const TensorType*> inputs;
     std::vector<TensorType> outputs;
     for (const ValueId v : node.inputs) inputs.push_back(v ? &graph_.type(v) : nullptr);
     for (const ValueId v : node.outputs) outputs.push_back(graph_.type(v));
     kernels_.push_back(
-        &kernels.at(node.op->name, kernel_dtype(OpTypes{node.attributes, inputs, outputs}), DeviceKind::cpu));
+        &kernels.at(node.op->name, kernel_dtype(OpTypes{node.attributes, inputs, outputs}), device_->kind()));
   }
   arena_.reserve(plan_.arena_bytes);
 }
@@ -74,6 +90,20 @@ TensorView Executor::view(ValueId value) const {
   return v;
 }
 
+// Where the number of rows of each value lies; a node's own result is not known when it begins.
+std::vector<const std::int32_t*> Executor::row_counts(const std::vector<ValueId>& values, NodeId node) const {
+  std::vector<const std::int32_t*> counts;
+  bool any = false;
+  for (const ValueId v : values) {
+    const ValueId count = v ? graph_.type(v).count : ValueId();
+    const bool known = count && graph_.value(count).producer != node;
+    counts.push_back(known ? view(count).as<std::int32_t>() : nullptr);
+    any = any || known;
+  }
+  if (!any) counts.clear();
+  return counts;
+}
+
 Executor::Step Executor::resolve_node(std::size_t step) {
   const PlanStep& planned = plan_.steps[step];
   const Node& node = graph_.node(planned.node);
@@ -82,9 +112,16 @@ Executor::Step Executor::resolve_node(std::size_t step) {
            {},
            {},
            {},
+           {},
+           {},
            {arena_.data() + planned.workspace_offset, planned.workspace_bytes}};
   for (const ValueId v : node.inputs) out.inputs.push_back(view(v));
   for (const ValueId v : node.outputs) out.outputs.push_back(view(v));
+  if (device_->kind() != DeviceKind::cpu) {
+    out.input_rows = row_counts(node.inputs, planned.node);
+    out.output_rows = row_counts(node.outputs, planned.node);
+    return out;
+  }
   const auto add_bounded = [&](ValueId v, TensorView& seen) {
     const ValueId count = v ? graph_.type(v).count : ValueId();
     if (!count || graph_.value(count).producer == planned.node) return;  // its own result: not known yet
@@ -102,14 +139,41 @@ void Executor::resolve() {
     if (plan_.steps[s].kind != StepKind::wait) steps_[plan_.steps[s].node.index()] = resolve_node(s);
   resolved_for_ = arena_.data();
   stale_ = false;
+  recording_.reset();
 }
 
-void Executor::run_compute(Step& step) {
+namespace {
+
+/// The views' rows of a portion.
+std::vector<TensorView> cut_rows(std::vector<TensorView> views, const Portion& portion) {
+  for (TensorView& v : views) {
+    if (!v) continue;
+    const std::int64_t rows = v.shape[0] / portion.of;
+    const auto row_bytes = static_cast<std::int64_t>(v.num_bytes()) / v.shape[0];
+    v.data = v.as<std::byte>() + portion.first * rows * row_bytes;
+    v.shape.set_dim(0, portion.count * rows);
+  }
+  return views;
+}
+
+}  // namespace
+
+void Executor::run_compute(const PlanStep& planned) {
+  Step& step = steps_[planned.node.index()];
+  const Portion& portion = planned.portion;
   for (const Bounded& b : step.bounded) {
     FARSKIP_CHECK(*b.count >= 0 && *b.count <= b.bound, "{} rows where at most {} fit", *b.count, b.bound);
     b.view->shape.set_dim(0, *b.count);
   }
-  const KernelCall call{*step.attributes, step.inputs, step.outputs, step.workspace};
+  std::vector<TensorView> inputs, outputs;
+  if (!portion.whole()) {
+    inputs = cut_rows(step.inputs, portion);
+    outputs = cut_rows(step.outputs, portion);
+  }
+  const KernelCall call{*step.attributes,
+                        portion.whole() ? step.inputs : inputs,
+                        portion.whole() ? step.outputs : outputs,
+                        {arena_.data() + planned.workspace_offset, planned.workspace_bytes}};
   if (num_pending_ == 0) {
     step.kernel->run(call);
   } else {
@@ -134,7 +198,7 @@ void Executor::run_step(std::size_t s) {
   Step& step = steps_[planned.node.index()];
   switch (planned.kind) {
     case StepKind::run:
-      return run_compute(step);
+      return run_compute(planned);
     case StepKind::start:
       pending_[planned.node.index()] =
           step.kernel->start({*step.attributes, step.inputs, step.outputs, step.workspace}, *ranks_.mesh);
@@ -145,21 +209,75 @@ void Executor::run_step(std::size_t s) {
   }
 }
 
+void Executor::launch(const PlanStep& planned) const {
+  const Step& step = steps_[planned.node.index()];
+  FARSKIP_CHECK(planned.portion.whole(), "{} in portions on a GPU", graph_.node(planned.node).op->name);
+  step.kernel->run({*step.attributes, step.inputs, step.outputs, step.workspace, device_->compute_context(),
+                    step.input_rows, step.output_rows});
+}
+
+void Executor::launch_all() const {
+  for (const PlanStep& planned : plan_.steps) launch(planned);
+}
+
+void Executor::record() {
+  device_->begin_recording();
+  try {
+    launch_all();
+  } catch (...) {
+    device_->abandon_recording();
+    throw;
+  }
+  recording_ = device_->end_recording();
+}
+
+void Executor::run_on_gpu(std::vector<StepTime>* times) {
+  if (times != nullptr) {
+    const std::size_t count = plan_.steps.size();
+    if (!marks_) marks_ = device_->make_time_marks(count + 1);
+    marks_->set(0);
+    for (std::size_t s = 0; s < count; ++s) {
+      launch(plan_.steps[s]);
+      marks_->set(s + 1);
+    }
+    for (std::size_t s = 0; s < count; ++s)
+      times->push_back({plan_.steps[s].node, StepKind::run, marks_->seconds(s, s + 1)});
+  } else if (recording_) {
+    recording_->replay();
+  } else if (has_run_ && device_->can_record()) {
+    record();
+    recording_->replay();
+  } else {
+    launch_all();
+  }
+  has_run_ = true;
+}
+
 void Executor::run(std::vector<StepTime>* times) {
   if (stale_ || resolved_for_ != arena_.data()) resolve();
+  if (device_->kind() == DeviceKind::cpu)
+    run_on_host(times);
+  else
+    run_on_gpu(times);
+}
+
+void Executor::run_on_host(std::vector<StepTime>* times) {
   using Clock = std::chrono::steady_clock;
   for (std::size_t s = 0; s < plan_.steps.size(); ++s) {
     const PlanStep& planned = plan_.steps[s];
-    if (ranks_.align && planned.kind == StepKind::start) ranks_.mesh->world().barrier();
     if (times == nullptr && planned.kind == StepKind::run) {
       run_step(s);
       continue;
     }
+    const auto arrival = Clock::now();
+    if (ranks_.align && planned.kind == StepKind::start) ranks_.mesh->world().barrier();
     const auto start = Clock::now();
     run_step(s);
-    const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
-    if (planned.kind != StepKind::run) exposed_seconds_ += seconds;
-    if (times != nullptr) times->push_back({planned.node, planned.kind, seconds});
+    const auto end = Clock::now();
+    const auto seconds = [](Clock::duration d) { return std::chrono::duration<double>(d).count(); };
+    if (planned.kind != StepKind::run) exposed_seconds_ += seconds(end - start);
+    if (times != nullptr)
+      times->push_back({planned.node, planned.kind, seconds(end - start), seconds(start - arrival)});
   }
 }
 
@@ -167,6 +285,13 @@ TensorView Executor::output(std::string_view name) const {
   const auto value = graph_.find_output(name);
   FARSKIP_CHECK(value, "no output named {}", name);
   return view(*value);
+}
+
+HostTensor Executor::read_output(std::string_view name) const {
+  const TensorView from = output(name);
+  HostTensor to(from.dtype, from.shape);
+  device_->copy_out(to.view().data, from.data, from.num_bytes());
+  return to;
 }
 
 }  // namespace farskip

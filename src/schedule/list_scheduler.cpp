@@ -34,6 +34,7 @@ std::vector<Rule> all_rules() {
 /// What does not change between rules.
 struct Problem {
   Problem(const Graph& g, const NodeSeconds& s) : graph(g), seconds(s), dependence(find_dependence(g)) {
+    for (std::size_t n = 0; n < g.nodes().size(); ++n) portions.push_back(num_portions(g, NodeId(n)));
     has_reader.assign(g.nodes().size(), 0);
     num_readers.assign(g.num_values(), 0);
     for (const Node& node : g.nodes())
@@ -72,9 +73,10 @@ struct Problem {
   const Graph& graph;
   const NodeSeconds& seconds;
   const Dependence dependence;
-  std::vector<char> has_reader;   // by node
-  std::vector<int> num_readers;   // by value
-  std::vector<char> in_external;  // by value: takes no room in the arena
+  std::vector<std::int64_t> portions;  // by node
+  std::vector<char> has_reader;        // by node
+  std::vector<int> num_readers;        // by value
+  std::vector<char> in_external;       // by value: takes no room in the arena
 };
 
 class Run {
@@ -87,6 +89,7 @@ class Run {
         readers_(problem.num_readers),
         done_at_(problem.graph.nodes().size(), 0.0),
         open_(problem.graph.nodes().size()),
+        portions_done_(problem.graph.nodes().size(), 0),
         state_(problem.graph.nodes().size(), State::blocked) {}
 
   std::vector<OrderedStep> run() {
@@ -100,13 +103,14 @@ class Run {
       if (start_transport()) {
         --left;
       } else if (const NodeId node = choose()) {
-        compute(node);
-        --left;
+        if (compute(node)) --left;
       } else {
         advance();
       }
     }
     for (const NodeId c : in_flight_) order_.push_back({c, StepKind::wait});
+    for (OrderedStep& step : order_)
+      if (step.portion.whole()) step.portion = {};
     return std::move(order_);
   }
 
@@ -176,14 +180,26 @@ class Run {
   bool is_worth_waiting(NodeId node) const {
     if (future_.empty()) return false;
     const auto& [at, next] = future_.top();
-    return more_urgent(next, node) && at - now_ < rule_.patience * p_.seconds[node.index()];
+    const double seconds = p_.seconds[node.index()] / static_cast<double>(p_.portions[node.index()]);
+    return more_urgent(next, node) && at - now_ < rule_.patience * seconds;
   }
 
-  void compute(NodeId node) {
-    wait_for_inputs(node);
-    order_.push_back({node, StepKind::run});
-    now_ += p_.seconds[node.index()];
+  /// One portion; between two of them something more urgent may come. True when it was the last.
+  bool compute(NodeId node) {
+    const std::size_t n = node.index();
+    if (portions_done_[n] == 0) wait_for_inputs(node);
+    const Portion portion{portions_done_[n]++, 1, p_.portions[n]};
+    if (portion.first > 0 && order_.back().node == node)
+      ++order_.back().portion.count;
+    else
+      order_.push_back({node, StepKind::run, portion});
+    now_ += p_.seconds[n] * portion.share();
+    if (portions_done_[n] < portion.of) {
+      ready_.push_back(node);
+      return false;
+    }
     finish(node, now_);
+    return true;
   }
 
   /// Time passes until something can begin.
@@ -237,6 +253,7 @@ class Run {
   std::vector<int> readers_;
   std::vector<double> done_at_;
   std::vector<std::size_t> open_;
+  std::vector<std::int64_t> portions_done_;
   std::vector<State> state_;
   using Entry = std::pair<double, NodeId>;
   std::priority_queue<Entry, std::vector<Entry>, std::greater<>> future_;
@@ -249,7 +266,7 @@ class Run {
 
 double makespan_of(const Graph& graph, const std::vector<OrderedStep>& order, const NodeSeconds& seconds) {
   Plan plan;
-  for (const OrderedStep& step : order) plan.steps.push_back({step.node, step.kind});
+  for (const OrderedStep& step : order) plan.steps.push_back({step.node, step.kind, step.portion});
   return simulate(graph, plan, seconds).makespan;
 }
 

@@ -34,7 +34,8 @@ class Planner {
     for (std::size_t s = 0; s < plan_.steps.size(); ++s) {
       const PlanStep& step = plan_.steps[s];
       const std::size_t bytes = step.kind == StepKind::wait ? 0 : step.workspace_bytes;
-      intervals.push_back({s, steps_[step.node.index()].last, bytes, 0});
+      const std::size_t last = step.kind == StepKind::run ? s : steps_[step.node.index()].last;
+      intervals.push_back({s, last, bytes, 0});
     }
     assign_offsets(intervals);
     plan_.placements.assign(num_values, {});

@@ -81,12 +81,18 @@ class SerialOrder {
   std::vector<OrderedStep> steps_;
 };
 
-std::size_t workspace_bytes(const Graph& graph, const Node& node, WorkspaceRule workspace) {
+/// Calls f(types) for the types of a node.
+template <class F>
+auto with_types(const Graph& graph, const Node& node, const F& f) {
   std::vector<const TensorType*> inputs;
   std::vector<TensorType> outputs;
   for (const ValueId v : node.inputs) inputs.push_back(v ? &graph.type(v) : nullptr);
   for (const ValueId v : node.outputs) outputs.push_back(graph.type(v));
-  return workspace(*node.op, OpTypes{node.attributes, inputs, outputs});
+  return f(OpTypes{node.attributes, inputs, outputs});
+}
+
+std::size_t workspace_bytes(const Graph& graph, const Node& node, const WorkspaceRule& workspace) {
+  return with_types(graph, node, [&](const OpTypes& types) { return workspace(*node.op, types); });
 }
 
 /// What verify_plan knows of memory in use.
@@ -169,10 +175,13 @@ class Verifier {
     const std::size_t done = ranges_[step.node.index()].last;
     std::erase_if(live_, [&](const LiveBuffer& b) { return b.last < s; });
     std::vector<LiveBuffer> mine;
-    if (step.workspace_bytes > 0)
-      mine.push_back({{{}, step.workspace_offset, step.workspace_offset + step.workspace_bytes}, {}, done});
-    for (const ValueId v : node.outputs)
-      mine.push_back({buffer_of(plan_.placements[v.index()]), v, last_[v.index()]});
+    if (step.workspace_bytes > 0)  // each portion has its own
+      mine.push_back({{{}, step.workspace_offset, step.workspace_offset + step.workspace_bytes},
+                      {},
+                      step.kind == StepKind::run ? s : done});
+    if (step.portion.first == 0)
+      for (const ValueId v : node.outputs)
+        mine.push_back({buffer_of(plan_.placements[v.index()]), v, last_[v.index()]});
     for (std::size_t i = 0; i < mine.size(); ++i) {
       FARSKIP_CHECK(mine[i].buffer.external || mine[i].buffer.end <= plan_.arena_bytes,
                     "{} of step {} ({}) lies outside the arena", name_of(mine[i]), s, node.op->name);
@@ -225,6 +234,8 @@ std::string Plan::text(const Graph& graph) const {
   for (const PlanStep& step : steps) {
     const Node& node = graph.node(step.node);
     out += fmt::format("{}{} @{}", kind_text(step.kind), node.op->name, node.scope.text());
+    if (!step.portion.whole())
+      out += fmt::format(" rows {}+{}/{}", step.portion.first, step.portion.count, step.portion.of);
     if (step.kind == StepKind::wait) {
       out += "\n";
       continue;
@@ -243,7 +254,7 @@ Plan make_plan(const Graph& graph, WorkspaceRule workspace, const std::vector<Or
   Plan plan;
   for (const OrderedStep& step : order)
     plan.steps.push_back(
-        {step.node, step.kind, 0,
+        {step.node, step.kind, step.portion, 0,
          step.kind == StepKind::wait ? 0 : workspace_bytes(graph, graph.node(step.node), workspace)});
   place_buffers(graph, plan);
   return plan;
@@ -253,9 +264,15 @@ Plan make_serial_plan(const Graph& graph, WorkspaceRule workspace, Waits waits) 
   return make_plan(graph, workspace, SerialOrder(graph, waits).run());
 }
 
+std::int64_t num_portions(const Graph& graph, NodeId id) {
+  const Node& node = graph.node(id);
+  return node.op->portions == nullptr ? 1 : with_types(graph, node, node.op->portions);
+}
+
 std::vector<StepRange> step_ranges(const Graph& graph, const Plan& plan) {
   constexpr std::size_t none = static_cast<std::size_t>(-1);
   std::vector<StepRange> ranges(graph.nodes().size());
+  std::vector<std::int64_t> next(ranges.size(), 0), of(ranges.size(), 1);  // portions
   for (std::size_t s = 0; s < plan.steps.size(); ++s) {
     const PlanStep& step = plan.steps[s];
     StepRange& range = ranges[step.node.index()];
@@ -265,15 +282,27 @@ std::vector<StepRange> step_ranges(const Graph& graph, const Plan& plan) {
     if (step.kind == StepKind::wait) {
       FARSKIP_CHECK(range.first != none && range.last == none, "step {} waits for a {} not started", s, op);
     } else {
-      FARSKIP_CHECK(range.first == none, "step {} ({}) runs a second time", s, op);
-      range.first = s;
+      const Portion& p = step.portion;
+      FARSKIP_CHECK(p.of == 1 || (step.kind == StepKind::run && p.of == num_portions(graph, step.node)),
+                    "step {} ({}) runs portions of {}", s, op, p.of);
+      FARSKIP_CHECK(range.first == none || (p.first > 0 && p.of == of[step.node.index()]),
+                    "step {} ({}) runs a second time", s, op);
+      FARSKIP_CHECK(p.first == next[step.node.index()] && p.count > 0 && p.first + p.count <= p.of,
+                    "step {} ({}) runs portions {}+{} of {} after {}", s, op, p.first, p.count, p.of,
+                    next[step.node.index()]);
+      if (p.first == 0) range.first = s;
+      next[step.node.index()] += p.count;
+      of[step.node.index()] = p.of;
     }
     if (step.kind != StepKind::start) range.last = s;
   }
-  for (std::size_t n = 0; n < ranges.size(); ++n)
+  for (std::size_t n = 0; n < ranges.size(); ++n) {
     FARSKIP_CHECK(ranges[n].first != none && ranges[n].last != none, "node {} ({}) {}", n,
                   graph.nodes()[n].op->name,
                   ranges[n].first == none ? "does not run" : "is never waited for");
+    FARSKIP_CHECK(next[n] == of[n], "node {} ({}) runs {} portions of {}", n, graph.nodes()[n].op->name,
+                  next[n], of[n]);
+  }
   return ranges;
 }
 

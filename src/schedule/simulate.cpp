@@ -14,9 +14,11 @@ Timeline simulate(const Graph& graph, const Plan& plan, const NodeSeconds& secon
     Timeline::Span& span = t.nodes[n];
     switch (step.kind) {
       case StepKind::run:
-        span = {now, now + seconds[n]};
-        now = span.end;
-        break;
+        if (step.portion.first == 0) span.begin = now;
+        now += seconds[n] * step.portion.share();
+        span.end = now;
+        t.steps.push_back({now - seconds[n] * step.portion.share(), now});
+        continue;
       case StepKind::start:
         span.begin = std::max(now, link_free);
         span.end = link_free = span.begin + seconds[n];
@@ -27,6 +29,7 @@ Timeline simulate(const Graph& graph, const Plan& plan, const NodeSeconds& secon
         now = std::max(now, span.end);
         break;
     }
+    t.steps.push_back(span);
   }
   t.makespan = now;
   return t;

@@ -39,6 +39,7 @@ std::string same_name(std::string_view name) {
 /// Adds both moments of rows that this rank keeps.
 void add_moments(TensorRowsMap& out, const TrainingTensors& tensors, const LocalParameter& p,
                  const Range& rows) {
+  if (!tensors.first_moments.contains(p.spec.name)) return;  // frozen
   const Range& kept = p.optimizer_rows;
   FARSKIP_CHECK(rows.count == 0 || (kept.first <= rows.first && rows.end() <= kept.end()),
                 "rank keeps rows {} to {} of {}, not {} to {}", kept.first, kept.end(), p.spec.name,

@@ -1,6 +1,7 @@
 #include "farskip/train/engine.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 
@@ -8,24 +9,27 @@
 #include "farskip/passes/reduce_gradients.h"
 #include "farskip/schedule/list_scheduler.h"
 #include "farskip/tensor/hash.h"
+#include "farskip/train/devices.h"
 
 namespace farskip {
 namespace {
 
-void bind_parameters(Executor& executor, const TensorMap& tensors) {
-  for (const auto& [name, tensor] : tensors)
-    if (executor.has_external(name)) executor.bind(name, tensor.view());
-}
-
 /// Rows of a tensor as the update graph sees them: a matrix, or a vector.
 TensorView rows_view(const TensorView& tensor, const Range& rows) {
   const std::int64_t size = tensor.shape.rank() == 1 ? 1 : tensor.shape.back();
-  return {tensor.as<float>() + rows.first * size, DType::f32,
+  const auto first = static_cast<std::size_t>(rows.first * size) * dtype_size(tensor.dtype);
+  return {tensor.as<std::byte>() + first, tensor.dtype,
           tensor.shape.rank() == 1 ? Shape{rows.count} : Shape{rows.count, size}};
 }
 
-void fill_zero(TensorMap& tensors) {
-  for (auto& [name, tensor] : tensors) std::memset(tensor.bytes().data(), 0, tensor.bytes().size());
+HostTensor copy_rows(const HostTensor& tensor, std::int64_t first, std::int64_t count) {
+  std::vector<std::int64_t> dims = tensor.shape().dims();
+  const std::size_t row = dims[0] == 0 ? 0 : tensor.bytes().size() / static_cast<std::size_t>(dims[0]);
+  dims[0] = count;
+  HostTensor rows(tensor.dtype(), Shape(std::move(dims)));
+  std::memcpy(rows.bytes().data(), tensor.bytes().data() + static_cast<std::size_t>(first) * row,
+              rows.bytes().size());
+  return rows;
 }
 
 /// Sequences [first, first + count) of a batch.
@@ -35,7 +39,10 @@ Batch part_of_batch(const Batch& batch, std::int64_t first, std::int64_t count, 
     return std::vector<std::int32_t>(values.begin() + first * length,
                                      values.begin() + (first + count) * length);
   };
-  return {cut(batch.tokens), cut(batch.targets), cut(batch.document_start)};
+  std::map<std::string, HostTensor> more;
+  for (const auto& [name, tensor] : batch.more)
+    more.emplace(name, copy_rows(tensor, first * length, count * length));
+  return {cut(batch.tokens), cut(batch.targets), cut(batch.document_start), std::move(more)};
 }
 
 }  // namespace
@@ -44,11 +51,12 @@ namespace {
 
 // Weight gradients that wait for a window hold what they read; an order may take this much more than the
 // serial one.
-constexpr double kMemoryForOverlap = 1.1;
+constexpr double kMemoryForOverlap = 1.2;
 
-Plan make_plan(const Graph& graph, const PlanOptions& options) {
-  if (options.costs == nullptr) return make_serial_plan(graph, cpu_workspace, options.waits);
-  return make_step_plan(graph, cpu_workspace, options.costs->estimate(graph), options.in_flight);
+Plan make_plan(const Graph& graph, const Device& device, const PlanOptions& options) {
+  const WorkspaceRule workspace = workspace_rule(device);
+  if (options.costs == nullptr) return make_serial_plan(graph, workspace, options.waits);
+  return make_step_plan(graph, workspace, options.costs->estimate(graph), options.in_flight);
 }
 
 }  // namespace
@@ -62,50 +70,9 @@ Plan make_step_plan(const Graph& graph, WorkspaceRule workspace, const NodeSecon
 std::unique_ptr<Executor> compile(Graph graph, Arena& arena, const PipelineOptions& options,
                                   const Logger& logger, RankContext ranks, PlanOptions plan_options) {
   graph = run_pipeline(std::move(graph), options, logger);
-  Plan plan = make_plan(graph, plan_options);
-  return std::make_unique<Executor>(std::move(graph), std::move(plan), cpu_kernel_table(), arena, ranks);
-}
-
-InferenceEngine::InferenceEngine(ModelConfig config, LayerGraph layers, const TensorMap& weights,
-                                 Arena& arena, Logger logger, Mesh mesh, Heartbeat* heartbeat)
-    : config_(std::move(config)),
-      layers_(std::move(layers)),
-      weights_(weights),
-      logger_(std::move(logger)),
-      arena_(arena),
-      mesh_(std::move(mesh)),
-      heartbeat_(heartbeat) {}
-
-BatchRunner& InferenceEngine::runner(std::int64_t batch, std::int64_t sequence_length, bool logits,
-                                     bool document_mask) {
-  const std::tuple key{batch, sequence_length, logits, document_mask};
-  if (const auto it = runners_.find(key); it != runners_.end()) return it->second;
-  LowerOptions options;
-  options.batch = batch;
-  options.sequence_length = sequence_length;
-  options.logits = logits;
-  options.document_mask = document_mask;
-  const StepSharding sharding{mesh_.position(), false, batch * sequence_length * config_.moe.top_k};
-  auto executor = compile(build_forward_graph(config_, layers_, options, sharding), arena_, {}, logger_,
-                          {&mesh_, heartbeat_});
-  bind_parameters(*executor, weights_);
-  return runners_.emplace(key, BatchRunner(std::move(executor))).first->second;
-}
-
-BatchLoss InferenceEngine::loss(const Batch& batch, std::int64_t sequence_length) {
-  const auto sequences = static_cast<std::int64_t>(batch.tokens.size()) / sequence_length;
-  BatchRunner& r = runner(sequences, sequence_length, false, !batch.document_start.empty());
-  r.set_batch(batch);
-  r.executor().run();
-  return r.read_loss();
-}
-
-TensorView InferenceEngine::logits(std::span<const std::int32_t> tokens, std::int64_t sequence_length) {
-  BatchRunner& r =
-      runner(static_cast<std::int64_t>(tokens.size()) / sequence_length, sequence_length, true, false);
-  r.set_batch({{tokens.begin(), tokens.end()}, {}, {}});
-  r.executor().run();
-  return r.executor().output("logits");
+  Plan plan = make_plan(graph, arena.device(), plan_options);
+  return std::make_unique<Executor>(std::move(graph), std::move(plan), arena.device().kernels(), arena,
+                                    ranks);
 }
 
 LowerOptions lower_options(const TrainEngineOptions& options, std::int64_t sequences) {
@@ -114,6 +81,7 @@ LowerOptions lower_options(const TrainEngineOptions& options, std::int64_t seque
   lowering.sequence_length = options.sequence_length;
   lowering.balance_loss = options.balance_loss;
   lowering.document_mask = options.document_mask;
+  lowering.dtype = options.compute;
   return lowering;
 }
 
@@ -156,17 +124,36 @@ TrainEngine::TrainEngine(const ModelConfig& config, const LayerGraph& layers, Te
       layers_(layers),
       options_(options),
       parameters_(local_parameters(list_parameters(config), mesh.position(), options.zero)),
+      trained_(without_frozen(parameters_, options.frozen)),
       routed_rows_(plan_routed_rows(config, options, mesh.expert().size())),
-      weights_(weights),
+      gradients_(make_parameter_tensors(specs_of(trained_))),
+      first_moments_(make_optimizer_tensors(trained_)),
+      second_moments_(make_optimizer_tensors(trained_)),
+      weights_(std::make_shared<DeviceWeights>(arena.shared_device(), weights, parameters_, options.compute)),
+      device_gradients_(arena.shared_device(), gradients_),
+      device_first_(arena.shared_device(), first_moments_),
+      device_second_(arena.shared_device(), second_moments_),
       arena_(arena),
+      device_(arena.device()),
+      losses_(arena.shared_device()),
       logger_(logger),
       mesh_(std::move(mesh)),
-      heartbeat_(heartbeat) {
-  gradients_ = make_parameter_tensors(specs_of(parameters_));
-  first_moments_ = make_optimizer_tensors(parameters_);
-  second_moments_ = make_optimizer_tensors(parameters_);
-  fill_zero(first_moments_);
-  fill_zero(second_moments_);
+      heartbeat_(heartbeat),
+      hyper_(allocate_on(device_, 3 * sizeof(float))) {
+  refuse_ranks_on_gpu(device_, mesh_.world().size());
+  device_first_.fill_zero();
+  device_second_.fill_zero();
+  compile_all();
+  check_same_order();
+}
+
+void TrainEngine::rewire(const LayerGraph& layers) {
+  if (layers == layers_) return;
+  layers_ = layers;
+  past_exposed_seconds_ = exposed_seconds();
+  runners_.clear();
+  transports_.clear();
+  update_.reset();
   compile_all();
   check_same_order();
 }
@@ -183,11 +170,12 @@ void TrainEngine::compile_all() {
   if (routed_rows_.fallback_batch > 0)
     prepare(routed_rows_.fallback_batch, routed_rows_.fallback_rows, 1,
             options_.micro_batches * options_.micro_batch / routed_rows_.fallback_batch);
-  update_ = compile(build_update_graph(parameters_, {mesh_.position(), options_.zero, 0}, options_.optimizer),
+  update_ = compile(build_update_graph(trained_, {mesh_.position(), options_.zero, 0}, options_.optimizer,
+                                       options_.compute),
                     arena_, options_.pipeline, logger_, ranks(), plan_options());
   bind_state(*update_);
   note_transports(*update_);
-  update_->bind(kHyper, {hyper_.data(), DType::f32, Shape{3}});
+  update_->bind(kHyper, {hyper_.memory.get(), DType::f32, Shape{3}});
 }
 
 PlanOptions TrainEngine::plan_options() const {
@@ -200,10 +188,11 @@ BatchRunner& TrainEngine::runner(const Variant& variant) {
   if (const auto it = runners_.find(variant); it != runners_.end()) return it->second;
   const LowerOptions lowering = lower_options(options_, variant.sequences);
   const StepSharding sharding{mesh_.position(), options_.zero, variant.max_rows};
-  auto executor = compile(
-      build_micro_batch_graph(config_, layers_, lowering, sharding,
-                              {variant.accumulate, variant.reduce, variant.in_flight, options_.recompute}),
-      arena_, options_.pipeline, logger_, ranks(), plan_options());
+  auto executor =
+      compile(build_micro_batch_graph(config_, layers_, lowering, sharding,
+                                      {variant.accumulate, variant.reduce, variant.in_flight,
+                                       options_.recompute, options_.objective.get(), options_.frozen}),
+              arena_, options_.pipeline, logger_, ranks(), plan_options());
   bind_state(*executor);
   note_transports(*executor);
   return runners_.emplace(variant, BatchRunner(std::move(executor))).first->second;
@@ -216,17 +205,21 @@ void TrainEngine::bind_state(Executor& e) {
     if (e.has_external(name)) e.bind(name, view);
   };
   const bool is_update = e.has_external(kHyper);
-  for (const LocalParameter& p : parameters_) {
+  if (!is_update) weights_->bind(e);
+  if (options_.objective && !is_update) options_.objective->bind(e);
+  for (const LocalParameter& p : trained_) {
     const std::string& name = p.spec.name;
-    const TensorView weight = weights_.at(name).view(), gradient = gradients_.at(name).view();
+    const TensorView weight = weights_->at(name), gradient = device_gradients_.at(name);
     const Range all{0, p.spec.num_rows()};
-    bind(name, is_update ? rows_view(weight, all) : weight);
+    if (is_update) bind(name, rows_view(weight, all));
+    if (const TensorView copy = weights_->copy_of(name); copy && is_update)
+      bind(compute_copy_name(name), rows_view(copy, all));
     bind(own_rows_name(name), rows_view(weight, p.optimizer_rows));
     bind(gradient_name(name), is_update ? rows_view(gradient, p.optimizer_rows) : gradient);
     bind(gradient_shard_name(gradient_name(name)), rows_view(gradient, p.optimizer_rows));
     const Range kept{0, p.optimizer_rows.count};
-    bind(first_moment_name(name), rows_view(first_moments_.at(name).view(), kept));
-    bind(second_moment_name(name), rows_view(second_moments_.at(name).view(), kept));
+    bind(first_moment_name(name), rows_view(device_first_.at(name), kept));
+    bind(second_moment_name(name), rows_view(device_second_.at(name), kept));
   }
 }
 
@@ -249,9 +242,8 @@ void TrainEngine::run(Executor& executor) {
   observer_(executor, times);
 }
 
-BatchLoss TrainEngine::run_micro_batches(std::span<const Batch> batches, std::int64_t max_rows, int in_flight,
-                                         float loss_scale, float balance_scale) {
-  BatchLoss sum;
+void TrainEngine::run_micro_batches(std::span<const Batch> batches, std::int64_t max_rows, int in_flight,
+                                    float loss_scale, float balance_scale) {
   const auto step = static_cast<std::size_t>(in_flight);
   FARSKIP_CHECK(batches.size() % step == 0, "{} micro-batches, {} at once", batches.size(), step);
   for (std::size_t i = 0; i < batches.size(); i += step) {
@@ -261,9 +253,8 @@ BatchLoss TrainEngine::run_micro_batches(std::span<const Batch> batches, std::in
     for (std::size_t m = 0; m < step; ++m) r.set_batch(batches[i + m], static_cast<int>(m));
     r.set_scales(loss_scale, balance_scale);
     run(r.executor());
-    sum += r.read_loss();
+    losses_.keep(r.executor());
   }
-  return sum;
 }
 
 BatchLoss TrainEngine::sum_over_ranks(const BatchLoss& loss, std::span<double> also_summed) const {
@@ -271,6 +262,7 @@ BatchLoss TrainEngine::sum_over_ranks(const BatchLoss& loss, std::span<double> a
   std::vector<double> values{loss.loss_sum, loss.num_correct, loss.balance_loss, loss.num_overflows};
   values.insert(values.end(), also_summed.begin(), also_summed.end());
   for (const auto& [layer, rows] : loss.expert_rows) values.insert(values.end(), rows.begin(), rows.end());
+  for (const auto& [name, value] : loss.sums) values.push_back(value);
   {
     const HeartbeatWait wait(heartbeat_, "sums of a step");
     mesh_.world().all_reduce(std::span(values));
@@ -281,15 +273,15 @@ BatchLoss TrainEngine::sum_over_ranks(const BatchLoss& loss, std::span<double> a
   for (double& value : also_summed) value = *at++;
   for (auto& [layer, rows] : sum.expert_rows)
     for (double& value : rows) value = *at++;
+  for (auto& [name, value] : sum.sums) value = *at++;
   return sum;
 }
 
 BatchLoss TrainEngine::compute_gradients(std::span<const Batch> batches, float loss_scale,
                                          float balance_scale, std::span<double> also_summed) {
   const std::vector<double> mine(also_summed.begin(), also_summed.end());
-  BatchLoss loss = sum_over_ranks(
-      run_micro_batches(batches, routed_rows_.max_rows, options_.in_flight, loss_scale, balance_scale),
-      also_summed);
+  run_micro_batches(batches, routed_rows_.max_rows, options_.in_flight, loss_scale, balance_scale);
+  BatchLoss loss = sum_over_ranks(losses_.read(), also_summed);
   if (loss.num_overflows == 0) return loss;
   ++num_repeated_;
   std::vector<Batch> parts;
@@ -297,24 +289,63 @@ BatchLoss TrainEngine::compute_gradients(std::span<const Batch> batches, float l
     for (std::int64_t first = 0; first < options_.micro_batch; first += routed_rows_.fallback_batch)
       parts.push_back(part_of_batch(batch, first, routed_rows_.fallback_batch, options_.sequence_length));
   std::copy(mine.begin(), mine.end(), also_summed.begin());
-  loss = sum_over_ranks(run_micro_batches(parts, routed_rows_.fallback_rows, 1, loss_scale, balance_scale),
-                        also_summed);
+  run_micro_batches(parts, routed_rows_.fallback_rows, 1, loss_scale, balance_scale);
+  loss = sum_over_ranks(losses_.read(), also_summed);
   FARSKIP_CHECK(loss.num_overflows == 0, "routed rows do not fit the worst case");
   return loss;
 }
 
-float TrainEngine::update(double learning_rate, std::int64_t step) {
+void TrainEngine::launch_update(double learning_rate, std::int64_t step) {
   const auto t = static_cast<double>(step);
-  hyper_ = {static_cast<float>(learning_rate),
-            static_cast<float>(1.0 / (1.0 - std::pow(options_.optimizer.beta1, t))),
-            static_cast<float>(1.0 / (1.0 - std::pow(options_.optimizer.beta2, t)))};
+  const std::array<float, 3> hyper{static_cast<float>(learning_rate),
+                                   static_cast<float>(1.0 / (1.0 - std::pow(options_.optimizer.beta1, t))),
+                                   static_cast<float>(1.0 / (1.0 - std::pow(options_.optimizer.beta2, t)))};
+  device_.copy_in(hyper_.memory.get(), hyper.data(), sizeof(hyper));
   run(*update_);
-  return *update_->output("grad_norm").as<float>();
+}
+
+float TrainEngine::grad_norm() const {
+  return update_->read_output("grad_norm").values<float>()[0];
+}
+
+float TrainEngine::update(double learning_rate, std::int64_t step) {
+  launch_update(learning_rate, step);
+  return grad_norm();
+}
+
+StepResult TrainEngine::step(std::span<const Batch> batches, float loss_scale, float balance_scale,
+                             double learning_rate, std::int64_t step, std::span<double> also_summed) {
+  if (mesh_.world().size() > 1) {
+    const BatchLoss loss = compute_gradients(batches, loss_scale, balance_scale, also_summed);
+    return {loss, update(learning_rate, step)};
+  }
+  // Nothing of what the update needs depends on what the host would read before it.
+  run_micro_batches(batches, routed_rows_.max_rows, options_.in_flight, loss_scale, balance_scale);
+  launch_update(learning_rate, step);
+  return {losses_.read(), grad_norm()};
+}
+
+void TrainEngine::upload_moments() {
+  device_first_.upload();
+  device_second_.upload();
+}
+
+void TrainEngine::download_state() const {
+  weights_->download();
+  device_first_.download();
+  device_second_.download();
+}
+
+const TensorMap& TrainEngine::gradients() const {
+  device_gradients_.download();
+  return gradients_;
 }
 
 MemoryReport TrainEngine::memory() const {
-  return {total_bytes(weights_), total_bytes(gradients_),
-          total_bytes(first_moments_) + total_bytes(second_moments_), arena_.size()};
+  std::size_t teacher = 0;
+  if (options_.objective) teacher = total_bytes(options_.objective->tensors());
+  return {weights_->num_bytes() + teacher, device_gradients_.num_bytes(),
+          device_first_.num_bytes() + device_second_.num_bytes(), arena_.size()};
 }
 
 // How long the transports of a plan take by themselves, as the costs say.
@@ -327,7 +358,7 @@ void TrainEngine::note_transports(const Executor& executor) {
 }
 
 double TrainEngine::exposed_seconds() const {
-  double seconds = update_->exposed_seconds();
+  double seconds = past_exposed_seconds_ + update_->exposed_seconds();
   for (const auto& [variant, runner] : runners_) seconds += runner.executor().exposed_seconds();
   return seconds;
 }

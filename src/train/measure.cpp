@@ -30,6 +30,13 @@ NodeSeconds agree_on_seconds(const Graph& graph, const std::vector<StepTime>& ti
   return mean;
 }
 
+void add_step_costs(CostTable& table, const ExecutedPlans& plans, const Communicator& world) {
+  for (const auto& [executor, times] : plans) {
+    const NodeSeconds seconds = agree_on_seconds(executor->graph(), times, world);
+    for (std::size_t n = 0; n < seconds.size(); ++n) table.add(executor->graph(), NodeId(n), seconds[n]);
+  }
+}
+
 CostTable measure_step_costs(const ModelConfig& model, const LayerGraph& layers,
                              const TrainEngineOptions& options, const Mesh& mesh, Heartbeat* heartbeat,
                              const Logger& logger, int steps) {
@@ -47,20 +54,18 @@ CostTable measure_step_costs(const ModelConfig& model, const LayerGraph& layers,
     batches.push_back(random_batch(0,
                                    static_cast<std::uint64_t>(i * mesh.world().size() + mesh.world().rank()),
                                    tokens, model.vocab_size));
+  if (options.objective)
+    for (Batch& batch : batches) options.objective->complete_random_batch(batch);
 
   CostTable table;
   for (int step = 0; step <= steps; ++step) {
-    std::vector<std::pair<const Graph*, std::vector<StepTime>>> runs;
+    ExecutedPlans plans;
     engine.observe([&](const Executor& executor, const std::vector<StepTime>& times) {
-      runs.emplace_back(&executor.graph(), times);
+      plans.emplace_back(&executor, times);
     });
     engine.compute_gradients(batches, 1.0F / static_cast<float>(tokens), 0.0F);
     engine.update(0.0, 1);
-    if (step == 0) continue;
-    for (const auto& [graph, times] : runs) {
-      const NodeSeconds seconds = agree_on_seconds(*graph, times, mesh.world());
-      for (std::size_t n = 0; n < seconds.size(); ++n) table.add(*graph, NodeId(n), seconds[n]);
-    }
+    if (step > 0) add_step_costs(table, plans, mesh.world());
   }
   return table;
 }

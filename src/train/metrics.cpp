@@ -53,6 +53,8 @@ std::string StepMetrics::json() const {
   o["hidden_comm_seconds"] = hidden_comm_seconds;
   o["peak_memory_bytes"] = peak_memory_bytes;
   if (validation_loss) o["validation_loss"] = *validation_loss;
+  for (const auto& [name, value] : distill) o[name] = value;
+  for (const auto& [layer, share] : routing_flips) o["routing_flips"][std::to_string(layer)] = share;
   if (aux_loss) o["aux_loss"] = *aux_loss;
   if (load_max_over_mean) o["load_max_over_mean"] = *load_max_over_mean;
   o["dropped_tokens"] = dropped_tokens;
@@ -100,7 +102,11 @@ void Progress::show(const StepMetrics& m) {
   std::string line =
       fmt::format("step {}/{}  loss {:.4f}  grad norm {:.3f}  lr {:.2e}  {:.0f} tokens/s  {:.3f} TFLOP/s",
                   m.step, steps_, m.loss, m.grad_norm, m.learning_rate, m.tokens_per_second, m.model_tflops);
+  if (const auto kl = m.distill.find("kl"); kl != m.distill.end())
+    line += fmt::format("  kl {:.4f}", kl->second);
   if (m.validation_loss) line += fmt::format("  validation {:.4f}", *m.validation_loss);
+  if (const auto r = m.distill.find("recovered"); r != m.distill.end())
+    line += fmt::format("  recovered {:.1f}%", 100.0 * r->second);
   line += fmt::format("  {} left", duration_text(left));
   if (!terminal_) {
     logger_.info("{}", line);

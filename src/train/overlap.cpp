@@ -1,6 +1,7 @@
 #include "farskip/train/overlap.h"
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <cstring>
 
@@ -16,13 +17,20 @@ double median(std::vector<double> values) {
 }
 
 enum Direction { kForward, kBackward, kTotal, kNumDirections };
+using PerDirection = std::array<double, kNumDirections>;
 
 /// One timed step of one engine.
 struct StepTimes {
-  double wall[kNumDirections] = {};     // slowest rank
-  double exposed[kNumDirections] = {};  // in which the compute stream stood still, mean of the ranks
-  double compute[kNumDirections] = {};  // mean of the ranks
+  PerDirection wall{};     // slowest rank, without skew
+  PerDirection exposed{};  // in which the compute stream stood still, mean of the ranks
+  PerDirection compute{};  // mean of the ranks
+  PerDirection skew{};     // mean of the ranks
 };
+
+/// The backward begins with the gradient of the loss.
+bool begins_backward(const Scope& scope) {
+  return scope.phase == Phase::backward && scope.block == SubBlock::head;
+}
 
 /// One of the two: its own weights and gradients, so that both go the same way.
 class Runner {
@@ -62,7 +70,7 @@ class Runner {
 
   std::size_t arena_bytes() const { return arena_.size(); }
   /// The plans of the last step in order, with what their steps took on this rank.
-  const std::vector<std::pair<const Executor*, std::vector<StepTime>>>& executed() const { return executed_; }
+  const ExecutedPlans& executed() const { return executed_; }
 
  private:
   static const TensorMap& weights_of(const Runner& r) { return r.weights_; }
@@ -72,21 +80,22 @@ class Runner {
     StepTimes t;
     t.wall[kTotal] = seconds;
     for (const auto& [executor, times] : executed_) {
-      const Graph& graph = executor->graph();
       const bool is_first = &times == &executed_.front().second;
-      bool backward = false;  // the plan has come to the gradient of the loss
+      Direction direction = kForward;
       for (const StepTime& step : times) {
-        const Scope& scope = graph.node(step.node).scope;
-        backward = backward || (scope.phase == Phase::backward && scope.block == SubBlock::head);
+        if (begins_backward(executor->graph().node(step.node).scope)) direction = kBackward;
         auto& sums = step.kind == StepKind::run ? t.compute : t.exposed;
         sums[kTotal] += step.seconds;
+        t.skew[kTotal] += step.skew_seconds;
+        t.wall[kTotal] -= step.skew_seconds;
         if (!is_first) continue;
-        t.wall[backward ? kBackward : kForward] += step.seconds;
-        sums[backward ? kBackward : kForward] += step.seconds;
+        t.wall[direction] += step.seconds;
+        t.skew[direction] += step.skew_seconds;
+        sums[direction] += step.seconds;
       }
     }
     mesh_.world().all_reduce(std::span<double>(t.wall), Reduction::max);
-    for (auto* sums : {&t.exposed, &t.compute}) {
+    for (PerDirection* sums : {&t.exposed, &t.compute, &t.skew}) {
       mesh_.world().all_reduce(std::span<double>(*sums));
       for (double& sum : *sums) sum /= mesh_.world().size();
     }
@@ -100,11 +109,10 @@ class Runner {
   TrainEngine engine_;
   double loss_ = 0;
   float norm_ = 0;
-  std::vector<std::pair<const Executor*, std::vector<StepTime>>> executed_;
+  ExecutedPlans executed_;
 };
 
-double median_of(const std::vector<StepTimes>& steps, double (StepTimes::*field)[kNumDirections],
-                 Direction direction) {
+double median_of(const std::vector<StepTimes>& steps, PerDirection StepTimes::*field, Direction direction) {
   std::vector<double> values;
   for (const StepTimes& s : steps) values.push_back((s.*field)[direction]);
   return median(values);
@@ -122,10 +130,36 @@ DirectionOverlap summarise(const std::vector<StepTimes>& blocking, const std::ve
   DirectionOverlap d;
   d.blocking_seconds = median_of(blocking, &StepTimes::wall, direction);
   d.overlapped_seconds = median_of(overlapped, &StepTimes::wall, direction);
+  d.skew_seconds = median_of(blocking, &StepTimes::skew, direction);
   d.exposed_seconds = median_of(overlapped, &StepTimes::exposed, direction);
   d.compute_blocking_seconds = median_of(blocking, &StepTimes::compute, direction);
   d.compute_overlapped_seconds = median_of(overlapped, &StepTimes::compute, direction);
   return d;
+}
+
+/// Makespan of a plan, cut where its backward begins.
+PerDirection planned_seconds(const Executor& executor, const CostTable& costs) {
+  const Timeline t = simulate(executor.graph(), executor.plan(), costs.estimate(executor.graph()));
+  double begin = t.makespan;
+  for (std::size_t n = 0; n < t.nodes.size(); ++n)
+    if (begins_backward(executor.graph().nodes()[n].scope)) begin = std::min(begin, t.nodes[n].begin);
+  return {begin, t.makespan - begin, t.makespan};
+}
+
+/// Windows, bounds and plans by what everything took in the timed blocking runs.
+void add_bounds(const Runner& blocking, const Runner& overlapped, const CostTable& measured,
+                OverlapReport& report) {
+  constexpr Phase forward = Phase::forward, backward = Phase::backward;
+  const Graph& micro_batch = blocking.executed().front().first->graph();
+  add_windows(micro_batch, measured.estimate(micro_batch), &forward, report.forward);
+  add_windows(micro_batch, measured.estimate(micro_batch), &backward, report.backward);
+  for (const auto& [executor, times] : blocking.executed())
+    add_windows(executor->graph(), measured.estimate(executor->graph()), nullptr, report.total);
+  const PerDirection first = planned_seconds(*overlapped.executed().front().first, measured);
+  report.forward.planned_seconds = first[kForward];
+  report.backward.planned_seconds = first[kBackward];
+  for (const auto& [executor, times] : overlapped.executed())
+    report.total.planned_seconds += planned_seconds(*executor, measured)[kTotal];
 }
 
 /// Collectives of the first micro-batch with their windows, and what is still seen of them when overlapped.
@@ -160,6 +194,7 @@ OverlapReport measure_overlap(const ModelConfig& model, const LayerGraph& layers
   const std::int64_t tokens = options.micro_batch * options.sequence_length;
   TrainEngineOptions blocking_options = options, overlapped_options = options;
   blocking_options.overlap = false;
+  blocking_options.align = true;
   overlapped_options.overlap = true;
   const auto costs =
       std::make_shared<const CostTable>(measure_step_costs(model, layers, options, mesh, heartbeat, logger));
@@ -169,6 +204,7 @@ OverlapReport measure_overlap(const ModelConfig& model, const LayerGraph& layers
 
   OverlapReport report;
   std::vector<StepTimes> a, b;
+  CostTable measured;
   for (int i = 0; i < overlap.warmup + overlap.repetitions; ++i) {
     std::vector<Batch> batches;
     for (std::int64_t m = 0; m < options.micro_batches; ++m)
@@ -187,28 +223,22 @@ OverlapReport measure_overlap(const ModelConfig& model, const LayerGraph& layers
     if (i < overlap.warmup) continue;
     a.push_back(first);
     b.push_back(second);
+    add_step_costs(measured, blocking.executed(), mesh.world());
   }
   report.forward = summarise(a, b, kForward);
   report.backward = summarise(a, b, kBackward);
   report.total = summarise(a, b, kTotal);
-  constexpr Phase forward = Phase::forward, backward = Phase::backward;
-  const Graph& micro_batch = blocking.executed().front().first->graph();
-  add_windows(micro_batch, costs->estimate(micro_batch), &forward, report.forward);
-  add_windows(micro_batch, costs->estimate(micro_batch), &backward, report.backward);
-  for (const auto& [executor, times] : blocking.executed()) {
-    const NodeSeconds seconds = costs->estimate(executor->graph());
-    add_windows(executor->graph(), seconds, nullptr, report.total);
-    report.predicted_blocking_seconds += simulate(executor->graph(), executor->plan(), seconds).makespan;
-  }
-  for (const auto& [executor, times] : overlapped.executed())
-    report.predicted_overlapped_seconds +=
-        simulate(executor->graph(), executor->plan(), costs->estimate(executor->graph())).makespan;
+  add_bounds(blocking, overlapped, measured, report);
+  for (const Runner* runner : {&blocking, &overlapped})
+    for (const auto& [executor, times] : runner->executed())
+      (runner == &blocking ? report.predicted_blocking_seconds : report.predicted_overlapped_seconds) +=
+          planned_seconds(*executor, *costs)[kTotal];
   report.blocking_arena_bytes = blocking.arena_bytes();
   report.overlapped_arena_bytes = overlapped.arena_bytes();
   if (overlap.trace)
     report.trace =
         trace_json({{"blocking", traced(blocking, *costs)}, {"overlapped", traced(overlapped, *costs)}});
-  report.collectives = describe_collectives(overlapped, *costs, mesh.world());
+  report.collectives = describe_collectives(overlapped, measured, mesh.world());
   return report;
 }
 

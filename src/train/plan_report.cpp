@@ -25,8 +25,9 @@ std::vector<double> exposed_transports(const Plan& plan, const Timeline& timelin
   std::vector<double> exposed(timeline.nodes.size(), 0.0);
   double now = 0;
   std::size_t first = 0;
-  for (const PlanStep& step : plan.steps) {
-    const double end = timeline.nodes[step.node.index()].end;
+  for (std::size_t s = 0; s < plan.steps.size(); ++s) {
+    const PlanStep& step = plan.steps[s];
+    const double end = timeline.steps[s].end;
     if (step.kind == StepKind::run) now = end;
     if (step.kind != StepKind::wait || end <= now) continue;
     while (timeline.nodes[started[first].index()].end <= now) ++first;
@@ -53,7 +54,7 @@ class Planner {
         logger_(logger),
         layers_(rewire_farskip(build_layer_graph(request.model), wiring)),
         rows_(plan_routed_rows(request.model, request.options, request.mesh.expert_size)),
-        workspace_(request.dtype == DType::f32 ? cpu_workspace : no_workspace) {}
+        workspace_(request.dtype == DType::f32 ? &cpu_workspace : &no_workspace) {}
 
   WiringReport run() {
     report_.memory = report_.blocking_memory = state_memory(r_);
@@ -92,9 +93,9 @@ class Planner {
                                     variant.first, variant.second),
                         count});
     const auto parameters = local_parameters(list_parameters(r_.model), r_.mesh, r_.options.zero);
-    graphs.push_back(
-        {run_pipeline(build_update_graph(parameters, {r_.mesh, r_.options.zero, 0}, r_.options.optimizer),
-                      r_.options.pipeline, logger_)});
+    graphs.push_back({run_pipeline(
+        build_update_graph(parameters, {r_.mesh, r_.options.zero, 0}, r_.options.optimizer, r_.dtype),
+        r_.options.pipeline, logger_)});
     return graphs;
   }
 
@@ -201,7 +202,8 @@ MemoryReport state_memory(const PlanRequest& request) {
        local_parameters(list_parameters(request.model), request.mesh, request.options.zero)) {
     const auto elements = static_cast<std::size_t>(p.spec.shape.num_elements());
     memory.weights += elements * sizeof(float);
-    if (request.dtype != DType::f32) memory.weights += elements * dtype_size(request.dtype);
+    if (request.dtype != DType::f32 && p.spec.has_compute_copy())
+      memory.weights += elements * dtype_size(request.dtype);
     memory.gradients += elements * sizeof(float);
     memory.moments +=
         2 * sizeof(float) * static_cast<std::size_t>(p.optimizer_rows.count * p.spec.row_size());

@@ -15,6 +15,8 @@ SamplerOptions sampler_options(const RunConfig& config, bool training) {
   options.sequence_length = config.train.sequence_length;
   options.shuffle = training && config.data.shuffle;
   options.document_mask = config.data.document_mask;
+  if (config.data.prompt_end) options.prompt_end = static_cast<std::int32_t>(*config.data.prompt_end);
+  if (config.data.padding) options.padding = static_cast<std::int32_t>(*config.data.padding);
   return options;
 }
 
@@ -32,6 +34,9 @@ fs::path find_tokenizer(const RunConfig& config) {
   if (!config.data.tokenizer.empty()) return config.data.tokenizer;
   if (!config.init_from.empty() && fs::exists(fs::path(config.init_from) / "tokenizer.json"))
     return fs::path(config.init_from) / "tokenizer.json";
+  if (config.init_from.empty() && config.distill &&
+      fs::exists(fs::path(config.distill->teacher) / "tokenizer.json"))
+    return fs::path(config.distill->teacher) / "tokenizer.json";
   return {};
 }
 
@@ -97,6 +102,7 @@ Evaluation evaluate(InferenceEngine& engine, const Sampler& sampler, std::int64_
   auto sequences = static_cast<std::int64_t>(sampler.samples_per_epoch(0));
   if (max_sequences > 0) sequences = std::min(sequences, max_sequences);
   std::array<double, 3> sums{};  // loss, correct, counted
+  std::map<std::string, double> more;
   for (std::int64_t first = 0; first < sequences; first += batch * world.size()) {
     const std::int64_t own = first + batch * world.rank();
     const std::int64_t count = std::clamp<std::int64_t>(sequences - own, 0, batch);
@@ -107,9 +113,16 @@ Evaluation evaluate(InferenceEngine& engine, const Sampler& sampler, std::int64_
     sums[0] += loss.loss_sum;
     sums[1] += loss.num_correct;
     sums[2] += static_cast<double>(count_targets(b));
+    for (const auto& [name, sum] : loss.sums) more[name] += sum;
   }
-  world.all_reduce(std::span<double>(sums));
-  return {sums[0] / sums[2], sums[1] / sums[2], static_cast<std::int64_t>(sums[2])};
+  std::vector<double> values(sums.begin(), sums.end());
+  for (const auto& [name, sum] : more) values.push_back(sum);
+  world.all_reduce(std::span(values));
+  Evaluation e{values[0] / values[2], values[1] / values[2], static_cast<std::int64_t>(values[2])};
+  std::size_t i = sums.size();
+  for (const auto& [name, sum] : more) e.means[name] = values[i++] / values[2];
+  if (const auto it = e.means.find("student_loss"); it != e.means.end()) e.loss = it->second;
+  return e;
 }
 
 }  // namespace farskip

@@ -1,10 +1,12 @@
 #include "farskip/train/step_graphs.h"
 
 #include "farskip/autograd/gradient.h"
+#include "farskip/ops/rules.h"
 #include "farskip/passes/join_micro_batches.h"
 #include "farskip/passes/recompute.h"
 #include "farskip/passes/reduce_gradients.h"
 #include "farskip/passes/shard_experts.h"
+#include "farskip/train/objective.h"
 
 namespace farskip {
 
@@ -43,23 +45,31 @@ std::set<SubBlock> recomputed_blocks(Recompute choice) {
   return {};
 }
 
+std::vector<LocalParameter> trained_parameters(const ModelConfig& config, const StepSharding& sharding,
+                                               const MicroBatchKind& kind) {
+  return without_frozen(local_parameters(list_parameters(config), sharding.mesh, sharding.zero), kind.frozen);
+}
+
 Graph build_gradient_graph(const ModelConfig& config, const LayerGraph& layers, const LowerOptions& options,
-                           const StepSharding& sharding, bool accumulate, Recompute again) {
-  Graph graph = build_forward_graph(config, layers, options, sharding);
-  const TensorType scalar{options.dtype, Shape{1}, {}};
-  std::vector<Objective> objectives;
-  objectives.push_back({*graph.find_output("loss_sum"),
-                        graph.add_external(ExternalKind::input, std::string(kLossScale), scalar)});
+                           const StepSharding& sharding, const MicroBatchKind& kind, bool accumulate) {
+  Graph graph = build_objective_graph(kind.objective, config, layers, options, sharding);
+  const DType sums = ops::wide(options.dtype);
+  const TensorType scalar{sums, Shape{1}, {}};
+  const ValueId scale = graph.add_external(ExternalKind::input, std::string(kLossScale), scalar);
+  std::vector<Objective> objectives{{*graph.find_output("loss_sum"), scale}};
+  if (kind.objective != nullptr)
+    for (const std::string& term : kind.objective->terms())
+      objectives.push_back({*graph.find_output(term), scale});
   if (const auto balance = graph.find_output("balance_loss"))
     objectives.push_back(
         {*balance, graph.add_external(ExternalKind::input, std::string(kBalanceScale), scalar)});
 
-  const auto local = local_parameters(list_parameters(config), sharding.mesh, sharding.zero);
+  const auto local = trained_parameters(config, sharding, kind);
   std::vector<ValueId> parameters, accumulators;
   for (const LocalParameter& p : local) {
     const std::string name = gradient_name(p.spec.name);
-    parameters.push_back(*graph.find_external(p.spec.name));
-    accumulators.push_back(graph.add_external(ExternalKind::state, name, {options.dtype, p.spec.shape, {}}));
+    parameters.push_back(*graph.find_external(read_name(p.spec, options.dtype)));
+    accumulators.push_back(graph.add_external(ExternalKind::state, name, {sums, p.spec.shape, {}}));
   }
   const std::vector<ValueId> gradients = differentiate(graph, objectives, parameters);
   for (std::size_t i = 0; i < local.size(); ++i) {
@@ -71,22 +81,40 @@ Graph build_gradient_graph(const ModelConfig& config, const LayerGraph& layers, 
     }
     graph.add_update(accumulators[i], gradient);
   }
-  return recompute(graph, recomputed_blocks(again));
+  return recompute(graph, recomputed_blocks(kind.recompute));
 }
 
 }  // namespace
 
+void StepObjective::bind(Executor& executor) const {
+  for (const auto& [name, tensor] : tensors())
+    if (executor.has_external(name)) executor.bind(name, tensor.view());
+}
+
+Graph build_objective_graph(const StepObjective* objective, const ModelConfig& config,
+                            const LayerGraph& layers, const LowerOptions& options,
+                            const StepSharding& sharding) {
+  if (objective == nullptr) return build_forward_graph(config, layers, options, sharding);
+  return objective->build_forward(config, layers, options, sharding);
+}
+
+std::vector<LocalParameter> without_frozen(std::vector<LocalParameter> parameters,
+                                           const std::set<std::string>& frozen) {
+  std::erase_if(parameters, [&](const LocalParameter& p) { return frozen.contains(p.spec.name); });
+  return parameters;
+}
+
 Graph build_micro_batch_graph(const ModelConfig& config, const LayerGraph& layers,
                               const LowerOptions& options, const StepSharding& sharding,
                               const MicroBatchKind& kind) {
-  Graph graph = build_gradient_graph(config, layers, options, sharding, kind.accumulate, kind.recompute);
+  Graph graph = build_gradient_graph(config, layers, options, sharding, kind, kind.accumulate);
   if (kind.in_flight > 1) {
-    const Graph next = build_gradient_graph(config, layers, options, sharding, true, kind.recompute);
+    const Graph next = build_gradient_graph(config, layers, options, sharding, kind, true);
     for (int i = 1; i < kind.in_flight; ++i) graph = join_micro_batches(graph, next, i);
   }
   if (!kind.reduce) return graph;
   std::vector<ReplicatedGradient> replicated;
-  for (const LocalParameter& p : local_parameters(list_parameters(config), sharding.mesh, sharding.zero))
+  for (const LocalParameter& p : trained_parameters(config, sharding, kind))
     replicated.push_back({gradient_name(p.spec.name), p.replicas});
   return reduce_gradients(graph, replicated, {.mesh = sharding.mesh, .scatter = sharding.zero});
 }
@@ -100,8 +128,8 @@ TensorType matrix_type(const ParameterSpec& spec, std::int64_t rows) {
 class UpdateGraph {
  public:
   UpdateGraph(const std::vector<LocalParameter>& parameters, const StepSharding& sharding,
-              const OptimizerConfig& optimizer)
-      : parameters_(parameters), sharding_(sharding), optimizer_(optimizer) {}
+              const OptimizerConfig& optimizer, DType compute)
+      : parameters_(parameters), sharding_(sharding), optimizer_(optimizer), compute_(compute) {}
 
   Graph run() {
     for (const LocalParameter& p : parameters_) {
@@ -145,16 +173,29 @@ class UpdateGraph {
     const ParameterSpec& spec = parameters_[i].spec;
     b_.scope.layer = spec.layer;
     ops::AdamWState& state = states_[i];
+    // Where other ranks update rows of it too, the copy is made of the gathered whole.
+    const bool copies = has_copy(spec) && !is_gathered(parameters_[i]);
     const ops::AdamWState next =
         ops::adamw(b_, state, gradients_[i], factor, hyper,
                    {.beta1 = optimizer_.beta1,
                     .beta2 = optimizer_.beta2,
                     .eps = optimizer_.eps,
-                    .weight_decay = spec.shape.rank() >= 2 ? optimizer_.weight_decay : 0.0});
+                    .weight_decay = spec.shape.rank() >= 2 ? optimizer_.weight_decay : 0.0,
+                    .low_copy = copies});
+    if (copies) set_copy(spec, next.low_copy);
     graph_.add_update(state.parameter, next.parameter);
     graph_.add_update(state.m, next.m);
     graph_.add_update(state.v, next.v);
     state = next;
+  }
+
+  bool has_copy(const ParameterSpec& spec) const { return ops::is_low(compute_) && spec.has_compute_copy(); }
+  bool is_gathered(const LocalParameter& p) const { return sharding_.zero && mesh().size(p.replicas) > 1; }
+  void set_copy(const ParameterSpec& spec, ValueId value) {
+    TensorType type = matrix_type(spec, spec.num_rows());
+    type.dtype = compute_;
+    graph_.add_update(graph_.add_external(ExternalKind::state, compute_copy_name(spec.name), std::move(type)),
+                      value);
   }
 
   /// Whole parameters from the rows that each replica has updated, several in one message.
@@ -162,12 +203,17 @@ class UpdateGraph {
     if (!sharding_.zero || mesh().size(axis) == 1) return;
     constexpr std::int64_t bucket_elements = std::int64_t{1} << 20;
     std::vector<ValueId> parts, wholes;
+    std::vector<const ParameterSpec*> specs;
     ops::Replicas attributes{.axis = axis, .size = mesh().size(axis), .rank = mesh().rank(axis)};
     std::int64_t elements = 0;
     const auto close = [&] {
       if (parts.empty()) return;
       const auto gathered = ops::all_gather(b_, parts, attributes);
-      for (std::size_t i = 0; i < gathered.size(); ++i) graph_.add_update(wholes[i], gathered[i]);
+      for (std::size_t i = 0; i < gathered.size(); ++i) {
+        graph_.add_update(wholes[i], gathered[i]);
+        if (has_copy(*specs[i])) set_copy(*specs[i], ops::cast(b_, gathered[i], compute_));
+      }
+      specs.clear();
       parts.clear();
       wholes.clear();
       attributes.rows.clear();
@@ -179,6 +225,7 @@ class UpdateGraph {
       if (parameters_[i].replicas != axis) continue;
       if (elements + spec.shape.num_elements() > bucket_elements) close();
       elements += spec.shape.num_elements();
+      specs.push_back(&spec);
       parts.push_back(states_[i].parameter);
       attributes.rows.push_back(spec.num_rows());
       wholes.push_back(
@@ -190,6 +237,7 @@ class UpdateGraph {
   const std::vector<LocalParameter>& parameters_;
   const StepSharding& sharding_;
   const OptimizerConfig& optimizer_;
+  const DType compute_;
   Graph graph_;
   Builder b_{graph_, {0, 0, -1, SubBlock::optimizer, Phase::update}};
   std::vector<ops::AdamWState> states_;
@@ -199,8 +247,23 @@ class UpdateGraph {
 }  // namespace
 
 Graph build_update_graph(const std::vector<LocalParameter>& parameters, const StepSharding& sharding,
-                         const OptimizerConfig& optimizer) {
-  return UpdateGraph(parameters, sharding, optimizer).run();
+                         const OptimizerConfig& optimizer, DType compute) {
+  return UpdateGraph(parameters, sharding, optimizer, compute).run();
+}
+
+Graph build_compute_copy_graph(const std::vector<LocalParameter>& parameters, DType compute) {
+  Graph graph;
+  Builder b{graph, {0, 0, -1, SubBlock::optimizer, Phase::update}};
+  for (const LocalParameter& p : parameters) {
+    if (!p.spec.has_compute_copy()) continue;
+    b.scope.layer = p.spec.layer;
+    const ValueId from =
+        graph.add_external(ExternalKind::parameter, p.spec.name, {DType::f32, p.spec.shape, {}});
+    const ValueId to =
+        graph.add_external(ExternalKind::state, compute_copy_name(p.spec.name), {compute, p.spec.shape, {}});
+    graph.add_update(to, ops::cast(b, from, compute));
+  }
+  return graph;
 }
 
 }  // namespace farskip

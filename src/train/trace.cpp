@@ -31,11 +31,12 @@ class Trace {
              StepKind::run);
     }
     const Timeline timeline = simulate(graph, plan.executor->plan(), plan.costs);
-    for (std::size_t n = 0; n < graph.nodes().size(); ++n) {
-      const Node& node = graph.nodes()[n];
-      const Timeline::Span& s = timeline.nodes[n];
-      span(node.op->collective ? kPredictedTransport : kPredictedCompute, node, predicted_ + s.begin,
-           s.end - s.begin, StepKind::run);
+    const std::vector<PlanStep>& steps = plan.executor->plan().steps;
+    for (std::size_t i = 0; i < steps.size(); ++i) {
+      if (steps[i].kind == StepKind::wait) continue;
+      const Timeline::Span& s = timeline.steps[i];
+      span(steps[i].kind == StepKind::start ? kPredictedTransport : kPredictedCompute,
+           graph.node(steps[i].node), predicted_ + s.begin, s.end - s.begin, StepKind::run);
     }
     predicted_ += timeline.makespan;
   }

@@ -9,6 +9,8 @@
 #include "farskip/comm/agreement.h"
 #include "farskip/passes/farskip.h"
 #include "farskip/tensor/hash.h"
+#include "farskip/train/devices.h"
+#include "farskip/train/distillation.h"
 #include "farskip/train/learning_rate.h"
 #include "farskip/train/measure.h"
 #include "farskip/train/metrics.h"
@@ -47,6 +49,7 @@ TrainEngineOptions engine_options(const RunConfig& config, int world_size) {
                     options.in_flight, world_size, options.micro_batches, options.micro_batches));
   options.recompute = config.schedule.recompute;
   options.zero = config.parallel.zero > 0;
+  options.compute = compute_type(config.precision);
   options.overlap = config.schedule.overlap;
   options.routed_rows_memory = config.schedule.routed_rows_memory;
   options.document_mask = config.data.document_mask;
@@ -101,7 +104,8 @@ std::shared_ptr<const CostTable> find_costs(const RunConfig& config, const Model
   const std::string key =
       hash_text(fmt::format("{} {} {} {} {} {} {} {} {}", machine_info().processor, commit(),
                             mesh.world().size(), mesh.expert().size(), options.zero, options.micro_batch,
-                            options.micro_batches, options.sequence_length, hub_config_text(model)));
+                            options.micro_batches, options.sequence_length, hub_config_text(model)) +
+                (config.distill ? to_yaml(*run_config_tree(config).find("distill")) : ""));
   std::string text;
   if (mesh.world().rank() == 0 && fs::exists(path)) text = read_text_file(path);
   text = all_gather_text(mesh.world(), text)[0];
@@ -117,21 +121,26 @@ std::shared_ptr<const CostTable> find_costs(const RunConfig& config, const Model
 class TrainingRun {
  public:
   TrainingRun(const RunConfig& config, const ModelConfig& model, const Communicator& world,
-              Heartbeat& heartbeat, const Logger& logger)
+              Heartbeat& heartbeat, const Logger& logger, std::shared_ptr<Device> device)
       : config_(config),
         model_(model),
         heartbeat_(heartbeat),
         logger_(logger),
         mesh_(world, static_cast<int>(config.parallel.expert)),
+        arena_(std::move(device)),
         specs_(list_parameters(model)),
         parameters_(local_parameters(specs_, mesh_.position(), engine_options(config, world.size()).zero)),
         folder_(world.rank() == 0 ? std::make_unique<RunFolder>(config.run_dir) : nullptr),
         data_(rank_zero_first(world, heartbeat, [&] { return open_run_data(config, model, logger); })),
         layers_(rewire_farskip(build_layer_graph(model), model.farskip)),
-        options_(with_costs(engine_options(config, world.size()))),
         weights_(make_parameter_tensors(specs_of(parameters_))),
+        distill_(config.distill ? std::make_unique<Distillation>(config, model, parameters_, weights_, mesh_,
+                                                                 heartbeat, logger)
+                                : nullptr),
+        options_(with_costs(with_objective(engine_options(config, world.size())))),
         engine_(model, layers_, weights_, options_, arena_, logger, mesh_, &heartbeat),
-        inference_(model, layers_, weights_, arena_, logger, mesh_, &heartbeat),
+        inference_(model, layers_, engine_.weights(), arena_, logger, mesh_, &heartbeat,
+                   distill_ ? distill_->validation_objective() : nullptr),
         saver_(fs::path(config.run_dir) / "checkpoints", config.checkpoint.keep, config.checkpoint.async,
                model, data_.tokenizer, logger, mesh_.position(), world),
         flops_per_token_(train_flops_per_token(model, config.train.sequence_length)) {}
@@ -145,7 +154,7 @@ class TrainingRun {
       metrics.emplace(folder_->path() / "metrics.jsonl", state_.step);
       progress.emplace(config_.train.steps, state_.step, logger_);
     }
-    while (state_.step < config_.train.steps && !stop_requested_) {
+    while (state_.step < config_.train.steps && !stop_requested_ && !converged()) {
       const StepMetrics m = step(signals);
       if (metrics) metrics->append(m);
       if (progress) progress->show(m);
@@ -160,6 +169,18 @@ class TrainingRun {
     if (options.overlap && world().size() > 1)
       options.costs = find_costs(config_, model_, layers_, options, mesh_, heartbeat_, logger_);
     return options;
+  }
+
+  TrainEngineOptions with_objective(TrainEngineOptions options) const {
+    if (!distill_) return options;
+    options.objective = distill_->objective();
+    options.frozen = distill_->frozen();
+    return options;
+  }
+
+  /// Early stopping has ended the run, in this process or before.
+  bool converged() const {
+    return distill_ && distill_->early_stopping() && distill_->early_stopping()->over(state_.numbers);
   }
 
   bool is_first() const { return world().rank() == 0; }
@@ -178,12 +199,28 @@ class TrainingRun {
     if (world().size() > 1)
       logger_.info("{} ranks: experts over {}, data over {}, {} micro-batches a step on each", world().size(),
                    mesh_.expert().size(), mesh_.data().size(), options_.micro_batches);
+    logger_.info("device {}, computing in {}", arena_.device().name(), dtype_name(options_.compute));
     MemoryReport memory = engine_.memory();
     memory.snapshot = saver_.snapshot_bytes(tensors());
     log_memory(memory, logger_);
     log_routed_rows(engine_.routed_rows(), logger_);
     state_.seed = static_cast<std::uint64_t>(config_.seed);
     if (!resume()) load_or_initialise();
+    if (distill_) {
+      distill_->check_shared(weights_);
+      if (is_first() && fs::exists(best_folder()))
+        set_aside_newer_checkpoints(best_folder(), state_.step, logger_);
+      note_start();
+    }
+  }
+
+  // What conversion costs, before any training makes up for it.
+  void note_start() {
+    if (data_.validation.empty() || state_.step > 0) return;
+    const Evaluation e = validate(inference_);
+    InferenceEngine* const alone = distill_->teacher_alone();
+    distill_->note_start(e.loss, alone != nullptr ? validate(*alone).loss : e.means.at("teacher_loss"),
+                         state_.numbers);
   }
 
   void write_resolved_config() const {
@@ -200,6 +237,8 @@ class TrainingRun {
     if (config_.checkpoint.resume != Resume::never)
       if (const auto resumed =
               resume_training(checkpoints, model_, state_.seed, tensors(), world(), logger_)) {
+        engine_.upload_weights();
+        engine_.upload_moments();
         state_ = *resumed;
         saved_step_ = state_.step;
         logger_.info("resumed at step {}", state_.step);
@@ -212,10 +251,13 @@ class TrainingRun {
   }
 
   void load_or_initialise() {
-    if (config_.init_from.empty())
-      initialise_weights(weights_, parameters_, state_.seed, model_.initializer_range);
-    else
-      load_weights(weights_, parameters_, specs_, SafetensorsFolder(config_.init_from));
+    if (!distill_) {  // whose weights are there: what the teacher shares depends on them
+      if (config_.init_from.empty())
+        initialise_weights(weights_, parameters_, state_.seed, model_.initializer_range);
+      else
+        load_weights(weights_, parameters_, specs_, SafetensorsFolder(config_.init_from));
+    }
+    engine_.upload_weights();
   }
 
   /// This rank's micro-batches of the step: in each, `micro_batch` consecutive samples a rank.
@@ -235,7 +277,11 @@ class TrainingRun {
     const std::int64_t repeated_before = engine_.num_repeated();
     heartbeat_.begin_step(state_.step + 1);
     const TrainConfig& t = config_.train;
-    const std::vector<Batch> batches = read_batches();
+    std::vector<Batch> batches = read_batches();
+    if (distill_) {
+      engine_.rewire(distill_->layers_at(state_.step));
+      distill_->add_teacher(batches);
+    }
     double counted = 0;
     for (const Batch& batch : batches) counted += static_cast<double>(count_targets(batch));
     {
@@ -246,15 +292,16 @@ class TrainingRun {
     // What all ranks must know at the end of a step travels with its sums.
     std::array<double, 2> flags{signals.requested() ? 1.0 : 0.0,
                                 saver_.open() && saver_.written() ? 1.0 : 0.0};
-    const BatchLoss loss = engine_.compute_gradients(
-        batches, static_cast<float>(1.0 / counted),
-        static_cast<float>(t.aux_loss / static_cast<double>(t.global_batch)), flags);
-    stop_requested_ = flags[0] > 0;
-    all_written_ = flags[1] == world().size();
     StepMetrics m;
     m.learning_rate = learning_rate_at(t.learning_rate, state_.step, t.steps);
+    const auto [loss, grad_norm] =
+        engine_.step(batches, static_cast<float>(1.0 / counted),
+                     static_cast<float>(t.aux_loss / static_cast<double>(t.global_batch)), m.learning_rate,
+                     state_.step + 1, flags);
+    stop_requested_ = flags[0] > 0;
+    all_written_ = flags[1] == world().size();
     m.loss = loss.loss_sum / counted;
-    m.grad_norm = engine_.update(m.learning_rate, state_.step + 1);
+    m.grad_norm = grad_norm;
     check_finite(m);
     state_.step += 1;
     state_.samples += t.global_batch;
@@ -269,14 +316,20 @@ class TrainingRun {
     m.hidden_comm_seconds =
         std::max(0.0, engine_.transport_seconds() - transport_before - m.exposed_comm_seconds);
     m.repeated_steps = engine_.num_repeated() - repeated_before;
-    m.peak_memory_bytes = peak_resident_bytes();
+    m.peak_memory_bytes = memory_in_use();
     describe_load(loss, m);
+    if (distill_) distill_->describe(loss, counted, m);
     if (t.aux_loss > 0) m.aux_loss = loss.balance_loss / static_cast<double>(t.global_batch);
-    if (!data_.validation.empty() && t.validate_every > 0 &&
-        (m.step % t.validate_every == 0 || m.step == t.steps))
-      m.validation_loss = validation_loss_ = validate();
+    if (looks_at_validation(m.step)) look_at_validation(m);
     last_loss_ = m.loss;
     return m;
+  }
+
+  /// Of the process; on a GPU, of the device.
+  std::uint64_t memory_in_use() const {
+    if (arena_.device().shares_host_memory()) return peak_resident_bytes();
+    const DeviceMemory memory = arena_.device().memory();
+    return memory.total - memory.free;
   }
 
   void describe_load(const BatchLoss& loss, StepMetrics& m) const {
@@ -300,22 +353,59 @@ class TrainingRun {
             state_.samples + config_.train.global_batch - 1));
   }
 
-  // Mean over the tokens of all validation sources, each read once.
-  double validate() {
-    double loss_sum = 0, tokens = 0;
+  bool looks_at_validation(std::int64_t step) const {
+    const std::int64_t every = config_.train.validate_every;
+    if (data_.validation.empty()) return false;
+    if (distill_ && distill_->early_stopping() && distill_->early_stopping()->looks_at(step)) return true;
+    return every > 0 && (step % every == 0 || step == config_.train.steps);
+  }
+
+  void look_at_validation(StepMetrics& m) {
+    const Evaluation e = validate(inference_);
+    m.validation_loss = validation_loss_ = e.loss;
+    if (!distill_) return;
+    distill_->describe_validation(e, state_.numbers, m);
+    const auto& stopping = distill_->early_stopping();
+    if (!stopping || !stopping->looks_at(m.step)) return;
+    if (stopping->look(m.step, distill_->metric_value(e), state_.numbers)) save_best();
+    if (converged())
+      logger_.info("no progress on held-out text since step {:.0f}: stopping; its checkpoint is in {}",
+                   state_.numbers.at("best_step"), best_folder().string());
+  }
+
+  /// Mean over the tokens of all validation sources, each read once.
+  Evaluation validate(InferenceEngine& engine) {
+    Evaluation sum;
     const std::int64_t fallback = engine_.routed_rows().fallback_batch;  // needs no more room than a step
     for (const auto& source : data_.validation) {
       heartbeat_.beat();
-      const Evaluation e =
-          evaluate(inference_, *source, fallback > 0 ? fallback : config_.train.micro_batch, 0);
-      loss_sum += e.loss * static_cast<double>(e.tokens);
-      tokens += static_cast<double>(e.tokens);
+      const Evaluation e = evaluate(engine, *source, fallback > 0 ? fallback : config_.train.micro_batch, 0);
+      const auto weight = static_cast<double>(e.tokens);
+      sum.loss += e.loss * weight;
+      sum.accuracy += e.accuracy * weight;
+      for (const auto& [name, mean] : e.means) sum.means[name] += mean * weight;
+      sum.tokens += e.tokens;
     }
-    return loss_sum / tokens;
+    const auto tokens = static_cast<double>(sum.tokens);
+    sum.loss /= tokens;
+    sum.accuracy /= tokens;
+    for (auto& [name, value] : sum.means) value /= tokens;
+    return sum;
+  }
+
+  fs::path best_folder() const { return fs::path(config_.run_dir) / "best"; }
+
+  // Late training can lose again what it had won.
+  void save_best() {
+    engine_.download_state();
+    CheckpointSaver saver(best_folder(), 1, false, model_, data_.tokenizer, logger_, mesh_.position(),
+                          world());
+    saver.save(state_, tensors());
   }
 
   void save() {
     if (saved_step_ == state_.step) return;
+    engine_.download_state();
     saver_.save(state_, tensors());
     saved_step_ = state_.step;
   }
@@ -323,9 +413,13 @@ class TrainingRun {
   TrainResult finish() {
     save();
     saver_.wait();
-    const bool early = state_.step < config_.train.steps;
-    if (is_first()) folder_->write_exit(early ? "stopped on request" : "done", state_.step, early);
-    return {state_.step, last_loss_, validation_loss_, early};
+    const bool early = state_.step < config_.train.steps && !converged();
+    if (is_first())
+      folder_->write_exit(early         ? "stopped on request"
+                          : converged() ? "no more progress on held-out text"
+                                        : "done",
+                          state_.step, early);
+    return {state_.step, last_loss_, validation_loss_, early, converged()};
   }
 
   const RunConfig& config_;
@@ -333,14 +427,15 @@ class TrainingRun {
   Heartbeat& heartbeat_;
   Logger logger_;
   Mesh mesh_;
+  Arena arena_;
   std::vector<ParameterSpec> specs_;
   std::vector<LocalParameter> parameters_;
   std::unique_ptr<RunFolder> folder_;  // of rank 0
   RunData data_;
   LayerGraph layers_;
-  TrainEngineOptions options_;
   TensorMap weights_;
-  Arena arena_;
+  std::unique_ptr<Distillation> distill_;  // none: training on data
+  TrainEngineOptions options_;
   TrainEngine engine_;
   InferenceEngine inference_;
   CheckpointSaver saver_;
@@ -359,9 +454,12 @@ void refuse_unsupported(const RunConfig& config) {
   const auto refuse = [&](bool asked, const char* key, const char* why) {
     if (asked) problems.push_back(fmt::format("{}: {}", key, why));
   };
-  refuse(config.device == DeviceChoice::cuda, "device", "this build has no CUDA backend; use cpu or auto");
-  refuse(config.precision == Precision::bf16, "precision", "the CPU computes in fp32; use fp32");
-  refuse(config.distill.has_value(), "distill", "this build trains on data only; remove the section");
+  if (std::string why = why_unsupported(config.device, config.precision); !why.empty())
+    problems.push_back(std::move(why));
+  refuse(config.distill && config.device == DeviceChoice::cuda, "device",
+         "distillation has kernels for the CPU only; use cpu or auto");
+  refuse(config.distill && config.precision == Precision::bf16, "precision",
+         "distillation computes on the CPU, in fp32; use fp32");
   refuse(config.train.router_bias_update > 0, "train.router_bias_update",
          "this family's router has no selection bias; use 0");
   if (problems.empty()) return;
@@ -369,9 +467,12 @@ void refuse_unsupported(const RunConfig& config) {
 }
 
 TrainResult train(const RunConfig& config, const ModelConfig& model, const Communicator& world,
-                  Heartbeat& heartbeat, const Logger& logger) {
-  refuse_unsupported(config);
-  return TrainingRun(config, model, world, heartbeat, logger).run();
+                  Heartbeat& heartbeat, const Logger& logger, std::shared_ptr<Device> device) {
+  if (!device) {
+    refuse_unsupported(config);
+    device = config.distill ? make_cpu_device() : open_device(config.device, config.precision, world.size());
+  }
+  return TrainingRun(config, model, world, heartbeat, logger, std::move(device)).run();
 }
 
 }  // namespace farskip

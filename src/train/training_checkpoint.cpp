@@ -16,10 +16,13 @@ using CheckpointTensors = std::map<std::string, CheckpointTensor>;
 
 // 64-bit integers as decimal strings: JSON numbers lose bits in many readers.
 json state_json(const TrainingState& state, const ModelConfig& config) {
+  json numbers = json::object();
+  for (const auto& [name, value] : state.numbers) numbers[name] = detail::field_text(value);
   return {{"step", fmt::format("{}", state.step)},
           {"samples", fmt::format("{}", state.samples)},
           {"tokens", fmt::format("{}", state.tokens)},
           {"seed", fmt::format("{}", state.seed)},
+          {"numbers", std::move(numbers)},
           {"model", json::parse(hub_config_text(config))}};
 }
 

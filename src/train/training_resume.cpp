@@ -19,6 +19,9 @@ TrainingState read_state(const nlohmann::json& saved) {
   state.samples = read_integer(saved, "samples");
   state.tokens = read_integer(saved, "tokens");
   state.seed = static_cast<std::uint64_t>(read_integer(saved, "seed"));
+  if (saved.contains("numbers"))  // checkpoints before there were any have none
+    for (const auto& item : saved.at("numbers").items())
+      detail::parse_field(item.value().get<std::string>(), state.numbers[item.key()]);
   return state;
 }
 
@@ -49,6 +52,12 @@ void refuse_other_seed(std::uint64_t saved, std::uint64_t seed, const fs::path& 
 
 void read_rows(const Checkpoint& checkpoint, const TensorRowsMap& wanted) {
   for (const auto& [name, rows] : wanted) {
+    if (!checkpoint.contains(name))
+      throw UsageError(
+          fmt::format("{} has no tensor \"{}\": it was made with more frozen parameters (distill.freeze); "
+                      "use the list it "
+                      "was made with, another run_dir, or checkpoint.resume: never",
+                      checkpoint.path().string(), name));
     const HostTensor read = checkpoint.read_rows(name, rows.first_row, rows.num_rows());
     const CheckpointTensor& saved = checkpoint.manifest().tensors.at(name);
     if (saved.shape != rows.full_shape || saved.dtype != rows.view.dtype)

@@ -1,6 +1,8 @@
 #include "farskip/train/weights.h"
 
+#include <algorithm>
 #include <set>
+#include <thread>
 
 #include "farskip/base/random.h"
 
@@ -86,6 +88,24 @@ void read_elements(const SafetensorsFolder& folder, const std::string& name, std
   std::copy(converted.bytes().begin(), converted.bytes().end(), destination.bytes().begin());
 }
 
+/// Each element is a function of its position, so that several threads may share the work.
+void fill_normal_in_parts(std::uint64_t seed, std::uint64_t stream, std::uint64_t first, double range,
+                          std::span<float> values) {
+  constexpr std::size_t least = std::size_t{1} << 21;  // elements for which a thread is worth its start
+  const std::size_t parts =
+      std::clamp<std::size_t>(values.size() / least, 1, std::max(1U, std::thread::hardware_concurrency()));
+  const std::size_t size = (values.size() + parts - 1) / parts;
+  std::vector<std::jthread> threads;
+  for (std::size_t begin = 0; begin < values.size(); begin += size) {
+    const std::span<float> part = values.subspan(begin, std::min(size, values.size() - begin));
+    const auto fill = [=] { fill_normal(seed, stream, first + begin, 0.0, range, part); };
+    if (parts == 1)
+      fill();
+    else
+      threads.emplace_back(fill);
+  }
+}
+
 }  // namespace
 
 std::vector<LocalParameter> whole_parameters(const std::vector<ParameterSpec>& specs) {
@@ -121,7 +141,7 @@ void initialise_weights(TensorMap& weights, const std::vector<LocalParameter>& p
     const std::span<float> values = weights.at(spec.name).values<float>();
     const auto first = static_cast<std::uint64_t>(p.first_row * spec.row_size());
     if (spec.initializer == Initializer::normal)
-      fill_normal(seed, stream_id(spec.name), first, 0.0, initializer_range, values);
+      fill_normal_in_parts(seed, stream_id(spec.name), first, initializer_range, values);
     else
       std::fill(values.begin(), values.end(), spec.initializer == Initializer::ones ? 1.0F : 0.0F);
   }

@@ -1,6 +1,8 @@
 // The program as a person uses it: whole commands, exit codes, messages.
 
+#include <map>
 #include <nlohmann/json.hpp>
+#include <sstream>
 
 #include "farskip/base/file.h"
 #include "farskip/tensor/safetensors.h"
@@ -57,10 +59,12 @@ TEST_CASE("mistakes end with one clear message and the documented exit code") {
       {"convert " + model + " " + model, 64, "holds a model already"},
       {"forward --model " + model + " --tokens " + model + "/model.safetensors --out " + tmp + "/o", 65,
        "tokens"},
+      {"forward --device tpu --model " + model + " --tokens x --out y", 64, "allowed: auto, cpu, cuda"},
+      {"forward --device cpu --precision bf16 --model " + model + " --tokens x --out y", 64,
+       "the CPU computes in fp32"},
       {"report", 64, "RUN_DIR"},
       {"report " + tmp + "/nowhere", 66, "nowhere"},
       {"report " + tmp, 66, "metrics.jsonl"},
-      {"forward --device cuda --model " + model + " --tokens x --out y", 64, "cuda"},
   };
   for (const Mistake& m : mistakes) {
     CAPTURE(m.arguments);
@@ -76,7 +80,7 @@ TEST_CASE("mistakes end with one clear message and the documented exit code") {
 TEST_CASE("help and version answer on stdout with exit code 0") {
   CHECK_THAT(farskip_command("--version").out, ContainsSubstring("farskip 0."));
   for (const char* command : {"", "train", "forward", "eval", "generate", "convert", "inspect", "data",
-                              "data tokenize", "bench step", "plan", "report", "doctor"}) {
+                              "data tokenize", "bench step", "bench ops", "plan", "report", "doctor"}) {
     const auto result = farskip_command(std::string(command) + " --help");
     CAPTURE(command);
     CHECK(result.status == 0);
@@ -116,6 +120,28 @@ TEST_CASE("forward writes the reference's logits, loss and gradients under hub n
   for (std::size_t i = 0; i < got_logits.values<float>().size(); ++i)
     CHECK(got_logits.values<float>()[i] == Catch::Approx(want_logits.values<float>()[i]).margin(1e-5));
   for (const TensorInfo& info : weights.tensors()) CHECK(file.find("grad." + info.name).shape == info.shape);
+}
+
+TEST_CASE("bench ops times each op of a layer, with products of experts that are right") {
+  const auto result = farskip_command(
+      "bench ops " FARSKIP_SOURCE_DIR
+      "/configs/bench/cpu_moe.yaml --device cpu --rounds 1 --json model.hidden_size=64 model.vocab_size=512 "
+      "model.moe_intermediate_size=32 train.sequence_length=64 train.micro_batch=1 train.global_batch=1");
+  REQUIRE(result.status == 0);
+  std::map<std::string, nlohmann::json> results;
+  std::istringstream lines(result.out);
+  for (std::string line; std::getline(lines, line);) {
+    const auto o = nlohmann::json::parse(line);
+    if (o.contains("name")) results[o["name"]] = o;
+  }
+  CHECK(results.size() >= 20);
+  for (const auto& [name, o] : results) {
+    CAPTURE(name);
+    CHECK(o["seconds"].get<double>() > 0);
+    CHECK(o["of_ceiling"].get<double>() > 0);
+  }
+  for (const char* part : {"", ", input gradient", ", weight gradient"})
+    CHECK(results.at(std::string("experts up, skewed") + part)["worst_error"].get<double>() < 1e-5);
 }
 
 TEST_CASE("hub to hub conversion keeps every byte of the weights, and the wiring travels in the config") {

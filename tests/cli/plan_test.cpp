@@ -160,19 +160,23 @@ TEST_CASE("memory of a plan is sharded as training shards it") {
   CHECK(zero["moments"] < two["moments"]);
   const json half = memory("--ranks 2 precision=bf16");
   CHECK(half["activations"] < zero["activations"]);
-  CHECK(half["weights"].get<double>() == 1.5 * zero["weights"].get<double>());
+  // A copy of each matrix but the routers, beside the parameters.
+  CHECK(half["weights"].get<double>() <= 1.5 * zero["weights"].get<double>());
+  CHECK(half["weights"].get<double>() > 1.45 * zero["weights"].get<double>());
 }
 
 TEST_CASE("bf16 halves what travels") {
   const Folder f;
   const auto bytes = [&](const char* precision) {
     double sum = 0;
-    for (const json& c :
-         f.plan_json(fmt::format("--ranks 2 precision={}", precision) + kDevice)["collectives"])
-      if (c["direction"] == "forward") sum += c["bytes"].get<double>();
+    const json plan = f.plan_json(fmt::format("--ranks 2 precision={}", precision) + kDevice);
+    for (const json& c : plan["collectives"])
+      if (c["scope"].get<std::string>().ends_with(".forward")) sum += c["bytes"].get<double>();
     return sum;
   };
-  CHECK(bytes("bf16") == Approx(bytes("fp32") / 2));
+  // The routing weights travel in f32.
+  CHECK(bytes("bf16") > bytes("fp32") / 2);
+  CHECK(bytes("bf16") < 0.55 * bytes("fp32"));
 }
 
 TEST_CASE("kernels are measured once and kept, and a table of costs takes their place") {

@@ -203,6 +203,24 @@ TEST_CASE("A document mask marks where documents begin and ignores targets acros
   CHECK(d.document_start == Ids{0, 0, 2, 2, 2, 2});
 }
 
+TEST_CASE("Prompts and padding are no targets") {
+  const test::TemporaryFolder folder;
+  // 5 ends a prompt. The second document's lies over two sequences; the third has none.
+  const auto file = make_source(folder, "t", {{1, 5, 2, 9}, {3, 4, 6, 5, 7, 5}, {8, 9, 8}, {1, 1}});
+  SamplerOptions options = options_of(3, false);
+  options.prompt_end = 5;
+  const auto targets = [&](std::uint64_t n) { return Sampler({{file}}, options).sample(n).targets; };
+  CHECK(targets(0) == Ids{-1, 2, 9});
+  CHECK(targets(1) == Ids{-1, -1, -1});
+  CHECK(targets(2) == Ids{-1, 7, 5});
+  CHECK(targets(3) == Ids{8, 9, 8});
+  options.padding = 9;
+  CHECK(targets(0) == Ids{-1, 2, -1});
+  CHECK(targets(3) == Ids{8, -1, 8});
+  options.prompt_end.reset();
+  CHECK(targets(0) == Ids{5, 2, -1});
+}
+
 TEST_CASE("Impossible samplers are refused with the reason") {
   const test::TemporaryFolder folder;
   const auto file = make_counting(folder, "t", 0, 10);

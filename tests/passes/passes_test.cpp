@@ -44,7 +44,7 @@ const char* const kAccumulate = R"(%0 = input "a" : f32[3, 2]
 TEST_CASE("a sum with a product becomes an accumulating product, whichever side it stands on") {
   const std::string fused =
       std::string(kAccumulate) +
-      R"(%3 = matmul(%0, %1, %2) {transpose_a=true, transpose_b=false} @none.forward : f32[2, 2]
+      R"(%3 = matmul(%0, %1, %2) {transpose_a=true, transpose_b=false, wide=false} @none.forward : f32[2, 2]
 update %2 -> %3
 )";
   for (const char* sum : {"%4 = add(%2, %3)", "%4 = add(%3, %2)"})
@@ -53,14 +53,16 @@ update %2 -> %3
 }
 
 TEST_CASE("sums chain through several accumulating products") {
-  CHECK(run_pass(fuse_accumulate, std::string(kAccumulate) + R"(%3 = matmul(%0, %1) {transpose_a=true}
+  CHECK(
+      run_pass(fuse_accumulate, std::string(kAccumulate) + R"(%3 = matmul(%0, %1) {transpose_a=true}
 %4 = matmul(%1, %0) {transpose_a=true}
 %5 = add(%3, %4)
 %6 = add(%2, %5)
 update %2 -> %6
-)") == std::string(kAccumulate) +
-            R"(%3 = matmul(%0, %1, %2) {transpose_a=true, transpose_b=false} @none.forward : f32[2, 2]
-%4 = matmul(%1, %0, %3) {transpose_a=true, transpose_b=false} @none.forward : f32[2, 2]
+)") ==
+      std::string(kAccumulate) +
+          R"(%3 = matmul(%0, %1, %2) {transpose_a=true, transpose_b=false, wide=false} @none.forward : f32[2, 2]
+%4 = matmul(%1, %0, %3) {transpose_a=true, transpose_b=false, wide=false} @none.forward : f32[2, 2]
 update %2 -> %4
 )");
 }
@@ -68,7 +70,7 @@ update %2 -> %4
 TEST_CASE("a product that something else reads too, or that runs before the other summand exists, stays") {
   const std::string read_twice =
       std::string(kAccumulate) +
-      R"(%3 = matmul(%0, %1) {transpose_a=true, transpose_b=false} @none.forward : f32[2, 2]
+      R"(%3 = matmul(%0, %1) {transpose_a=true, transpose_b=false, wide=false} @none.forward : f32[2, 2]
 %4 = add(%2, %3) @none.forward : f32[2, 2]
 output "y" = %3
 update %2 -> %4
@@ -76,7 +78,7 @@ update %2 -> %4
   CHECK(run_pass(fuse_accumulate, read_twice) == read_twice);
   const std::string too_early =
       std::string(kAccumulate) +
-      R"(%3 = matmul(%0, %1) {transpose_a=true, transpose_b=false} @none.forward : f32[2, 2]
+      R"(%3 = matmul(%0, %1) {transpose_a=true, transpose_b=false, wide=false} @none.forward : f32[2, 2]
 %4 = add(%2, %2) @none.forward : f32[2, 2]
 %5 = add(%3, %4) @none.forward : f32[2, 2]
 output "y" = %5
@@ -126,10 +128,10 @@ output "a" = %4
 output "b" = %5
 )") == R"(%0 = parameter "w" : f32[6, 4]
 %1 = input "x" : f32[3, 4]
-%2 = matmul(%1, %0) {transpose_a=false, transpose_b=true} @0.dense.forward : f32[3, 6]
+%2 = matmul(%1, %0) {transpose_a=false, transpose_b=true, wide=false} @0.dense.forward : f32[3, 6]
 %3 = swiglu(%2) @0.dense.forward : f32[3, 3]
 %4 = swiglu(%2) @0.dense.backward : f32[3, 3]
-%5 = matmul(%4, %4) {transpose_a=true, transpose_b=false} @0.dense.backward : f32[3, 3]
+%5 = matmul(%4, %4) {transpose_a=true, transpose_b=false, wide=false} @0.dense.backward : f32[3, 3]
 %6 = swiglu_grad(%4, %2) @0.dense.backward : f32[3, 6]
 output "a" = %5
 output "b" = %6
@@ -139,9 +141,9 @@ output "b" = %6
 TEST_CASE("a cheap value whose input is not kept for the backward is not computed again") {
   const std::string text = R"(%0 = parameter "w" : f32[6, 4]
 %1 = input "x" : f32[3, 4]
-%2 = matmul(%1, %0) {transpose_a=false, transpose_b=true} @0.dense.forward : f32[3, 6]
+%2 = matmul(%1, %0) {transpose_a=false, transpose_b=true, wide=false} @0.dense.forward : f32[3, 6]
 %3 = swiglu(%2) @0.dense.forward : f32[3, 3]
-%4 = matmul(%3, %3) {transpose_a=true, transpose_b=false} @0.dense.backward : f32[3, 3]
+%4 = matmul(%3, %3) {transpose_a=true, transpose_b=false, wide=false} @0.dense.backward : f32[3, 3]
 output "a" = %4
 )";
   CHECK(run_pass(rematerialise_cheap, text) == text);

@@ -8,6 +8,7 @@ void register_reference_kernels(KernelTable& table) {
   reference::register_attention(table);
   reference::register_routing(table);
   reference::register_optimizer(table);
+  reference::register_distill(table);
 }
 
 void reference::add_reference(KernelTable& table, std::string_view op, void (*run)(const KernelCall&)) {

@@ -5,6 +5,7 @@
 
 #include "farskip/schedule/memory.h"
 #include "farskip/schedule/plan.h"
+#include "farskip/schedule/simulate.h"
 #include "plan_simulation.h"
 #include "random_graph.h"
 #include "support/catch.h"
@@ -160,6 +161,46 @@ TEST_CASE("the verifier refuses collectives that are not started and waited for 
   expect_refused(graph, changed([](auto& s) { std::swap(s[0], s[1]); }), "before it is written");
   expect_refused(graph, changed([](auto& s) { s[1].kind = StepKind::run; }), "wrong kind");
   expect_refused(graph, changed([](auto& s) { s[2].kind = StepKind::start; }), "wrong kind");
+}
+
+// Attention over four sequences beside a reduction; %4 may run between its portions.
+const char* const kPortions = R"(%0 = input "x" : f32[8, 8]
+%1, %2 = attention(%0, %0, %0) {sequence_length=2, heads=2, kv_heads=2, scale=0.5, chunk=0}
+%3 = matmul(%0, %0)
+%4 = add(%1, %3)
+output "y" = %4
+)";
+
+TEST_CASE(
+    "a plan may run portions of an op apart, each once and in order, and nothing reads before the last") {
+  const Graph graph = parse_graph(kPortions);
+  const auto plan_of = [&](const std::vector<OrderedStep>& order) {
+    return make_plan(graph, workspace, order);
+  };
+  const auto portion = [](std::int64_t first, std::int64_t count, std::int64_t of = 4) {
+    return OrderedStep{NodeId(0), StepKind::run, {first, count, of}};
+  };
+  const OrderedStep product{NodeId(1)}, sum{NodeId(2)};
+  const Plan good = plan_of({portion(0, 1), product, portion(1, 3), sum});
+  verify_plan(graph, good);
+  CHECK(test::simulate_plan(graph, good).empty());
+  const Timeline t = simulate(graph, good, {4.0, 2.0, 1.0});
+  CHECK(t.makespan == Catch::Approx(7.0));
+  CHECK(t.steps[2].begin == Catch::Approx(3.0));
+  CHECK(t.nodes[0].end == Catch::Approx(6.0));
+  const auto refused = [&](const std::vector<OrderedStep>& order, const std::string& message) {
+    CHECK_THROWS_WITH(plan_of(order), ContainsSubstring(message));
+  };
+  refused({portion(0, 1), product, sum}, "runs 1 portions of 4");
+  refused({portion(1, 3), product, portion(0, 1), sum}, "after 0");
+  refused({portion(0, 2), portion(1, 3), product, sum}, "after 2");
+  refused({portion(0, 1, 2), product, portion(1, 1, 2), sum}, "portions of 2");
+  refused({{NodeId(0)}, product, portion(0, 4), sum}, "a second time");
+  refused({{NodeId(0)}, {NodeId(1), StepKind::run, {0, 1, 2}}, {NodeId(1), StepKind::run, {1, 1, 2}}, sum},
+          "portions of 2");
+  Plan early = good;
+  std::swap(early.steps[2], early.steps[3]);
+  CHECK_THROWS_WITH(verify_plan(graph, early), ContainsSubstring("before it is written"));
 }
 
 TEST_CASE("the verifier refuses to touch the buffers of a collective in flight") {

@@ -41,8 +41,10 @@ class Simulation {
       if (node.op->collective != (step.kind != StepKind::run)) fail("the wrong kind of step");
       if (step.kind == StepKind::wait)
         finish(step.node);
-      else
+      else if (step.portion.whole())
         begin(step, node);
+      else
+        run_portion(step, node);
     }
     step_ = plan_.steps.size();
     if (!in_flight_.empty()) fail("a collective is not waited for");
@@ -89,6 +91,21 @@ class Simulation {
       }
     }
     if (step.kind == StepKind::start && !in_flight_.emplace(step.node, use).second) fail("started twice");
+  }
+
+  /// The first portion is as the start of a collective, the last also its end; scratch is a step's own.
+  void run_portion(const PlanStep& step, const Node& node) {
+    if (step.portion.first == 0) {
+      PlanStep start = step;
+      start.kind = StepKind::start;
+      start.workspace_bytes = 0;
+      begin(start, node);
+    }
+    const auto it = in_flight_.find(step.node);
+    if (it == in_flight_.end()) return fail("a portion before the first");
+    for (const Cell& cell : arena_cells(step.workspace_offset, step.workspace_bytes))
+      write(cell, kNothing, it->second.sent, Cells());
+    if (step.portion.first + step.portion.count == step.portion.of) finish(step.node);
   }
 
   /// Of inputs that the op may write output `o` over.

@@ -31,7 +31,7 @@ class RandomGraph {
   ValueId pick() { return values_[random_() % values_.size()]; }
 
   void add_node() {
-    switch (random_() % 6) {
+    switch (random_() % 7) {
       case 0:
         return values_.push_back(ops::add(b_, pick(), random_() % 4 == 0 ? states_[random_() % 3] : pick()));
       case 1:
@@ -43,6 +43,11 @@ class RandomGraph {
         values_.insert(values_.end(), sums.begin(), sums.end());
         return;
       }
+      case 4:  // four sequences: a plan may run them one by one
+        return values_.push_back(
+            ops::attention(b_, pick(), pick(), pick(), {},
+                           {.sequence_length = 2, .heads = 2, .kv_heads = 2, .scale = 0.5})
+                .out);
       default: {
         auto parts = ops::reduce_scatter(b_, {pick(), pick()}, replicas());
         if (random_() % 2 == 0) parts[0] = ops::add(b_, parts[0], parts[1]);

@@ -11,6 +11,7 @@
 #include "farskip/train/learning_rate.h"
 #include "farskip/train/run_folder.h"
 #include "farskip/train/trainer.h"
+#include "reference/rounded.h"
 #include "support/catch.h"
 #include "support/support.h"
 
@@ -63,9 +64,37 @@ std::vector<nlohmann::json> metrics(const fs::path& run_dir) {
   return lines;
 }
 
-TrainResult train(const RunConfig& config, const ModelConfig& model, const Logger& logger) {
+TrainResult train(const RunConfig& config, const ModelConfig& model, const Logger& logger,
+                  std::shared_ptr<Device> device = nullptr) {
   Heartbeat heartbeat;
-  return train(config, model, make_self_communicator(), heartbeat, logger);
+  return train(config, model, make_self_communicator(), heartbeat, logger, std::move(device));
+}
+
+TEST_CASE("a run on a device with memory of its own leaves the checkpoints of a run in the host's") {
+  const test::TemporaryFolder folder;
+  const Run here = make_run(folder / "here"), there = make_run(folder / "there");
+  const TrainResult a = train(here.config, here.model, kQuiet);
+  const TrainResult b = train(there.config, there.model, kQuiet, make_rounded_device());
+  CHECK(a.loss == b.loss);
+  CHECK(a.validation_loss == b.validation_loss);
+  for (const int step : {2, 4, 6})
+    CHECK(checkpoint_bytes(folder / "here", step) == checkpoint_bytes(folder / "there", step));
+}
+
+TEST_CASE("a resumed run in bf16 gives the bytes of one in one piece") {
+  const test::TemporaryFolder folder;
+  const Run whole = make_run(folder / "whole", {"precision=bf16"});
+  const TrainResult low = train(whole.config, whole.model, kQuiet, make_pretended_gpu());
+  const Run parts = make_run(folder / "parts", {"precision=bf16"});
+  train(parts.config, parts.model, kQuiet, make_rounded_device());
+  fs::remove_all(folder / "parts" / "checkpoints" / "step-6");
+  CHECK(train(parts.config, parts.model, kQuiet, make_rounded_device()).step == 6);
+  CHECK(checkpoint_bytes(folder / "whole", 6) == checkpoint_bytes(folder / "parts", 6));
+  const Run wide = make_run(folder / "wide");
+  const TrainResult f32 = train(wide.config, wide.model, kQuiet);
+  CHECK(checkpoint_bytes(folder / "whole", 6) != checkpoint_bytes(folder / "wide", 6));
+  CHECK(low.loss == Catch::Approx(f32.loss).epsilon(5e-3));
+  CHECK(*low.validation_loss == Catch::Approx(*f32.validation_loss).epsilon(5e-3));
 }
 
 TEST_CASE("training in two halves gives the bytes of training in one piece") {

@@ -1,34 +1,21 @@
-# farskip_layer(NAME USES layer... LINK target... [REGISTER function Table header])
+# farskip_generate_register(OUT function Table header PREFIX source...)
 #
-# One static library per layer: include/farskip/NAME/ is its interface, src/NAME/ its implementation.
-# REGISTER generates `void function(Table&)`, which calls `void register_<file>(Table&)` for each
-# src/NAME/**/<file>.cpp that defines one, so that adding an op or a kernel family touches no list.
-function(farskip_layer name)
-  cmake_parse_arguments(arg "" "" "USES;LINK;REGISTER" ${ARGN})
-  file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/src/${name}/*.cpp)
-  if(name STREQUAL "backend")
-    list(FILTER sources EXCLUDE REGEX "src/backend/blas/")
-    list(APPEND sources ${CMAKE_SOURCE_DIR}/src/backend/blas/${FARSKIP_BLAS}.cpp)
-  elseif(name STREQUAL "comm")
-    list(FILTER sources EXCLUDE REGEX "src/comm/mpi/")
-    list(APPEND sources ${CMAKE_SOURCE_DIR}/src/comm/mpi/${FARSKIP_MPI}.cpp)
-  endif()
-  if(arg_REGISTER)
-    list(GET arg_REGISTER 0 function)
-    list(GET arg_REGISTER 1 table)
-    list(GET arg_REGISTER 2 header)
-    set(declarations "")
-    set(calls "")
-    foreach(source IN LISTS sources)
-      get_filename_component(family ${source} NAME_WE)
-      file(STRINGS ${source} defines REGEX "^void register_${family}\\(${table}& ")
-      if(defines)
-        string(APPEND declarations "void register_${family}(${table}& table);\n")
-        string(APPEND calls "  register_${family}(table);\n")
-      endif()
-    endforeach()
-    set(generated ${CMAKE_BINARY_DIR}/generated/${name}_register.cpp)
-    file(CONFIGURE OUTPUT ${generated} CONTENT
+# Generates a source, named in OUT, with `void function(Table&)`, which calls `void register_<PREFIX><file>(Table&)` for
+# each source <file> that defines one, so that adding an op or a kernel family touches no list.
+function(farskip_generate_register out function table header prefix)
+  set(declarations "")
+  set(calls "")
+  foreach(source IN LISTS ARGN)
+    get_filename_component(family ${source} NAME_WE)
+    set(family ${prefix}${family})
+    file(STRINGS ${source} defines REGEX "^void register_${family}\\(${table}& ")
+    if(defines)
+      string(APPEND declarations "void register_${family}(${table}& table);\n")
+      string(APPEND calls "  register_${family}(table);\n")
+    endif()
+  endforeach()
+  set(generated ${CMAKE_BINARY_DIR}/generated/${function}.cpp)
+  file(CONFIGURE OUTPUT ${generated} CONTENT
 "#include \"${header}\"
 namespace farskip {
 ${declarations}
@@ -37,6 +24,31 @@ void ${function}(${table}& table) {
 ${calls}}
 }  // namespace farskip
 " @ONLY)
+  set(${out} ${generated} PARENT_SCOPE)
+endfunction()
+
+# farskip_layer(NAME USES layer... LINK target... [REGISTER function Table header])
+#
+# One static library per layer: include/farskip/NAME/ is its interface, src/NAME/ its implementation.
+# REGISTER: see farskip_generate_register, of src/NAME/**/*.cpp.
+function(farskip_layer name)
+  cmake_parse_arguments(arg "" "" "USES;LINK;REGISTER" ${ARGN})
+  file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/src/${name}/*.cpp)
+  if(name STREQUAL "backend")
+    list(FILTER sources EXCLUDE REGEX "src/backend/(blas/|cuda/|no_cuda)")
+    list(APPEND sources ${CMAKE_SOURCE_DIR}/src/backend/blas/${FARSKIP_BLAS}.cpp)
+    if(NOT FARSKIP_CUDA_FOUND)
+      list(APPEND sources ${CMAKE_SOURCE_DIR}/src/backend/no_cuda.cpp)
+    endif()
+  elseif(name STREQUAL "comm")
+    list(FILTER sources EXCLUDE REGEX "src/comm/mpi/")
+    list(APPEND sources ${CMAKE_SOURCE_DIR}/src/comm/mpi/${FARSKIP_MPI}.cpp)
+  endif()
+  if(arg_REGISTER)
+    list(GET arg_REGISTER 0 function)
+    list(GET arg_REGISTER 1 table)
+    list(GET arg_REGISTER 2 header)
+    farskip_generate_register(generated ${function} ${table} ${header} "" ${sources})
     list(APPEND sources ${generated})
   endif()
   add_library(farskip_${name} STATIC ${sources})
@@ -44,4 +56,16 @@ ${calls}}
   list(TRANSFORM arg_USES PREPEND farskip_)
   target_link_libraries(farskip_${name} PUBLIC ${arg_USES} ${arg_LINK} PRIVATE farskip_options)
   farskip_precompile(farskip_${name})
+endfunction()
+
+# farskip_add_cuda(NAME function Table header): adds src/NAME/cuda/ to a layer: kernels in *.cu, each with its
+# `void register_cuda_<file>(Table&)`, host code in *.cpp.
+function(farskip_add_cuda name function table header)
+  file(GLOB kernels CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/src/${name}/cuda/*.cu)
+  file(GLOB host CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/src/${name}/cuda/*.cpp)
+  farskip_generate_register(generated ${function} ${table} ${header} cuda_ ${kernels})
+  target_sources(farskip_${name} PRIVATE ${kernels} ${host} ${generated})
+  # The kernels' own headers are not for other layers.
+  target_include_directories(farskip_${name} PRIVATE ${CMAKE_SOURCE_DIR}/src)
+  target_link_libraries(farskip_${name} PUBLIC farskip::cuda)
 endfunction()

@@ -1,27 +1,31 @@
 # Flags shared by every target: warnings, instruction set, sanitizers, ccache.
 set(CMAKE_CXX_FLAGS_RELEASE "-O2 -DNDEBUG")  # the backend asks for -O3 (CMakeLists.txt)
 add_library(farskip_options INTERFACE)
-target_compile_options(farskip_options INTERFACE -Wall -Wextra -Wpedantic -Wshadow -Wconversion
-                                                 -Wno-sign-conversion)
+# farskip_compile_options(FLAG...): for C++ sources alone; the CUDA compiler's stand below.
+function(farskip_compile_options)
+  foreach(flag IN LISTS ARGN)
+    target_compile_options(farskip_options INTERFACE $<$<COMPILE_LANGUAGE:CXX>:${flag}>)
+  endforeach()
+endfunction()
+farskip_compile_options(-Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wno-sign-conversion)
 # GCC 13 takes a reference returned for a temporary key to be one into that key; GCC 14 took it out of -Wall.
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_GREATER_EQUAL 13)
-  target_compile_options(farskip_options INTERFACE -Wno-dangling-reference)
+  farskip_compile_options(-Wno-dangling-reference)
 endif()
 if(FARSKIP_WERROR)
-  target_compile_options(farskip_options INTERFACE -Werror)
+  farskip_compile_options(-Werror)
 endif()
 # errno is never read after a math function, and setting it keeps square roots from being vectorised.
-target_compile_options(farskip_options INTERFACE -fno-math-errno)
+farskip_compile_options(-fno-math-errno)
 # Contraction stays on (FMA is the point of the CPU kernels) but nothing that reassociates: results
 # must not depend on how a loop was vectorised for a given thread count.
 if(FARSKIP_NATIVE)
-  target_compile_options(farskip_options INTERFACE -march=native)
+  farskip_compile_options(-march=native)
 endif()
 if(FARSKIP_SANITIZE)
   string(REPLACE ";" "," sanitizers "${FARSKIP_SANITIZE}")
   # GCC 12 sees uninitialised values in std::regex and std::optional once sanitizers are on.
-  target_compile_options(farskip_options INTERFACE -fsanitize=${sanitizers} -fno-omit-frame-pointer
-                                                   -Wno-maybe-uninitialized)
+  farskip_compile_options(-fsanitize=${sanitizers} -fno-omit-frame-pointer -Wno-maybe-uninitialized)
   target_link_options(farskip_options INTERFACE -fsanitize=${sanitizers})
 endif()
 # Headers that most files take from outside are parsed once. Only release builds do so: elsewhere a file that

@@ -63,6 +63,7 @@ class Subcommand {
 };
 
 void add_train(Subcommand& root);
+void add_distill(Subcommand& root);
 void add_forward(Subcommand& root);
 void add_eval(Subcommand& root);
 void add_generate(Subcommand& root);
@@ -70,6 +71,8 @@ void add_convert(Subcommand& root);
 void add_inspect(Subcommand& root);
 void add_data(Subcommand& root);
 void add_bench(Subcommand& root);
+void add_bench_ops(Subcommand& bench);
+void add_bench_step(Subcommand& bench);
 void add_plan(Subcommand& root);
 void add_report(Subcommand& root);
 void add_doctor(Subcommand& root);

@@ -8,9 +8,12 @@
 #include "farskip/base/log.h"
 #include "farskip/config/run_config.h"
 #include "farskip/data/tokenizer.h"
+#include "farskip/train/device_tensors.h"
 #include "farskip/train/weights.h"
 
 namespace farskip {
+
+class Subcommand;
 
 struct LoadedRun {
   RunConfig config;
@@ -29,6 +32,20 @@ struct LoadedModel {
 LoadedModel load_model(const std::string& folder, const Logger& logger);
 /// The folder that load_model would read.
 fs::path resolve_model_folder(const std::string& folder, const Logger& logger);
+
+/// The options --device and --precision of commands that run a model. UsageError for a value that is not
+/// allowed, or not to be had here.
+struct DeviceOptions {
+  std::string device = "auto", precision = "fp32";
+};
+void add_device_options(Subcommand& command, DeviceOptions& options);
+struct OpenedDevice {
+  std::shared_ptr<Device> device;
+  DType compute = DType::f32;
+};
+OpenedDevice open_device(const DeviceOptions& options);
+/// All weights of a model on a device.
+std::shared_ptr<const DeviceWeights> put_weights(const LoadedModel& model, const OpenedDevice& on);
 
 /// Wiring from --farskip and --layers; nullopt without --farskip. UsageError for a bad value.
 std::optional<FarSkipConfig> parse_wiring(const std::string& mode, const std::string& layers,

@@ -48,11 +48,19 @@ inline constexpr Choice<LearningRateSchedule> learning_rate_schedule_names[] = {
     {"cosine", LearningRateSchedule::cosine},
     {"wsd", LearningRateSchedule::wsd}};
 
-enum class DistillLoss { kl, reverse_kl, jsd, sft };
-inline constexpr Choice<DistillLoss> distill_loss_names[] = {{"kl", DistillLoss::kl},
-                                                             {"reverse_kl", DistillLoss::reverse_kl},
-                                                             {"jsd", DistillLoss::jsd},
-                                                             {"sft", DistillLoss::sft}};
+enum class DistillTerm { kl, reverse_kl, jsd, sft };
+inline constexpr Choice<DistillTerm> distill_term_names[] = {{"kl", DistillTerm::kl},
+                                                             {"reverse_kl", DistillTerm::reverse_kl},
+                                                             {"jsd", DistillTerm::jsd},
+                                                             {"sft", DistillTerm::sft}};
+
+/// What early stopping looks at, on the held-out sources.
+enum class HeldOutMetric { validation_loss, validation_kl, validation_accuracy, validation_agreement };
+inline constexpr Choice<HeldOutMetric> held_out_metric_names[] = {
+    {"validation_loss", HeldOutMetric::validation_loss},
+    {"validation_kl", HeldOutMetric::validation_kl},
+    {"validation_accuracy", HeldOutMetric::validation_accuracy},
+    {"validation_agreement", HeldOutMetric::validation_agreement}};
 
 /// Groups of parameters that distillation can leave as they are.
 enum class ParameterGroup { embedding, head, attention, router, experts, shared_experts, dense_mlp, norms };
@@ -102,6 +110,8 @@ struct DataConfig {
   std::vector<double> weights;  // one per source
   bool document_mask = false;
   bool shuffle = true;
+  std::optional<std::int64_t> prompt_end;  // token that ends a document's prompt, which is not counted
+  std::optional<std::int64_t> padding;     // token that is not counted
   bool operator==(const DataConfig&) const = default;
 };
 
@@ -140,17 +150,36 @@ struct EarlyStoppingConfig {
   std::int64_t every = 1000;   // steps between looks
   std::int64_t patience = 20;  // looks without progress
   double delta = 0.02;         // relative improvement that counts as progress
+  HeldOutMetric metric = HeldOutMetric::validation_loss;
   bool operator==(const EarlyStoppingConfig&) const = default;
+};
+
+/// Weights of the terms of a mixture. `loss: kl` is kl alone with weight 1.
+struct DistillWeights {
+  double kl = 0.0, reverse_kl = 0.0, jsd = 0.0, sft = 0.0;
+  bool operator==(const DistillWeights&) const = default;
+};
+
+/// Outputs of a teacher kept on disk and used instead of it.
+struct TeacherCacheConfig {
+  std::string path;
+  std::int64_t top_k = 64;  // logits kept of each token
+  bool operator==(const TeacherCacheConfig&) const = default;
 };
 
 struct DistillConfig {
   std::string teacher;  // folder of a model
-  DistillLoss loss = DistillLoss::kl;
-  double hidden_l2 = 0.0;  // coefficient of the intermediate loss; 0: off
+  DistillWeights loss{.kl = 1.0};
+  double hidden_l2 = 0.0;                    // coefficient of the intermediate loss; 0: off
+  std::vector<std::int64_t> hidden_layers;   // of the student, that hidden_l2 compares; empty: all
+  std::vector<std::int64_t> teacher_layers;  // with which layer of the teacher each; empty: the same
+  double router_agreement = 0.0;             // coefficient of KL(teacher, student) of the routers; 0: off
   double temperature = 1.0;
-  std::int64_t top_k = 0;  // teacher logits used; 0: the full vocabulary
-  std::vector<ParameterGroup> freeze;
+  std::int64_t top_k = 0;             // teacher logits used; 0: the full vocabulary
+  std::vector<std::string> freeze;    // names of parameter groups, or patterns of parameter names
+  std::int64_t curriculum_every = 0;  // curriculum.every: steps between rewired layers; 0: all at once
   std::optional<EarlyStoppingConfig> early_stopping;
+  std::optional<TeacherCacheConfig> cache;
   bool operator==(const DistillConfig&) const = default;
 };
 

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "farskip/data/token_file.h"
@@ -30,7 +31,11 @@ struct SamplerOptions {
   std::int64_t sequence_length = 0;  // S
   bool shuffle = true;
   bool document_mask = false;
-  std::uint64_t block_size = 1024;  // P: the mixture's ratios are exact in every block of P samples
+  /// Token that ends a document's prompt: it and what is before it in its document are no targets. A document
+  /// without it has no prompt.
+  std::optional<std::int32_t> prompt_end{};
+  std::optional<std::int32_t> padding{};  // token that is never a target
+  std::uint64_t block_size = 1024;        // P: the mixture's ratios are exact in every block of P samples
 };
 
 struct SamplerSource {
@@ -77,6 +82,7 @@ class Sampler {
 
  private:
   void mark_documents(const TokenFile& file, std::uint64_t first, Sample& sample) const;
+  void mask_prompts(const TokenFile& file, std::uint64_t first, Sample& sample) const;
 
   std::vector<SamplerSource> sources_;
   SamplerOptions options_;

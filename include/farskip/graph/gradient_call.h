@@ -1,6 +1,7 @@
 #pragma once
 // What a gradient rule sees of the node it differentiates, and how it answers.
 
+#include <algorithm>
 #include <vector>
 
 #include "farskip/graph/graph.h"
@@ -41,6 +42,14 @@ class GradientCall {
     if (needs(i)) input_gradients_[i] = gradient;
   }
   const Shape& shape(ValueId v) const { return builder_.shape(v); }
+  DType dtype(ValueId v) const { return builder_.graph.type(v).dtype; }
+  /// Whether input i is a parameter. Its gradient is then f32 even where it is bf16 (the compute copy of an
+  /// f32 parameter); that of every other value is of the value's own type.
+  bool is_parameter(std::size_t i) const {
+    return std::any_of(
+        builder_.graph.externals().begin(), builder_.graph.externals().end(),
+        [&](const External& e) { return e.value == node_.inputs[i] && e.kind == ExternalKind::parameter; });
+  }
   const std::vector<ValueId>& input_gradients() const { return input_gradients_; }
 
  private:

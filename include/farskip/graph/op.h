@@ -98,6 +98,10 @@ struct OpDef {
   bool collective = false;
   /// Of a collective: the ranks that take part.
   MeshAxis (*axis)(const Attributes&) = nullptr;
+  /// Into how many equal portions of rows it may be cut: every input and output has the same number of rows,
+  /// and a portion of the outputs depends on that portion of the inputs alone, so that a plan may run the
+  /// portions one by one, with other work between them. nullptr: only whole.
+  std::int64_t (*portions)(const OpTypes&) = nullptr;
 
   bool may_share(std::size_t output, std::size_t input) const;
 };

@@ -10,15 +10,22 @@ struct LowerOptions {
   std::int64_t batch = 1;            // B sequences
   std::int64_t sequence_length = 1;  // S
   bool logits = false;               // output "logits" [B*S, V] instead of the loss
-  bool balance_loss = false;         // output "balance_loss": Σ over layers and sequences, see ops.h
-  bool document_mask = false;        // input "document_start"
-  DType dtype = DType::f32;          // of parameters and activations
+  bool hidden = false;               // outputs for a comparison of two models instead of the loss
+  std::vector<std::int64_t>
+      streams{};               // with `hidden`: layers after which the residual stream is one of them
+  bool balance_loss = false;   // output "balance_loss": Σ over layers and sequences, see ops.h
+  bool document_mask = false;  // input "document_start"
+  DType dtype = DType::f32;    // f32, f64, or bf16: what it computes in
 };
 
 /// Externals: inputs "tokens" i32[B*S], "targets" i32[B*S] (-1: not counted; absent with `logits`),
-/// "document_start" i32[B*S] with document_mask; every parameter of list_parameters under its name.
-/// Outputs: "loss_sum" [1], "num_correct" i32[1] (or "logits"); "balance_loss" [1] if asked for and any
-/// layer has experts; "expert_offsets.<layer>" i32[E+1] for each layer with experts.
+/// "document_start" i32[B*S] with document_mask; every parameter of list_parameters under its read_name. In
+/// bf16 these are bf16 where the parameter has a compute copy, else f32; activations with the residual stream
+/// are bf16, but router, balance loss and losses (and logits) f32. Outputs: "loss_sum" [1], "num_correct"
+/// i32[1] (or "logits"); "balance_loss" [1] if asked for and any layer has experts; "expert_offsets.<layer>"
+/// i32[E+1] for each layer with experts. With `hidden`, instead of the loss: "hidden" [B*S, H], which the
+/// head reads; "router_logits.<layer>" [B*S, E] and "router_choice.<layer>" i32[B*S, K] for each layer with
+/// experts; "stream.<layer>" [B*S, H].
 Graph lower(const ModelConfig& config, const LayerGraph& layers, const LowerOptions& options);
 
 }  // namespace farskip

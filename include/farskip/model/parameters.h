@@ -33,11 +33,20 @@ struct ParameterSpec {
   /// Hub tensors that make it up, in order of rows; together they cover it exactly. One piece of the same
   /// name: not split on the hub.
   std::vector<HubPiece> pieces;
+  bool is_router = false;  // decides on experts: always computed with in f32
 
   /// Seen as a matrix: all dims but the last taken together, and the last. A vector has rows of one element.
   std::int64_t num_rows() const { return shape.rank() == 1 ? shape[0] : shape.num_elements() / shape.back(); }
   std::int64_t row_size() const { return shape.rank() == 1 ? 1 : shape.back(); }
+  /// Whether a model that computes in bf16 reads a bf16 copy of it, not the parameter itself: all matrices
+  /// but the router.
+  bool has_compute_copy() const { return shape.rank() >= 2 && !is_router; }
 };
+
+/// External under which such a copy is read ("compute.<parameter>").
+std::string compute_copy_name(std::string_view parameter);
+/// Where the graphs of a model that computes in `compute` (f32, f64 or bf16) find the parameter.
+std::string read_name(const ParameterSpec& spec, DType compute);
 
 /// What one rank holds of a parameter: all of it, or the experts that are its own.
 struct LocalParameter {
@@ -58,6 +67,9 @@ std::vector<ParameterSpec> specs_of(const std::vector<LocalParameter>& parameter
 
 /// In order: embedding, layers, final norm, head (absent when tied).
 std::vector<ParameterSpec> list_parameters(const ModelConfig& config);
+
+/// The tensor that the head multiplies with.
+std::string_view head_name(const ModelConfig& config);
 
 /// Names used by the lowering.
 std::string layer_name(std::int64_t layer, std::string_view suffix);

@@ -1,10 +1,16 @@
 #pragma once
-// Every op of the graph: attributes, and the function that emits it. The rules (shape, gradient, cost)
-// stand in src/ops/<family>.cpp, the kernels in src/backend/<backend>/<family>.cpp.
+// Every op of the graph (those of distillation: distill_ops.h): attributes, and the function that emits it.
+// The rules (shape, gradient, cost) stand in src/ops/<family>.cpp, the kernels in
+// src/backend/<backend>/<family>.cpp.
 //
 // Shape letters: T tokens of the micro-batch (B sequences of S), H hidden, V vocabulary, E experts, K
 // experts per token (top-k), R routed rows (T*K), I expert width, A attention heads, G key-value heads,
 // D query/key head size, Dv value head size. Matrices are row-major; "x[T, H]" is f32 unless said.
+//
+// In a graph that computes in bf16, "low" values are bf16: activations, their gradients, and the copies of
+// matrices that products read. What else such a graph has stays f32 (each op says which), above all the
+// gradient of every parameter (GradientCall::is_parameter). Ops for which nothing is said take all low or all
+// f32, and give the same.
 
 #include <array>
 #include <cstdint>
@@ -20,7 +26,7 @@ namespace farskip::ops {
 
 // ---- embedding.cpp -------------------------------------------------------------------------------
 
-/// table[V, H], tokens i32[T] → [T, H]: row tokens[t] of the table.
+/// table[V, H], tokens i32[T] → [T, H]: row tokens[t] of the table. The gradient is f32.
 ValueId embedding(Builder& b, ValueId table, ValueId tokens);
 
 struct EmbeddingGrad {
@@ -32,6 +38,17 @@ struct EmbeddingGrad {
 
 // ---- elementwise.cpp -----------------------------------------------------------------------------
 
+enum class CastTo : std::uint8_t { f32, bf16 };
+constexpr auto enum_names(CastTo) {
+  return std::array<std::string_view, 2>{"f32", "bf16"};
+}
+struct Cast {
+  CastTo dtype = CastTo::f32;
+  static void fields(auto& self, auto&& f) { f("dtype", self.dtype); }
+};
+/// x of any shape, f32 → bf16 (rounded to nearest even) or bf16 → f32. x itself where it is of that type.
+ValueId cast(Builder& b, ValueId x, DType dtype);
+
 /// a + b, same shape. In place in a or b.
 ValueId add(Builder& b, ValueId x, ValueId y);
 
@@ -39,12 +56,15 @@ ValueId add(Builder& b, ValueId x, ValueId y);
 
 struct Matmul {
   bool transpose_a = false, transpose_b = false;
+  bool wide = false;  // of low a and b: the product is f32, as for the gradient of a parameter
   static void fields(auto& self, auto&& f) {
     f("transpose_a", self.transpose_a);
     f("transpose_b", self.transpose_b);
+    f("wide", self.wide);
   }
 };
-// op "matmul": a, b, [accumulate [M, N]] → op(a)[M, K] · op(b)[K, N] (+ accumulate).
+// op "matmul": a, b (both low or both f32), [accumulate [M, N], only of an f32 product] → op(a)[M, K] ·
+// op(b)[K, N] (+ accumulate).
 ValueId matmul(Builder& b, ValueId x, ValueId y, Matmul attributes = {});
 /// x[T, in], w[out, in] → x · wᵀ [T, out].
 inline ValueId linear(Builder& b, ValueId x, ValueId w) {
@@ -59,6 +79,7 @@ struct RmsNorm {
 };
 /// x[T, N*D], w[D] → (y[T, N*D], rstd[T, N]): each group of D elements is divided by its root mean square
 /// (rstd = 1/sqrt(mean(x²) + eps)) and multiplied by w. N = 1 for a layer norm, the heads for a q/k norm.
+/// Of a low x: w, its gradient and rstd are f32.
 ValueId rms_norm(Builder& b, ValueId x, ValueId w, double eps);
 // op "rms_norm_grad" {eps}: dy[T, N*D], x[T, N*D], w[D], rstd[T, N], [accumulate dw[D]] → (dx, dw[D]).
 // In place: dx in dy.
@@ -135,7 +156,7 @@ struct AttentionResult {
 };
 /// Causal attention. q[T, A*D], k[T, G*D], v[T, G*Dv], [document_start i32[T]] → (out[T, A*Dv],
 /// lse[T, A]: log of the softmax denominator, natural). Position i attends to j in
-/// [max(document_start[i], chunk start), i]. Never forms [S, S] of a head in memory.
+/// [max(document_start[i], chunk start), i]. Never forms [S, S] of a head in memory. lse is f32.
 AttentionResult attention(Builder& b, ValueId q, ValueId k, ValueId v, ValueId document_start,
                           const Attention& attributes);
 // op "attention_grad" (same attributes): dout, q, k, v, out, lse, [document_start] → dq, dk, dv.
@@ -168,7 +189,7 @@ ValueId concat_columns(Builder& b, std::vector<ValueId> parts);
 
 // ---- activation.cpp ------------------------------------------------------------------------------
 
-/// x[T, 2I] (gate, then up), [row_weight [T]] → silu(gate) * up * row_weight, [T, I].
+/// x[T, 2I] (gate, then up), [row_weight [T]] → silu(gate) * up * row_weight, [T, I]. row_weight is f32.
 ValueId swiglu(Builder& b, ValueId x, ValueId row_weight = {});
 // op "swiglu_grad": dy[T, I], x[T, 2I], [row_weight [T]] → (dx[T, 2I], d_row_weight[T]). The second output
 // exists only with row_weight. In place: dx in x.
@@ -265,7 +286,7 @@ struct GroupedMatmul {
   static void fields(auto& self, auto&& f) { f("transpose_w", self.transpose_w); }
 };
 /// x[R, K'], w[E, N, K'], offsets i32[E+1] → [R, N]: rows of expert e times w[e]ᵀ. transpose_w = false:
-/// x[R, N], w[E, N, K'] → [R, K'], rows times w[e]. Experts without rows are fine.
+/// x[R, N], w[E, N, K'] → [R, K'], rows times w[e]. Experts without rows are fine. The gradient of w is f32.
 ValueId grouped_matmul(Builder& b, ValueId x, ValueId w, ValueId offsets, GroupedMatmul attributes = {});
 // op "grouped_matmul_wgrad": dy[R, N], x[R, K'], offsets, [accumulate [E, N, K']] → dw[E, N, K'].
 
@@ -344,7 +365,8 @@ struct LossResult {
 };
 /// Cross-entropy fused with the head: h[T, H], w[V, H], targets i32[T] (-1: not counted) → (loss_sum [1]:
 /// Σ over counted tokens of logsumexp(h wᵀ) - (h wᵀ)[target], num_correct i32[1]: counted tokens whose
-/// target has the largest logit). Works on blocks of tokens: no [T, V] buffer exists.
+/// target has the largest logit). Works on blocks of tokens: no [T, V] buffer exists. h and w may be low, the
+/// loss and dw are f32.
 LossResult linear_cross_entropy(Builder& b, ValueId h, ValueId w, ValueId targets);
 // op "linear_cross_entropy_grad": dloss[1], h, w, targets, [accumulate dw] → (loss_sum, num_correct, dh,
 // dw): recomputes the forward, so that one pass over the logits serves both (passes/fuse.h).
@@ -365,19 +387,23 @@ std::pair<ValueId, ValueId> clip_factor(Builder& b, std::vector<ValueId> sums, d
 
 struct AdamW {
   double beta1 = 0.9, beta2 = 0.95, eps = 1e-8, weight_decay = 0.0;
+  bool low_copy = false;
   static void fields(auto& self, auto&& f) {
     f("beta1", self.beta1);
     f("beta2", self.beta2);
     f("eps", self.eps);
     f("weight_decay", self.weight_decay);
+    f("low_copy", self.low_copy);
   }
 };
 struct AdamWState {
   ValueId parameter, m, v;
+  ValueId low_copy{};  // with AdamW::low_copy: the new parameter, rounded to bf16; a result only
 };
 /// Decoupled weight decay (Loshchilov & Hutter 2019): g' = factor·g; m = β1 m + (1-β1) g'; v = β2 v +
 /// (1-β2) g'²; p = p (1 - lr·wd) - lr · (m/c1) / (sqrt(v/c2) + eps), c_i = 1 - β_i^step. hyper f32[3] =
-/// {lr, 1/c1, 1/c2}; factor f32[1]. Where factor is 0 nothing changes. In place in p, m, v.
+/// {lr, 1/c1, 1/c2}; factor f32[1]. Where factor is 0 nothing changes (low_copy is then the rounded p). In
+/// place in p, m, v.
 AdamWState adamw(Builder& b, const AdamWState& state, ValueId grad, ValueId factor, ValueId hyper,
                  const AdamW& attributes);
 

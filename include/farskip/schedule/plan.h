@@ -3,6 +3,7 @@
 // comparable, and checked by a verifier of its own.
 
 #include <cstddef>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -22,9 +23,19 @@ struct Placement {
 /// writes must not be touched, from its start to its wait.
 enum class StepKind : std::uint8_t { run, start, wait };
 
+/// Which of the equal portions of its rows a step runs of a node (OpDef::portions); all of a node's portions
+/// run, in order.
+struct Portion {
+  std::int64_t first = 0, count = 1, of = 1;
+  bool whole() const { return count == of; }
+  double share() const { return static_cast<double>(count) / static_cast<double>(of); }
+  friend bool operator==(const Portion&, const Portion&) = default;
+};
+
 struct PlanStep {
   NodeId node;
   StepKind kind = StepKind::run;
+  Portion portion{};
   std::size_t workspace_offset = 0, workspace_bytes = 0;  // of a collective: from start to wait, at its start
   friend bool operator==(const PlanStep&, const PlanStep&) = default;
 };
@@ -41,7 +52,7 @@ struct Plan {
 };
 
 /// Scratch bytes that a node's kernel asks for (0 where there is none).
-using WorkspaceRule = std::size_t (*)(const OpDef& op, const OpTypes& types);
+using WorkspaceRule = std::function<std::size_t(const OpDef& op, const OpTypes& types)>;
 
 /// When the serial plan waits for a collective: at once (nothing runs meanwhile), or just before its first
 /// reader; one without a reader (a gradient reduction) then at the end, at most two of them in flight.
@@ -54,16 +65,21 @@ Plan make_serial_plan(const Graph& graph, WorkspaceRule workspace, Waits waits =
 struct OrderedStep {
   NodeId node;
   StepKind kind = StepKind::run;
+  Portion portion{};
 };
 Plan make_plan(const Graph& graph, WorkspaceRule workspace, const std::vector<OrderedStep>& order);
 
-/// Throws InternalError naming step and value unless: every node runs once and after what it reads, a
-/// collective is waited for once and before its results are read, no two buffers that are alive together
-/// overlap (but where an op declares in-place use), every update ends in the buffer of its external value,
-/// other externals are not written, and everything lies inside the arena.
+/// Throws InternalError naming step and value unless: every node runs once (or each of its portions, in
+/// order) and after what it reads, a collective is waited for once and before its results are read, no two
+/// buffers that are alive together overlap (but where an op declares in-place use), every update ends in the
+/// buffer of its external value, other externals are not written, and everything lies inside the arena.
 void verify_plan(const Graph& graph, const Plan& plan);
 
-/// First and last step of each node, by node id: the same step, or start and wait.
+/// Into how many portions a plan may cut a node; 1: none.
+std::int64_t num_portions(const Graph& graph, NodeId node);
+
+/// First and last step of each node, by node id: the same step, start and wait, or its first and last
+/// portion.
 struct StepRange {
   std::size_t first = static_cast<std::size_t>(-1), last = static_cast<std::size_t>(-1);
 };

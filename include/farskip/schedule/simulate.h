@@ -15,7 +15,8 @@ struct Timeline {
   struct Span {
     double begin = 0, end = 0;
   };
-  std::vector<Span> nodes;  // by node id
+  std::vector<Span> nodes;  // by node id: from its first portion to its last
+  std::vector<Span> steps;  // by step of the plan: of its portion, or of the transport it starts or waits for
   std::vector<double>
       exposed;  // by node id: of a collective, the time in which the compute stream waits for it
   double makespan = 0;

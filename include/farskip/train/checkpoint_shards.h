@@ -11,7 +11,7 @@
 namespace farskip {
 
 /// What is saved or filled, by reference. Weights as make_parameter_tensors of specs_of(parameters) makes
-/// them, moments as make_optimizer_tensors.
+/// them, moments as make_optimizer_tensors; parameters without moments are frozen.
 struct TrainingTensors {
   const std::vector<LocalParameter>& parameters;
   TensorMap &weights, &first_moments, &second_moments;

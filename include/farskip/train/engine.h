@@ -1,7 +1,6 @@
 #pragma once
 // A model ready to run on this machine: weights, the graphs of a step turned into plans, one arena.
 
-#include <array>
 #include <functional>
 #include <map>
 #include <memory>
@@ -14,29 +13,12 @@
 #include "farskip/passes/pipeline.h"
 #include "farskip/runtime/executor.h"
 #include "farskip/schedule/costs.h"
-#include "farskip/train/step_graphs.h"
+#include "farskip/train/batch_runner.h"
+#include "farskip/train/device_tensors.h"
+#include "farskip/train/objective.h"
 #include "farskip/train/weights.h"
 
 namespace farskip {
-
-/// Tokens of some sequences of equal length, as the graphs want them.
-struct Batch {
-  std::vector<std::int32_t> tokens, targets;  // [B*S]; target -1: not counted
-  std::vector<std::int32_t> document_start;   // [B*S] or empty
-};
-
-/// Sums over the batches that were run, on this rank or over all of them.
-struct BatchLoss {
-  double loss_sum = 0;       // Σ over counted tokens, nats
-  double num_correct = 0;    // counted tokens whose target has the largest logit
-  double balance_loss = 0;   // Σ over layers and sequences
-  double num_overflows = 0;  // batches in which routed rows did not fit: all other numbers are then void
-  std::map<int, std::vector<double>> expert_rows;  // by layer: rows routed to each expert
-
-  /// Largest over layers: rows of the busiest expert over the mean.
-  double load_max_over_mean() const;
-  BatchLoss& operator+=(const BatchLoss& other);
-};
 
 /// How the order of a plan is chosen.
 struct PlanOptions {
@@ -52,25 +34,8 @@ Plan make_step_plan(const Graph& graph, WorkspaceRule workspace, const NodeSecon
 std::unique_ptr<Executor> compile(Graph graph, Arena& arena, const PipelineOptions& options,
                                   const Logger& logger, RankContext ranks = {}, PlanOptions plan = {});
 
-/// An executor of a graph over batches, with the buffers that its inputs are bound to.
-class BatchRunner {
- public:
-  explicit BatchRunner(std::unique_ptr<Executor> executor);
-  /// `number`: of the micro-batches that are in flight at once.
-  void set_batch(const Batch& batch, int number = 0);
-  void set_scales(float loss_scale, float balance_scale);
-  Executor& executor() { return *executor_; }
-  const Executor& executor() const { return *executor_; }
-  BatchLoss read_loss() const;
-
- private:
-  std::unique_ptr<Executor> executor_;
-  // Bound once, when first set: binding again would make the executor resolve every address anew.
-  std::map<std::string, std::vector<std::int32_t>> inputs_;
-  std::map<std::string, float> scales_;
-};
-
-/// Bytes that a run takes above the program itself.
+/// Bytes that a run takes above the program itself, in the memory where plans run; weights with their compute
+/// copies and a teacher's.
 struct MemoryReport {
   std::size_t weights = 0, gradients = 0, moments = 0, arena = 0;
   std::size_t snapshot = 0;  // copy that an asynchronous save writes from
@@ -79,16 +44,21 @@ struct MemoryReport {
 
 /// Forward-only use of a model (evaluation, logits). Plans are made on first use of a batch shape. The arena
 /// may serve other engines too: results in it are valid until any of them runs. Where experts are spread over
-/// ranks, all of them call together, with batches of one shape; buffers are made for the worst routing.
+/// ranks, all of them call together, with batches of one shape; buffers are made for the worst routing. Plans
+/// run on the arena's device and compute in the weights' compute type.
 class InferenceEngine {
  public:
+  InferenceEngine(ModelConfig config, LayerGraph layers, std::shared_ptr<const DeviceWeights> weights,
+                  Arena& arena, Logger logger, Mesh mesh = make_self_mesh(), Heartbeat* heartbeat = nullptr,
+                  std::shared_ptr<const StepObjective> objective = nullptr);
+  /// In f32. What is in `weights` now is copied to the device, unless that shares the host's memory.
   InferenceEngine(ModelConfig config, LayerGraph layers, const TensorMap& weights, Arena& arena,
                   Logger logger, Mesh mesh = make_self_mesh(), Heartbeat* heartbeat = nullptr);
 
   const ModelConfig& config() const { return config_; }
   const Mesh& mesh() const { return mesh_; }
   BatchLoss loss(const Batch& batch, std::int64_t sequence_length);
-  /// logits[B*S, V], valid until the next call.
+  /// logits[B*S, V] f32 in host memory, valid until the next call.
   TensorView logits(std::span<const std::int32_t> tokens, std::int64_t sequence_length);
 
  private:
@@ -96,11 +66,14 @@ class InferenceEngine {
 
   ModelConfig config_;
   LayerGraph layers_;
-  const TensorMap& weights_;
+  std::shared_ptr<const DeviceWeights> weights_;
   Logger logger_;
   Arena& arena_;
+  KeptLosses losses_;
+  HostTensor logits_;  // where the device does not share the host's memory
   Mesh mesh_;
   Heartbeat* heartbeat_;
+  std::shared_ptr<const StepObjective> objective_;
   std::map<std::tuple<std::int64_t, std::int64_t, bool, bool>, BatchRunner> runners_;
 };
 
@@ -114,10 +87,13 @@ struct TrainEngineOptions {
   OptimizerConfig optimizer;
   PipelineOptions pipeline;
   bool zero = false;
+  DType compute = DType::f32;              // or bf16: activations and what products read; state stays f32
   bool overlap = true;                     // collectives are waited for late; false: at once
   std::shared_ptr<const CostTable> costs;  // with overlap: the order is chosen by these
   bool align = false;  // all ranks meet before each collective (for measuring its transport alone)
   std::optional<std::uint64_t> routed_rows_memory;  // bytes; absent: room for twice an even share
+  std::shared_ptr<const StepObjective> objective;   // none: cross-entropy on the data
+  std::set<std::string> frozen;                     // parameters that stay as they are, by name
 };
 
 /// What the graphs of `sequences` sequences are lowered with.
@@ -135,10 +111,19 @@ struct RoutedRowsPlan {
 RoutedRowsPlan plan_routed_rows(const ModelConfig& config, const TrainEngineOptions& options,
                                 int expert_size);
 
-/// Training use: gradients and moments beside the weights.
+/// What a whole step gives.
+struct StepResult {
+  BatchLoss loss;  // sums over all ranks
+  float grad_norm = 0;
+};
+
+/// Training use: gradients and moments beside the weights, all in the memory of the arena's device. Where
+/// that does not share the host's, the host tensors are a second copy for what is done on the host, and the
+/// owner of the engine says when they are copied: upload_weights, upload_moments, download_state.
 class TrainEngine {
  public:
-  /// `weights`: of local_parameters() at the mesh's position. Collective.
+  /// `weights`: of local_parameters() at the mesh's position; they must stay. Collective. UsageError for a
+  /// GPU where there are several ranks.
   TrainEngine(const ModelConfig& config, const LayerGraph& layers, TensorMap& weights,
               const TrainEngineOptions& options, Arena& arena, const Logger& logger,
               Mesh mesh = make_self_mesh(), Heartbeat* heartbeat = nullptr);
@@ -151,6 +136,23 @@ class TrainEngine {
   /// Clip and AdamW with the 1-based step number of the moments. Returns the gradient norm before clipping;
   /// when that is not finite nothing was changed. Collective.
   float update(double learning_rate, std::int64_t step);
+  /// Both, with one wait for the device at the end where there is one rank. Where the gradient norm is not
+  /// finite nothing was changed. Collective.
+  StepResult step(std::span<const Batch> batches, float loss_scale, float balance_scale, double learning_rate,
+                  std::int64_t step, std::span<double> also_summed = {});
+
+  /// The host's weights to the device, and the compute copies that belong to them. To be called whenever the
+  /// host's weights were changed (not needed in f32 on a device that shares memory).
+  void upload_weights() { weights_->upload(); }
+  void upload_moments();
+  /// Weights and moments to the host's tensors.
+  void download_state() const;
+  /// Where inference finds the weights that this engine trains.
+  std::shared_ptr<const DeviceWeights> weights() const { return weights_; }
+
+  /// From the next step on the model is wired like this; its parameters, gradients and moments stay.
+  /// Collective.
+  void rewire(const LayerGraph& layers);
 
   const std::vector<LocalParameter>& parameters() const { return parameters_; }
   const RoutedRowsPlan& routed_rows() const { return routed_rows_; }
@@ -158,7 +160,8 @@ class TrainEngine {
   std::int64_t num_repeated() const { return num_repeated_; }
   /// Of this rank's micro-batches until compute_gradients has summed them; then of the whole step, but with
   /// ZeRO only in the rows that this rank updates.
-  const TensorMap& gradients() const { return gradients_; }
+  /// Copied to the host first where it must be.
+  const TensorMap& gradients() const;
   TensorMap& first_moments() { return first_moments_; }
   TensorMap& second_moments() { return second_moments_; }
   MemoryReport memory() const;
@@ -181,8 +184,11 @@ class TrainEngine {
     auto operator<=>(const Variant&) const = default;
   };
   BatchRunner& runner(const Variant& variant);
-  BatchLoss run_micro_batches(std::span<const Batch> batches, std::int64_t max_rows, int in_flight,
-                              float loss_scale, float balance_scale);
+  /// Their losses are kept in losses_.
+  void run_micro_batches(std::span<const Batch> batches, std::int64_t max_rows, int in_flight,
+                         float loss_scale, float balance_scale);
+  void launch_update(double learning_rate, std::int64_t step);
+  float grad_norm() const;
   BatchLoss sum_over_ranks(const BatchLoss& loss, std::span<double> also_summed) const;
   void bind_state(Executor& executor);
   void run(Executor& executor);
@@ -195,20 +201,23 @@ class TrainEngine {
   ModelConfig config_;
   LayerGraph layers_;
   TrainEngineOptions options_;
-  std::vector<LocalParameter> parameters_;
+  std::vector<LocalParameter> parameters_, trained_;
   RoutedRowsPlan routed_rows_;
-  TensorMap& weights_;
-  TensorMap gradients_, first_moments_, second_moments_;
+  TensorMap gradients_, first_moments_, second_moments_;  // the host's
+  std::shared_ptr<DeviceWeights> weights_;
+  DeviceTensors device_gradients_, device_first_, device_second_;
   Arena& arena_;
+  Device& device_;
+  KeptLosses losses_;
   Logger logger_;
   Mesh mesh_;
   Heartbeat* heartbeat_;
   std::map<Variant, BatchRunner> runners_;
   std::unique_ptr<Executor> update_;
-  std::array<float, 3> hyper_{};
+  DeviceBuffer hyper_;
   std::int64_t num_repeated_ = 0;
   std::map<const Executor*, double> transports_;
-  double transport_seconds_ = 0;
+  double transport_seconds_ = 0, past_exposed_seconds_ = 0;
   Observer observer_;
 };
 

@@ -14,6 +14,11 @@ Batch random_batch(std::uint64_t seed, std::uint64_t number, std::int64_t tokens
 NodeSeconds agree_on_seconds(const Graph& graph, const std::vector<StepTime>& times,
                              const Communicator& world);
 
+/// Plans of one step in the order in which they ran, with what their steps took on this rank.
+using ExecutedPlans = std::vector<std::pair<const Executor*, std::vector<StepTime>>>;
+/// Adds what each node of these plans took. Collective.
+void add_step_costs(CostTable& table, const ExecutedPlans& plans, const Communicator& world);
+
 /// Runs `steps` blocking, aligned steps of an engine with these options on random weights and tokens, after
 /// one to warm up, and returns what their nodes took. Collective; the same table on every rank.
 CostTable measure_step_costs(const ModelConfig& model, const LayerGraph& layers,

@@ -21,6 +21,8 @@ struct StepMetrics {
   double exposed_comm_seconds = 0, hidden_comm_seconds = 0;
   std::uint64_t peak_memory_bytes = 0;
   std::optional<double> validation_loss, aux_loss, load_max_over_mean;
+  std::map<std::string, double> distill;  // of distillation, by their names in metrics.jsonl
+  std::map<int, double> routing_flips;    // by layer: share of the choices that are not the teacher's
   std::int64_t dropped_tokens = 0;
   std::int64_t repeated_steps = 0;                 // 1: routed rows did not fit at first
   std::map<int, std::vector<double>> expert_rows;  // by layer, rows of each expert; empty on most steps

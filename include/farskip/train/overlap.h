@@ -10,17 +10,28 @@ namespace farskip {
 /// Of the forward or the backward of a step's first micro-batch (which reduces no gradients, unless it is the
 /// only one), or of the whole step with reduction and update. Seconds; medians over the repetitions of the
 /// slowest rank's.
+///
+/// In the blocking run all ranks meet before each collective, and that waiting is `skew_seconds`, no part of
+/// blocking_seconds: a transport is timed from the arrival of its last rank, and hiding what is no transport
+/// counts for nothing. The overlapped run bears its own skew.
 struct DirectionOverlap {
   double blocking_seconds = 0, overlapped_seconds = 0;
-  double transport_seconds = 0;  // C: all transports when they block, without waiting for late ranks
+  double skew_seconds = 0;       // of the blocking run, mean of the ranks
+  double transport_seconds = 0;  // C: all transports when they block
   double window_seconds = 0;     // W: computation that may legally run under at least one transport
   double hideable_seconds = 0;   // H: maximum flow from transports to computation, an upper bound
   double exposed_seconds = 0;    // of the overlapped run: in which the compute stream stood still
   double compute_blocking_seconds = 0, compute_overlapped_seconds = 0;
+  double planned_seconds = 0;  // of the overlapped plan, by what the blocking run measured
 
   double ideal_seconds() const { return blocking_seconds - hideable_seconds; }
   double eta() const {
     return hideable_seconds > 0 ? (blocking_seconds - overlapped_seconds) / hideable_seconds : 0;
+  }
+  /// What eta would be if everything took just what it took in the blocking run: the part of the loss that is
+  /// the order's (and the bound's), not the machine's.
+  double planned_eta() const {
+    return hideable_seconds > 0 ? (blocking_seconds - planned_seconds) / hideable_seconds : 0;
   }
   double hidden_fraction() const {
     return transport_seconds > 0 ? 1 - exposed_seconds / transport_seconds : 0;

@@ -3,10 +3,15 @@
 // accumulators, the last one also sums them over replicas), the update another; a validation batch is the
 // forward alone.
 
+#include <set>
+#include <string>
+
 #include "farskip/config/run_config.h"
 #include "farskip/model/lower.h"
 
 namespace farskip {
+
+class StepObjective;  // objective.h
 
 /// How a step is spread over ranks.
 struct StepSharding {
@@ -36,18 +41,30 @@ Graph build_forward_graph(const ModelConfig& config, const LayerGraph& layers, c
 struct MicroBatchKind {
   bool accumulate = false, reduce = false;
   int in_flight = 1;
-  Recompute recompute = Recompute::none;  // what the backward computes again (passes/recompute.h)
+  Recompute recompute = Recompute::none;     // what the backward computes again (passes/recompute.h)
+  const StepObjective* objective = nullptr;  // none: cross-entropy on the data
+  std::set<std::string> frozen = {};         // parameters without a gradient, by name
 };
 Graph build_micro_batch_graph(const ModelConfig& config, const LayerGraph& layers,
                               const LowerOptions& options, const StepSharding& sharding,
                               const MicroBatchKind& kind);
 
+/// Without those whose names are in `frozen`.
+std::vector<LocalParameter> without_frozen(std::vector<LocalParameter> parameters,
+                                           const std::set<std::string>& frozen);
+
 /// Clip and AdamW over all parameters (decay on tensors of rank >= 2 as the hub counts ranks: an expert's
 /// matrices, not norms). All tensors are seen as matrices [rows, row size], vectors as they are; state, and
 /// only the optimizer_rows of each: own_rows_name, gradient_name and the moments. Where these are not all
 /// rows, the whole parameter (under its name) is then put together from all replicas. Output "grad_norm"
-/// f32[1], over all ranks, before clipping.
+/// f32[1], over all ranks, before clipping. `compute` bf16: also the compute copies of all parameters that
+/// have one (state under compute_copy_name, whole, seen as matrices), so that micro-batches need not round
+/// again.
 Graph build_update_graph(const std::vector<LocalParameter>& parameters, const StepSharding& sharding,
-                         const OptimizerConfig& optimizer);
+                         const OptimizerConfig& optimizer, DType compute = DType::f32);
+
+/// Only these copies (`compute` is bf16): for parameters that were just loaded. The externals have the
+/// parameters' own shapes.
+Graph build_compute_copy_graph(const std::vector<LocalParameter>& parameters, DType compute);
 
 }  // namespace farskip

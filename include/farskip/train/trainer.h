@@ -25,9 +25,10 @@ Batch read_batch(const Sampler& sampler, std::uint64_t first, std::int64_t count
 std::int64_t count_targets(const Batch& batch);
 
 struct Evaluation {
-  double loss = 0;      // mean over counted tokens, nats
+  double loss = 0;      // cross-entropy, mean over counted tokens, nats
   double accuracy = 0;  // share of counted tokens with the target on top
   std::int64_t tokens = 0;
+  std::map<std::string, double> means{};  // of BatchLoss::sums, over counted tokens
 };
 /// One pass over a source in order, at most `max_sequences` (0: all of them), `batch` at a time on each rank
 /// of the engine. Collective; the same on every rank.
@@ -39,6 +40,7 @@ struct TrainResult {
   double loss = 0;
   std::optional<double> validation_loss;
   bool stopped_early = false;  // on request: a checkpoint was saved, the run can be resumed
+  bool converged = false;      // distillation: early stopping ended it
 };
 
 /// What the configuration says about the engine on each of `world_size` ranks. UsageError unless the batch
@@ -48,9 +50,10 @@ TrainEngineOptions engine_options(const RunConfig& config, int world_size);
 /// What the configuration asks for and this build cannot do, as one UsageError naming each key.
 void refuse_unsupported(const RunConfig& config);
 
-/// Trains to the end, or until a stop signal. `model` is the architecture that the configuration names.
-/// Collective over `world`, the ranks of the job.
+/// Trains to the end, or until a stop signal; with a section `distill`, on what its teacher says. `model` is
+/// the architecture that the configuration names. Collective over `world`, the ranks of the job. `device`:
+/// absent, the one that the configuration asks for.
 TrainResult train(const RunConfig& config, const ModelConfig& model, const Communicator& world,
-                  Heartbeat& heartbeat, const Logger& logger);
+                  Heartbeat& heartbeat, const Logger& logger, std::shared_ptr<Device> device = nullptr);
 
 }  // namespace farskip

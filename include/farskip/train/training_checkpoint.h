@@ -17,6 +17,7 @@ struct TrainingState {
   std::int64_t samples = 0;  // sequences consumed over all ranks
   std::int64_t tokens = 0;
   std::uint64_t seed = 0;
+  std::map<std::string, double> numbers{};  // what the objective remembers (train/distillation.h)
   friend bool operator==(const TrainingState&, const TrainingState&) = default;
 };
 

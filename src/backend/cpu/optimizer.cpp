@@ -122,7 +122,13 @@ void update_state(const KernelCall& call, const AdamWStep s, std::int64_t begin,
   }
 }
 
-// parameter, m, v, gradient, factor[1], hyper[3] = {lr, 1/c1, 1/c2} → parameter, m, v
+void round_parameter(const KernelCall& call, std::int64_t begin, std::int64_t end) {
+  const float* p = call.out(0);
+  auto* low = call.out<std::uint16_t>(3);
+  for (std::int64_t i = begin; i < end; ++i) low[i] = f32_to_bf16(p[i]);
+}
+
+// parameter, m, v, gradient, factor[1], hyper[3] = {lr, 1/c1, 1/c2} → parameter, m, v, [parameter in bf16]
 void run_adamw(const KernelCall& call) {
   const AdamWStep step(call.get<ops::AdamW>(), call.in(4)[0], call.in(5));
   const auto run_range = [&](std::int64_t begin, std::int64_t end) {
@@ -131,6 +137,7 @@ void run_adamw(const KernelCall& call) {
     } else {
       update_state(call, step, begin, end);
     }
+    if (call.outputs.size() > 3) round_parameter(call, begin, end);
   };
   cpu::parallel_ranges(call.in_shape(0).num_elements(), cpu::kElementsPerTile, run_range);
 }

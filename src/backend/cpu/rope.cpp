@@ -1,55 +1,23 @@
-// Rotary position embedding: the table of angles and the rotation.
+// Rotary position embedding: the table of cosines and sines, and the rotation.
 #include <cmath>
 #include <cstring>
-#include <numbers>
 
 #include "farskip/backend/cpu/parallel.h"
 #include "farskip/backend/cpu/reduce.h"
 #include "farskip/backend/kernel.h"
+#include "farskip/backend/rope_angles.h"
 #include "farskip/ops/ops.h"
 
 namespace farskip {
 namespace {
 
-/// Angle per position of each pair. YaRN (arXiv 2309.00071, section 3.2): pairs that turn more than
-/// beta_fast times over the original context keep their frequency, pairs that turn less than beta_slow
-/// times are slowed by `factor`, pairs between are blended linearly. The bounds are whole pairs.
-struct Frequencies {
-  explicit Frequencies(const ops::RopeTable& a) : attributes(a) {
-    if (a.scaling == ops::RopeScaling::none) return;
-    first_blended = std::max(std::floor(pair_turning(a.beta_fast)), 0.0);
-    first_slowed = std::min(std::ceil(pair_turning(a.beta_slow)), static_cast<double>(a.dim - 1));
-    if (first_blended == first_slowed) first_slowed += 0.001;  // a step instead of a division by zero
-  }
-
-  double operator()(std::int64_t pair) const {
-    const ops::RopeTable& a = attributes;
-    const double plain = std::pow(a.theta, -static_cast<double>(2 * pair) / static_cast<double>(a.dim));
-    if (a.scaling == ops::RopeScaling::none) return plain;
-    const double ramp = (static_cast<double>(pair) - first_blended) / (first_slowed - first_blended);
-    const double slowed = std::min(std::max(ramp, 0.0), 1.0);
-    return plain * (1.0 - slowed) + plain / a.factor * slowed;
-  }
-
-  /// The (fractional) pair that turns `rotations` times over the original context.
-  double pair_turning(double rotations) const {
-    const ops::RopeTable& a = attributes;
-    const double wavelength = static_cast<double>(a.original_positions) / rotations;
-    return static_cast<double>(a.dim) * std::log(wavelength / (2.0 * std::numbers::pi)) /
-           (2.0 * std::log(a.theta));
-  }
-
-  const ops::RopeTable& attributes;
-  double first_blended = 0, first_slowed = 0;
-};
-
 void run_rope_table(const KernelCall& call) {
   const auto& a = call.get<ops::RopeTable>();
   float* out = call.out(0);
-  const Frequencies frequency(a);
+  const std::vector<double> angles = rope_angles(a);
   const std::int64_t pairs = a.dim / 2;
   const auto fill_pair = [&](std::int64_t pair, std::int64_t begin, std::int64_t end) {
-    const double angle = frequency(pair);
+    const double angle = angles[static_cast<std::size_t>(pair)];
     for (std::int64_t position = begin; position < end; ++position) {
       float* row = out + position * a.dim;
       row[pair] = static_cast<float>(std::cos(static_cast<double>(position) * angle) * a.attention_factor);

@@ -3,10 +3,12 @@
 #include <mpi.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstddef>
 #include <cstdlib>
 #include <exception>
 #include <limits>
+#include <thread>
 #include <vector>
 
 #include "../host/host_communicator.h"
@@ -145,10 +147,13 @@ class MpiEndpoint final : public Endpoint {
     state_->groups.push_back(part);
     return std::make_unique<MpiEndpoint>(part, plan.name + " (mpi)", state_);
   }
-  /// Every test() lets MPI work, and MPI yields the core where it has been told to; there is nothing to sleep
-  /// on.
+  /// Every test() lets MPI work, and there is nothing to sleep on. A wait that lasts gives the core away
+  /// between tests: to a rank that shares it, or to the other thread of a core whose ranks compute.
   std::uint64_t changes() override { return 0; }
-  void wait_for_change(std::uint64_t) override {}
+  void wait_for_change(std::uint64_t, std::chrono::steady_clock::time_point since) override {
+    using namespace std::chrono_literals;
+    if (std::chrono::steady_clock::now() - since > 200us) std::this_thread::sleep_for(20us);
+  }
   void fail(const std::string&) noexcept override { state_->failed = true; }
 
  private:

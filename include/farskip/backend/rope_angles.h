@@ -1,0 +1,13 @@
+#pragma once
+// Angles of rotary embedding, the same for every backend.
+
+#include <vector>
+
+#include "farskip/ops/ops.h"
+
+namespace farskip {
+
+/// Angle per position of each of the dim/2 pairs, with YaRN's slowing where it is asked for.
+std::vector<double> rope_angles(const ops::RopeTable& attributes);
+
+}  // namespace farskip

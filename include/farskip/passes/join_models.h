@@ -1,0 +1,26 @@
+#pragma once
+#include <functional>
+#include <map>
+#include <string>
+#include <string_view>
+
+#include "farskip/graph/graph.h"
+
+namespace farskip {
+
+/// Two forward graphs in one, and what were their outputs: those of the teacher under "teacher.<name>". The
+/// graph itself has no outputs yet: its maker says what is to leave it.
+struct JoinedModels {
+  Graph graph;
+  std::map<std::string, ValueId, std::less<>> values;
+};
+
+/// One graph that runs a teacher and a student over the same micro-batch. Inputs of the same name are shared.
+/// A parameter of the teacher is called what `teacher_name` makes of its name; where that is the name of a
+/// parameter of the student, the two are one. Nodes of the teacher come first and have scope model 1, so that
+/// an order by the graph is done with the teacher before the student begins, while a schedule may put the
+/// computation of one under the transports of the other. No value changes.
+JoinedModels join_models(const Graph& student, const Graph& teacher,
+                         const std::function<std::string(std::string_view)>& teacher_name);
+
+}  // namespace farskip

@@ -1,0 +1,75 @@
+#pragma once
+// Distillation as an objective: teacher and student in one graph.
+
+#include <set>
+#include <utility>
+
+#include "farskip/ops/distill_ops.h"
+#include "farskip/train/objective.h"
+
+namespace farskip {
+
+/// A teacher on this rank. Its parameters are externals "teacher.<name>", but those in `shared`, which are
+/// the student's own tensors of the same name.
+struct Teacher {
+  ModelConfig config;
+  LayerGraph layers;
+  TensorMap tensors;  // by external name; without the shared ones
+  std::set<std::string> shared;
+
+  std::string external_name(std::string_view parameter) const;
+};
+
+struct DistillTerms {
+  ops::DistillLoss loss;
+  double hidden_l2 = 0.0;                                       // 0: not compared
+  std::vector<std::pair<std::int64_t, std::int64_t>> hidden{};  // layers of student and teacher
+  double router_agreement = 0.0;
+};
+
+/// The teacher's final hidden states are all that leaves it (and what else is compared); both heads are part
+/// of the loss. Outputs beside those of a loss: "distill_stats", "sum.routing_flips.<layer>" where both
+/// models have as many experts and choices, "sum.hidden_l2", "sum.router_agreement".
+class DistillObjective final : public StepObjective {
+ public:
+  DistillObjective(DistillTerms terms, Teacher teacher);
+
+  Graph build_forward(const ModelConfig& config, const LayerGraph& layers, const LowerOptions& options,
+                      const StepSharding& sharding) const override;
+  std::vector<std::string> terms() const override;
+  const TensorMap& tensors() const override { return teacher_.tensors; }
+  const Teacher& teacher() const { return teacher_; }
+
+ private:
+  void compare_layers(Graph& graph, const std::map<std::string, ValueId, std::less<>>& values,
+                      const ModelConfig& student) const;
+
+  DistillTerms terms_;
+  Teacher teacher_;
+};
+
+/// Names of the inputs of a graph that has kept outputs instead of a teacher.
+inline constexpr std::string_view kCachedIndices = "cached.indices";                // i32[T, K]
+inline constexpr std::string_view kCachedLogProbs = "cached.log_probs";             // f32[T, K]
+inline constexpr std::string_view kCachedLogTail = "cached.log_tail";               // f32[T]
+inline constexpr std::string_view kCachedTargetLogProb = "cached.target_log_prob";  // f32[T]
+
+/// The same with the teacher's outputs as inputs: only the student is in the graph. terms.loss.top_k is K.
+class CachedDistillObjective final : public StepObjective {
+ public:
+  explicit CachedDistillObjective(ops::DistillLoss loss) : loss_(loss) {}
+  Graph build_forward(const ModelConfig& config, const LayerGraph& layers, const LowerOptions& options,
+                      const StepSharding& sharding) const override;
+  const TensorMap& tensors() const override { return none_; }
+  void complete_random_batch(Batch& batch) const override;
+
+ private:
+  ops::DistillLoss loss_;
+  TensorMap none_;
+};
+
+/// The teacher alone, with outputs under the names above instead of a loss.
+Graph build_teacher_graph(const Teacher& teacher, const LowerOptions& options, const StepSharding& sharding,
+                          const ops::KeepTopK& keep);
+
+}  // namespace farskip

@@ -1,0 +1,78 @@
+#pragma once
+// What a teacher said of each training sequence, on disk: its largest log-probabilities, rounded, and the
+// mass of the rest. docs/distillation.md has the format.
+
+#include <map>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "farskip/base/file.h"
+#include "farskip/base/log.h"
+
+namespace farskip {
+
+/// What all records of a folder have in common. Any other value makes them worthless.
+struct TeacherCacheIdentity {
+  std::string teacher;  // hash of its configuration and weights
+  std::int64_t sequence_length = 0, top_k = 0, vocab_size = 0;
+  double temperature = 1.0;
+  std::string text() const;
+};
+
+/// Of one sequence.
+struct TeacherRecord {
+  std::vector<std::int32_t> indices;             // [S * K]
+  std::vector<std::uint16_t> levels;             // [S * K]: -log p in steps of 1/2048 nats, at most 32 nats
+  std::vector<float> log_tail, target_log_prob;  // [S]
+
+  /// Rounds log-probabilities [S * K].
+  static std::vector<std::uint16_t> round(std::span<const float> log_probs);
+  /// log_probs [S * K] and log_tail [S] of the distributions that the record stands for: with the rounded
+  /// masses and the tail divided by their sum.
+  void distributions(std::span<float> log_probs, std::span<float> log_tail) const;
+};
+
+/// A folder of records, found by a hash of the sequence's content, so that they serve any order, batch size
+/// and number of ranks. Each rank of each run appends to a file of its own; ranks see each other's records. A
+/// record that is cut short (a run was killed) is not there; one that was damaged is an error.
+class TeacherCache {
+ public:
+  /// Rank 0 first, then the others: it makes the folder. UsageError naming both values where the folder is of
+  /// another teacher or shape.
+  TeacherCache(fs::path folder, TeacherCacheIdentity identity, int rank);
+  TeacherCache(const TeacherCache&) = delete;
+  TeacherCache& operator=(const TeacherCache&) = delete;
+  ~TeacherCache();
+
+  /// Content of a sequence as a key.
+  static std::string key_of(std::span<const std::int32_t> tokens, std::span<const std::int32_t> targets,
+                            std::span<const std::int32_t> document_start);
+  /// nullopt: not kept yet. DataError for a damaged record.
+  std::optional<TeacherRecord> find(const std::string& key);
+  void add(const std::string& key, const TeacherRecord& record);
+  std::size_t size() const { return places_.size(); }
+
+ private:
+  struct Place {
+    std::size_t file;
+    std::uint64_t offset;
+  };
+  struct RecordFile {
+    fs::path path;
+    std::uint64_t scanned = 0;  // bytes
+  };
+  void check_identity(int rank) const;
+  void scan();
+  std::size_t record_bytes() const;
+
+  fs::path folder_;
+  TeacherCacheIdentity identity_;
+  std::vector<RecordFile> files_;
+  std::map<std::string, Place> places_;
+  fs::path own_path_;
+  int descriptor_ = -1;
+};
+
+}  // namespace farskip

@@ -1,0 +1,121 @@
+// Differences between a student and its teacher inside the layers: hidden states, routers.
+#include <algorithm>
+#include <cmath>
+
+#include "farskip/backend/cpu/parallel.h"
+#include "farskip/backend/cpu/reduce.h"
+#include "farskip/backend/cpu/vector_math.h"
+#include "farskip/backend/kernel.h"
+#include "farskip/ops/distill_ops.h"
+
+namespace farskip {
+namespace {
+
+/// Σ over counted tokens of f(token), in order of tokens. `workspace` holds one double a token.
+template <class F>
+double sum_over_tokens(const KernelCall& call, std::int64_t tokens, const std::int32_t* targets, const F& f) {
+  auto* values = reinterpret_cast<double*>(call.workspace.data());
+  cpu::parallel_ranges(tokens, 64, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t t = begin; t < end; ++t) values[t] = targets[t] < 0 ? 0.0 : f(t);
+  });
+  double sum = 0.0;
+  for (std::int64_t t = 0; t < tokens; ++t) sum += values[t];
+  return sum;
+}
+
+void run_squared_difference(const KernelCall& call) {
+  const std::int64_t tokens = call.in_shape(0)[0], width = call.in_shape(0)[1];
+  const double scale = call.get<ops::Weight>().weight / static_cast<double>(width);
+  *call.out(0) =
+      static_cast<float>(scale * sum_over_tokens(call, tokens, call.in<std::int32_t>(2), [&](std::int64_t t) {
+                           const float *x = call.in(0) + t * width, *y = call.in(1) + t * width;
+                           return static_cast<double>(cpu::lane_sum<float>(
+                               width, [&](std::int64_t i) { return (x[i] - y[i]) * (x[i] - y[i]); }));
+                         }));
+}
+
+void run_squared_difference_grad(const KernelCall& call) {
+  const std::int64_t tokens = call.in_shape(1)[0], width = call.in_shape(1)[1];
+  const auto* targets = call.in<std::int32_t>(3);
+  const auto scale = static_cast<float>(2.0 * call.get<ops::Weight>().weight *
+                                        static_cast<double>(*call.in(0)) / static_cast<double>(width));
+  cpu::parallel_ranges(tokens, cpu::rows_per_tile(width), [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t t = begin; t < end; ++t) {
+      const float *x = call.in(1) + t * width, *y = call.in(2) + t * width;
+      float* dx = call.out(0) + t * width;
+      const float counted = targets[t] < 0 ? 0.0F : scale;
+#pragma omp simd
+      for (std::int64_t i = 0; i < width; ++i) dx[i] = counted * (x[i] - y[i]);
+    }
+  });
+}
+
+/// log Σ exp(x).
+float log_sum_exp(const float* x, std::int64_t n) {
+  const float max = *std::max_element(x, x + n);
+  return max + std::log(cpu::lane_sum<float>(n, [&](std::int64_t i) { return cpu::fast_exp(x[i] - max); }));
+}
+
+void run_router_divergence(const KernelCall& call) {
+  const std::int64_t tokens = call.in_shape(0)[0], experts = call.in_shape(0)[1];
+  *call.out(0) =
+      static_cast<float>(call.get<ops::Weight>().weight *
+                         sum_over_tokens(call, tokens, call.in<std::int32_t>(2), [&](std::int64_t token) {
+                           const float *s = call.in(0) + token * experts, *t = call.in(1) + token * experts;
+                           const float log_s = log_sum_exp(s, experts), log_t = log_sum_exp(t, experts);
+                           return static_cast<double>(cpu::lane_sum<float>(experts, [&](std::int64_t e) {
+                             return cpu::fast_exp(t[e] - log_t) * ((t[e] - log_t) - (s[e] - log_s));
+                           }));
+                         }));
+}
+
+void run_router_divergence_grad(const KernelCall& call) {
+  const std::int64_t tokens = call.in_shape(1)[0], experts = call.in_shape(1)[1];
+  const auto* targets = call.in<std::int32_t>(3);
+  const float scale = static_cast<float>(call.get<ops::Weight>().weight) * *call.in(0);
+  cpu::parallel_ranges(tokens, cpu::rows_per_tile(experts), [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t token = begin; token < end; ++token) {
+      const float *s = call.in(1) + token * experts, *t = call.in(2) + token * experts;
+      float* ds = call.out(0) + token * experts;
+      const float log_s = log_sum_exp(s, experts), log_t = log_sum_exp(t, experts);
+      const float counted = targets[token] < 0 ? 0.0F : scale;
+#pragma omp simd
+      for (std::int64_t e = 0; e < experts; ++e)
+        ds[e] = counted * (cpu::fast_exp(s[e] - log_s) - cpu::fast_exp(t[e] - log_t));
+    }
+  });
+}
+
+void run_count_routing_flips(const KernelCall& call) {
+  const std::int64_t tokens = call.in_shape(0)[0], top_k = call.in_shape(0)[1];
+  const auto *student = call.in<std::int32_t>(0), *teacher = call.in<std::int32_t>(1);
+  const auto* targets = call.in<std::int32_t>(2);
+  std::int32_t flips = 0;
+  for (std::int64_t t = 0; t < tokens; ++t) {
+    if (targets[t] < 0) continue;
+    const std::int32_t* chosen = teacher + t * top_k;
+    for (std::int64_t k = 0; k < top_k; ++k)
+      flips += std::find(chosen, chosen + top_k, student[t * top_k + k]) == chosen + top_k ? 1 : 0;
+  }
+  *call.out<std::int32_t>(0) = flips;
+}
+
+std::size_t double_per_token(const OpTypes& types) {
+  return static_cast<std::size_t>(types.shape(0)[0]) * sizeof(double);
+}
+
+}  // namespace
+
+void register_compare_models(KernelTable& table);
+
+void register_compare_models(KernelTable& table) {
+  table.add("squared_difference", DType::f32, DeviceKind::cpu,
+            {.run = run_squared_difference, .workspace = double_per_token});
+  table.add("squared_difference_grad", DType::f32, DeviceKind::cpu, {.run = run_squared_difference_grad});
+  table.add("router_divergence", DType::f32, DeviceKind::cpu,
+            {.run = run_router_divergence, .workspace = double_per_token});
+  table.add("router_divergence_grad", DType::f32, DeviceKind::cpu, {.run = run_router_divergence_grad});
+  table.add("count_routing_flips", DType::i32, DeviceKind::cpu, {.run = run_count_routing_flips});
+}
+
+}  // namespace farskip

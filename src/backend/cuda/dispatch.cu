@@ -1,0 +1,120 @@
+// The order in which routed rows stand, and rows and values moved into and out of it.
+#include "backend/cuda/copy_rows.cuh"
+#include "backend/cuda/counting_sort.cuh"
+#include "farskip/ops/ops.h"
+
+namespace farskip {
+namespace cuda {
+namespace {
+
+struct SlotsByExpert {
+  const std::int32_t* indices;
+  std::int32_t *row_slot, *slot_row, *offsets;
+
+  __device__ int key(std::int64_t slot) const { return indices[slot]; }
+  __device__ void place(std::int64_t slot, std::int32_t row) const {
+    row_slot[row] = static_cast<std::int32_t>(slot);
+    slot_row[slot] = row;
+  }
+  __device__ void offset(int expert, std::int32_t row) const { offsets[expert] = row; }
+};
+
+std::size_t sort_workspace(const OpTypes& types) {
+  return CountingSort(types.shape(0).num_elements(), types.get<ops::SortByExpert>().num_experts)
+      .workspace_bytes();
+}
+
+// indices[T, K] → row_slot[R], slot_row[R], offsets[E+1]
+void run_sort_by_expert(const KernelCall& call) {
+  const CountingSort sort(call.in_shape(0).num_elements(), call.get<ops::SortByExpert>().num_experts);
+  sort_by_counting(call,
+                   SlotsByExpert{call.in<std::int32_t>(0), call.out<std::int32_t>(0),
+                                 call.out<std::int32_t>(1), call.out<std::int32_t>(2)},
+                   sort, call.workspace.data());
+}
+
+// x[T, H], row_slot[R], slot_row[R] → [R, H]
+void run_dispatch_rows(const KernelCall& call) {
+  const TensorView &x = call.inputs[0], &out = call.outputs[0];
+  const std::int64_t hidden = x.shape[1], rows = out.shape[0];
+  copy_rows(call, {.from = {.base = x.data,
+                            .stride = hidden,
+                            .index = call.in<std::int32_t>(1),
+                            .divisor = static_cast<std::int32_t>(call.get<ops::TopK>().top_k),
+                            .limit = static_cast<std::int32_t>(x.shape[0] * call.get<ops::TopK>().top_k)},
+                   .to = {.base = out.data, .stride = hidden},
+                   .rows = rows,
+                   .width = hidden,
+                   .element_bytes = dtype_size(x.dtype),
+                   .count = output_count(call, 0)});
+}
+
+/// out[t] = Σ_k y[slot_row[t*K + k]], in order of k, in f32. One warp a token.
+template <class T, int N>
+__global__ void __launch_bounds__(kThreads)
+    combine_rows_kernel(const T* y, const std::int32_t* slot_row, T* out, std::int64_t tokens,
+                        std::int64_t hidden, int top_k) {
+  const std::int64_t token = warp_row();
+  if (token >= tokens) return;
+  const std::int32_t* rows = slot_row + token * top_k;
+  constexpr int ahead = 4;  // rows loaded at once; they are added in order
+  for (std::int64_t i = static_cast<std::int64_t>(threadIdx.x % 32) * N; i < hidden; i += 32 * N) {
+    float sum[N] = {};
+    for (int first = 0; first < top_k; first += ahead) {
+      Pack<T, N> packs[ahead];
+#pragma unroll
+      for (int k = 0; k < ahead; ++k)
+        if (first + k < top_k) packs[k] = Pack<T, N>::load(y + rows[first + k] * hidden + i);
+#pragma unroll
+      for (int k = 0; k < ahead; ++k) {
+        if (first + k >= top_k) continue;
+        float row[N];
+        packs[k].unpack(row);
+#pragma unroll
+        for (int j = 0; j < N; ++j) sum[j] += row[j];
+      }
+    }
+    store<N>(out + token * hidden + i, sum);
+  }
+}
+
+// y[R, H], row_slot[R], slot_row[R] → [T, H]
+void run_combine_rows(const KernelCall& call) {
+  with_element_type(call.inputs[0].dtype, [&](auto element) {
+    using T = decltype(element);
+    const std::int64_t tokens = call.out_shape(0)[0], hidden = call.out_shape(0)[1];
+    const bool wide = hidden % 8 == 0 && is_aligned(call.in<T>(0), call.out<T>(0));
+    launch(call, wide ? combine_rows_kernel<T, 8> : combine_rows_kernel<T, 1>, warp_row_grid(tokens),
+           kThreads, 0, call.in<T>(0), call.in<std::int32_t>(2), call.out<T>(0), tokens, hidden,
+           call.get<ops::TopK>().top_k);
+  });
+}
+
+// values, index[R], inverse[R] → out[i] = values[index[i]]
+void run_permute_values(const KernelCall& call) {
+  const std::int64_t values = call.out_shape(0).num_elements();
+  copy_rows(call, {.from = {.base = call.inputs[0].data,
+                            .stride = 1,
+                            .index = call.in<std::int32_t>(1),
+                            .limit = static_cast<std::int32_t>(values)},
+                   .to = {.base = call.outputs[0].data, .stride = 1},
+                   .rows = values,
+                   .width = 1,
+                   .element_bytes = sizeof(float)});
+}
+
+}  // namespace
+}  // namespace cuda
+
+void register_cuda_dispatch(KernelTable& table);
+void register_cuda_dispatch(KernelTable& table) {
+  table.add("sort_by_expert", DType::i32, DeviceKind::cuda,
+            {.run = cuda::run_sort_by_expert, .workspace = cuda::sort_workspace});
+  table.add("permute_values", DType::f32, DeviceKind::cuda, {.run = cuda::run_permute_values});
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    table.add("dispatch_rows", dtype, DeviceKind::cuda, {.run = cuda::run_dispatch_rows});
+    table.add("combine_rows", dtype, DeviceKind::cuda, {.run = cuda::run_combine_rows});
+  }
+}
+
+}  // namespace farskip

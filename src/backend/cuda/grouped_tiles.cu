@@ -1,0 +1,98 @@
+#include <array>
+#include <memory>
+
+#include "backend/cuda/check.h"
+#include "backend/cuda/grouped_tiles.cuh"
+#include "backend/cuda/grouped_tiles.h"
+#include "backend/cuda/library_plans.h"
+
+namespace farskip::cuda {
+namespace {
+
+using tiles::Direction;
+
+/// The driver's function that describes a matrix to the copy engine; found at run time, since the build links
+/// no driver.
+decltype(&cuTensorMapEncodeTiled) find_encoder() {
+  void* function = nullptr;
+  cudaDriverEntryPointQueryResult found{};
+  FARSKIP_CUDA_CHECK(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000,
+                                                      cudaEnableDefault, &found));
+  FARSKIP_CHECK(found == cudaDriverEntryPointSuccess, "the driver has no cuTensorMapEncodeTiled");
+  return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(function);
+}
+
+struct Encoder {
+  decltype(&cuTensorMapEncodeTiled) encode;
+};
+
+/// A contiguous bf16 array, innermost dim first, read in boxes of 128 bytes by `rows`; zeros outside.
+CUtensorMap describe(const LaunchContext& gpu, const void* data, std::array<std::int64_t, 3> sizes,
+                     std::uint32_t rank, std::uint32_t rows) {
+  const Encoder& encoder = gpu.plans->get<Encoder>(
+      "tensor map encoder", [] { return std::make_shared<Encoder>(Encoder{find_encoder()}); });
+  FARSKIP_CHECK(reinterpret_cast<std::uintptr_t>(data) % 16 == 0, "a matrix at {}", fmt::ptr(data));
+  std::array<std::uint64_t, 3> dims{}, strides{};
+  std::uint64_t bytes = 2;
+  for (std::size_t i = 0; i < rank; ++i) {
+    dims[i] = static_cast<std::uint64_t>(sizes[i]);
+    strides[i] = bytes *= dims[i];
+  }
+  const std::array<std::uint32_t, 3> box{64, rows, 1}, steps{1, 1, 1};
+  CUtensorMap map;
+  const CUresult status = encoder.encode(
+      &map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, rank, const_cast<void*>(data), dims.data(), strides.data(),
+      box.data(), steps.data(), CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+      CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  FARSKIP_CHECK(status == CUDA_SUCCESS, "cuTensorMapEncodeTiled: {} for {} x {} x {}",
+                static_cast<int>(status), sizes[0], sizes[1], sizes[2]);
+  return map;
+}
+
+template <Direction kDirection>
+void launch(const GroupedProduct& p, const CUtensorMap& a, const CUtensorMap& b,
+            const tiles::Params& params) {
+  FARSKIP_CHECK(fits_grouped_tiles(p.rows, p.experts, p.n, p.k), "{} rows of {} experts, n {}, k {}", p.rows,
+                p.experts, p.n, p.k);
+  for (const void* stored : {static_cast<const void*>(p.accumulate), static_cast<const void*>(p.d)})
+    FARSKIP_CHECK(reinterpret_cast<std::uintptr_t>(stored) % 16 == 0, "a matrix at {}", fmt::ptr(stored));
+  const auto kernel = tiles::grouped_tiles<kDirection>;
+  constexpr std::size_t kShared = sizeof(tiles::SharedStorage) + 1024;
+  FARSKIP_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(kShared)));
+  cudaLaunchAttribute cluster{};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim.x = 2;
+  cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(unsigned(p.gpu.num_multiprocessors / 2 * 2));
+  config.blockDim = dim3(tiles::kThreads);
+  config.dynamicSmemBytes = kShared;
+  config.stream = p.gpu.stream;
+  config.attrs = &cluster;
+  config.numAttrs = 1;
+  FARSKIP_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, a, b, params));
+}
+
+tiles::Params params_of(const GroupedProduct& p) {
+  return {p.offsets, int(p.experts), 0, int(p.n), int(p.k), p.d, nullptr};
+}
+
+}  // namespace
+
+void run_grouped_tiles_forward(const GroupedProduct& p) {
+  launch<Direction::forward>(p, describe(p.gpu, p.a, {p.k, p.rows, 1}, 2, tiles::kTileM),
+                             describe(p.gpu, p.b, {p.k, p.n, p.experts}, 3, tiles::kTileN / 2), params_of(p));
+}
+
+void run_grouped_tiles_dgrad(const GroupedProduct& p) {
+  launch<Direction::dgrad>(p, describe(p.gpu, p.a, {p.k, p.rows, 1}, 2, tiles::kTileM),
+                           describe(p.gpu, p.b, {p.n, p.k, p.experts}, 3, 64), params_of(p));
+}
+
+void run_grouped_tiles_wgrad(const GroupedProduct& p) {
+  launch<Direction::wgrad>(p, describe(p.gpu, p.a, {p.n, p.rows, 1}, 2, 64),
+                           describe(p.gpu, p.b, {p.k, p.rows, 1}, 2, 64),
+                           {p.offsets, int(p.experts), int(p.n), int(p.k), 0, p.d, p.accumulate});
+}
+
+}  // namespace farskip::cuda

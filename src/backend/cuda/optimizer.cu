@@ -1,0 +1,228 @@
+// Gradient norm, clip factor and the AdamW update.
+#include "backend/cuda/launch.cuh"
+#include "farskip/ops/ops.h"
+
+namespace farskip {
+namespace cuda {
+namespace {
+
+constexpr std::int64_t kElementsPerTile = 32768;
+constexpr int kTensorsPerLaunch = 128;
+
+/// Some tensors, passed by value so that nothing has to be copied to the device.
+struct Tensors {
+  const float* data[kTensorsPerLaunch];
+  std::int64_t size[kTensorsPerLaunch];
+  std::int32_t first_tile[kTensorsPerLaunch + 1];
+  int num;
+};
+static_assert(sizeof(Tensors) <= 4000);
+
+std::int64_t num_tiles(const Shape& shape) {
+  return ceil_div(shape.num_elements(), kElementsPerTile);
+}
+
+/// sums[tile] = Σ of the squares of the tile, in f64.
+__global__ void __launch_bounds__(kThreads)
+    tile_squares_kernel(const __grid_constant__ Tensors tensors, double* sums) {
+  __shared__ double shared[kWarpsPerBlock];
+  const auto tile = static_cast<std::int32_t>(blockIdx.x);
+  int low = 0, high = tensors.num;  // the tensor lies in [low, high)
+  while (high - low > 1) {
+    const int middle = (low + high) / 2;
+    (tensors.first_tile[middle] <= tile ? low : high) = middle;
+  }
+  const std::int64_t begin = (tile - tensors.first_tile[low]) * kElementsPerTile;
+  const float* values = tensors.data[low] + begin;
+  const auto size = static_cast<int>(min(kElementsPerTile, tensors.size[low] - begin));
+  double sum = 0.0;
+  const auto add = [&](float x) { sum += static_cast<double>(x) * static_cast<double>(x); };
+  const bool wide = reinterpret_cast<std::uintptr_t>(values) % 16 == 0;
+  const int vectors = wide ? size / 4 : 0;
+#pragma unroll 8
+  for (int i = static_cast<int>(threadIdx.x); i < vectors; i += kThreads) {
+    const float4 v = reinterpret_cast<const float4*>(values)[i];
+    add(v.x);
+    add(v.y);
+    add(v.z);
+    add(v.w);
+  }
+  for (int i = 4 * vectors + static_cast<int>(threadIdx.x); i < size; i += kThreads) add(values[i]);
+  sum = block_sum<kThreads>(sum, shared);
+  if (threadIdx.x == 0) sums[tile] = sum;
+}
+
+constexpr int kSumThreads = 1024;
+
+__global__ void __launch_bounds__(kSumThreads)
+    sum_tiles_kernel(const double* sums, std::int64_t tiles, double* out) {
+  __shared__ double shared[kSumThreads / 32];
+  double sum = 0.0;
+#pragma unroll 4
+  for (std::int64_t i = threadIdx.x; i < tiles; i += kSumThreads) sum += sums[i];
+  sum = block_sum<kSumThreads>(sum, shared);
+  if (threadIdx.x == 0) *out = sum;
+}
+
+std::size_t sum_of_squares_workspace(const OpTypes& types) {
+  std::int64_t tiles = 0;
+  for (std::size_t i = 0; i < types.inputs.size(); ++i) tiles += num_tiles(types.shape(i));
+  return static_cast<std::size_t>(tiles) * sizeof(double);
+}
+
+// Tensors → [1] f64
+void run_sum_of_squares(const KernelCall& call) {
+  auto* sums = reinterpret_cast<double*>(call.workspace.data());
+  std::int64_t done = 0;  // tiles of earlier launches
+  for (std::size_t begin = 0; begin < call.inputs.size(); begin += kTensorsPerLaunch) {
+    const std::size_t end = std::min<std::size_t>(call.inputs.size(), begin + kTensorsPerLaunch);
+    Tensors tensors{};
+    std::int64_t tiles = 0;
+    for (std::size_t i = begin; i < end; ++i) {
+      if (call.inputs[i].num_elements() == 0) continue;
+      tensors.data[tensors.num] = call.in(i);
+      tensors.size[tensors.num] = call.inputs[i].num_elements();
+      tensors.first_tile[tensors.num++] = static_cast<std::int32_t>(tiles);
+      tiles += num_tiles(call.in_shape(i));
+    }
+    launch(call, tile_squares_kernel, grid_size(tiles), kThreads, 0, tensors, sums + done);
+    done += tiles;
+  }
+  launch(call, sum_tiles_kernel, 1, kSumThreads, 0, sums, done, call.out<double>(0));
+}
+
+struct Sums {
+  const double* data[8];
+  int num;
+};
+
+__global__ void clip_factor_kernel(Sums sums, double max_norm, float* norm_out, float* factor) {
+  double sum = 0.0;
+  for (int i = 0; i < sums.num; ++i) sum += *sums.data[i];
+  const double norm = sqrt(sum);
+  *norm_out = static_cast<float>(norm);
+  if (!isfinite(norm)) {
+    *factor = 0.0F;
+  } else {
+    *factor = max_norm > 0.0 ? static_cast<float>(fmin(1.0, max_norm / (norm + 1e-6))) : 1.0F;
+  }
+}
+
+void run_clip_factor(const KernelCall& call) {
+  Sums sums{};
+  FARSKIP_CHECK(call.inputs.size() <= std::size(sums.data), "{} sums", call.inputs.size());
+  for (std::size_t i = 0; i < call.inputs.size(); ++i) sums.data[sums.num++] = call.in<double>(i);
+  launch(call, clip_factor_kernel, 1, 1, 0, sums, call.get<ops::ClipFactor>().max_norm, call.out(0),
+         call.out(1));
+}
+
+/// What every element of an update shares, apart from what stands on the device (factor, hyper).
+struct AdamWArguments {
+  const float *p, *m, *v, *gradient, *factor, *hyper;
+  float *p_out, *m_out, *v_out;  // may be p, m, v
+  bf16* low_copy;                // may be nullptr
+  std::int64_t n;
+  float beta1, beta2, rest1, rest2, eps;
+  double weight_decay;
+};
+
+struct AdamWStep {
+  __device__ explicit AdamWStep(const AdamWArguments& a)
+      : factor(*a.factor),
+        keep(static_cast<float>(1.0 - static_cast<double>(a.hyper[0]) * a.weight_decay)),
+        step(a.hyper[0] * a.hyper[1]),
+        over_c2(a.hyper[2]) {}
+  __device__ void update(const AdamWArguments& a, float& p, float& m, float& v, float gradient) const {
+    if (factor == 0.0F) return;  // the gradient may be NaN: nothing changes
+    const float g = factor * gradient;
+    v = a.beta2 * v + a.rest2 * g * g;
+    m = a.beta1 * m + a.rest1 * g;
+    p = keep * p - step * m / (sqrtf(v * over_c2) + a.eps);
+  }
+  float factor, keep, step, over_c2;
+};
+
+/// N elements a thread, twice, all loaded before the first is stored. The tail is done singly.
+template <int N>
+__global__ void __launch_bounds__(kThreads) adamw_kernel(AdamWArguments a) {
+  constexpr int vectors = 2;
+  const AdamWStep step(a);
+  const std::int64_t first = (static_cast<std::int64_t>(blockIdx.x) * vectors * kThreads + threadIdx.x) * N;
+  float p[vectors][N], m[vectors][N], v[vectors][N], g[vectors][N];
+#pragma unroll
+  for (int k = 0; k < vectors; ++k) {
+    const std::int64_t at = first + static_cast<std::int64_t>(k) * kThreads * N;
+    if (at + N > a.n) continue;
+    load<N>(a.p + at, p[k]);
+    load<N>(a.m + at, m[k]);
+    load<N>(a.v + at, v[k]);
+    load<N>(a.gradient + at, g[k]);
+  }
+#pragma unroll
+  for (int k = 0; k < vectors; ++k) {
+    const std::int64_t at = first + static_cast<std::int64_t>(k) * kThreads * N;
+    if (at + N <= a.n) {
+#pragma unroll
+      for (int i = 0; i < N; ++i) step.update(a, p[k][i], m[k][i], v[k][i], g[k][i]);
+      store<N>(a.p_out + at, p[k]);
+      store<N>(a.m_out + at, m[k]);
+      store<N>(a.v_out + at, v[k]);
+      if (a.low_copy != nullptr) {
+        if constexpr (N == 4) {
+          __nv_bfloat162 pairs[2] = {__floats2bfloat162_rn(p[k][0], p[k][1]),
+                                     __floats2bfloat162_rn(p[k][2], p[k][3])};
+          *reinterpret_cast<uint2*>(a.low_copy + at) = *reinterpret_cast<const uint2*>(pairs);
+        } else {
+          store_one(a.low_copy + at, p[k][0]);
+        }
+      }
+    } else {
+      for (std::int64_t i = at; i < a.n; ++i) {
+        float one_p = a.p[i], one_m = a.m[i], one_v = a.v[i];
+        step.update(a, one_p, one_m, one_v, a.gradient[i]);
+        a.p_out[i] = one_p;
+        a.m_out[i] = one_m;
+        a.v_out[i] = one_v;
+        if (a.low_copy != nullptr) store_one(a.low_copy + i, one_p);
+      }
+    }
+  }
+}
+
+// parameter, m, v, gradient, factor[1], hyper[3] = {lr, 1/c1, 1/c2} → parameter, m, v, [parameter in bf16]
+void run_adamw(const KernelCall& call) {
+  const auto& attributes = call.get<ops::AdamW>();
+  const AdamWArguments a{.p = call.in(0),
+                         .m = call.in(1),
+                         .v = call.in(2),
+                         .gradient = call.in(3),
+                         .factor = call.in(4),
+                         .hyper = call.in(5),
+                         .p_out = call.out(0),
+                         .m_out = call.out(1),
+                         .v_out = call.out(2),
+                         .low_copy = call.outputs.size() > 3 ? call.out<bf16>(3) : nullptr,
+                         .n = call.in_shape(0).num_elements(),
+                         .beta1 = static_cast<float>(attributes.beta1),
+                         .beta2 = static_cast<float>(attributes.beta2),
+                         .rest1 = static_cast<float>(1.0 - attributes.beta1),
+                         .rest2 = static_cast<float>(1.0 - attributes.beta2),
+                         .eps = static_cast<float>(attributes.eps),
+                         .weight_decay = attributes.weight_decay};
+  const bool wide = is_aligned(a.p, a.m, a.v, a.gradient, a.p_out, a.m_out, a.v_out, a.low_copy);
+  launch(call, wide ? adamw_kernel<4> : adamw_kernel<1>,
+         grid_size(ceil_div(a.n, 2 * kThreads * (wide ? 4 : 1))), kThreads, 0, a);
+}
+
+}  // namespace
+}  // namespace cuda
+
+void register_cuda_optimizer(KernelTable& table);
+void register_cuda_optimizer(KernelTable& table) {
+  table.add("sum_of_squares", DType::f32, DeviceKind::cuda,
+            {.run = cuda::run_sum_of_squares, .workspace = cuda::sum_of_squares_workspace});
+  table.add("clip_factor", DType::f64, DeviceKind::cuda, {.run = cuda::run_clip_factor});
+  table.add("adamw", DType::f32, DeviceKind::cuda, {.run = cuda::run_adamw});
+}
+
+}  // namespace farskip

@@ -1,0 +1,289 @@
+// farskip bench step: the time of a training step, and where it goes.
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+#include "farskip/base/environment.h"
+#include "farskip/cli/command.h"
+#include "farskip/cli/job.h"
+#include "farskip/cli/load.h"
+#include "farskip/passes/farskip.h"
+#include "farskip/train/devices.h"
+#include "farskip/train/learning_rate.h"
+#include "farskip/train/measure.h"
+#include "farskip/train/trainer.h"
+
+namespace farskip {
+namespace {
+
+struct Options {
+  std::string config, device;
+  std::vector<std::string> overrides;
+  std::int64_t steps = 5, warmup = 2;
+  bool ops = false;
+};
+
+struct OpTime {
+  double seconds = 0, flops = 0, bytes = 0;
+  double wire_bytes = 0;  // sent by this rank
+  bool collective = false;
+};
+struct StepTimes {
+  std::vector<double> seconds, losses;
+  // Of the observed steps. Collectives by op and phase.
+  std::map<std::string, OpTime> ops, blocks;
+  std::int64_t num_observed = 0;
+};
+
+/// Of a collective, the time in which this rank could do nothing else.
+void add_op_times(const Graph& graph, const std::vector<StepTime>& times, StepTimes& out) {
+  constexpr std::array<const char*, 3> phases{"forward", "backward", "update"};
+  for (const StepTime& t : times) {
+    const Node& node = graph.node(t.node);
+    const char* phase = phases[static_cast<std::size_t>(node.scope.phase)];
+    std::string name = node.op->name;
+    if (node.op->collective) name += fmt::format(" {}", phase);
+    Scope place = node.scope;
+    place.layer = -1;
+    place.micro_batch = 0;
+    const OpCost cost = graph.cost(t.node);
+    for (OpTime* time : {&out.ops[name], &out.blocks[place.text()]}) {
+      time->collective = time->collective || node.op->collective;
+      time->seconds += t.seconds;
+      if (t.kind == StepKind::wait) continue;
+      time->flops += cost.flops;
+      time->bytes += cost.bytes;
+      time->wire_bytes += cost.wire_bytes;
+    }
+  }
+}
+
+/// Runs steps on random tokens. On a CPU all timed steps are observed, which costs nothing there; on a GPU an
+/// observed step launches its kernels one by one, so others follow for that.
+class StepTimer {
+ public:
+  StepTimer(const LoadedRun& run, TrainEngine& engine, const Communicator& world, bool on_gpu)
+      : run_(run), engine_(engine), world_(world), on_gpu_(on_gpu) {}
+
+  StepTimes run(const Options& options) {
+    // On a GPU the first step chooses algorithms, the second records.
+    const std::int64_t warmup = on_gpu_ ? std::max<std::int64_t>(options.warmup, 3) : options.warmup;
+    for (std::int64_t i = 0; i < warmup; ++i) step(false, false);
+    for (std::int64_t i = 0; i < options.steps; ++i) step(true, !on_gpu_);
+    if (on_gpu_)
+      for (std::int64_t i = 0; i < std::min<std::int64_t>(options.steps, 5); ++i) step(false, true);
+    return std::move(times_);
+  }
+
+ private:
+  std::vector<Batch> random_batches(std::int64_t parts, std::int64_t tokens) const {
+    std::vector<Batch> batches;
+    for (std::int64_t part = world_.rank(); part < parts; part += world_.size())
+      batches.push_back(random_batch(static_cast<std::uint64_t>(run_.config.seed),
+                                     static_cast<std::uint64_t>(number_ * parts + part), tokens,
+                                     run_.model.vocab_size));
+    return batches;
+  }
+
+  void step(bool timed, bool observed) {
+    const TrainConfig& t = run_.config.train;
+    const std::int64_t parts = t.global_batch / t.micro_batch, tokens = t.micro_batch * t.sequence_length;
+    const std::vector<Batch> batches = random_batches(parts, tokens);
+    world_.barrier();
+    engine_.observe(
+        observed ? [&](const Executor& executor,
+                       const std::vector<StepTime>& steps) { add_op_times(executor.graph(), steps, times_); }
+                 : TrainEngine::Observer());
+    const auto start = std::chrono::steady_clock::now();
+    const StepResult result =
+        engine_.step(batches, 1.0F / static_cast<float>(tokens * parts),
+                     static_cast<float>(t.aux_loss / static_cast<double>(t.global_batch)),
+                     learning_rate_at(t.learning_rate, number_, t.steps), number_ + 1);
+    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    ++number_;
+    times_.losses.push_back(result.loss.loss_sum / static_cast<double>(tokens * parts));
+    times_.num_observed += observed ? 1 : 0;
+    if (timed) times_.seconds.push_back(seconds);
+  }
+
+  const LoadedRun& run_;
+  TrainEngine& engine_;
+  const Communicator& world_;
+  const bool on_gpu_;
+  StepTimes times_;
+  std::int64_t number_ = 0;
+};
+
+/// Of one observed step. The unit of a collective's rate is GB/s on the wire.
+void print_times(const std::map<std::string, OpTime>& times, double steps, bool collectives) {
+  double total = 0;
+  for (const auto& [name, op] : times) total += op.seconds;
+  std::vector<std::pair<double, std::string>> rows;
+  for (const auto& [name, op] : times) {
+    if (op.collective != collectives) continue;
+    std::string text =
+        fmt::format("{:28} {:9.3f} ms {:5.1f}%", name, 1e3 * op.seconds / steps, 100 * op.seconds / total);
+    if (collectives)
+      text += fmt::format(" {:8.1f} GB/s", op.wire_bytes / op.seconds * 1e-9);
+    else
+      text += fmt::format(" {:10.1f} GFLOP/s {:8.1f} GB/s", op.flops / op.seconds * 1e-9,
+                          op.bytes / op.seconds * 1e-9);
+    rows.emplace_back(op.seconds, std::move(text));
+  }
+  std::sort(rows.rbegin(), rows.rend());
+  for (const auto& [time, text] : rows) fmt::print("{}\n", text);
+}
+
+nlohmann::ordered_json times_json(const std::map<std::string, OpTime>& times, double steps) {
+  nlohmann::ordered_json out = nlohmann::ordered_json::object();
+  for (const auto& [name, op] : times)
+    if (!op.collective)
+      out[name] = {{"seconds", op.seconds / steps}, {"flops", op.flops / steps}, {"bytes", op.bytes / steps}};
+  return out;
+}
+
+/// The smallest value that a share of all values does not exceed.
+double quantile(std::vector<double> values, double share) {
+  std::sort(values.begin(), values.end());
+  const auto rank =
+      static_cast<std::size_t>(std::ceil(share * static_cast<double>(values.size()))) - (share > 0 ? 1 : 0);
+  return values[std::min(rank, values.size() - 1)];
+}
+
+struct BenchReport {
+  std::string device, precision;
+  StepTimes times;
+  MemoryReport memory;
+  std::uint64_t measured_memory = 0;
+  double tokens = 0, flops = 0;  // of a step
+  int ranks = 1;
+
+  double seconds() const { return quantile(times.seconds, 0.5); }
+};
+
+void print_report(const BenchReport& r, bool ops) {
+  const double seconds = r.seconds();
+  constexpr double kMiB = 1 << 20;
+  const auto mib = [](std::size_t bytes) { return static_cast<double>(bytes) / kMiB; };
+  fmt::print(
+      "step {:.4f} s (median of {}; p99 {:.4f}), {:.0f} tokens/s, {:.3f} model TFLOP/s; "
+      "memory planned {:.0f} MiB, measured {:.0f} MiB\n",
+      seconds, r.times.seconds.size(), quantile(r.times.seconds, 0.99), r.tokens / seconds,
+      r.flops / seconds * 1e-12, mib(r.memory.total()), mib(r.measured_memory));
+  fmt::print(
+      "device {}, {}; weights {:.0f}, gradients {:.0f}, moments {:.0f}, activations and scratch {:.0f} MiB\n",
+      r.device, r.precision, mib(r.memory.weights), mib(r.memory.gradients), mib(r.memory.moments),
+      mib(r.memory.arena));
+  const auto steps = static_cast<double>(r.times.num_observed);
+  double exposed = 0, observed = 0;
+  for (const auto& [name, op] : r.times.ops) {
+    observed += op.seconds / steps;
+    if (op.collective) exposed += op.seconds / steps;
+  }
+  if (exposed > 0) {
+    fmt::print("communication {:.1f}% of the step, rank 0 waits in\n", 100 * exposed / seconds);
+    print_times(r.times.ops, steps, true);
+  }
+  if (!ops) return;
+  fmt::print("\none by one the kernels take {:.3f} ms; by op\n", 1e3 * observed);
+  print_times(r.times.ops, steps, false);
+  fmt::print("\nby part of the model\n");
+  print_times(r.times.blocks, steps, false);
+}
+
+nlohmann::ordered_json report_json(const BenchReport& r) {
+  const auto steps = static_cast<double>(r.times.num_observed);
+  double exposed = 0;
+  nlohmann::ordered_json collectives = nlohmann::ordered_json::object();
+  for (const auto& [name, op] : r.times.ops) {
+    if (!op.collective) continue;
+    exposed += op.seconds / steps;
+    collectives[name] = {{"exposed_seconds", op.seconds / steps}, {"bytes", op.wire_bytes / steps}};
+  }
+  const double seconds = r.seconds();
+  return {{"device", r.device},
+          {"precision", r.precision},
+          {"step_seconds", seconds},
+          {"step_seconds_p99", quantile(r.times.seconds, 0.99)},
+          {"step_seconds_all", r.times.seconds},
+          {"tokens_per_second", r.tokens / seconds},
+          {"model_tflops", r.flops / seconds * 1e-12},
+          {"planned_peak_memory_bytes", r.memory.total()},
+          {"peak_memory_bytes", r.measured_memory},
+          {"memory_bytes",
+           {{"weights", r.memory.weights},
+            {"gradients", r.memory.gradients},
+            {"moments", r.memory.moments},
+            {"arena", r.memory.arena}}},
+          {"ranks", r.ranks},
+          {"exposed_comm_seconds", exposed},
+          {"collectives", collectives},
+          {"ops", times_json(r.times.ops, steps)},
+          {"blocks", times_json(r.times.blocks, steps)},
+          {"losses", r.times.losses}};
+}
+
+ExitCode step_on_ranks(const LoadedRun& run, const Options& options, const CommonOptions& common,
+                       const Job& job) {
+  refuse_unsupported(run.config);
+  const std::uint64_t before = resident_bytes();
+  const Mesh mesh(job.world, static_cast<int>(run.config.parallel.expert));
+  Arena arena(open_device(run.config.device, run.config.precision, job.world.size()));
+  const bool on_gpu = !arena.device().shares_host_memory();
+  const LayerGraph layers = rewire_farskip(build_layer_graph(run.model), run.model.farskip);
+  TrainEngineOptions engine_settings = engine_options(run.config, job.world.size());
+  if (engine_settings.overlap && job.world.size() > 1)
+    engine_settings.costs = std::make_shared<const CostTable>(
+        measure_step_costs(run.model, layers, engine_settings, mesh, job.heartbeat.get(), job.logger));
+  const auto parameters = local_parameters(list_parameters(run.model), mesh.position(), engine_settings.zero);
+  TensorMap weights = make_parameter_tensors(specs_of(parameters));
+  initialise_weights(weights, parameters, static_cast<std::uint64_t>(run.config.seed),
+                     run.model.initializer_range);
+  TrainEngine engine(run.model, layers, weights, engine_settings, arena, job.logger, mesh,
+                     job.heartbeat.get());
+  engine.upload_weights();
+  BenchReport report;
+  report.times = StepTimer(run, engine, job.world, on_gpu).run(options);
+  if (job.world.rank() != 0) return ExitCode::ok;
+
+  const TrainConfig& t = run.config.train;
+  const DeviceMemory device_memory = arena.device().memory();
+  report.device = arena.device().name();
+  report.precision = name_of(precision_names, run.config.precision);
+  report.memory = engine.memory();
+  report.measured_memory = on_gpu ? device_memory.total - device_memory.free : peak_resident_bytes() - before;
+  report.tokens = static_cast<double>(t.global_batch * t.sequence_length);
+  report.flops = train_flops_per_token(run.model, t.sequence_length) * report.tokens;
+  report.ranks = job.world.size();
+  if (common.json)
+    print_json(report_json(report));
+  else
+    print_report(report, options.ops || on_gpu);
+  return ExitCode::ok;
+}
+
+ExitCode run_step(const Options& options, const CommonOptions& common) {
+  LoadedRun run =
+      load_run(options.config, options.overrides, {.model = true, .data = false}, common.logger());
+  if (!options.device.empty()) run.config.device = parse_choice(device_names, options.device, "--device");
+  return run_job(common, static_cast<double>(run.config.parallel.timeout),
+                 [&](Job& job) { return step_on_ranks(run, options, common, job); });
+}
+
+}  // namespace
+
+void add_bench_step(Subcommand& bench) {
+  auto o = std::make_shared<Options>();
+  Subcommand step = bench.add("step", "One training step: time, rate, memory, and where the time goes");
+  step.positional("CONFIG", o->config, "Run configuration (YAML)");
+  step.positionals("overrides", o->overrides, "key.path=value", false);
+  step.integer("--steps", o->steps, "Timed steps", 1);
+  step.integer("--warmup", o->warmup, "Steps before them", 0);
+  step.text("--device", o->device, "auto, cpu or cuda (default: the configuration's)");
+  step.flag("--ops", o->ops, "Also tables of time and rate by op and by part of the model (GPU: always)");
+  step.run_on_ranks([o](const CommonOptions& common) { return run_step(*o, common); });
+}
+
+}  // namespace farskip

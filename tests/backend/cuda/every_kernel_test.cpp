@@ -1,0 +1,176 @@
+// Every op on the GPU, against the CPU kernels: in f32, and in bf16 on inputs rounded to it. One program run
+// per test case (ctest): what a kernel that breaks the device takes with it is its family's remaining cases.
+#include <chrono>
+#include <cmath>
+#include <cstring>
+#include <set>
+
+#include "job.h"
+#include "support/catch.h"
+
+namespace farskip::test {
+namespace {
+
+/// Runs jobs, prints every failure in one line and goes on, and a summary in the end.
+class Session {
+ public:
+  explicit Session(bool low) : low_(low) {
+    const std::string problem = why_no_cuda_device();
+    if (problem.empty())
+      device_ = make_cuda_device();
+    else
+      fmt::print("skipped: {}\n", problem);
+  }
+
+  void run(const std::vector<OpCase>& cases) {
+    if (!device_) return;
+    const auto start = std::chrono::steady_clock::now();
+    for (const OpCase& c : cases) {
+      if (lost_) break;
+      for (const Job& job : jobs_of(c)) {
+        if (lost_ || (low_ && !takes_low(job.op->name))) continue;
+        run_job(job);
+      }
+    }
+    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    fmt::print("{} on {}: {} runs of {} ops, {} failures, {:.1f} s\n", low_ ? "bf16" : "f32", device_->name(),
+               runs_, ops_.size(), failures_, seconds);
+    std::fflush(stdout);
+    CHECK(runs_ > 0);
+    CHECK(failures_ == 0);
+  }
+
+ private:
+  void fail(const Job& job, const std::string& what) {
+    ++failures_;
+    fmt::print("FAIL {} {}: {}\n", low_ ? "bf16" : "f32", job.text, what);
+    std::fflush(stdout);
+  }
+
+  bool has_kernel(const Job& job, const Prepared& prepared) {
+    const DType dtype = prepared.kernel_dtype();
+    if (device_->kernels().contains(job.op->name, dtype, DeviceKind::cuda)) return true;
+    if (missing_.insert(job.op->name).second) fail(job, fmt::format("no {} kernel", dtype_name(dtype)));
+    return false;
+  }
+
+  void run_job(const Job& job) {
+    try {
+      const Prepared prepared = prepare(job, low_);
+      if (!has_kernel(job, prepared)) return;
+      ops_.insert(job.op->name);
+      const GpuRun first = check(job, prepared, "", {}, -1);
+      for (std::size_t i = 0; i < prepared.inputs.size(); ++i)
+        if (prepared.inputs[i].view() && !same_bits(first.inputs[i], prepared.inputs[i]))
+          fail(job, fmt::format("input {} was changed", i));
+      const GpuRun again = run_on_gpu(*device_, *job.op, prepared);
+      for (std::size_t o = 0; o < first.outputs.size(); ++o)
+        if (!same_bits(first.outputs[o], again.outputs[o]))
+          fail(job, fmt::format("output {} has other bits in a second run", o));
+      for (const InPlace& pair : job.op->in_place) check_in_place(job, prepared, pair);
+      const Prepared longer = with_unused_rows(job, low_);
+      if (!longer.inputs.empty())
+        check(job, longer, " with rows past the count", {},
+              job.inputs[bounded_inputs(job.op->name)[0]].shape()[0]);
+    } catch (const std::exception& error) {
+      fail(job, error.what());
+      try {
+        device_->synchronize();
+      } catch (const std::exception&) {
+        lost_ = true;
+        fmt::print("the device is lost after this; the cases that follow were not run\n");
+      }
+    }
+  }
+
+  void check_in_place(const Job& job, const Prepared& prepared, const InPlace& pair) {
+    if (pair.input >= prepared.inputs.size() || !prepared.inputs[pair.input].view() ||
+        pair.output >= prepared.outputs.size())
+      return;
+    if (prepared.inputs[pair.input].dtype() != prepared.outputs[pair.output].dtype) return;
+    check(job, prepared, fmt::format(" with output {} in input {}", pair.output, pair.input), {pair}, -1);
+  }
+
+  GpuRun check(const Job& job, const Prepared& prepared, const std::string& how,
+               const std::vector<InPlace>& in_place, std::int64_t count) {
+    ++runs_;
+    GpuRun run = run_on_gpu(*device_, *job.op, prepared, in_place, count);
+    if (!run.broken.empty()) fail(job, fmt::format("{}wrote past the end of {}", how, run.broken));
+    for (std::size_t o = 0; o < prepared.outputs.size(); ++o) {
+      const double bound = error_bound(job.op->name, prepared.outputs[o].dtype, low_);
+      const HostTensor& expected = prepared.expected[o];
+      const std::string different = difference(
+          run.outputs[o], expected.dtype() == DType::bf16 ? convert_dtype(expected, DType::f32) : expected,
+          bound, error_floor(job.op->name));
+      if (!different.empty()) fail(job, fmt::format("output {}{}: {}", o, how, different));
+    }
+    return run;
+  }
+
+  static bool same_bits(const HostTensor& a, const HostTensor& b) {
+    return a.bytes().size() == b.bytes().size() &&
+           std::memcmp(a.bytes().data(), b.bytes().data(), a.bytes().size()) == 0;
+  }
+
+  bool low_, lost_ = false;
+  std::shared_ptr<Device> device_;
+  int runs_ = 0, failures_ = 0;
+  std::set<std::string> ops_, missing_;
+};
+
+void run(const std::vector<OpCase>& cases, bool low) {
+  Session(low).run(cases);
+}
+
+TEST_CASE("f32 on the GPU is the CPU's: dense ops") {
+  run(dense_cases(), false);
+}
+TEST_CASE("f32 on the GPU is the CPU's: row by row") {
+  run(rowwise_cases(), false);
+}
+TEST_CASE("f32 on the GPU is the CPU's: attention") {
+  run(attention_cases(), false);
+}
+TEST_CASE("f32 on the GPU is the CPU's: routing") {
+  run(routing_cases(), false);
+}
+TEST_CASE("f32 on the GPU is the CPU's: optimizer and casts") {
+  run(optimizer_cases(), false);
+  run(cast_cases(), false);
+}
+TEST_CASE("f32 on the GPU is the CPU's: large dense ops") {
+  run(large_dense_cases(), false);
+}
+TEST_CASE("f32 on the GPU is the CPU's: large, row by row") {
+  run(large_rowwise_cases(), false);
+}
+TEST_CASE("f32 on the GPU is the CPU's: large routing") {
+  run(large_routing_cases(), false);
+}
+TEST_CASE("f32 on the GPU is the CPU's: large optimizer") {
+  run(large_optimizer_cases(), false);
+}
+TEST_CASE("bf16 on the GPU is f32 of the rounded inputs, rounded: dense ops") {
+  run(dense_cases(), true);
+}
+TEST_CASE("bf16 on the GPU is f32 of the rounded inputs, rounded: row by row") {
+  run(rowwise_cases(), true);
+}
+TEST_CASE("bf16 on the GPU is f32 of the rounded inputs, rounded: attention") {
+  run(attention_cases(), true);
+}
+TEST_CASE("bf16 on the GPU is f32 of the rounded inputs, rounded: routing") {
+  run(routing_cases(), true);
+}
+TEST_CASE("bf16 on the GPU is f32 of the rounded inputs, rounded: large dense ops") {
+  run(large_dense_cases(), true);
+}
+TEST_CASE("bf16 on the GPU is f32 of the rounded inputs, rounded: large, row by row") {
+  run(large_rowwise_cases(), true);
+}
+TEST_CASE("bf16 on the GPU is f32 of the rounded inputs, rounded: large routing") {
+  run(large_routing_cases(), true);
+}
+
+}  // namespace
+}  // namespace farskip::test

@@ -1,0 +1,156 @@
+// Distillation over ranks that are threads.
+#include <cmath>
+#include <nlohmann/json.hpp>
+#include <set>
+#include <sstream>
+
+#include "farskip/comm/local.h"
+#include "farskip/passes/farskip.h"
+#include "farskip/schedule/list_scheduler.h"
+#include "farskip/train/distillation.h"
+#include "rank_graph.h"
+#include "support/catch.h"
+#include "support/support.h"
+
+namespace farskip::test {
+namespace {
+
+const Logger kQuiet(LogLevel::off);
+
+struct Ranks {
+  int count = 1, expert = 1;
+  bool zero = false, overlap = true;
+};
+
+struct Result {
+  std::vector<nlohmann::json> metrics;
+  TensorMap weights;
+};
+
+RunConfig make_config(const fs::path& run_dir, const Ranks& ranks,
+                      const std::vector<std::string>& overrides) {
+  const fs::path teacher = fixtures() / "deepseek_v2";
+  const std::string yaml = fmt::format(R"(
+run_dir: {}
+farskip: {{mode: full}}
+parallel: {{expert: {}, zero: {}}}
+schedule: {{overlap: {}}}
+data: {{tokens: [{}/tokens], validation: [{}/tokens]}}
+train:
+  steps: 4
+  sequence_length: 16
+  global_batch: 8
+  micro_batch: 2
+  learning_rate: {{schedule: constant, peak: 1.0e-3}}
+  optimizer: {{eps: 1.0e-4}}
+  validate_every: 2
+distill: {{teacher: {}}}
+checkpoint: {{every: 0, keep: 10, async: false}}
+)",
+                                       run_dir.string(), ranks.expert, ranks.zero ? 1 : 0, ranks.overlap,
+                                       teacher.string(), teacher.string(), teacher.string());
+  ErrorList errors;
+  ConfigNode tree = parse_yaml_text(yaml, "test", errors);
+  for (const std::string& o : overrides) apply_override(tree, o, errors);
+  RunConfig config = read_run_config(tree, errors, {.needs = {.distill = true}});
+  errors.throw_if_any();
+  return config;
+}
+
+Result distill(const fs::path& run_dir, const Ranks& ranks, const std::vector<std::string>& overrides) {
+  const RunConfig config = make_config(run_dir, ranks, overrides);
+  ModelConfig model = read_hub_config(config.distill->teacher);
+  model.farskip = *config.farskip;
+  on_ranks(ranks.count, [&](const Communicator& world) {
+    Heartbeat heartbeat;
+    return train(config, model, world, heartbeat, kQuiet).step;
+  });
+  Result result;
+  std::istringstream text(read_text_file(run_dir / "metrics.jsonl"));
+  for (std::string line; std::getline(text, line);) result.metrics.push_back(nlohmann::json::parse(line));
+  const auto specs = list_parameters(model);
+  result.weights = make_parameter_tensors(specs);
+  load_weights(result.weights, whole_parameters(specs), specs,
+               SafetensorsFolder(run_dir / "checkpoints" / "step-4"));
+  return result;
+}
+
+const std::vector<std::string> kEverything{"distill.loss={kl: 0.7, jsd: 0.3, sft: 0.1}",
+                                           "distill.hidden_l2=0.1", "distill.router_agreement=0.1",
+                                           "distill.freeze=[head]"};
+
+TEST_CASE("distillation over ranks is that of one rank") {
+  const TemporaryFolder folder;
+  for (const bool cached : {false, true}) {
+    std::vector<std::string> overrides = kEverything;
+    if (cached) overrides = {"distill.cache.top_k=12", "distill.cache.path=" + (folder / "kept").string()};
+    const Result one = distill(folder / fmt::format("one{}", cached), {}, overrides);
+    for (const Ranks& ranks : {Ranks{2, 2}, Ranks{2, 1, true}, Ranks{4, 2, true}}) {
+      INFO(ranks.count << " ranks, experts over " << ranks.expert << (cached ? ", kept" : ""));
+      if (cached) fs::remove_all(folder / "kept");
+      const Result many =
+          distill(folder / fmt::format("{}-{}-{}", ranks.count, ranks.expert, cached), ranks, overrides);
+      REQUIRE(many.metrics.size() == one.metrics.size());
+      for (std::size_t i = 0; i < one.metrics.size(); ++i)
+        for (const char* key : {"loss", "kl", "student_loss", "teacher_loss", "agreement", "grad_norm"})
+          CHECK(many.metrics[i][key].get<double>() ==
+                Catch::Approx(one.metrics[i][key].get<double>()).epsilon(1e-5).margin(1e-6));
+      CHECK(many.metrics[3]["validation_loss"].get<double>() ==
+            Catch::Approx(one.metrics[3]["validation_loss"].get<double>()).epsilon(1e-5));
+      double worst = 0;
+      for (const auto& [name, tensor] : one.weights)
+        for (std::size_t i = 0; i < tensor.values<float>().size(); ++i)
+          worst = std::max(worst, std::abs(static_cast<double>(tensor.values<float>()[i]) -
+                                           static_cast<double>(many.weights.at(name).values<float>()[i])));
+      CHECK(worst < 1e-5);
+    }
+  }
+}
+
+TEST_CASE("distillation that overlaps teacher and student gives the bits of the blocking one") {
+  const TemporaryFolder folder;
+  for (const Ranks& ranks : {Ranks{2, 2}, Ranks{2, 1, true}}) {
+    Ranks blocking = ranks;
+    blocking.overlap = false;
+    const Result a = distill(folder / fmt::format("a{}", ranks.expert), ranks, kEverything);
+    const Result b = distill(folder / fmt::format("b{}", ranks.expert), blocking, kEverything);
+    REQUIRE(a.metrics.size() == b.metrics.size());
+    for (std::size_t i = 0; i < a.metrics.size(); ++i)
+      for (const char* key : {"loss", "kl", "grad_norm", "student_loss"})
+        CHECK(a.metrics[i][key] == b.metrics[i][key]);
+    for (const auto& [name, tensor] : a.weights) CHECK(same_bits(tensor, b.weights.at(name)));
+  }
+}
+
+TEST_CASE("the teacher runs while the student's rows travel") {
+  const ModelConfig model = read_hub_config(fixtures() / "deepseek_v2");
+  ModelConfig student = model;
+  student.farskip = {FarSkipMode::full, {}};
+  Teacher teacher{model, build_layer_graph(model), {}, {}};
+  const DistillObjective objective({}, std::move(teacher));
+  LowerOptions options;
+  options.batch = 2;
+  options.sequence_length = 32;
+  const Graph graph = objective.build_forward(
+      student, rewire_farskip(build_layer_graph(student), student.farskip), options, {{2, 0, 2}, false, 192});
+  NodeSeconds seconds;
+  for (std::size_t n = 0; n < graph.nodes().size(); ++n)
+    seconds.push_back(graph.nodes()[n].op->collective ? 3.0 : graph.cost(NodeId(n)).flops * 1e-6);
+  const Plan plan = make_overlapped_plan(graph, cpu_workspace, seconds);
+  verify_plan(graph, plan);
+  int beside[2][2] = {};  // [model of a transport][model of a product under it]
+  std::set<std::int16_t> in_flight;
+  std::map<NodeId, std::int16_t> open;
+  for (const PlanStep& step : plan.steps) {
+    const Node& node = graph.node(step.node);
+    if (step.kind == StepKind::start) open[step.node] = node.scope.model;
+    if (step.kind == StepKind::wait) open.erase(step.node);
+    if (step.kind == StepKind::run && node.op->name == "matmul")
+      for (const auto& [id, model_number] : open) ++beside[model_number][node.scope.model];
+  }
+  CHECK(beside[0][1] > 0);  // the teacher's under the student's
+  CHECK(beside[1][0] > 0);  // and the reverse
+}
+
+}  // namespace
+}  // namespace farskip::test

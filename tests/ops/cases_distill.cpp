@@ -1,0 +1,136 @@
+// Losses of distillation.
+#include <cmath>
+
+#include "farskip/ops/distill_ops.h"
+#include "op_case.h"
+
+namespace farskip::test {
+namespace {
+
+struct Sizes {
+  std::int64_t vocab = 23, hidden = 7, teacher_hidden = 5;
+  double stddev = 0.7;
+};
+
+OpCase loss_case(const char* name, const ops::DistillLoss& a, const HostTensor& targets, Sizes s = {}) {
+  const std::int64_t tokens = targets.num_elements();
+  OpCase c{"distill_loss",
+           name,
+           Attributes::of(a),
+           {random_tensor({tokens, s.hidden}, 401, s.stddev), random_tensor({s.vocab, s.hidden}, 402),
+            random_tensor({tokens, s.teacher_hidden}, 403, s.stddev),
+            random_tensor({s.vocab, s.teacher_hidden}, 404), targets},
+           {0},
+           {2, 3}};
+  c.tolerance = 1e-5;
+  c.gradient_tolerance = 3e-5;
+  return c;
+}
+
+/// What a teacher could have left: random log-probabilities that sum to one.
+OpCase cached_case(const char* name, const ops::DistillLoss& a, const HostTensor& targets,
+                   std::int64_t vocab) {
+  const std::int64_t tokens = targets.num_elements(), k = a.top_k;
+  HostTensor log_probs = random_tensor({tokens, k}, 413), tail(DType::f32, {tokens});
+  for (std::int64_t t = 0; t < tokens; ++t) {
+    double sum = vocab > k ? 1.0 : 0.0;
+    const auto row =
+        log_probs.values<float>().subspan(static_cast<std::size_t>(t * k), static_cast<std::size_t>(k));
+    for (const float x : row) sum += std::exp(static_cast<double>(x));
+    for (float& x : row) x -= static_cast<float>(std::log(sum));
+    tail.values<float>()[static_cast<std::size_t>(t)] =
+        vocab > k ? static_cast<float>(-std::log(sum)) : -INFINITY;
+  }
+  OpCase c{"cached_distill_loss",
+           name,
+           Attributes::of(a),
+           {random_tensor({tokens, 6}, 411, 0.6), random_tensor({vocab, 6}, 412),
+            random_choice(tokens, k, vocab, 414), log_probs, tail, random_tensor({tokens}, 415, 0.5, -2.0),
+            targets},
+           {0},
+           {3, 4, 5}};
+  c.tolerance = 1e-5;
+  c.gradient_tolerance = 3e-5;
+  return c;
+}
+
+void add_losses(std::vector<OpCase>& cases) {
+  const HostTensor targets = integer_tensor({7}, {3, -1, 22, 0, -1, 7, 3});
+  const std::vector<std::pair<const char*, ops::DistillLoss>> losses{
+      {"KL", {}},
+      {"reverse KL", {.kl = 0, .reverse_kl = 1}},
+      {"Jensen-Shannon", {.kl = 0, .jsd = 1}},
+      {"cross-entropy", {.kl = 0, .sft = 1}},
+      {"a mixture", {.kl = 0.4, .reverse_kl = 0.3, .jsd = 0.2, .sft = 0.1}},
+      {"KL at a temperature", {.temperature = 2.5}},
+      {"a mixture at a temperature",
+       {.kl = 0.4, .reverse_kl = 0.3, .jsd = 0.2, .sft = 0.5, .temperature = 0.7}}};
+  for (const auto& [name, a] : losses) {
+    cases.push_back(loss_case(name, a, targets));
+    for (const std::int64_t top_k : {1, 5, 23}) {
+      ops::DistillLoss some = a;
+      some.top_k = top_k;
+      cases.push_back(loss_case(name, some, targets));
+      cases.push_back(cached_case(name, some, targets, 23));
+    }
+  }
+  const HostTensor many = random_integers({301}, -1, 1031, 405);
+  cases.push_back(loss_case("blocks of tokens", {}, many, {1031, 16, 9, 0.3}));
+  cases.push_back(
+      loss_case("blocks of tokens", {.jsd = 0.5, .sft = 0.5, .top_k = 40}, many, {1031, 16, 9, 0.3}));
+  cases.push_back(loss_case("more than one piece of vocabulary", {.kl = 1, .reverse_kl = 1},
+                            random_integers({3}, 0, 9001, 406), {9001, 3, 3, 0.7}));
+  OpCase large = loss_case("large logits", {.kl = 0.5, .reverse_kl = 0.5}, targets, {23, 7, 5, 8.0});
+  large.tolerance = 1e-4;
+  large.gradient_tolerance = 1e-3;
+  cases.push_back(large);
+  cases.push_back(loss_case("no token counted", {.sft = 1}, integer_tensor({3}, {-1, -1, -1})));
+  cases.push_back(loss_case("one token", {}, integer_tensor({1}, {4})));
+}
+
+void add_kept(std::vector<OpCase>& cases) {
+  for (const std::int64_t top_k : {1, 4, 22}) {
+    OpCase c{"teacher_top_k",
+             "some tokens not counted",
+             Attributes::of(ops::KeepTopK{top_k, 1.5}),
+             {random_tensor({9, 6}, 421), random_tensor({23, 6}, 422), random_integers({9}, -1, 23, 423)},
+             {}};
+    c.tolerance = 1e-5;
+    cases.push_back(c);
+  }
+}
+
+void add_comparisons(std::vector<OpCase>& cases) {
+  for (const char* op : {"squared_difference", "router_divergence"})
+    for (const auto& [tokens, width] :
+         {std::pair<std::int64_t, std::int64_t>{5, 7}, {1, 1}, {301, 64}, {70, 33}}) {
+      OpCase c{op,
+               "some tokens not counted",
+               Attributes::of(ops::Weight{0.3}),
+               {random_tensor({tokens, width}, 431), random_tensor({tokens, width}, 432),
+                random_integers({tokens}, tokens == 1 ? 0 : -1, 2, 433)},
+               {0},
+               {1}};
+      c.tolerance = 1e-5;
+      c.gradient_tolerance = 3e-5;
+      cases.push_back(c);
+    }
+  cases.push_back(
+      {"count_routing_flips",
+       "some tokens not counted",
+       Attributes::of(NoAttributes{}),
+       {random_choice(40, 3, 7, 441), random_choice(40, 3, 7, 442), random_integers({40}, -1, 3, 443)},
+       {}});
+}
+
+}  // namespace
+
+std::vector<OpCase> distill_cases() {
+  std::vector<OpCase> cases;
+  add_losses(cases);
+  add_kept(cases);
+  add_comparisons(cases);
+  return cases;
+}
+
+}  // namespace farskip::test

@@ -1,0 +1,192 @@
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <vector>
+
+#include "farskip/ops/distill_ops.h"
+#include "reference/reference.h"
+
+namespace farskip::reference {
+namespace {
+
+using Row = std::vector<double>;
+
+Row logits_of(const double* h, const double* w, std::int64_t hidden, std::int64_t vocab, std::int64_t token) {
+  Row out(static_cast<std::size_t>(vocab), 0.0);
+  for (std::int64_t v = 0; v < vocab; ++v)
+    for (std::int64_t i = 0; i < hidden; ++i)
+      out[static_cast<std::size_t>(v)] += h[token * hidden + i] * w[v * hidden + i];
+  return out;
+}
+
+Row softmax(Row x, double temperature) {
+  const double max = *std::max_element(x.begin(), x.end());
+  double sum = 0.0;
+  for (double& v : x) sum += v = std::exp((v - max) / temperature);
+  for (double& v : x) v /= sum;
+  return x;
+}
+
+std::size_t argmax(const Row& x) {
+  return static_cast<std::size_t>(std::max_element(x.begin(), x.end()) - x.begin());
+}
+
+/// The ids of the k largest, ties to the lower id.
+std::vector<std::size_t> best(const Row& x, std::int64_t k) {
+  std::vector<std::size_t> ids(x.size());
+  std::iota(ids.begin(), ids.end(), std::size_t{0});
+  std::stable_sort(ids.begin(), ids.end(), [&](std::size_t a, std::size_t b) { return x[a] > x[b]; });
+  ids.resize(static_cast<std::size_t>(k));
+  return ids;
+}
+
+/// Probabilities of the events `ids` and of the rest.
+Row gather_events(const Row& p, const std::vector<std::size_t>& ids) {
+  Row out;
+  Row left = p;
+  for (const std::size_t i : ids) {
+    out.push_back(p[i]);
+    left[i] = 0.0;
+  }
+  if (ids.size() < p.size()) out.push_back(std::accumulate(left.begin(), left.end(), 0.0));
+  return out;
+}
+
+double kl(const Row& p, const Row& q) {
+  double sum = 0.0;
+  for (std::size_t i = 0; i < p.size(); ++i)
+    if (p[i] > 0) sum += p[i] * std::log(p[i] / q[i]);
+  return sum;
+}
+
+/// Adds one token to loss and stats. p, q: at the temperature, over the events.
+void add_token(const KernelCall& call, const Row& p, const Row& q, double student_loss, double teacher_loss,
+               bool agree, bool correct) {
+  const auto& a = call.get<ops::DistillLoss>();
+  Row mean(p.size());
+  for (std::size_t i = 0; i < p.size(); ++i) mean[i] = 0.5 * (p[i] + q[i]);
+  const double forward = kl(p, q), reverse = a.reverse_kl > 0 ? kl(q, p) : 0.0;
+  const double jsd = a.jsd > 0 ? 0.5 * (kl(p, mean) + kl(q, mean)) : 0.0;
+  call.out<double>(0)[0] +=
+      a.temperature * a.temperature * (a.kl * forward + a.reverse_kl * reverse + a.jsd * jsd) +
+      a.sft * student_loss;
+  const double values[] = {
+      forward, reverse, jsd, student_loss, teacher_loss, agree ? 1.0 : 0.0, correct ? 1.0 : 0.0};
+  for (std::size_t i = 0; i < ops::kDistillStats.size(); ++i) call.out<double>(1)[i] += values[i];
+}
+
+void clear(const KernelCall& call) {
+  call.out<double>(0)[0] = 0.0;
+  std::fill_n(call.out<double>(1), ops::kDistillStats.size(), 0.0);
+}
+
+void run_distill_loss(const KernelCall& call) {
+  const auto& a = call.get<ops::DistillLoss>();
+  const std::int64_t vocab = call.in_shape(1)[0];
+  clear(call);
+  for (std::int64_t t = 0; t < call.in_shape(4).num_elements(); ++t) {
+    const std::int32_t target = call.in<std::int32_t>(4)[t];
+    if (target < 0) continue;
+    const auto at = static_cast<std::size_t>(target);
+    const Row s = logits_of(call.in<double>(0), call.in<double>(1), call.in_shape(1)[1], vocab, t);
+    const Row x = logits_of(call.in<double>(2), call.in<double>(3), call.in_shape(3)[1], vocab, t);
+    Row q = softmax(s, a.temperature), p = softmax(x, a.temperature);
+    if (a.top_k > 0) {
+      const auto ids = best(x, a.top_k);
+      q = gather_events(q, ids);
+      p = gather_events(p, ids);
+    }
+    add_token(call, p, q, -std::log(softmax(s, 1.0)[at]), -std::log(softmax(x, 1.0)[at]),
+              argmax(s) == argmax(x), s[at] >= *std::max_element(s.begin(), s.end()));
+  }
+}
+
+void run_cached_distill_loss(const KernelCall& call) {
+  const auto& a = call.get<ops::DistillLoss>();
+  const std::int64_t vocab = call.in_shape(1)[0];
+  clear(call);
+  for (std::int64_t t = 0; t < call.in_shape(6).num_elements(); ++t) {
+    const std::int32_t target = call.in<std::int32_t>(6)[t];
+    if (target < 0) continue;
+    const auto at = static_cast<std::size_t>(target);
+    const Row s = logits_of(call.in<double>(0), call.in<double>(1), call.in_shape(1)[1], vocab, t);
+    std::vector<std::size_t> ids;
+    Row p;
+    for (std::int64_t k = 0; k < a.top_k; ++k) {
+      ids.push_back(static_cast<std::size_t>(call.in<std::int32_t>(2)[t * a.top_k + k]));
+      p.push_back(std::exp(call.in<double>(3)[t * a.top_k + k]));
+    }
+    if (a.top_k < vocab) p.push_back(std::exp(call.in<double>(4)[t]));
+    add_token(call, p, gather_events(softmax(s, a.temperature), ids), -std::log(softmax(s, 1.0)[at]),
+              -call.in<double>(5)[t], argmax(s) == ids[0], s[at] >= *std::max_element(s.begin(), s.end()));
+  }
+}
+
+void run_teacher_top_k(const KernelCall& call) {
+  const auto& a = call.get<ops::KeepTopK>();
+  const std::int64_t vocab = call.in_shape(1)[0];
+  for (std::int64_t t = 0; t < call.in_shape(0)[0]; ++t) {
+    const Row x = logits_of(call.in<double>(0), call.in<double>(1), call.in_shape(1)[1], vocab, t);
+    const auto ids = best(x, a.top_k);
+    const Row p = gather_events(softmax(x, a.temperature), ids);
+    for (std::size_t k = 0; k < ids.size(); ++k) {
+      const auto to = static_cast<std::size_t>(t * a.top_k) + k;
+      call.out<std::int32_t>(0)[to] = static_cast<std::int32_t>(ids[k]);
+      call.out<double>(1)[to] = std::log(p[k]);
+    }
+    call.out<double>(2)[t] = std::log(p.back());
+    const std::int32_t target = call.in<std::int32_t>(2)[t];
+    call.out<double>(3)[t] = target < 0 ? 0.0 : std::log(softmax(x, 1.0)[static_cast<std::size_t>(target)]);
+  }
+}
+
+Row row_of(const double* x, std::int64_t width, std::int64_t t) {
+  return {x + t * width, x + (t + 1) * width};
+}
+
+void run_squared_difference(const KernelCall& call) {
+  const std::int64_t width = call.in_shape(0)[1];
+  double sum = 0.0;
+  for (std::int64_t t = 0; t < call.in_shape(0)[0]; ++t)
+    for (std::int64_t i = 0; i < width && call.in<std::int32_t>(2)[t] >= 0; ++i)
+      sum += std::pow(call.in<double>(0)[t * width + i] - call.in<double>(1)[t * width + i], 2);
+  call.out<double>(0)[0] = call.get<ops::Weight>().weight * sum / static_cast<double>(width);
+}
+
+void run_router_divergence(const KernelCall& call) {
+  const std::int64_t width = call.in_shape(0)[1];
+  double sum = 0.0;
+  for (std::int64_t t = 0; t < call.in_shape(0)[0]; ++t)
+    if (call.in<std::int32_t>(2)[t] >= 0)
+      sum += kl(softmax(row_of(call.in<double>(1), width, t), 1.0),
+                softmax(row_of(call.in<double>(0), width, t), 1.0));
+  call.out<double>(0)[0] = call.get<ops::Weight>().weight * sum;
+}
+
+void run_count_routing_flips(const KernelCall& call) {
+  const std::int64_t top_k = call.in_shape(0)[1];
+  std::int32_t flips = 0;
+  for (std::int64_t t = 0; t < call.in_shape(0)[0]; ++t) {
+    if (call.in<std::int32_t>(2)[t] < 0) continue;
+    for (std::int64_t k = 0; k < top_k; ++k) {
+      bool also = false;
+      for (std::int64_t j = 0; j < top_k; ++j)
+        also = also || call.in<std::int32_t>(0)[t * top_k + k] == call.in<std::int32_t>(1)[t * top_k + j];
+      if (!also) ++flips;
+    }
+  }
+  call.out<std::int32_t>(0)[0] = flips;
+}
+
+}  // namespace
+
+void register_distill(KernelTable& table) {
+  add_reference(table, "distill_loss", run_distill_loss);
+  add_reference(table, "cached_distill_loss", run_cached_distill_loss);
+  add_reference(table, "teacher_top_k", run_teacher_top_k);
+  add_reference(table, "squared_difference", run_squared_difference);
+  add_reference(table, "router_divergence", run_router_divergence);
+  add_reference(table, "count_routing_flips", run_count_routing_flips);
+}
+
+}  // namespace farskip::reference

@@ -1,0 +1,329 @@
+// Distillation runs as a whole: exact zero, freezing, resume, kept teacher outputs, early stopping.
+#include <cmath>
+#include <cstring>
+#include <nlohmann/json.hpp>
+#include <sstream>
+
+#include "farskip/config/run_config.h"
+#include "farskip/tensor/safetensors.h"
+#include "farskip/train/distillation.h"
+#include "support/catch.h"
+#include "support/support.h"
+
+namespace farskip {
+namespace {
+
+const Logger kQuiet(LogLevel::off);
+const fs::path kTeacher = test::fixtures() / "deepseek_v2";
+
+struct Run {
+  RunConfig config;
+  ModelConfig model;
+};
+
+Run make_run(const fs::path& run_dir, const std::vector<std::string>& overrides = {}) {
+  const std::string yaml =
+      fmt::format(R"(
+run_dir: {}
+farskip: {{mode: full}}
+data: {{tokens: [{}/tokens], validation: [{}/tokens]}}
+train:
+  steps: 6
+  sequence_length: 32
+  global_batch: 4
+  micro_batch: 2
+  learning_rate: {{schedule: cosine, peak: 1.0e-3, final: 1.0e-4}}
+  validate_every: 3
+distill: {{teacher: {}}}
+checkpoint: {{every: 2, keep: 10}}
+)",
+                  run_dir.string(), kTeacher.string(), kTeacher.string(), kTeacher.string());
+  ErrorList errors;
+  ConfigNode tree = parse_yaml_text(yaml, "test", errors);
+  for (const std::string& o : overrides) apply_override(tree, o, errors);
+  Run run{read_run_config(tree, errors, {.needs = {.distill = true}}), read_hub_config(kTeacher)};
+  errors.throw_if_any();
+  run.model.farskip = *run.config.farskip;
+  return run;
+}
+
+TrainResult distill(const Run& run) {
+  Heartbeat heartbeat;
+  return train(run.config, run.model, make_self_communicator(), heartbeat, kQuiet);
+}
+
+std::string checkpoint_bytes(const fs::path& run_dir, int step) {
+  std::string bytes;
+  for (const char* name : {"model.safetensors", "optimizer.safetensors"})
+    bytes += read_text_file(run_dir / "checkpoints" / fmt::format("step-{}", step) / name);
+  return bytes;
+}
+
+std::vector<nlohmann::json> metrics(const fs::path& run_dir) {
+  std::vector<nlohmann::json> lines;
+  std::istringstream text(read_text_file(run_dir / "metrics.jsonl"));
+  for (std::string line; std::getline(text, line);) lines.push_back(nlohmann::json::parse(line));
+  return lines;
+}
+
+/// Whether a tensor of the last checkpoint has the teacher's bits.
+bool is_unchanged(const fs::path& run_dir, const std::string& name) {
+  const HostTensor now = SafetensorsFile(run_dir / "checkpoints" / "step-6" / "model.safetensors").read(name);
+  const HostTensor before = SafetensorsFolder(kTeacher).read(name);
+  return now.bytes().size() == before.bytes().size() &&
+         std::memcmp(now.bytes().data(), before.bytes().data(), now.bytes().size()) == 0;
+}
+
+TEST_CASE("a student that is its teacher has exactly zero loss and gradient, and stays it") {
+  const test::TemporaryFolder folder;
+  const std::vector<std::vector<std::string>> losses{
+      {"distill.loss=kl"},
+      {"distill.loss=reverse_kl", "distill.temperature=2"},
+      {"distill.loss=jsd", "distill.hidden_l2=0.5", "distill.router_agreement=0.5"},
+      {"distill.loss=kl", "distill.top_k=7", "schedule.recompute=full"},
+      {"distill.loss=jsd", "distill.top_k=7", "schedule.micro_batches_in_flight=2"}};
+  int number = 0;
+  for (std::vector<std::string> overrides : losses) {
+    INFO(fmt::format("{}", fmt::join(overrides, " ")));
+    overrides.insert(overrides.end(), {"farskip.mode=off", "train.optimizer.weight_decay=0"});
+    const fs::path run_dir = folder / std::to_string(number++);
+    distill(make_run(run_dir, overrides));
+    for (const auto& line : metrics(run_dir)) {
+      CHECK(line["loss"] == 0.0);
+      CHECK(line["grad_norm"] == 0.0);
+      CHECK(line["kl"] == 0.0);
+      CHECK(line["agreement"] == 1.0);
+      for (const auto& share : line["routing_flips"]) CHECK(share == 0.0);
+      CHECK(line["student_loss"] == line["teacher_loss"]);
+    }
+    CHECK(is_unchanged(run_dir, "lm_head.weight"));
+    CHECK(is_unchanged(run_dir, "model.layers.2.mlp.experts.3.up_proj.weight"));
+  }
+}
+
+TEST_CASE("distillation lowers the divergence, and reports what it is about") {
+  const test::TemporaryFolder folder;
+  distill(make_run(folder / "run",
+                   {"train.steps=40", "train.learning_rate.peak=3e-4", "train.global_batch=8",
+                    "train.validate_every=20", "train.optimizer.weight_decay=0", "data.shuffle=false"}));
+  const auto lines = metrics(folder / "run");
+  REQUIRE(lines.size() == 40);
+  CHECK(lines.back()["kl"] < 0.7 * lines.front()["kl"].get<double>());
+  const auto& last = lines.back();
+  CHECK(last["validation_kl"] > 0);
+  CHECK(last["validation_agreement"] <= 1);
+  CHECK(last["routing_flips"].size() == 3);
+  const double teacher = last["validation_teacher_loss"], untrained = last["validation_untrained_loss"];
+  CHECK(last["recovered"].get<double>() ==
+        Catch::Approx((untrained - last["validation_loss"].get<double>()) / (untrained - teacher))
+            .epsilon(1e-6));
+}
+
+TEST_CASE("frozen tensors keep every bit, and the others do not") {
+  const test::TemporaryFolder folder;
+  distill(make_run(folder / "run", {"distill.freeze=[embedding, head, \"model.layers.1.*\"]"}));
+  for (const char* name :
+       {"model.embed_tokens.weight", "lm_head.weight", "model.layers.1.mlp.gate.weight",
+        "model.layers.1.input_layernorm.weight", "model.layers.1.mlp.experts.5.down_proj.weight"})
+    CHECK(is_unchanged(folder / "run", name));
+  for (const char* name :
+       {"model.norm.weight", "model.layers.2.mlp.gate.weight", "model.layers.0.self_attn.o_proj.weight"})
+    CHECK_FALSE(is_unchanged(folder / "run", name));
+  const SafetensorsFile moments(folder / "run" / "checkpoints" / "step-6" / "optimizer.safetensors");
+  for (const TensorInfo& info : moments.tensors()) CHECK(info.name.find("lm_head") == std::string::npos);
+}
+
+TEST_CASE(
+    "the step's graph fuses loss and gradient, and has no backward for the teacher and what is frozen") {
+  const test::TemporaryFolder folder;
+  const Run run = make_run(folder / "run", {"distill.freeze=[head, experts]"});
+  const std::vector<LocalParameter> parameters = whole_parameters(list_parameters(run.model));
+  TensorMap weights = make_parameter_tensors(specs_of(parameters));
+  Heartbeat heartbeat;
+  const Distillation d(run.config, run.model, parameters, weights, make_self_mesh(), heartbeat, kQuiet);
+  LowerOptions lowering;
+  lowering.sequence_length = 8;
+  MicroBatchKind kind;
+  kind.objective = d.objective().get();
+  kind.frozen = d.frozen();
+  const Graph graph =
+      run_pipeline(build_micro_batch_graph(run.model, d.layers_at(0), lowering, {}, kind), {}, kQuiet);
+  std::map<std::string, int> ops;
+  int teacher_nodes = 0;
+  for (const Node& node : graph.nodes()) {
+    ++ops[node.op->name];
+    if (node.scope.model == 0) continue;
+    ++teacher_nodes;
+    CHECK(node.scope.phase == Phase::forward);
+  }
+  CHECK(teacher_nodes > 40);
+  CHECK(ops["distill_loss"] == 0);
+  CHECK(ops["distill_loss_grad"] == 1);
+  CHECK(ops["grouped_matmul_wgrad"] == 0);
+  CHECK(ops["grouped_matmul"] == 3 * 2 * 3);  // of teacher and student, and back to the rows
+  CHECK_FALSE(graph.find_external("grad.lm_head.weight"));
+  CHECK(graph.find_external("grad.model.norm.weight"));
+}
+
+TEST_CASE("a frozen tensor that both models share is kept once, and no bit depends on that") {
+  const test::TemporaryFolder folder;
+  const Run run = make_run(folder / "run", {"distill.freeze=[head, experts]"});
+  const std::vector<LocalParameter> parameters = whole_parameters(list_parameters(run.model));
+  TensorMap weights = make_parameter_tensors(specs_of(parameters));
+  Heartbeat heartbeat;
+  const Distillation d(run.config, run.model, parameters, weights, make_self_mesh(), heartbeat, kQuiet);
+  CHECK_FALSE(d.objective()->tensors().contains("teacher.lm_head.weight"));
+  CHECK_FALSE(d.objective()->tensors().contains("teacher.model.layers.1.mlp.experts.down_proj"));
+  CHECK(d.objective()->tensors().contains("teacher.model.embed_tokens.weight"));
+  CHECK_NOTHROW(d.check_shared(weights));
+  weights.at("lm_head.weight").values<float>()[3] += 1.0F;
+  CHECK_THROWS_AS(d.check_shared(weights), UsageError);
+}
+
+TEST_CASE("distillation in two halves gives the bytes of one piece, with kept teacher outputs too") {
+  for (const bool cached : {false, true}) {
+    INFO((cached ? "with a cache" : "without"));
+    const test::TemporaryFolder folder;
+    std::vector<std::string> more{"distill.curriculum.every=2", "distill.freeze=[embedding]"};
+    if (cached)
+      more.insert(more.end(), {"distill.cache.path=" + (folder / "kept").string(), "distill.cache.top_k=9"});
+    const auto run = [&](const char* name) { return make_run(folder / name, more); };
+    distill(run("whole"));
+    if (cached) fs::remove_all(folder / "kept");
+    distill(run("halves"));  // its second half is a run of its own: as after a kill at step 4
+    fs::remove_all(folder / "halves" / "checkpoints" / "step-6");
+    CHECK(distill(run("halves")).step == 6);
+    CHECK(checkpoint_bytes(folder / "whole", 6) == checkpoint_bytes(folder / "halves", 6));
+    const auto a = metrics(folder / "whole"), b = metrics(folder / "halves");
+    REQUIRE(a.size() == 6);
+    REQUIRE(b.size() == 6);
+    for (std::size_t i = 0; i < 6; ++i)
+      for (const char* key : {"loss", "kl", "agreement", "grad_norm"}) CHECK(a[i][key] == b[i][key]);
+    CHECK(a[5]["recovered"] == b[5]["recovered"]);
+  }
+}
+
+TEST_CASE("kept teacher outputs replace the teacher to the bit, and refuse another one") {
+  const test::TemporaryFolder folder;
+  const std::string path = "distill.cache.path=" + (folder / "kept").string();
+  const auto first = make_run(folder / "first", {path, "distill.cache.top_k=9"});
+  distill(first);
+  std::uint64_t bytes = 0;
+  const auto records = [&] {
+    std::vector<fs::path> files;
+    for (const auto& entry : fs::directory_iterator(folder / "kept"))
+      if (entry.path().extension() == ".bin") files.push_back(entry.path());
+    return files;
+  };
+  for (const fs::path& file : records()) bytes += fs::file_size(file);
+  const std::uint64_t record = 64 + 32 * (9 * 6 + 8);
+  CHECK(bytes > 0);
+  CHECK(bytes % record == 0);
+  distill(make_run(folder / "again", {path, "distill.cache.top_k=9", "train.micro_batch=1"}));
+  CHECK(records().size() == 1);  // nothing was asked again
+  distill(make_run(folder / "again2", {path, "distill.cache.top_k=9"}));
+  CHECK(checkpoint_bytes(folder / "first", 6) == checkpoint_bytes(folder / "again2", 6));
+  // With all logits kept, only rounding is between it and the live teacher.
+  distill(make_run(folder / "all",
+                   {"distill.cache.path=" + (folder / "all kept").string(), "distill.cache.top_k=160"}));
+  distill(make_run(folder / "live"));
+  const double kept = metrics(folder / "all")[0]["kl"], live = metrics(folder / "live")[0]["kl"];
+  CHECK(kept == Catch::Approx(live).margin(1e-5));
+
+  CHECK_THROWS_WITH(distill(make_run(folder / "x", {path, "distill.cache.top_k=8"})),
+                    ContainsSubstring("holds what another teacher said"));
+  CHECK_THROWS_WITH(
+      distill(make_run(folder / "y", {path, "distill.cache.top_k=9", "train.sequence_length=16"})),
+      ContainsSubstring("sequence_length"));
+  std::string text = read_text_file(records()[0]);
+  text[100] = static_cast<char>(text[100] ^ 1);
+  write_text_file(records()[0], text);
+  CHECK_THROWS_WITH(distill(make_run(folder / "z", {path, "distill.cache.top_k=9"})),
+                    ContainsSubstring("damaged"));
+}
+
+TEST_CASE("early stopping ends a run without progress, for good, and keeps its best checkpoint") {
+  const test::TemporaryFolder folder;
+  // A rate of almost nothing: the first look is the best one.
+  const auto run = make_run(
+      folder / "run", {"train.steps=50", "train.learning_rate.peak=1e-12", "train.learning_rate.final=0",
+                       "distill.early_stopping.every=2", "distill.early_stopping.patience=3",
+                       "distill.early_stopping.metric=validation_kl"});
+  const TrainResult result = distill(run);
+  CHECK(result.converged);
+  CHECK_FALSE(result.stopped_early);
+  CHECK(result.step == 8);
+  CHECK(fs::exists(folder / "run" / "best" / "step-2" / "manifest.json"));
+  CHECK(distill(run).step == 8);  // resumed: still over
+}
+
+TEST_CASE("early stopping counts looks without relative progress, in the metric's direction") {
+  const EarlyStopping lower({.every = 1, .patience = 2, .delta = 0.1});
+  RunNumbers numbers;
+  CHECK(lower.look(1, 2.0, numbers));
+  CHECK_FALSE(lower.look(2, 1.85, numbers));  // better, but not by a tenth
+  CHECK_FALSE(lower.over(numbers));
+  CHECK(lower.look(3, 1.7, numbers));
+  CHECK_FALSE(lower.look(4, 1.7, numbers));
+  CHECK_FALSE(lower.look(5, 3.0, numbers));
+  CHECK(lower.over(numbers));
+  CHECK(numbers.at("best_step") == 3);
+  const EarlyStopping higher(
+      {.every = 1, .patience = 1, .delta = 0, .metric = HeldOutMetric::validation_accuracy});
+  RunNumbers other;
+  CHECK(higher.look(1, 0.2, other));
+  CHECK(higher.look(2, 0.3, other));
+  CHECK_FALSE(higher.look(3, 0.3, other));
+}
+
+TEST_CASE("a curriculum rewires layer by layer, the last one first") {
+  const test::TemporaryFolder folder;
+  const Run run = make_run(folder / "run", {"distill.curriculum.every=3"});
+  const std::vector<LocalParameter> parameters = whole_parameters(list_parameters(run.model));
+  TensorMap weights = make_parameter_tensors(specs_of(parameters));
+  Heartbeat heartbeat;
+  const Distillation d(run.config, run.model, parameters, weights, make_self_mesh(), heartbeat, kQuiet);
+  const auto rewired = [&](std::int64_t step) {
+    const LayerGraph standard = build_layer_graph(run.model), now = d.layers_at(step);
+    std::string layers;
+    for (std::size_t i = 0; i < now.blocks.size(); ++i)
+      if (now.blocks[i].kind == SubBlock::shared && now.blocks[i].omits != standard.blocks[i].omits)
+        layers += std::to_string(now.blocks[i].layer);
+    return layers;
+  };
+  CHECK(rewired(0) == "3");
+  CHECK(rewired(2) == "3");
+  CHECK(rewired(3) == "23");
+  CHECK(rewired(6) == "123");
+  CHECK(d.layers_at(9) == d.layers_at(1000));
+}
+
+TEST_CASE("what distillation cannot do is refused with the reason") {
+  const test::TemporaryFolder folder;
+  const auto refused = [&](const std::vector<std::string>& overrides) {
+    try {
+      distill(make_run(folder / "run", overrides));
+    } catch (const UsageError& e) {
+      return std::string(e.what());
+    }
+    return std::string("not refused");
+  };
+  CHECK_THAT(refused({"distill.freeze=[\"model.lay.*\"]"}), ContainsSubstring("covers no parameter"));
+  CHECK_THAT(refused({"distill.freeze=[\"*.experts.2.*\"]"}), ContainsSubstring("cover all of them or none"));
+  CHECK_THAT(refused({"distill.freeze=[\"*\"]"}), ContainsSubstring("leave something to train"));
+  CHECK_THAT(refused({"distill.top_k=161"}), ContainsSubstring("the vocabulary has 160 tokens"));
+  CHECK_THAT(refused({"distill.hidden_l2=1", "distill.hidden_layers=[4]"}), ContainsSubstring("0 to 3"));
+}
+
+TEST_CASE("patterns match whole names") {
+  CHECK(matches_pattern("model.layers.10.mlp", "model.layers.1*.mlp"));
+  CHECK(matches_pattern("abc", "a?c"));
+  CHECK(matches_pattern("", "*"));
+  CHECK(matches_pattern("aXbXc", "*b*c"));
+  CHECK_FALSE(matches_pattern("abcd", "a?c"));
+  CHECK_FALSE(matches_pattern("abc", "ab"));
+  CHECK_FALSE(matches_pattern("aab", "*aa"));
+}
+
+}  // namespace
+}  // namespace farskip
