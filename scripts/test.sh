@@ -14,8 +14,20 @@ export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_
 memory_jobs=$(awk '/^MemAvailable:/ {print int($2 / 1572864)}' /proc/meminfo)
 if ((memory_jobs < jobs)); then jobs=$((memory_jobs > 0 ? memory_jobs : 1)); fi
 
+# Where the CUDA toolkit is installed, its backend is compiled and linked too. The headers that it needs from the
+# network may not come: then configuring leaves CUDA out, and says so.
+fetch_cuda_headers() {
+  local nvcc
+  for nvcc in "${CUDACXX:-nvcc}" "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc"; do
+    if command -v "$nvcc" > /dev/null; then
+      timeout 60 third_party/fetch_headers.sh > /dev/null 2>&1 || true
+      return
+    fi
+  done
+}
+
 build() {
-  scripts/install_dependencies.sh && cmake --preset release -DFARSKIP_TESTS=ON && cmake --build --preset release --parallel "$jobs"
+  scripts/install_dependencies.sh && fetch_cuda_headers && cmake --preset release -DFARSKIP_TESTS=ON && cmake --build --preset release --parallel "$jobs"
 }
 if ! build; then
   echo "The build failed, so no test ran."
@@ -23,9 +35,13 @@ if ! build; then
   exit 1
 fi
 
+echo "Built after $SECONDS s."
+
 rm -f "$results"
 status=0
 ctest --preset release --parallel "$test_jobs" --output-junit "$PWD/$results" "$@" || status=$?
+
+sed -n 's/^FARSKIP_CUDA_STATE:INTERNAL=/CUDA: /p' build/release/CMakeCache.txt
 
 # The counts come from ctest's own record. A test that could not run counts as failed; one that says by
 # itself that this machine lacks what it needs is listed as skipped.

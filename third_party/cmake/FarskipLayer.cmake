@@ -61,6 +61,7 @@ function(farskip_layer name)
   target_include_directories(farskip_${name} PUBLIC ${CMAKE_SOURCE_DIR}/include)
   list(TRANSFORM arg_USES PREPEND farskip_)
   target_link_libraries(farskip_${name} PUBLIC ${arg_USES} ${arg_LINK} PRIVATE farskip_options)
+  farskip_precompile(farskip_${name})
 endfunction()
 
 # farskip_add_cuda(NAME function Table header): adds src/NAME/cuda/ to a layer: kernels in *.cu, each with its

@@ -54,12 +54,15 @@ class InternalError : public Error {
   explicit InternalError(const std::string& message) : Error(ExitCode::internal, message) {}
 };
 
+/// What a false FARSKIP_CHECK throws: an InternalError. Out of line, since there are many.
+[[noreturn]] void throw_check_failure(const char* file, int line, const char* condition,
+                                      const std::string& message);
+
 /// Throws InternalError with the place and the message unless `condition` holds.
-#define FARSKIP_CHECK(condition, ...)                                                                        \
-  do {                                                                                                       \
-    if (!(condition)) [[unlikely]]                                                                           \
-      throw ::farskip::InternalError(fmt::format("{}:{}: ({}) is false: {}", __FILE__, __LINE__, #condition, \
-                                                 fmt::format(__VA_ARGS__)));                                 \
+#define FARSKIP_CHECK(condition, ...)                                                           \
+  do {                                                                                          \
+    if (!(condition)) [[unlikely]]                                                              \
+      ::farskip::throw_check_failure(__FILE__, __LINE__, #condition, fmt::format(__VA_ARGS__)); \
   } while (false)
 
 }  // namespace farskip
