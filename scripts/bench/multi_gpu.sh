@@ -38,12 +38,6 @@ check() { # NAME COMMAND ...
     failed=1
   fi
 }
-field() { # FILE PYTHON_EXPRESSION_OF_r
-  python3 -c 'import json,sys
-r = json.loads([line for line in open(sys.argv[1]) if line.startswith("{")][-1])
-print(eval(sys.argv[2]))' "$@" 2> /dev/null || echo "-"
-}
-
 echo "== right?  ($gpus x $(nvidia-smi --query-gpu=name --format=csv,noheader | head -n 1))"
 # The same model, tokens and steps over layouts: losses that agree with one CPU.
 losses() { # NAME RANKS OVERRIDES ...
@@ -99,7 +93,7 @@ PYTHON
 
 # F30: a rank that is killed inside its step ends the job.
 killed() {
-  ranks 2 "$farskip" bench step "$shape" "${all[@]}" --steps 100000 --quiet > "$out/killed_job.log" 2>&1 &
+  ranks 2 "$farskip" bench step "$shape" "${all[@]}" "train.global_batch=$batch" --steps 100000 --quiet > "$out/killed_job.log" 2>&1 &
   local job=$! victim
   sleep "${kill_after:-45}"
   victim=$(pgrep -n -f "farskip bench step")
@@ -113,11 +107,10 @@ killed() {
 }
 
 shape=configs/bench/gpu_v2_lite.yaml
-all=("parallel.expert=$gpus" "train.global_batch=$((4 * gpus))" "model.n_routed_experts=$((8 * gpus))")
+all=("parallel.expert=$gpus" "model.n_routed_experts=$((8 * gpus))")
+batch=$((4 * gpus))
 if [[ -n $quick ]]; then
-  shape=configs/bench/overlap.yaml
-  all=(device=cuda)
-  kill_after=15
+  shape=configs/bench/overlap.yaml all=(device=cuda) batch=$((4 * gpus)) kill_after=15
 fi
 check f30_killed_rank killed
 
@@ -139,37 +132,49 @@ for mib in (1, 16, 64):
 PYTHON
 
 echo "== steps"
-overlap() { # NAME OVERRIDES ...
-  local name=$1
-  shift
-  ranks "$gpus" "$farskip" bench overlap "$shape" "${all[@]}" --steps 3 --warmup 1 --json --quiet "$@" > "$out/overlap_$name.json" 2> "$out/overlap_$name.log" ||
-    { echo "FAILED  overlap_$name"; tail -n 3 "$out/overlap_$name.log"; failed=1; }
+bench() { # NAME RANKS KIND OVERRIDES ...
+  local name=$1 n=$2 kind=$3
+  shift 3
+  ranks "$n" timeout 150 "$farskip" bench "$kind" "$shape" --json --quiet "$@" > "$out/$name.json" 2> "$out/$name.log" ||
+    { echo "FAILED  $name"; grep -m 3 -i error "$out/$name.log"; failed=1; }
 }
-twice="train.global_batch=$((8 * gpus))"
-[[ -z $quick ]] || twice=train.global_batch=16
-overlap standard farskip.mode=off "$twice"
-overlap farskip farskip.mode=full "$twice"
-overlap standard_two farskip.mode=off "$twice" schedule.micro_batches_in_flight=2
-overlap farskip_two farskip.mode=full "$twice" schedule.micro_batches_in_flight=2
-step() { # NAME RANKS OVERRIDES ...
-  local name=$1 n=$2
-  shift 2
-  ranks "$n" "$farskip" bench step "$shape" --steps 10 --json --quiet "$@" > "$out/step_$name.json" 2> "$out/step_$name.log"
-}
-step all "$gpus" "${all[@]}" farskip.mode=full
-step standard "$gpus" "${all[@]}" farskip.mode=off
-step one 1 "${all[@]}" parallel.expert=1 train.global_batch=4 farskip.mode=full
+for mode in off full; do
+  for flight in 1 2; do
+    bench "overlap_${mode}_$flight" "$gpus" overlap "${all[@]}" "train.global_batch=$((2 * batch))" "farskip.mode=$mode" \
+      "schedule.micro_batches_in_flight=$flight" --steps 3 --warmup 1
+  done
+  bench "step_${mode}_overlapped" "$gpus" step "${all[@]}" "train.global_batch=$batch" "farskip.mode=$mode" --steps 10
+  bench "step_${mode}_blocking" "$gpus" step "${all[@]}" "train.global_batch=$batch" "farskip.mode=$mode" schedule.overlap=false --steps 10
+done
+bench step_one_gpu 1 step "${all[@]:1}" "train.global_batch=$((batch / gpus))" farskip.mode=full --steps 10
 if [[ -z $quick ]]; then
-  ranks "$gpus" "${PEER_PYTHON:-python3}" scripts/bench/torch_step_gpu.py "$shape" "${all[@]}" --steps 5 --json > "$out/peer.json" 2> "$out/peer.log"
+  ranks "$gpus" "${PEER_PYTHON:-python3}" scripts/bench/torch_step_gpu.py "$shape" "${all[@]}" "train.global_batch=$batch" --steps 10 --json > "$out/peer.json" 2> "$out/peer.log"
 fi
 
 echo
-echo "wiring, micro-batches in flight: blocking s, overlapped s, predicted s, eta forward/backward, hidden forward/backward, sigma, bits"
-for name in standard farskip standard_two farskip_two; do
-  printf '%-14s %s\n' "$name" "$(field "$out/overlap_$name.json" '" ".join([f"{r[k]:.4f}" for k in ("step_seconds_blocking","step_seconds_overlapped","predicted_step_seconds_overlapped")] + [f"{r[d][k]:.3f}" for k in ("eta","hidden_fraction") for d in ("forward","backward")] + [f"{r[\"total\"][\"sigma\"]:.3f}", "same" if r["identical"] else "DIFFER"])')"
-done
-for name in all standard one; do
-  printf 'step %-9s %s\n' "$name" "$(field "$out/step_$name.json" 'f"{1e3*r[\"step_seconds\"]:.1f} ms, {r[\"tokens_per_second\"]:.0f} tokens/s, {r[\"peak_memory_bytes\"]/2**30:.1f} GiB"')"
-done
-[[ -n $quick ]] || printf 'PyTorch        %s\n' "$(field "$out/peer.json" 'r')"
+python3 - "$out" << 'PYTHON'
+import json, pathlib, sys
+folder = pathlib.Path(sys.argv[1])
+def read(name):
+    try:
+        return json.loads([line for line in (folder / f"{name}.json").read_text().splitlines() if line.startswith("{")][-1])
+    except (OSError, IndexError):
+        return None
+print("| wiring | in flight | blocking ms | overlapped ms | planned ms | predicted ms | eta fwd, bwd | hidden fwd, bwd | sigma | bits |")
+print("|---" * 10 + "|")
+for mode in ("off", "full"):
+    for flight in (1, 2):
+        if r := read(f"overlap_{mode}_{flight}"):
+            f, b, t = r["forward"], r["backward"], r["total"]
+            print(f"| {mode} | {flight} | {1e3 * r['step_seconds_blocking']:.1f} | {1e3 * r['step_seconds_overlapped']:.1f} "
+                  f"| {1e3 * t['planned_seconds']:.1f} | {1e3 * r['predicted_step_seconds_overlapped']:.1f} "
+                  f"| {f['eta']:.3f}, {b['eta']:.3f} | {f['hidden_fraction']:.1%}, {b['hidden_fraction']:.1%} "
+                  f"| {t['sigma']:.3f} | {'same' if r['identical'] else 'DIFFER'} |")
+print("\n| step | ms | p99 | tokens/s | GiB of a GPU |")
+print("|---" * 5 + "|")
+for name in ("step_off_blocking", "step_off_overlapped", "step_full_blocking", "step_full_overlapped", "step_one_gpu", "peer"):
+    if r := read(name):
+        memory = r.get("device_used_bytes", r.get("peak_memory_bytes", 0))
+        print(f"| {name} | {1e3 * r['step_seconds']:.1f} | {1e3 * r['step_seconds_p99']:.1f} | {r['tokens_per_second']:.0f} | {memory / 2**30:.1f} |")
+PYTHON
 exit $failed
