@@ -44,7 +44,7 @@ if(FARSKIP_CCACHE AND FARSKIP_PRECOMPILE)
 elseif(FARSKIP_CCACHE)
   set(CMAKE_CXX_COMPILER_LAUNCHER ${FARSKIP_CCACHE})
 endif()
-# Thirty programs are linked, each with the whole library; this linker takes a fraction of the default one's time.
+# Thirty programs are linked, each with the whole library, which is what gold is made for.
 include(CheckLinkerFlag)
 check_linker_flag(CXX -fuse-ld=gold FARSKIP_HAS_GOLD)
 if(FARSKIP_HAS_GOLD)
