@@ -33,8 +33,12 @@ std::vector<Rule> all_rules() {
 
 /// What does not change between rules.
 struct Problem {
-  Problem(const Graph& g, const NodeSeconds& s) : graph(g), seconds(s), dependence(find_dependence(g)) {
-    for (std::size_t n = 0; n < g.nodes().size(); ++n) portions.push_back(num_portions(g, NodeId(n)));
+  Problem(const Graph& g, const WorkspaceRule& workspace, const NodeSeconds& s)
+      : graph(g), seconds(s), dependence(find_dependence(g)) {
+    for (std::size_t n = 0; n < g.nodes().size(); ++n) {
+      portions.push_back(num_portions(g, NodeId(n)));
+      scratch.push_back(static_cast<std::ptrdiff_t>(workspace_bytes(g, NodeId(n), workspace)));
+    }
     has_reader.assign(g.nodes().size(), 0);
     num_readers.assign(g.num_values(), 0);
     for (const Node& node : g.nodes())
@@ -73,7 +77,8 @@ struct Problem {
   const Graph& graph;
   const NodeSeconds& seconds;
   const Dependence dependence;
-  std::vector<std::int64_t> portions;  // by node
+  std::vector<std::int64_t> portions;    // by node
+  std::vector<std::ptrdiff_t> scratch;   // by node, bytes
   std::vector<char> has_reader;        // by node
   std::vector<int> num_readers;        // by value
   std::vector<char> in_external;       // by value: takes no room in the arena
@@ -161,6 +166,7 @@ class Run {
     state_[node.index()] = State::started;
     in_flight_.push_back(node);
     link_free_ = std::max(now_, link_free_) + p_.seconds[node.index()];
+    live_bytes_ += output_bytes(node) + p_.scratch[node.index()];
     finish(node, link_free_);
     return true;
   }
@@ -198,6 +204,8 @@ class Run {
       ready_.push_back(node);
       return false;
     }
+    live_bytes_ += output_bytes(node);
+    let_go_inputs(node);
     finish(node, now_);
     return true;
   }
@@ -213,7 +221,6 @@ class Run {
 
   void finish(NodeId node, double at) {
     done_at_[node.index()] = at;
-    account(node);
     for (const NodeId a : p_.dependence.after[node.index()])
       if (--open_[a.index()] == 0) release(a);
   }
@@ -226,24 +233,29 @@ class Run {
     std::erase(in_flight_, collective);
     state_[collective.index()] = State::waited;
     order_.push_back({collective, StepKind::wait});
+    live_bytes_ -= p_.scratch[collective.index()];
+    let_go_inputs(collective);
   }
 
   std::ptrdiff_t bytes_of(ValueId v) const {
     return p_.in_external[v.index()] ? 0 : static_cast<std::ptrdiff_t>(p_.graph.type(v).num_bytes());
   }
+  std::ptrdiff_t output_bytes(NodeId node) const {
+    std::ptrdiff_t bytes = 0;
+    for (const ValueId v : p_.graph.node(node).outputs) bytes += bytes_of(v);
+    return bytes;
+  }
   /// Bytes by which the live buffers grow when the node has run.
   std::ptrdiff_t grows(NodeId node) const {
-    const Node& n = p_.graph.node(node);
-    std::ptrdiff_t bytes = 0;
-    for (const ValueId v : n.outputs) bytes += bytes_of(v);
-    for (const ValueId v : n.inputs)
+    std::ptrdiff_t bytes = output_bytes(node);
+    for (const ValueId v : p_.graph.node(node).inputs)
       if (v && readers_[v.index()] == 1) bytes -= bytes_of(v);
     return bytes;
   }
-  void account(NodeId node) {
-    live_bytes_ += grows(node);
+  /// Of a node that is done; a collective holds what it sends until it has been waited for.
+  void let_go_inputs(NodeId node) {
     for (const ValueId v : p_.graph.node(node).inputs)
-      if (v) --readers_[v.index()];
+      if (v && --readers_[v.index()] == 0) live_bytes_ -= bytes_of(v);
   }
 
   const Problem& p_;
@@ -286,24 +298,29 @@ Plan make_overlapped_plan(const Graph& graph, WorkspaceRule workspace, const Nod
   auto best_rank = rank(best);
   const auto offer = [&](Plan plan) {
     const auto its_rank = rank(plan);
-    if (its_rank >= best_rank) return;
+    if (its_rank >= best_rank) return false;
     best = std::move(plan);
     best_rank = its_rank;
+    return true;
   };
   const auto collective = [](const Node& node) { return node.op->collective; };
   if (std::none_of(graph.nodes().begin(), graph.nodes().end(), collective)) return best;
   if (options.memory_limit > 0) offer(make_serial_plan(graph, workspace, Waits::at_once));
-  const Problem problem(graph, seconds);
-  // An order steers by an estimate of its memory, which ends somewhat above where it steers.
-  std::vector<std::size_t> limits{options.memory_limit};
-  if (options.memory_limit > 0) limits.push_back(options.memory_limit / 10 * 9);
-  for (const std::size_t steer_by : limits)
+  const Problem problem(graph, workspace, seconds);
+  // An order steers by an estimate of its memory, which ends somewhat above where it steers: lower marks follow
+  // while nothing but the serial order fits.
+  constexpr std::array<std::size_t, 6> kSteerBy{10, 9, 8, 7, 6, 5};  // tenths of the limit
+  bool found = false;
+  for (const std::size_t tenths : kSteerBy) {
+    if (tenths < 9 && (found || options.memory_limit == 0)) break;
+    if (tenths < 10 && options.memory_limit == 0) break;
     for (const Rule& rule : all_rules()) {
-      const std::vector<OrderedStep> order = Run(problem, rule, steer_by).run();
+      const std::vector<OrderedStep> order = Run(problem, rule, options.memory_limit / 10 * tenths).run();
       // Before its buffers are placed, which takes longer.
       if (best_rank.first == 0 && makespan_of(graph, order, seconds) >= best_rank.second) continue;
-      offer(make_plan(graph, workspace, order));
+      found = offer(make_plan(graph, workspace, order)) || found;
     }
+  }
   return best;
 }
 

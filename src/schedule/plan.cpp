@@ -91,9 +91,14 @@ auto with_types(const Graph& graph, const Node& node, const F& f) {
   return f(OpTypes{node.attributes, inputs, outputs});
 }
 
-std::size_t workspace_bytes(const Graph& graph, const Node& node, const WorkspaceRule& workspace) {
+}  // namespace
+
+std::size_t workspace_bytes(const Graph& graph, NodeId id, const WorkspaceRule& workspace) {
+  const Node& node = graph.node(id);
   return with_types(graph, node, [&](const OpTypes& types) { return workspace(*node.op, types); });
 }
+
+namespace {
 
 /// What verify_plan knows of memory in use.
 struct LiveBuffer {
@@ -255,7 +260,7 @@ Plan make_plan(const Graph& graph, WorkspaceRule workspace, const std::vector<Or
   for (const OrderedStep& step : order)
     plan.steps.push_back(
         {step.node, step.kind, step.portion, 0,
-         step.kind == StepKind::wait ? 0 : workspace_bytes(graph, graph.node(step.node), workspace)});
+         step.kind == StepKind::wait ? 0 : workspace_bytes(graph, step.node, workspace)});
   place_buffers(graph, plan);
   return plan;
 }

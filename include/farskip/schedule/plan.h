@@ -53,6 +53,8 @@ struct Plan {
 
 /// Scratch bytes that a node's kernel asks for (0 where there is none).
 using WorkspaceRule = std::function<std::size_t(const OpDef& op, const OpTypes& types)>;
+/// What the rule says of one node.
+std::size_t workspace_bytes(const Graph& graph, NodeId id, const WorkspaceRule& workspace);
 
 /// When the serial plan waits for a collective: at once (nothing runs meanwhile), or just before its first
 /// reader; one without a reader (a gradient reduction) then at the end, at most two of them in flight.
