@@ -307,13 +307,12 @@ Plan make_overlapped_plan(const Graph& graph, WorkspaceRule workspace, const Nod
   if (std::none_of(graph.nodes().begin(), graph.nodes().end(), collective)) return best;
   if (options.memory_limit > 0) offer(make_serial_plan(graph, workspace, Waits::at_once));
   const Problem problem(graph, workspace, seconds);
-  // An order steers by an estimate of its memory, which ends somewhat above where it steers: lower marks follow
-  // while nothing but the serial order fits.
+  // An order steers by an estimate of its memory, which ends somewhat above where it steers; and one that steers
+  // lower is sometimes the shorter. The lowest marks follow while nothing but the serial order fits.
   constexpr std::array<std::size_t, 6> kSteerBy{10, 9, 8, 7, 6, 5};  // tenths of the limit
   bool found = false;
   for (const std::size_t tenths : kSteerBy) {
-    if (tenths < 9 && (found || options.memory_limit == 0)) break;
-    if (tenths < 10 && options.memory_limit == 0) break;
+    if (tenths < 10 && (options.memory_limit == 0 || (tenths < 7 && found))) break;
     for (const Rule& rule : all_rules()) {
       const std::vector<OrderedStep> order = Run(problem, rule, options.memory_limit / 10 * tenths).run();
       // Before its buffers are placed, which takes longer.

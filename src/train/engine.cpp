@@ -49,7 +49,7 @@ namespace {
 
 // Weight gradients that wait for a window hold what they read; an order may take this much more than the
 // serial one.
-constexpr double kMemoryForOverlap = 1.2;
+constexpr double kMemoryForOverlap = 1.3;
 
 Plan make_plan(const Graph& graph, const Device& device, const PlanOptions& options) {
   const WorkspaceRule workspace = workspace_rule(device);
