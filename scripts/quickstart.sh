@@ -75,13 +75,8 @@ if [ ! -e "$run/farskip-model/config.json" ]; then
 fi
 ls -l "$run/farskip-model"
 
-say "Its curves on one page, to open in a browser"
-"$farskip" report "$run/teacher"
+say "The curves of both on one page, to open in a browser"
+"$farskip" report "$run/teacher" "$run/student"
 
 say "A sample of its text"
 "$farskip" generate --model "$run/farskip-model" --prompt "The function returns" --max-tokens 80 --temperature 0.7 --top-k 40 --quiet
-
-if "$farskip" report --help >/dev/null 2>&1; then
-  say "Reporting"
-  "$farskip" report "$run/teacher" "$run/student"
-fi

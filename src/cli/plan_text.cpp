@@ -17,12 +17,6 @@ const char* direction_of(const PlannedCollective& c) {
 double gib(std::size_t bytes) {
   return static_cast<double>(bytes) / (1 << 30);
 }
-std::string wiring_name(const PlanRequest& request) {
-  return fmt::format("FarSkip ({})", request.model.farskip.mode == FarSkipMode::full        ? "full"
-                                     : request.model.farskip.mode == FarSkipMode::attention ? "attention"
-                                                                                            : "mlp");
-}
-
 std::vector<std::string> lines_of(const std::string& text) {
   std::vector<std::string> lines;
   std::istringstream in(text);
@@ -68,7 +62,7 @@ void print_totals(const PlanRequest& request, const PlanReport& report) {
                gib(w.memory.total()));
   };
   row("standard", standard);
-  row(wiring_name(request), farskip);
+  row(fmt::format("FarSkip ({})", wiring_name(request.model.farskip)), farskip);
   const MemoryReport& m = farskip.memory;
   fmt::print("memory with FarSkip: weights {:.2f}, gradients {:.2f}, moments {:.2f}, activations {:.2f} GiB",
              gib(m.weights), gib(m.gradients), gib(m.moments), gib(farskip.usual_arena));
