@@ -160,11 +160,7 @@ struct BenchReport {
   double tokens = 0, flops = 0;  // of a step
   int ranks = 1;
 
-  double seconds() const {
-    std::vector<double> sorted = times.seconds;
-    std::sort(sorted.begin(), sorted.end());
-    return sorted[sorted.size() / 2];
-  }
+  double seconds() const { return quantile(times.seconds, 0.5); }
 };
 
 void print_report(const BenchReport& r, bool ops) {
@@ -172,9 +168,8 @@ void print_report(const BenchReport& r, bool ops) {
   constexpr double kMiB = 1 << 20;
   const auto mib = [](std::size_t bytes) { return static_cast<double>(bytes) / kMiB; };
   fmt::print(
-      "step {:.4f} s (median of {}; p99 {:.4f}), {:.0f} tokens/s, {:.3f} model TFLOP/s; memory planned "
-      "{:.0f} "
-      "MiB, measured {:.0f} MiB\n",
+      "step {:.4f} s (median of {}; p99 {:.4f}), {:.0f} tokens/s, {:.3f} model TFLOP/s; "
+      "memory planned {:.0f} MiB, measured {:.0f} MiB\n",
       seconds, r.times.seconds.size(), quantile(r.times.seconds, 0.99), r.tokens / seconds,
       r.flops / seconds * 1e-12, mib(r.memory.total()), mib(r.measured_memory));
   fmt::print(

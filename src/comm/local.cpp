@@ -168,7 +168,7 @@ class LocalEndpoint final : public Endpoint {
     const std::lock_guard lock(group_->world->mutex);
     return group_->world->changes;
   }
-  void wait_for_change(std::uint64_t seen) override {
+  void wait_for_change(std::uint64_t seen, std::chrono::steady_clock::time_point) override {
     World& world = *group_->world;
     std::unique_lock lock(world.mutex);
     world.changed.wait(lock, [&] { return world.changes != seen; });

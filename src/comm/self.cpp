@@ -22,7 +22,7 @@ class SelfEndpoint final : public Endpoint {
     return std::make_unique<SelfEndpoint>(plan.name);
   }
   std::uint64_t changes() override { return 0; }
-  void wait_for_change(std::uint64_t) override {}
+  void wait_for_change(std::uint64_t, std::chrono::steady_clock::time_point) override {}
   void fail(const std::string&) noexcept override {}
 
  private:

@@ -49,6 +49,7 @@ Graph build_micro_batch_graph(const ModelConfig& config, const LayerGraph& layer
                               const LowerOptions& options, const StepSharding& sharding,
                               const MicroBatchKind& kind);
 
+/// Without those whose names are in `frozen`.
 std::vector<LocalParameter> without_frozen(std::vector<LocalParameter> parameters,
                                            const std::set<std::string>& frozen);
 

@@ -2,6 +2,7 @@
 // What a transport between hosts (or threads) provides: messages between the ranks of one group. Everything
 // collective is built on it once, in operation.cpp.
 
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -57,8 +58,9 @@ class Endpoint {
 
   /// A number that changes when an exchange of any group of this rank may have made progress …
   virtual std::uint64_t changes() = 0;
-  /// … and sleep until it is not `seen`. A transport that cannot tell returns at once.
-  virtual void wait_for_change(std::uint64_t seen) = 0;
+  /// … and sleep until it is not `seen`. A transport that cannot tell returns before long; `since`: when the
+  /// wait began.
+  virtual void wait_for_change(std::uint64_t seen, std::chrono::steady_clock::time_point since) = 0;
   /// This rank gives up: whoever waits for it should hear of it.
   virtual void fail(const std::string& reason) noexcept = 0;
 };

@@ -79,11 +79,12 @@ bool HostCommunicator::test(CollectiveOperation* operation) {
 void HostCommunicator::wait(CollectiveOperation* operation) {
   auto* const own = static_cast<HostOperation*>(operation);
   guard([&] {
+    const auto since = std::chrono::steady_clock::now();
     for (;;) {
       const std::uint64_t seen = endpoint_->changes();
       progress_->advance();
       if (own->finished()) return;
-      endpoint_->wait_for_change(seen);
+      endpoint_->wait_for_change(seen, since);
     }
   });
   hand_back(own);

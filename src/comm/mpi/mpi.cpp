@@ -150,22 +150,17 @@ class MpiEndpoint final : public Endpoint {
   /// Every test() lets MPI work, and there is nothing to sleep on. A wait that lasts gives the core away
   /// between tests: to a rank that shares it, or to the other thread of a core whose ranks compute.
   std::uint64_t changes() override { return 0; }
-  void wait_for_change(std::uint64_t) override {
+  void wait_for_change(std::uint64_t, std::chrono::steady_clock::time_point since) override {
     using namespace std::chrono_literals;
-    const auto now = std::chrono::steady_clock::now();
-    if (now - last_test_ > 1ms) first_test_ = now;  // another wait
-    last_test_ = now;
-    if (now - first_test_ > kSpin) std::this_thread::sleep_for(20us);
+    if (std::chrono::steady_clock::now() - since > 200us) std::this_thread::sleep_for(20us);
   }
   void fail(const std::string&) noexcept override { state_->failed = true; }
 
  private:
-  static constexpr std::chrono::microseconds kSpin{200};
   MPI_Comm group_;
   int rank_ = 0, size_ = 0;
   std::string name_;
   std::shared_ptr<MpiState> state_;
-  std::chrono::steady_clock::time_point first_test_, last_test_;
 };
 
 }  // namespace
