@@ -39,27 +39,46 @@ class Study:
     def __init__(self, args):
         self.args = args
         self.out = pathlib.Path(args.out)
-        self.teacher = self.evaluate(args.teacher, ["--farskip", args.teacher_wiring] if args.teacher_wiring else [])
+        self.evaluated = {}
+
+    @property
+    def teacher(self):
+        return self.convert(self.args.teacher_wiring)
+
+    def convert(self, mode="", layers=""):
+        """The teacher in another wiring, untrained."""
+        wiring = (["--farskip", mode] if mode else []) + (["--layers", layers] if layers else [])
+        return self.evaluate(self.args.teacher, wiring)
 
     def farskip(self, *arguments):
         return subprocess.run([self.args.farskip, *map(str, arguments)], check=True, stdout=subprocess.PIPE, text=True).stdout
 
-    def evaluate(self, model, wiring):
+    def evaluate(self, model, wiring=()):
         """Loss, perplexity and top-1 on the held-out tokens."""
+        key = (str(model), *wiring)
+        if key not in self.evaluated:
+            self.evaluated[key] = self.run_eval(model, wiring)
+        return dict(self.evaluated[key])
+
+    def run_eval(self, model, wiring):
         text = self.farskip("eval", "--model", model, "--data", self.args.validation, "--sequence-length",
                             self.args.sequence_length, "--batch", self.args.batch, "--max-sequences",
                             self.args.max_sequences, "--json", "--quiet", *wiring)
         return json.loads(text)
 
-    def distill(self, name, seed, overrides):
-        """Trains one student (or takes the finished one of an earlier call) and evaluates it."""
+    def train(self, name, seed, overrides):
+        """Trains one student (or takes the finished one of an earlier call): its folder and metrics."""
         run_dir = self.out / f"{name}-seed{seed}"
         command = [*self.args.launcher.split(), self.args.farskip, "distill", self.args.config, f"seed={seed}",
                    f"run_dir={run_dir}", f"distill.teacher={self.args.teacher}", *overrides, *self.args.set]
         print(" ".join(command), file=sys.stderr)
         subprocess.run(command, check=True)
-        lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-        result = self.evaluate(run_dir, [])
+        return run_dir, [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+    def distill(self, name, seed, overrides):
+        """Trains and evaluates one student."""
+        run_dir, lines = self.train(name, seed, overrides)
+        result = self.evaluate(run_dir)
         result["tokens_trained"] = lines[-1]["tokens"]
         result["kl"] = lines[-1].get("validation_kl", lines[-1]["kl"])
         result["agreement"] = lines[-1].get("validation_agreement", lines[-1]["agreement"])
@@ -89,7 +108,7 @@ class Study:
 
 def table1(study):
     """Teacher, untrained conversion, SFT and self-distillation (Table 1 of the paper)."""
-    untrained = study.evaluate(study.args.teacher, ["--farskip", "full"])
+    untrained = study.convert("full")
     results = {"teacher": [study.teacher], "converted, untrained": [untrained],
                "SFT": study.seeds("sft", ["distill.loss=sft"]), "FCSD (KL)": study.seeds("kl", ["distill.loss=kl"])}
     rows = [study.row(name, r, untrained) for name, r in results.items()]
@@ -99,9 +118,9 @@ def table1(study):
 def table2(study):
     """Ablations (Table 2): losses, frozen tensors, batch size, how many of the last layers are converted."""
     layers = study.args.layers
-    last = lambda share: f"farskip.layers={layers - max(1, round(layers * share))}-{layers - 1}"
+    last = lambda share: f"{layers - max(1, round(layers * share))}-{layers - 1}"
     batch = study.args.global_batch
-    untrained = study.evaluate(study.args.teacher, ["--farskip", "full"])
+    untrained = study.convert("full")
     variants = [
         ("KL", "kl", ["distill.loss=kl"]),
         ("KL + L2", "kl-l2", ["distill.loss=kl", f"distill.hidden_l2={study.args.hidden_l2}"]),
@@ -116,9 +135,8 @@ def table2(study):
     for share in (0.5, 0.75, 0.9):
         selected = last(share)
         name = f"KL, last {round(100 * share)}% of layers"
-        start = study.evaluate(study.args.teacher, ["--farskip", "full", "--layers", selected.split("=")[1]])
-        results[name] = study.seeds(f"last{round(100 * share)}", ["distill.loss=kl", selected])
-        rows.append(study.row(name, results[name], start))
+        results[name] = study.seeds(f"last{round(100 * share)}", ["distill.loss=kl", f"farskip.layers={selected}"])
+        rows.append(study.row(name, results[name], study.convert("full", selected)))
     study.save("table2", table(Study.HEADER, rows), results)
 
 
@@ -130,9 +148,7 @@ def sweep(study):
         """KL at the end of training: mean of the last tenth of the steps."""
         values = []
         for seed in study.args.seeds:
-            study.distill(name, seed, overrides)
-            lines = (study.out / f"{name}-seed{seed}" / "metrics.jsonl").read_text().splitlines()
-            losses = [json.loads(line)["loss"] for line in lines]
+            losses = [line["loss"] for line in study.train(name, seed, overrides)[1]]
             values.append(statistics.fmean(losses[-max(1, len(losses) // 10):]))
         results[name] = values
         rows.append([name, " ".join(overrides), number(values)])
@@ -149,9 +165,8 @@ def fig3(study):
     """Conversion without training of the first N and of the last N layers (Fig. 3)."""
     layers, results, rows = study.args.layers, {}, []
     for n in range(0, layers + 1):
-        wiring = lambda a, b: ["--farskip", "full", "--layers", f"{a}-{b}"] if n else ["--farskip", "off"]
-        first = study.evaluate(study.args.teacher, wiring(0, n - 1))
-        last = study.evaluate(study.args.teacher, wiring(layers - n, layers - 1))
+        first = study.convert("full", f"0-{n - 1}") if n else study.teacher
+        last = study.convert("full", f"{layers - n}-{layers - 1}") if n else study.teacher
         results[n] = {"first": first, "last": last}
         rows.append([str(n), f"{first['loss']:.4f}", f"{100 * first['top1']:.2f}%", f"{last['loss']:.4f}",
                      f"{100 * last['top1']:.2f}%"])

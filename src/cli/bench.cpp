@@ -94,7 +94,7 @@ ExitCode run_overlap(const Options& options, const CommonOptions& common) {
     const Mesh mesh(job.world, static_cast<int>(run.config.parallel.expert));
     const OverlapReport report = measure_overlap(
         run.model, rewire_farskip(build_layer_graph(run.model), run.model.farskip),
-        engine_options(run.config, job.world.size()), mesh, job.heartbeat.get(), job.logger,
+        random_step_options(run, mesh), mesh, job.heartbeat.get(), job.logger,
         {static_cast<int>(options.steps), static_cast<int>(options.warmup), !options.trace.empty()});
     if (job.world.rank() == 0) {
       if (!options.trace.empty()) write_text_file(options.trace, report.trace);
@@ -120,6 +120,7 @@ void add_bench(Subcommand& root) {
   overlap.integer("--warmup", o->warmup, "Steps before them", 0);
   overlap.text("--trace", o->trace, "Write a Perfetto trace of the last steps of rank 0 to this file");
   overlap.run_on_ranks([o](const CommonOptions& common) { return run_overlap(*o, common); });
+  add_bench_distill(bench);
   add_bench_ops(bench);
 }
 

@@ -6,6 +6,7 @@
 
 #include "farskip/backend/device.h"
 #include "farskip/base/random.h"
+#include "farskip/base/statistics.h"
 #include "farskip/cli/command.h"
 #include "farskip/cli/load.h"
 #include "farskip/cli/op_cases.h"
@@ -107,11 +108,6 @@ class OpRun {
   std::size_t workspace_bytes_ = 0;
   std::shared_ptr<std::byte[]> memory_;
 };
-
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
-}
 
 /// Median seconds of each, taken in turns. One run before each timed one keeps the device busy while the host
 /// launches, so that no launch is timed.

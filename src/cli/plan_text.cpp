@@ -75,6 +75,22 @@ void print_totals(const PlanRequest& request, const PlanReport& report) {
              1e3 * std::max(standard.compute_seconds, standard.critical_path_seconds));
 }
 
+void print_distillation(const PlanRequest& request, const PlanReport& report) {
+  if (!request.distill) return;
+  if (!report.separate) {
+    fmt::print("distillation from kept outputs: no teacher in the step\n");
+    return;
+  }
+  const MemoryReport &joined = report.farskip.blocking_memory, &teacher = report.separate->teacher,
+                     &student = report.separate->student;
+  const std::size_t separate = teacher.total() + student.total();
+  fmt::print(
+      "distillation, teacher ({}) and student in one graph; in graph order {:.2f} GiB, {:.1f}% of {:.2f} for "
+      "the teacher's forward and the student's step by themselves\n",
+      wiring_name(request.distill->teacher.farskip), gib(joined.total()),
+      100 * static_cast<double>(joined.total()) / static_cast<double>(separate), gib(separate));
+}
+
 void print_directions(const PlanReport& report) {
   if (report.farskip.total.transport_seconds == 0) {
     fmt::print("no communication\n");
@@ -179,6 +195,7 @@ void print_wirings(const WiringPair& wirings) {
 
 void print_plan(const PlanRequest& request, const PlanReport& report, bool every_collective) {
   print_totals(request, report);
+  print_distillation(request, report);
   print_directions(report);
   if (!report.farskip.collectives.empty()) {
     print_summaries(report);
@@ -203,6 +220,11 @@ nlohmann::ordered_json plan_json(const PlanRequest& request, const PlanReport& r
                                 {"collectives_standard", collectives_json(report.standard)},
                                 {"nodes", report.num_nodes},
                                 {"planning_seconds", report.planning_seconds}};
+  if (report.separate) {
+    object["peak_memory_bytes_graph_order"] = report.farskip.blocking_memory.total();
+    object["peak_memory_bytes_teacher_alone"] = report.separate->teacher.total();
+    object["peak_memory_bytes_student_alone"] = report.separate->student.total();
+  }
   if (wirings != nullptr)
     object["graph"] = {{"standard", lines_of(wirings->standard.text())},
                        {"farskip", lines_of(wirings->farskip.text())}};

@@ -240,7 +240,7 @@ RunConfig read_run_config(const ConfigNode& tree, ErrorList& errors, const LoadO
   if (config.distill && config.distill->early_stopping && config.data.validation.empty())
     reader.fail("distill", "early_stopping looks at held-out text, and data.validation names none; give one");
   config.checkpoint = read_checkpoint(reader.section("checkpoint"));
-  const bool has_model = reader.has("model") || reader.has("init") || (options.needs.distill && distills);
+  const bool has_model = reader.has("model") || reader.has("init") || distills;
   if (options.needs.model && !has_model && tree.kind == ConfigNode::Kind::map)
     reader.fail("model", "this key is missing; give model (the architecture) or init: {from: DIR}");
   reader.finish();

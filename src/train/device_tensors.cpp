@@ -16,6 +16,11 @@ DeviceBuffer allocate_on(Device& device, std::size_t bytes) {
   return {device.allocate(bytes), bytes};
 }
 
+void bind_tensors(Executor& executor, const TensorMap& tensors) {
+  for (const auto& [name, tensor] : tensors)
+    if (executor.has_external(name)) executor.bind(name, tensor.view());
+}
+
 DeviceTensors::DeviceTensors(std::shared_ptr<Device> device, const TensorMap& host)
     : device_(std::move(device)), host_(host) {
   const bool shared = device_->shares_host_memory();

@@ -26,6 +26,10 @@ std::shared_ptr<Device> open_device(DeviceChoice device, Precision precision, in
   return gpu;
 }
 
+std::shared_ptr<Device> open_device(const RunConfig& config, int num_ranks) {
+  return config.distill ? make_cpu_device() : open_device(config.device, config.precision, num_ranks);
+}
+
 void refuse_ranks_on_gpu(const Device& device, int num_ranks) {
   if (device.kind() == DeviceKind::cpu || num_ranks == 1) return;
   throw UsageError(fmt::format(

@@ -206,7 +206,7 @@ void TrainEngine::bind_state(Executor& e) {
   };
   const bool is_update = e.has_external(kHyper);
   if (!is_update) weights_->bind(e);
-  if (options_.objective && !is_update) options_.objective->bind(e);
+  if (options_.objective && !is_update) bind_tensors(e, options_.objective->tensors());
   for (const LocalParameter& p : trained_) {
     const std::string& name = p.spec.name;
     const TensorView weight = weights_->at(name), gradient = device_gradients_.at(name);

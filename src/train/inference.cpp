@@ -51,7 +51,7 @@ BatchRunner& InferenceEngine::runner(std::int64_t batch, std::int64_t sequence_l
   auto executor = compile(build_objective_graph(objective, config_, layers_, options, sharding), arena_, {},
                           logger_, {&mesh_, heartbeat_});
   weights_->bind(*executor);
-  if (objective != nullptr) objective->bind(*executor);
+  if (objective != nullptr) bind_tensors(*executor, objective->tensors());
   return runners_.emplace(key, BatchRunner(std::move(executor))).first->second;
 }
 

@@ -86,11 +86,6 @@ Graph build_gradient_graph(const ModelConfig& config, const LayerGraph& layers, 
 
 }  // namespace
 
-void StepObjective::bind(Executor& executor) const {
-  for (const auto& [name, tensor] : tensors())
-    if (executor.has_external(name)) executor.bind(name, tensor.view());
-}
-
 Graph build_objective_graph(const StepObjective* objective, const ModelConfig& config,
                             const LayerGraph& layers, const LowerOptions& options,
                             const StepSharding& sharding) {

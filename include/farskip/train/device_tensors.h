@@ -20,6 +20,9 @@ struct DeviceBuffer {
 };
 DeviceBuffer allocate_on(Device& device, std::size_t bytes);
 
+/// Binds each tensor that is an external of the graph. The executor's device must share the host's memory.
+void bind_tensors(Executor& executor, const TensorMap& tensors);
+
 /// One device tensor for each host tensor, by its name. On a device that shares the host's memory both are
 /// the same memory, and copies do nothing.
 class DeviceTensors {

@@ -1,24 +1,14 @@
 #pragma once
 // Distillation as an objective: teacher and student in one graph.
 
-#include <set>
 #include <utility>
+#include <vector>
 
 #include "farskip/ops/distill_ops.h"
 #include "farskip/train/objective.h"
+#include "farskip/train/teacher.h"
 
 namespace farskip {
-
-/// A teacher on this rank. Its parameters are externals "teacher.<name>", but those in `shared`, which are
-/// the student's own tensors of the same name.
-struct Teacher {
-  ModelConfig config;
-  LayerGraph layers;
-  TensorMap tensors;  // by external name; without the shared ones
-  std::set<std::string> shared;
-
-  std::string external_name(std::string_view parameter) const;
-};
 
 struct DistillTerms {
   ops::DistillLoss loss;

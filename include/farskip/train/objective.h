@@ -3,7 +3,6 @@
 
 #include <memory>
 
-#include "farskip/runtime/executor.h"
 #include "farskip/train/step_graphs.h"
 #include "farskip/train/weights.h"
 
@@ -28,7 +27,6 @@ class StepObjective {
   virtual std::vector<std::string> terms() const { return {}; }
   /// Parameters of these graphs that do not belong to the trained model, by external name.
   virtual const TensorMap& tensors() const = 0;
-  void bind(Executor& executor) const;
   /// Adds to a batch of random tokens, for measuring, whatever else the graphs read.
   virtual void complete_random_batch(Batch& /*batch*/) const {}
 };

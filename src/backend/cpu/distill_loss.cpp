@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <vector>
 
-#include "backend/cpu/head_blocks.h"
 #include "farskip/backend/cpu/distill_row.h"
+#include "farskip/backend/cpu/head_blocks.h"
 #include "farskip/backend/cpu/parallel.h"
 #include "farskip/backend/kernel.h"
 

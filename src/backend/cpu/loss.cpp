@@ -4,7 +4,7 @@
 #include <cmath>
 #include <limits>
 
-#include "backend/cpu/head_blocks.h"
+#include "farskip/backend/cpu/head_blocks.h"
 #include "farskip/backend/cpu/parallel.h"
 #include "farskip/backend/cpu/vector_math.h"
 #include "farskip/backend/kernel.h"
