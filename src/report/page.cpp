@@ -41,7 +41,7 @@ std::vector<ChartPlan> chart_plans() {
                                {"validation_loss", "held-out"},
                                {"teacher_loss", "teacher"},
                                {"validation_teacher_loss", "teacher, held-out"},
-                               {"validation_untrained_loss", "untrained, held-out"}},
+                               {"validation_untrained_loss", "untrained"}},
                    .smooth = true,
                    .wide = true});
   plans.push_back({.title = "Recovered share",
