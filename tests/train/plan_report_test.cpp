@@ -6,6 +6,7 @@
 #include "farskip/passes/farskip.h"
 #include "farskip/train/compare_separate.h"
 #include "farskip/train/measure.h"
+#include "reference/rounded.h"
 #include "support/catch.h"
 #include "support/support.h"
 
@@ -110,6 +111,30 @@ TEST_CASE("the plan of a distillation has the memory of the joined step, and of 
     check(plan.separate->student, measured.student);
     // Buffers of one model serve the other; what is frozen is there once.
     CHECK(measured.joined.total() < measured.teacher.total() + measured.student.total());
+  }
+}
+
+TEST_CASE("the plan of a distillation in bf16 has the weights that a device holds") {
+  DistillConfig plain, frozen;
+  frozen.freeze = {"head", "experts"};
+  for (const DistillConfig& config : {plain, frozen}) {
+    PlanRequest request = make_distill_request({1, 0, 1}, config);
+    request.dtype = request.options.compute = DType::bf16;
+    const PlanReport plan = plan_step(request, kQuiet);
+    const SeparateReport measured =
+        compare_with_separate(request.model, *request.distill, request.options, make_self_mesh(),
+                              make_pretended_gpu(), nullptr, kQuiet, {1, 0, 3});
+    const auto check = [](const MemoryReport& planned, const MemoryReport& taken) {
+      CHECK(static_cast<double>(planned.weights) ==
+            Approx(static_cast<double>(taken.weights)).epsilon(0.005));  // tensors are aligned there
+      CHECK(static_cast<double>(planned.gradients) ==
+            Approx(static_cast<double>(taken.gradients)).epsilon(0.005));
+    };
+    check(plan.farskip.blocking_memory, measured.joined);
+    check(plan.separate->teacher, measured.teacher);
+    check(plan.separate->student, measured.student);
+    // Beside a student the teacher is there in bf16 alone.
+    CHECK(plan.farskip.memory.weights < plan.separate->teacher.weights + plan.separate->student.weights);
   }
 }
 
