@@ -42,6 +42,11 @@ def read_metrics(run_dir):
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
+def last_of_each(overrides):
+    """key.path=value of a command line, on which the program wants each key once: the last value of each counts."""
+    return [f"{key}={value}" for key, value in dict(o.split("=", 1) for o in map(str, overrides)).items()]
+
+
 class Study:
     def __init__(self, args):
         self.args = args
@@ -91,8 +96,9 @@ class Study:
             return json.loads(kept.read_text())
         device = [f"{key}={value}" for key, value in (("device", self.args.device), ("precision", self.args.precision))
                   if value]
-        command = [*self.args.launcher.split(), self.args.farskip, "distill", self.args.config, f"seed={seed}",
-                   f"run_dir={run_dir}", f"distill.teacher={self.args.teacher}", *device, *self.args.set, *overrides]
+        settings = [f"seed={seed}", f"run_dir={run_dir}", f"distill.teacher={self.args.teacher}", *device, *self.args.set,
+                    *overrides]
+        command = [*self.args.launcher.split(), self.args.farskip, "distill", self.args.config, *last_of_each(settings)]
         print(" ".join(command), file=sys.stderr, flush=True)
         if self.args.parallel == 1:
             subprocess.run(command, check=True)
