@@ -42,12 +42,26 @@ def read_metrics(run_dir):
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
+def last_of_each(overrides):
+    """key.path=value of a command line, on which the program wants each key once: the last value of each counts."""
+    return [f"{key}={value}" for key, value in dict(o.split("=", 1) for o in map(str, overrides)).items()]
+
+
 class Study:
     def __init__(self, args):
         self.args = args
         self.out = pathlib.Path(args.out)
         self.out.mkdir(parents=True, exist_ok=True)
-        self.teacher = self.evaluate(args.teacher, ["--farskip", args.teacher_wiring] if args.teacher_wiring else [])
+        self.evaluated = {}
+
+    @property
+    def teacher(self):
+        return self.convert(self.args.teacher_wiring)
+
+    def convert(self, mode="", layers=""):
+        """The teacher in another wiring, untrained."""
+        wiring = (["--farskip", mode] if mode else []) + (["--layers", layers] if layers else [])
+        return self.evaluate(self.args.teacher, wiring)
 
     def farskip(self, *arguments):
         return subprocess.run([self.args.farskip, *map(str, arguments)], check=True, stdout=subprocess.PIPE, text=True).stdout
@@ -57,20 +71,22 @@ class Study:
         with concurrent.futures.ThreadPoolExecutor(self.args.parallel) as pool:
             return list(pool.map(work, items))
 
-    def evaluate(self, model, wiring):
+    def evaluate(self, model, wiring=()):
         """Loss, perplexity and top-1 on the held-out tokens; with --also the loss on these too, as "also"."""
+        key = (str(model), *wiring)
+        if key not in self.evaluated:
+            result = self.run_eval(model, self.args.validation, wiring)
+            if self.args.also:
+                result["also"] = self.run_eval(model, self.args.also, wiring)["loss"]
+            self.evaluated[key] = result
+        return dict(self.evaluated[key])
+
+    def run_eval(self, model, tokens, wiring):
         device = [f"--{key}={value}" for key, value in (("device", self.args.device),
                                                        ("precision", self.args.precision)) if value]
-
-        def on(tokens):
-            return json.loads(self.farskip(
-                "eval", "--model", model, "--data", tokens, "--sequence-length", self.args.sequence_length, "--batch",
-                self.args.batch, "--max-sequences", self.args.max_sequences, "--json", "--quiet", *device, *wiring))
-
-        result = on(self.args.validation)
-        if self.args.also:
-            result["also"] = on(self.args.also)["loss"]
-        return result
+        return json.loads(self.farskip(
+            "eval", "--model", model, "--data", tokens, "--sequence-length", self.args.sequence_length, "--batch",
+            self.args.batch, "--max-sequences", self.args.max_sequences, "--json", "--quiet", *device, *wiring))
 
     def distill(self, name, seed, overrides, evaluated=True):
         """Trains one student and evaluates it, or takes the result of an earlier call."""
@@ -80,8 +96,9 @@ class Study:
             return json.loads(kept.read_text())
         device = [f"{key}={value}" for key, value in (("device", self.args.device), ("precision", self.args.precision))
                   if value]
-        command = [*self.args.launcher.split(), self.args.farskip, "distill", self.args.config, f"seed={seed}",
-                   f"run_dir={run_dir}", f"distill.teacher={self.args.teacher}", *device, *self.args.set, *overrides]
+        settings = [f"seed={seed}", f"run_dir={run_dir}", f"distill.teacher={self.args.teacher}", *device, *self.args.set,
+                    *overrides]
+        command = [*self.args.launcher.split(), self.args.farskip, "distill", self.args.config, *last_of_each(settings)]
         print(" ".join(command), file=sys.stderr, flush=True)
         if self.args.parallel == 1:
             subprocess.run(command, check=True)
@@ -90,7 +107,7 @@ class Study:
             with open(self.out / f"{name}-seed{seed}.log", "w") as log:
                 subprocess.run(command, check=True, stdout=log, stderr=subprocess.STDOUT)
         last = read_metrics(run_dir)[-1]
-        result = self.evaluate(run_dir, []) if evaluated else {}
+        result = self.evaluate(run_dir) if evaluated else {}
         result["tokens_trained"] = last["tokens"]
         result["kl"] = last.get("validation_kl", last["kl"])
         result["agreement"] = last.get("validation_agreement", last["agreement"])
@@ -130,7 +147,7 @@ class Study:
 
 def table1(study):
     """Teacher, untrained conversion, SFT and self-distillation (Table 1 of the paper)."""
-    untrained = study.evaluate(study.args.teacher, ["--farskip", "full"])
+    untrained = study.convert("full")
     results = {"teacher": [study.teacher], "converted, untrained": [untrained],
                "SFT": study.seeds("sft", ["distill.loss=sft", *study.args.set_sft]), "FCSD (KL)": study.seeds("kl", ["distill.loss=kl"])}
     rows = [study.row(name, r, untrained) for name, r in results.items()]
@@ -142,7 +159,7 @@ def table2(study):
     layers = study.args.layers
     count = lambda share: max(1, round(layers * share))
     batch = study.args.global_batch
-    untrained = study.evaluate(study.args.teacher, ["--farskip", "full"])
+    untrained = study.convert("full")
     variants = [
         ("KL", "kl", ["distill.loss=kl"]),
         ("KL + L2", "kl-l2", ["distill.loss=kl", f"distill.hidden_l2={study.args.hidden_l2}"]),
@@ -158,9 +175,8 @@ def table2(study):
     for side, share, selected in [*parts, ("first", 0.5, f"0-{count(0.5) - 1}")]:
         percent = round(100 * share)
         name = f"KL, {side} {percent}% of layers"
-        start = study.evaluate(study.args.teacher, ["--farskip", "full", "--layers", selected])
         results[name] = study.seeds(f"{side}{percent}", ["distill.loss=kl", f"farskip.layers={selected}"])
-        rows.append(study.row(name, results[name], start))
+        rows.append(study.row(name, results[name], study.convert("full", selected)))
     study.save("table2", table(study.header(), rows), results)
 
 
@@ -218,9 +234,9 @@ def fig3(study):
     layers, results, rows = study.args.layers, {}, []
 
     def converted(part):
-        wiring = ["--farskip", "full", "--layers", f"{part[0]}-{part[1]}"] if part[1] >= part[0] else ["--farskip", "off"]
-        return study.evaluate(study.args.teacher, wiring)
+        return study.convert("full", f"{part[0]}-{part[1]}") if part[1] >= part[0] else teacher
 
+    teacher = study.teacher
     firsts = study.at_once(converted, [(0, n - 1) for n in range(0, layers + 1)])
     lasts = study.at_once(converted, [(layers - n, layers - 1) for n in range(0, layers + 1)])
     for n, (first, last) in enumerate(zip(firsts, lasts)):

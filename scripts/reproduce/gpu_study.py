@@ -21,6 +21,8 @@ import sys
 import tarfile
 import time
 
+from conversion import last_of_each, read_metrics
+
 HERE = pathlib.Path(__file__).resolve().parent
 CONFIGS = HERE.parent.parent / "configs" / "gpu_study"
 STARTED = time.monotonic()
@@ -51,11 +53,6 @@ def run(args, command, log=None):
         raise SystemExit(f"{command[0]} {command[1]}: exit code {code}")
 
 
-def read_metrics(run_dir):
-    path = run_dir / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
 def data_overrides(args, kind):
     return [f"data.tokens=[{args.data}/{kind}]", f"data.validation=[{args.data}/pretrain-validation]",
             f"data.tokenizer={args.data}/tokenizer.json", f"device={args.device}", f"precision={args.precision}"]
@@ -63,12 +60,15 @@ def data_overrides(args, kind):
 
 def train_teacher(args):
     """As many steps as fit into the time, by the rate of a few; at most --passes over the tokens."""
-    train = [args.farskip, "train", CONFIGS / "teacher.yaml", *data_overrides(args, "pretrain"), *args.set_teacher]
+    def train(log, *overrides):
+        settings = last_of_each([*data_overrides(args, "pretrain"), *args.set_teacher, *overrides])
+        run(args, [args.farskip, "train", CONFIGS / "teacher.yaml", *settings], args.out / log)
+
     plan = args.out / "plan.json"
     if not plan.exists():
         probe = args.out / "probe"
-        run(args, [*train, f"run_dir={probe}", f"train.steps={args.probe_steps}", "train.validate_every=0",
-                   "checkpoint.every=0"], args.out / "probe.log")
+        train("probe.log", f"run_dir={probe}", f"train.steps={args.probe_steps}", "train.validate_every=0",
+              "checkpoint.every=0")
         steps = read_metrics(probe)
         seconds = statistics.median(m["step_seconds"] for m in steps[len(steps) // 2:])
         per_step = steps[-1]["tokens"] // len(steps)
@@ -84,7 +84,7 @@ def train_teacher(args):
     steps = json.loads(plan.read_text())["steps"]
     print(plan.read_text(), flush=True)
     teacher = args.out / "teacher"
-    run(args, [*train, f"run_dir={teacher}", f"train.steps={steps}"], args.out / "teacher.log")
+    train("teacher.log", f"run_dir={teacher}", f"train.steps={steps}")
     rows = [m for m in read_metrics(teacher) if "validation_loss" in m]
     lines = [f"teacher: {steps} steps, {rows[-1]['tokens'] / 1e6:.1f}M tokens, "
              f"{json.loads(plan.read_text())['distinct_tokens'] / 1e6:.1f}M of them distinct", "",

@@ -107,7 +107,7 @@ ExitCode run_overlap(const Options& options, const CommonOptions& common) {
     const Mesh mesh = mesh_to_measure(options, run.config, job.world, *device);
     const OverlapReport report = measure_overlap(
         run.model, rewire_farskip(build_layer_graph(run.model), run.model.farskip),
-        engine_options(run.config, mesh.world().size()), mesh, device, job.heartbeat.get(), job.logger,
+        random_step_options(run, mesh, device), mesh, device, job.heartbeat.get(), job.logger,
         {static_cast<int>(options.steps), static_cast<int>(options.warmup), !options.trace.empty()});
     if (job.world.rank() == 0) {
       if (!options.trace.empty()) write_text_file(options.trace, report.trace);
@@ -140,6 +140,7 @@ void add_bench(Subcommand& root) {
   overlap.text("--trace", o->trace, "Write a Perfetto trace of the last steps of rank 0 to this file");
   overlap.run_on_ranks([o](const CommonOptions& common) { return run_overlap(*o, common); });
   add_bench_comm(bench);
+  add_bench_distill(bench);
   add_bench_ops(bench);
 }
 

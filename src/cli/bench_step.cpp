@@ -2,7 +2,6 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
-#include <cmath>
 #include <nlohmann/json.hpp>
 
 #include "farskip/base/environment.h"
@@ -65,8 +64,9 @@ void add_op_times(const Graph& graph, const std::vector<StepTime>& times, StepTi
 /// observed step launches its kernels one by one, so others follow for that.
 class StepTimer {
  public:
-  StepTimer(const LoadedRun& run, TrainEngine& engine, const Communicator& world, bool on_gpu)
-      : run_(run), engine_(engine), world_(world), on_gpu_(on_gpu) {}
+  StepTimer(const LoadedRun& run, const TrainEngineOptions& options, TrainEngine& engine,
+            const Communicator& world, bool on_gpu)
+      : run_(run), options_(options), engine_(engine), world_(world), on_gpu_(on_gpu) {}
 
   StepTimes run(const Options& options) {
     // On a GPU the first step chooses algorithms, the second records.
@@ -79,19 +79,12 @@ class StepTimer {
   }
 
  private:
-  std::vector<Batch> random_batches(std::int64_t parts, std::int64_t tokens) const {
-    std::vector<Batch> batches;
-    for (std::int64_t part = world_.rank(); part < parts; part += world_.size())
-      batches.push_back(random_batch(static_cast<std::uint64_t>(run_.config.seed),
-                                     static_cast<std::uint64_t>(number_ * parts + part), tokens,
-                                     run_.model.vocab_size));
-    return batches;
-  }
-
   void step(bool timed, bool observed) {
     const TrainConfig& t = run_.config.train;
-    const std::int64_t parts = t.global_batch / t.micro_batch, tokens = t.micro_batch * t.sequence_length;
-    const std::vector<Batch> batches = random_batches(parts, tokens);
+    const std::int64_t tokens = t.global_batch * t.sequence_length;
+    const std::vector<Batch> batches =
+        random_step(static_cast<std::uint64_t>(run_.config.seed), static_cast<std::uint64_t>(number_),
+                    options_, world_, run_.model.vocab_size);
     world_.barrier();
     engine_.observe(
         observed ? [&](const Executor& executor,
@@ -99,17 +92,18 @@ class StepTimer {
                  : TrainEngine::Observer());
     const auto start = std::chrono::steady_clock::now();
     const StepResult result =
-        engine_.step(batches, 1.0F / static_cast<float>(tokens * parts),
+        engine_.step(batches, 1.0F / static_cast<float>(tokens),
                      static_cast<float>(t.aux_loss / static_cast<double>(t.global_batch)),
                      learning_rate_at(t.learning_rate, number_, t.steps), number_ + 1);
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     ++number_;
-    times_.losses.push_back(result.loss.loss_sum / static_cast<double>(tokens * parts));
+    times_.losses.push_back(result.loss.loss_sum / static_cast<double>(tokens));
     times_.num_observed += observed ? 1 : 0;
     if (timed) times_.seconds.push_back(seconds);
   }
 
   const LoadedRun& run_;
+  const TrainEngineOptions& options_;
   TrainEngine& engine_;
   const Communicator& world_;
   const bool on_gpu_;
@@ -153,7 +147,7 @@ struct BenchReport {
   double tokens = 0, flops = 0;  // of a step
   int ranks = 1;
 
-  double seconds() const { return quantile(times.seconds, 0.5); }
+  double seconds() const { return median(times.seconds); }
 };
 
 void print_report(const BenchReport& r, bool ops) {
@@ -226,7 +220,7 @@ ExitCode step_on_ranks(const LoadedRun& run, const Options& options, const Commo
   const Mesh mesh = make_mesh(job.world, static_cast<int>(run.config.parallel.expert), arena.device());
   const bool on_gpu = !arena.device().shares_host_memory();
   const LayerGraph layers = rewire_farskip(build_layer_graph(run.model), run.model.farskip);
-  TrainEngineOptions engine_settings = engine_options(run.config, job.world.size());
+  TrainEngineOptions engine_settings = random_step_options(run, mesh, arena.shared_device());
   if (engine_settings.overlap && job.world.size() > 1)
     engine_settings.costs = std::make_shared<const CostTable>(measure_step_costs(
         run.model, layers, engine_settings, mesh, arena.shared_device(), job.heartbeat.get(), job.logger));
@@ -238,7 +232,7 @@ ExitCode step_on_ranks(const LoadedRun& run, const Options& options, const Commo
                      job.heartbeat.get());
   engine.upload_weights();
   BenchReport report;
-  report.times = StepTimer(run, engine, job.world, on_gpu).run(options);
+  report.times = StepTimer(run, engine_settings, engine, job.world, on_gpu).run(options);
   if (job.world.rank() != 0) return ExitCode::ok;
 
   const TrainConfig& t = run.config.train;

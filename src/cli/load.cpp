@@ -3,6 +3,7 @@
 #include "farskip/cli/command.h"
 #include "farskip/train/checkpoint_files.h"
 #include "farskip/train/devices.h"
+#include "farskip/train/trainer.h"
 
 namespace farskip {
 namespace {
@@ -35,14 +36,25 @@ LoadedRun load_run(const std::string& path, const std::vector<std::string>& over
     run.config.init_from = resolve_model_folder(run.config.init_from, logger);
     run.model = read_hub_config(run.config.init_from);
   }
-  if (run.config.distill && needs.distill) {
+  if (run.config.distill) {
     run.config.distill->teacher = resolve_model_folder(run.config.distill->teacher, logger);
-    if (run.config.init_from.empty() && run.config.model.kind == ConfigNode::Kind::null)
-      run.model = read_hub_config(run.config.distill->teacher);
+    run.distill = read_distill_setup(run.config);
+    if (run.distill->from_teacher) run.model = run.distill->teacher;
   }
   if (run.config.farskip) run.model.farskip = *run.config.farskip;
   check_layers(run.model.farskip, run.model.num_layers);
   return run;
+}
+
+TrainEngineOptions random_step_options(const LoadedRun& run, const Mesh& mesh,
+                                       const std::shared_ptr<Device>& device) {
+  TrainEngineOptions options = engine_options(run.config, mesh.world().size());
+  if (run.distill)
+    add_distillation(options, *run.distill, run.model,
+                     make_random_teacher(run.distill->teacher, mesh.position(),
+                                         static_cast<std::uint64_t>(run.config.seed)),
+                     device);
+  return options;
 }
 
 fs::path resolve_model_folder(const std::string& folder, const Logger& logger) {

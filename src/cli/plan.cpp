@@ -56,6 +56,7 @@ PlanRequest make_request(const LoadedRun& run, const Options& o, int ranks) {
   request.model = run.model;
   if (run.model.farskip.mode == FarSkipMode::off) request.model.farskip = {FarSkipMode::full, {}};
   request.options = engine_options(run.config, ranks);
+  request.distill = run.distill;
   request.mesh = {ranks, 0, expert};
   request.dtype = run.config.precision == Precision::bf16 ? DType::bf16 : DType::f32;
   if (!o.link.empty()) {
@@ -81,15 +82,24 @@ CostTable read_costs(const fs::path& path) {
   }
 }
 
+/// What a teacher adds to what is measured.
+std::string distill_key(const DistillSetup& setup) {
+  const DistillConfig& c = setup.config;
+  return fmt::format(" {} {} {} {} {} {} {}", c.hidden_l2 > 0, c.router_agreement > 0, c.top_k,
+                     c.cache ? c.cache->top_k : 0, fmt::join(c.freeze, " "), setup.from_teacher,
+                     hub_config_text(setup.teacher));
+}
+
 fs::path cache_file(const PlanRequest& r, const Options& o) {
   const std::string folder = user_cache_folder();
   if (folder.empty()) return {};
   const MachineInfo machine = machine_info();
-  const std::string key =
+  std::string key =
       fmt::format("{} {} {} {} {} {} {} {} {} {} {} {} {}", machine.processor, machine.cores, o.local_ranks,
                   commit(), r.mesh.world_size, r.mesh.expert_size, r.options.zero, r.options.micro_batch,
                   r.options.micro_batches, r.options.sequence_length, r.options.balance_loss,
                   r.options.routed_rows_memory.value_or(0), hub_config_text(r.model));
+  if (r.distill) key += distill_key(*r.distill);
   return fs::path(folder) / "farskip" / fmt::format("costs-{}.txt", hash_text(key));
 }
 

@@ -17,12 +17,6 @@ const char* direction_of(const PlannedCollective& c) {
 double gib(std::size_t bytes) {
   return static_cast<double>(bytes) / (1 << 30);
 }
-std::string wiring_name(const PlanRequest& request) {
-  return fmt::format("FarSkip ({})", request.model.farskip.mode == FarSkipMode::full        ? "full"
-                                     : request.model.farskip.mode == FarSkipMode::attention ? "attention"
-                                                                                            : "mlp");
-}
-
 std::vector<std::string> lines_of(const std::string& text) {
   std::vector<std::string> lines;
   std::istringstream in(text);
@@ -68,7 +62,7 @@ void print_totals(const PlanRequest& request, const PlanReport& report) {
                gib(w.memory.total()));
   };
   row("standard", standard);
-  row(wiring_name(request), farskip);
+  row(fmt::format("FarSkip ({})", wiring_name(request.model.farskip)), farskip);
   const MemoryReport& m = farskip.memory;
   fmt::print("memory with FarSkip: weights {:.2f}, gradients {:.2f}, moments {:.2f}, activations {:.2f} GiB",
              gib(m.weights), gib(m.gradients), gib(m.moments), gib(farskip.usual_arena));
@@ -79,6 +73,22 @@ void print_totals(const PlanRequest& request, const PlanReport& report) {
              1e3 * farskip.compute_seconds,
              1e3 * std::max(farskip.compute_seconds, farskip.critical_path_seconds),
              1e3 * std::max(standard.compute_seconds, standard.critical_path_seconds));
+}
+
+void print_distillation(const PlanRequest& request, const PlanReport& report) {
+  if (!request.distill) return;
+  if (!report.separate) {
+    fmt::print("distillation from kept outputs: no teacher in the step\n");
+    return;
+  }
+  const MemoryReport &joined = report.farskip.blocking_memory, &teacher = report.separate->teacher,
+                     &student = report.separate->student;
+  const std::size_t separate = teacher.total() + student.total();
+  fmt::print(
+      "distillation, teacher ({}) and student in one graph; in graph order {:.2f} GiB, {:.1f}% of {:.2f} for "
+      "the teacher's forward and the student's step by themselves\n",
+      wiring_name(request.distill->teacher.farskip), gib(joined.total()),
+      100 * static_cast<double>(joined.total()) / static_cast<double>(separate), gib(separate));
 }
 
 void print_directions(const PlanReport& report) {
@@ -185,6 +195,7 @@ void print_wirings(const WiringPair& wirings) {
 
 void print_plan(const PlanRequest& request, const PlanReport& report, bool every_collective) {
   print_totals(request, report);
+  print_distillation(request, report);
   print_directions(report);
   if (!report.farskip.collectives.empty()) {
     print_summaries(report);
@@ -209,6 +220,11 @@ nlohmann::ordered_json plan_json(const PlanRequest& request, const PlanReport& r
                                 {"collectives_standard", collectives_json(report.standard)},
                                 {"nodes", report.num_nodes},
                                 {"planning_seconds", report.planning_seconds}};
+  if (report.separate) {
+    object["peak_memory_bytes_graph_order"] = report.farskip.blocking_memory.total();
+    object["peak_memory_bytes_teacher_alone"] = report.separate->teacher.total();
+    object["peak_memory_bytes_student_alone"] = report.separate->student.total();
+  }
   if (wirings != nullptr)
     object["graph"] = {{"standard", lines_of(wirings->standard.text())},
                        {"farskip", lines_of(wirings->farskip.text())}};

@@ -5,11 +5,7 @@
 namespace farskip {
 namespace {
 
-constexpr IntegerRange at_least_zero{.min = 0};
-constexpr IntegerRange at_least_one{.min = 1};
-constexpr RealRange not_negative{.min = 0};
 constexpr RealRange positive{.min = 0, .above_min = true};
-constexpr RealRange below_one{.min = 0, .max = 1, .below_max = true};
 
 std::optional<EarlyStoppingConfig> read_early_stopping(Reader& parent) {
   Reader reader = parent.section("early_stopping");
@@ -20,20 +16,6 @@ std::optional<EarlyStoppingConfig> read_early_stopping(Reader& parent) {
   config.metric = reader.choice("metric", held_out_metric_names, config.metric);
   reader.finish();
   return parent.has("early_stopping") ? std::optional(config) : std::nullopt;
-}
-
-double* find_weight(DistillWeights& weights, DistillTerm term) {
-  switch (term) {
-    case DistillTerm::kl:
-      return &weights.kl;
-    case DistillTerm::reverse_kl:
-      return &weights.reverse_kl;
-    case DistillTerm::jsd:
-      return &weights.jsd;
-    case DistillTerm::sft:
-      return &weights.sft;
-  }
-  throw InternalError("a term without weight");
 }
 
 /// One term by name, or a map of terms to their weights.
@@ -47,7 +29,7 @@ DistillWeights read_loss(Reader& reader) {
     Reader terms(*node, reader.errors(), reader.path_of("loss"));
     double sum = 0;
     for (const auto& term : distill_term_names)
-      sum += *find_weight(weights, term.value) = terms.real(term.name, not_negative, 0.0);
+      sum += weight_of(weights, term.value) = terms.real(term.name, not_negative, 0.0);
     terms.finish();
     if (sum == 0) reader.fail("loss", "all weights are 0; allowed: at least one above 0");
     return weights;
@@ -59,7 +41,7 @@ DistillWeights read_loss(Reader& reader) {
                                     node->kind == ConfigNode::Kind::scalar ? quote_for_message(node->text)
                                                                            : describe_kind(*node),
                                     allowed));
-  *find_weight(weights, term.value_or(DistillTerm::kl)) = 1.0;
+  weight_of(weights, term.value_or(DistillTerm::kl)) = 1.0;
   return weights;
 }
 
@@ -142,6 +124,20 @@ std::int64_t read_curriculum(Reader& parent) {
 }
 
 }  // namespace
+
+double& weight_of(DistillWeights& weights, DistillTerm term) {
+  switch (term) {
+    case DistillTerm::kl:
+      return weights.kl;
+    case DistillTerm::reverse_kl:
+      return weights.reverse_kl;
+    case DistillTerm::jsd:
+      return weights.jsd;
+    case DistillTerm::sft:
+      return weights.sft;
+  }
+  throw InternalError("a term without weight");
+}
 
 std::optional<DistillConfig> read_distill_section(Reader& root, bool required) {
   Reader reader = root.section("distill");

@@ -1,6 +1,7 @@
 // RunConfig → tree → YAML, the reverse of run_config.cpp.
 #include <algorithm>
 
+#include "farskip/config/distill_section.h"
 #include "farskip/config/run_config.h"
 
 namespace farskip {
@@ -98,14 +99,14 @@ ConfigNode train_tree(const TrainConfig& config) {
   return node;
 }
 
-ConfigNode loss_tree(const DistillWeights& weights) {
-  const std::pair<const char*, double> terms[] = {
-      {"kl", weights.kl}, {"reverse_kl", weights.reverse_kl}, {"jsd", weights.jsd}, {"sft", weights.sft}};
+ConfigNode loss_tree(DistillWeights weights) {
+  double sum = 0;
+  for (const auto& term : distill_term_names) sum += weight_of(weights, term.value);
   ConfigNode node;
-  for (const auto& [name, weight] : terms) {
-    if (weight == 1.0 && weights.kl + weights.reverse_kl + weights.jsd + weights.sft == 1.0)
-      return make_word(name);
-    node.set(name, make_node(weight));
+  for (const auto& term : distill_term_names) {
+    const double weight = weight_of(weights, term.value);
+    if (weight == 1.0 && sum == 1.0) return make_word(term.name);
+    node.set(term.name, make_node(weight));
   }
   return node;
 }

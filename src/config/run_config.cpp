@@ -5,16 +5,13 @@
 #include <set>
 
 #include "farskip/config/distill_section.h"
+#include "farskip/config/farskip_section.h"
 #include "farskip/config/reader.h"
 
 namespace farskip {
 namespace {
 
-constexpr IntegerRange at_least_zero{.min = 0};
-constexpr IntegerRange at_least_one{.min = 1};
 constexpr IntegerRange step_count{.min = 1, .max = 1'000'000'000'000};
-constexpr RealRange not_negative{.min = 0};
-constexpr RealRange below_one{.min = 0, .max = 1, .below_max = true};
 
 bool is_file_name(const std::string& name) {
   return !name.empty() && name.size() <= 200 && name[0] != '.' &&
@@ -38,47 +35,6 @@ void read_name(Reader& reader, RunConfig& config, const std::string& fallback) {
         fmt::format("{} cannot name a folder; allowed: letters, digits, _ - and ., not beginning with .",
                     quote_for_message(config.name)));
   config.run_dir = reader.optional_string("run_dir").value_or("runs/" + config.name);
-}
-
-LayerSelection read_layers(Reader& reader) {
-  const std::string allowed = "all, a range such as 0-3, a list such as [0, 2]";
-  LayerSelection selection;
-  const ConfigNode* node = reader.take("layers", allowed, "all");
-  if (node == nullptr) return selection;
-  if (node->kind == ConfigNode::Kind::scalar) {
-    const auto parsed = parse_layer_selection(node->text);
-    if (!parsed.value)
-      reader.fail("layers",
-                  fmt::format("{} {}; allowed: {}", quote_for_message(node->text), parsed.reason, allowed));
-    return parsed.value.value_or(selection);
-  }
-  if (node->kind == ConfigNode::Kind::map) {
-    reader.fail("layers", "a map stands here; allowed: " + allowed);
-    return selection;
-  }
-  selection.kind = LayerSelection::Kind::list;
-  selection.layers = reader.integers("layers", at_least_zero, {.min = 1}, {});
-  std::sort(selection.layers.begin(), selection.layers.end());
-  const auto twice = std::adjacent_find(selection.layers.begin(), selection.layers.end());
-  if (twice != selection.layers.end()) reader.fail("layers", fmt::format("layer {} is listed twice", *twice));
-  return selection;
-}
-
-FarSkipConfig read_farskip(Reader reader) {
-  FarSkipConfig config;
-  config.mode = reader.choice("mode", farskip_mode_names, config.mode);
-  config.layers = read_layers(reader);
-  const auto delay = reader.optional_integer("delay", {.min = 1, .max = kMaxDelay});
-  const bool delays = config.mode == FarSkipMode::delay;
-  if (delays && !delay && reader.sound("delay"))
-    reader.fail("delay",
-                fmt::format("this key is missing, which mode delay needs; allowed: 1 to {}", kMaxDelay));
-  if (!delays && delay && reader.sound("mode"))
-    reader.fail("delay", fmt::format("{} is for mode delay, and the mode is {}; leave it out", *delay,
-                                     name_of(farskip_mode_names, config.mode)));
-  config.delay = delays ? delay.value_or(1) : 1;
-  reader.finish();
-  return config;
 }
 
 ParallelConfig read_parallel(Reader reader) {
@@ -274,7 +230,7 @@ RunConfig read_run_config(const ConfigNode& tree, ErrorList& errors, const LoadO
   config.deterministic = reader.boolean("deterministic", config.deterministic);
   read_model_source(reader, config, options);
   const bool distills = reader.has("distill");
-  const FarSkipConfig farskip = read_farskip(reader.section("farskip"));
+  const FarSkipConfig farskip = read_farskip_section(reader.section("farskip"));
   if (reader.has("farskip") || config.init_from.empty() || distills) config.farskip = farskip;
   config.parallel = read_parallel(reader.section("parallel"));
   config.schedule = read_schedule(reader.section("schedule"));
@@ -284,7 +240,7 @@ RunConfig read_run_config(const ConfigNode& tree, ErrorList& errors, const LoadO
   if (config.distill && config.distill->early_stopping && config.data.validation.empty())
     reader.fail("distill", "early_stopping looks at held-out text, and data.validation names none; give one");
   config.checkpoint = read_checkpoint(reader.section("checkpoint"));
-  const bool has_model = reader.has("model") || reader.has("init") || (options.needs.distill && distills);
+  const bool has_model = reader.has("model") || reader.has("init") || distills;
   if (options.needs.model && !has_model && tree.kind == ConfigNode::Kind::map)
     reader.fail("model", "this key is missing; give model (the architecture) or init: {from: DIR}");
   reader.finish();

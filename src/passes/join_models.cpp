@@ -28,10 +28,14 @@ void append(const Graph& from, std::int16_t model,
 
 }  // namespace
 
+std::string teacher_name(std::string_view name) {
+  return std::string(kTeacherPrefix) += name;
+}
+
 JoinedModels join_models(const Graph& student, const Graph& teacher,
-                         const std::function<std::string(std::string_view)>& teacher_name) {
+                         const std::function<std::string(std::string_view)>& parameter_name) {
   JoinedModels out{Graph(student.ops()), {}};
-  append(teacher, 1, teacher_name, "teacher.", out);
+  append(teacher, 1, parameter_name, kTeacherPrefix, out);
   append(
       student, 0, [](std::string_view name) { return std::string(name); }, "", out);
   return out;

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 #include <nlohmann/json.hpp>
+#include <set>
+#include <span>
 
 #include "farskip/base/error.h"
 #include "farskip/base/version.h"
@@ -39,7 +41,7 @@ std::vector<ChartPlan> chart_plans() {
                                {"validation_loss", "held-out"},
                                {"teacher_loss", "teacher"},
                                {"validation_teacher_loss", "teacher, held-out"},
-                               {"validation_untrained_loss", "untrained, held-out"}},
+                               {"validation_untrained_loss", "untrained"}},
                    .smooth = true,
                    .wide = true});
   plans.push_back({.title = "Recovered share",
@@ -120,36 +122,59 @@ void add_series(LineChart& chart, const ChartPlan& plan, const Curve& raw, const
   if (plan.wide) chart.note = "noisy curves, here and below, are means over about a fiftieth of the steps";
 }
 
-/// One run: its metrics in one chart. Several: a chart for each metric, the runs in it.
-std::string draw_charts(const ChartPlan& plan, const std::vector<RunLog>& runs) {
-  const std::size_t drawn = std::min(runs.size(), kMostDrawn);
-  const auto new_chart = [&](const std::string& title) {
-    LineChart chart;
-    chart.title = title;
-    chart.unit = plan.unit;
-    chart.from_zero = plan.from_zero;
-    chart.wide = plan.wide;
-    chart.buckets = std::clamp<std::size_t>(1200 / drawn, 75, 500);
-    return chart;
-  };
-  if (runs.size() == 1) {
-    LineChart chart = new_chart(plan.title);
-    for (std::size_t i = 0; i < plan.metrics.size(); ++i)
-      if (const Curve* curve = runs[0].find(plan.metrics[i].metric);
-          curve != nullptr && says_something(*curve))
-        add_series(chart, plan, *curve, plan.metrics[i].label, i, true);
-    return line_chart_html(chart);
-  }
+LineChart make_chart(const ChartPlan& plan, const std::string& title, std::size_t num_runs) {
+  LineChart chart;
+  chart.title = title;
+  chart.unit = plan.unit;
+  chart.from_zero = plan.from_zero;
+  chart.wide = plan.wide;
+  chart.buckets = std::clamp<std::size_t>(1200 / num_runs, 75, 500);
+  return chart;
+}
+
+const Curve* find_curve(const RunLog& run, const Curves& metric) {
+  const Curve* curve = run.find(metric.metric);
+  return curve != nullptr && says_something(*curve) ? curve : nullptr;
+}
+
+/// All metrics of one run in one chart.
+std::string draw_run(const ChartPlan& plan, const RunLog& run, const std::string& title) {
+  LineChart chart = make_chart(plan, title, 1);
+  for (std::size_t i = 0; i < plan.metrics.size(); ++i)
+    if (const Curve* curve = find_curve(run, plan.metrics[i]))
+      add_series(chart, plan, *curve, plan.metrics[i].label, i, true);
+  return line_chart_html(chart);
+}
+
+/// A chart for each metric, the runs in it. Of several metrics, those that one run alone has are drawn with
+/// its others: a teacher's loss says more beside the student's than by itself.
+std::string draw_runs(const ChartPlan& plan, std::span<const RunLog> runs) {
+  const bool several = plan.metrics.size() > 1;
   std::string html;
+  std::set<std::size_t> alone;
   for (const Curves& metric : plan.metrics) {
-    const bool several = plan.metrics.size() > 1;
-    LineChart chart = new_chart(several ? fmt::format("{}, {}", plan.title, metric.label) : plan.title);
-    for (std::size_t i = 0; i < drawn; ++i)
-      if (const Curve* curve = runs[i].find(metric.metric); curve != nullptr && says_something(*curve))
-        add_series(chart, plan, *curve, runs[i].label, i, false);
-    html += line_chart_html(chart);
+    LineChart chart =
+        make_chart(plan, several ? fmt::format("{}, {}", plan.title, metric.label) : plan.title, runs.size());
+    std::vector<std::size_t> with;
+    for (std::size_t i = 0; i < runs.size(); ++i) {
+      const Curve* curve = find_curve(runs[i], metric);
+      if (curve == nullptr) continue;
+      add_series(chart, plan, *curve, runs[i].label, i, false);
+      with.push_back(i);
+    }
+    if (several && with.size() == 1)
+      alone.insert(with[0]);
+    else
+      html += line_chart_html(chart);
   }
+  for (const std::size_t i : alone)
+    html += draw_run(plan, runs[i], fmt::format("{}, {}", plan.title, runs[i].label));
   return html;
+}
+
+std::string draw_charts(const ChartPlan& plan, const std::vector<RunLog>& runs) {
+  if (runs.size() == 1) return draw_run(plan, runs[0], plan.title);
+  return draw_runs(plan, std::span(runs).first(std::min(runs.size(), kMostDrawn)));
 }
 
 std::string timelines_html(std::vector<RunLog>& runs) {

@@ -4,7 +4,7 @@
 #include <set>
 
 #include "farskip/base/error.h"
-#include "farskip/config/tree.h"
+#include "farskip/config/farskip_section.h"
 #include "farskip/model/model_config.h"
 #include "farskip/report/chart.h"
 
@@ -12,6 +12,24 @@ namespace farskip {
 namespace {
 
 constexpr std::uint64_t kMaxTraceBytes = std::uint64_t{64} << 20;
+
+/// A value as one line of YAML, text without its quotes: "64", "[1, 3]", "{kl: 0.9, sft: 0.1}".
+std::string flow_text(const ConfigNode& node) {
+  std::vector<std::string> parts;
+  for (const ConfigNode& child : node.children)
+    parts.push_back((node.kind == ConfigNode::Kind::map ? child.key + ": " : "") + flow_text(child));
+  switch (node.kind) {
+    case ConfigNode::Kind::null:
+      return {};
+    case ConfigNode::Kind::scalar:
+      return node.text;
+    case ConfigNode::Kind::list:
+      return fmt::format("[{}]", fmt::join(parts, ", "));
+    case ConfigNode::Kind::map:
+      return fmt::format("{{{}}}", fmt::join(parts, ", "));
+  }
+  return {};
+}
 
 /// The value at "train.steps" as text; empty where there is none.
 std::string text_at(const ConfigNode& tree, std::string_view path) {
@@ -22,7 +40,7 @@ std::string text_at(const ConfigNode& tree, std::string_view path) {
     if (node == nullptr) return {};
     begin = end + 1;
   }
-  return node->kind == ConfigNode::Kind::scalar ? node->text : std::string();
+  return flow_text(*node);
 }
 
 /// `VALUE` of a line "# KEY: VALUE" at the top of a resolved configuration.
@@ -37,11 +55,16 @@ std::string comment_value(const std::string& yaml, const std::string& key) {
   return {};
 }
 
+/// As it is written where that is no wiring of this version.
 std::string describe_wiring(const ConfigNode& tree) {
-  std::string text = text_at(tree, "farskip.mode");
-  if (text == "delay") text += ":" + text_at(tree, "farskip.delay");
-  const std::string layers = text_at(tree, "farskip.layers");
-  if (!layers.empty() && layers != "all" && text != "off") text += " (layers " + layers + ")";
+  const ConfigNode* section = tree.find("farskip");
+  if (section == nullptr) return {};
+  ErrorList errors;
+  const FarSkipConfig wiring = read_farskip_section(Reader(*section, errors, "farskip"));
+  if (!errors.empty()) return flow_text(*section);
+  std::string text = wiring_name(wiring);
+  if (wiring.mode != FarSkipMode::off && wiring.layers != LayerSelection{})
+    text += fmt::format(" (layers {})", describe(wiring.layers));
   return text;
 }
 
@@ -81,8 +104,9 @@ std::string describe_batch(const ConfigNode& tree) {
 }
 
 std::string describe_distillation(const ConfigNode& tree) {
-  const std::string loss = text_at(tree, "distill.loss");
-  return loss.empty() ? loss : loss + ", teacher " + text_at(tree, "distill.teacher");
+  const std::string teacher = text_at(tree, "distill.teacher"), loss = text_at(tree, "distill.loss");
+  if (teacher.empty()) return teacher;
+  return fmt::format("{}, teacher {}", loss.empty() ? "kl" : loss, teacher);
 }
 
 void read_config(const fs::path& path, RunLog& run) {

@@ -37,8 +37,8 @@ footer{margin-top:36px;border-top:1px solid var(--rule);padding-top:8px}
 .tiles dd{margin:0;font-size:18px;font-weight:600;overflow-wrap:anywhere}
 .wide-table{overflow-x:auto;margin-top:20px}
 table{border-collapse:collapse;width:100%;font-size:13px}
-th,td{padding:5px 10px;text-align:right;white-space:nowrap;border-bottom:1px solid var(--grid)}
-thead th{color:var(--dim);font-weight:500;font-size:12px;border-bottom:1px solid var(--rule)}
+th,td{padding:5px 8px;text-align:right;white-space:nowrap;border-bottom:1px solid var(--grid)}
+thead th{color:var(--dim);font-weight:500;font-size:12px;white-space:normal;vertical-align:bottom;border-bottom:1px solid var(--rule)}
 th:first-child,td:nth-child(2),th:nth-child(2){text-align:left}
 tbody th{font-weight:600;color:var(--fg);position:sticky;left:0;background:var(--bg);max-width:260px;overflow:hidden;text-overflow:ellipsis}
 td.best{font-weight:700}

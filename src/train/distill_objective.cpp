@@ -26,12 +26,13 @@ JoinedModels lower_student(const ModelConfig& config, const LayerGraph& layers, 
 
 /// Counts of rows and overflow, and the balance loss, leave the graph as those of a plain forward do.
 void add_common_outputs(JoinedModels& joined) {
-  constexpr std::string_view overflow = "teacher.row_overflow.";
+  const std::string overflow = teacher_name("row_overflow.");
   for (const auto& [name, value] : joined.values) {
     if (name == "balance_loss" || name.starts_with("expert_offsets.") || name.starts_with("row_overflow."))
       joined.graph.add_output(name, value);
     if (name.starts_with(overflow))
-      joined.graph.add_output(fmt::format("row_overflow.teacher.{}", name.substr(overflow.size())), value);
+      joined.graph.add_output(fmt::format("row_overflow.{}", teacher_name(name.substr(overflow.size()))),
+                              value);
   }
 }
 
@@ -53,17 +54,6 @@ StepSharding teacher_sharding(const StepSharding& sharding, const ModelConfig& s
 Scope head_scope() {
   return {0, 0, -1, SubBlock::head, Phase::forward};
 }
-
-}  // namespace
-
-std::string Teacher::external_name(std::string_view read_name) const {
-  const bool is_shared = std::any_of(shared.begin(), shared.end(), [&](const std::string& parameter) {
-    return read_name == parameter || read_name == compute_copy_name(parameter);
-  });
-  return is_shared ? std::string(read_name) : fmt::format("teacher.{}", read_name);
-}
-
-namespace {
 
 /// What graphs that compute in `compute` read of a teacher, by external name. Takes the weights.
 TensorMap read_tensors(Teacher& teacher, DType compute) {
@@ -129,7 +119,7 @@ Graph DistillObjective::build_forward(const ModelConfig& config, const LayerGrap
   add_loss_outputs(
       graph,
       ops::distill_loss(b, joined.values.at("hidden"), parameter(read_head_name(config, options.dtype)),
-                        joined.values.at("teacher.hidden"),
+                        joined.values.at(teacher_name("hidden")),
                         parameter(teacher_.external_name(read_head_name(teacher_.config, options.dtype))),
                         *graph.find_external("targets"), terms_.loss));
   compare_layers(graph, joined.values, config);
@@ -151,23 +141,25 @@ void DistillObjective::compare_layers(Graph& graph, const std::map<std::string, 
   if (terms_.hidden_l2 > 0)
     for (const auto& [own, other] : terms_.hidden) {
       b.scope = {0, 0, static_cast<std::int32_t>(own), SubBlock::none, Phase::forward};
-      add(hidden, ops::squared_difference(b, find(fmt::format("stream.{}", own)),
-                                          find(fmt::format("teacher.stream.{}", other)), targets, share));
+      add(hidden,
+          ops::squared_difference(b, find(fmt::format("stream.{}", own)),
+                                  find(teacher_name(fmt::format("stream.{}", other))), targets, share));
     }
   std::vector<std::int32_t> moe;
   for (std::int32_t layer = 0; layer < student.num_layers; ++layer) {
-    const ValueId theirs = find(fmt::format("teacher.router_choice.{}", layer));
+    const ValueId theirs = find(teacher_name(fmt::format("router_choice.{}", layer)));
     const ValueId ours = find(fmt::format("router_choice.{}", layer));
     if (ours && theirs && graph.type(ours) == graph.type(theirs)) moe.push_back(layer);
   }
   for (const std::int32_t layer : moe) {
     b.scope = {0, 0, layer, SubBlock::none, Phase::forward};
-    graph.add_output(fmt::format("sum.routing_flips.{}", layer),
-                     ops::count_routing_flips(b, find(fmt::format("router_choice.{}", layer)),
-                                              find(fmt::format("teacher.router_choice.{}", layer)), targets));
+    graph.add_output(
+        fmt::format("sum.routing_flips.{}", layer),
+        ops::count_routing_flips(b, find(fmt::format("router_choice.{}", layer)),
+                                 find(teacher_name(fmt::format("router_choice.{}", layer))), targets));
     if (terms_.router_agreement > 0)
       add(routers, ops::router_divergence(b, find(fmt::format("router_logits.{}", layer)),
-                                          find(fmt::format("teacher.router_logits.{}", layer)), targets,
+                                          find(teacher_name(fmt::format("router_logits.{}", layer))), targets,
                                           terms_.router_agreement / static_cast<double>(moe.size())));
   }
   if (hidden) graph.add_output("sum.hidden_l2", hidden);
@@ -223,7 +215,7 @@ Graph build_teacher_graph(const Teacher& teacher, const LowerOptions& options, c
   scope.model = 1;
   Builder b{graph, scope};
   const ops::TeacherTopK kept =
-      ops::teacher_top_k(b, joined.values.at("teacher.hidden"),
+      ops::teacher_top_k(b, joined.values.at(teacher_name("hidden")),
                          *graph.find_external(read_head_name(teacher.config, options.dtype)),
                          *graph.find_external("targets"), keep);
   graph.add_output(std::string(kCachedIndices), kept.indices);

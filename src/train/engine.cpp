@@ -51,10 +51,19 @@ namespace {
 // serial one.
 constexpr double kMemoryForOverlap = 1.3;
 
-Plan make_plan(const Graph& graph, const Device& device, const PlanOptions& options) {
+// What ranks know of a node may differ: the shards of ZeRO have other shapes on each. The order must not.
+NodeSeconds agree_on_costs(const Graph& graph, const CostTable& costs, const Mesh* mesh) {
+  NodeSeconds seconds = costs.estimate(graph);
+  if (mesh == nullptr) return seconds;
+  mesh->world().all_reduce(std::span(seconds));
+  for (double& s : seconds) s /= mesh->world().size();
+  return seconds;
+}
+
+Plan make_plan(const Graph& graph, const Device& device, const PlanOptions& options, const Mesh* mesh) {
   const WorkspaceRule workspace = workspace_rule(device);
   if (options.costs == nullptr) return make_serial_plan(graph, workspace, options.waits);
-  return make_step_plan(graph, workspace, options.costs->estimate(graph), options.in_flight);
+  return make_step_plan(graph, workspace, agree_on_costs(graph, *options.costs, mesh), options.in_flight);
 }
 
 }  // namespace
@@ -68,7 +77,7 @@ Plan make_step_plan(const Graph& graph, WorkspaceRule workspace, const NodeSecon
 std::unique_ptr<Executor> compile(Graph graph, Arena& arena, const PipelineOptions& options,
                                   const Logger& logger, RankContext ranks, PlanOptions plan_options) {
   graph = run_pipeline(std::move(graph), options, logger);
-  Plan plan = make_plan(graph, arena.device(), plan_options);
+  Plan plan = make_plan(graph, arena.device(), plan_options, ranks.mesh);
   return std::make_unique<Executor>(std::move(graph), std::move(plan), arena.device().kernels(), arena,
                                     ranks);
 }

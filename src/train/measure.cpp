@@ -20,6 +20,20 @@ Batch random_batch(std::uint64_t seed, std::uint64_t number, std::int64_t tokens
   return batch;
 }
 
+std::vector<Batch> random_step(std::uint64_t seed, std::uint64_t number, const TrainEngineOptions& options,
+                               const Communicator& world, std::int64_t vocab_size) {
+  std::vector<Batch> batches;
+  const auto count = static_cast<std::uint64_t>(options.micro_batches);
+  for (std::uint64_t m = 0; m < count; ++m) {
+    batches.push_back(random_batch(seed,
+                                   (number * count + m) * static_cast<std::uint64_t>(world.size()) +
+                                       static_cast<std::uint64_t>(world.rank()),
+                                   options.micro_batch * options.sequence_length, vocab_size));
+    if (options.objective) options.objective->complete_random_batch(batches.back());
+  }
+  return batches;
+}
+
 NodeSeconds agree_on_seconds(const Graph& graph, const std::vector<StepTime>& times,
                              const Communicator& world) {
   NodeSeconds mean(graph.nodes().size(), 0.0);
@@ -53,13 +67,7 @@ CostTable measure_step_costs(const ModelConfig& model, const LayerGraph& layers,
   TrainEngine engine(model, layers, weights, blocking, arena, logger, mesh, heartbeat);
   engine.upload_weights();
   const std::int64_t tokens = options.micro_batch * options.sequence_length;
-  std::vector<Batch> batches;
-  for (std::int64_t i = 0; i < options.micro_batches; ++i)
-    batches.push_back(random_batch(0,
-                                   static_cast<std::uint64_t>(i * mesh.world().size() + mesh.world().rank()),
-                                   tokens, model.vocab_size));
-  if (options.objective)
-    for (Batch& batch : batches) options.objective->complete_random_batch(batch);
+  const std::vector<Batch> batches = random_step(0, 0, options, mesh.world(), model.vocab_size);
 
   // A GPU that was idle takes a while to raise its clocks and those of its bus.
   using Clock = std::chrono::steady_clock;

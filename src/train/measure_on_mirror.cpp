@@ -7,26 +7,49 @@
 #include "farskip/train/plan_report.h"
 
 namespace farskip {
+namespace {
+
+void keep_distinct_layers(ModelConfig& model) {
+  const std::vector<bool> layers = model.moe_layers;
+  const auto kept = [&](bool moe, std::int64_t most) {
+    return static_cast<std::size_t>(
+        std::min<std::int64_t>(most, std::count(layers.begin(), layers.end(), moe)));
+  };
+  model.moe_layers.assign(kept(false, 1), false);
+  model.moe_layers.insert(model.moe_layers.end(), kept(true, 2), true);
+  model.num_layers = static_cast<std::int64_t>(model.moe_layers.size());
+  model.farskip.layers = {};
+}
+
+/// What names layers loses its meaning: one pair of layers is compared instead, and what patterns freeze is
+/// trained, which measures more ops than needed.
+void keep_distinct_layers(DistillSetup& distill) {
+  keep_distinct_layers(distill.teacher);
+  DistillConfig& config = distill.config;
+  config.hidden_layers = config.teacher_layers = {};
+  if (config.hidden_l2 > 0) config.hidden_layers = config.teacher_layers = {0};
+  std::erase_if(config.freeze,
+                [](const std::string& rule) { return !find_choice(parameter_group_names, rule); });
+}
+
+}  // namespace
 
 MirrorMeasurement choose_measurement(const PlanRequest& request, double flops_per_second,
                                      double most_seconds) {
   MirrorMeasurement chosen{request, 3};
-  ModelConfig& model = chosen.request.model;
+  const ModelConfig& model = chosen.request.model;
   TrainEngineOptions& options = chosen.request.options;
-  const auto kept = [&](bool moe, std::int64_t most) {
-    const auto& layers = request.model.moe_layers;
-    return std::min<std::int64_t>(most, std::count(layers.begin(), layers.end(), moe));
-  };
-  model.moe_layers.assign(static_cast<std::size_t>(kept(false, 1)), false);
-  model.moe_layers.insert(model.moe_layers.end(), static_cast<std::size_t>(kept(true, 2)), true);
-  model.num_layers = static_cast<std::int64_t>(model.moe_layers.size());
-  model.farskip.layers = {};
+  keep_distinct_layers(chosen.request.model);
+  if (chosen.request.distill) keep_distinct_layers(*chosen.request.distill);
   // The second of two micro-batches runs whatever later ones do.
   options.micro_batches = std::min<std::int64_t>(options.micro_batches, 2);
   const auto steps_in_time = [&] {
     const auto tokens =
         static_cast<double>(options.micro_batches * options.micro_batch * options.sequence_length);
-    const double one = tokens * train_flops_per_token(model, options.sequence_length) / flops_per_second;
+    double flops = train_flops_per_token(model, options.sequence_length);
+    if (const auto& distill = chosen.request.distill; distill && !distill->config.cache)
+      flops += train_flops_per_token(distill->teacher, options.sequence_length) / 3;  // its forward
+    const double one = tokens * flops / flops_per_second;
     return static_cast<int>(std::min(most_seconds / one, 100.0)) - 1;  // one to warm up
   };
   constexpr int fewest = 3, most = 9;  // odd, so that the median is one of them
@@ -38,8 +61,13 @@ MirrorMeasurement choose_measurement(const PlanRequest& request, double flops_pe
 CostTable measure_on_mirror(const MirrorMeasurement& measurement, const Logger& logger) {
   const PlanRequest& r = measurement.request;
   const LayerGraph layers = rewire_farskip(build_layer_graph(r.model), r.model.farskip);
-  return measure_step_costs(r.model, layers, r.options, make_mirror_mesh(r.mesh), make_cpu_device(), nullptr,
-                            logger, measurement.steps);
+  TrainEngineOptions options = r.options;
+  const std::shared_ptr<Device> device = make_cpu_device();
+  if (r.distill)
+    add_distillation(options, *r.distill, r.model, make_random_teacher(r.distill->teacher, r.mesh, 0),
+                     device);
+  return measure_step_costs(r.model, layers, options, make_mirror_mesh(r.mesh), device, nullptr, logger,
+                            measurement.steps);
 }
 
 }  // namespace farskip

@@ -215,13 +215,8 @@ OverlapReport measure_overlap(const ModelConfig& model, const LayerGraph& layers
   std::vector<StepTimes> a, b;
   CostTable measured;
   for (int i = 0; i < overlap.warmup + overlap.repetitions; ++i) {
-    std::vector<Batch> batches;
-    for (std::int64_t m = 0; m < options.micro_batches; ++m)
-      batches.push_back(
-          random_batch(7,
-                       static_cast<std::uint64_t>((i * options.micro_batches + m) * mesh.world().size() +
-                                                  mesh.world().rank()),
-                       tokens, model.vocab_size));
+    const std::vector<Batch> batches =
+        random_step(7, static_cast<std::uint64_t>(i), options, mesh.world(), model.vocab_size);
     const auto scale = 1.0F / static_cast<float>(tokens * options.micro_batches * mesh.world().size());
     StepTimes first, second;
     // Which goes first changes from pair to pair: a machine that grows warmer favours neither.

@@ -2,17 +2,21 @@
 
 #include <algorithm>
 #include <chrono>
-#include <map>
 
 #include "farskip/passes/farskip.h"
 #include "farskip/schedule/dependence.h"
 #include "farskip/schedule/hideable.h"
+#include "farskip/train/freeze.h"
 
 namespace farskip {
 namespace {
 
 std::size_t no_workspace(const OpDef&, const OpTypes&) {
   return 0;
+}
+
+WorkspaceRule workspace_of(const PlanRequest& request) {
+  return request.dtype == DType::f32 ? &cpu_workspace : &no_workspace;
 }
 
 /// By node id of a collective: how much of its transport falls in times in which the compute stream waits.
@@ -47,26 +51,43 @@ struct StepGraph {
   std::int64_t repeats = 1;
 };
 
+TrainEngineOptions options_of(const PlanRequest& request) {
+  TrainEngineOptions options = request.options;
+  options.compute = request.dtype;
+  if (request.distill)
+    add_distillation(options, *request.distill, request.model, make_teacher(request.distill->teacher),
+                     make_cpu_device());
+  return options;
+}
+
 class Planner {
  public:
   Planner(const PlanRequest& request, const FarSkipConfig& wiring, const Logger& logger)
       : r_(request),
+        options_(options_of(request)),
         logger_(logger),
         layers_(rewire_farskip(build_layer_graph(request.model), wiring)),
         rows_(plan_routed_rows(request.model, request.options, request.mesh.expert_size)),
-        workspace_(request.dtype == DType::f32 ? &cpu_workspace : &no_workspace) {}
+        workspace_(workspace_of(request)) {}
 
   WiringReport run() {
     report_.memory = report_.blocking_memory = state_memory(r_);
     for (const StepGraph& step : step_graphs()) plan(step);
     report_.usual_arena = report_.memory.arena;
-    if (rows_.fallback_batch > 0) {
-      const Graph worst = micro_batch(rows_.fallback_batch, rows_.fallback_rows, 1, true, false);
-      report_.worst_routing_arena = make_serial_plan(worst, workspace_, Waits::late).arena_bytes;
-      for (MemoryReport* m : {&report_.memory, &report_.blocking_memory})
-        m->arena = std::max(m->arena, report_.worst_routing_arena);
-    }
+    report_.worst_routing_arena = worst_routing_arena();
+    for (MemoryReport* m : {&report_.memory, &report_.blocking_memory})
+      m->arena = std::max(m->arena, report_.worst_routing_arena);
     return std::move(report_);
+  }
+
+  /// As run() has it, without costs.
+  MemoryReport blocking_memory() const {
+    MemoryReport memory = state_memory(r_);
+    memory.arena = worst_routing_arena();
+    for (const StepGraph& step : step_graphs())
+      memory.arena =
+          std::max(memory.arena, make_serial_plan(step.graph, workspace_, Waits::at_once).arena_bytes);
+    return memory;
   }
 
   std::size_t num_nodes() const { return num_nodes_; }
@@ -74,32 +95,40 @@ class Planner {
  private:
   Graph micro_batch(std::int64_t sequences, std::int64_t max_rows, int in_flight, bool accumulate,
                     bool reduce) const {
-    LowerOptions lowering = lower_options(r_.options, sequences);
+    LowerOptions lowering = lower_options(options_, sequences);
     lowering.dtype = r_.dtype;
     return run_pipeline(
-        build_micro_batch_graph(r_.model, layers_, lowering, {r_.mesh, r_.options.zero, max_rows},
-                                {accumulate, reduce, in_flight, r_.options.recompute}),
-        r_.options.pipeline, logger_);
+        build_micro_batch_graph(
+            r_.model, layers_, lowering, {r_.mesh, options_.zero, max_rows},
+            {accumulate, reduce, in_flight, options_.recompute, options_.objective.get(), options_.frozen}),
+        options_.pipeline, logger_);
+  }
+
+  std::size_t worst_routing_arena() const {
+    if (rows_.fallback_batch == 0) return 0;
+    const Graph worst = micro_batch(rows_.fallback_batch, rows_.fallback_rows, 1, true, false);
+    return make_serial_plan(worst, workspace_, Waits::late).arena_bytes;
   }
 
   // As TrainEngine runs them: the last micro-batch also sums gradients over ranks.
   std::vector<StepGraph> step_graphs() const {
     std::vector<StepGraph> graphs;
     for (const auto& [variant, count] :
-         micro_batch_runs(r_.options.micro_batches / r_.options.in_flight, r_.mesh.world_size > 1))
-      graphs.push_back({micro_batch(r_.options.micro_batch, rows_.max_rows, r_.options.in_flight,
-                                    variant.first, variant.second),
+         micro_batch_runs(options_.micro_batches / options_.in_flight, r_.mesh.world_size > 1))
+      graphs.push_back({micro_batch(options_.micro_batch, rows_.max_rows, options_.in_flight, variant.first,
+                                    variant.second),
                         count});
-    const auto parameters = local_parameters(list_parameters(r_.model), r_.mesh, r_.options.zero);
-    graphs.push_back({run_pipeline(
-        build_update_graph(parameters, {r_.mesh, r_.options.zero, 0}, r_.options.optimizer, r_.dtype),
-        r_.options.pipeline, logger_)});
+    const auto trained =
+        without_frozen(local_parameters(list_parameters(r_.model), r_.mesh, options_.zero), options_.frozen);
+    graphs.push_back(
+        {run_pipeline(build_update_graph(trained, {r_.mesh, options_.zero, 0}, options_.optimizer, r_.dtype),
+                      options_.pipeline, logger_)});
     return graphs;
   }
 
   NodeSeconds costs_of(const Graph& graph) const {
     if (r_.costs.table) return r_.costs.table->estimate(graph, r_.costs.links);
-    const std::int64_t all = r_.options.micro_batch * r_.options.sequence_length * r_.model.moe.top_k;
+    const std::int64_t all = options_.micro_batch * options_.sequence_length * r_.model.moe.top_k;
     const std::int64_t bound = r_.mesh.expert_size * rows_.max_rows;
     return estimate_by_rates(graph, r_.costs.rates, r_.costs.links,
                              bound > 0 ? static_cast<double>(all) / static_cast<double>(bound) : 1.0);
@@ -111,7 +140,7 @@ class Planner {
     const auto times = static_cast<double>(step.repeats);
     const Dependence dependence = find_dependence(graph);
     const Plan blocking = make_serial_plan(graph, workspace_, Waits::at_once);
-    const Plan scheduled = make_step_plan(graph, workspace_, seconds, r_.options.in_flight);
+    const Plan scheduled = make_step_plan(graph, workspace_, seconds, options_.in_flight);
     const Timeline timeline = simulate(graph, scheduled, seconds);
     report_.blocking_seconds += times * simulate(graph, blocking, seconds).makespan;
     report_.scheduled_seconds += times * timeline.makespan;
@@ -184,6 +213,7 @@ class Planner {
   }
 
   const PlanRequest& r_;
+  const TrainEngineOptions options_;
   const Logger& logger_;
   const LayerGraph layers_;
   const RoutedRowsPlan rows_;
@@ -194,20 +224,76 @@ class Planner {
 
 }  // namespace
 
+namespace {
+
+/// Of a teacher's weights on one rank beside a student, without the parameters named in `shared`: each is
+/// there in one type alone.
+std::size_t teacher_bytes(const ModelConfig& teacher, const std::set<std::string>& shared,
+                          const MeshPosition& mesh, DType dtype) {
+  std::size_t bytes = 0;
+  for (const LocalParameter& p : local_parameters(list_parameters(teacher), mesh, false))
+    if (!shared.contains(p.spec.name))
+      bytes += static_cast<std::size_t>(p.spec.shape.num_elements()) *
+               dtype_size(p.spec.has_compute_copy() ? dtype : DType::f32);
+  return bytes;
+}
+
+/// Of a parameter in f32, and in the type that is computed in.
+std::size_t weight_bytes(const ParameterSpec& spec, DType dtype) {
+  const auto elements = static_cast<std::size_t>(spec.shape.num_elements());
+  return elements *
+         (sizeof(float) + (dtype != DType::f32 && spec.has_compute_copy() ? dtype_size(dtype) : 0));
+}
+
+}  // namespace
+
 MemoryReport state_memory(const PlanRequest& request) {
   MemoryReport memory;
+  std::set<std::string> frozen = request.options.frozen;
+  if (const auto& distill = request.distill) {
+    frozen = frozen_parameters(distill->config.freeze, request.model);
+    if (!distill->config.cache)
+      memory.weights = teacher_bytes(distill->teacher, shared_parameters(*distill, request.model),
+                                     request.mesh, request.dtype);
+  }
   for (const LocalParameter& p :
        local_parameters(list_parameters(request.model), request.mesh, request.options.zero)) {
-    const auto elements = static_cast<std::size_t>(p.spec.shape.num_elements());
-    memory.weights += elements * sizeof(float);
-    if (request.dtype != DType::f32 && p.spec.has_compute_copy())
-      memory.weights += elements * dtype_size(request.dtype);
-    memory.gradients += elements * sizeof(float);
+    memory.weights += weight_bytes(p.spec, request.dtype);
+    if (frozen.contains(p.spec.name)) continue;
+    memory.gradients += static_cast<std::size_t>(p.spec.shape.num_elements()) * sizeof(float);
     memory.moments +=
         2 * sizeof(float) * static_cast<std::size_t>(p.optimizer_rows.count * p.spec.row_size());
   }
   return memory;
 }
+
+namespace {
+
+/// What its engine takes for the held-out loss of a micro-batch.
+MemoryReport forward_memory(const Teacher& teacher, const PlanRequest& request, const Logger& logger) {
+  const TrainEngineOptions& o = request.options;
+  const std::int64_t max_rows = o.micro_batch * o.sequence_length * teacher.config.moe.top_k;
+  LowerOptions lowering = lower_options(o, o.micro_batch);
+  lowering.dtype = request.dtype;
+  const Graph graph = run_pipeline(
+      build_forward_graph(teacher.config, teacher.layers, lowering, {request.mesh, false, max_rows}),
+      o.pipeline, logger);
+  MemoryReport memory;
+  for (const LocalParameter& p : local_parameters(list_parameters(teacher.config), request.mesh, false))
+    memory.weights += weight_bytes(p.spec, request.dtype);
+  memory.arena = make_serial_plan(graph, workspace_of(request), Waits::at_once).arena_bytes;
+  return memory;
+}
+
+SeparateMemory plan_separate(const PlanRequest& request, const Logger& logger) {
+  PlanRequest alone = request;
+  alone.options.frozen = frozen_parameters(request.distill->config.freeze, request.model);
+  alone.distill.reset();
+  return {forward_memory(make_teacher(request.distill->teacher), request, logger),
+          Planner(alone, alone.model.farskip, logger).blocking_memory()};
+}
+
+}  // namespace
 
 PlanReport plan_step(const PlanRequest& request, const Logger& logger) {
   const auto start = std::chrono::steady_clock::now();
@@ -216,6 +302,7 @@ PlanReport plan_step(const PlanRequest& request, const Logger& logger) {
   Planner farskip(request, request.model.farskip, logger);
   report.farskip = farskip.run();
   report.num_nodes = farskip.num_nodes();
+  if (request.distill && !request.distill->config.cache) report.separate = plan_separate(request, logger);
   report.planning_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return report;
 }

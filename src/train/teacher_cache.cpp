@@ -66,7 +66,7 @@ void TeacherRecord::distributions(std::span<float> log_probs, std::span<float> t
 TeacherCache::TeacherCache(fs::path folder, TeacherCacheIdentity identity, int rank)
     : folder_(std::move(folder)), identity_(std::move(identity)) {
   check_identity(rank);
-  scan();
+  refresh();
   own_path_ = folder_ / fmt::format("{}{}-{}.bin", kPrefix, make_run_id(), rank);
   descriptor_ = ::open(own_path_.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_EXCL, 0644);
   if (descriptor_ < 0)
@@ -106,21 +106,19 @@ std::size_t TeacherCache::record_bytes() const {
   return 2 * kHashBytes + kept * (sizeof(std::int32_t) + sizeof(std::uint16_t)) + 2 * tokens * sizeof(float);
 }
 
-// Records that came since the last look, of this or any other run.
-void TeacherCache::scan() {
-  for (const auto& entry : fs::directory_iterator(folder_)) {
-    if (!entry.path().filename().string().starts_with(kPrefix)) continue;
-    const auto known = std::any_of(files_.begin(), files_.end(),
-                                   [&](const RecordFile& f) { return f.path == entry.path(); });
-    if (!known) files_.push_back({entry.path()});
-  }
+void TeacherCache::refresh() {
   const std::uint64_t size = record_bytes();
-  for (std::size_t f = 0; f < files_.size(); ++f) {
-    const InputFile file(files_[f].path);
-    for (std::uint64_t& offset = files_[f].scanned; offset + size <= file.size(); offset += size) {
+  for (const auto& entry : fs::directory_iterator(folder_)) {
+    if (!entry.path().filename().string().starts_with(kPrefix) || entry.path() == own_path_) continue;
+    auto& [path, known] = *known_bytes_.try_emplace(entry.path(), 0).first;
+    std::error_code gone;  // another run removes its file if it stayed empty
+    const std::uint64_t bytes = entry.file_size(gone);
+    if (gone || known + size > bytes) continue;
+    const InputFile file(path);
+    for (; known + size <= bytes; known += size) {
       std::string key(kHashBytes, '\0');
-      file.read_at(offset, std::as_writable_bytes(std::span(key)));
-      places_.emplace(std::move(key), Place{f, offset});
+      file.read_at(known, std::as_writable_bytes(std::span(key)));
+      places_.emplace(std::move(key), Place{&path, known});
     }
   }
 }
@@ -135,8 +133,7 @@ std::string TeacherCache::key_of(std::span<const std::int32_t> tokens, std::span
   return hasher.hex();
 }
 
-std::optional<TeacherRecord> TeacherCache::find(const std::string& key) {
-  if (!places_.contains(key)) scan();
+std::optional<TeacherRecord> TeacherCache::find(const std::string& key) const {
   const auto it = places_.find(key);
   if (it == places_.end()) return std::nullopt;
   const auto tokens = static_cast<std::size_t>(identity_.sequence_length);
@@ -144,7 +141,7 @@ std::optional<TeacherRecord> TeacherCache::find(const std::string& key) {
   TeacherRecord r{std::vector<std::int32_t>(kept), std::vector<std::uint16_t>(kept),
                   std::vector<float>(tokens), std::vector<float>(tokens)};
   std::string hash(kHashBytes, '\0');
-  const InputFile file(files_[it->second.file].path);
+  const InputFile file(*it->second.file);
   std::uint64_t offset = it->second.offset + kHashBytes;
   const auto read = [&](std::span<std::byte> into) {
     file.read_at(offset, into);
@@ -164,6 +161,7 @@ std::optional<TeacherRecord> TeacherCache::find(const std::string& key) {
 }
 
 void TeacherCache::add(const std::string& key, const TeacherRecord& r) {
+  if (places_.contains(key)) return;
   std::string bytes = key;
   const auto append = [&](std::span<const std::byte> part) {
     bytes.append(reinterpret_cast<const char*>(part.data()), part.size());
@@ -180,6 +178,8 @@ void TeacherCache::add(const std::string& key, const TeacherRecord& r) {
     if (n <= 0) throw IoError(fmt::format("{}: write failed: {}", own_path_.string(), std::strerror(errno)));
     done += static_cast<std::size_t>(n);
   }
+  places_.emplace(key, Place{&own_path_, own_bytes_});
+  own_bytes_ += bytes.size();
 }
 
 }  // namespace farskip

@@ -222,8 +222,8 @@ class TrainingRun {
   void note_start() {
     if (data_.validation.empty() || state_.step > 0) return;
     const Evaluation e = validate(inference_);
-    InferenceEngine* const alone = distill_->teacher_alone();
-    distill_->note_start(e.loss, alone != nullptr ? validate(*alone).loss : e.means.at("teacher_loss"),
+    KeptTeacher* const kept = distill_->kept_teacher();
+    distill_->note_start(e.loss, kept != nullptr ? validate(kept->engine()).loss : e.means.at("teacher_loss"),
                          state_.numbers);
   }
 
@@ -284,7 +284,7 @@ class TrainingRun {
     std::vector<Batch> batches = read_batches();
     if (distill_) {
       engine_.rewire(distill_->layers_at(state_.step));
-      distill_->add_teacher(batches);
+      if (KeptTeacher* const kept = distill_->kept_teacher()) kept->complete(batches);
     }
     double counted = 0;
     for (const Batch& batch : batches) counted += static_cast<double>(count_targets(batch));

@@ -254,6 +254,58 @@ TEST_CASE("the wirings stand side by side") {
   CHECK(f.plan_json("--graph farskip.mode=off" + kDevice)["graph"] == graph);
 }
 
+/// A teacher that is only planned for: its configuration, and no weights.
+void write_teacher(const fs::path& folder) {
+  write_text_file(folder / "config.json", read_text_file(test::fixtures() / "deepseek_v2" / "config.json"));
+}
+
+constexpr const char* kDistill = R"(
+name: small-distill
+farskip: {mode: full}
+train: {sequence_length: 32, global_batch: 4, micro_batch: 2}
+distill: {teacher: TEACHER, freeze: [embedding]}
+)";
+
+TEST_CASE("a plan of a distillation has the teacher in its graph and is compared with two models") {
+  const Folder f;
+  fs::create_directories(f.folder / "teacher");
+  write_teacher(f.folder / "teacher");
+  std::string config = kDistill;
+  config.replace(config.find("TEACHER"), 7, (f.folder / "teacher").string());
+  write_text_file(f.folder / "small.yaml", config);
+  const std::string rates = "--device-rate 20GFLOP/s,10GB/s";
+  const json plan = f.plan_json(rates);
+  const double joined = plan["peak_memory_bytes_graph_order"],
+               teacher = plan["peak_memory_bytes_teacher_alone"],
+               student = plan["peak_memory_bytes_student_alone"];
+  CHECK(joined < teacher + student);
+  CHECK(joined > student);
+  CHECK(plan["farskip"]["memory_bytes"]["gradients"].get<double>() <
+        plan["farskip"]["memory_bytes"]["weights"].get<double>() / 1.5);
+  const auto text = f.plan(rates);
+  CHECK_THAT(text.out, ContainsSubstring("teacher (off) and student in one graph"));
+  const json kept = f.plan_json(rates + " distill.cache.path=kept");
+  CHECK_FALSE(kept.contains("peak_memory_bytes_teacher_alone"));
+  CHECK(kept["step_seconds_farskip"] < plan["step_seconds_farskip"]);
+  const json low = f.plan_json(rates + " precision=bf16");
+  CHECK(low["step_seconds_farskip"] < plan["step_seconds_farskip"]);
+  CHECK(low["peak_memory_bytes_graph_order"].get<double>() < joined);
+
+  const auto bench = test::run_command(fmt::format("{} bench distill {} --steps 1 --warmup 0 --json --quiet",
+                                                   FARSKIP_BINARY, (f.folder / "small.yaml").string()));
+  INFO(bench.err);
+  REQUIRE(bench.status == 0);
+  const json measured = json::parse(bench.out);
+  CHECK(measured["planned_peak_memory_bytes"].get<double>() == Approx(joined).epsilon(0.02));
+  CHECK(measured["separate_peak_memory_bytes"].get<double>() == Approx(teacher + student).epsilon(0.02));
+  const auto step = test::run_command(fmt::format("{} bench step {} --steps 1 --warmup 0 --json --quiet",
+                                                  FARSKIP_BINARY, (f.folder / "small.yaml").string()));
+  INFO(step.err);
+  REQUIRE(step.status == 0);
+  CHECK(json::parse(step.out)["planned_peak_memory_bytes"] == measured["planned_peak_memory_bytes"]);
+  CHECK(json::parse(step.out)["ops"].contains("distill_loss_grad"));
+}
+
 TEST_CASE("sixty layers on 1,024 ranks are planned within a minute") {
   const Folder f;
   const auto start = std::chrono::steady_clock::now();

@@ -1,8 +1,6 @@
 // Distillation over ranks that are threads.
 #include <cmath>
-#include <nlohmann/json.hpp>
 #include <set>
-#include <sstream>
 
 #include "farskip/comm/local.h"
 #include "farskip/passes/farskip.h"
@@ -10,6 +8,7 @@
 #include "farskip/train/distillation.h"
 #include "rank_graph.h"
 #include "support/catch.h"
+#include "support/run_files.h"
 #include "support/support.h"
 
 namespace farskip::test {
@@ -66,12 +65,11 @@ Result distill(const fs::path& run_dir, const Ranks& ranks, const std::vector<st
     return train(config, model, world, heartbeat, kQuiet).step;
   });
   Result result;
-  std::istringstream text(read_text_file(run_dir / "metrics.jsonl"));
-  for (std::string line; std::getline(text, line);) result.metrics.push_back(nlohmann::json::parse(line));
+  result.metrics = read_metrics(run_dir);
   const auto specs = list_parameters(model);
   result.weights = make_parameter_tensors(specs);
   load_weights(result.weights, whole_parameters(specs), specs,
-               SafetensorsFolder(run_dir / "checkpoints" / "step-4"));
+               SafetensorsFolder(checkpoint_folder(run_dir, 4)));
   return result;
 }
 

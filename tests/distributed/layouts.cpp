@@ -74,7 +74,7 @@ RankOutcome train_rank(const Task& task, const Layout& layout, const Communicato
   TrainEngineOptions options = options_of(task, layout);
   if (layout.scheduled)
     options.costs = std::make_shared<const CostTable>(
-        measure_step_costs(task.model, layers, options, mesh, &heartbeat, kQuiet, 1));
+        measure_step_costs(task.model, layers, options, mesh, make_cpu_device(), &heartbeat, kQuiet, 1));
   TrainEngine engine(task.model, layers, weights, options, arena, kQuiet, mesh, &heartbeat);
   RankOutcome out;
   for (std::int64_t step = 0; step < task.steps; ++step) {

@@ -2,12 +2,12 @@
 
 #include <csignal>
 #include <nlohmann/json.hpp>
-#include <sstream>
 #include <thread>
 
 #include "farskip/train/training_checkpoint.h"
 #include "layouts.h"
 #include "support/catch.h"
+#include "support/run_files.h"
 
 namespace farskip::test {
 namespace {
@@ -60,13 +60,6 @@ TrainResult train_run(const Run& run) {
   return results[0];
 }
 
-std::vector<nlohmann::json> read_metrics(const fs::path& run_dir) {
-  std::vector<nlohmann::json> lines;
-  std::istringstream text(read_text_file(run_dir / "metrics.jsonl"));
-  for (std::string line; std::getline(text, line);) lines.push_back(nlohmann::json::parse(line));
-  return lines;
-}
-
 void check_metrics(const fs::path& got_dir, const fs::path& want_dir, double tolerance) {
   const auto got = read_metrics(got_dir), want = read_metrics(want_dir);
   REQUIRE(got.size() == want.size());
@@ -83,20 +76,6 @@ void check_metrics(const fs::path& got_dir, const fs::path& want_dir, double tol
       CHECK((tolerance == 0 ? a == b : a == Catch::Approx(b).epsilon(tolerance)));
     }
   }
-}
-
-fs::path checkpoint(const fs::path& run_dir, std::int64_t step) {
-  return run_dir / "checkpoints" / fmt::format("step-{}", step);
-}
-
-/// Every file of a checkpoint in one text.
-std::string checkpoint_bytes(const fs::path& path) {
-  std::map<std::string, std::string> files;
-  for (const auto& entry : fs::directory_iterator(path))
-    files[entry.path().filename().string()] = read_text_file(entry.path());
-  std::string bytes;
-  for (const auto& [name, content] : files) bytes += name + "\n" + content;
-  return bytes;
 }
 
 /// Of the largest element of a tensor.
@@ -123,8 +102,7 @@ TEST_CASE("a run that ended is gone on with on the same ranks to the bit, and on
   const TemporaryFolder folder;
   train_run(make_run(folder / "whole", kFour, 6));
   REQUIRE(train_run(make_run(folder / "half", kFour, 3)).step == 3);
-  CHECK(checkpoint_bytes(checkpoint(folder / "half", 3)) ==
-        checkpoint_bytes(checkpoint(folder / "whole", 3)));
+  CHECK(checkpoint_bytes(folder / "half", 3) == checkpoint_bytes(folder / "whole", 3));
   for (const Layout& layout : {kFour, Layout{1, 1, false}, Layout{2, 1, false}, Layout{2, 1, true},
                                Layout{4, 1, true}, Layout{1, 2, true}}) {
     INFO(layout.text());
@@ -135,9 +113,10 @@ TEST_CASE("a run that ended is gone on with on the same ranks to the bit, and on
     const bool same = layout.ranks() == kFour.ranks() && layout.expert == kFour.expert;
     check_metrics(run_dir, folder / "whole", same ? 0 : 1e-5);
     if (same)
-      CHECK(checkpoint_bytes(checkpoint(run_dir, 6)) == checkpoint_bytes(checkpoint(folder / "whole", 6)));
+      CHECK(checkpoint_bytes(run_dir, 6) == checkpoint_bytes(folder / "whole", 6));
     else
-      CHECK(checkpoint_difference(checkpoint(run_dir, 6), checkpoint(folder / "whole", 6)) < 1e-3);
+      CHECK(checkpoint_difference(checkpoint_folder(run_dir, 6), checkpoint_folder(folder / "whole", 6)) <
+            1e-3);
   }
 }
 
@@ -197,7 +176,7 @@ TEST_CASE("a stop signal ends all ranks at the same step, with a checkpoint") {
   signaller.join();
   CHECK(stopped.stopped_early);
   CHECK(stopped.step < 2000);
-  CHECK(fs::exists(checkpoint(folder / "run", stopped.step)));
+  CHECK(fs::exists(checkpoint_folder(folder / "run", stopped.step)));
   CHECK(nlohmann::json::parse(read_text_file(folder / "run" / "exit.json"))["resumable"] == true);
   const TrainResult rest =
       train_run(make_run(folder / "run", {1, 2, false}, stopped.step + 2, {"checkpoint.every=0"}));

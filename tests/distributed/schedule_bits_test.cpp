@@ -1,7 +1,11 @@
 // The order of a step is chosen from measured costs, may interleave micro-batches and repeat parts of the
 // forward: none of it may change a bit.
+#include <cmath>
 #include <cstring>
+#include <sstream>
 
+#include "farskip/base/random.h"
+#include "farskip/train/measure.h"
 #include "layouts.h"
 #include "support/catch.h"
 
@@ -16,6 +20,19 @@ void check_same_bits(const Outcome& got, const Outcome& want) {
       INFO(name);
       CHECK(same_bits(a->at(name), tensor));
     }
+}
+
+/// Each entry times something between 1/10 and 10.
+CostTable spoil(const CostTable& table, std::uint64_t seed) {
+  std::string out;
+  std::istringstream lines(table.text());
+  std::uint64_t number = 0;
+  for (std::string line; std::getline(lines, line); ++number) {
+    const std::size_t tab = line.rfind('\t');
+    const double factor = std::pow(10.0, 2 * uniform_double(seed, 0, number) - 1);
+    out += fmt::format("{}\t{}\n", line.substr(0, tab), factor * std::stod(line.substr(tab + 1)));
+  }
+  return CostTable::parse(out);
 }
 
 TEST_CASE("overlapped, interleaved and recomputed steps have the bits of the blocking one") {
@@ -41,6 +58,32 @@ TEST_CASE("overlapped, interleaved and recomputed steps have the bits of the blo
           check_same_bits(train_on(task, scheduled), want);
         }
     }
+}
+
+TEST_CASE("ranks whose tables of costs differ start their collectives in one order") {
+  const ModelConfig model = small_model(4, 2);
+  const LayerGraph layers = rewire_farskip(build_layer_graph(model), {FarSkipMode::full, {}});
+  TrainEngineOptions options;
+  options.micro_batch = 2;
+  options.sequence_length = 16;
+  options.zero = true;
+  const Logger quiet(LogLevel::off);
+  const auto ranks = on_ranks(4, [&](const Communicator& world) {
+    const Mesh mesh(world, 2);
+    const CostTable measured =
+        measure_step_costs(model, layers, options, mesh, make_cpu_device(), nullptr, quiet, 1);
+    for (int round = 0; round < 5; ++round) {
+      TrainEngineOptions planned = options;
+      planned.costs = std::make_shared<const CostTable>(
+          spoil(measured, static_cast<std::uint64_t>(round * world.size() + world.rank())));
+      TensorMap weights =
+          make_parameter_tensors(specs_of(local_parameters(list_parameters(model), mesh.position(), true)));
+      Arena arena;
+      const TrainEngine engine(model, layers, weights, planned, arena, quiet, mesh);  // throws if they differ
+    }
+    return 1;
+  });
+  CHECK(ranks == std::vector<int>(4, 1));
 }
 
 TEST_CASE("what is computed again is not kept") {

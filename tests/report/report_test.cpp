@@ -1,5 +1,6 @@
 // The page as a reader and a program see it: figures, escaping, size, faults of files.
 
+#include <map>
 #include <nlohmann/json.hpp>
 
 #include "farskip/base/error.h"
@@ -128,6 +129,27 @@ TEST_CASE("the comparison has the figures of the metrics") {
   CHECK(row["hidden_share"].get<double>() == Catch::Approx(0.75));
   CHECK(row["peak_memory_bytes"] == 1 << 20);
   CHECK_FALSE(row.contains("kl"));
+}
+
+TEST_CASE("lists and maps of a configuration are facts too, and so is a wiring that is not known") {
+  const Folder folder;
+  const auto facts = [&](const std::string& config) {
+    const RunLog run = read_run_log(folder.write("run", config, metrics_text(1)));
+    return std::map<std::string, std::string>(run.facts.begin(), run.facts.end());
+  };
+  const auto listed = facts(
+      "farskip: {mode: full, layers: [1, 3]}\n"
+      "distill: {teacher: \"models/big\", loss: {kl: 0.9, sft: 0.1}}\n");
+  CHECK(listed.at("wiring") == "full (layers [1, 3])");
+  CHECK(listed.at("distillation") == "{kl: 0.9, sft: 0.1}, teacher models/big");
+  CHECK(facts("farskip: {mode: ladder, layers: all}\n").at("wiring") == "ladder");
+  CHECK(facts("farskip: {mode: off, layers: 0-1}\n").at("wiring") == "off");
+  CHECK(facts("farskip: {mode: sideways, layers: [2]}\n").at("wiring") == "{mode: sideways, layers: [2]}");
+  CHECK(facts("farskip: {mode: delay}\n").at("wiring") == "{mode: delay}");
+  CHECK(facts("farskip: full\n").at("wiring") == "full");
+  CHECK(facts("distill: {teacher: t}\n").at("distillation") == "kl, teacher t");
+  const auto none = facts("name: x\nfarskip:\ndistill: {loss: kl}\n");
+  CHECK_FALSE(none.contains("distillation"));
 }
 
 TEST_CASE("metrics of a distillation have charts and columns of their own") {

@@ -2,16 +2,18 @@
 #include <cmath>
 #include <cstring>
 #include <nlohmann/json.hpp>
-#include <sstream>
 
 #include "farskip/config/run_config.h"
 #include "farskip/tensor/safetensors.h"
 #include "farskip/train/distillation.h"
 #include "support/catch.h"
+#include "support/run_files.h"
 #include "support/support.h"
 
 namespace farskip {
 namespace {
+
+using test::checkpoint_bytes, test::read_metrics;
 
 const Logger kQuiet(LogLevel::off);
 const fs::path kTeacher = test::fixtures() / "deepseek_v2";
@@ -52,19 +54,21 @@ TrainResult distill(const Run& run) {
   return train(run.config, run.model, make_self_communicator(), heartbeat, kQuiet);
 }
 
-std::string checkpoint_bytes(const fs::path& run_dir, int step) {
-  std::string bytes;
-  for (const char* name : {"model.safetensors", "optimizer.safetensors"})
-    bytes += read_text_file(run_dir / "checkpoints" / fmt::format("step-{}", step) / name);
-  return bytes;
-}
+/// A run before its first step.
+struct Prepared {
+  Prepared(const fs::path& run_dir, const std::vector<std::string>& overrides)
+      : run(make_run(run_dir, overrides)),
+        parameters(whole_parameters(list_parameters(run.model))),
+        weights(make_parameter_tensors(specs_of(parameters))),
+        distillation(run.config, run.model, parameters, weights, make_cpu_device(), make_self_mesh(),
+                     heartbeat, kQuiet) {}
 
-std::vector<nlohmann::json> metrics(const fs::path& run_dir) {
-  std::vector<nlohmann::json> lines;
-  std::istringstream text(read_text_file(run_dir / "metrics.jsonl"));
-  for (std::string line; std::getline(text, line);) lines.push_back(nlohmann::json::parse(line));
-  return lines;
-}
+  Run run;
+  std::vector<LocalParameter> parameters;
+  TensorMap weights;
+  Heartbeat heartbeat;
+  Distillation distillation;
+};
 
 /// Whether a tensor of the last checkpoint has the teacher's bits.
 bool is_unchanged(const fs::path& run_dir, const std::string& name) {
@@ -88,7 +92,7 @@ TEST_CASE("a student that is its teacher has exactly zero loss and gradient, and
     overrides.insert(overrides.end(), {"farskip.mode=off", "train.optimizer.weight_decay=0"});
     const fs::path run_dir = folder / std::to_string(number++);
     distill(make_run(run_dir, overrides));
-    for (const auto& line : metrics(run_dir)) {
+    for (const auto& line : read_metrics(run_dir)) {
       CHECK(line["loss"] == 0.0);
       CHECK(line["grad_norm"] == 0.0);
       CHECK(line["kl"] == 0.0);
@@ -106,7 +110,7 @@ TEST_CASE("distillation lowers the divergence, and reports what it is about") {
   distill(make_run(folder / "run",
                    {"train.steps=40", "train.learning_rate.peak=3e-4", "train.global_batch=8",
                     "train.validate_every=20", "train.optimizer.weight_decay=0", "data.shuffle=false"}));
-  const auto lines = metrics(folder / "run");
+  const auto lines = read_metrics(folder / "run");
   REQUIRE(lines.size() == 40);
   CHECK(lines.back()["kl"] < 0.7 * lines.front()["kl"].get<double>());
   const auto& last = lines.back();
@@ -136,19 +140,15 @@ TEST_CASE("frozen tensors keep every bit, and the others do not") {
 TEST_CASE(
     "the step's graph fuses loss and gradient, and has no backward for the teacher and what is frozen") {
   const test::TemporaryFolder folder;
-  const Run run = make_run(folder / "run", {"distill.freeze=[head, experts]"});
-  const std::vector<LocalParameter> parameters = whole_parameters(list_parameters(run.model));
-  TensorMap weights = make_parameter_tensors(specs_of(parameters));
-  Heartbeat heartbeat;
-  const Distillation d(run.config, run.model, parameters, weights, make_cpu_device(), make_self_mesh(),
-                       heartbeat, kQuiet);
+  const Prepared p(folder / "run", {"distill.freeze=[head, experts]"});
+  const Distillation& d = p.distillation;
   LowerOptions lowering;
   lowering.sequence_length = 8;
   MicroBatchKind kind;
   kind.objective = d.objective().get();
   kind.frozen = d.frozen();
   const Graph graph =
-      run_pipeline(build_micro_batch_graph(run.model, d.layers_at(0), lowering, {}, kind), {}, kQuiet);
+      run_pipeline(build_micro_batch_graph(p.run.model, d.layers_at(0), lowering, {}, kind), {}, kQuiet);
   std::map<std::string, int> ops;
   int teacher_nodes = 0;
   for (const Node& node : graph.nodes()) {
@@ -168,18 +168,14 @@ TEST_CASE(
 
 TEST_CASE("a frozen tensor that both models share is kept once, and no bit depends on that") {
   const test::TemporaryFolder folder;
-  const Run run = make_run(folder / "run", {"distill.freeze=[head, experts]"});
-  const std::vector<LocalParameter> parameters = whole_parameters(list_parameters(run.model));
-  TensorMap weights = make_parameter_tensors(specs_of(parameters));
-  Heartbeat heartbeat;
-  const Distillation d(run.config, run.model, parameters, weights, make_cpu_device(), make_self_mesh(),
-                       heartbeat, kQuiet);
+  Prepared p(folder / "run", {"distill.freeze=[head, experts]"});
+  const Distillation& d = p.distillation;
   CHECK_FALSE(d.objective()->tensors().contains("teacher.lm_head.weight"));
   CHECK_FALSE(d.objective()->tensors().contains("teacher.model.layers.1.mlp.experts.down_proj"));
   CHECK(d.objective()->tensors().contains("teacher.model.embed_tokens.weight"));
-  CHECK_NOTHROW(d.check_shared(weights));
-  weights.at("lm_head.weight").values<float>()[3] += 1.0F;
-  CHECK_THROWS_AS(d.check_shared(weights), UsageError);
+  CHECK_NOTHROW(d.check_shared(p.weights));
+  p.weights.at("lm_head.weight").values<float>()[3] += 1.0F;
+  CHECK_THROWS_AS(d.check_shared(p.weights), UsageError);
 }
 
 TEST_CASE("distillation in two halves gives the bytes of one piece, with kept teacher outputs too") {
@@ -196,7 +192,7 @@ TEST_CASE("distillation in two halves gives the bytes of one piece, with kept te
     fs::remove_all(folder / "halves" / "checkpoints" / "step-6");
     CHECK(distill(run("halves")).step == 6);
     CHECK(checkpoint_bytes(folder / "whole", 6) == checkpoint_bytes(folder / "halves", 6));
-    const auto a = metrics(folder / "whole"), b = metrics(folder / "halves");
+    const auto a = read_metrics(folder / "whole"), b = read_metrics(folder / "halves");
     REQUIRE(a.size() == 6);
     REQUIRE(b.size() == 6);
     for (std::size_t i = 0; i < 6; ++i)
@@ -229,7 +225,7 @@ TEST_CASE("kept teacher outputs replace the teacher to the bit, and refuse anoth
   distill(make_run(folder / "all",
                    {"distill.cache.path=" + (folder / "all kept").string(), "distill.cache.top_k=160"}));
   distill(make_run(folder / "live"));
-  const double kept = metrics(folder / "all")[0]["kl"], live = metrics(folder / "live")[0]["kl"];
+  const double kept = read_metrics(folder / "all")[0]["kl"], live = read_metrics(folder / "live")[0]["kl"];
   CHECK(kept == Catch::Approx(live).margin(1e-5));
 
   CHECK_THROWS_WITH(distill(make_run(folder / "x", {path, "distill.cache.top_k=8"})),
@@ -259,35 +255,12 @@ TEST_CASE("early stopping ends a run without progress, for good, and keeps its b
   CHECK(distill(run).step == 8);  // resumed: still over
 }
 
-TEST_CASE("early stopping counts looks without relative progress, in the metric's direction") {
-  const EarlyStopping lower({.every = 1, .patience = 2, .delta = 0.1});
-  RunNumbers numbers;
-  CHECK(lower.look(1, 2.0, numbers));
-  CHECK_FALSE(lower.look(2, 1.85, numbers));  // better, but not by a tenth
-  CHECK_FALSE(lower.over(numbers));
-  CHECK(lower.look(3, 1.7, numbers));
-  CHECK_FALSE(lower.look(4, 1.7, numbers));
-  CHECK_FALSE(lower.look(5, 3.0, numbers));
-  CHECK(lower.over(numbers));
-  CHECK(numbers.at("best_step") == 3);
-  const EarlyStopping higher(
-      {.every = 1, .patience = 1, .delta = 0, .metric = HeldOutMetric::validation_accuracy});
-  RunNumbers other;
-  CHECK(higher.look(1, 0.2, other));
-  CHECK(higher.look(2, 0.3, other));
-  CHECK_FALSE(higher.look(3, 0.3, other));
-}
-
 TEST_CASE("a curriculum rewires layer by layer, the last one first") {
   const test::TemporaryFolder folder;
-  const Run run = make_run(folder / "run", {"distill.curriculum.every=3"});
-  const std::vector<LocalParameter> parameters = whole_parameters(list_parameters(run.model));
-  TensorMap weights = make_parameter_tensors(specs_of(parameters));
-  Heartbeat heartbeat;
-  const Distillation d(run.config, run.model, parameters, weights, make_cpu_device(), make_self_mesh(),
-                       heartbeat, kQuiet);
+  const Prepared p(folder / "run", {"distill.curriculum.every=3"});
+  const Distillation& d = p.distillation;
   const auto rewired = [&](std::int64_t step) {
-    const LayerGraph standard = build_layer_graph(run.model), now = d.layers_at(step);
+    const LayerGraph standard = build_layer_graph(p.run.model), now = d.layers_at(step);
     std::string layers;
     for (std::size_t i = 0; i < now.blocks.size(); ++i)
       if (now.blocks[i].kind == SubBlock::shared && now.blocks[i].omits != standard.blocks[i].omits)

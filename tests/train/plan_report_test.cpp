@@ -4,7 +4,9 @@
 
 #include "farskip/comm/mirror.h"
 #include "farskip/passes/farskip.h"
+#include "farskip/train/compare_separate.h"
 #include "farskip/train/measure.h"
+#include "reference/rounded.h"
 #include "support/catch.h"
 #include "support/support.h"
 
@@ -75,6 +77,80 @@ TEST_CASE("a plan has the collectives, the memory and the rows of the engine at 
   }
 }
 
+/// The same for a distillation: the teacher in its own wiring.
+PlanRequest make_distill_request(const MeshPosition& mesh, const DistillConfig& config) {
+  PlanRequest r = make_request(mesh, 2);
+  r.distill = {config, read_hub_config(test::fixtures() / "deepseek_v2")};
+  return r;
+}
+
+TEST_CASE("the plan of a distillation has the memory of the joined step, and of both models by themselves") {
+  DistillConfig plain, terms, frozen, cached;
+  terms.hidden_l2 = 0.5;
+  terms.router_agreement = 0.5;
+  frozen.freeze = {"head", "experts"};
+  cached.cache = {"none", 7};
+  for (const DistillConfig& config : {plain, terms, frozen, cached}) {
+    const PlanRequest request = make_distill_request({1, 0, 1}, config);
+    const PlanReport plan = plan_step(request, kQuiet);
+    const SeparateReport measured =
+        compare_with_separate(request.model, *request.distill, request.options, make_self_mesh(),
+                              make_cpu_device(), nullptr, kQuiet, {1, 0, 3});
+    const auto check = [](const MemoryReport& planned, const MemoryReport& taken) {
+      CHECK(planned.weights == taken.weights);
+      CHECK(planned.gradients == taken.gradients);
+      CHECK(planned.moments == taken.moments);
+      CHECK(static_cast<double>(planned.arena) == Approx(static_cast<double>(taken.arena)).epsilon(0.02));
+    };
+    check(plan.farskip.blocking_memory, measured.joined);
+    CHECK(measured.joined_seconds.size() == 1);
+    CHECK(measured.separate_seconds[0] == Approx(measured.teacher_seconds[0] + measured.student_seconds[0]));
+    REQUIRE(plan.separate.has_value() == !config.cache.has_value());
+    if (!plan.separate) continue;
+    check(plan.separate->teacher, measured.teacher);
+    check(plan.separate->student, measured.student);
+    // Buffers of one model serve the other; what is frozen is there once.
+    CHECK(measured.joined.total() < measured.teacher.total() + measured.student.total());
+  }
+}
+
+TEST_CASE("the plan of a distillation in bf16 has the weights that a device holds") {
+  DistillConfig plain, frozen;
+  frozen.freeze = {"head", "experts"};
+  for (const DistillConfig& config : {plain, frozen}) {
+    PlanRequest request = make_distill_request({1, 0, 1}, config);
+    request.dtype = request.options.compute = DType::bf16;
+    const PlanReport plan = plan_step(request, kQuiet);
+    const SeparateReport measured =
+        compare_with_separate(request.model, *request.distill, request.options, make_self_mesh(),
+                              make_pretended_gpu(), nullptr, kQuiet, {1, 0, 3});
+    const auto check = [](const MemoryReport& planned, const MemoryReport& taken) {
+      CHECK(static_cast<double>(planned.weights) ==
+            Approx(static_cast<double>(taken.weights)).epsilon(0.005));  // tensors are aligned there
+      CHECK(static_cast<double>(planned.gradients) ==
+            Approx(static_cast<double>(taken.gradients)).epsilon(0.005));
+    };
+    check(plan.farskip.blocking_memory, measured.joined);
+    check(plan.separate->teacher, measured.teacher);
+    check(plan.separate->student, measured.student);
+    // Beside a student the teacher is there in bf16 alone.
+    CHECK(plan.farskip.memory.weights < plan.separate->teacher.weights + plan.separate->student.weights);
+  }
+}
+
+TEST_CASE("a distillation takes the arithmetic of the teacher more, and none with kept outputs") {
+  PlanRequest joined = make_distill_request({2, 0, 2}, {}), student = joined;
+  joined.costs.rates = student.costs.rates = {20e9, 1e30};
+  student.distill.reset();
+  const double alone = plan_step(student, kQuiet).farskip.compute_seconds;
+  const double both = plan_step(joined, kQuiet).farskip.compute_seconds;
+  // A forward is a third of a step.
+  CHECK(both > 1.25 * alone);
+  CHECK(both < 1.45 * alone);
+  joined.distill->config.cache = {"none", 7};
+  CHECK(plan_step(joined, kQuiet).farskip.compute_seconds == Approx(alone).epsilon(0.02));
+}
+
 TEST_CASE("by the rates of a device an op takes the longer of arithmetic and traffic, on the rows expected") {
   const PlanRequest request = make_request({2, 0, 2}, 1);
   PlanRequest slow_memory = request, slow_arithmetic = request, fast_link = request;
@@ -100,6 +176,22 @@ TEST_CASE("what is measured on a mirror covers every op of both wirings of the w
   CHECK(measurement.request.options.micro_batches == 2);
   CHECK(measurement.request.options.micro_batch == 2);
   CHECK(choose_measurement(request, 1.0, 30).request.options.micro_batch == 1);
+  request.costs.table = std::make_shared<const CostTable>(measure_on_mirror(measurement, kQuiet));
+  const PlanReport report = plan_step(request, kQuiet);
+  CHECK(report.standard.compute_seconds > 0);
+  CHECK(report.farskip.compute_seconds > 0);
+}
+
+TEST_CASE("what is measured on a mirror covers every op of a distillation") {
+  DistillConfig config;
+  config.hidden_l2 = config.router_agreement = 0.1;
+  config.hidden_layers = {3, 1};
+  config.teacher_layers = {2, 3};
+  config.freeze = {"model.layers.3.*", "head"};
+  PlanRequest request = make_distill_request({4, 0, 2}, config);
+  const MirrorMeasurement measurement = choose_measurement(request, 1e12, 30);
+  CHECK(measurement.request.distill->teacher.num_layers == 3);
+  CHECK(measurement.request.distill->config.freeze == std::vector<std::string>{"head"});
   request.costs.table = std::make_shared<const CostTable>(measure_on_mirror(measurement, kQuiet));
   const PlanReport report = plan_step(request, kQuiet);
   CHECK(report.standard.compute_seconds > 0);

@@ -2,7 +2,6 @@
 
 #include <csignal>
 #include <nlohmann/json.hpp>
-#include <sstream>
 #include <thread>
 
 #include "farskip/base/environment.h"
@@ -13,10 +12,13 @@
 #include "farskip/train/trainer.h"
 #include "reference/rounded.h"
 #include "support/catch.h"
+#include "support/run_files.h"
 #include "support/support.h"
 
 namespace farskip {
 namespace {
+
+using test::checkpoint_bytes, test::read_metrics;
 
 struct Run {
   RunConfig config;
@@ -49,20 +51,6 @@ checkpoint: {{every: 2, keep: 10}}
 }
 
 const Logger kQuiet(LogLevel::off);
-
-std::string checkpoint_bytes(const fs::path& run_dir, int step) {
-  std::string bytes;
-  for (const char* name : {"model.safetensors", "optimizer.safetensors"})
-    bytes += read_text_file(run_dir / "checkpoints" / fmt::format("step-{}", step) / name);
-  return bytes;
-}
-
-std::vector<nlohmann::json> metrics(const fs::path& run_dir) {
-  std::vector<nlohmann::json> lines;
-  std::istringstream text(read_text_file(run_dir / "metrics.jsonl"));
-  for (std::string line; std::getline(text, line);) lines.push_back(nlohmann::json::parse(line));
-  return lines;
-}
 
 TrainResult train(const RunConfig& config, const ModelConfig& model, const Logger& logger,
                   std::shared_ptr<Device> device = nullptr) {
@@ -108,7 +96,7 @@ TEST_CASE("training in two halves gives the bytes of training in one piece") {
   const TrainResult result = train(first.config, first.model, kQuiet);
   CHECK(result.step == 6);
   CHECK(checkpoint_bytes(folder / "whole", 6) == checkpoint_bytes(folder / "halves", 6));
-  const auto a = metrics(folder / "whole"), b = metrics(folder / "halves");
+  const auto a = read_metrics(folder / "whole"), b = read_metrics(folder / "halves");
   REQUIRE(a.size() == 6);
   REQUIRE(b.size() == 6);
   for (std::size_t i = 0; i < 6; ++i) {
@@ -135,10 +123,10 @@ TEST_CASE("micro-batches of any size give the same losses up to rounding") {
     const Run run = make_run(folder / std::to_string(micro), {fmt::format("train.micro_batch={}", micro)});
     train(run.config, run.model, kQuiet);
   }
-  const auto whole = metrics(folder / "4");
+  const auto whole = read_metrics(folder / "4");
   for (const char* parts : {"1", "2"})
     for (std::size_t i = 0; i < whole.size(); ++i)
-      CHECK(metrics(folder / parts)[i]["loss"].get<double>() ==
+      CHECK(read_metrics(folder / parts)[i]["loss"].get<double>() ==
             Catch::Approx(whole[i]["loss"].get<double>()).epsilon(1e-5));
 }
 
@@ -163,7 +151,7 @@ TEST_CASE("a document mask changes what is learnt from, and sources mix by weigh
     const fs::path run_dir = folder / std::to_string(losses.size());
     const Run run = make_run(run_dir, {sources, override, "data.validation=[]"});
     train(run.config, run.model, kQuiet);
-    losses.push_back(metrics(run_dir)[0]["loss"].get<double>());
+    losses.push_back(read_metrics(run_dir)[0]["loss"].get<double>());
     CHECK(std::isfinite(losses.back()));
   }
   CHECK(losses[0] != losses[1]);
@@ -185,7 +173,7 @@ TEST_CASE("metrics hold what the contract names") {
   const test::TemporaryFolder folder;
   const Run run = make_run(folder / "run");
   train(run.config, run.model, kQuiet);
-  const auto lines = metrics(folder / "run");
+  const auto lines = read_metrics(folder / "run");
   for (const char* key : {"step", "loss", "grad_norm", "learning_rate", "tokens", "tokens_per_second",
                           "step_seconds", "exposed_comm_seconds", "hidden_comm_seconds", "peak_memory_bytes",
                           "aux_loss", "load_max_over_mean", "dropped_tokens"})

@@ -9,6 +9,7 @@
 #include "farskip/config/run_config.h"
 #include "farskip/data/tokenizer.h"
 #include "farskip/train/device_tensors.h"
+#include "farskip/train/distill_setup.h"
 #include "farskip/train/weights.h"
 
 namespace farskip {
@@ -18,10 +19,14 @@ class Subcommand;
 struct LoadedRun {
   RunConfig config;
   ModelConfig model;  // with the wiring that the configuration asks for
+  std::optional<DistillSetup> distill;
 };
 /// Reads and checks everything, model section included, before anything is loaded.
 LoadedRun load_run(const std::string& path, const std::vector<std::string>& overrides, const RunNeeds& needs,
                    const Logger& logger);
+/// Of each rank of the mesh, for measuring: a teacher has random weights, on the device.
+TrainEngineOptions random_step_options(const LoadedRun& run, const Mesh& mesh,
+                                       const std::shared_ptr<Device>& device);
 
 struct LoadedModel {
   ModelConfig config;

@@ -38,12 +38,16 @@ struct IntegerRange {
   std::int64_t min = std::numeric_limits<std::int64_t>::min();
   std::int64_t max = std::numeric_limits<std::int64_t>::max();
 };
+inline constexpr IntegerRange at_least_zero{.min = 0}, at_least_one{.min = 1};
+
 struct RealRange {
   double min = -std::numeric_limits<double>::infinity();
   double max = std::numeric_limits<double>::infinity();
   bool above_min = false;  // min itself is not allowed
   bool below_max = false;
 };
+inline constexpr RealRange not_negative{.min = 0}, below_one{.min = 0, .max = 1, .below_max = true};
+
 struct ListSize {
   std::size_t min = 0;
   std::size_t max = std::numeric_limits<std::size_t>::max();

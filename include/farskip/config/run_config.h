@@ -213,7 +213,7 @@ struct RunConfig {
 
 /// What a command cannot do without. Sections that are present are always checked.
 struct RunNeeds {
-  bool model = true;     // `model`, or init.from (for distillation, the teacher will do)
+  bool model = true;     // `model`, or init.from, or a teacher to begin as
   bool data = false;     // data.tokens or data.text
   bool distill = false;  // the section `distill`
 };

@@ -8,7 +8,11 @@
 
 namespace farskip {
 
-/// Two forward graphs in one, and what were their outputs: those of the teacher under "teacher.<name>". The
+/// Before the names of what is the teacher's.
+inline constexpr std::string_view kTeacherPrefix = "teacher.";
+std::string teacher_name(std::string_view name);
+
+/// Two forward graphs in one, and what were their outputs, those of the teacher under teacher_name(). The
 /// graph itself has no outputs yet: its maker says what is to leave it.
 struct JoinedModels {
   Graph graph;
@@ -16,11 +20,11 @@ struct JoinedModels {
 };
 
 /// One graph that runs a teacher and a student over the same micro-batch. Inputs of the same name are shared.
-/// A parameter of the teacher is called what `teacher_name` makes of its name; where that is the name of a
+/// A parameter of the teacher is called what `parameter_name` makes of its name; where that is the name of a
 /// parameter of the student, the two are one. Nodes of the teacher come first and have scope model 1, so that
 /// an order by the graph is done with the teacher before the student begins, while a schedule may put the
 /// computation of one under the transports of the other. No value changes.
 JoinedModels join_models(const Graph& student, const Graph& teacher,
-                         const std::function<std::string(std::string_view)>& teacher_name);
+                         const std::function<std::string(std::string_view)>& parameter_name);
 
 }  // namespace farskip

@@ -1,25 +1,15 @@
 #pragma once
 // Distillation as an objective: teacher and student in one graph.
 
-#include <set>
 #include <utility>
+#include <vector>
 
 #include "farskip/ops/distill_ops.h"
 #include "farskip/train/device_tensors.h"
 #include "farskip/train/objective.h"
+#include "farskip/train/teacher.h"
 
 namespace farskip {
-
-/// A teacher on this rank. In the graph of both models what its graph reads (read_name()) has the name
-/// "teacher.<read name>", but for parameters in `shared`, which are the student's own tensors.
-struct Teacher {
-  ModelConfig config;
-  LayerGraph layers;
-  TensorMap weights;  // f32, by the names of list_parameters()
-  std::set<std::string> shared;
-
-  std::string external_name(std::string_view read_name) const;
-};
 
 struct DistillTerms {
   ops::DistillLoss loss;

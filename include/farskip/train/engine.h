@@ -30,7 +30,8 @@ struct PlanOptions {
 Plan make_step_plan(const Graph& graph, WorkspaceRule workspace, const NodeSeconds& seconds,
                     int in_flight = 1);
 
-/// Graph → passes → plan → executor.
+/// Graph → passes → plan → executor. With costs and ranks, collective: all plan by the mean of what their
+/// tables say.
 std::unique_ptr<Executor> compile(Graph graph, Arena& arena, const PipelineOptions& options,
                                   const Logger& logger, RankContext ranks = {}, PlanOptions plan = {});
 

@@ -3,11 +3,12 @@
 
 #include <memory>
 
-#include "farskip/runtime/executor.h"
 #include "farskip/train/step_graphs.h"
 #include "farskip/train/weights.h"
 
 namespace farskip {
+
+class Executor;
 
 struct Batch;  // batch_runner.h
 

@@ -6,7 +6,7 @@
 #include <functional>
 #include <memory>
 
-#include "farskip/train/engine.h"
+#include "farskip/train/distill_setup.h"
 
 namespace farskip {
 
@@ -20,8 +20,9 @@ struct PlanCosts {
 
 struct PlanRequest {
   ModelConfig model;           // model.farskip: the wiring that is compared with the standard one
-  TrainEngineOptions options;  // of each rank of the mesh
-  MeshPosition mesh;           // the rank that is planned for
+  TrainEngineOptions options;  // of each rank of the mesh; without objective
+  std::optional<DistillSetup> distill = {};  // a teacher in the step's graph
+  MeshPosition mesh;                         // the rank that is planned for
   /// Of activations, gradients and what travels. With bf16, weights are kept in both types, gradients are
   /// summed up in fp32, and kernels are taken to need no scratch memory.
   DType dtype = DType::f32;
@@ -66,9 +67,15 @@ struct WiringReport {
   std::vector<PlannedCollective> collectives;
 };
 
+/// One rank's memory for the teacher's forward alone, and for a step of the student without it.
+struct SeparateMemory {
+  MemoryReport teacher, student;
+};
+
 struct PlanReport {
   WiringReport standard, farskip;
-  std::size_t num_nodes = 0;  // of the graphs of a step with FarSkip wiring
+  std::optional<SeparateMemory> separate;  // of a distillation; in graph order, as blocking_memory
+  std::size_t num_nodes = 0;               // of the graphs of a step with FarSkip wiring
   double planning_seconds = 0;
 };
 
@@ -85,7 +92,7 @@ struct MirrorMeasurement {
 };
 MirrorMeasurement choose_measurement(const PlanRequest& request, double flops_per_second,
                                      double most_seconds);
-/// Bytes of weights, gradients and moments of one rank.
+/// Bytes of weights (a teacher's too), gradients and moments of one rank.
 MemoryReport state_memory(const PlanRequest& request);
 /// Measures kernels on this machine, the other ranks mirrored (comm/mirror.h). The collectives of
 /// the table are copies within this process: plan with links.

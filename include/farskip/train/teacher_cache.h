@@ -6,6 +6,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "farskip/base/file.h"
@@ -35,8 +36,9 @@ struct TeacherRecord {
 };
 
 /// A folder of records, found by a hash of the sequence's content, so that they serve any order, batch size
-/// and number of ranks. Each rank of each run appends to a file of its own; ranks see each other's records. A
-/// record that is cut short (a run was killed) is not there; one that was damaged is an error.
+/// and number of ranks. Each rank of each run appends to a file of its own; what others appended is there
+/// after refresh(). A record that is cut short (a run was killed) is not there; one that was damaged is an
+/// error.
 class TeacherCache {
  public:
   /// Rank 0 first, then the others: it makes the folder. UsageError naming both values where the folder is of
@@ -49,29 +51,28 @@ class TeacherCache {
   /// Content of a sequence as a key.
   static std::string key_of(std::span<const std::int32_t> tokens, std::span<const std::int32_t> targets,
                             std::span<const std::int32_t> document_start);
-  /// nullopt: not kept yet. DataError for a damaged record.
-  std::optional<TeacherRecord> find(const std::string& key);
+  /// nullopt: not kept, as far as is known. DataError for a damaged record.
+  std::optional<TeacherRecord> find(const std::string& key) const;
+  /// Looks for records that came since the last look, of this or any other run.
+  void refresh();
+  /// Nothing happens where the key is known.
   void add(const std::string& key, const TeacherRecord& record);
   std::size_t size() const { return places_.size(); }
 
  private:
   struct Place {
-    std::size_t file;
+    const fs::path* file;
     std::uint64_t offset;
   };
-  struct RecordFile {
-    fs::path path;
-    std::uint64_t scanned = 0;  // bytes
-  };
   void check_identity(int rank) const;
-  void scan();
   std::size_t record_bytes() const;
 
   fs::path folder_;
   TeacherCacheIdentity identity_;
-  std::vector<RecordFile> files_;
-  std::map<std::string, Place> places_;
+  std::map<fs::path, std::uint64_t> known_bytes_;  // by file of another rank or run
+  std::unordered_map<std::string, Place> places_;
   fs::path own_path_;
+  std::uint64_t own_bytes_ = 0;
   int descriptor_ = -1;
 };
 

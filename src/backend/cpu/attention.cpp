@@ -17,10 +17,6 @@ namespace {
 constexpr std::int64_t kQueries = 252, kKeys = 128;  // block sizes; 252 is a multiple of 6 and of 14
 constexpr float kLowest = -std::numeric_limits<float>::infinity();
 
-std::int64_t ceil_div(std::int64_t a, std::int64_t b) {
-  return (a + b - 1) / b;
-}
-
 std::int64_t first_key_of_block(const AttentionSizes& p, std::int64_t sequence, std::int64_t begin,
                                 std::int64_t end) {
   std::int64_t first = begin;
@@ -133,7 +129,7 @@ void run_attention(const KernelCall& call) {
   const AttentionSizes p = attention_sizes(call.get<ops::Attention>(), call.in_shape(0), call.in_shape(2),
                                            call.has(3) ? call.in<std::int32_t>(3) : nullptr);
   const ForwardTensors x{call.in(0), call.in(1), call.in(2), call.out(0), call.out(1)};
-  const std::int64_t blocks = ceil_div(p.length, kQueries), lanes = p.sequences * p.heads;
+  const std::int64_t blocks = cpu::ceil_div(p.length, kQueries), lanes = p.sequences * p.heads;
   cpu::parallel_for(blocks * lanes, [&](std::int64_t i) {
     const std::int64_t i0 = (blocks - 1 - i / lanes) * kQueries;  // the last queries see most keys: first
     const std::int64_t lane = i % lanes;

@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "farskip/backend/cpu/distill_row.h"
-#include "farskip/backend/cpu/matmul.h"
+#include "farskip/backend/cpu/head_blocks.h"
 #include "farskip/backend/cpu/parallel.h"
 #include "farskip/backend/kernel.h"
 
@@ -12,25 +12,10 @@ namespace farskip {
 namespace {
 
 using cpu::GradientRequest;
+using cpu::Head;
+using cpu::token_block;
 using cpu::TokenDistance;
 using ops::DistillLoss;
-
-std::int64_t ceil_div(std::int64_t a, std::int64_t b) {
-  return (a + b - 1) / b;
-}
-
-/// Tokens whose logits are held at once: about 64 MiB a model, whatever the number of tokens.
-std::int64_t token_block(std::int64_t tokens, std::int64_t vocabulary) {
-  const std::int64_t most =
-      std::clamp<std::int64_t>((1 << 24) / std::max<std::int64_t>(vocabulary, 1), 64, 1024);
-  return tokens == 0 ? 1 : ceil_div(tokens, ceil_div(tokens, most));
-}
-
-/// A hidden state and its head.
-struct Head {
-  const float *h = nullptr, *w = nullptr;
-  std::int64_t hidden = 0;
-};
 
 /// Inputs of a loss, from input `first` of a call on.
 struct Problem {
@@ -43,7 +28,7 @@ struct Problem {
   Problem(const KernelCall& call, std::size_t first, bool cached)
       : tokens(call.in_shape(first)[0]),
         vocabulary(call.in_shape(first + 1)[0]),
-        student{call.in(first), call.in(first + 1), call.in_shape(first)[1]},
+        student{call.in(first), call.in(first + 1), call.in_shape(first)[1], vocabulary},
         targets(call.in<std::int32_t>(first + (cached ? 6 : 4))) {
     if (cached) {
       indices = call.in<std::int32_t>(first + 2);
@@ -51,31 +36,15 @@ struct Problem {
       log_tail = call.in(first + 4);
       target_log_prob = call.in(first + 5);
     } else {
-      teacher = {call.in(first + 2), call.in(first + 3), call.in_shape(first + 2)[1]};
+      teacher = {call.in(first + 2), call.in(first + 3), call.in_shape(first + 2)[1], vocabulary};
     }
-    for (std::int64_t t = 0; t < tokens; ++t)
-      FARSKIP_CHECK(targets[t] >= -1 && targets[t] < vocabulary, "target {} of token {}, vocabulary {}",
-                    targets[t], t, vocabulary);
+    cpu::check_targets(targets, tokens, vocabulary);
   }
 };
 
 std::size_t workspace_bytes(std::int64_t tokens, std::int64_t vocabulary, std::int64_t models) {
   return static_cast<std::size_t>(tokens) * sizeof(TokenDistance) +
          static_cast<std::size_t>(models * token_block(tokens, vocabulary) * vocabulary) * sizeof(float);
-}
-
-void compute_logits(const Head& head, std::int64_t first, std::int64_t count, std::int64_t vocabulary,
-                    float* logits) {
-  cpu::multiply({.transpose_b = true,
-                 .m = count,
-                 .n = vocabulary,
-                 .k = head.hidden,
-                 .a = head.h + first * head.hidden,
-                 .lda = head.hidden,
-                 .b = head.w,
-                 .ldb = head.hidden,
-                 .c = logits,
-                 .ldc = vocabulary});
 }
 
 TokenDistance compare_token(const Problem& p, std::int64_t token, float* student, float* teacher,
@@ -119,33 +88,6 @@ void store_sums(const TokenDistance* tokens, std::int64_t count, float* loss_sum
   *loss_sum = static_cast<float>(loss);
 }
 
-/// dh and dw from the gradient of a block of logits.
-void multiply_back(const KernelCall& call, const Problem& p, std::int64_t first, std::int64_t count,
-                   const float* dlogits, const float* dw_so_far) {
-  const std::int64_t hidden = p.student.hidden;
-  cpu::multiply({.m = count,
-                 .n = hidden,
-                 .k = p.vocabulary,
-                 .a = dlogits,
-                 .lda = p.vocabulary,
-                 .b = p.student.w,
-                 .ldb = hidden,
-                 .c = call.out(2) + first * hidden,
-                 .ldc = hidden});
-  if (!call.get<DistillLoss>().trains_head) return;
-  cpu::multiply({.transpose_a = true,
-                 .m = p.vocabulary,
-                 .n = hidden,
-                 .k = count,
-                 .a = dlogits,
-                 .lda = p.vocabulary,
-                 .b = p.student.h + first * hidden,
-                 .ldb = hidden,
-                 .c = call.out(3),
-                 .ldc = hidden,
-                 .accumulate = dw_so_far});
-}
-
 /// `accumulate`: the input that dw is added to.
 void run_loss(const KernelCall& call, bool cached, bool gradient, std::size_t accumulate) {
   const auto& a = call.get<DistillLoss>();
@@ -160,16 +102,18 @@ void run_loss(const KernelCall& call, bool cached, bool gradient, std::size_t ac
   const float* dw_so_far = gradient && call.has(accumulate) ? call.in(accumulate) : nullptr;
   for (std::int64_t first = 0; first < std::max<std::int64_t>(p.tokens, 1); first += block) {
     const std::int64_t count = std::min(block, p.tokens - first);  // 0 without tokens: dw is still written
-    compute_logits(p.student, first, count, p.vocabulary, student);
-    if (teacher != nullptr) compute_logits(p.teacher, first, count, p.vocabulary, teacher);
+    cpu::compute_logits(p.student, first, count, student);
+    if (teacher != nullptr) cpu::compute_logits(p.teacher, first, count, teacher);
     cpu::parallel_for(count, [&](std::int64_t i) {
       distances[first + i] =
           compare_token(p, first + i, student + i * p.vocabulary,
                         teacher == nullptr ? nullptr : teacher + i * p.vocabulary, a, request);
     });
     if (!gradient) continue;
-    multiply_back(call, p, first, count, student, dw_so_far);
-    if (a.trains_head) dw_so_far = call.out(3);
+    cpu::differentiate_hidden(p.student, first, count, student, call.out(2));
+    if (!a.trains_head) continue;
+    cpu::differentiate_head(p.student, first, count, student, dw_so_far, call.out(3));
+    dw_so_far = call.out(3);
   }
   store_sums(distances, p.tokens, call.out(0), call.out<double>(1));
 }
@@ -177,14 +121,14 @@ void run_loss(const KernelCall& call, bool cached, bool gradient, std::size_t ac
 void run_teacher_top_k(const KernelCall& call) {
   const auto& a = call.get<ops::KeepTopK>();
   const std::int64_t tokens = call.in_shape(0)[0], vocabulary = call.in_shape(1)[0];
-  const Head head{call.in(0), call.in(1), call.in_shape(0)[1]};
+  const Head head{call.in(0), call.in(1), call.in_shape(0)[1], vocabulary};
   const auto* targets = call.in<std::int32_t>(2);
   auto* logits = reinterpret_cast<float*>(call.workspace.data());
   const auto size = static_cast<std::size_t>(vocabulary), k = static_cast<std::size_t>(a.top_k);
   const std::int64_t block = token_block(tokens, vocabulary);
   for (std::int64_t first = 0; first < tokens; first += block) {
     const std::int64_t count = std::min(block, tokens - first);
-    compute_logits(head, first, count, vocabulary, logits);
+    cpu::compute_logits(head, first, count, logits);
     cpu::parallel_for(count, [&](std::int64_t i) {
       const std::int64_t t = first + i;
       const std::span<float> row{logits + i * vocabulary, size};

@@ -4,8 +4,7 @@
 #include <cmath>
 #include <limits>
 
-#include "farskip/backend/cpu/matmul.h"
-#include "farskip/backend/cpu/micro_kernel.h"
+#include "farskip/backend/cpu/head_blocks.h"
 #include "farskip/backend/cpu/parallel.h"
 #include "farskip/backend/cpu/vector_math.h"
 #include "farskip/backend/kernel.h"
@@ -17,10 +16,6 @@ namespace {
 constexpr float kLowest = -std::numeric_limits<float>::infinity();
 constexpr std::int64_t kTokens = 20 * cpu::kMicroRows, kColumns = 256;  // tile of logits on the stack
 constexpr std::int64_t kChunk = 4096;                                   // vocabulary of one partial result
-
-std::int64_t ceil_div(std::int64_t a, std::int64_t b) {
-  return (a + b - 1) / b;
-}
 
 /// Softmax statistics of some logits of one token: Σ exp(logit) = sum * exp(max).
 struct Partial {
@@ -58,12 +53,6 @@ TokenLoss finish_token(Partial total, float target_logit) {
   return {lse - static_cast<double>(target_logit), target_logit >= total.max ? 1 : 0};
 }
 
-void check_targets(const std::int32_t* targets, std::int64_t tokens, std::int64_t vocabulary) {
-  for (std::int64_t t = 0; t < tokens; ++t)
-    FARSKIP_CHECK(targets[t] >= -1 && targets[t] < vocabulary, "target {} of token {}, vocabulary {}",
-                  targets[t], t, vocabulary);
-}
-
 /// Sum in order of tokens.
 void store_sums(const TokenLoss* tokens, std::int64_t count, float* loss_sum, std::int32_t* num_correct) {
   double loss = 0.0;
@@ -86,11 +75,11 @@ struct ForwardBuffers {
 
   static std::size_t bytes(std::int64_t tokens, std::int64_t vocabulary) {
     return static_cast<std::size_t>(tokens) *
-           (sizeof(TokenLoss) + sizeof(Partial) * static_cast<std::size_t>(ceil_div(vocabulary, kChunk)) +
-            sizeof(float));
+           (sizeof(TokenLoss) +
+            sizeof(Partial) * static_cast<std::size_t>(cpu::ceil_div(vocabulary, kChunk)) + sizeof(float));
   }
   ForwardBuffers(std::span<std::byte> workspace, std::int64_t num_tokens, std::int64_t vocabulary)
-      : tokens(num_tokens), chunks(ceil_div(vocabulary, kChunk)) {
+      : tokens(num_tokens), chunks(cpu::ceil_div(vocabulary, kChunk)) {
     FARSKIP_CHECK(workspace.size() >= bytes(num_tokens, vocabulary), "workspace of {} bytes",
                   workspace.size());
     losses = reinterpret_cast<TokenLoss*>(workspace.data());
@@ -127,9 +116,9 @@ void forward_tile(const KernelCall& call, const ForwardBuffers& buffers, std::in
 void run_linear_cross_entropy(const KernelCall& call) {
   const std::int64_t tokens = call.in_shape(0)[0], vocabulary = call.in_shape(1)[0];
   const auto* targets = call.in<std::int32_t>(2);
-  check_targets(targets, tokens, vocabulary);
+  cpu::check_targets(targets, tokens, vocabulary);
   const ForwardBuffers buffers(call.workspace, tokens, vocabulary);
-  const std::int64_t blocks = ceil_div(tokens, kTokens);
+  const std::int64_t blocks = cpu::ceil_div(tokens, kTokens);
   cpu::parallel_for(blocks * buffers.chunks, [&](std::int64_t i) {
     const std::int64_t t0 = i % blocks * kTokens;
     forward_tile(call, buffers, t0, std::min(kTokens, tokens - t0), i / blocks);
@@ -151,16 +140,9 @@ void run_linear_cross_entropy(const KernelCall& call) {
 
 // ---- forward and gradient ------------------------------------------------------------------------
 
-/// Tokens whose logits are held at once: about 64 MiB of them, whatever the number of tokens.
-std::int64_t gradient_block(std::int64_t tokens, std::int64_t vocabulary) {
-  const std::int64_t most =
-      std::clamp<std::int64_t>((1 << 24) / std::max<std::int64_t>(vocabulary, 1), 64, 1024);
-  return tokens == 0 ? 1 : ceil_div(tokens, ceil_div(tokens, most));
-}
-
 std::size_t gradient_bytes(std::int64_t tokens, std::int64_t vocabulary) {
   return static_cast<std::size_t>(tokens) * sizeof(TokenLoss) +
-         static_cast<std::size_t>(gradient_block(tokens, vocabulary) * vocabulary) * sizeof(float);
+         static_cast<std::size_t>(cpu::token_block(tokens, vocabulary) * vocabulary) * sizeof(float);
 }
 
 /// One row of logits becomes dloss * (softmax - one-hot of the target).
@@ -185,55 +167,26 @@ TokenLoss differentiate_row(float* row, std::int64_t vocabulary, std::int32_t ta
 }
 
 void run_linear_cross_entropy_grad(const KernelCall& call) {
-  const std::int64_t tokens = call.in_shape(1)[0], hidden = call.in_shape(1).back();
-  const std::int64_t vocabulary = call.in_shape(2)[0];
+  const std::int64_t tokens = call.in_shape(1)[0], vocabulary = call.in_shape(2)[0];
+  const cpu::Head head{call.in(1), call.in(2), call.in_shape(1).back(), vocabulary};
   const float dloss = *call.in(0);
-  const float *h = call.in(1), *w = call.in(2);
   const auto* targets = call.in<std::int32_t>(3);
-  float *dh = call.out(2), *dw = call.out(3);
-  check_targets(targets, tokens, vocabulary);
+  cpu::check_targets(targets, tokens, vocabulary);
   FARSKIP_CHECK(call.workspace.size() >= gradient_bytes(tokens, vocabulary), "workspace of {} bytes",
                 call.workspace.size());
   auto* losses = reinterpret_cast<TokenLoss*>(call.workspace.data());
   auto* logits = reinterpret_cast<float*>(losses + tokens);
-  const std::int64_t block = gradient_block(tokens, vocabulary);
+  const std::int64_t block = cpu::token_block(tokens, vocabulary);
   const float* sum_so_far = call.has(4) ? call.in(4) : nullptr;
   for (std::int64_t t = 0; t < std::max<std::int64_t>(tokens, 1); t += block) {
     const std::int64_t m = std::min(block, tokens - t);  // 0 without tokens: dw is still written
-    cpu::multiply({.transpose_b = true,
-                   .m = m,
-                   .n = vocabulary,
-                   .k = hidden,
-                   .a = h + t * hidden,
-                   .lda = hidden,
-                   .b = w,
-                   .ldb = hidden,
-                   .c = logits,
-                   .ldc = vocabulary});
+    cpu::compute_logits(head, t, m, logits);
     cpu::parallel_for(m, [&](std::int64_t i) {
       losses[t + i] = differentiate_row(logits + i * vocabulary, vocabulary, targets[t + i], dloss);
     });
-    cpu::multiply({.m = m,
-                   .n = hidden,
-                   .k = vocabulary,
-                   .a = logits,
-                   .lda = vocabulary,
-                   .b = w,
-                   .ldb = hidden,
-                   .c = dh + t * hidden,
-                   .ldc = hidden});
-    cpu::multiply({.transpose_a = true,
-                   .m = vocabulary,
-                   .n = hidden,
-                   .k = m,
-                   .a = logits,
-                   .lda = vocabulary,
-                   .b = h + t * hidden,
-                   .ldb = hidden,
-                   .c = dw,
-                   .ldc = hidden,
-                   .accumulate = sum_so_far});
-    sum_so_far = dw;
+    cpu::differentiate_hidden(head, t, m, logits, call.out(2));
+    cpu::differentiate_head(head, t, m, logits, sum_so_far, call.out(3));
+    sum_so_far = call.out(3);
   }
   store_sums(losses, tokens, call.out(0), call.out<std::int32_t>(1));
 }

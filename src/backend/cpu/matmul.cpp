@@ -19,10 +19,6 @@ constexpr std::int64_t kFewRows = 4;
 /// Beyond this many rows the packed columns are used often enough.
 constexpr std::int64_t kMaxTileRows = 1008;
 
-std::int64_t ceil_div(std::int64_t a, std::int64_t b) {
-  return (a + b - 1) / b;
-}
-
 }  // namespace
 
 Workers available_workers(std::int64_t siblings) {

@@ -66,7 +66,8 @@ __device__ bool skip_token(const Rows& r, std::int64_t token, T* gradient) {
   return true;
 }
 
-/// Gradient with respect to one logit, over the full vocabulary; what SFT subtracts at the target is not in it.
+/// Gradient with respect to one logit, over the full vocabulary; what SFT subtracts at the target is not in
+/// it.
 struct LogitGradient {
   float kl, reverse_kl, jsd, sft, mean, mean_jsd;
 

@@ -7,6 +7,11 @@
 
 namespace farskip::cpu {
 
+/// Blocks of b that cover a.
+constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) {
+  return (a + b - 1) / b;
+}
+
 #ifdef __AVX512F__
 constexpr std::int64_t kVectorWidth = 16, kMicroRows = 14;
 #else

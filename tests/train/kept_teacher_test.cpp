@@ -1,0 +1,124 @@
+// What a teacher said, on disk, and when the teacher itself is in memory.
+#include "farskip/train/kept_teacher.h"
+
+#include <algorithm>
+
+#include "farskip/train/distill_objective.h"
+#include "farskip/train/measure.h"
+#include "support/catch.h"
+#include "support/support.h"
+
+namespace farskip {
+namespace {
+
+const Logger kQuiet(LogLevel::off);
+
+TeacherRecord make_record(std::int32_t first) {
+  return {{first, 2, 3, 4}, {100, 4096, 7, 65535}, {-1.5F, -2.5F}, {-0.5F, -3.0F}};
+}
+const TeacherCacheIdentity kIdentity{"hash", 2, 2, 9, 1.0};
+
+std::string key_of(std::int32_t token) {
+  return TeacherCache::key_of(std::vector<std::int32_t>{token, 1}, std::vector<std::int32_t>{1, -1}, {});
+}
+
+TEST_CASE("a rank finds its own records at once, and those of others after it has looked") {
+  const test::TemporaryFolder folder;
+  TeacherCache mine(folder / "kept", kIdentity, 0), theirs(folder / "kept", kIdentity, 1);
+  mine.add(key_of(5), make_record(5));
+  mine.add(key_of(6), make_record(6));
+  mine.add(key_of(5), make_record(8));  // known already
+  CHECK(mine.size() == 2);
+  CHECK(mine.find(key_of(6))->indices == make_record(6).indices);
+  CHECK(mine.find(key_of(5))->indices == make_record(5).indices);
+  CHECK_FALSE(theirs.find(key_of(5)));
+  theirs.add(key_of(7), make_record(7));
+  theirs.refresh();
+  for (const std::int32_t token : {5, 6, 7}) {
+    const auto record = theirs.find(key_of(token));
+    REQUIRE(record);
+    CHECK(record->indices == make_record(token).indices);
+    CHECK(record->levels == make_record(token).levels);
+    CHECK(record->log_tail == make_record(token).log_tail);
+    CHECK(record->target_log_prob == make_record(token).target_log_prob);
+  }
+  mine.add(key_of(4), make_record(4));
+  theirs.refresh();
+  CHECK(theirs.find(key_of(4)));
+  mine.refresh();
+  CHECK(mine.size() == 4);
+}
+
+TEST_CASE("a record that is being written is not there until it is whole") {
+  const test::TemporaryFolder folder;
+  {
+    TeacherCache writer(folder / "kept", kIdentity, 0);
+    writer.add(key_of(1), make_record(1));
+  }
+  fs::path file;
+  for (const auto& entry : fs::directory_iterator(folder / "kept"))
+    if (entry.path().extension() == ".bin") file = entry.path();
+  const std::string whole = read_text_file(file);
+  write_text_file(file, whole.substr(0, whole.size() - 1));
+  TeacherCache reader(folder / "kept", kIdentity, 0);
+  CHECK(reader.size() == 0);
+  write_text_file(file, whole);
+  reader.refresh();
+  CHECK(reader.size() == 1);
+  CHECK(reader.find(key_of(1)));
+}
+
+/// A run whose teacher's outputs are kept.
+RunConfig make_config(const fs::path& kept) {
+  RunConfig config;
+  config.train.micro_batch = 2;
+  config.train.sequence_length = 16;
+  config.distill.emplace();
+  config.distill->teacher = (test::fixtures() / "deepseek_v2").string();
+  config.distill->cache = {kept.string(), 5};
+  return config;
+}
+
+TEST_CASE("the teacher is in memory while something is missing, and goes when it is not asked for long") {
+  const test::TemporaryFolder folder;
+  const RunConfig config = make_config(folder / "kept");
+  const std::int64_t vocabulary = read_hub_config(config.distill->teacher).vocab_size;
+  Heartbeat heartbeat;
+  KeptTeacher kept(config, vocabulary, make_cpu_device(), make_self_mesh(), heartbeat, kQuiet);
+  const auto complete = [&](std::uint64_t number) {
+    std::vector<Batch> batches{random_batch(1, number, 32, vocabulary)};
+    kept.complete(batches);
+    return batches[0].more;
+  };
+  const auto same = [](const std::map<std::string, HostTensor>& a,
+                       const std::map<std::string, HostTensor>& b) {
+    return a.size() == 4 && std::all_of(a.begin(), a.end(), [&](const auto& entry) {
+             const auto mine = entry.second.bytes(), theirs = b.at(entry.first).bytes();
+             return std::equal(mine.begin(), mine.end(), theirs.begin(), theirs.end());
+           });
+  };
+  CHECK_FALSE(kept.holds_teacher());
+  const auto said = complete(0);
+  CHECK(kept.holds_teacher());
+  int steps = 0;
+  while (kept.holds_teacher() && steps < 1000) {
+    CHECK(same(complete(0), said));
+    ++steps;
+  }
+  CHECK(steps > 10);
+  CHECK(steps < 1000);
+  complete(1);  // loaded again
+  CHECK(kept.holds_teacher());
+  CHECK(same(complete(0), said));
+
+  KeptTeacher again(config, vocabulary, make_cpu_device(), make_self_mesh(), heartbeat, kQuiet);
+  std::vector<Batch> batches{random_batch(1, 0, 32, vocabulary)};
+  again.complete(batches);
+  CHECK(same(batches[0].more, said));
+  CHECK_FALSE(again.holds_teacher());
+  CHECK(again.engine().loss(batches[0], 16).loss_sum > 0);
+  CHECK(again.holds_teacher());
+}
+
+}  // namespace
+}  // namespace farskip
