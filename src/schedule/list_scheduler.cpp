@@ -77,11 +77,11 @@ struct Problem {
   const Graph& graph;
   const NodeSeconds& seconds;
   const Dependence dependence;
-  std::vector<std::int64_t> portions;    // by node
-  std::vector<std::ptrdiff_t> scratch;   // by node, bytes
-  std::vector<char> has_reader;        // by node
-  std::vector<int> num_readers;        // by value
-  std::vector<char> in_external;       // by value: takes no room in the arena
+  std::vector<std::int64_t> portions;   // by node
+  std::vector<std::ptrdiff_t> scratch;  // by node, bytes
+  std::vector<char> has_reader;         // by node
+  std::vector<int> num_readers;         // by value
+  std::vector<char> in_external;        // by value: takes no room in the arena
 };
 
 class Run {
@@ -307,8 +307,8 @@ Plan make_overlapped_plan(const Graph& graph, WorkspaceRule workspace, const Nod
   if (std::none_of(graph.nodes().begin(), graph.nodes().end(), collective)) return best;
   if (options.memory_limit > 0) offer(make_serial_plan(graph, workspace, Waits::at_once));
   const Problem problem(graph, workspace, seconds);
-  // An order steers by an estimate of its memory, which ends somewhat above where it steers; and one that steers
-  // lower is sometimes the shorter. The lowest marks follow while nothing but the serial order fits.
+  // An order steers by an estimate of its memory, which ends somewhat above where it steers; and one that
+  // steers lower is sometimes the shorter. The lowest marks follow while nothing but the serial order fits.
   constexpr std::array<std::size_t, 6> kSteerBy{10, 9, 8, 7, 6, 5};  // tenths of the limit
   bool found = false;
   for (const std::size_t tenths : kSteerBy) {

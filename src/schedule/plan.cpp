@@ -258,9 +258,8 @@ std::string Plan::text(const Graph& graph) const {
 Plan make_plan(const Graph& graph, WorkspaceRule workspace, const std::vector<OrderedStep>& order) {
   Plan plan;
   for (const OrderedStep& step : order)
-    plan.steps.push_back(
-        {step.node, step.kind, step.portion, 0,
-         step.kind == StepKind::wait ? 0 : workspace_bytes(graph, step.node, workspace)});
+    plan.steps.push_back({step.node, step.kind, step.portion, 0,
+                          step.kind == StepKind::wait ? 0 : workspace_bytes(graph, step.node, workspace)});
   place_buffers(graph, plan);
   return plan;
 }
