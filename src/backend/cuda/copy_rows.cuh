@@ -34,6 +34,29 @@ __device__ __forceinline__ Word* row_address(const RowPlace& place, std::int64_t
   return static_cast<Word*>(place.base) + at / place.divisor * place.stride;
 }
 
+/// One row by `threads` threads, of which this one is `lane`.
+template <class Word>
+__device__ __forceinline__ void copy_row(const Word* from, Word* to, std::int64_t width, int lane,
+                                         int threads) {
+  constexpr int unroll = 4;
+  std::int64_t i = lane;
+  for (; i + (unroll - 1) * threads < width; i += unroll * threads) {
+    Word words[unroll];
+#pragma unroll
+    for (int u = 0; u < unroll; ++u) words[u] = from[i + u * threads];
+#pragma unroll
+    for (int u = 0; u < unroll; ++u) to[i + u * threads] = words[u];
+  }
+  for (; i < width; i += threads) to[i] = from[i];
+}
+
+/// log2 of the threads that a row of so many words gets: at most a warp, at least two words each.
+inline int log_threads_of(std::int64_t width) {
+  int log_threads = 0;
+  while (log_threads < 5 && (std::int64_t{2} << log_threads) <= width) ++log_threads;
+  return log_threads;
+}
+
 /// Strides and width in words; 2^log_threads threads a row.
 template <class Word>
 __global__ void __launch_bounds__(kThreads)
@@ -45,16 +68,7 @@ __global__ void __launch_bounds__(kThreads)
   if (row >= actual_rows(rows, count)) return;
   const Word* const source = row_address<const Word>(from, row);
   Word* const target = row_address<Word>(to, row);
-  constexpr int unroll = 4;
-  std::int64_t i = lane;
-  for (; i + (unroll - 1) * threads < width; i += unroll * threads) {
-    Word words[unroll];
-#pragma unroll
-    for (int u = 0; u < unroll; ++u) words[u] = source[i + u * threads];
-#pragma unroll
-    for (int u = 0; u < unroll; ++u) target[i + u * threads] = words[u];
-  }
-  for (; i < width; i += threads) target[i] = source[i];
+  copy_row(source, target, width, lane, threads);
 }
 
 template <class Word>
@@ -63,8 +77,7 @@ void copy_rows_as(const KernelCall& call, RowCopy copy) {
   copy.width /= elements;
   copy.from.stride /= elements;
   copy.to.stride /= elements;
-  int log_threads = 0;
-  while (log_threads < 5 && (std::int64_t{2} << log_threads) <= copy.width) ++log_threads;
+  const int log_threads = log_threads_of(copy.width);
   static_assert(kThreads == 1 << 8);
   const std::int64_t rows_per_block = kThreads >> log_threads;
   launch(call, copy_rows_kernel<Word>, grid_size(ceil_div(copy.rows, rows_per_block)), kThreads, 0, copy.from,

@@ -1,7 +1,7 @@
 // Routed rows to the ranks of their experts and back. What travels are slabs of fixed size, one for each
 // peer, since a recorded run cannot change what it sends; the counts that say how much of a slab is there
 // travel beside them. The own slab goes nowhere.
-#include "backend/cuda/launch.cuh"
+#include "backend/cuda/copy_rows.cuh"
 #include "farskip/ops/ops.h"
 
 namespace farskip {
@@ -45,26 +45,14 @@ __global__ void __launch_bounds__(kThreads)
       for (std::int64_t i = lane; i < width; i += threads) in_rows[i] = Word{};
     return;
   }
-  const Word* const from = to_slabs ? in_rows : in_slab;
-  Word* const to = to_slabs ? in_slab : in_rows;
-  constexpr int unroll = 4;
-  std::int64_t i = lane;
-  for (; i + (unroll - 1) * threads < width; i += unroll * threads) {
-    Word words[unroll];
-#pragma unroll
-    for (int u = 0; u < unroll; ++u) words[u] = from[i + u * threads];
-#pragma unroll
-    for (int u = 0; u < unroll; ++u) to[i + u * threads] = words[u];
-  }
-  for (; i < width; i += threads) to[i] = from[i];
+  copy_row<Word>(to_slabs ? in_rows : in_slab, to_slabs ? in_slab : in_rows, width, lane, threads);
 }
 
 template <class Word>
 void move_rows_as(const KernelCall& call, bool to_slabs, const Slabs& s, void* rows, void* slabs, void* own,
                   std::int64_t num_rows, std::int64_t row_bytes) {
   const std::int64_t width = row_bytes / static_cast<std::int64_t>(sizeof(Word));
-  int log_threads = 0;
-  while (log_threads < 5 && (std::int64_t{2} << log_threads) <= width) ++log_threads;
+  const int log_threads = log_threads_of(width);
   launch(call, to_slabs ? move_rows_kernel<Word, true> : move_rows_kernel<Word, false>,
          grid_size(ceil_div(num_rows, kThreads >> log_threads)), kThreads, 0, s, static_cast<Word*>(rows),
          static_cast<Word*>(slabs), static_cast<Word*>(own), width, log_threads);
