@@ -8,7 +8,6 @@
 #include "farskip/cli/job.h"
 #include "farskip/cli/load.h"
 #include "farskip/ops/ops.h"
-#include "farskip/schedule/memory.h"
 #include "farskip/train/devices.h"
 #include "farskip/train/engine.h"
 #include "farskip/train/measure.h"

@@ -1,5 +1,6 @@
 #include "farskip/runtime/executor.h"
 
+#include <algorithm>
 #include <chrono>
 
 #include "farskip/backend/cpu/progress.h"
@@ -310,7 +311,9 @@ void Executor::launch_timed(std::vector<StepTime>& times) {
 }
 
 void Executor::run_on_gpu(std::vector<StepTime>* times) {
-  if (!edges_) edges_ = device_->make_stream_edges(graph_.nodes().size());
+  const auto is_collective = [](const Node& node) { return node.op->collective; };
+  if (!edges_ && std::any_of(graph_.nodes().begin(), graph_.nodes().end(), is_collective))
+    edges_ = device_->make_stream_edges(graph_.nodes().size());
   if (times != nullptr) {
     launch_timed(*times);
   } else if (recording_) {

@@ -160,8 +160,7 @@ class Planner {
     std::vector<std::size_t> order;
     for (std::size_t i = 0; i < intervals.size(); ++i)
       if (intervals[i].first != kNever && intervals[i].bytes > 0) {
-        intervals[i].bytes =
-            (intervals[i].bytes + kBufferAlignment - 1) / kBufferAlignment * kBufferAlignment;
+        intervals[i].bytes = aligned(intervals[i].bytes);
         order.push_back(i);
       }
     measure_live_bytes(intervals, order);

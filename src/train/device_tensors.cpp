@@ -4,14 +4,6 @@
 #include "farskip/train/step_graphs.h"
 
 namespace farskip {
-namespace {
-
-std::size_t aligned(std::size_t bytes) {
-  return (bytes + kBufferAlignment - 1) / kBufferAlignment * kBufferAlignment;
-}
-
-}  // namespace
-
 DeviceBuffer allocate_on(Device& device, std::size_t bytes) {
   return {device.allocate(bytes), bytes};
 }

@@ -14,6 +14,9 @@ namespace {
 const std::vector<const char*> launcher_variables{"OMPI_COMM_WORLD_RANK",
                                                   "OMPI_COMM_WORLD_SIZE",
                                                   "OMPI_COMM_WORLD_LOCAL_SIZE",
+                                                  "OMPI_COMM_WORLD_LOCAL_RANK",
+                                                  "MPI_LOCALRANKID",
+                                                  "SLURM_LOCALID",
                                                   "PMI_RANK",
                                                   "PMI_SIZE",
                                                   "MPI_LOCALNRANKS",
@@ -47,6 +50,12 @@ TEST_CASE("each launcher's environment gives rank, size and local size") {
       place_under(
           {{"PMIX_RANK", "5"}, {"SLURM_STEP_NUM_TASKS", "6"}, {"SLURM_STEP_TASKS_PER_NODE", "2(x3)"}}),
       5, 6, 2);
+}
+
+TEST_CASE("each launcher's environment gives the rank on this machine") {
+  for (const char* const name : {"OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID"})
+    CHECK(place_under({{"PMIX_RANK", "5"}, {name, "1"}})->local_rank == 1);
+  CHECK(place_under({{"PMIX_RANK", "5"}})->local_rank == 0);
 }
 
 TEST_CASE("what a launcher does not say is not invented") {

@@ -3,14 +3,11 @@
 // put together first, rank by rank, so that they cost one message a peer.
 #include "backend/cuda/launch.cuh"
 #include "farskip/ops/ops.h"
+#include "farskip/schedule/memory.h"
 
 namespace farskip {
 namespace cuda {
 namespace {
-
-std::size_t aligned(std::size_t bytes) {
-  return (bytes + 255) / 256 * 256;
-}
 
 /// sum[i] = Σ_p parts[p, i], in order of p.
 template <class T>

@@ -3,6 +3,7 @@
 // travel beside them. The own slab goes nowhere.
 #include "backend/cuda/copy_rows.cuh"
 #include "farskip/ops/ops.h"
+#include "farskip/schedule/memory.h"
 
 namespace farskip {
 namespace cuda {
@@ -96,10 +97,6 @@ void move_rows(const KernelCall& call, bool to_slabs, const Slabs& s, const Tens
     move_rows_as<unsigned>(call, to_slabs, s, rows.data, slabs, own, num_rows, bytes);
   else
     move_rows_as<unsigned short>(call, to_slabs, s, rows.data, slabs, own, num_rows, bytes);
-}
-
-std::size_t aligned(std::size_t bytes) {
-  return (bytes + 255) / 256 * 256;
 }
 
 /// One transfer of slabs a peer: from `send` to `receive`, both [peers, bytes].
