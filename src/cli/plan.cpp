@@ -127,17 +127,18 @@ void write_cache(const fs::path& path, const CostTable& table, const Logger& log
 std::shared_ptr<const CostTable> measure_costs(const PlanRequest& request, const Options& o,
                                                const Logger& logger) {
   const MachineInfo machine = machine_info();
-  cpu::share_cores(static_cast<int>(o.local_ranks), machine.cores);
+  const auto local_ranks = static_cast<int>(o.local_ranks);
+  cpu::share_cores(local_ranks, machine.cores);
   const double rate = cpu::measure_machine().matmul_gflops * 1e9;
-  const MirrorMeasurement measurement = choose_measurement(request, rate, kMostSeconds);
+  const MirrorMeasurement measurement = choose_measurement(request, rate, kMostSeconds, local_ranks);
   const PlanRequest& shorter = measurement.request;
-  const auto needed = static_cast<double>(state_memory(shorter).total());
+  const auto needed = static_cast<double>(state_memory(shorter).total()) * local_ranks;
   if (needed > 0.8 * static_cast<double>(machine.memory_bytes))
     throw UsageError(fmt::format(
-        "measuring three layers of this model takes {:.0f} GiB for their weights alone, and this machine has "
-        "{:.0f}; "
+        "measuring three layers of this model takes {:.0f} GiB for the weights of {} ranks alone, and this machine "
+        "has {:.0f}; "
         "give the rates of a device (--device-rate 400TFLOP/s,3TB/s) or a table of costs (--costs FILE)",
-        needed / (1 << 30), static_cast<double>(machine.memory_bytes) / (1 << 30)));
+        needed / (1 << 30), local_ranks, static_cast<double>(machine.memory_bytes) / (1 << 30)));
   const fs::path path = cache_file(shorter, o);
   if (auto kept = read_cache(path, logger)) {
     logger.info("kernels as measured before ({})", path.string());

@@ -1,6 +1,9 @@
 // Costs of the kernels of one rank of many, measured without the others.
 #include <algorithm>
 
+#include "farskip/backend/cpu/machine.h"
+#include "farskip/base/environment.h"
+#include "farskip/comm/local.h"
 #include "farskip/comm/mirror.h"
 #include "farskip/passes/farskip.h"
 #include "farskip/train/measure.h"
@@ -35,8 +38,8 @@ void keep_distinct_layers(DistillSetup& distill) {
 }  // namespace
 
 MirrorMeasurement choose_measurement(const PlanRequest& request, double flops_per_second,
-                                     double most_seconds) {
-  MirrorMeasurement chosen{request, 3};
+                                     double most_seconds, int local_ranks) {
+  MirrorMeasurement chosen{.request = request, .local_ranks = local_ranks};
   const ModelConfig& model = chosen.request.model;
   TrainEngineOptions& options = chosen.request.options;
   keep_distinct_layers(chosen.request.model);
@@ -58,7 +61,9 @@ MirrorMeasurement choose_measurement(const PlanRequest& request, double flops_pe
   return chosen;
 }
 
-CostTable measure_on_mirror(const MirrorMeasurement& measurement, const Logger& logger) {
+namespace {
+
+CostTable measure_one(const MirrorMeasurement& measurement, const Logger& logger) {
   const PlanRequest& r = measurement.request;
   const LayerGraph layers = rewire_farskip(build_layer_graph(r.model), r.model.farskip);
   TrainEngineOptions options = r.options;
@@ -68,6 +73,20 @@ CostTable measure_on_mirror(const MirrorMeasurement& measurement, const Logger& 
                      device);
   return measure_step_costs(r.model, layers, options, make_mirror_mesh(r.mesh), device, nullptr, logger,
                             measurement.steps);
+}
+
+}  // namespace
+
+CostTable measure_on_mirror(const MirrorMeasurement& measurement, const Logger& logger) {
+  // Cores that work share memory bandwidth, caches and power: a rank alone is faster than one of many.
+  CostTable table;
+  run_local_ranks(measurement.local_ranks, [&](const Communicator& machine) {
+    cpu::share_cores(machine.size(), machine_info().cores);
+    machine.barrier();
+    const CostTable measured = measure_one(measurement, logger);
+    if (machine.rank() == 0) table = measured;
+  });
+  return table;
 }
 
 }  // namespace farskip

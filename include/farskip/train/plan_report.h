@@ -89,9 +89,10 @@ PlanReport plan_step(const PlanRequest& request, const Logger& logger);
 struct MirrorMeasurement {
   PlanRequest request;
   int steps = 3;
+  int local_ranks = 1;  // that share this machine's cores; all are kept at work while one is measured
 };
 MirrorMeasurement choose_measurement(const PlanRequest& request, double flops_per_second,
-                                     double most_seconds);
+                                     double most_seconds, int local_ranks = 1);
 /// Bytes of weights (a teacher's too), gradients and moments of one rank.
 MemoryReport state_memory(const PlanRequest& request);
 /// Measures kernels on this machine, the other ranks mirrored (comm/mirror.h). The collectives of
