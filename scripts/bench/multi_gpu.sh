@@ -1,19 +1,22 @@
 #!/usr/bin/env bash
 # All GPUs of this host at work: first whether the results are right, then how fast they come. One table last.
 #
-#   scripts/bench/multi_gpu.sh [--quick] [OUT_FOLDER]
+#   scripts/bench/multi_gpu.sh [--quick] [--only checks|times] [OUT_FOLDER]
 #
 # Needs a build with CUDA and two GPUs or more. PEER_PYTHON names a Python with torch (default python3); without one
-# the peer is left out. --quick: smaller shapes, to try the script itself. About eight minutes.
+# the peer is left out. --quick: smaller shapes, to try the script itself. About ten minutes; --only: four of them and six.
 # shellcheck disable=SC2317  # functions that check calls
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit
 
-quick=
-if [[ ${1:-} == --quick ]]; then
-  quick=1
-  shift
-fi
+quick='' only=all
+while [[ ${1:-} == --* ]]; do
+  case "$1" in
+    --quick) quick=1; shift ;;
+    --only) only=${2:?checks or times}; shift 2 ;;
+    *) echo "multi_gpu.sh: unknown argument '$1'" >&2; exit 64 ;;
+  esac
+done
 out=${1:-$(mktemp -d)}
 mkdir -p "$out"
 gpus=$(nvidia-smi --list-gpus | wc -l)
@@ -25,7 +28,7 @@ failed=0
 ranks() { # N COMMAND ...
   local n=$1
   shift
-  if ((n == 1)); then "$@"; else mpirun --bind-to none -np "$n" "$@"; fi
+  if ((n == 1)); then "$@"; else timeout -k 5 170 mpirun --bind-to none -np "$n" "$@"; fi
 }
 check() { # NAME COMMAND ...
   local name=$1
@@ -38,6 +41,13 @@ check() { # NAME COMMAND ...
     failed=1
   fi
 }
+shape=configs/bench/gpu_v2_lite.yaml
+all=("parallel.expert=$gpus" "model.n_routed_experts=$((8 * gpus))")
+batch=$((4 * gpus))
+if [[ -n $quick ]]; then
+  shape=configs/bench/overlap.yaml all=(device=cuda) batch=$((4 * gpus)) kill_after=15
+fi
+check_all() {
 echo "== right?  ($gpus x $(nvidia-smi --query-gpu=name --format=csv,noheader | head -n 1))"
 # The same model, tokens and steps over layouts: losses that agree with one CPU.
 losses() { # NAME RANKS OVERRIDES ...
@@ -49,8 +59,9 @@ losses cpu 1 device=cpu parallel.expert=1
 losses one 1 device=cuda parallel.expert=1
 losses data 2 device=cuda parallel.expert=1
 losses expert 2 device=cuda parallel.expert=2
+losses expert_nccl 2 device=cuda parallel.expert=2 parallel.gpu_transport=nccl
 losses replicated 2 device=cuda parallel.expert=2 parallel.zero=0
-for name in one data expert replicated; do
+for name in one data expert expert_nccl replicated; do
   check "layout_$name" python3 - "$out/losses_cpu.json" "$out/losses_$name.json" << 'PYTHON'
 import json, sys
 want, got = (json.loads([line for line in open(path) if line.startswith("{")][-1])["losses"] for path in sys.argv[1:])
@@ -106,16 +117,19 @@ killed() {
   return 1
 }
 
-shape=configs/bench/gpu_v2_lite.yaml
-all=("parallel.expert=$gpus" "model.n_routed_experts=$((8 * gpus))")
-batch=$((4 * gpus))
-if [[ -n $quick ]]; then
-  shape=configs/bench/overlap.yaml all=(device=cuda) batch=$((4 * gpus)) kill_after=15
-fi
 check f30_killed_rank killed
 
+}
+
+measure_collectives() {
 echo "== collectives"
-ranks "$gpus" "$farskip" bench comm "$shape" "${all[@]}" | tee "$out/comm.txt"
+comm() { # NAME OVERRIDES ...
+  echo "-- $1"
+  ranks "$gpus" "$farskip" bench comm "$shape" "${all[@]}" "${@:2}" --least 4194304 | tee "$out/comm_$1.txt"
+}
+comm copy_engines parallel.gpu_transport=copy_engines
+comm nccl parallel.gpu_transport=nccl
+NCCL_MAX_CTAS=4 comm nccl_4_ctas parallel.gpu_transport=nccl
 "${PEER_PYTHON:-python3}" - << 'PYTHON' | tee "$out/copies.txt"
 import torch
 for mib in (1, 16, 64):
@@ -131,6 +145,9 @@ for mib in (1, 16, 64):
     print(f"copy from GPU 0 to GPU 1, {mib} MiB: {(mib << 20) / sorted(seconds)[6] * 1e-9:.1f} GB/s")
 PYTHON
 
+}
+
+time_steps() {
 echo "== steps"
 bench() { # NAME RANKS KIND OVERRIDES ...
   local name=$1 n=$2 kind=$3
@@ -146,10 +163,18 @@ for mode in off full; do
   bench "step_${mode}_overlapped" "$gpus" step "${all[@]}" "train.global_batch=$batch" "farskip.mode=$mode" --steps 10
   bench "step_${mode}_blocking" "$gpus" step "${all[@]}" "train.global_batch=$batch" "farskip.mode=$mode" schedule.overlap=false --steps 10
 done
+nccl=(parallel.gpu_transport=nccl farskip.mode=full)
+bench overlap_full_1_nccl "$gpus" overlap "${all[@]}" "train.global_batch=$((2 * batch))" "${nccl[@]}" --steps 3 --warmup 1
+bench step_full_overlapped_nccl "$gpus" step "${all[@]}" "train.global_batch=$batch" "${nccl[@]}" --steps 10
+NCCL_MAX_CTAS=4 bench step_full_overlapped_nccl_4_ctas "$gpus" step "${all[@]}" "train.global_batch=$batch" "${nccl[@]}" --steps 10
 bench step_one_gpu 1 step "${all[@]:1}" "train.global_batch=$((batch / gpus))" farskip.mode=full --steps 10
 if [[ -z $quick ]]; then
   ranks "$gpus" "${PEER_PYTHON:-python3}" scripts/bench/torch_step_gpu.py "$shape" "${all[@]}" "train.global_batch=$batch" --steps 10 --json > "$out/peer.json" 2> "$out/peer.log"
 fi
+}
+
+[[ $only == times ]] || { check_all; measure_collectives; }
+[[ $only == checks ]] || time_steps
 
 echo
 python3 - "$out" << 'PYTHON'
@@ -163,16 +188,17 @@ def read(name):
 print("| wiring | in flight | blocking ms | overlapped ms | planned ms | predicted ms | eta fwd, bwd | hidden fwd, bwd | sigma | bits |")
 print("|---" * 10 + "|")
 for mode in ("off", "full"):
-    for flight in (1, 2):
+    for flight in ("1", "2", "1_nccl"):
         if r := read(f"overlap_{mode}_{flight}"):
             f, b, t = r["forward"], r["backward"], r["total"]
-            print(f"| {mode} | {flight} | {1e3 * r['step_seconds_blocking']:.1f} | {1e3 * r['step_seconds_overlapped']:.1f} "
+            print(f"| {mode} | {flight.replace('_', ', ')} | {1e3 * r['step_seconds_blocking']:.1f} | {1e3 * r['step_seconds_overlapped']:.1f} "
                   f"| {1e3 * t['planned_seconds']:.1f} | {1e3 * r['predicted_step_seconds_overlapped']:.1f} "
                   f"| {f['eta']:.3f}, {b['eta']:.3f} | {f['hidden_fraction']:.1%}, {b['hidden_fraction']:.1%} "
                   f"| {t['sigma']:.3f} | {'same' if r['identical'] else 'DIFFER'} |")
 print("\n| step | ms | p99 | tokens/s | GiB of a GPU |")
 print("|---" * 5 + "|")
-for name in ("step_off_blocking", "step_off_overlapped", "step_full_blocking", "step_full_overlapped", "step_one_gpu", "peer"):
+for name in ("step_off_blocking", "step_off_overlapped", "step_full_blocking", "step_full_overlapped", "step_full_overlapped_nccl",
+             "step_full_overlapped_nccl_4_ctas", "step_one_gpu", "peer"):
     if r := read(name):
         memory = r.get("device_used_bytes", r.get("peak_memory_bytes", 0))
         print(f"| {name} | {1e3 * r['step_seconds']:.1f} | {1e3 * r['step_seconds_p99']:.1f} | {r['tokens_per_second']:.0f} | {memory / 2**30:.1f} |")

@@ -169,6 +169,11 @@ def table2(study):
     ]
     if batch % 4 == 0 and batch // 4 >= study.args.smallest_batch:
         variants.append(("KL, 0.25x batch", "batch025", ["distill.loss=kl", f"train.global_batch={batch // 4}"]))
+    if study.args.teacher_text:
+        text = f"data.tokens=[{study.args.teacher_text}]"
+        variants += [("KL, on the teacher's text", "kl-own", ["distill.loss=kl", text]),
+                     ("KL + L2, on the teacher's text", "kl-l2-own",
+                      ["distill.loss=kl", f"distill.hidden_l2={study.args.hidden_l2}", text])]
     results = {name: study.seeds(folder, overrides) for name, folder, overrides in variants}
     rows = [study.row(name, r, untrained) for name, r in results.items()]
     parts = [("last", share, f"{layers - count(share)}-{layers - 1}") for share in (0.5, 0.75, 0.9)]
@@ -181,10 +186,11 @@ def table2(study):
 
 
 def recovery(study):
-    """The share of the gap that is recovered, by tokens trained on, within longer runs of KL and of SFT."""
+    """The share of the gap that is recovered, by tokens trained on, within longer runs of KL, KL + L2 and SFT."""
     rows, results = [], {}
-    for name, folder, loss in (("KL", "long-kl", "kl"), ("SFT", "long-sft", "sft")):
-        more = study.args.set_sft if loss == "sft" else []
+    l2 = [f"distill.hidden_l2={study.args.hidden_l2}"]
+    for name, folder, loss, more in (("KL", "long-kl", "kl", []), ("KL + L2", "long-kl-l2", "kl", l2),
+                                     ("SFT", "long-sft", "sft", study.args.set_sft)):
         study.seeds(folder, [f"distill.loss={loss}", f"train.steps={study.args.long_steps}",
                              f"train.validate_every={max(1, study.args.long_steps // 8)}", *more])
         looks = {}
@@ -264,6 +270,7 @@ def main():
     parser.add_argument("--parallel", type=int, default=1, help="runs at once, whose logs then go to files in --out")
     parser.add_argument("--discard", action="store_true", help="remove the students' weights after their evaluation")
     parser.add_argument("--also", default="", help="another held-out token file prefix, for two more columns")
+    parser.add_argument("--teacher-text", default="", help="token file prefix that the teacher has learnt from, for two more rows of table2")
     parser.add_argument("--teacher-wiring", default="", help="default: the teacher's own")
     parser.add_argument("--sequence-length", type=int, default=256)
     parser.add_argument("--batch", type=int, default=16, help="sequences at a time in evaluation")

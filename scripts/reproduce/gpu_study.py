@@ -104,7 +104,7 @@ def convert(args):
 
     def distills(out, *more, overrides=()):
         settings = [*data_overrides(args, "distill"), f"train.steps={steps}", f"train.global_batch={batch}",
-                    f"train.validate_every={max(1, steps // 4)}", *args.set, *overrides]
+                    f"train.micro_batch={batch}", f"train.validate_every={max(1, steps // 4)}", *args.set, *overrides]
         return [*base, "--config", CONFIGS / "distill.yaml", "--discard", "--out", args.out / out, *more,
                 "--global-batch", batch, "--smallest-batch", batch, "--set", *settings]
 
@@ -121,7 +121,7 @@ def convert(args):
     if not (args.out / "fig3" / "fig3.json").exists():
         table("fig3", *base, "--out", args.out / "fig3")
     rates = {loss: rate_of(loss) for loss in ("kl", "sft")}
-    tables = ["--also", f"{args.data}/distill-validation", "--seeds", args.seeds, "--hidden-l2", args.hidden_l2,
+    tables = ["--also", f"{args.data}/distill-validation", "--teacher-text", f"{args.data}/pretrain", "--seeds", args.seeds, "--hidden-l2", args.hidden_l2,
               "--long-steps", args.long_factor * steps, "--set-sft", rates["sft"]]
     for what in ("table1", "recovery", "table2"):
         table(what, *distills("students", *tables, overrides=[rates["kl"]]))

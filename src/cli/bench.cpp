@@ -90,11 +90,10 @@ nlohmann::ordered_json overlap_json(const OverlapReport& r) {
 
 Mesh mesh_to_measure(const Options& options, const RunConfig& config, const Communicator& world,
                      const Device& device) {
-  const auto expert = static_cast<int>(config.parallel.expert);
-  if (options.emulate == 0) return make_mesh(world, expert, device);
+  if (options.emulate == 0) return make_mesh(world, config.parallel, device);
   if (world.size() > 1)
     throw UsageError("--emulate: one process plays one rank of many; start it without mpirun");
-  return make_emulated_mesh(static_cast<int>(options.emulate), expert, options.payload, device);
+  return make_emulated_mesh(static_cast<int>(options.emulate), static_cast<int>(config.parallel.expert), options.payload, device);
 }
 
 ExitCode run_overlap(const Options& options, const CommonOptions& common) {

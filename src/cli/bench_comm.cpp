@@ -23,6 +23,7 @@ struct Options {
 };
 
 constexpr std::int64_t kRowElements = 2048;
+constexpr std::string_view kPeerOfRow = "peer_of_row";
 
 struct Rate {
   std::string op;
@@ -41,12 +42,12 @@ class Collectives {
   }
 
   Graph take() { return std::move(graph_); }
-  /// Where the rows of each peer begin: an even share for all.
-  std::vector<std::int32_t> offsets() const {
-    std::vector<std::int32_t> offsets;
-    for (int p = 0; p <= mesh_.size(MeshAxis::expert); ++p)
-      offsets.push_back(static_cast<std::int32_t>(p * rows_));
-    return offsets;
+  /// The peer of each row: an even share for all.
+  std::vector<std::int32_t> peers() const {
+    std::vector<std::int32_t> peers;
+    for (int p = 0; p < mesh_.size(MeshAxis::expert); ++p)
+      peers.insert(peers.end(), static_cast<std::size_t>(rows_), p);
+    return peers;
   }
 
  private:
@@ -54,12 +55,15 @@ class Collectives {
     rows_ = rows;
     const std::int64_t peers = mesh_.size(MeshAxis::expert);
     const ops::RowExchange attributes{.peers = peers, .groups = 1, .max_rows = rows, .rows = peers * rows};
-    const ValueId sent =
+    const ValueId tokens =
         graph_.add_external(ExternalKind::input, "rows", {dtype_, Shape{peers * rows, kRowElements}, {}});
-    const ValueId offsets =
-        graph_.add_external(ExternalKind::input, "offsets", {DType::i32, Shape{peers + 1}, {}});
-    const ops::ReceivedRows received = ops::exchange_rows(b_, sent, offsets, attributes);
-    graph_.add_output("back", ops::return_rows(b_, received.slabs, received.counts, offsets, attributes));
+    const ValueId indices =
+        graph_.add_external(ExternalKind::input, std::string(kPeerOfRow), {DType::i32, Shape{peers * rows, 1}, {}});
+    const ops::RoutedOrder order = ops::sort_by_expert(b_, indices, peers);
+    const ops::ReceivedRows received =
+        ops::exchange_rows(b_, ops::dispatch_rows(b_, tokens, order, 1), order.offsets, attributes);
+    const ValueId back = ops::return_rows(b_, received.slabs, received.counts, order.offsets, attributes);
+    graph_.add_output("back", ops::combine_rows(b_, back, order, 1));
   }
 
   void add_reductions(std::int64_t elements) {
@@ -86,8 +90,9 @@ std::vector<Rate> measure(std::int64_t bytes, DType dtype, const Mesh& mesh, Are
                           std::int64_t repetitions) {
   Device& device = arena.device();
   Collectives collectives(bytes, dtype, mesh.position());
-  const std::vector<std::int32_t> offsets = collectives.offsets();
-  Graph graph = collectives.take();
+  const std::vector<std::int32_t> peers = collectives.peers();
+  Graph graph =
+      run_pipeline(collectives.take(), pipeline_for(device.kind(), {}), Logger(LogLevel::warning));
   Plan plan = make_serial_plan(graph, workspace_rule(device), Waits::at_once);
   Executor executor(std::move(graph), std::move(plan), device.kernels(), arena,
                     {.mesh = &mesh, .heartbeat = nullptr, .align = true});
@@ -96,7 +101,7 @@ std::vector<Rate> measure(std::int64_t bytes, DType dtype, const Mesh& mesh, Are
     const TensorType& type = executor.graph().type(external.value);
     DeviceBuffer& buffer = buffers.emplace_back(allocate_on(device, type.num_bytes()));
     device.fill_zero(buffer.memory.get(), type.num_bytes());
-    if (external.name == "offsets") device.copy_in(buffer.memory.get(), offsets.data(), type.num_bytes());
+    if (external.name == kPeerOfRow) device.copy_in(buffer.memory.get(), peers.data(), type.num_bytes());
     executor.bind(external.name, {buffer.memory.get(), type.dtype, type.shape});
   }
   std::vector<std::vector<double>> transport(executor.graph().nodes().size()), packing = transport;
@@ -114,6 +119,7 @@ std::vector<Rate> measure(std::int64_t bytes, DType dtype, const Mesh& mesh, Are
   }
   std::vector<Rate> rates;
   for (std::size_t n = 0; n < transport.size(); ++n)
+    if (executor.graph().nodes()[n].op->collective)
     rates.push_back({executor.graph().nodes()[n].op->name, executor.graph().cost(NodeId(n)).wire_bytes,
                      median(transport[n]), median(packing[n])});
   return rates;
@@ -123,10 +129,10 @@ ExitCode run_on_ranks(const Options& options, const RunConfig& config, const Com
                       Job& job) {
   refuse_unsupported(config);
   Arena arena(open_device(config.device, config.precision));
-  const auto expert = static_cast<int>(config.parallel.expert);
   const Mesh mesh = options.emulate > 0
-                        ? make_emulated_mesh(static_cast<int>(options.emulate), expert, 1.0, arena.device())
-                        : make_mesh(job.world, expert, arena.device());
+                        ? make_emulated_mesh(static_cast<int>(options.emulate),
+                                             static_cast<int>(config.parallel.expert), 1.0, arena.device())
+                        : make_mesh(job.world, config.parallel, arena.device());
   if (mesh.world().size() == 1)
     throw UsageError("bench comm: one rank has nobody to speak to; use mpirun -np 2");
   nlohmann::ordered_json all = nlohmann::ordered_json::array();

@@ -41,4 +41,15 @@ Mesh::Mesh(Communicator world, Communicator expert, Communicator data)
                   group(axis).size(), p.rank(axis), p.size(axis));
 }
 
+void Mesh::forget_device_addresses() const {
+  for (const auto& group : device_groups_)
+    if (group) group->forget_addresses();
+}
+
+std::uint64_t Mesh::device_generation() const {
+  std::uint64_t sum = 0;
+  for (const auto& group : device_groups_) sum += group ? group->generation() : 0;
+  return sum;
+}
+
 }  // namespace farskip

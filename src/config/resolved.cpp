@@ -36,6 +36,7 @@ ConfigNode parallel_tree(const ParallelConfig& config) {
   node.set("expert", make_node(config.expert));
   node.set("zero", make_node(config.zero));
   node.set("timeout", make_node(config.timeout));
+  node.set("gpu_transport", make_word(name_of(gpu_transport_names, config.gpu_transport)));
   return node;
 }
 

@@ -42,6 +42,7 @@ ParallelConfig read_parallel(Reader reader) {
   config.expert = reader.integer("expert", {.min = 1, .max = 1'000'000}, config.expert);
   config.zero = reader.integer("zero", {.min = 0, .max = 1}, config.zero);
   config.timeout = reader.integer("timeout", {.min = 0, .max = 1'000'000}, config.timeout);
+  config.gpu_transport = reader.choice("gpu_transport", gpu_transport_names, config.gpu_transport);
   reader.finish();
   return config;
 }

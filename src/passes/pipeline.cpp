@@ -7,13 +7,15 @@
 #include "farskip/passes/fuse_accumulate.h"
 #include "farskip/passes/fuse_loss.h"
 #include "farskip/passes/rematerialise.h"
+#include "farskip/passes/rows_in_slabs.h"
 
 namespace farskip {
 
 std::span<const Pass> graph_passes() {
-  static const std::array<Pass, 4> passes{{
+  static const std::array<Pass, 5> passes{{
       {"fuse_loss", fuse_loss},
       {"fuse_accumulate", fuse_accumulate},
+      {std::string(kRowsInSlabs), rows_in_slabs},
       {"dead_code", eliminate_dead_code},
       {"rematerialise_cheap", rematerialise_cheap},
   }};

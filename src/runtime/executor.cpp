@@ -65,7 +65,17 @@ Executor::Executor(Graph graph, Plan plan, const KernelTable& kernels, Arena& ar
     kernels_.push_back(
         &kernels.at(node.op->name, kernel_dtype(OpTypes{node.attributes, inputs, outputs}), device_->kind()));
   }
+  if (ranks_.mesh != nullptr && has_collectives()) ranks_.mesh->forget_device_addresses();
   arena_.reserve(plan_.arena_bytes);
+}
+
+bool Executor::has_collectives() const {
+  return std::any_of(graph_.nodes().begin(), graph_.nodes().end(),
+                     [](const Node& node) { return node.op->collective; });
+}
+
+std::uint64_t Executor::peers_generation() const {
+  return ranks_.mesh != nullptr ? ranks_.mesh->device_generation() : 0;
 }
 
 void Executor::bind(std::string_view external, const TensorView& view) {
@@ -140,6 +150,7 @@ void Executor::resolve() {
   for (std::size_t s = 0; s < plan_.steps.size(); ++s)
     if (plan_.steps[s].kind != StepKind::wait) steps_[plan_.steps[s].node.index()] = resolve_node(s);
   resolved_for_ = arena_.data();
+  resolved_generation_ = peers_generation();
   stale_ = false;
   recording_.reset();
 }
@@ -311,9 +322,7 @@ void Executor::launch_timed(std::vector<StepTime>& times) {
 }
 
 void Executor::run_on_gpu(std::vector<StepTime>* times) {
-  const auto is_collective = [](const Node& node) { return node.op->collective; };
-  if (!edges_ && std::any_of(graph_.nodes().begin(), graph_.nodes().end(), is_collective))
-    edges_ = device_->make_stream_edges(graph_.nodes().size());
+  if (!edges_ && has_collectives()) edges_ = device_->make_stream_edges(graph_.nodes().size());
   if (times != nullptr) {
     launch_timed(*times);
   } else if (recording_) {
@@ -328,7 +337,7 @@ void Executor::run_on_gpu(std::vector<StepTime>* times) {
 }
 
 void Executor::run(std::vector<StepTime>* times) {
-  if (stale_ || resolved_for_ != arena_.data()) resolve();
+  if (stale_ || resolved_for_ != arena_.data() || resolved_generation_ != peers_generation()) resolve();
   if (device_->kind() == DeviceKind::cpu)
     run_on_host(times);
   else

@@ -32,8 +32,23 @@ std::shared_ptr<Device> open_device(DeviceChoice device, Precision precision) {
   return make_cuda_device(place.local_rank % std::max(num_gpus, 1));
 }
 
-Mesh make_mesh(const Communicator& world, int expert_size, const Device& device) {
-  Mesh mesh(world, expert_size);
+namespace {
+
+std::shared_ptr<DeviceCommunicator> connect(const Communicator& group, GpuTransport transport,
+                                            const Device& device) {
+  if (transport == GpuTransport::nccl) return make_nccl_communicator(group, device.index());
+  const bool may_share_gpus = transport == GpuTransport::copy_engines;
+  const std::string why = why_no_copy_engines(group, device.index(), may_share_gpus);
+  if (why.empty()) return make_copy_engine_communicator(group, device.index());
+  if (transport == GpuTransport::automatic) return make_nccl_communicator(group, device.index());
+  throw UsageError(fmt::format("parallel.gpu_transport: copy_engines cannot connect '{}': {}; use auto or nccl",
+                               group.name(), why));
+}
+
+}  // namespace
+
+Mesh make_mesh(const Communicator& world, const ParallelConfig& config, const Device& device) {
+  Mesh mesh(world, static_cast<int>(config.expert));
   if (device.kind() == DeviceKind::cpu) return mesh;
   Mesh::DeviceGroups groups;
   for (const MeshAxis axis : {MeshAxis::world, MeshAxis::expert, MeshAxis::data}) {
@@ -42,7 +57,7 @@ Mesh make_mesh(const Communicator& world, int expert_size, const Device& device)
     if (axis != MeshAxis::world && group.size() == world.size())  // the same ranks
       connected = groups[static_cast<std::size_t>(MeshAxis::world)];
     else if (group.size() > 1)
-      connected = make_nccl_communicator(group, device.index());
+      connected = connect(group, config.gpu_transport, device);
   }
   mesh.set_device_groups(std::move(groups));
   return mesh;

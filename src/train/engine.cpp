@@ -74,9 +74,14 @@ Plan make_step_plan(const Graph& graph, WorkspaceRule workspace, const NodeSecon
   return make_overlapped_plan(graph, workspace, seconds, {.memory_limit = limit});
 }
 
+PipelineOptions pipeline_for(DeviceKind device, PipelineOptions options) {
+  if (device == DeviceKind::cpu) options.skip.insert(std::string(kRowsInSlabs));
+  return options;
+}
+
 std::unique_ptr<Executor> compile(Graph graph, Arena& arena, const PipelineOptions& options,
                                   const Logger& logger, RankContext ranks, PlanOptions plan_options) {
-  graph = run_pipeline(std::move(graph), options, logger);
+  graph = run_pipeline(std::move(graph), pipeline_for(arena.device().kind(), options), logger);
   Plan plan = make_plan(graph, arena.device(), plan_options, ranks.mesh);
   return std::make_unique<Executor>(std::move(graph), std::move(plan), arena.device().kernels(), arena,
                                     ranks);
@@ -166,6 +171,7 @@ void TrainEngine::rewire(const LayerGraph& layers) {
   runners_.clear();
   transports_.clear();
   update_.reset();
+  gather_.reset();
   compile_all();
   check_same_order();
 }
@@ -188,6 +194,11 @@ void TrainEngine::compile_all() {
   bind_state(*update_);
   note_transports(*update_);
   update_->bind(kHyper, {hyper_.memory.get(), DType::f32, Shape{3}});
+  if (Graph gather = build_gather_graph(trained_, {mesh_.position(), options_.zero, 0}, options_.compute);
+      !gather.nodes().empty()) {
+    gather_ = compile(std::move(gather), arena_, options_.pipeline, logger_, ranks(), {});
+    bind_state(*gather_);
+  }
 }
 
 PlanOptions TrainEngine::plan_options() const {
@@ -216,7 +227,7 @@ void TrainEngine::bind_state(Executor& e) {
   const auto bind = [&](const std::string& name, const TensorView& view) {
     if (e.has_external(name)) e.bind(name, view);
   };
-  const bool is_update = e.has_external(kHyper);
+  const bool is_update = &e == update_.get() || &e == gather_.get();
   if (!is_update) weights_->bind(e);
   if (options_.objective && !is_update) options_.objective->bind(e);
   for (const LocalParameter& p : trained_) {
@@ -224,8 +235,10 @@ void TrainEngine::bind_state(Executor& e) {
     const TensorView weight = weights_->at(name), gradient = device_gradients_.at(name);
     const Range all{0, p.spec.num_rows()};
     if (is_update) bind(name, rows_view(weight, all));
-    if (const TensorView copy = weights_->copy_of(name); copy && is_update)
+    if (const TensorView copy = weights_->copy_of(name); copy && is_update) {
       bind(compute_copy_name(name), rows_view(copy, all));
+      bind(own_rows_name(compute_copy_name(name)), rows_view(copy, p.optimizer_rows));
+    }
     bind(own_rows_name(name), rows_view(weight, p.optimizer_rows));
     bind(gradient_name(name), is_update ? rows_view(gradient, p.optimizer_rows) : gradient);
     bind(gradient_shard_name(gradient_name(name)), rows_view(gradient, p.optimizer_rows));
@@ -342,8 +355,13 @@ void TrainEngine::upload_moments() {
   device_second_.upload();
 }
 
-void TrainEngine::download_state() const {
+void TrainEngine::download_weights() {
+  if (gather_) gather_->run();
   weights_->download();
+}
+
+void TrainEngine::download_state() {
+  download_weights();
   device_first_.download();
   device_second_.download();
 }

@@ -2,7 +2,11 @@
 
 #include <chrono>
 
+#include "farskip/base/environment.h"
 #include "farskip/base/random.h"
+#include "farskip/base/version.h"
+#include "farskip/comm/agreement.h"
+#include "farskip/tensor/hash.h"
 
 namespace farskip {
 
@@ -91,6 +95,27 @@ CostTable measure_step_costs(const ModelConfig& model, const LayerGraph& layers,
     mesh.world().all_reduce(std::span(&cold, 1), Reduction::max);
     warm = cold == 0;
   }
+  return table;
+}
+
+std::shared_ptr<const CostTable> kept_step_costs(const fs::path& path, std::string_view more_key,
+                                                 const ModelConfig& model, const LayerGraph& layers,
+                                                 const TrainEngineOptions& options, const Mesh& mesh,
+                                                 const std::shared_ptr<Device>& device, Heartbeat* heartbeat,
+                                                 const Logger& logger) {
+  const std::string key = hash_text(fmt::format(
+      "{} {} {} {} {} {} {} {} {} {} {}{}", machine_info().processor, device->name(),
+      dtype_name(options.compute), commit(), mesh.world().size(), mesh.expert().size(), options.zero,
+      options.micro_batch, options.micro_batches, options.sequence_length, hub_config_text(model), more_key));
+  std::string text;
+  if (mesh.world().rank() == 0 && fs::exists(path)) text = read_text_file(path);
+  text = all_gather_text(mesh.world(), text)[0];
+  if (text.starts_with(key + "\n"))
+    return std::make_shared<const CostTable>(CostTable::parse(std::string_view(text).substr(key.size() + 1)));
+  auto table = std::make_shared<const CostTable>(
+      measure_step_costs(model, layers, options, mesh, device, heartbeat, logger));
+  if (mesh.world().rank() == 0) write_text_file(path, key + "\n" + table->text());
+  logger.info("measured what the parts of a step take, for the order of communication ({})", path.string());
   return table;
 }
 

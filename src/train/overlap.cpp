@@ -56,9 +56,9 @@ class Runner {
   /// Loss and gradient norm, which holds every gradient, of the last step.
   bool same_sums_as(const Runner& other) const { return loss_ == other.loss_ && norm_ == other.norm_; }
   /// Gradients of the last step, and weights, which hold what all steps did; to the bit. Collective.
-  bool same_tensors_as(const Runner& other) const {
-    engine_.weights()->download();
-    other.engine_.weights()->download();
+  bool same_tensors_as(Runner& other) {
+    engine_.download_weights();
+    other.engine_.download_weights();
     double differs = 0;
     for (const TensorMap& (*maps)(const Runner&) : {&Runner::weights_of, &Runner::gradients_of}) {
       const TensorMap &mine = maps(*this), &theirs = maps(other);

@@ -60,6 +60,12 @@ TrainEngineOptions options_of(const PlanRequest& request) {
   return options;
 }
 
+/// What computes in bf16 is a GPU.
+PipelineOptions pipeline_of(const PlanRequest& request) {
+  return pipeline_for(request.dtype == DType::f32 ? DeviceKind::cpu : DeviceKind::cuda,
+                      request.options.pipeline);
+}
+
 class Planner {
  public:
   Planner(const PlanRequest& request, const FarSkipConfig& wiring, const Logger& logger)
@@ -101,7 +107,7 @@ class Planner {
         build_micro_batch_graph(
             r_.model, layers_, lowering, {r_.mesh, options_.zero, max_rows},
             {accumulate, reduce, in_flight, options_.recompute, options_.objective.get(), options_.frozen}),
-        options_.pipeline, logger_);
+        pipeline_of(r_), logger_);
   }
 
   std::size_t worst_routing_arena() const {
@@ -122,7 +128,7 @@ class Planner {
         without_frozen(local_parameters(list_parameters(r_.model), r_.mesh, options_.zero), options_.frozen);
     graphs.push_back(
         {run_pipeline(build_update_graph(trained, {r_.mesh, options_.zero, 0}, options_.optimizer, r_.dtype),
-                      options_.pipeline, logger_)});
+                      pipeline_of(r_), logger_)});
     return graphs;
   }
 
@@ -277,7 +283,7 @@ MemoryReport forward_memory(const Teacher& teacher, const PlanRequest& request, 
   lowering.dtype = request.dtype;
   const Graph graph = run_pipeline(
       build_forward_graph(teacher.config, teacher.layers, lowering, {request.mesh, false, max_rows}),
-      o.pipeline, logger);
+      pipeline_of(request), logger);
   MemoryReport memory;
   for (const LocalParameter& p : local_parameters(list_parameters(teacher.config), request.mesh, false))
     memory.weights += weight_bytes(p.spec, request.dtype);

@@ -1,5 +1,7 @@
 #include "farskip/train/step_graphs.h"
 
+#include <map>
+
 #include "farskip/autograd/gradient.h"
 #include "farskip/ops/rules.h"
 #include "farskip/passes/join_micro_batches.h"
@@ -120,6 +122,56 @@ TensorType matrix_type(const ParameterSpec& spec, std::int64_t rows) {
   return {DType::f32, shape_of_rows(spec.shape, rows), {}};
 }
 
+/// Whole tensors from the rows that each replica has, several in one message.
+class Gatherer {
+ public:
+  Gatherer(Graph& graph, Builder& b, const MeshPosition& mesh) : graph_(graph), b_(b), mesh_(mesh) {}
+
+  /// The whole of `part`, rows of a tensor of `p`'s shape, becomes the state `name`.
+  void add(const LocalParameter& p, ValueId part, const std::string& name) {
+    TensorType whole = matrix_type(p.spec, p.spec.num_rows());
+    whole.dtype = graph_.type(part).dtype;
+    Message& m = messages_[{p.replicas, whole.dtype}];
+    if (m.elements + p.spec.shape.num_elements() > kBucketElements) send(p.replicas, m);
+    m.elements += p.spec.shape.num_elements();
+    m.parts.push_back(part);
+    m.rows.push_back(p.spec.num_rows());
+    m.wholes.push_back(graph_.add_external(ExternalKind::state, name, std::move(whole)));
+  }
+  void finish() {
+    for (auto& [key, message] : messages_) send(key.first, message);
+  }
+
+ private:
+  static constexpr std::int64_t kBucketElements = std::int64_t{1} << 20;
+  struct Message {
+    std::vector<ValueId> parts, wholes;
+    std::vector<std::int64_t> rows;
+    std::int64_t elements = 0;
+  };
+
+  void send(MeshAxis axis, Message& m) {
+    if (m.parts.empty()) return;
+    b_.scope.layer = -1;
+    const auto gathered = ops::all_gather(
+        b_, m.parts, {.axis = axis, .size = mesh_.size(axis), .rank = mesh_.rank(axis), .rows = m.rows});
+    for (std::size_t i = 0; i < gathered.size(); ++i) graph_.add_update(m.wholes[i], gathered[i]);
+    m = {};
+  }
+
+  Graph& graph_;
+  Builder& b_;
+  MeshPosition mesh_;
+  std::map<std::pair<MeshAxis, DType>, Message> messages_;
+};
+
+bool has_copy(const ParameterSpec& spec, DType compute) {
+  return ops::is_low(compute) && spec.has_compute_copy();
+}
+bool is_gathered(const LocalParameter& p, const StepSharding& sharding) {
+  return sharding.zero && sharding.mesh.size(p.replicas) > 1;
+}
+
 class UpdateGraph {
  public:
   UpdateGraph(const std::vector<LocalParameter>& parameters, const StepSharding& sharding,
@@ -139,8 +191,8 @@ class UpdateGraph {
         graph_.add_external(ExternalKind::input, std::string(kHyper), {DType::f32, Shape{3}, {}});
     const auto [norm, factor] = ops::clip_factor(b_, sums_of_squares(), optimizer_.clip_grad_norm);
     graph_.add_output("grad_norm", norm);
-    for (std::size_t i = 0; i < parameters_.size(); ++i) update(i, factor, hyper);
-    for (const MeshAxis axis : {MeshAxis::world, MeshAxis::data}) gather(axis);
+    for (std::size_t i = 0; i < parameters_.size(); ++i) update(parameters_[i], states_[i], gradients_[i], factor, hyper);
+    gatherer_.finish();
     return std::move(graph_);
   }
 
@@ -164,69 +216,34 @@ class UpdateGraph {
     return sums;
   }
 
-  void update(std::size_t i, ValueId factor, ValueId hyper) {
-    const ParameterSpec& spec = parameters_[i].spec;
+  void update(const LocalParameter& p, const ops::AdamWState& state, ValueId gradient, ValueId factor,
+              ValueId hyper) {
+    const ParameterSpec& spec = p.spec;
     b_.scope.layer = spec.layer;
-    ops::AdamWState& state = states_[i];
-    // Where other ranks update rows of it too, the copy is made of the gathered whole.
-    const bool copies = has_copy(spec) && !is_gathered(parameters_[i]);
+    const bool copies = has_copy(spec, compute_);
     const ops::AdamWState next =
-        ops::adamw(b_, state, gradients_[i], factor, hyper,
+        ops::adamw(b_, state, gradient, factor, hyper,
                    {.beta1 = optimizer_.beta1,
                     .beta2 = optimizer_.beta2,
                     .eps = optimizer_.eps,
                     .weight_decay = spec.shape.rank() >= 2 ? optimizer_.weight_decay : 0.0,
                     .low_copy = copies});
-    if (copies) set_copy(spec, next.low_copy);
     graph_.add_update(state.parameter, next.parameter);
     graph_.add_update(state.m, next.m);
     graph_.add_update(state.v, next.v);
-    state = next;
-  }
-
-  bool has_copy(const ParameterSpec& spec) const { return ops::is_low(compute_) && spec.has_compute_copy(); }
-  bool is_gathered(const LocalParameter& p) const { return sharding_.zero && mesh().size(p.replicas) > 1; }
-  void set_copy(const ParameterSpec& spec, ValueId value) {
-    TensorType type = matrix_type(spec, spec.num_rows());
-    type.dtype = compute_;
-    graph_.add_update(graph_.add_external(ExternalKind::state, compute_copy_name(spec.name), std::move(type)),
-                      value);
-  }
-
-  /// Whole parameters from the rows that each replica has updated, several in one message.
-  void gather(MeshAxis axis) {
-    if (!sharding_.zero || mesh().size(axis) == 1) return;
-    constexpr std::int64_t bucket_elements = std::int64_t{1} << 20;
-    std::vector<ValueId> parts, wholes;
-    std::vector<const ParameterSpec*> specs;
-    ops::Replicas attributes{.axis = axis, .size = mesh().size(axis), .rank = mesh().rank(axis)};
-    std::int64_t elements = 0;
-    const auto close = [&] {
-      if (parts.empty()) return;
-      const auto gathered = ops::all_gather(b_, parts, attributes);
-      for (std::size_t i = 0; i < gathered.size(); ++i) {
-        graph_.add_update(wholes[i], gathered[i]);
-        if (has_copy(*specs[i])) set_copy(*specs[i], ops::cast(b_, gathered[i], compute_));
-      }
-      specs.clear();
-      parts.clear();
-      wholes.clear();
-      attributes.rows.clear();
-      elements = 0;
-    };
-    b_.scope.layer = -1;
-    for (std::size_t i = 0; i < parameters_.size(); ++i) {
-      const ParameterSpec& spec = parameters_[i].spec;
-      if (parameters_[i].replicas != axis) continue;
-      if (elements + spec.shape.num_elements() > bucket_elements) close();
-      elements += spec.shape.num_elements();
-      specs.push_back(&spec);
-      parts.push_back(states_[i].parameter);
-      attributes.rows.push_back(spec.num_rows());
-      wholes.push_back(
-          graph_.add_external(ExternalKind::state, spec.name, matrix_type(spec, spec.num_rows())));
+    if (copies) {
+      TensorType type = matrix_type(spec, p.optimizer_rows.count);
+      type.dtype = compute_;
+      graph_.add_update(graph_.add_external(ExternalKind::state, own_rows_name(compute_copy_name(spec.name)),
+                                            std::move(type)),
+                        next.low_copy);
     }
-    close();
+    if (!is_gathered(p, sharding_)) return;
+    // What micro-batches read: of a parameter with a copy that alone.
+    if (copies)
+      gatherer_.add(p, next.low_copy, compute_copy_name(spec.name));
+    else
+      gatherer_.add(p, next.parameter, spec.name);
   }
 
   const std::vector<LocalParameter>& parameters_;
@@ -235,6 +252,7 @@ class UpdateGraph {
   const DType compute_;
   Graph graph_;
   Builder b_{graph_, {0, 0, -1, SubBlock::optimizer, Phase::update}};
+  Gatherer gatherer_{graph_, b_, sharding_.mesh};
   std::vector<ops::AdamWState> states_;
   std::vector<ValueId> gradients_;
 };
@@ -244,6 +262,21 @@ class UpdateGraph {
 Graph build_update_graph(const std::vector<LocalParameter>& parameters, const StepSharding& sharding,
                          const OptimizerConfig& optimizer, DType compute) {
   return UpdateGraph(parameters, sharding, optimizer, compute).run();
+}
+
+Graph build_gather_graph(const std::vector<LocalParameter>& parameters, const StepSharding& sharding,
+                         DType compute) {
+  Graph graph;
+  Builder b{graph, {0, 0, -1, SubBlock::optimizer, Phase::update}};
+  Gatherer gatherer(graph, b, sharding.mesh);
+  for (const LocalParameter& p : parameters)
+    if (has_copy(p.spec, compute) && is_gathered(p, sharding))
+      gatherer.add(p,
+                   graph.add_external(ExternalKind::state, own_rows_name(p.spec.name),
+                                      matrix_type(p.spec, p.optimizer_rows.count)),
+                   p.spec.name);
+  gatherer.finish();
+  return graph;
 }
 
 Graph build_compute_copy_graph(const std::vector<LocalParameter>& parameters, DType compute) {

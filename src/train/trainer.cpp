@@ -6,9 +6,7 @@
 
 #include "farskip/base/environment.h"
 #include "farskip/base/version.h"
-#include "farskip/comm/agreement.h"
 #include "farskip/passes/farskip.h"
-#include "farskip/tensor/hash.h"
 #include "farskip/train/devices.h"
 #include "farskip/train/distillation.h"
 #include "farskip/train/learning_rate.h"
@@ -25,40 +23,6 @@ using Clock = std::chrono::steady_clock;
 double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
-
-}  // namespace
-
-TrainEngineOptions engine_options(const RunConfig& config, int world_size) {
-  const std::int64_t at_once = config.train.micro_batch * world_size;
-  if (config.train.global_batch % at_once != 0)
-    throw UsageError(
-        fmt::format("train.global_batch is {}, which {} ranks with a train.micro_batch of {} ({} sequences "
-                    "at once) do not "
-                    "divide; use a multiple of {}, or another micro_batch or number of ranks",
-                    config.train.global_batch, world_size, config.train.micro_batch, at_once, at_once));
-  TrainEngineOptions options;
-  options.micro_batch = config.train.micro_batch;
-  options.sequence_length = config.train.sequence_length;
-  options.micro_batches = config.train.global_batch / at_once;
-  options.in_flight = static_cast<int>(config.schedule.micro_batches_in_flight);
-  if (options.micro_batches % options.in_flight != 0)
-    throw UsageError(
-        fmt::format("schedule.micro_batches_in_flight is {}, and each of {} ranks has {} micro-batches in a "
-                    "step, which it does "
-                    "not divide; use a divisor of {}, or another train.micro_batch",
-                    options.in_flight, world_size, options.micro_batches, options.micro_batches));
-  options.recompute = config.schedule.recompute;
-  options.zero = config.parallel.zero > 0;
-  options.compute = compute_type(config.precision);
-  options.overlap = config.schedule.overlap;
-  options.routed_rows_memory = config.schedule.routed_rows_memory;
-  options.document_mask = config.data.document_mask;
-  options.balance_loss = config.train.aux_loss > 0;
-  options.optimizer = config.train.optimizer;
-  return options;
-}
-
-namespace {
 
 void log_memory(const MemoryReport& m, const Logger& logger) {
   constexpr double kMiB = 1 << 20;
@@ -95,31 +59,6 @@ auto rank_zero_first(const Communicator& world, Heartbeat& heartbeat, const F& f
   return result;
 }
 
-/// Costs for the scheduler: those kept in the run directory if they are of this machine and shape, else
-/// measured, and kept. The order of a step depends on them, its bits do not.
-std::shared_ptr<const CostTable> find_costs(const RunConfig& config, const ModelConfig& model,
-                                            const LayerGraph& layers, const TrainEngineOptions& options,
-                                            const Mesh& mesh, const std::shared_ptr<Device>& device,
-                                            Heartbeat& heartbeat, const Logger& logger) {
-  const fs::path path = fs::path(config.run_dir) / "costs.txt";
-  const std::string key =
-      hash_text(fmt::format("{} {} {} {} {} {} {} {} {} {} {}", machine_info().processor, device->name(),
-                            dtype_name(options.compute), commit(), mesh.world().size(), mesh.expert().size(),
-                            options.zero, options.micro_batch, options.micro_batches, options.sequence_length,
-                            hub_config_text(model)) +
-                (config.distill ? to_yaml(*run_config_tree(config).find("distill")) : ""));
-  std::string text;
-  if (mesh.world().rank() == 0 && fs::exists(path)) text = read_text_file(path);
-  text = all_gather_text(mesh.world(), text)[0];
-  if (text.starts_with(key + "\n"))
-    return std::make_shared<const CostTable>(CostTable::parse(std::string_view(text).substr(key.size() + 1)));
-  auto table = std::make_shared<const CostTable>(
-      measure_step_costs(model, layers, options, mesh, device, &heartbeat, logger));
-  if (mesh.world().rank() == 0) write_text_file(path, key + "\n" + table->text());
-  logger.info("measured what the parts of a step take, for the order of communication ({})", path.string());
-  return table;
-}
-
 class TrainingRun {
  public:
   TrainingRun(const RunConfig& config, const ModelConfig& model, const Communicator& world,
@@ -129,7 +68,7 @@ class TrainingRun {
         heartbeat_(heartbeat),
         logger_(logger),
         arena_(std::move(device)),
-        mesh_(make_mesh(world, static_cast<int>(config.parallel.expert), arena_.device())),
+        mesh_(make_mesh(world, config.parallel, arena_.device())),
         specs_(list_parameters(model)),
         parameters_(local_parameters(specs_, mesh_.position(), engine_options(config, world.size()).zero)),
         folder_(world.rank() == 0 ? std::make_unique<RunFolder>(config.run_dir) : nullptr),
@@ -171,8 +110,14 @@ class TrainingRun {
   TrainEngineOptions with_costs(TrainEngineOptions options) const {
     if (options.overlap && world().size() > 1)
       options.costs =
-          find_costs(config_, model_, layers_, options, mesh_, arena_.shared_device(), heartbeat_, logger_);
+          kept_step_costs(fs::path(config_.run_dir) / "costs.txt", cost_key(), model_, layers_, options, mesh_,
+                          arena_.shared_device(), &heartbeat_, logger_);
     return options;
+  }
+
+  /// Of which shapes these costs are, beside what kept_step_costs knows.
+  std::string cost_key() const {
+    return config_.distill ? to_yaml(*run_config_tree(config_).find("distill")) : "";
   }
 
   TrainEngineOptions with_objective(TrainEngineOptions options) const {
@@ -452,19 +397,6 @@ class TrainingRun {
 };
 
 }  // namespace
-
-void refuse_unsupported(const RunConfig& config) {
-  std::vector<std::string> problems;
-  const auto refuse = [&](bool asked, const char* key, const char* why) {
-    if (asked) problems.push_back(fmt::format("{}: {}", key, why));
-  };
-  if (std::string why = why_unsupported(config.device, config.precision); !why.empty())
-    problems.push_back(std::move(why));
-  refuse(config.train.router_bias_update > 0, "train.router_bias_update",
-         "this family's router has no selection bias; use 0");
-  if (problems.empty()) return;
-  throw UsageError(fmt::format("not supported by this build:\n  {}", fmt::join(problems, "\n  ")));
-}
 
 TrainResult train(const RunConfig& config, const ModelConfig& model, const Communicator& world,
                   Heartbeat& heartbeat, const Logger& logger, std::shared_ptr<Device> device) {

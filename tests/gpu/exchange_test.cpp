@@ -8,6 +8,7 @@
 #include "farskip/runtime/executor.h"
 #include "farskip/train/device_tensors.h"
 #include "farskip/train/devices.h"
+#include "farskip/train/engine.h"
 #include "support/catch.h"
 
 namespace farskip {
@@ -15,39 +16,58 @@ namespace {
 
 constexpr int kPeers = 4;
 
+/// Tokens with a row of `width` each, or (width 0) with one value a choice.
 struct Case {
   DType dtype = DType::f32;
-  std::int64_t rows = 0, width = 0, groups = 0, max_rows = 0;  // width 0: a vector
-  std::vector<std::int32_t> offsets{};                         // [kPeers * groups + 1]
+  std::int64_t tokens = 0, top_k = 1, width = 0, groups = 0, max_rows = 0;
+  std::vector<std::int32_t> rows{};  // [kPeers * groups] to each expert, tokens * top_k in all
 };
 
-Shape rows_shape(const Case& c) {
-  return c.width == 0 ? Shape{c.rows} : Shape{c.rows, c.width};
+Shape input_shape(const Case& c) {
+  return c.width == 0 ? Shape{c.tokens, c.top_k} : Shape{c.tokens, c.width};
 }
 
 Graph build_graph(const Case& c) {
   Graph graph;
-  const ValueId rows = graph.add_external(ExternalKind::input, "rows", {c.dtype, rows_shape(c), {}});
-  const ValueId offsets =
-      graph.add_external(ExternalKind::input, "offsets", {DType::i32, Shape{kPeers * c.groups + 1}, {}});
+  const ValueId x = graph.add_external(ExternalKind::input, "rows", {c.dtype, input_shape(c), {}});
+  const ValueId indices =
+      graph.add_external(ExternalKind::input, "indices", {DType::i32, Shape{c.tokens, c.top_k}, {}});
   Builder b{graph, {}};
   const ops::RowExchange attributes{
-      .peers = kPeers, .groups = c.groups, .max_rows = c.max_rows, .rows = c.rows};
-  const ops::ReceivedRows received = ops::exchange_rows(b, rows, offsets, attributes);
+      .peers = kPeers, .groups = c.groups, .max_rows = c.max_rows, .rows = c.tokens * c.top_k};
+  const ops::RoutedOrder slots = ops::sort_by_expert(b, indices, kPeers * c.groups);
+  const ValueId rows = c.width == 0 ? ops::permute_values(b, x, slots.row_slot, slots.slot_row)
+                                    : ops::dispatch_rows(b, x, slots, c.top_k);
+  const ops::ReceivedRows received = ops::exchange_rows(b, rows, slots.offsets, attributes);
   const ops::ExpertOrder order = ops::order_by_expert(b, received.counts, attributes);
   const ValueId sorted = ops::gather_rows(b, received.slabs, order.source);
   const ValueId slabs = ops::scatter_rows(b, sorted, order.source, kPeers * c.max_rows);
-  const ValueId back = ops::return_rows(b, slabs, received.counts, offsets, attributes);
+  const ValueId back = ops::return_rows(b, slabs, received.counts, slots.offsets, attributes);
   graph.add_output("counts", received.counts);
   graph.add_output("overflow", received.overflow);
   graph.add_output("num_rows", order.num_rows);
   graph.add_output("sorted", sorted);
-  graph.add_output("back", back);
+  graph.add_output("back", c.width == 0
+                               ? ops::permute_values(b, back, slots.slot_row, slots.row_slot, {c.top_k})
+                               : ops::combine_rows(b, back, slots, c.top_k));
   return graph;
 }
 
+/// Experts of all slots, mixed.
+HostTensor choose_experts(const Case& c) {
+  std::vector<std::int32_t> experts;
+  for (std::size_t e = 0; e < c.rows.size(); ++e)
+    experts.insert(experts.end(), static_cast<std::size_t>(c.rows[e]), static_cast<std::int32_t>(e));
+  for (std::size_t i = experts.size(); i > 1; --i)
+    std::swap(experts[i - 1], experts[static_cast<std::size_t>(uniform_double(12, 0, i) * static_cast<double>(i))]);
+  HostTensor indices(DType::i32, Shape{c.tokens, c.top_k});
+  REQUIRE(experts.size() * sizeof(std::int32_t) == indices.bytes().size());
+  std::memcpy(indices.bytes().data(), experts.data(), indices.bytes().size());
+  return indices;
+}
+
 HostTensor random_rows(const Case& c) {
-  HostTensor rows(c.dtype, rows_shape(c));
+  HostTensor rows(c.dtype, input_shape(c));
   std::size_t at = 0;
   for (std::byte& byte : rows.bytes())  // small exponents: no NaN
     byte = static_cast<std::byte>(static_cast<unsigned>(uniform_double(11, 0, at++) * 0x3f));
@@ -62,14 +82,12 @@ class Run {
  public:
   Run(const Case& c, const std::shared_ptr<Device>& device, const Mesh& mesh, Waits waits)
       : device_(device), mesh_(mesh), arena_(device) {
-    Graph graph = build_graph(c);
+    Graph graph = run_pipeline(build_graph(c), pipeline_for(device->kind(), {}), Logger(LogLevel::off));
     Plan plan = make_serial_plan(graph, workspace_rule(*device), waits);
     executor_ = std::make_unique<Executor>(std::move(graph), std::move(plan), device->kernels(), arena_,
                                            RankContext{&mesh_});
-    HostTensor offsets(DType::i32, Shape{kPeers * c.groups + 1});
-    std::memcpy(offsets.bytes().data(), c.offsets.data(), offsets.bytes().size());
     bind("rows", random_rows(c));
-    bind("offsets", offsets);
+    bind("indices", choose_experts(c));
   }
 
   Results operator()() {
@@ -114,17 +132,18 @@ TEST_CASE("routed rows of emulated ranks travel as those of the mirror do") {
     return;
   }
   const std::vector<Case> cases{
-      {DType::f32, 40, 12, 2, 40, {0, 3, 9, 9, 20, 21, 30, 40, 40}},
-      {DType::f32, 37, 5, 1, 20, {0, 0, 17, 37, 37}},                  // empty peers, odd width
-      {DType::f32, 64, 7, 2, 11, {0, 2, 12, 20, 31, 50, 52, 60, 64}},  // two peers have too many
-      {DType::f32, 900, 0, 3, 300, {0, 1, 5, 9, 200, 299, 301, 500, 600, 601, 601, 750, 900}},
-      {DType::f32, 3000, 512, 2, 2000, {0, 700, 1000, 1001, 1500, 1500, 2300, 2900, 3000}},  // several chunks
+      {DType::f32, 20, 2, 12, 2, 40, {3, 6, 0, 11, 1, 9, 10, 0}},
+      {DType::f32, 37, 1, 5, 1, 20, {0, 17, 20, 0}},                // empty peers, odd width
+      {DType::f32, 32, 2, 7, 2, 11, {2, 10, 8, 11, 19, 2, 8, 4}},  // two peers have too many
+      {DType::f32, 300, 3, 0, 3, 300, {1, 4, 4, 191, 99, 2, 199, 100, 1, 0, 149, 150}},
+      {DType::f32, 32, 2, 0, 2, 11, {2, 10, 8, 11, 19, 2, 8, 4}},
+      {DType::f32, 1000, 3, 512, 2, 2000, {700, 300, 1, 499, 0, 800, 600, 100}},  // several chunks
   };
   const auto device = make_cuda_device();
   for (const double payload : {1.0, 0.37, 2.6})
     for (const Waits waits : {Waits::at_once, Waits::late})
       for (const Case& c : cases) {
-        CAPTURE(payload, c.rows, c.width);
+        CAPTURE(payload, c.tokens, c.width);
         const Results want = Run(c, make_cpu_device(), make_mirror_mesh({kPeers, 0, kPeers}), waits)();
         Run gpu(c, device, make_emulated_mesh(kPeers, kPeers, payload, *device), waits);
         for (int run = 0; run < 3; ++run) check_same(gpu(), want);

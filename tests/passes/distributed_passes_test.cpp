@@ -3,7 +3,9 @@
 #include <algorithm>
 
 #include "farskip/ops/ops.h"
+#include "farskip/passes/dead_code.h"
 #include "farskip/passes/reduce_gradients.h"
+#include "farskip/passes/rows_in_slabs.h"
 #include "farskip/passes/shard_experts.h"
 #include "support/catch.h"
 
@@ -62,6 +64,46 @@ output "y" = %26
 output "expert_offsets.3" = %7
 output "row_overflow.3" = %12
 )");
+}
+
+TEST_CASE("in slabs, rows are put where they are sent from and taken from where they come back to") {
+  const Graph sharded = shard_experts(parse_graph(kMoe), {.peers = 2, .max_rows = 9});
+  const Graph graph = eliminate_dead_code(rows_in_slabs(sharded));
+  verify_graph(graph);
+  CHECK(print_graph(graph) == R"(%0 = input "x" : f32[6, 4]
+%1 = input "choice" : i32[6, 2]
+%2 = input "weight" : f32[6, 2]
+%3 = parameter "up" : f32[2, 6, 4]
+%4 = parameter "down" : f32[2, 4, 3]
+%5, %6, %7 = sort_by_expert(%1) {num_experts=4} @3.routed.forward : i32[12], i32[12], i32[5]
+%8, %9, %10 = slab_places(%6, %7) {peers=2, groups=2, max_rows=9, rows=12} @3.routed.forward : i32[12], i32[4], i32[1]
+%11 = put_into_slabs(%0, %8) {top_k=2, rows=18, columns=0} @3.routed.forward : f32[18, 4]
+%12, %13 = exchange_slabs(%11, %9) {peers=2, groups=2, max_rows=9, rows=12} @3.routed.forward : f32[18, 4], i32[4]
+%14, %15, %16 = order_by_expert(%13) {peers=2, groups=2, max_rows=9, rows=12} @3.routed.forward : i32[<=18:%16], i32[3], i32[1]
+%17 = gather_rows(%12, %14) @3.routed.forward : f32[<=18:%16, 4]
+%18 = grouped_matmul(%17, %3, %15) {transpose_w=true} @3.routed.forward : f32[<=18:%16, 6]
+%19 = put_into_slabs(%2, %8) {top_k=0, rows=18, columns=0} @3.routed.forward : f32[18]
+%20, %21 = exchange_slabs(%19, %9) {peers=2, groups=2, max_rows=9, rows=12} @3.routed.forward : f32[18], i32[4]
+%22 = gather_rows(%20, %14) @3.routed.forward : f32[<=18:%16]
+%23 = swiglu(%18, %22) @3.routed.forward : f32[<=18:%16, 3]
+%24 = grouped_matmul(%23, %4, %15) {transpose_w=true} @3.routed.forward : f32[<=18:%16, 4]
+%25 = scatter_rows(%24, %14) {rows=18} @3.routed.forward : f32[18, 4]
+%26 = return_slabs(%25) {peers=2, groups=2, max_rows=9, rows=12} @3.routed.forward : f32[18, 4]
+%27 = take_from_slabs(%26, %8) {top_k=2, rows=18, columns=0} @3.routed.forward : f32[6, 4]
+output "y" = %27
+output "expert_offsets.3" = %7
+output "row_overflow.3" = %10
+)");
+}
+
+TEST_CASE("rows that something else has made or reads do not go into slabs") {
+  const Graph graph = parse_graph(R"(%0 = input "rows" : f32[12, 4]
+%1 = input "offsets" : i32[5]
+%2 = parameter "up" : f32[4, 6, 4]
+%3 = grouped_matmul(%0, %2, %1) @1.routed.forward
+output "y" = %3
+)");
+  CHECK_THROWS_AS(rows_in_slabs(shard_experts(graph, {.peers = 2, .max_rows = 9})), InternalError);
 }
 
 TEST_CASE("with all experts on one rank the graph stays as it is") {

@@ -39,6 +39,9 @@ const std::map<std::string, std::set<std::string>> kKernels{
     {"balance_loss_grad", {"FFI>F"}},
     {"sort_by_expert", {"I>III"}},
     {"permute_values", {"FII>F"}},
+    {"slab_places", {"II>III"}},
+    {"put_into_slabs", {"LI>L", "FI>F"}},
+    {"take_from_slabs", {"LI>L", "FI>F"}},
     {"dispatch_rows", {"LII>L"}},
     {"combine_rows", {"LII>L"}},
     {"grouped_matmul", {"LLI>L"}},
@@ -228,7 +231,7 @@ TEST_CASE("experts over ranks in bf16 send low rows, and weights of rows in f32"
       Logger(LogLevel::off));
   std::set<std::string> sent;
   for (const Node& node : graph.nodes()) {
-    if (node.op->name == "exchange_rows" || node.op->name == "return_rows")
+    if (node.op->name == "exchange_slabs" || node.op->name == "return_slabs")
       sent.insert(fmt::format("{}{}", letter(graph.type(node.inputs[0]).dtype),
                               graph.type(node.inputs[0]).shape.rank()));
     if (node.op->name == "reduce_scatter" || node.op->name == "all_reduce")
@@ -248,14 +251,22 @@ TEST_CASE("the update in bf16 writes the compute copy of every matrix that has o
     if (!zero) check_kernels(graph);
     for (const LocalParameter& p : parameters) {
       CAPTURE(p.spec.name, zero);
-      const auto copy = graph.find_external(compute_copy_name(p.spec.name));
-      REQUIRE(copy.has_value() == p.spec.has_compute_copy());
-      if (!copy) continue;
-      CHECK(graph.type(*copy).dtype == DType::bf16);
-      CHECK(graph.type(*copy).shape.num_elements() == p.spec.shape.num_elements());
-      bool written = false;
-      for (const StateUpdate& u : graph.updates()) written = written || u.from == *copy;
-      CHECK(written);
+      const auto is_written = [&](const std::string& state, std::int64_t rows) {
+        const auto copy = graph.find_external(state);
+        if (!copy) return false;
+        CHECK(graph.type(*copy).dtype == DType::bf16);
+        CHECK(row_count(graph.type(*copy).shape) == rows);
+        return std::any_of(graph.updates().begin(), graph.updates().end(),
+                           [&](const StateUpdate& u) { return u.from == *copy; });
+      };
+      const std::string copy = compute_copy_name(p.spec.name);
+      const bool gathered = zero && mesh.size(p.replicas) > 1, has_copy = p.spec.has_compute_copy();
+      CHECK(is_written(own_rows_name(copy), p.optimizer_rows.count) == has_copy);
+      CHECK(is_written(copy, p.spec.num_rows()) == (has_copy && gathered));
+      // Of a parameter with a copy nothing else travels in a step.
+      CHECK(graph.find_external(p.spec.name).has_value() == (!has_copy && gathered));
+      const Graph later = build_gather_graph(parameters, {mesh, zero, 0}, DType::bf16);
+      CHECK(later.find_external(p.spec.name).has_value() == (has_copy && gathered));
     }
   }
 }

@@ -3,6 +3,7 @@
 // nothing else: sums, slabs of rows and parts of tensors are made of that by kernels (src/backend/cuda/).
 
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <span>
 #include <string>
@@ -36,11 +37,24 @@ class DeviceCommunicator {
   /// Launches all of them on the stream, as one, and returns at once; may be recorded into a CUDA graph. All
   /// ranks of the group call with sizes that agree. CommunicationError where the transport has failed.
   virtual void transfer(std::span<const PeerTransfer> transfers, CUstream_st* stream) = 0;
+  /// Buffers of any rank may be freed or moved from here on: transfers that were recorded before must not be
+  /// replayed any more. Collective, blocking.
+  virtual void forget_addresses() {}
+  /// How often addresses were forgotten.
+  virtual std::uint64_t generation() const { return 0; }
 };
 
 /// NCCL between GPU `gpu` of this process and those of its peers in `group`, over which it is set up.
 /// Collective, blocking. UsageError where two ranks of a host have the same GPU.
 std::shared_ptr<DeviceCommunicator> make_nccl_communicator(const Communicator& group, int gpu);
+
+/// Copy engines between GPU `gpu` of this process and those of its peers, which may be the same GPU. Collective,
+/// blocking.
+std::shared_ptr<DeviceCommunicator> make_copy_engine_communicator(const Communicator& group, int gpu);
+/// Why there is no such communicator for these ranks: they must be processes of one host, with GPUs that reach each
+/// other's memory, and one each unless `may_share_gpus`. Empty where there is. Collective; the same answer on every
+/// rank.
+std::string why_no_copy_engines(const Communicator& group, int gpu, bool may_share_gpus);
 
 /// One rank of many without the others, for measuring overlap on one GPU: what goes to a peer crosses to the
 /// host's memory and comes back, by the copy engines, at the rate of the bus in both directions at once. Each

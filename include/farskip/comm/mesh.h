@@ -35,6 +35,9 @@ class Mesh {
   DeviceCommunicator* on_device(MeshAxis axis) const {
     return device_groups_[static_cast<std::size_t>(axis)].get();
   }
+  /// DeviceCommunicator::forget_addresses and generation of all of them.
+  void forget_device_addresses() const;
+  std::uint64_t device_generation() const;
 
  private:
   Communicator world_, expert_, data_;

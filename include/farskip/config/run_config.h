@@ -39,6 +39,12 @@ inline constexpr Choice<Recompute> recompute_names[] = {{"none", Recompute::none
                                                         {"experts", Recompute::experts},
                                                         {"full", Recompute::full}};
 
+/// What connects the GPUs of a group; automatic: copy engines where they reach all of it, else NCCL.
+enum class GpuTransport { automatic, nccl, copy_engines };
+inline constexpr Choice<GpuTransport> gpu_transport_names[] = {{"auto", GpuTransport::automatic},
+                                                               {"nccl", GpuTransport::nccl},
+                                                               {"copy_engines", GpuTransport::copy_engines}};
+
 enum class OptimizerName { adamw };
 inline constexpr Choice<OptimizerName> optimizer_names[] = {{"adamw", OptimizerName::adamw}};
 
@@ -91,6 +97,7 @@ struct ParallelConfig {
   std::int64_t expert = 1;     // ranks that share one set of experts
   std::int64_t zero = 0;       // 1: optimizer state is sharded
   std::int64_t timeout = 600;  // seconds without progress after which a rank gives up; 0: never
+  GpuTransport gpu_transport = GpuTransport::automatic;
   bool operator==(const ParallelConfig&) const = default;
 };
 

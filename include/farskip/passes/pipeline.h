@@ -4,6 +4,7 @@
 #include <set>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "farskip/base/log.h"
@@ -21,6 +22,9 @@ struct PipelineOptions {
   std::string stop_after;      // empty: run all
   std::string dump_folder;     // empty: none; otherwise NN-name.txt after each pass that changed the graph
 };
+
+/// The one pass that is for some devices only (passes/rows_in_slabs.h); others skip it.
+inline constexpr std::string_view kRowsInSlabs = "rows_in_slabs";
 
 /// All passes, top to bottom.
 std::span<const Pass> graph_passes();

@@ -100,6 +100,8 @@ class Executor {
     std::vector<const std::int32_t*> input_rows{}, output_rows{};  // on a GPU; empty: nothing is bounded
     std::span<std::byte> workspace;
   };
+  bool has_collectives() const;
+  std::uint64_t peers_generation() const;
   void resolve();
   Step resolve_node(std::size_t step);
   std::vector<const std::int32_t*> row_counts(const std::vector<ValueId>& values, NodeId node) const;
@@ -129,6 +131,7 @@ class Executor {
   int num_pending_ = 0;
   double exposed_seconds_ = 0;
   const std::byte* resolved_for_ = nullptr;  // arena address the steps point into
+  std::uint64_t resolved_generation_ = 0;    // of the addresses that peers know
   bool stale_ = true;
   std::unique_ptr<Recording> recording_;
   std::unique_ptr<StreamEdges> edges_;  // by node id, collectives on a GPU

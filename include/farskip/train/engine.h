@@ -30,6 +30,9 @@ struct PlanOptions {
 Plan make_step_plan(const Graph& graph, WorkspaceRule workspace, const NodeSeconds& seconds,
                     int in_flight = 1);
 
+/// Without the passes that are for other devices than this one.
+PipelineOptions pipeline_for(DeviceKind device, PipelineOptions options);
+
 /// Graph → passes → plan → executor. With costs and ranks, collective: all plan by the mean of what their
 /// tables say.
 std::unique_ptr<Executor> compile(Graph graph, Arena& arena, const PipelineOptions& options,
@@ -150,8 +153,10 @@ class TrainEngine {
   /// host's weights were changed (not needed in f32 on a device that shares memory).
   void upload_weights() { weights_->upload(); }
   void upload_moments();
-  /// Weights and moments to the host's tensors.
-  void download_state() const;
+  /// Weights to the host's tensors; with moments. Collective: a rank that computes in bf16 has only the rows
+  /// that it updates of some.
+  void download_weights();
+  void download_state();
   /// Where inference finds the weights that this engine trains.
   std::shared_ptr<const DeviceWeights> weights() const { return weights_; }
 
@@ -219,6 +224,7 @@ class TrainEngine {
   Heartbeat* heartbeat_;
   std::map<Variant, BatchRunner> runners_;
   std::unique_ptr<Executor> update_;
+  std::unique_ptr<Executor> gather_;  // of what the update leaves behind; may be none
   DeviceBuffer hyper_;
   std::int64_t num_repeated_ = 0;
   std::map<const Executor*, double> transports_;

@@ -1,6 +1,7 @@
 #pragma once
 // Costs of a training step, measured on the ranks at hand, so that the scheduler can plan with them.
 
+#include "farskip/base/file.h"
 #include "farskip/schedule/costs.h"
 #include "farskip/train/engine.h"
 
@@ -29,5 +30,13 @@ CostTable measure_step_costs(const ModelConfig& model, const LayerGraph& layers,
                              const TrainEngineOptions& options, const Mesh& mesh,
                              std::shared_ptr<Device> device, Heartbeat* heartbeat, const Logger& logger,
                              int steps = 2);
+
+/// The costs kept in the file `path` if they are of this machine, build and shape (and `more_key`, what else the step's
+/// graph depends on), else measured, and kept there. The order of a step depends on them, its bits do not. Collective.
+std::shared_ptr<const CostTable> kept_step_costs(const fs::path& path, std::string_view more_key,
+                                                 const ModelConfig& model, const LayerGraph& layers,
+                                                 const TrainEngineOptions& options, const Mesh& mesh,
+                                                 const std::shared_ptr<Device>& device, Heartbeat* heartbeat,
+                                                 const Logger& logger);
 
 }  // namespace farskip

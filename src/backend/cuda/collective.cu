@@ -147,23 +147,24 @@ Offsets rank_offsets(std::span<const TensorView> whole, int size) {
   return offsets;
 }
 
-/// Calls f(part of a whole tensor, its place rank by rank, elements) for all parts.
-template <class F>
-void for_each_part(const KernelCall& call, std::span<const TensorView> whole, float* packed, const F& f) {
+/// Calls f(part of a whole tensor, its place rank by rank, bytes) for all parts.
+template <class T, class F>
+void for_each_part(const KernelCall& call, std::span<const TensorView> whole, T* packed, const F& f) {
   const int size = call.group->size();
   const Offsets offsets = rank_offsets(whole, size);
   for (int p = 0; p < size; ++p) {
-    float* at = packed + offsets[p];
+    T* at = packed + offsets[p];
     for (const TensorView& view : whole) {
       const Range part = elements_of(view.shape, size, p);
-      f(view.as<float>() + part.first, at, static_cast<std::size_t>(part.count) * sizeof(float));
+      f(view.as<T>() + part.first, at, static_cast<std::size_t>(part.count) * sizeof(T));
       at += part.count;
     }
   }
 }
 
-float* scratch(const KernelCall& call) {
-  return reinterpret_cast<float*>(call.workspace.data());
+template <class T>
+T* scratch(const KernelCall& call) {
+  return reinterpret_cast<T*>(call.workspace.data());
 }
 
 // ---- reduce_scatter: several tensors put together, then the parts to sum
@@ -183,20 +184,20 @@ std::size_t packed_bytes(const KernelCall& call) {
 
 void pack_reduce_scatter(const KernelCall& call) {
   if (call.inputs.size() == 1) return;
-  for_each_part(call, call.inputs, scratch(call), [&](const float* part, float* packed, std::size_t bytes) {
+  for_each_part(call, call.inputs, scratch<float>(call), [&](const float* part, float* packed, std::size_t bytes) {
     copy(call, packed, part, bytes);
   });
 }
 
 /// Where the own sums are: in the only output, else in the own place of the scratch memory.
 float* own_sums(const KernelCall& call, const Offsets& offsets) {
-  return call.inputs.size() == 1 ? call.out(0) : scratch(call) + offsets[call.group->rank()];
+  return call.inputs.size() == 1 ? call.out(0) : scratch<float>(call) + offsets[call.group->rank()];
 }
 
 void transport_reduce_scatter(const KernelCall& call) {
   const Offsets offsets = rank_offsets(call.inputs, call.group->size());
   const int rank = call.group->rank();
-  const float* const data = call.inputs.size() == 1 ? call.in(0) : scratch(call);
+  const float* const data = call.inputs.size() == 1 ? call.in(0) : scratch<float>(call);
   auto* const parts = reinterpret_cast<float*>(call.workspace.data() + packed_bytes(call));
   send_pieces(call, data, offsets, parts);
   sum_parts(call, parts, own_sums(call, offsets), offsets[rank + 1] - offsets[rank]);
@@ -218,27 +219,39 @@ std::size_t all_gather_workspace(const OpTypes& types) {
   return types.outputs.size() == 1 ? 0 : bytes;
 }
 
-float* gathered(const KernelCall& call) {
-  return call.outputs.size() == 1 ? call.out(0) : scratch(call);
+template <class T>
+T* gathered(const KernelCall& call) {
+  return call.outputs.size() == 1 ? call.out<T>(0) : scratch<T>(call);
 }
 
+template <class T>
 void pack_all_gather(const KernelCall& call) {
-  float* at = gathered(call) + rank_offsets(call.outputs, call.group->size())[call.group->rank()];
+  T* at = gathered<T>(call) + rank_offsets(call.outputs, call.group->size())[call.group->rank()];
   for (const TensorView& in : call.inputs) {
     copy(call, at, in.data, in.num_bytes());
     at += in.num_elements();
   }
 }
 
+template <class T>
 void transport_all_gather(const KernelCall& call) {
-  gather_pieces(call, gathered(call), rank_offsets(call.outputs, call.group->size()));
+  gather_pieces(call, gathered<T>(call), rank_offsets(call.outputs, call.group->size()));
 }
 
+template <class T>
 void unpack_all_gather(const KernelCall& call) {
   if (call.outputs.size() == 1) return;
-  for_each_part(call, call.outputs, scratch(call), [&](float* part, const float* packed, std::size_t bytes) {
+  for_each_part(call, call.outputs, scratch<T>(call), [&](T* part, const T* packed, std::size_t bytes) {
     copy(call, part, packed, bytes);
   });
+}
+
+template <class T>
+Kernel all_gather_kernel() {
+  return {.run = pack_all_gather<T>,
+          .workspace = all_gather_workspace,
+          .finish = unpack_all_gather<T>,
+          .transport = transport_all_gather<T>};
 }
 
 }  // namespace
@@ -262,11 +275,8 @@ void register_cuda_collective(KernelTable& table) {
              .workspace = cuda::reduce_scatter_workspace,
              .finish = cuda::unpack_reduce_scatter,
              .transport = cuda::transport_reduce_scatter});
-  table.add("all_gather", DType::f32, gpu,
-            {.run = cuda::pack_all_gather,
-             .workspace = cuda::all_gather_workspace,
-             .finish = cuda::unpack_all_gather,
-             .transport = cuda::transport_all_gather});
+  table.add("all_gather", DType::f32, gpu, cuda::all_gather_kernel<float>());
+  table.add("all_gather", DType::bf16, gpu, cuda::all_gather_kernel<cuda::bf16>());
 }
 
 }  // namespace farskip

@@ -15,6 +15,7 @@ struct RowPlace {
   const std::int32_t* index = nullptr;
   std::int32_t divisor = 1;
   std::int32_t limit = 0x7fffffff;  // an index outside [0, limit) stops the kernel instead of touching memory
+  bool may_miss = false;            // an index of -1: that row is not copied
 };
 
 struct RowCopy {
@@ -29,6 +30,7 @@ __device__ __forceinline__ Word* row_address(const RowPlace& place, std::int64_t
   std::int32_t at = static_cast<std::int32_t>(row);
   if (place.index != nullptr) {
     at = place.index[row];
+    if (place.may_miss && at == -1) return nullptr;
     if (at < 0 || at >= place.limit) __trap();
   }
   return static_cast<Word*>(place.base) + at / place.divisor * place.stride;
@@ -68,6 +70,7 @@ __global__ void __launch_bounds__(kThreads)
   if (row >= actual_rows(rows, count)) return;
   const Word* const source = row_address<const Word>(from, row);
   Word* const target = row_address<Word>(to, row);
+  if (source == nullptr || target == nullptr) return;
   copy_row(source, target, width, lane, threads);
 }
 

@@ -49,7 +49,7 @@ void run_dispatch_rows(const KernelCall& call) {
                    .count = input_count(call, 1)});
 }
 
-/// out[t] = Σ_k y[slot_row[t*K + k]], in order of k, in f32. One warp a token.
+/// out[t] = Σ_k y[slot_row[t*K + k]], in order of k, in f32; a row of -1 counts as 0. One warp a token.
 template <class T, int N>
 __global__ void __launch_bounds__(kThreads)
     combine_rows_kernel(const T* y, const std::int32_t* slot_row, T* out, std::int64_t tokens,
@@ -64,10 +64,10 @@ __global__ void __launch_bounds__(kThreads)
       Pack<T, N> packs[ahead];
 #pragma unroll
       for (int k = 0; k < ahead; ++k)
-        if (first + k < top_k) packs[k] = Pack<T, N>::load(y + rows[first + k] * hidden + i);
+        if (first + k < top_k && rows[first + k] >= 0) packs[k] = Pack<T, N>::load(y + rows[first + k] * hidden + i);
 #pragma unroll
       for (int k = 0; k < ahead; ++k) {
-        if (first + k >= top_k) continue;
+        if (first + k >= top_k || rows[first + k] < 0) continue;
         float row[N];
         packs[k].unpack(row);
 #pragma unroll
@@ -78,15 +78,57 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// y[R, H], row_slot[R], slot_row[R] → [T, H]
-void run_combine_rows(const KernelCall& call) {
+/// y[…, H], where in y each slot is [R] → [T, H]
+void combine(const KernelCall& call, const std::int32_t* slot_row, std::int64_t top_k) {
   with_element_type(call.inputs[0].dtype, [&](auto element) {
     using T = decltype(element);
     const std::int64_t tokens = call.out_shape(0)[0], hidden = call.out_shape(0)[1];
     const bool wide = hidden % 8 == 0 && is_aligned(call.in<T>(0), call.out<T>(0));
     launch(call, wide ? combine_rows_kernel<T, 8> : combine_rows_kernel<T, 1>, warp_row_grid(tokens),
-           kThreads, 0, call.in<T>(0), call.in<std::int32_t>(2), call.out<T>(0), tokens, hidden,
-           call.get<ops::TopK>().top_k);
+           kThreads, 0, call.in<T>(0), slot_row, call.out<T>(0), tokens, hidden, static_cast<int>(top_k));
+  });
+}
+
+// y[R, H], row_slot[R], slot_row[R] → [T, H]
+void run_combine_rows(const KernelCall& call) {
+  combine(call, call.in<std::int32_t>(2), call.get<ops::TopK>().top_k);
+}
+
+// x[T, H] (or R values), places[R] → slabs
+void run_put_into_slabs(const KernelCall& call) {
+  const TensorView &x = call.inputs[0], &slabs = call.outputs[0];
+  const auto& a = call.get<ops::SlabRows>();
+  const std::int64_t width = row_size(slabs.shape);
+  copy_rows(call, {.from = {.base = x.data,
+                            .stride = width,
+                            .divisor = static_cast<std::int32_t>(std::max<std::int64_t>(a.top_k, 1))},
+                   .to = {.base = slabs.data,
+                          .stride = width,
+                          .index = call.in<std::int32_t>(1),
+                          .limit = static_cast<std::int32_t>(a.rows),
+                          .may_miss = true},
+                   .rows = call.in_shape(1)[0],
+                   .width = width,
+                   .element_bytes = dtype_size(x.dtype)});
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    take_values_kernel(const T* slabs, const std::int32_t* places, T* out, std::int64_t slots) {
+  const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (i < slots) out[i] = places[i] < 0 ? T(0.0F) : slabs[places[i]];
+}
+
+// slabs, places[R] → [T, H] (or R values)
+void run_take_from_slabs(const KernelCall& call) {
+  const auto* places = call.in<std::int32_t>(1);
+  const std::int64_t slots = call.in_shape(1)[0];
+  if (slots == 0) return;
+  if (const std::int64_t top_k = call.get<ops::SlabRows>().top_k; top_k > 0) return combine(call, places, top_k);
+  with_element_type(call.inputs[0].dtype, [&](auto element) {
+    using T = decltype(element);
+    launch(call, take_values_kernel<T>, grid_size(ceil_div(slots, kThreads)), kThreads, 0, call.in<T>(0), places,
+           call.out<T>(0), slots);
   });
 }
 
@@ -114,6 +156,8 @@ void register_cuda_dispatch(KernelTable& table) {
   for (const DType dtype : {DType::f32, DType::bf16}) {
     table.add("dispatch_rows", dtype, DeviceKind::cuda, {.run = cuda::run_dispatch_rows});
     table.add("combine_rows", dtype, DeviceKind::cuda, {.run = cuda::run_combine_rows});
+    table.add("put_into_slabs", dtype, DeviceKind::cuda, {.run = cuda::run_put_into_slabs});
+    table.add("take_from_slabs", dtype, DeviceKind::cuda, {.run = cuda::run_take_from_slabs});
   }
 }
 

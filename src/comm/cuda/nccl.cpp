@@ -1,12 +1,7 @@
 // Transport by NCCL: one group call of sends and receives.
 #include <nccl.h>
-#include <unistd.h>
 
-#include <array>
-#include <cstring>
-
-#include "comm/cuda/check.h"
-#include "farskip/comm/agreement.h"
+#include "comm/cuda/place.h"
 #include "farskip/comm/device_communicator.h"
 
 namespace farskip {
@@ -66,24 +61,16 @@ class NcclCommunicator final : public DeviceCommunicator {
   ncclComm_t communicator_ = nullptr;
 };
 
-/// A GPU as all ranks name it: host and address on its bus.
-std::string place_of(int gpu, const std::string& group) {
-  std::array<char, 64> bus{}, host{};
-  check_transport(cudaDeviceGetPCIBusId(bus.data(), bus.size(), gpu), group);
-  if (::gethostname(host.data(), host.size() - 1) != 0) host[0] = '\0';
-  return fmt::format("GPU {} of {}", bus.data(), host.data());
-}
-
 }  // namespace
 
 std::shared_ptr<DeviceCommunicator> make_nccl_communicator(const Communicator& group, int gpu) {
-  const std::vector<std::string> places = all_gather_text(group, place_of(gpu, group.name()));
+  const std::vector<GpuPlace> places = places_of(group, place_of(gpu, group.name()));
   for (std::size_t a = 0; a < places.size(); ++a)
     for (std::size_t b = 0; b < a; ++b)
-      if (places[a] == places[b])
+      if (places[a].same_gpu(places[b]))
         throw UsageError(
-            fmt::format("ranks {} and {} of {} would share {}; start one rank per GPU, or use device cpu", b,
-                        a, group.name(), places[a]));
+            fmt::format("ranks {} and {} of {} would share GPU {} of {}; start one rank per GPU, or use device cpu",
+                        b, a, group.name(), places[a].bus, places[a].host));
   return std::make_shared<NcclCommunicator>(group, gpu);
 }
 
