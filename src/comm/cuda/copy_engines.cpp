@@ -11,6 +11,7 @@
 
 #include "comm/cuda/check.h"
 #include "comm/cuda/place.h"
+#include "comm/cuda/side_copies.h"
 #include "farskip/comm/agreement.h"
 #include "farskip/comm/device_communicator.h"
 
@@ -88,6 +89,7 @@ class CopyEngineCommunicator final : public DeviceCommunicator {
   CopyEngineCommunicator(const Communicator& group, int gpu)
       : group_(group),
         name_(group.name().substr(0, group.name().find(' ')) + " (copy engines)"),
+        own_(gpu, name_),
         buffers_(name_),
         peer_flags_memory_(name_) {
     check(cudaSetDevice(gpu));
@@ -122,9 +124,7 @@ class CopyEngineCommunicator final : public DeviceCommunicator {
 
   void transfer(std::span<const PeerTransfer> transfers, CUstream_st* stream) override {
     const std::vector<std::byte*> targets = find_targets(transfers);
-    for (const PeerTransfer& t : transfers)
-      if (t.peer == rank() && t.receive_bytes > 0 && t.receive != t.send)
-        check(cudaMemcpyAsync(t.receive, t.send, t.receive_bytes, cudaMemcpyDeviceToDevice, stream));
+    own_.begin(transfers, rank(), stream);
     for (int step = 1; step < size(); ++step) set(ready, (rank() + step) % size(), stream);
     for (int step = 1; step < size(); ++step) {  // not all to the same peer at once
       const int peer = (rank() + step) % size();
@@ -136,6 +136,7 @@ class CopyEngineCommunicator final : public DeviceCommunicator {
       set(arrived, peer, stream);
     }
     for (int step = 1; step < size(); ++step) wait(arrived, (rank() - step + size()) % size(), stream);
+    own_.end(stream);
   }
 
   void forget_addresses() override {
@@ -222,6 +223,7 @@ class CopyEngineCommunicator final : public DeviceCommunicator {
 
   Communicator group_;
   std::string name_;
+  SideCopies own_;
   CUresult(CUDAAPI* address_range_)(CUdeviceptr*, std::size_t*, CUdeviceptr) = nullptr;
   CUresult(CUDAAPI* memory_operations_)(CUstream, unsigned, CUstreamBatchMemOpParams*, unsigned) = nullptr;
   OpenedMemory buffers_, peer_flags_memory_;

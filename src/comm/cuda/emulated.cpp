@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "comm/cuda/check.h"
+#include "comm/cuda/side_copies.h"
 #include "farskip/comm/device_communicator.h"
 
 namespace farskip {
@@ -46,7 +47,7 @@ std::vector<Run> cut(const std::vector<Run>& runs) {
 class EmulatedCommunicator final : public DeviceCommunicator {
  public:
   EmulatedCommunicator(int size, int rank, std::string name, int gpu, double payload)
-      : size_(size), rank_(rank), name_(std::move(name)), payload_(payload) {
+      : size_(size), rank_(rank), name_(std::move(name)), payload_(payload), own_(gpu, name_) {
     check(cudaSetDevice(gpu));
     check(cudaMallocHost(reinterpret_cast<void**>(&pinned_), kNumChunks * kChunkBytes));
     for (cudaStream_t* stream : {&out_, &in_})
@@ -73,9 +74,13 @@ class EmulatedCommunicator final : public DeviceCommunicator {
   std::string name() const override { return name_ + " (emulated)"; }
 
   void transfer(std::span<const PeerTransfer> transfers, CUstream_st* stream) override {
-    for (const PeerTransfer& t : transfers)
-      if (t.peer == rank_ && t.receive_bytes > 0 && t.receive != t.send)
-        check(cudaMemcpyAsync(t.receive, t.send, t.receive_bytes, cudaMemcpyDeviceToDevice, stream));
+    own_.begin(transfers, rank_, stream);
+    cross(transfers, stream);
+    own_.end(stream);
+  }
+
+ private:
+  void cross(std::span<const PeerTransfer> transfers, cudaStream_t stream) {
     const std::vector<Run> chunks = cut(runs_of(transfers, rank_));
     if (chunks.empty()) return;
     check(cudaEventRecord(begun_, stream));
@@ -86,7 +91,6 @@ class EmulatedCommunicator final : public DeviceCommunicator {
     check(cudaStreamWaitEvent(stream, ended_, 0));
   }
 
- private:
   void cross_link(const std::vector<Run>& chunks) {
     std::size_t total = 0;
     for (const Run& chunk : chunks) total += chunk.bytes;
@@ -119,6 +123,7 @@ class EmulatedCommunicator final : public DeviceCommunicator {
   int size_, rank_;
   std::string name_;
   double payload_;
+  SideCopies own_;
   std::byte* pinned_ = nullptr;
   cudaStream_t out_ = nullptr, in_ = nullptr;
   std::array<cudaEvent_t, kNumChunks> left_{}, arrived_{};

@@ -2,6 +2,7 @@
 #include <nccl.h>
 
 #include "comm/cuda/place.h"
+#include "comm/cuda/side_copies.h"
 #include "farskip/comm/device_communicator.h"
 
 namespace farskip {
@@ -9,9 +10,11 @@ namespace {
 
 class NcclCommunicator final : public DeviceCommunicator {
  public:
-  NcclCommunicator(const Communicator& group, int gpu) : rank_(group.rank()), size_(group.size()) {
-    name_ = group.name().substr(0, group.name().find(' ')) + " (nccl)";
-    check_transport(cudaSetDevice(gpu), name_);
+  NcclCommunicator(const Communicator& group, int gpu)
+      : rank_(group.rank()),
+        size_(group.size()),
+        name_(group.name().substr(0, group.name().find(' ')) + " (nccl)"),
+        own_(gpu, name_) {
     ncclUniqueId id{};
     if (rank_ == 0) check(ncclGetUniqueId(&id));
     group.broadcast(std::span(reinterpret_cast<std::byte*>(&id), sizeof(id)), 0);
@@ -32,11 +35,7 @@ class NcclCommunicator final : public DeviceCommunicator {
     ncclResult_t failed = ncclSuccess;
     check(ncclCommGetAsyncError(communicator_, &failed));
     check(failed);
-    for (const PeerTransfer& t : transfers) {
-      if (t.peer != rank_ || t.receive_bytes == 0 || t.receive == t.send) continue;
-      check_transport(cudaMemcpyAsync(t.receive, t.send, t.receive_bytes, cudaMemcpyDeviceToDevice, stream),
-                      name_);
-    }
+    own_.begin(transfers, rank_, stream);
     check(ncclGroupStart());
     for (const PeerTransfer& t : transfers) {
       if (t.peer == rank_) continue;
@@ -45,6 +44,7 @@ class NcclCommunicator final : public DeviceCommunicator {
         check(ncclRecv(t.receive, t.receive_bytes, ncclInt8, t.peer, communicator_, stream));
     }
     check(ncclGroupEnd());
+    own_.end(stream);
   }
 
  private:
@@ -58,6 +58,7 @@ class NcclCommunicator final : public DeviceCommunicator {
 
   int rank_, size_;
   std::string name_;
+  SideCopies own_;
   ncclComm_t communicator_ = nullptr;
 };
 
