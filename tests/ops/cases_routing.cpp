@@ -161,6 +161,44 @@ void add_rows_of_peers(std::vector<OpCase>& cases) {
   cases.push_back({"scatter_rows", "no rows", nothing, {random_tensor({0, 3}, 334), none}});
 }
 
+/// Places of `slots` in slabs that they fill, in some order; `missing` of them have none.
+HostTensor slab_places_of(std::int64_t slots, std::int64_t missing) {
+  HostTensor places = routed_order(random_choice(slots, 1, 5, 341), 5).row_slot;
+  const auto have = static_cast<std::int32_t>(slots - missing);
+  for (std::int32_t& place : places.values<std::int32_t>())
+    if (place >= have) place = -1;
+  return places;
+}
+
+void add_slabs(std::vector<OpCase>& cases) {
+  struct Row {
+    const char* name;
+    ops::RowExchange attributes;
+    std::int64_t tokens, top_k;
+  };
+  for (const Row& row : {Row{"room for all", {3, 2, 40, 33}, 11, 3}, Row{"too many for some", {3, 2, 9, 33}, 11, 3},
+                         Row{"one peer", {1, 4, 8, 8}, 4, 2}, Row{"no room", {2, 2, 0, 5}, 5, 1},
+                         Row{"many rows", {4, 8, 700, 2400}, 800, 3}}) {
+    const ops::RowExchange& a = row.attributes;
+    const Order order =
+        routed_order(random_choice(row.tokens, row.top_k, a.peers * a.groups, 342), a.peers * a.groups);
+    cases.push_back({"slab_places", row.name, Attributes::of(a), {order.slot_row, order.offsets}, {}});
+  }
+  for (const std::int64_t missing : {0, 4})
+    for (const std::int64_t hidden : {1, 5, 130}) {
+      const std::int64_t tokens = 60, top_k = 3, rows = tokens * top_k - missing;
+      const HostTensor places = slab_places_of(tokens * top_k, missing);
+      const char* const name = missing == 0 ? "all fit" : "some do not fit";
+      const auto k = Attributes::of(ops::SlabRows{top_k, rows, 0});
+      cases.push_back({"put_into_slabs", name, k, {random_tensor({tokens, hidden}, 343), places}});
+      cases.push_back({"take_from_slabs", name, k, {random_tensor({rows, hidden}, 344), places}});
+      const auto values = Attributes::of(ops::SlabRows{0, rows, hidden == 1 ? 0 : top_k});
+      cases.push_back({"put_into_slabs", name, Attributes::of(ops::SlabRows{0, rows, 0}),
+                       {random_tensor({tokens, top_k}, 345), places}});
+      cases.push_back({"take_from_slabs", name, values, {random_tensor({rows}, 346), places}});
+    }
+}
+
 }  // namespace
 
 std::vector<OpCase> routing_cases() {
@@ -169,6 +207,7 @@ std::vector<OpCase> routing_cases() {
   add_balance(cases);
   add_dispatch(cases);
   add_rows_of_peers(cases);
+  add_slabs(cases);
   return cases;
 }
 

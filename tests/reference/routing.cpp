@@ -152,6 +152,42 @@ void run_order_by_expert(const KernelCall& call) {
   call.out<std::int32_t>(2)[0] = row;
 }
 
+// Slot by slot: how many rows before it go to the same peer.
+void run_slab_places(const KernelCall& call) {
+  const auto& a = call.get<ops::RowExchange>();
+  const auto *slot_row = call.in<std::int32_t>(0), *offsets = call.in<std::int32_t>(1);
+  std::fill_n(call.out<std::int32_t>(1), a.peers * a.groups, 0);
+  call.out<std::int32_t>(2)[0] = 0;
+  for (std::int64_t slot = 0; slot < a.rows; ++slot) {
+    const std::int32_t row = slot_row[slot];
+    std::int64_t expert = 0;
+    while (offsets[expert + 1] <= row) ++expert;
+    const std::int64_t peer = expert / a.groups, in_slab = row - offsets[peer * a.groups];
+    const bool fits = in_slab < a.max_rows;
+    call.out<std::int32_t>(0)[slot] = fits ? static_cast<std::int32_t>(peer * a.max_rows + in_slab) : -1;
+    if (fits)
+      ++call.out<std::int32_t>(1)[expert];
+    else
+      call.out<std::int32_t>(2)[0] = 1;
+  }
+}
+
+void run_put_into_slabs(const KernelCall& call) {
+  const std::int64_t top_k = std::max<std::int64_t>(call.get<ops::SlabRows>().top_k, 1), size = row_size(call.out_shape(0));
+  for (std::int64_t s = 0; s < call.in_shape(1)[0]; ++s)
+    if (const std::int32_t place = call.in<std::int32_t>(1)[s]; place >= 0)
+      std::copy_n(call.in<double>(0) + s / top_k * size, size, call.out<double>(0) + place * size);
+}
+
+void run_take_from_slabs(const KernelCall& call) {
+  const std::int64_t top_k = std::max<std::int64_t>(call.get<ops::SlabRows>().top_k, 1), size = row_size(call.in_shape(0));
+  std::fill_n(call.out<double>(0), call.out_shape(0).num_elements(), 0.0);
+  for (std::int64_t s = 0; s < call.in_shape(1)[0]; ++s)
+    if (const std::int32_t place = call.in<std::int32_t>(1)[s]; place >= 0)
+      for (std::int64_t i = 0; i < size; ++i)
+        call.out<double>(0)[s / top_k * size + i] += call.in<double>(0)[place * size + i];
+}
+
 void run_gather_rows(const KernelCall& call) {
   const std::int64_t size = row_size(call.in_shape(0));
   for (std::int64_t r = 0; r < call.in_shape(1)[0]; ++r)
@@ -178,6 +214,9 @@ void register_routing(KernelTable& table) {
   };
   add_integers("sort_by_expert", run_sort_by_expert);
   add_integers("order_by_expert", run_order_by_expert);
+  add_integers("slab_places", run_slab_places);
+  add_reference(table, "put_into_slabs", run_put_into_slabs);
+  add_reference(table, "take_from_slabs", run_take_from_slabs);
   add_reference(table, "gather_rows", run_gather_rows);
   add_reference(table, "scatter_rows", run_scatter_rows);
   add_reference(table, "dispatch_rows", run_dispatch_rows);
