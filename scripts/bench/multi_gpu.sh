@@ -5,7 +5,7 @@
 #
 # Needs a build with CUDA and two GPUs or more. PEER_PYTHON names a Python with torch (default python3); without one
 # the peer is left out. --quick: smaller shapes, to try the script itself. About ten minutes; --only: four of them and six.
-# shellcheck disable=SC2317  # functions that check calls
+# shellcheck disable=SC2317,SC2034  # functions that check calls, and what they read
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit
 
@@ -49,32 +49,32 @@ if [[ -n $quick ]]; then
   shape=configs/bench/overlap.yaml all=(device=cuda) batch=$((4 * gpus)) kill_after=15
 fi
 check_all() {
-echo "== right?  ($gpus x $(nvidia-smi --query-gpu=name --format=csv,noheader | head -n 1))"
-# The same model, tokens and steps over layouts: losses that agree with one CPU.
-losses() { # NAME RANKS OVERRIDES ...
-  local name=$1 n=$2
-  shift 2
-  ranks "$n" "$farskip" bench step configs/bench/overlap.yaml --steps 4 --warmup 0 --json --quiet "$@" > "$out/losses_$name.json" 2> "$out/losses_$name.log"
-}
-losses cpu 1 device=cpu parallel.expert=1
-losses one 1 device=cuda parallel.expert=1
-losses data 2 device=cuda parallel.expert=1
-losses expert 2 device=cuda parallel.expert=2
-losses expert_nccl 2 device=cuda parallel.expert=2 parallel.gpu_transport=nccl
-losses replicated 2 device=cuda parallel.expert=2 parallel.zero=0
-for name in one data expert expert_nccl replicated; do
-  check "layout_$name" python3 - "$out/losses_cpu.json" "$out/losses_$name.json" << 'PYTHON'
+  echo "== right?  ($gpus x $(nvidia-smi --query-gpu=name --format=csv,noheader | head -n 1))"
+  # The same model, tokens and steps over layouts: losses that agree with one CPU.
+  losses() { # NAME RANKS OVERRIDES ...
+    local name=$1 n=$2
+    shift 2
+    ranks "$n" "$farskip" bench step configs/bench/overlap.yaml --steps 4 --warmup 0 --json --quiet "$@" > "$out/losses_$name.json" 2> "$out/losses_$name.log"
+  }
+  losses cpu 1 device=cpu parallel.expert=1
+  losses one 1 device=cuda parallel.expert=1
+  losses data 2 device=cuda parallel.expert=1
+  losses expert 2 device=cuda parallel.expert=2
+  losses expert_nccl 2 device=cuda parallel.expert=2 parallel.gpu_transport=nccl
+  losses replicated 2 device=cuda parallel.expert=2 parallel.zero=0
+  for name in one data expert expert_nccl replicated; do
+    check "layout_$name" python3 - "$out/losses_cpu.json" "$out/losses_$name.json" << 'PYTHON'
 import json, sys
 want, got = (json.loads([line for line in open(path) if line.startswith("{")][-1])["losses"] for path in sys.argv[1:])
 worst = max(abs(a - b) / abs(a) for a, b in zip(want, got))
 print("relative difference of losses", worst)
 sys.exit(0 if min(len(want), len(got)) >= 4 and worst < 1e-6 else 1)
 PYTHON
-done
-check gpu_tests build/release/test_gpu
+  done
+  check gpu_tests build/release/test_gpu
 
-# A checkpoint of two GPUs goes on with one.
-cat > "$out/small.yaml" << YAML
+  # A checkpoint of two GPUs goes on with one.
+  cat > "$out/small.yaml" << YAML
 device: cuda
 farskip: {mode: full}
 parallel: {zero: 1}
@@ -87,91 +87,51 @@ train:
   learning_rate: {schedule: constant, peak: 1.0e-3}
 checkpoint: {every: 4}
 YAML
-train() { # RANKS OVERRIDES ...
-  local n=$1
-  shift
-  ranks "$n" "$farskip" train "$out/small.yaml" "$@" >> "$out/train.log" 2>&1
-}
-train 2 "run_dir=$out/run_whole" parallel.expert=2 train.steps=8
-train 2 "run_dir=$out/run_part" parallel.expert=2 train.steps=4
-train 1 "run_dir=$out/run_part" parallel.expert=1 train.steps=8
-check resume_on_one python3 - "$out/run_whole/metrics.jsonl" "$out/run_part/metrics.jsonl" << 'PYTHON'
+  train() { # RANKS OVERRIDES ...
+    local n=$1
+    shift
+    ranks "$n" "$farskip" train "$out/small.yaml" "$@" >> "$out/train.log" 2>&1
+  }
+  # In bf16 a rank has only its own rows of fp32 weights, and the others' are put together for the checkpoint.
+  for precision in fp32 bf16; do
+    train 2 "run_dir=$out/run_whole_$precision" "precision=$precision" parallel.expert=2 train.steps=8
+    train 2 "run_dir=$out/run_part_$precision" "precision=$precision" parallel.expert=2 train.steps=4
+    train 1 "run_dir=$out/run_part_$precision" "precision=$precision" parallel.expert=1 train.steps=8
+    check "resume_on_one_$precision" python3 - "$out/run_whole_$precision/metrics.jsonl" "$out/run_part_$precision/metrics.jsonl" << 'PYTHON'
 import json, sys
 want, got = ({r["step"]: r["loss"] for r in map(json.loads, open(path))} for path in sys.argv[1:])
 worst = max(abs(want[s] - got[s]) for s in want)
 print("difference of losses", worst)
-sys.exit(0 if want.keys() == got.keys() and len(want) == 8 and worst < 1e-5 else 1)
+sys.exit(0 if want.keys() == got.keys() and len(want) == 8 and worst < (1e-5 if "fp32" in sys.argv[1] else 2e-3) else 1)
 PYTHON
-
-# F30: a rank that is killed inside its step ends the job.
-killed() {
-  ranks 2 "$farskip" bench step "$shape" "${all[@]}" "train.global_batch=$batch" --steps 100000 --quiet > "$out/killed_job.log" 2>&1 &
-  local job=$! victim
-  sleep "${kill_after:-45}"
-  victim=$(pgrep -n -f "farskip bench step")
-  kill -KILL "$victim" || return 1
-  for _ in $(seq 60); do
-    kill -0 "$job" 2> /dev/null || return 0
-    sleep 0.5
   done
-  kill -KILL "$job"
-  return 1
-}
-
-check f30_killed_rank killed
-
-}
-
-measure_collectives() {
-echo "== collectives"
-comm() { # NAME OVERRIDES ...
-  echo "-- $1"
-  ranks "$gpus" "$farskip" bench comm "$shape" "${all[@]}" "${@:2}" --least 4194304 | tee "$out/comm_$1.txt"
-}
-comm copy_engines parallel.gpu_transport=copy_engines
-comm nccl parallel.gpu_transport=nccl
-NCCL_MAX_CTAS=4 comm nccl_4_ctas parallel.gpu_transport=nccl
-"${PEER_PYTHON:-python3}" - << 'PYTHON' | tee "$out/copies.txt"
-import torch
-for mib in (1, 16, 64):
-    source, target = (torch.zeros(mib << 20, dtype=torch.uint8, device=f"cuda:{i}") for i in (0, 1))
-    seconds = []
-    for _ in range(12):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        target.copy_(source, non_blocking=True)
-        end.record()
-        torch.cuda.synchronize()
-        seconds.append(begin.elapsed_time(end) * 1e-3)
-    print(f"copy from GPU 0 to GPU 1, {mib} MiB: {(mib << 20) / sorted(seconds)[6] * 1e-9:.1f} GB/s")
-PYTHON
 
 }
 
 time_steps() {
-echo "== steps"
-bench() { # NAME RANKS KIND OVERRIDES ...
-  local name=$1 n=$2 kind=$3
-  shift 3
-  ranks "$n" timeout 150 "$farskip" bench "$kind" "$shape" --json --quiet "$@" > "$out/$name.json" 2> "$out/$name.log" ||
-    { echo "FAILED  $name"; grep -m 3 -i error "$out/$name.log"; failed=1; }
-}
-for mode in off full; do
-  for flight in 1 2; do
-    bench "overlap_${mode}_$flight" "$gpus" overlap "${all[@]}" "train.global_batch=$((2 * batch))" "farskip.mode=$mode" \
-      "schedule.micro_batches_in_flight=$flight" --steps 3 --warmup 1
+  echo "== steps"
+  bench() { # NAME RANKS KIND OVERRIDES ...
+    local name=$1 n=$2 kind=$3
+    shift 3
+    ranks "$n" timeout 150 "$farskip" bench "$kind" "$shape" --json --quiet "$@" > "$out/$name.json" 2> "$out/$name.log" ||
+      { echo "FAILED  $name"; grep -m 3 -i error "$out/$name.log"; failed=1; }
+  }
+  for mode in off full; do
+    for flight in 1 2; do
+      bench "overlap_${mode}_$flight" "$gpus" overlap "${all[@]}" "train.global_batch=$((2 * batch))" "farskip.mode=$mode" \
+        "schedule.micro_batches_in_flight=$flight" --steps 3 --warmup 1
+    done
+    bench "step_${mode}_overlapped" "$gpus" step "${all[@]}" "train.global_batch=$batch" "farskip.mode=$mode" --steps 10
+    bench "step_${mode}_blocking" "$gpus" step "${all[@]}" "train.global_batch=$batch" "farskip.mode=$mode" schedule.overlap=false --steps 10
   done
-  bench "step_${mode}_overlapped" "$gpus" step "${all[@]}" "train.global_batch=$batch" "farskip.mode=$mode" --steps 10
-  bench "step_${mode}_blocking" "$gpus" step "${all[@]}" "train.global_batch=$batch" "farskip.mode=$mode" schedule.overlap=false --steps 10
-done
-nccl=(parallel.gpu_transport=nccl farskip.mode=full)
-bench overlap_full_1_nccl "$gpus" overlap "${all[@]}" "train.global_batch=$((2 * batch))" "${nccl[@]}" --steps 3 --warmup 1
-bench step_full_overlapped_nccl "$gpus" step "${all[@]}" "train.global_batch=$batch" "${nccl[@]}" --steps 10
-NCCL_MAX_CTAS=4 bench step_full_overlapped_nccl_4_ctas "$gpus" step "${all[@]}" "train.global_batch=$batch" "${nccl[@]}" --steps 10
-bench step_one_gpu 1 step "${all[1]}" "train.global_batch=$((batch / gpus))" farskip.mode=full --steps 10
-if [[ -z $quick ]]; then
-  ranks "$gpus" "${PEER_PYTHON:-python3}" scripts/bench/torch_step_gpu.py "$shape" "${all[@]}" "train.global_batch=$batch" --steps 10 --json > "$out/peer.json" 2> "$out/peer.log"
-fi
+  nccl=(parallel.gpu_transport=nccl farskip.mode=full)
+  bench overlap_full_1_nccl "$gpus" overlap "${all[@]}" "train.global_batch=$((2 * batch))" "${nccl[@]}" --steps 3 --warmup 1
+  bench step_full_overlapped_nccl "$gpus" step "${all[@]}" "train.global_batch=$batch" "${nccl[@]}" --steps 10
+  NCCL_MAX_CTAS=4 bench step_full_overlapped_nccl_4_ctas "$gpus" step "${all[@]}" "train.global_batch=$batch" "${nccl[@]}" --steps 10
+  bench step_one_gpu 1 step "${all[@]:1:1}" "train.global_batch=$((batch / gpus))" farskip.mode=full --steps 10
+  if [[ -z $quick ]]; then
+    ranks "$gpus" "${PEER_PYTHON:-python3}" scripts/bench/torch_step_gpu.py "$shape" "${all[@]:0:2}" "train.global_batch=$batch" --steps 10 --json > "$out/peer.json" 2> "$out/peer.log"
+  fi
 }
 
 [[ $only == times ]] || { check_all; measure_collectives; }

@@ -57,8 +57,8 @@ class Collectives {
     const ops::RowExchange attributes{.peers = peers, .groups = 1, .max_rows = rows, .rows = peers * rows};
     const ValueId tokens =
         graph_.add_external(ExternalKind::input, "rows", {dtype_, Shape{peers * rows, kRowElements}, {}});
-    const ValueId indices =
-        graph_.add_external(ExternalKind::input, std::string(kPeerOfRow), {DType::i32, Shape{peers * rows, 1}, {}});
+    const ValueId indices = graph_.add_external(ExternalKind::input, std::string(kPeerOfRow),
+                                                {DType::i32, Shape{peers * rows, 1}, {}});
     const ops::RoutedOrder order = ops::sort_by_expert(b_, indices, peers);
     const ops::ReceivedRows received =
         ops::exchange_rows(b_, ops::dispatch_rows(b_, tokens, order, 1), order.offsets, attributes);
@@ -91,8 +91,7 @@ std::vector<Rate> measure(std::int64_t bytes, DType dtype, const Mesh& mesh, Are
   Device& device = arena.device();
   Collectives collectives(bytes, dtype, mesh.position());
   const std::vector<std::int32_t> peers = collectives.peers();
-  Graph graph =
-      run_pipeline(collectives.take(), pipeline_for(device.kind(), {}), Logger(LogLevel::warning));
+  Graph graph = run_pipeline(collectives.take(), pipeline_for(device.kind(), {}), Logger(LogLevel::warning));
   Plan plan = make_serial_plan(graph, workspace_rule(device), Waits::at_once);
   Executor executor(std::move(graph), std::move(plan), device.kernels(), arena,
                     {.mesh = &mesh, .heartbeat = nullptr, .align = true});
@@ -120,8 +119,8 @@ std::vector<Rate> measure(std::int64_t bytes, DType dtype, const Mesh& mesh, Are
   std::vector<Rate> rates;
   for (std::size_t n = 0; n < transport.size(); ++n)
     if (executor.graph().nodes()[n].op->collective)
-    rates.push_back({executor.graph().nodes()[n].op->name, executor.graph().cost(NodeId(n)).wire_bytes,
-                     median(transport[n]), median(packing[n])});
+      rates.push_back({executor.graph().nodes()[n].op->name, executor.graph().cost(NodeId(n)).wire_bytes,
+                       median(transport[n]), median(packing[n])});
   return rates;
 }
 

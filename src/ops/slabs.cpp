@@ -15,7 +15,8 @@ TensorType with_rows(const TensorType& type, std::int64_t rows) {
 /// Of the rows that are there, when they are spread evenly: `max_rows` only bounds them.
 OpCost transport_cost(const OpTypes& t) {
   const auto& a = t.get<RowExchange>();
-  const auto bytes = static_cast<double>(row_size(t.shape(0))) * static_cast<double>(dtype_size(t.in(0).dtype));
+  const auto bytes =
+      static_cast<double>(row_size(t.shape(0))) * static_cast<double>(dtype_size(t.in(0).dtype));
   return {.wire_bytes = bytes * static_cast<double>(a.rows * (a.peers - 1)) / static_cast<double>(a.peers)};
 }
 
@@ -74,22 +75,28 @@ void add_moves(OpTable& table) {
                                 static_cast<double>(dtype_size(t.in(0).dtype))};
              },
              .cheap = true});
-  table.add({.name = "take_from_slabs",
-             .parse_attributes = &Attributes::parse<SlabRows>,
-             .min_inputs = 2,  // slabs, places
-             .max_inputs = 2,
-             .infer = [](const OpTypes& t) -> std::vector<TensorType> {
-               const auto& a = t.get<SlabRows>();
-               const std::int64_t slots = t.shape(1)[0];
-               FARSKIP_DTYPES(inputs_are(t, DType::i32, {1}), "take_from_slabs", t);
-               FARSKIP_SHAPE(t.shape(0)[0] == a.rows && (a.top_k > 0 || t.shape(0).rank() == 1), "take_from_slabs", t);
-               if (a.top_k > 0) return {with_rows(t.in(0), slots / a.top_k)};
-               return {{t.in(0).dtype, a.columns == 0 ? Shape{slots} : Shape{slots / a.columns, a.columns}, {}}};
-             },
-             .gradient = [](GradientCall& g) { g.set(0, put_into_slabs(g.builder(), g.dout(), g.in(1), g.get<SlabRows>())); },
-             .cost = [](const OpTypes& t) {
-               return flops_cost(static_cast<double>(t.shape(1)[0] * row_size(t.shape(0))));
-             }});
+  table.add(
+      {.name = "take_from_slabs",
+       .parse_attributes = &Attributes::parse<SlabRows>,
+       .min_inputs = 2,  // slabs, places
+       .max_inputs = 2,
+       .infer = [](const OpTypes& t) -> std::vector<TensorType> {
+         const auto& a = t.get<SlabRows>();
+         const std::int64_t slots = t.shape(1)[0];
+         FARSKIP_DTYPES(inputs_are(t, DType::i32, {1}), "take_from_slabs", t);
+         FARSKIP_SHAPE(t.shape(0)[0] == a.rows && (a.top_k > 0 || t.shape(0).rank() == 1), "take_from_slabs",
+                       t);
+         if (a.top_k > 0) return {with_rows(t.in(0), slots / a.top_k)};
+         return {{t.in(0).dtype, a.columns == 0 ? Shape{slots} : Shape{slots / a.columns, a.columns}, {}}};
+       },
+       .gradient =
+           [](GradientCall& g) {
+             g.set(0, put_into_slabs(g.builder(), g.dout(), g.in(1), g.get<SlabRows>()));
+           },
+       .cost =
+           [](const OpTypes& t) {
+             return flops_cost(static_cast<double>(t.shape(1)[0] * row_size(t.shape(0))));
+           }});
   table.add({.name = "slab_places",
              .parse_attributes = &Attributes::parse<RowExchange>,
              .min_inputs = 2,  // slot_row, offsets

@@ -69,8 +69,8 @@ class SlabRewriter {
     const Node& maker = producer(node.inputs[0], "routed rows");
     FARSKIP_CHECK(maker.op->name == "dispatch_rows" || maker.op->name == "permute_values",
                   "routed rows come from {}", maker.op->name);
-    const ValueId slabs = ops::put_into_slabs(builder_, copy_(maker.inputs[0]), route.places.places,
-                                              slab_rows(maker, route));
+    const ValueId slabs =
+        ops::put_into_slabs(builder_, copy_(maker.inputs[0]), route.places.places, slab_rows(maker, route));
     const ops::MovedSlabs moved = ops::exchange_slabs(builder_, slabs, route.places.counts, route.attributes);
     copy_.map(node.outputs[0], moved.slabs);
     copy_.map(node.outputs[1], moved.counts);
@@ -79,15 +79,17 @@ class SlabRewriter {
 
   void give_back(const Node& node) {
     const Route& route = route_of(node.inputs[2], node.attributes.get<ops::RowExchange>());
-    returned_[node.outputs[0]] = {ops::return_slabs(builder_, copy_(node.inputs[0]), route.attributes), &route};
+    returned_[node.outputs[0]] = {ops::return_slabs(builder_, copy_(node.inputs[0]), route.attributes),
+                                  &route};
   }
 
   /// Whether the node reads rows that have come back.
   bool take(const Node& node) {
     const auto reads = [&](ValueId v) { return v && returned_.contains(v); };
     if (std::none_of(node.inputs.begin(), node.inputs.end(), reads)) return false;
-    FARSKIP_CHECK(reads(node.inputs[0]) && (node.op->name == "combine_rows" || node.op->name == "permute_values"),
-                  "{} reads routed rows that have come back", node.op->name);
+    FARSKIP_CHECK(
+        reads(node.inputs[0]) && (node.op->name == "combine_rows" || node.op->name == "permute_values"),
+        "{} reads routed rows that have come back", node.op->name);
     const Returned& returned = returned_.at(node.inputs[0]);
     copy_.map(node.outputs[0], ops::take_from_slabs(builder_, returned.slabs, returned.route->places.places,
                                                     slab_rows(node, *returned.route)));

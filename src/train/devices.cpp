@@ -39,10 +39,14 @@ std::shared_ptr<DeviceCommunicator> connect(const Communicator& group, GpuTransp
   if (transport == GpuTransport::nccl) return make_nccl_communicator(group, device.index());
   const bool may_share_gpus = transport == GpuTransport::copy_engines;
   const std::string why = why_no_copy_engines(group, device.index(), may_share_gpus);
-  if (why.empty()) return make_copy_engine_communicator(group, device.index());
+  try {
+    if (why.empty()) return make_copy_engine_communicator(group, device.index());
+  } catch (const Error&) {  // on all ranks
+    if (transport != GpuTransport::automatic) throw;
+  }
   if (transport == GpuTransport::automatic) return make_nccl_communicator(group, device.index());
-  throw UsageError(fmt::format("parallel.gpu_transport: copy_engines cannot connect '{}': {}; use auto or nccl",
-                               group.name(), why));
+  throw UsageError(fmt::format(
+      "parallel.gpu_transport: copy_engines cannot connect '{}': {}; use auto or nccl", group.name(), why));
 }
 
 }  // namespace

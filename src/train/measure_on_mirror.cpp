@@ -37,8 +37,8 @@ void keep_distinct_layers(DistillSetup& distill) {
 
 }  // namespace
 
-MirrorMeasurement choose_measurement(const PlanRequest& request, double flops_per_second,
-                                     double most_seconds, int local_ranks) {
+MirrorMeasurement choose_measurement(const PlanRequest& request, double flops_per_second, double most_seconds,
+                                     int local_ranks) {
   MirrorMeasurement chosen{.request = request, .local_ranks = local_ranks};
   const ModelConfig& model = chosen.request.model;
   TrainEngineOptions& options = chosen.request.options;

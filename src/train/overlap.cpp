@@ -48,8 +48,8 @@ class Runner {
     return summarise(run(batches, scale, number));
   }
 
-  /// Seconds of a step as training runs it, without marks: on a GPU, from the third on, as a recording. Slowest
-  /// rank. executed() stays that of the last timed step.
+  /// Seconds of a step as training runs it, without marks: on a GPU, from the third on, as a recording.
+  /// Slowest rank. executed() stays that of the last timed step.
   double whole_step(const std::vector<Batch>& batches, float scale, std::int64_t number) {
     engine_.observe({});
     double seconds = run(batches, scale, number);

@@ -191,7 +191,8 @@ class UpdateGraph {
         graph_.add_external(ExternalKind::input, std::string(kHyper), {DType::f32, Shape{3}, {}});
     const auto [norm, factor] = ops::clip_factor(b_, sums_of_squares(), optimizer_.clip_grad_norm);
     graph_.add_output("grad_norm", norm);
-    for (std::size_t i = 0; i < parameters_.size(); ++i) update(parameters_[i], states_[i], gradients_[i], factor, hyper);
+    for (std::size_t i = 0; i < parameters_.size(); ++i)
+      update(parameters_[i], states_[i], gradients_[i], factor, hyper);
     gatherer_.finish();
     return std::move(graph_);
   }

@@ -109,9 +109,8 @@ class TrainingRun {
  private:
   TrainEngineOptions with_costs(TrainEngineOptions options) const {
     if (options.overlap && world().size() > 1)
-      options.costs =
-          kept_step_costs(fs::path(config_.run_dir) / "costs.txt", cost_key(), model_, layers_, options, mesh_,
-                          arena_.shared_device(), &heartbeat_, logger_);
+      options.costs = kept_step_costs(fs::path(config_.run_dir) / "costs.txt", cost_key(), model_, layers_,
+                                      options, mesh_, arena_.shared_device(), &heartbeat_, logger_);
     return options;
   }
 

@@ -59,7 +59,8 @@ HostTensor choose_experts(const Case& c) {
   for (std::size_t e = 0; e < c.rows.size(); ++e)
     experts.insert(experts.end(), static_cast<std::size_t>(c.rows[e]), static_cast<std::int32_t>(e));
   for (std::size_t i = experts.size(); i > 1; --i)
-    std::swap(experts[i - 1], experts[static_cast<std::size_t>(uniform_double(12, 0, i) * static_cast<double>(i))]);
+    std::swap(experts[i - 1],
+              experts[static_cast<std::size_t>(uniform_double(12, 0, i) * static_cast<double>(i))]);
   HostTensor indices(DType::i32, Shape{c.tokens, c.top_k});
   REQUIRE(experts.size() * sizeof(std::int32_t) == indices.bytes().size());
   std::memcpy(indices.bytes().data(), experts.data(), indices.bytes().size());
@@ -133,7 +134,7 @@ TEST_CASE("routed rows of emulated ranks travel as those of the mirror do") {
   }
   const std::vector<Case> cases{
       {DType::f32, 20, 2, 12, 2, 40, {3, 6, 0, 11, 1, 9, 10, 0}},
-      {DType::f32, 37, 1, 5, 1, 20, {0, 17, 20, 0}},                // empty peers, odd width
+      {DType::f32, 37, 1, 5, 1, 20, {0, 17, 20, 0}},               // empty peers, odd width
       {DType::f32, 32, 2, 7, 2, 11, {2, 10, 8, 11, 19, 2, 8, 4}},  // two peers have too many
       {DType::f32, 300, 3, 0, 3, 300, {1, 4, 4, 191, 99, 2, 199, 100, 1, 0, 149, 150}},
       {DType::f32, 32, 2, 0, 2, 11, {2, 10, 8, 11, 19, 2, 8, 4}},

@@ -176,9 +176,9 @@ void add_slabs(std::vector<OpCase>& cases) {
     ops::RowExchange attributes;
     std::int64_t tokens, top_k;
   };
-  for (const Row& row : {Row{"room for all", {3, 2, 40, 33}, 11, 3}, Row{"too many for some", {3, 2, 9, 33}, 11, 3},
-                         Row{"one peer", {1, 4, 8, 8}, 4, 2}, Row{"no room", {2, 2, 0, 5}, 5, 1},
-                         Row{"many rows", {4, 8, 700, 2400}, 800, 3}}) {
+  for (const Row& row : {Row{"room for all", {3, 2, 40, 33}, 11, 3},
+                         Row{"too many for some", {3, 2, 9, 33}, 11, 3}, Row{"one peer", {1, 4, 8, 8}, 4, 2},
+                         Row{"no room", {2, 2, 0, 5}, 5, 1}, Row{"many rows", {4, 8, 700, 2400}, 800, 3}}) {
     const ops::RowExchange& a = row.attributes;
     const Order order =
         routed_order(random_choice(row.tokens, row.top_k, a.peers * a.groups, 342), a.peers * a.groups);
@@ -193,7 +193,9 @@ void add_slabs(std::vector<OpCase>& cases) {
       cases.push_back({"put_into_slabs", name, k, {random_tensor({tokens, hidden}, 343), places}});
       cases.push_back({"take_from_slabs", name, k, {random_tensor({rows, hidden}, 344), places}});
       const auto values = Attributes::of(ops::SlabRows{0, rows, hidden == 1 ? 0 : top_k});
-      cases.push_back({"put_into_slabs", name, Attributes::of(ops::SlabRows{0, rows, 0}),
+      cases.push_back({"put_into_slabs",
+                       name,
+                       Attributes::of(ops::SlabRows{0, rows, 0}),
                        {random_tensor({tokens, top_k}, 345), places}});
       cases.push_back({"take_from_slabs", name, values, {random_tensor({rows}, 346), places}});
     }

@@ -173,14 +173,16 @@ void run_slab_places(const KernelCall& call) {
 }
 
 void run_put_into_slabs(const KernelCall& call) {
-  const std::int64_t top_k = std::max<std::int64_t>(call.get<ops::SlabRows>().top_k, 1), size = row_size(call.out_shape(0));
+  const std::int64_t top_k = std::max<std::int64_t>(call.get<ops::SlabRows>().top_k, 1),
+                     size = row_size(call.out_shape(0));
   for (std::int64_t s = 0; s < call.in_shape(1)[0]; ++s)
     if (const std::int32_t place = call.in<std::int32_t>(1)[s]; place >= 0)
       std::copy_n(call.in<double>(0) + s / top_k * size, size, call.out<double>(0) + place * size);
 }
 
 void run_take_from_slabs(const KernelCall& call) {
-  const std::int64_t top_k = std::max<std::int64_t>(call.get<ops::SlabRows>().top_k, 1), size = row_size(call.in_shape(0));
+  const std::int64_t top_k = std::max<std::int64_t>(call.get<ops::SlabRows>().top_k, 1),
+                     size = row_size(call.in_shape(0));
   std::fill_n(call.out<double>(0), call.out_shape(0).num_elements(), 0.0);
   for (std::int64_t s = 0; s < call.in_shape(1)[0]; ++s)
     if (const std::int32_t place = call.in<std::int32_t>(1)[s]; place >= 0)

@@ -48,12 +48,12 @@ class DeviceCommunicator {
 /// Collective, blocking. UsageError where two ranks of a host have the same GPU.
 std::shared_ptr<DeviceCommunicator> make_nccl_communicator(const Communicator& group, int gpu);
 
-/// Copy engines between GPU `gpu` of this process and those of its peers, which may be the same GPU. Collective,
-/// blocking.
+/// Copy engines between GPU `gpu` of this process and those of its peers, which may be the same GPU.
+/// Collective, blocking. Error on every rank where one of them cannot open the memory of another.
 std::shared_ptr<DeviceCommunicator> make_copy_engine_communicator(const Communicator& group, int gpu);
-/// Why there is no such communicator for these ranks: they must be processes of one host, with GPUs that reach each
-/// other's memory, and one each unless `may_share_gpus`. Empty where there is. Collective; the same answer on every
-/// rank.
+/// Why there is no such communicator for these ranks: they must be processes of one host, with GPUs that
+/// reach each other's memory, and one each unless `may_share_gpus`. Empty where there is. Collective; the
+/// same answer on every rank.
 std::string why_no_copy_engines(const Communicator& group, int gpu, bool may_share_gpus);
 
 /// One rank of many without the others, for measuring overlap on one GPU: what goes to a peer crosses to the

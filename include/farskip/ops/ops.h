@@ -338,14 +338,15 @@ ValueId scatter_rows(Builder& b, ValueId y, ValueId source, std::int64_t rows);
 
 // ---- slabs.cpp -----------------------------------------------------------------------------------
 //
-// The same rows where what is sent, too, stands in slabs (passes/rows_in_slabs.h): slab p of P * max_rows rows is
-// for peer p. Slots (token t's choice k: t*K+k) are put there and taken from there directly.
+// The same rows where what is sent, too, stands in slabs (passes/rows_in_slabs.h): slab p of P * max_rows
+// rows is for peer p. Slots (token t's choice k: t*K+k) are put there and taken from there directly.
 
 struct SlabPlaces {
   ValueId places, counts, overflow;
 };
-/// slot_row i32[R], offsets i32[E+1] (of sort_by_expert) → (places i32[R]: the slab row of each slot, -1 where it
-/// does not fit; counts i32[P*G] of what is sent to each group; overflow i32[1], as exchange_rows has it).
+/// slot_row i32[R], offsets i32[E+1] (of sort_by_expert) → (places i32[R]: the slab row of each slot, -1
+/// where it does not fit; counts i32[P*G] of what is sent to each group; overflow i32[1], as exchange_rows
+/// has it).
 SlabPlaces slab_places(Builder& b, ValueId slot_row, ValueId offsets, const RowExchange& attributes);
 
 struct SlabRows {
@@ -358,15 +359,15 @@ struct SlabRows {
     f("columns", self.columns);
   }
 };
-/// x[T, H], places → [rows, H]: row places[t*K+k] is x[t]; values of R elements (top_k 0) → [rows]. Rows that no slot
-/// has are not written.
+/// x[T, H], places → [rows, H]: row places[t*K+k] is x[t]; values of R elements (top_k 0) → [rows]. Rows that
+/// no slot has are not written.
 ValueId put_into_slabs(Builder& b, ValueId x, ValueId places, const SlabRows& attributes);
-/// slabs[rows, H], places → [T, H]: Σ_k slabs[places[t*K+k]], in order of k; slabs[rows] (top_k 0) → R elements. What
-/// did not fit counts as 0.
+/// slabs[rows, H], places → [T, H]: Σ_k slabs[places[t*K+k]], in order of k; slabs[rows] (top_k 0) → R
+/// elements. What did not fit counts as 0.
 ValueId take_from_slabs(Builder& b, ValueId slabs, ValueId places, const SlabRows& attributes);
 
-/// Collective over `expert`: slab p of the result is what rank p has in its slab for this rank. counts i32[P*G] →
-/// those of the result.
+/// Collective over `expert`: slab p of the result is what rank p has in its slab for this rank. counts
+/// i32[P*G] → those of the result.
 struct MovedSlabs {
   ValueId slabs, counts;
 };

@@ -15,8 +15,9 @@ std::string why_unsupported(DeviceChoice device, Precision precision);
 /// `automatic`: a GPU where the build and the machine have one for each rank on it, else the CPU. The ranks
 /// of a machine take the GPUs that they see in turn. UsageError where the choices cannot be had.
 std::shared_ptr<Device> open_device(DeviceChoice device, Precision precision);
-/// The mesh of a job whose plans run on `device`; its GPUs are connected as `config.gpu_transport` says. Collective.
-/// UsageError where `config.expert` does not divide the world, or where the ranks' GPUs cannot be connected so.
+/// The mesh of a job whose plans run on `device`; its GPUs are connected as `config.gpu_transport` says.
+/// Collective. UsageError where `config.expert` does not divide the world, or where the ranks' GPUs cannot be
+/// connected so.
 Mesh make_mesh(const Communicator& world, const ParallelConfig& config, const Device& device);
 /// Rank 0 of a job of so many ranks on this GPU alone (comm/mirror.h, make_emulated_communicator).
 Mesh make_emulated_mesh(int world_size, int expert_size, double payload, const Device& device);

@@ -31,8 +31,9 @@ CostTable measure_step_costs(const ModelConfig& model, const LayerGraph& layers,
                              std::shared_ptr<Device> device, Heartbeat* heartbeat, const Logger& logger,
                              int steps = 2);
 
-/// The costs kept in the file `path` if they are of this machine, build and shape (and `more_key`, what else the step's
-/// graph depends on), else measured, and kept there. The order of a step depends on them, its bits do not. Collective.
+/// The costs kept in the file `path` if they are of this machine, build and shape (and `more_key`, what else
+/// the step's graph depends on), else measured, and kept there. The order of a step depends on them, its bits
+/// do not. Collective.
 std::shared_ptr<const CostTable> kept_step_costs(const fs::path& path, std::string_view more_key,
                                                  const ModelConfig& model, const LayerGraph& layers,
                                                  const TrainEngineOptions& options, const Mesh& mesh,

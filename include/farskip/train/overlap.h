@@ -15,8 +15,8 @@ namespace farskip {
 /// blocking_seconds: a transport is timed from the arrival of its last rank, and hiding what is no transport
 /// counts for nothing. The overlapped run bears its own skew.
 ///
-/// On a GPU the two times of the whole step are those of recorded steps, without marks; the directions are timed by
-/// marks around kernels that are launched one by one, which takes time of its own.
+/// On a GPU the two times of the whole step are those of recorded steps, without marks; the directions are
+/// timed by marks around kernels that are launched one by one, which takes time of its own.
 struct DirectionOverlap {
   double blocking_seconds = 0, overlapped_seconds = 0;
   double skew_seconds = 0;       // of the blocking run, mean of the ranks

@@ -91,8 +91,8 @@ struct MirrorMeasurement {
   int steps = 3;
   int local_ranks = 1;  // that share this machine's cores; all are kept at work while one is measured
 };
-MirrorMeasurement choose_measurement(const PlanRequest& request, double flops_per_second,
-                                     double most_seconds, int local_ranks = 1);
+MirrorMeasurement choose_measurement(const PlanRequest& request, double flops_per_second, double most_seconds,
+                                     int local_ranks = 1);
 /// Bytes of weights (a teacher's too), gradients and moments of one rank.
 MemoryReport state_memory(const PlanRequest& request);
 /// Measures kernels on this machine, the other ranks mirrored (comm/mirror.h). The collectives of

@@ -56,17 +56,17 @@ std::vector<LocalParameter> without_frozen(std::vector<LocalParameter> parameter
 /// Clip and AdamW over all parameters (decay on tensors of rank >= 2 as the hub counts ranks: an expert's
 /// matrices, not norms). All tensors are seen as matrices [rows, row size], vectors as they are; state, and
 /// only the optimizer_rows of each: own_rows_name, gradient_name and the moments. Output "grad_norm" f32[1],
-/// over all ranks, before clipping. `compute` bf16: also these rows of the compute copy of each parameter that
-/// has one (own_rows_name of compute_copy_name), so that micro-batches need not round again.
+/// over all ranks, before clipping. `compute` bf16: also these rows of the compute copy of each parameter
+/// that has one (own_rows_name of compute_copy_name), so that micro-batches need not round again.
 ///
 /// Where these are not all rows, the whole of what micro-batches read is then put together from all replicas:
-/// the compute copy (under compute_copy_name) of a parameter that has one, whose other rows are then behind on
-/// this rank (build_gather_graph); else the parameter (under its name).
+/// the compute copy (under compute_copy_name) of a parameter that has one, whose other rows are then behind
+/// on this rank (build_gather_graph); else the parameter (under its name).
 Graph build_update_graph(const std::vector<LocalParameter>& parameters, const StepSharding& sharding,
                          const OptimizerConfig& optimizer, DType compute = DType::f32);
 
-/// Puts together what build_update_graph leaves behind: the parameters of which a rank has its own rows alone.
-/// Without nodes where there are none. Externals as there.
+/// Puts together what build_update_graph leaves behind: the parameters of which a rank has its own rows
+/// alone. Without nodes where there are none. Externals as there.
 Graph build_gather_graph(const std::vector<LocalParameter>& parameters, const StepSharding& sharding,
                          DType compute);
 

@@ -114,7 +114,8 @@ void run_put_into_slabs(const KernelCall& call) {
   cpu::parallel_ranges(slots, cpu::rows_per_tile(size), [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t s = begin; s < end; ++s)
       if (places[s] >= 0)
-        std::memcpy(out + places[s] * size, x + s / top_k * size, static_cast<std::size_t>(size) * sizeof(float));
+        std::memcpy(out + places[s] * size, x + s / top_k * size,
+                    static_cast<std::size_t>(size) * sizeof(float));
   });
 }
 

@@ -184,9 +184,9 @@ std::size_t packed_bytes(const KernelCall& call) {
 
 void pack_reduce_scatter(const KernelCall& call) {
   if (call.inputs.size() == 1) return;
-  for_each_part(call, call.inputs, scratch<float>(call), [&](const float* part, float* packed, std::size_t bytes) {
-    copy(call, packed, part, bytes);
-  });
+  for_each_part(
+      call, call.inputs, scratch<float>(call),
+      [&](const float* part, float* packed, std::size_t bytes) { copy(call, packed, part, bytes); });
 }
 
 /// Where the own sums are: in the only output, else in the own place of the scratch memory.
@@ -241,9 +241,8 @@ void transport_all_gather(const KernelCall& call) {
 template <class T>
 void unpack_all_gather(const KernelCall& call) {
   if (call.outputs.size() == 1) return;
-  for_each_part(call, call.outputs, scratch<T>(call), [&](T* part, const T* packed, std::size_t bytes) {
-    copy(call, part, packed, bytes);
-  });
+  for_each_part(call, call.outputs, scratch<T>(call),
+                [&](T* part, const T* packed, std::size_t bytes) { copy(call, part, packed, bytes); });
 }
 
 template <class T>

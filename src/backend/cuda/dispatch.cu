@@ -64,7 +64,8 @@ __global__ void __launch_bounds__(kThreads)
       Pack<T, N> packs[ahead];
 #pragma unroll
       for (int k = 0; k < ahead; ++k)
-        if (first + k < top_k && rows[first + k] >= 0) packs[k] = Pack<T, N>::load(y + rows[first + k] * hidden + i);
+        if (first + k < top_k && rows[first + k] >= 0)
+          packs[k] = Pack<T, N>::load(y + rows[first + k] * hidden + i);
 #pragma unroll
       for (int k = 0; k < ahead; ++k) {
         if (first + k >= top_k || rows[first + k] < 0) continue;
@@ -124,11 +125,12 @@ void run_take_from_slabs(const KernelCall& call) {
   const auto* places = call.in<std::int32_t>(1);
   const std::int64_t slots = call.in_shape(1)[0];
   if (slots == 0) return;
-  if (const std::int64_t top_k = call.get<ops::SlabRows>().top_k; top_k > 0) return combine(call, places, top_k);
+  if (const std::int64_t top_k = call.get<ops::SlabRows>().top_k; top_k > 0)
+    return combine(call, places, top_k);
   with_element_type(call.inputs[0].dtype, [&](auto element) {
     using T = decltype(element);
-    launch(call, take_values_kernel<T>, grid_size(ceil_div(slots, kThreads)), kThreads, 0, call.in<T>(0), places,
-           call.out<T>(0), slots);
+    launch(call, take_values_kernel<T>, grid_size(ceil_div(slots, kThreads)), kThreads, 0, call.in<T>(0),
+           places, call.out<T>(0), slots);
   });
 }
 

@@ -1,5 +1,6 @@
-// Routed rows to the ranks of their experts and back. What travels are slabs of fixed size, one for each peer, since
-// a recorded run cannot change what it sends; the counts that say how much of a slab is there travel beside them.
+// Routed rows to the ranks of their experts and back. What travels are slabs of fixed size, one for each
+// peer, since a recorded run cannot change what it sends; the counts that say how much of a slab is there
+// travel beside them.
 #include "backend/cuda/launch.cuh"
 #include "farskip/ops/ops.h"
 
@@ -45,14 +46,15 @@ void run_slab_places(const KernelCall& call) {
   const auto& a = call.get<ops::RowExchange>();
   const auto peers = static_cast<int>(a.peers), groups = static_cast<int>(a.groups);
   const auto* offsets = call.in<std::int32_t>(1);
-  launch(call, count_rows_kernel, 1, kThreads, 0, offsets, call.out<std::int32_t>(1), call.out<std::int32_t>(2), peers,
-         groups, a.max_rows);
+  launch(call, count_rows_kernel, 1, kThreads, 0, offsets, call.out<std::int32_t>(1),
+         call.out<std::int32_t>(2), peers, groups, a.max_rows);
   if (a.rows == 0) return;
-  launch(call, slab_places_kernel, grid_size(ceil_div(a.rows, kThreads)), kThreads, 0, call.in<std::int32_t>(0),
-         offsets, call.out<std::int32_t>(0), a.rows, peers, groups, a.max_rows);
+  launch(call, slab_places_kernel, grid_size(ceil_div(a.rows, kThreads)), kThreads, 0,
+         call.in<std::int32_t>(0), offsets, call.out<std::int32_t>(0), a.rows, peers, groups, a.max_rows);
 }
 
-/// One transfer a peer, the own one too: from `send` to `receive`, both of as many equal parts as there are ranks.
+/// One transfer a peer, the own one too: from `send` to `receive`, both of as many equal parts as there are
+/// ranks.
 void add_parts(std::vector<PeerTransfer>& transfers, const DeviceCommunicator& group, const TensorView& send,
                const TensorView& receive) {
   const std::size_t bytes = send.num_bytes() / static_cast<std::size_t>(group.size());

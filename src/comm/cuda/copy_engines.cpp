@@ -1,5 +1,5 @@
-// Transport between GPUs of one host by their copy engines: a rank copies into the memory of its peers, and tells
-// them so there. No multiprocessor and no host takes part.
+// Transport between GPUs of one host by their copy engines: a rank copies into the memory of its peers, and
+// tells them so there. No multiprocessor and no host takes part.
 #include <cuda.h>
 #include <cuda_runtime_api.h>
 
@@ -78,10 +78,10 @@ class OpenedMemory {
   std::map<std::string, void*> opened_;
 };
 
-// Two flags a peer stand in this rank's memory, set to 1 by the peer and to 0 by this rank once it has seen that:
-// `ready`, the peer's buffers may be written; `arrived`, what the peer sends is here. Every pair of ranks sets both
-// in every transfer. So a flag is 0 again before the peer can set it for the next transfer: it first waits for this
-// rank's flag, which is set later in the order of this rank's stream.
+// Two flags a peer stand in this rank's memory, set to 1 by the peer and to 0 by this rank once it has seen
+// that: `ready`, the peer's buffers may be written; `arrived`, what the peer sends is here. Every pair of
+// ranks sets both in every transfer. So a flag is 0 again before the peer can set it for the next transfer:
+// it first waits for this rank's flag, which is set later in the order of this rank's stream.
 enum Flag { ready, arrived, num_flags };
 
 class CopyEngineCommunicator final : public DeviceCommunicator {
@@ -105,10 +105,20 @@ class CopyEngineCommunicator final : public DeviceCommunicator {
     std::vector<SharedAddress> mine;
     for (int p = 0; p < size(); ++p) mine.push_back(share(p, flags_, sizeof(one)));
     const auto theirs = exchange(mine);
-    for (int p = 0; p < size(); ++p)
-      peer_flags_.push_back(
-          p == rank() ? nullptr
-                      : reinterpret_cast<std::uint32_t*>(peer_flags_memory_.address(theirs[p].front())));
+    const auto open_all = [&] {
+      for (int p = 0; p < size(); ++p)
+        peer_flags_.push_back(
+            p == rank() ? nullptr
+                        : reinterpret_cast<std::uint32_t*>(peer_flags_memory_.address(theirs[p].front())));
+    };
+    std::exception_ptr problem;
+    try {
+      open_all();
+    } catch (const CommunicationError&) {  // a container may forbid it
+      cudaGetLastError();
+      problem = std::current_exception();
+    }
+    throw_together(group_, problem);
   }
   ~CopyEngineCommunicator() override {
     buffers_.close();
@@ -177,14 +187,16 @@ class CopyEngineCommunicator final : public DeviceCommunicator {
   SharedAddress share(int peer, const void* address, std::size_t bytes) const {
     CUdeviceptr begin = 0;
     check(address_range_(&begin, nullptr, reinterpret_cast<CUdeviceptr>(address)));
-    SharedAddress shared{.offset = reinterpret_cast<CUdeviceptr>(address) - begin, .bytes = bytes, .peer = peer};
+    SharedAddress shared{
+        .offset = reinterpret_cast<CUdeviceptr>(address) - begin, .bytes = bytes, .peer = peer};
     check(cudaIpcGetMemHandle(&shared.allocation, reinterpret_cast<void*>(begin)));
     return shared;
   }
 
   /// What each rank shares with this one, in the order in which it said so.
   std::vector<std::vector<SharedAddress>> exchange(const std::vector<SharedAddress>& mine) const {
-    const std::string_view text(reinterpret_cast<const char*>(mine.data()), mine.size() * sizeof(SharedAddress));
+    const std::string_view text(reinterpret_cast<const char*>(mine.data()),
+                                mine.size() * sizeof(SharedAddress));
     std::vector<std::vector<SharedAddress>> theirs;
     for (const std::string& message : all_gather_text(group_, text)) {
       std::vector<SharedAddress>& from = theirs.emplace_back();
@@ -197,8 +209,8 @@ class CopyEngineCommunicator final : public DeviceCommunicator {
     return theirs;
   }
 
-  /// Where, in its peer's memory, each of the transfers goes. Asked for each time: whether a buffer of a peer has
-  /// moved is not known here, and a recording asks once.
+  /// Where, in its peer's memory, each of the transfers goes. Asked for each time: whether a buffer of a peer
+  /// has moved is not known here, and a recording asks once.
   std::vector<std::byte*> find_targets(std::span<const PeerTransfer> transfers) {
     const OutsideOfRecording outside;
     std::vector<SharedAddress> mine;
@@ -213,9 +225,9 @@ class CopyEngineCommunicator final : public DeviceCommunicator {
       const auto& offered = theirs[static_cast<std::size_t>(t.peer)];
       std::size_t& i = next[static_cast<std::size_t>(t.peer)];
       if (i == offered.size() || offered[i].bytes != t.send_bytes)
-        throw CommunicationError(
-            fmt::format("{}: rank {} sends {} bytes to rank {}, which awaits {}", name_, rank(), t.send_bytes, t.peer,
-                        i == offered.size() ? std::string("nothing") : std::to_string(offered[i].bytes)));
+        throw CommunicationError(fmt::format(
+            "{}: rank {} sends {} bytes to rank {}, which awaits {}", name_, rank(), t.send_bytes, t.peer,
+            i == offered.size() ? std::string("nothing") : std::to_string(offered[i].bytes)));
       target = buffers_.address(offered[i++]);
     }
     return targets;

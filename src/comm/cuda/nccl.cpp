@@ -69,9 +69,9 @@ std::shared_ptr<DeviceCommunicator> make_nccl_communicator(const Communicator& g
   for (std::size_t a = 0; a < places.size(); ++a)
     for (std::size_t b = 0; b < a; ++b)
       if (places[a].same_gpu(places[b]))
-        throw UsageError(
-            fmt::format("ranks {} and {} of {} would share GPU {} of {}; start one rank per GPU, or use device cpu",
-                        b, a, group.name(), places[a].bus, places[a].host));
+        throw UsageError(fmt::format(
+            "ranks {} and {} of {} would share GPU {} of {}; start one rank per GPU, or use device cpu", b, a,
+            group.name(), places[a].bus, places[a].host));
   return std::make_shared<NcclCommunicator>(group, gpu);
 }
 

@@ -34,8 +34,8 @@ class SideCopies {
         check_transport(cudaStreamWaitEvent(stream_, begin_, 0), group_);
         any_ = true;
       }
-      check_transport(
-          cudaMemcpyAsync(t.receive, t.send, t.receive_bytes, cudaMemcpyDeviceToDevice, stream_), group_);
+      check_transport(cudaMemcpyAsync(t.receive, t.send, t.receive_bytes, cudaMemcpyDeviceToDevice, stream_),
+                      group_);
     }
   }
   /// `stream` goes on when they have ended.
