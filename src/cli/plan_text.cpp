@@ -54,15 +54,20 @@ void print_totals(const PlanRequest& request, const PlanReport& report) {
       "one step on {} ranks ({} data x {} expert), {} micro-batches of {} x {} tokens a rank; predicted\n\n",
       request.mesh.world_size, request.mesh.size(MeshAxis::data), request.mesh.expert_size, o.micro_batches,
       o.micro_batch, o.sequence_length);
-  fmt::print("{:22} {:>12} {:>12} {:>15} {:>13}\n", "", "blocking ms", "scheduled ms", "of blocking std",
-             "memory GiB");
-  const auto row = [&](const std::string& name, const WiringReport& w) {
-    fmt::print("{:22} {:12.2f} {:12.2f} {:14.1f}% {:13.2f}\n", name, 1e3 * w.blocking_seconds,
+  fmt::print("{:22} {:>9} {:>12} {:>12} {:>15} {:>13}\n", "", "in flight", "blocking ms", "scheduled ms",
+             "of blocking std", "memory GiB");
+  const auto row = [&](const std::string& name, int in_flight, const WiringReport& w) {
+    fmt::print("{:22} {:9} {:12.2f} {:12.2f} {:14.1f}% {:13.2f}\n", name, in_flight, 1e3 * w.blocking_seconds,
                1e3 * w.scheduled_seconds, 100 * w.scheduled_seconds / standard.blocking_seconds,
                gib(w.memory.total()));
   };
-  row("standard", standard);
-  row(fmt::format("FarSkip ({})", wiring_name(request.model.farskip)), farskip);
+  const std::string farskip_name = fmt::format("FarSkip ({})", wiring_name(request.model.farskip));
+  row("standard", o.in_flight, standard);
+  row(farskip_name, o.in_flight, farskip);
+  if (const auto& other = report.other_in_flight) {
+    row("standard", other->in_flight, other->standard);
+    row(farskip_name, other->in_flight, other->farskip);
+  }
   const MemoryReport& m = farskip.memory;
   fmt::print("memory with FarSkip: weights {:.2f}, gradients {:.2f}, moments {:.2f}, activations {:.2f} GiB",
              gib(m.weights), gib(m.gradients), gib(m.moments), gib(farskip.usual_arena));
@@ -220,6 +225,12 @@ nlohmann::ordered_json plan_json(const PlanRequest& request, const PlanReport& r
                                 {"collectives_standard", collectives_json(report.standard)},
                                 {"nodes", report.num_nodes},
                                 {"planning_seconds", report.planning_seconds}};
+  if (const auto& other = report.other_in_flight)
+    object["other_in_flight"] = {{"micro_batches_in_flight", other->in_flight},
+                                 {"step_seconds_standard", other->standard.scheduled_seconds},
+                                 {"step_seconds_farskip", other->farskip.scheduled_seconds},
+                                 {"peak_memory_bytes_standard", other->standard.memory.total()},
+                                 {"peak_memory_bytes", other->farskip.memory.total()}};
   if (report.separate) {
     object["peak_memory_bytes_graph_order"] = report.farskip.blocking_memory.total();
     object["peak_memory_bytes_teacher_alone"] = report.separate->teacher.total();

@@ -308,6 +308,13 @@ PlanReport plan_step(const PlanRequest& request, const Logger& logger) {
   Planner farskip(request, request.model.farskip, logger);
   report.farskip = farskip.run();
   report.num_nodes = farskip.num_nodes();
+  const int other = request.options.in_flight == 1 ? 2 : 1;
+  if (request.mesh.world_size > 1 && request.options.micro_batches % other == 0) {
+    PlanRequest changed = request;
+    changed.options.in_flight = other;
+    report.other_in_flight = {other, Planner(changed, {FarSkipMode::off, {}}, logger).run(),
+                              Planner(changed, request.model.farskip, logger).run()};
+  }
   if (request.distill && !request.distill->config.cache) report.separate = plan_separate(request, logger);
   report.planning_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return report;

@@ -129,6 +129,22 @@ TEST_CASE("a plan names every collective with consistent times, and FarSkip is n
   }
 }
 
+TEST_CASE("both wirings are planned with one and with two micro-batches in flight, where two divide them") {
+  const Folder f;
+  const json one = f.plan_json("--ranks 2 train.global_batch=8" + kDevice);
+  const json two = f.plan_json("--ranks 2 train.global_batch=8 schedule.micro_batches_in_flight=2" + kDevice);
+  REQUIRE(one["other_in_flight"]["micro_batches_in_flight"] == 2);
+  REQUIRE(two["other_in_flight"]["micro_batches_in_flight"] == 1);
+  for (const char* key :
+       {"step_seconds_standard", "step_seconds_farskip", "peak_memory_bytes_standard", "peak_memory_bytes"}) {
+    CHECK(one["other_in_flight"][key] == two[key]);
+    CHECK(two["other_in_flight"][key] == one[key]);
+  }
+  CHECK(two["step_seconds_standard"] < one["step_seconds_standard"]);
+  CHECK(two["peak_memory_bytes"] > one["peak_memory_bytes"]);
+  CHECK(!f.plan_json("--ranks 2 train.global_batch=4" + kDevice).contains("other_in_flight"));
+}
+
 TEST_CASE("FarSkip lets attention run under the all-to-alls of the forward, the standard wiring nothing") {
   const Folder f;
   const json plan = f.plan_json("--ranks 2 train.global_batch=4" + kDevice);

@@ -170,8 +170,10 @@ TEST_CASE("by the rates of a device an op takes the longer of arithmetic and tra
 }
 
 TEST_CASE("what is measured on a mirror covers every op of both wirings of the whole model") {
+  const int local_ranks = GENERATE(1, 3);  // all but the first only keep cores at work
   PlanRequest request = make_request({8, 0, 4}, 3);
-  const MirrorMeasurement measurement = choose_measurement(request, 1e12, 30);
+  const MirrorMeasurement measurement = choose_measurement(request, 1e12, 30, local_ranks);
+  CHECK(measurement.local_ranks == local_ranks);
   CHECK(measurement.request.model.num_layers == 3);
   CHECK(measurement.request.options.micro_batches == 2);
   CHECK(measurement.request.options.micro_batch == 2);

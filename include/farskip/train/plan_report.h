@@ -72,8 +72,17 @@ struct SeparateMemory {
   MemoryReport teacher, student;
 };
 
+/// The same step with another number of micro-batches in flight.
+struct OtherInFlight {
+  int in_flight = 1;
+  WiringReport standard, farskip;
+};
+
 struct PlanReport {
   WiringReport standard, farskip;
+  /// Of two in flight where the request has one, else of one; absent where two do not divide the
+  /// micro-batches of a rank.
+  std::optional<OtherInFlight> other_in_flight;
   std::optional<SeparateMemory> separate;  // of a distillation; in graph order, as blocking_memory
   std::size_t num_nodes = 0;               // of the graphs of a step with FarSkip wiring
   double planning_seconds = 0;
