@@ -60,10 +60,35 @@ NodeSeconds agree_on_costs(const Graph& graph, const CostTable& costs, const Mes
   return seconds;
 }
 
+/// The order of rank 0's plan on every rank. Collective.
+std::vector<OrderedStep> share_order(const Plan& plan, const Communicator& world) {
+  constexpr std::size_t fields = 5;
+  std::vector<std::int64_t> numbers;
+  for (const PlanStep& s : plan.steps)
+    numbers.insert(numbers.end(),
+                   {static_cast<std::int64_t>(s.node.index()), static_cast<std::int64_t>(s.kind),
+                    s.portion.first, s.portion.count, s.portion.of});
+  auto count = static_cast<std::int64_t>(numbers.size());
+  world.broadcast(std::span(&count, 1), 0);
+  numbers.resize(static_cast<std::size_t>(count));
+  world.broadcast(std::span(numbers), 0);
+  std::vector<OrderedStep> order;
+  for (std::size_t i = 0; i < numbers.size(); i += fields)
+    order.push_back({NodeId(static_cast<std::size_t>(numbers[i])),
+                     static_cast<StepKind>(numbers[i + 1]),
+                     {numbers[i + 2], numbers[i + 3], numbers[i + 4]}});
+  return order;
+}
+
+// Memory steers the search, and shards of ZeRO differ in size: only one rank may choose the order.
 Plan make_plan(const Graph& graph, const Device& device, const PlanOptions& options, const Mesh* mesh) {
   const WorkspaceRule workspace = workspace_rule(device);
   if (options.costs == nullptr) return make_serial_plan(graph, workspace, options.waits);
-  return make_step_plan(graph, workspace, agree_on_costs(graph, *options.costs, mesh), options.in_flight);
+  const NodeSeconds seconds = agree_on_costs(graph, *options.costs, mesh);
+  const bool alone = mesh == nullptr || mesh->world().size() == 1;
+  Plan plan;
+  if (alone || mesh->world().rank() == 0) plan = make_step_plan(graph, workspace, seconds, options.in_flight);
+  return alone ? plan : make_plan(graph, workspace, share_order(plan, mesh->world()));
 }
 
 }  // namespace
