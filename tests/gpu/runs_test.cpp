@@ -2,17 +2,13 @@
 // the CPU. Where there is no GPU every test says so and checks nothing.
 #include <cmath>
 #include <nlohmann/json.hpp>
-#include <sstream>
 
-#include "farskip/config/run_config.h"
-#include "farskip/train/distillation.h"
 #include "support/catch.h"
-#include "support/support.h"
+#include "support/run_files.h"
+#include "support/small_run.h"
 
 namespace farskip {
 namespace {
-
-const Logger kQuiet(LogLevel::off);
 
 bool no_gpu() {
   const std::string why = why_no_cuda_device();
@@ -20,56 +16,25 @@ bool no_gpu() {
   return !why.empty();
 }
 
-const fs::path kModel = test::fixtures() / "deepseek_v2";
-
-/// Lines of metrics.jsonl. `what`: the section that says what is trained. "DIR" in an override is the run
-/// directory.
-std::vector<nlohmann::json> run(const std::string& what, const fs::path& run_dir, const char* device,
-                                const char* precision, const std::vector<std::string>& overrides) {
-  const std::string yaml = fmt::format(
-      R"(
-run_dir: {}
-device: {}
-precision: {}
-farskip: {{mode: full}}
-data: {{tokens: [{}/tokens], validation: [{}/tokens]}}
-train:
-  steps: 8
-  sequence_length: 32
-  global_batch: 4
-  micro_batch: 2
-  learning_rate: {{schedule: cosine, peak: 1.0e-3, final: 1.0e-4}}
-  optimizer: {{weight_decay: 0}}
-  validate_every: 4
-checkpoint: {{every: 2, keep: 10}}
-{}
-)",
-      run_dir.string(), device, precision, kModel.string(), kModel.string(), what);
-  ErrorList errors;
-  ConfigNode tree = parse_yaml_text(yaml, "test", errors);
-  for (std::string o : overrides) {
+/// Lines of metrics.jsonl. "DIR" in an override is the run directory.
+std::vector<nlohmann::json> run(test::SmallRunKind kind, const fs::path& run_dir, const char* device,
+                                const char* precision, std::vector<std::string> overrides) {
+  for (std::string& o : overrides)
     if (const auto at = o.find("DIR"); at != std::string::npos) o.replace(at, 3, run_dir.string());
-    apply_override(tree, o, errors);
-  }
-  const RunConfig config = read_run_config(tree, errors, {.needs = {.distill = what.starts_with("distill")}});
-  errors.throw_if_any();
-  ModelConfig model = read_hub_config(kModel);
-  model.farskip = *config.farskip;
-  Heartbeat heartbeat;
-  train(config, model, make_self_communicator(), heartbeat, kQuiet);
-  std::vector<nlohmann::json> lines;
-  std::istringstream text(read_text_file(run_dir / "metrics.jsonl"));
-  for (std::string line; std::getline(text, line);) lines.push_back(nlohmann::json::parse(line));
-  return lines;
+  overrides.insert(
+      overrides.begin(),
+      {"train.steps=8", "train.validate_every=4", "train.optimizer.weight_decay=0", "farskip.mode=full",
+       fmt::format("device={}", device), fmt::format("precision={}", precision)});
+  test::run_small(test::make_small_run(run_dir, kind, overrides));
+  return test::read_metrics(run_dir);
 }
 
 std::vector<nlohmann::json> distill(const fs::path& run_dir, const char* device, const char* precision,
                                     const std::vector<std::string>& overrides) {
-  return run(fmt::format("distill: {{teacher: {}}}", kModel.string()), run_dir, device, precision, overrides);
+  return run(test::SmallRunKind::distill, run_dir, device, precision, overrides);
 }
 std::vector<nlohmann::json> pretrain(const fs::path& run_dir, const char* device, const char* precision) {
-  return run(fmt::format("init: {{from: {}}}", kModel.string()), run_dir, device, precision,
-             {"train.aux_loss=0.01"});
+  return run(test::SmallRunKind::train, run_dir, device, precision, {"train.aux_loss=0.01"});
 }
 
 /// The last two with what is kept of the teacher.

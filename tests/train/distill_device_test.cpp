@@ -3,50 +3,21 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
-#include "farskip/config/run_config.h"
-#include "farskip/train/distillation.h"
 #include "reference/rounded.h"
 #include "support/catch.h"
 #include "support/run_files.h"
-#include "support/support.h"
+#include "support/small_run.h"
 
 namespace farskip {
 namespace {
 
-using test::checkpoint_bytes, test::read_metrics;
-
-const Logger kQuiet(LogLevel::off);
+using test::checkpoint_bytes, test::make_small_run, test::read_metrics, test::run_small, test::SmallRunKind;
 
 /// Runs on the given device whatever the configuration says.
 TrainResult distill(const fs::path& run_dir, const std::shared_ptr<Device>& device,
-                    const std::vector<std::string>& overrides) {
-  const fs::path teacher = test::fixtures() / "deepseek_v2";
-  const std::string yaml =
-      fmt::format(R"(
-run_dir: {}
-farskip: {{mode: full}}
-data: {{tokens: [{}/tokens], validation: [{}/tokens]}}
-train:
-  steps: 6
-  sequence_length: 32
-  global_batch: 4
-  micro_batch: 2
-  learning_rate: {{schedule: cosine, peak: 1.0e-3, final: 1.0e-4}}
-  optimizer: {{weight_decay: 0}}
-  validate_every: 3
-distill: {{teacher: {}}}
-checkpoint: {{every: 2, keep: 10}}
-)",
-                  run_dir.string(), teacher.string(), teacher.string(), teacher.string());
-  ErrorList errors;
-  ConfigNode tree = parse_yaml_text(yaml, "test", errors);
-  for (const std::string& o : overrides) apply_override(tree, o, errors);
-  const RunConfig config = read_run_config(tree, errors, {.needs = {.distill = true}});
-  errors.throw_if_any();
-  ModelConfig model = read_hub_config(teacher);
-  model.farskip = *config.farskip;
-  Heartbeat heartbeat;
-  return train(config, model, make_self_communicator(), heartbeat, kQuiet, device);
+                    std::vector<std::string> overrides) {
+  overrides.emplace_back("train.optimizer.weight_decay=0");
+  return run_small(make_small_run(run_dir, SmallRunKind::distill, overrides), device);
 }
 
 void check_same_numbers(const std::vector<nlohmann::json>& a, const std::vector<nlohmann::json>& b) {

@@ -3,55 +3,26 @@
 #include <cstring>
 #include <nlohmann/json.hpp>
 
-#include "farskip/config/run_config.h"
 #include "farskip/tensor/safetensors.h"
-#include "farskip/train/distillation.h"
 #include "support/catch.h"
 #include "support/run_files.h"
-#include "support/support.h"
+#include "support/small_run.h"
 
 namespace farskip {
 namespace {
 
-using test::checkpoint_bytes, test::read_metrics;
+using test::checkpoint_bytes, test::make_small_run, test::read_metrics, test::run_small, test::SmallRunKind;
+using Run = test::SmallRun;
 
 const Logger kQuiet(LogLevel::off);
-const fs::path kTeacher = test::fixtures() / "deepseek_v2";
-
-struct Run {
-  RunConfig config;
-  ModelConfig model;
-};
+const fs::path kTeacher = test::small_model();
 
 Run make_run(const fs::path& run_dir, const std::vector<std::string>& overrides = {}) {
-  const std::string yaml =
-      fmt::format(R"(
-run_dir: {}
-farskip: {{mode: full}}
-data: {{tokens: [{}/tokens], validation: [{}/tokens]}}
-train:
-  steps: 6
-  sequence_length: 32
-  global_batch: 4
-  micro_batch: 2
-  learning_rate: {{schedule: cosine, peak: 1.0e-3, final: 1.0e-4}}
-  validate_every: 3
-distill: {{teacher: {}}}
-checkpoint: {{every: 2, keep: 10}}
-)",
-                  run_dir.string(), kTeacher.string(), kTeacher.string(), kTeacher.string());
-  ErrorList errors;
-  ConfigNode tree = parse_yaml_text(yaml, "test", errors);
-  for (const std::string& o : overrides) apply_override(tree, o, errors);
-  Run run{read_run_config(tree, errors, {.needs = {.distill = true}}), read_hub_config(kTeacher)};
-  errors.throw_if_any();
-  run.model.farskip = *run.config.farskip;
-  return run;
+  return make_small_run(run_dir, SmallRunKind::distill, overrides);
 }
 
 TrainResult distill(const Run& run) {
-  Heartbeat heartbeat;
-  return train(run.config, run.model, make_self_communicator(), heartbeat, kQuiet);
+  return run_small(run);
 }
 
 /// A run before its first step.

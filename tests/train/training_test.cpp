@@ -13,41 +13,16 @@
 #include "reference/rounded.h"
 #include "support/catch.h"
 #include "support/run_files.h"
-#include "support/support.h"
+#include "support/small_run.h"
 
 namespace farskip {
 namespace {
 
-using test::checkpoint_bytes, test::read_metrics;
-
-struct Run {
-  RunConfig config;
-  ModelConfig model;
-};
+using test::checkpoint_bytes, test::make_small_run, test::read_metrics, test::SmallRunKind;
+using Run = test::SmallRun;
 
 Run make_run(const fs::path& run_dir, const std::vector<std::string>& overrides = {}) {
-  const fs::path data = test::fixtures() / "deepseek_v2";
-  std::string yaml = fmt::format(R"(
-run_dir: {}
-init: {{from: {}}}
-farskip: {{mode: off}}
-data: {{tokens: [{}/tokens], validation: [{}/tokens]}}
-train:
-  steps: 6
-  sequence_length: 32
-  global_batch: 4
-  micro_batch: 2
-  learning_rate: {{schedule: cosine, peak: 1.0e-3, final: 1.0e-4}}
-  validate_every: 3
-checkpoint: {{every: 2, keep: 10}}
-)",
-                                 run_dir.string(), data.string(), data.string(), data.string());
-  ErrorList errors;
-  ConfigNode tree = parse_yaml_text(yaml, "test", errors);
-  for (const std::string& o : overrides) apply_override(tree, o, errors);
-  Run run{read_run_config(tree, errors), read_hub_config(data)};
-  errors.throw_if_any();
-  return run;
+  return make_small_run(run_dir, SmallRunKind::train, overrides);
 }
 
 const Logger kQuiet(LogLevel::off);
