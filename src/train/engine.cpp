@@ -93,7 +93,8 @@ Plan make_plan(const Graph& graph, const Device& device, const PlanOptions& opti
 
 }  // namespace
 
-Plan make_step_plan(const Graph& graph, WorkspaceRule workspace, const NodeSeconds& seconds, int in_flight) {
+Plan make_step_plan(const Graph& graph, const WorkspaceRule& workspace, const NodeSeconds& seconds,
+                    int in_flight) {
   const std::size_t serial = make_serial_plan(graph, workspace, Waits::late).live_bytes;
   const auto limit = static_cast<std::size_t>(kMemoryForOverlap * in_flight * static_cast<double>(serial));
   return make_overlapped_plan(graph, workspace, seconds, {.memory_limit = limit});

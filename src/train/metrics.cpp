@@ -49,8 +49,11 @@ std::string StepMetrics::json() const {
   o["tokens_per_second"] = tokens_per_second;
   o["step_seconds"] = step_seconds;
   o["model_tflops"] = model_tflops;
-  o["exposed_comm_seconds"] = exposed_comm_seconds;
-  o["hidden_comm_seconds"] = hidden_comm_seconds;
+  const auto measured = [](const std::optional<double>& value) {
+    return value ? nlohmann::ordered_json(*value) : nlohmann::ordered_json();
+  };
+  o["exposed_comm_seconds"] = measured(exposed_comm_seconds);
+  o["hidden_comm_seconds"] = measured(hidden_comm_seconds);
   o["peak_memory_bytes"] = peak_memory_bytes;
   if (validation_loss) o["validation_loss"] = *validation_loss;
   for (const auto& [name, value] : distill) o[name] = value;

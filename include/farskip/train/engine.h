@@ -27,7 +27,7 @@ struct PlanOptions {
   int in_flight = 1;                 // micro-batches whose activations may be alive at once
 };
 /// The overlapped plan of a training step by these costs, within the memory that training allows it.
-Plan make_step_plan(const Graph& graph, WorkspaceRule workspace, const NodeSeconds& seconds,
+Plan make_step_plan(const Graph& graph, const WorkspaceRule& workspace, const NodeSeconds& seconds,
                     int in_flight = 1);
 
 /// Without the passes that are for other devices than this one.

@@ -18,7 +18,7 @@ struct StepMetrics {
   double grad_norm = 0, learning_rate = 0;
   std::int64_t tokens = 0;  // of all steps so far
   double tokens_per_second = 0, step_seconds = 0, model_tflops = 0;
-  double exposed_comm_seconds = 0, hidden_comm_seconds = 0;
+  std::optional<double> exposed_comm_seconds, hidden_comm_seconds;  // absent: not measured, null
   std::uint64_t peak_memory_bytes = 0;
   std::optional<double> validation_loss, aux_loss, load_max_over_mean;
   std::map<std::string, double> distill;  // of distillation, by their names in metrics.jsonl
