@@ -8,11 +8,6 @@ using namespace ops;
 
 namespace {
 
-/// A matrix, or a vector, with other rows.
-TensorType with_rows(const TensorType& type, std::int64_t rows) {
-  return {type.dtype, shape_of_rows(type.shape, rows), {}};
-}
-
 /// What leaves this rank when its rows are spread evenly.
 double wire_bytes(const RowExchange& a, const TensorType& rows) {
   return static_cast<double>(rows.num_bytes()) * static_cast<double>(a.peers - 1) /

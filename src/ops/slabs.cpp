@@ -8,10 +8,6 @@ using namespace ops;
 
 namespace {
 
-TensorType with_rows(const TensorType& type, std::int64_t rows) {
-  return {type.dtype, shape_of_rows(type.shape, rows), {}};
-}
-
 /// Of the rows that are there, when they are spread evenly: `max_rows` only bounds them.
 OpCost transport_cost(const OpTypes& t) {
   const auto& a = t.get<RowExchange>();

@@ -52,6 +52,11 @@ inline bool inputs_are(const OpTypes& t, DType dtype, std::initializer_list<std:
 
 std::string shapes_text(const OpTypes& types);
 
+/// A matrix, or a vector, with other rows; how many of them are there is not known.
+inline TensorType with_rows(const TensorType& type, std::int64_t rows) {
+  return {type.dtype, shape_of_rows(type.shape, rows), {}};
+}
+
 /// Bytes of all inputs and outputs: the default, for rules that also count flops.
 inline OpCost flops_cost(double flops) {
   return {.flops = flops, .bytes = 0, .wire_bytes = 0};
