@@ -136,8 +136,7 @@ std::shared_ptr<const CostTable> measure_costs(const PlanRequest& request, const
   if (needed > 0.8 * static_cast<double>(machine.memory_bytes))
     throw UsageError(fmt::format(
         "measuring three layers of this model takes {:.0f} GiB for the weights of {} ranks alone, and this "
-        "machine "
-        "has {:.0f}; "
+        "machine has {:.0f}; "
         "give the rates of a device (--device-rate 400TFLOP/s,3TB/s) or a table of costs (--costs FILE)",
         needed / (1 << 30), local_ranks, static_cast<double>(machine.memory_bytes) / (1 << 30)));
   const fs::path path = cache_file(shorter, o);

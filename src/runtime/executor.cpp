@@ -1,6 +1,5 @@
 #include "farskip/runtime/executor.h"
 
-#include <algorithm>
 #include <chrono>
 
 #include "farskip/backend/cpu/progress.h"
@@ -53,6 +52,7 @@ Executor::Executor(Graph graph, Plan plan, const KernelTable& kernels, Arena& ar
       pending_(graph_.nodes().size()) {
   verify_plan(graph_, plan_);
   for (const Node& node : graph_.nodes()) {
+    has_collectives_ = has_collectives_ || node.op->collective;
     FARSKIP_CHECK(!node.op->collective || ranks_.mesh != nullptr, "{} without ranks to speak to",
                   node.op->name);
     FARSKIP_CHECK(!node.op->collective || device_->kind() == DeviceKind::cpu ||
@@ -65,13 +65,8 @@ Executor::Executor(Graph graph, Plan plan, const KernelTable& kernels, Arena& ar
     kernels_.push_back(
         &kernels.at(node.op->name, kernel_dtype(OpTypes{node.attributes, inputs, outputs}), device_->kind()));
   }
-  if (ranks_.mesh != nullptr && has_collectives()) ranks_.mesh->forget_device_addresses();
+  if (has_collectives_) ranks_.mesh->forget_device_addresses();
   arena_.reserve(plan_.arena_bytes);
-}
-
-bool Executor::has_collectives() const {
-  return std::any_of(graph_.nodes().begin(), graph_.nodes().end(),
-                     [](const Node& node) { return node.op->collective; });
 }
 
 std::uint64_t Executor::peers_generation() const {
@@ -322,7 +317,7 @@ void Executor::launch_timed(std::vector<StepTime>& times) {
 }
 
 void Executor::run_on_gpu(std::vector<StepTime>* times) {
-  if (!edges_ && has_collectives()) edges_ = device_->make_stream_edges(graph_.nodes().size());
+  if (!edges_ && has_collectives_) edges_ = device_->make_stream_edges(graph_.nodes().size());
   if (times != nullptr) {
     launch_timed(*times);
   } else if (recording_) {

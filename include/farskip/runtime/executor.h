@@ -100,7 +100,6 @@ class Executor {
     std::vector<const std::int32_t*> input_rows{}, output_rows{};  // on a GPU; empty: nothing is bounded
     std::span<std::byte> workspace;
   };
-  bool has_collectives() const;
   std::uint64_t peers_generation() const;
   void resolve();
   Step resolve_node(std::size_t step);
@@ -133,6 +132,7 @@ class Executor {
   const std::byte* resolved_for_ = nullptr;  // arena address the steps point into
   std::uint64_t resolved_generation_ = 0;    // of the addresses that peers know
   bool stale_ = true;
+  bool has_collectives_ = false;
   std::unique_ptr<Recording> recording_;
   std::unique_ptr<StreamEdges> edges_;  // by node id, collectives on a GPU
   std::unique_ptr<TimeMarks> marks_;

@@ -33,8 +33,8 @@ Plan make_step_plan(const Graph& graph, const WorkspaceRule& workspace, const No
 /// Without the passes that are for other devices than this one.
 PipelineOptions pipeline_for(DeviceKind device, PipelineOptions options);
 
-/// Graph → passes → plan → executor. With costs and ranks, collective: all plan by the mean of what their
-/// tables say.
+/// Graph → passes → plan → executor. With costs and ranks, collective: rank 0 plans by the mean of what their
+/// tables say, and all take its order.
 std::unique_ptr<Executor> compile(Graph graph, Arena& arena, const PipelineOptions& options,
                                   const Logger& logger, RankContext ranks = {}, PlanOptions plan = {});
 

@@ -81,7 +81,7 @@ struct OtherInFlight {
 struct PlanReport {
   WiringReport standard, farskip;
   /// Of two in flight where the request has one, else of one; absent where two do not divide the
-  /// micro-batches of a rank.
+  /// micro-batches of a rank, and on one rank.
   std::optional<OtherInFlight> other_in_flight;
   std::optional<SeparateMemory> separate;  // of a distillation; in graph order, as blocking_memory
   std::size_t num_nodes = 0;               // of the graphs of a step with FarSkip wiring

@@ -6,6 +6,7 @@
 #include <array>
 #include <cstring>
 #include <map>
+#include <memory>
 #include <utility>
 #include <vector>
 
@@ -92,38 +93,28 @@ class CopyEngineCommunicator final : public DeviceCommunicator {
         own_(gpu, name_),
         buffers_(name_),
         peer_flags_memory_(name_) {
-    check(cudaSetDevice(gpu));
-    address_range_ = driver_function<decltype(address_range_)>("cuMemGetAddressRange", name_);
-    memory_operations_ = driver_function<decltype(memory_operations_)>("cuStreamBatchMemOp", name_);
-    // One of its own for each rank: what is shared with a peer is the whole of an allocation.
-    constexpr std::size_t kBytes = std::size_t{2} << 20;
-    check(cudaMalloc(reinterpret_cast<void**>(&flags_), kBytes));
-    check(cudaMemset(flags_, 0, kBytes));
-    one_ = flags_ + num_flags * size();
-    constexpr std::uint32_t one = 1;
-    check(cudaMemcpy(one_, &one, sizeof(one), cudaMemcpyHostToDevice));
     std::vector<SharedAddress> mine;
-    for (int p = 0; p < size(); ++p) mine.push_back(share(p, flags_, sizeof(one)));
+    together([&] {
+      check(cudaSetDevice(gpu));
+      address_range_ = driver_function<decltype(address_range_)>("cuMemGetAddressRange", name_);
+      memory_operations_ = driver_function<decltype(memory_operations_)>("cuStreamBatchMemOp", name_);
+      // An allocation of their own: what is shared with a peer is the whole of one.
+      constexpr std::size_t kBytes = std::size_t{2} << 20;
+      void* memory = nullptr;
+      check(cudaMalloc(&memory, kBytes));
+      flags_.reset(static_cast<std::uint32_t*>(memory));
+      check(cudaMemset(memory, 0, kBytes));
+      constexpr std::uint32_t one = 1;
+      check(cudaMemcpy(one_in_memory(), &one, sizeof(one), cudaMemcpyHostToDevice));
+      for (int p = 0; p < size(); ++p) mine.push_back(share(p, flags_.get(), sizeof(one)));
+    });
     const auto theirs = exchange(mine);
-    const auto open_all = [&] {
+    together([&] {
       for (int p = 0; p < size(); ++p)
         peer_flags_.push_back(
             p == rank() ? nullptr
                         : reinterpret_cast<std::uint32_t*>(peer_flags_memory_.address(theirs[p].front())));
-    };
-    std::exception_ptr problem;
-    try {
-      open_all();
-    } catch (const CommunicationError&) {  // a container may forbid it
-      cudaGetLastError();
-      problem = std::current_exception();
-    }
-    throw_together(group_, problem);
-  }
-  ~CopyEngineCommunicator() override {
-    buffers_.close();
-    peer_flags_memory_.close();
-    cudaFree(flags_);
+    });
   }
   CopyEngineCommunicator(const CopyEngineCommunicator&) = delete;
   CopyEngineCommunicator& operator=(const CopyEngineCommunicator&) = delete;
@@ -158,18 +149,38 @@ class CopyEngineCommunicator final : public DeviceCommunicator {
   std::uint64_t generation() const override { return generation_; }
 
  private:
+  struct FreeOnDevice {
+    void operator()(std::uint32_t* memory) const { cudaFree(memory); }
+  };
+
+  /// A step of setting up, such as opening a peer's memory, which a container may forbid: where it fails on
+  /// one rank, all of them throw.
+  template <class Step>
+  void together(const Step& step) const {
+    std::exception_ptr problem;
+    try {
+      step();
+    } catch (const Error&) {
+      cudaGetLastError();
+      problem = std::current_exception();
+    }
+    throw_together(group_, problem);
+  }
+
   void check(cudaError_t status) const { check_transport(status, name_); }
   void check(CUresult status) const {
     if (status != CUDA_SUCCESS)
       throw CommunicationError(fmt::format("{}: error {} of the driver", name_, static_cast<int>(status)));
   }
 
+  std::uint32_t* one_in_memory() const { return flags_.get() + num_flags * size(); }  // behind the flags
+
   void set(Flag flag, int peer, CUstream_st* stream) const {
-    check(cudaMemcpyAsync(peer_flags_[static_cast<std::size_t>(peer)] + num_flags * rank() + flag, one_,
-                          sizeof(*one_), cudaMemcpyDeviceToDevice, stream));
+    check(cudaMemcpyAsync(peer_flags_[static_cast<std::size_t>(peer)] + num_flags * rank() + flag,
+                          one_in_memory(), sizeof(std::uint32_t), cudaMemcpyDeviceToDevice, stream));
   }
   void wait(Flag flag, int peer, CUstream_st* stream) const {
-    const auto address = reinterpret_cast<CUdeviceptr>(flags_ + num_flags * peer + flag);
+    const auto address = reinterpret_cast<CUdeviceptr>(flags_.get() + num_flags * peer + flag);
     std::array<CUstreamBatchMemOpParams, 2> operations{};
     operations[0].waitValue = {.operation = CU_STREAM_MEM_OP_WAIT_VALUE_32,
                                .address = address,
@@ -238,8 +249,8 @@ class CopyEngineCommunicator final : public DeviceCommunicator {
   SideCopies own_;
   CUresult(CUDAAPI* address_range_)(CUdeviceptr*, std::size_t*, CUdeviceptr) = nullptr;
   CUresult(CUDAAPI* memory_operations_)(CUstream, unsigned, CUstreamBatchMemOpParams*, unsigned) = nullptr;
+  std::unique_ptr<std::uint32_t, FreeOnDevice> flags_;
   OpenedMemory buffers_, peer_flags_memory_;
-  std::uint32_t *flags_ = nullptr, *one_ = nullptr;
   std::vector<std::uint32_t*> peer_flags_;
   std::uint64_t generation_ = 0;
 };
