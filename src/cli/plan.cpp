@@ -94,11 +94,11 @@ fs::path cache_file(const PlanRequest& r, const Options& o) {
   const std::string folder = user_cache_folder();
   if (folder.empty()) return {};
   const MachineInfo machine = machine_info();
-  std::string key =
-      fmt::format("{} {} {} {} {} {} {} {} {} {} {} {} {}", machine.processor, machine.cores, o.local_ranks,
-                  commit(), r.mesh.world_size, r.mesh.expert_size, r.options.zero, r.options.micro_batch,
-                  r.options.micro_batches, r.options.sequence_length, r.options.balance_loss,
-                  r.options.routed_rows_memory.value_or(0), hub_config_text(r.model));
+  std::string key = fmt::format("{} {} {} {} {} {} {} {} {} {} {} {} {} {}", machine.processor, machine.cores,
+                                o.local_ranks, commit(), r.mesh.world_size, r.mesh.expert_size,
+                                r.options.zero, r.options.micro_batch, r.options.micro_batches,
+                                r.options.sequence_length, r.options.expert_chunks, r.options.balance_loss,
+                                r.options.routed_rows_memory.value_or(0), hub_config_text(r.model));
   if (r.distill) key += distill_key(*r.distill);
   return fs::path(folder) / "farskip" / fmt::format("costs-{}.txt", hash_text(key));
 }

@@ -54,19 +54,19 @@ void print_totals(const PlanRequest& request, const PlanReport& report) {
       "one step on {} ranks ({} data x {} expert), {} micro-batches of {} x {} tokens a rank; predicted\n\n",
       request.mesh.world_size, request.mesh.size(MeshAxis::data), request.mesh.expert_size, o.micro_batches,
       o.micro_batch, o.sequence_length);
-  fmt::print("{:22} {:>9} {:>12} {:>12} {:>15} {:>13}\n", "", "in flight", "blocking ms", "scheduled ms",
-             "of blocking std", "memory GiB");
-  const auto row = [&](const std::string& name, int in_flight, const WiringReport& w) {
-    fmt::print("{:22} {:9} {:12.2f} {:12.2f} {:14.1f}% {:13.2f}\n", name, in_flight, 1e3 * w.blocking_seconds,
-               1e3 * w.scheduled_seconds, 100 * w.scheduled_seconds / standard.blocking_seconds,
-               gib(w.memory.total()));
+  fmt::print("{:22} {:>9} {:>6} {:>12} {:>12} {:>15} {:>13}\n", "", "in flight", "chunks", "blocking ms",
+             "scheduled ms", "of blocking std", "memory GiB");
+  const auto row = [&](const std::string& name, int in_flight, int chunks, const WiringReport& w) {
+    fmt::print("{:22} {:9} {:6} {:12.2f} {:12.2f} {:14.1f}% {:13.2f}\n", name, in_flight, chunks,
+               1e3 * w.blocking_seconds, 1e3 * w.scheduled_seconds,
+               100 * w.scheduled_seconds / standard.blocking_seconds, gib(w.memory.total()));
   };
   const std::string farskip_name = fmt::format("FarSkip ({})", wiring_name(request.model.farskip));
-  row("standard", o.in_flight, standard);
-  row(farskip_name, o.in_flight, farskip);
-  if (const auto& other = report.other_in_flight) {
-    row("standard", other->in_flight, other->standard);
-    row(farskip_name, other->in_flight, other->farskip);
+  row("standard", o.in_flight, o.expert_chunks, standard);
+  row(farskip_name, o.in_flight, o.expert_chunks, farskip);
+  for (const OtherSchedule& other : report.others) {
+    row("standard", other.in_flight, other.expert_chunks, other.standard);
+    row(farskip_name, other.in_flight, other.expert_chunks, other.farskip);
   }
   const MemoryReport& m = farskip.memory;
   fmt::print("memory with FarSkip: weights {:.2f}, gradients {:.2f}, moments {:.2f}, activations {:.2f} GiB",
@@ -213,6 +213,8 @@ nlohmann::ordered_json plan_json(const PlanRequest& request, const PlanReport& r
                                  const WiringPair* wirings) {
   nlohmann::ordered_json object{{"ranks", request.mesh.world_size},
                                 {"expert_parallel", request.mesh.expert_size},
+                                {"micro_batches_in_flight", request.options.in_flight},
+                                {"expert_chunks", request.options.expert_chunks},
                                 {"step_seconds_standard", report.standard.scheduled_seconds},
                                 {"step_seconds_farskip", report.farskip.scheduled_seconds},
                                 {"step_seconds_standard_blocking", report.standard.blocking_seconds},
@@ -225,12 +227,14 @@ nlohmann::ordered_json plan_json(const PlanRequest& request, const PlanReport& r
                                 {"collectives_standard", collectives_json(report.standard)},
                                 {"nodes", report.num_nodes},
                                 {"planning_seconds", report.planning_seconds}};
-  if (const auto& other = report.other_in_flight)
-    object["other_in_flight"] = {{"micro_batches_in_flight", other->in_flight},
-                                 {"step_seconds_standard", other->standard.scheduled_seconds},
-                                 {"step_seconds_farskip", other->farskip.scheduled_seconds},
-                                 {"peak_memory_bytes_standard", other->standard.memory.total()},
-                                 {"peak_memory_bytes", other->farskip.memory.total()}};
+  object["other_schedules"] = nlohmann::ordered_json::array();
+  for (const OtherSchedule& other : report.others)
+    object["other_schedules"].push_back({{"micro_batches_in_flight", other.in_flight},
+                                         {"expert_chunks", other.expert_chunks},
+                                         {"step_seconds_standard", other.standard.scheduled_seconds},
+                                         {"step_seconds_farskip", other.farskip.scheduled_seconds},
+                                         {"peak_memory_bytes_standard", other.standard.memory.total()},
+                                         {"peak_memory_bytes", other.farskip.memory.total()}});
   if (report.separate) {
     object["peak_memory_bytes_graph_order"] = report.farskip.blocking_memory.total();
     object["peak_memory_bytes_teacher_alone"] = report.separate->teacher.total();

@@ -1,5 +1,6 @@
 #include "farskip/passes/shard_experts.h"
 
+#include <map>
 #include <unordered_map>
 
 #include "farskip/ops/ops.h"
@@ -25,8 +26,13 @@ class Sharder {
     }
     for (const Output& o : graph_.outputs()) bring_back(o.value);
     copy_.finish();
-    for (const auto& [layer, overflow] : overflows_)
-      out_.add_output(fmt::format("row_overflow.{}", layer), overflow);
+    std::map<std::int32_t, int> routes;
+    for (const auto& [layer, overflow] : overflows_) {
+      const int number = routes[layer]++;
+      out_.add_output(number == 0 ? fmt::format("row_overflow.{}", layer)
+                                  : fmt::format("row_overflow.{}.{}", layer, number),
+                      overflow);
+    }
     return std::move(out_);
   }
 
@@ -73,7 +79,7 @@ class Sharder {
     const std::int64_t experts = graph_.type(offsets).shape[0] - 1;
     route.attributes = {.peers = sharding_.peers,
                         .groups = experts / sharding_.peers,
-                        .max_rows = sharding_.max_rows,
+                        .max_rows = sharding_.most_of(graph_.type(rows).shape[0]),
                         .rows = graph_.type(rows).shape[0]};
     const ops::ReceivedRows received =
         ops::exchange_rows(builder_, copy_(rows), route.offsets, route.attributes);
@@ -136,6 +142,10 @@ class Sharder {
 };
 
 }  // namespace
+
+std::int64_t ExpertSharding::most_of(std::int64_t routed) const {
+  return rows == 0 ? max_rows : (max_rows * routed + rows - 1) / rows;
+}
 
 Graph shard_experts(const Graph& graph, const ExpertSharding& sharding) {
   if (sharding.peers == 1) return graph;

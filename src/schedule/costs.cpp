@@ -48,6 +48,15 @@ void CostTable::add(const Graph& graph, NodeId id, double seconds) {
   entry.seconds.push_back(seconds);
 }
 
+void CostTable::add(const CostTable& other) {
+  for (const auto& [op, entries] : other.entries_)
+    for (const auto& [key, entry] : entries) {
+      Entry& sum = entries_[op][key];
+      sum.size = entry.size;
+      sum.seconds.insert(sum.seconds.end(), entry.seconds.begin(), entry.seconds.end());
+    }
+}
+
 const CostTable::Entry* CostTable::nearest(const std::string& op, double size) const {
   const auto it = entries_.find(op);
   if (it == entries_.end()) return nullptr;

@@ -23,6 +23,12 @@ TrainEngineOptions engine_options(const RunConfig& config, int world_size) {
                     "step, which it does "
                     "not divide; use a divisor of {}, or another train.micro_batch",
                     options.in_flight, world_size, options.micro_batches, options.micro_batches));
+  options.expert_chunks = static_cast<int>(config.schedule.expert_chunks);
+  if (options.expert_chunks > options.sequence_length)
+    throw UsageError(
+        fmt::format("schedule.expert_chunks is {}, and a sequence has {} tokens (train.sequence_length); use "
+                    "at most {}",
+                    options.expert_chunks, options.sequence_length, options.sequence_length));
   options.recompute = config.schedule.recompute;
   options.zero = config.parallel.zero > 0;
   options.compute = compute_type(config.precision);

@@ -103,10 +103,11 @@ std::shared_ptr<const CostTable> kept_step_costs(const fs::path& path, std::stri
                                                  const TrainEngineOptions& options, const Mesh& mesh,
                                                  const std::shared_ptr<Device>& device, Heartbeat* heartbeat,
                                                  const Logger& logger) {
-  const std::string key = hash_text(fmt::format(
-      "{} {} {} {} {} {} {} {} {} {} {}{}", machine_info().processor, device->name(),
-      dtype_name(options.compute), commit(), mesh.world().size(), mesh.expert().size(), options.zero,
-      options.micro_batch, options.micro_batches, options.sequence_length, hub_config_text(model), more_key));
+  const std::string key =
+      hash_text(fmt::format("{} {} {} {} {} {} {} {} {} {} {} {}{}", machine_info().processor, device->name(),
+                            dtype_name(options.compute), commit(), mesh.world().size(), mesh.expert().size(),
+                            options.zero, options.micro_batch, options.micro_batches, options.sequence_length,
+                            options.expert_chunks, hub_config_text(model), more_key));
   std::string text;
   if (mesh.world().rank() == 0 && fs::exists(path)) text = read_text_file(path);
   text = all_gather_text(mesh.world(), text)[0];

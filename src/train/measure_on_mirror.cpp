@@ -42,6 +42,8 @@ MirrorMeasurement choose_measurement(const PlanRequest& request, double flops_pe
   MirrorMeasurement chosen{.request = request, .local_ranks = local_ranks};
   const ModelConfig& model = chosen.request.model;
   TrainEngineOptions& options = chosen.request.options;
+  chosen.expert_chunks = {options.expert_chunks};
+  if (can_chunk(request)) chosen.expert_chunks.push_back(other_of_one_and_two(options.expert_chunks));
   keep_distinct_layers(chosen.request.model);
   if (chosen.request.distill) keep_distinct_layers(*chosen.request.distill);
   // The second of two micro-batches runs whatever later ones do.
@@ -52,7 +54,7 @@ MirrorMeasurement choose_measurement(const PlanRequest& request, double flops_pe
     double flops = train_flops_per_token(model, options.sequence_length);
     if (const auto& distill = chosen.request.distill; distill && !distill->config.cache)
       flops += train_flops_per_token(distill->teacher, options.sequence_length) / 3;  // its forward
-    const double one = tokens * flops / flops_per_second;
+    const double one = static_cast<double>(chosen.expert_chunks.size()) * tokens * flops / flops_per_second;
     return static_cast<int>(std::min(most_seconds / one, 100.0)) - 1;  // one to warm up
   };
   constexpr int fewest = 3, most = 9;  // odd, so that the median is one of them
@@ -71,8 +73,13 @@ CostTable measure_one(const MirrorMeasurement& measurement, const Logger& logger
   if (r.distill)
     add_distillation(options, *r.distill, r.model, make_random_teacher(r.distill->teacher, r.mesh, 0),
                      device);
-  return measure_step_costs(r.model, layers, options, make_mirror_mesh(r.mesh), device, nullptr, logger,
-                            measurement.steps);
+  CostTable table;
+  for (const int chunks : measurement.expert_chunks) {
+    options.expert_chunks = chunks;
+    table.add(measure_step_costs(r.model, layers, options, make_mirror_mesh(r.mesh), device, nullptr, logger,
+                                 measurement.steps));
+  }
+  return table;
 }
 
 }  // namespace

@@ -9,6 +9,15 @@
 #include "farskip/train/freeze.h"
 
 namespace farskip {
+
+bool can_chunk(const PlanRequest& request) {
+  return request.mesh.expert_size > 1 && request.model.moe.num_experts > 0;
+}
+
+int other_of_one_and_two(int number) {
+  return number == 1 ? 2 : 1;
+}
+
 namespace {
 
 std::size_t no_workspace(const OpDef&, const OpTypes&) {
@@ -105,7 +114,7 @@ class Planner {
     lowering.dtype = r_.dtype;
     return run_pipeline(
         build_micro_batch_graph(
-            r_.model, layers_, lowering, {r_.mesh, options_.zero, max_rows},
+            r_.model, layers_, lowering, {r_.mesh, options_.zero, max_rows, options_.expert_chunks},
             {accumulate, reduce, in_flight, options_.recompute, options_.objective.get(), options_.frozen}),
         pipeline_of(r_), logger_);
   }
@@ -299,6 +308,19 @@ SeparateMemory plan_separate(const PlanRequest& request, const Logger& logger) {
           Planner(alone, alone.model.farskip, logger).blocking_memory()};
 }
 
+/// Micro-batches in flight, and chunks.
+std::vector<std::pair<int, int>> other_schedules(const PlanRequest& request) {
+  const TrainEngineOptions& o = request.options;
+  std::vector<std::pair<int, int>> others;
+  if (const int in_flight = other_of_one_and_two(o.in_flight);
+      request.mesh.world_size > 1 && o.micro_batches % in_flight == 0)
+    others.emplace_back(in_flight, o.expert_chunks);
+  const bool knows_chunks = !request.costs.table || request.costs.table->knows("split_rows");
+  if (can_chunk(request) && knows_chunks)
+    others.emplace_back(o.in_flight, other_of_one_and_two(o.expert_chunks));
+  return others;
+}
+
 }  // namespace
 
 PlanReport plan_step(const PlanRequest& request, const Logger& logger) {
@@ -308,12 +330,12 @@ PlanReport plan_step(const PlanRequest& request, const Logger& logger) {
   Planner farskip(request, request.model.farskip, logger);
   report.farskip = farskip.run();
   report.num_nodes = farskip.num_nodes();
-  const int other = request.options.in_flight == 1 ? 2 : 1;
-  if (request.mesh.world_size > 1 && request.options.micro_batches % other == 0) {
+  for (const auto& [in_flight, chunks] : other_schedules(request)) {
     PlanRequest changed = request;
-    changed.options.in_flight = other;
-    report.other_in_flight = {other, Planner(changed, {FarSkipMode::off, {}}, logger).run(),
-                              Planner(changed, request.model.farskip, logger).run()};
+    changed.options.in_flight = in_flight;
+    changed.options.expert_chunks = chunks;
+    report.others.push_back({in_flight, chunks, Planner(changed, {FarSkipMode::off, {}}, logger).run(),
+                             Planner(changed, request.model.farskip, logger).run()});
   }
   if (request.distill && !request.distill->config.cache) report.separate = plan_separate(request, logger);
   report.planning_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();

@@ -4,6 +4,7 @@
 
 #include "farskip/autograd/gradient.h"
 #include "farskip/ops/rules.h"
+#include "farskip/passes/chunk_experts.h"
 #include "farskip/passes/join_micro_batches.h"
 #include "farskip/passes/recompute.h"
 #include "farskip/passes/reduce_gradients.h"
@@ -27,8 +28,12 @@ std::string own_rows_name(std::string_view parameter) {
 
 Graph build_forward_graph(const ModelConfig& config, const LayerGraph& layers, const LowerOptions& options,
                           const StepSharding& sharding) {
-  return shard_experts(lower(config, layers, options),
-                       {.peers = sharding.mesh.expert_size, .max_rows = sharding.max_rows});
+  Graph graph = lower(config, layers, options);
+  if (sharding.mesh.expert_size == 1) return graph;
+  return shard_experts(chunk_experts(graph, sharding.expert_chunks),
+                       {.peers = sharding.mesh.expert_size,
+                        .max_rows = sharding.max_rows,
+                        .rows = options.batch * options.sequence_length * config.moe.top_k});
 }
 
 namespace {

@@ -129,20 +129,33 @@ TEST_CASE("a plan names every collective with consistent times, and FarSkip is n
   }
 }
 
-TEST_CASE("both wirings are planned with one and with two micro-batches in flight, where two divide them") {
+/// Of the other schedules of a plan, the one with these settings.
+json other_schedule(const json& plan, int in_flight, int chunks) {
+  for (const json& other : plan["other_schedules"])
+    if (other["micro_batches_in_flight"] == in_flight && other["expert_chunks"] == chunks) return other;
+  return {};
+}
+
+TEST_CASE("both wirings are planned with one and two micro-batches in flight, and with one and two chunks") {
   const Folder f;
-  const json one = f.plan_json("--ranks 2 train.global_batch=8" + kDevice);
-  const json two = f.plan_json("--ranks 2 train.global_batch=8 schedule.micro_batches_in_flight=2" + kDevice);
-  REQUIRE(one["other_in_flight"]["micro_batches_in_flight"] == 2);
-  REQUIRE(two["other_in_flight"]["micro_batches_in_flight"] == 1);
-  for (const char* key :
-       {"step_seconds_standard", "step_seconds_farskip", "peak_memory_bytes_standard", "peak_memory_bytes"}) {
-    CHECK(one["other_in_flight"][key] == two[key]);
-    CHECK(two["other_in_flight"][key] == one[key]);
-  }
+  const std::string ranks = "--ranks 2 train.global_batch=8" + kDevice;
+  const json one = f.plan_json(ranks), two = f.plan_json(ranks + " schedule.micro_batches_in_flight=2"),
+             chunks = f.plan_json(ranks + " schedule.expert_chunks=2");
+  for (const auto& [plan, in_flight, number] : {std::tuple{&two, 2, 1}, {&chunks, 1, 2}})
+    for (const char* key : {"step_seconds_standard", "step_seconds_farskip", "peak_memory_bytes_standard",
+                            "peak_memory_bytes"}) {
+      CHECK(other_schedule(one, in_flight, number)[key] == (*plan)[key]);
+      CHECK(other_schedule(*plan, 1, 1)[key] == one[key]);
+    }
   CHECK(two["step_seconds_standard"] < one["step_seconds_standard"]);
   CHECK(two["peak_memory_bytes"] > one["peak_memory_bytes"]);
-  CHECK(!f.plan_json("--ranks 2 train.global_batch=4" + kDevice).contains("other_in_flight"));
+  // What standard wiring lacks is a window: one chunk's experts under the other's rows.
+  CHECK(chunks["step_seconds_standard"] < one["step_seconds_standard"]);
+  CHECK(chunks["step_seconds_standard_blocking"] >= one["step_seconds_standard_blocking"]);
+  CHECK(other_schedule(f.plan_json("--ranks 2 train.global_batch=4" + kDevice), 2, 1).is_null());
+  CHECK(f.plan_json("--ranks 1 parallel.expert=1 train.global_batch=8 --device-rate 20GFLOP/s,10GB/s")
+            .at("other_schedules")
+            .empty());
 }
 
 TEST_CASE("FarSkip lets attention run under the all-to-alls of the forward, the standard wiring nothing") {

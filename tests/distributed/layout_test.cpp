@@ -103,6 +103,21 @@ TEST_CASE("DeepSeek-V2 trains the same on every layout") {
   check_layouts(task, usual_layouts());
 }
 
+TEST_CASE("a model trains the same in any number of chunks") {
+  Task task = fixture_task("deepseek_v2", FarSkipMode::full);
+  task.balance_loss = task.document_mask = true;
+  task.sequence_length = 17;
+  std::vector<Layout> layouts;
+  for (const int chunks : {2, 3, 16})
+    for (const auto& [expert, data] : {std::pair{1, 2}, {2, 1}, {2, 2}, {4, 1}})
+      layouts.push_back({.expert = expert, .data = data, .zero = chunks == 2, .chunks = chunks});
+  check_layouts(task, layouts);
+  // Where the experts are on one rank nothing is cut.
+  check_same_bits(train_on(task, {.data = 2, .chunks = 3}), train_on(task, {.data = 2}));
+  task = fixture_task("qwen3_moe", FarSkipMode::off);
+  check_layouts(task, {{.expert = 4, .chunks = 2}, {.expert = 2, .data = 2, .zero = true, .chunks = 5}});
+}
+
 TEST_CASE("Qwen3-MoE trains the same on every layout") {
   check_layouts(fixture_task("qwen3_moe", FarSkipMode::full), usual_layouts());
   Task task = fixture_task("qwen3_moe", FarSkipMode::off);
@@ -205,7 +220,8 @@ TEST_CASE("where all rows go to one rank, the step is repeated in smaller parts 
     const Outcome alone = train_on(task, {});
     CHECK(alone.repeated == 0);
     CHECK(alone.steps[0].load == Catch::Approx(8));
-    for (const Layout& layout : {Layout{4, 1, false}, Layout{4, 1, true}, Layout{4, 1, true, false}}) {
+    for (const Layout& layout : {Layout{4, 1, false}, Layout{4, 1, true}, Layout{4, 1, true, false},
+                                 Layout{.expert = 4, .chunks = 3}}) {
       INFO(layout.text() << ", micro-batches of " << micro_batch);
       const Outcome outcome = train_on(task, layout);
       CHECK(outcome.repeated == task.steps);

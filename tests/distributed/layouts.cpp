@@ -169,6 +169,7 @@ TrainEngineOptions options_of(const Task& task, const Layout& layout) {
   options.zero = layout.zero;
   options.overlap = layout.overlap;
   options.in_flight = layout.in_flight;
+  options.expert_chunks = layout.chunks;
   options.recompute = layout.recompute;
   options.routed_rows_memory = task.routed_rows_memory;
   // Large beside the rounding of a gradient, so that a weight whose gradient is almost nothing does not go

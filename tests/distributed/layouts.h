@@ -17,11 +17,12 @@ struct Layout {
   bool overlap = true;
   bool scheduled = false;  // ordered by measured costs
   int in_flight = 1;
+  int chunks = 1;
   Recompute recompute = Recompute::none;
   int ranks() const { return expert * data; }
   std::string text() const {
-    return fmt::format("expert {} x data {}{}{}", expert, data, zero ? ", ZeRO" : "",
-                       overlap ? "" : ", waits at once");
+    return fmt::format("expert {} x data {}{}{}, {} chunks", expert, data, zero ? ", ZeRO" : "",
+                       overlap ? "" : ", waits at once", chunks);
   }
 };
 

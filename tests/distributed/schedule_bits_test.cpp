@@ -60,6 +60,30 @@ TEST_CASE("overlapped, interleaved and recomputed steps have the bits of the blo
     }
 }
 
+TEST_CASE("steps in chunks have the bits of the blocking ones in chunks, whatever the schedule") {
+  for (const FarSkipMode wiring : {FarSkipMode::off, FarSkipMode::full})
+    for (const int chunks : {2, 5}) {
+      Task task{small_model(4, 2)};
+      task.wiring = wiring;
+      task.steps = 2;
+      task.global_batch = 16;
+      task.balance_loss = true;
+      Layout blocking{2, 2, true, false};
+      blocking.chunks = chunks;
+      const Outcome want = train_on(task, blocking);
+      for (const Recompute again : {Recompute::none, Recompute::experts, Recompute::full})
+        for (const int in_flight : {1, 2}) {
+          Layout scheduled = blocking;
+          scheduled.overlap = scheduled.scheduled = true;
+          scheduled.recompute = again;
+          scheduled.in_flight = in_flight;
+          INFO(chunks << " chunks, wiring " << static_cast<int>(wiring) << ", recompute "
+                      << static_cast<int>(again) << ", in flight " << in_flight);
+          check_same_bits(train_on(task, scheduled), want);
+        }
+    }
+}
+
 TEST_CASE("ranks whose tables of costs differ start their collectives in one order") {
   const ModelConfig model = small_model(4, 2);
   const LayerGraph layers = rewire_farskip(build_layer_graph(model), {FarSkipMode::full, {}});

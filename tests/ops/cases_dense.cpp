@@ -78,6 +78,44 @@ void add_columns(std::vector<OpCase>& cases) {
       {"concat_columns", "one part", Attributes::of(NoAttributes{}), {random_tensor({3, 5}, 27)}});
 }
 
+void add_rows(std::vector<OpCase>& cases) {
+  cases.push_back({"split_rows",
+                   "uneven parts",
+                   Attributes::of(ops::SplitRows{{3, 1, 4}}),
+                   {random_tensor({8, 5}, 28)},
+                   {0, 1, 2},
+                   {},
+                   true});
+  cases.push_back({"split_rows",
+                   "of a vector",
+                   Attributes::of(ops::SplitRows{{2, 3}}),
+                   {random_tensor({5}, 29)},
+                   {0, 1},
+                   {},
+                   true});
+  cases.push_back({"split_rows",
+                   "many tiles",
+                   Attributes::of(ops::SplitRows{{301, 300}}),
+                   {random_tensor({601, 131}, 30)},
+                   {0, 1},
+                   {},
+                   true});
+  cases.push_back({"split_rows",
+                   "integers",
+                   Attributes::of(ops::SplitRows{{4, 3}}),
+                   {random_integers({7, 2}, 0, 100, 31)},
+                   {}});
+  cases.push_back({"concat_rows",
+                   "uneven parts",
+                   Attributes::of(NoAttributes{}),
+                   {random_tensor({3, 5}, 32), random_tensor({1, 5}, 33), random_tensor({9, 5}, 34)}});
+  cases.push_back({"concat_rows",
+                   "vectors",
+                   Attributes::of(NoAttributes{}),
+                   {random_tensor({3}, 35), random_tensor({4}, 36)}});
+  cases.push_back({"concat_rows", "one part", Attributes::of(NoAttributes{}), {random_tensor({2, 3}, 37)}});
+}
+
 void add_loss(std::vector<OpCase>& cases) {
   const auto loss_case = [](const char* name, std::int64_t vocab, std::int64_t hidden, double stddev,
                             const HostTensor& targets) {
@@ -117,6 +155,7 @@ std::vector<OpCase> dense_cases() {
   add_matmul(cases);
   add_grouped_matmul(cases);
   add_columns(cases);
+  add_rows(cases);
   add_loss(cases);
   return cases;
 }

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "farskip/ops/ops.h"
+#include "farskip/passes/chunk_experts.h"
 #include "farskip/passes/dead_code.h"
 #include "farskip/passes/reduce_gradients.h"
 #include "farskip/passes/rows_in_slabs.h"
@@ -94,6 +95,58 @@ output "y" = %27
 output "expert_offsets.3" = %7
 output "row_overflow.3" = %10
 )");
+}
+
+TEST_CASE("in chunks, what lies between sort and combine is repeated for each part of the tokens") {
+  const Graph graph = chunk_experts(parse_graph(kMoe), 2);
+  verify_graph(graph);
+  CHECK(print_graph(graph) == R"(%0 = input "x" : f32[6, 4]
+%1 = input "choice" : i32[6, 2]
+%2 = input "weight" : f32[6, 2]
+%3 = parameter "up" : f32[4, 6, 4]
+%4 = parameter "down" : f32[4, 4, 3]
+%5, %6, %7 = sort_by_expert(%1) {num_experts=4} @3.routed.forward : i32[12], i32[12], i32[5]
+%8, %9 = split_rows(%1) {rows=[3 3]} @3.routed.forward : i32[3, 2], i32[3, 2]
+%10, %11 = split_rows(%2) {rows=[3 3]} @3.routed.forward : f32[3, 2], f32[3, 2]
+%12, %13 = split_rows(%0) {rows=[3 3]} @3.routed.forward : f32[3, 4], f32[3, 4]
+%14, %15, %16 = sort_by_expert(%8) {num_experts=4} @3.routed.forward : i32[6], i32[6], i32[5]
+%17 = permute_values(%10, %14, %15) {columns=0} @3.routed.forward : f32[6]
+%18 = dispatch_rows(%12, %14, %15) {top_k=2} @3.routed.forward : f32[6, 4]
+%19 = grouped_matmul(%18, %3, %16) {transpose_w=true} @3.routed.forward : f32[6, 6]
+%20 = swiglu(%19, %17) @3.routed.forward : f32[6, 3]
+%21 = grouped_matmul(%20, %4, %16) {transpose_w=true} @3.routed.forward : f32[6, 4]
+%22 = combine_rows(%21, %14, %15) {top_k=2} @3.routed.forward : f32[3, 4]
+%23, %24, %25 = sort_by_expert(%9) {num_experts=4} @3.routed.forward : i32[6], i32[6], i32[5]
+%26 = permute_values(%11, %23, %24) {columns=0} @3.routed.forward : f32[6]
+%27 = dispatch_rows(%13, %23, %24) {top_k=2} @3.routed.forward : f32[6, 4]
+%28 = grouped_matmul(%27, %3, %25) {transpose_w=true} @3.routed.forward : f32[6, 6]
+%29 = swiglu(%28, %26) @3.routed.forward : f32[6, 3]
+%30 = grouped_matmul(%29, %4, %25) {transpose_w=true} @3.routed.forward : f32[6, 4]
+%31 = combine_rows(%30, %23, %24) {top_k=2} @3.routed.forward : f32[3, 4]
+%32 = concat_rows(%22, %31) @3.routed.forward : f32[6, 4]
+output "y" = %32
+output "expert_offsets.3" = %7
+)");
+  CHECK(print_graph(chunk_experts(parse_graph(kMoe), 1)) == kMoe);
+  CHECK_THROWS_WITH(chunk_experts(parse_graph(kMoe), 7), ContainsSubstring("6 tokens in 7 chunks"));
+}
+
+TEST_CASE(
+    "a route with a part of the rows has that part of the bound, rounded up, and all where all may go") {
+  // 6 tokens in 4 chunks: 1, 2, 1 and 2 of them, so 2, 4, 2 and 4 rows.
+  for (const auto& [most, bounds] :
+       {std::pair<std::int64_t, std::vector<std::int64_t>>{7, {2, 3, 2, 3}}, {12, {2, 4, 2, 4}}}) {
+    const Graph graph =
+        shard_experts(chunk_experts(parse_graph(kMoe), 4), {.peers = 2, .max_rows = most, .rows = 12});
+    verify_graph(graph);
+    std::vector<std::int64_t> got;
+    for (const Node& node : graph.nodes())
+      if (node.op->name == "order_by_expert") got.push_back(node.attributes.get<ops::RowExchange>().max_rows);
+    CHECK(got == bounds);
+    for (const char* name : {"row_overflow.3", "row_overflow.3.1", "row_overflow.3.2", "row_overflow.3.3"})
+      CHECK(graph.find_output(name));
+    verify_graph(rows_in_slabs(graph));
+  }
 }
 
 TEST_CASE("rows that something else has made or reads do not go into slabs") {

@@ -81,6 +81,30 @@ void run_concat_columns(const KernelCall& call) {
   }
 }
 
+/// An element of any type that a reference graph holds.
+void copy_element(const TensorView& to, std::int64_t at, const TensorView& from, std::int64_t index) {
+  if (from.dtype == DType::i32)
+    to.as<std::int32_t>()[at] = from.as<std::int32_t>()[index];
+  else
+    to.as<double>()[at] = from.as<double>()[index];
+}
+
+void run_split_rows(const KernelCall& call) {
+  std::int64_t first = 0;
+  for (const TensorView& part : call.outputs) {
+    for (std::int64_t i = 0; i < part.num_elements(); ++i) copy_element(part, i, call.inputs[0], first + i);
+    first += part.num_elements();
+  }
+}
+
+void run_concat_rows(const KernelCall& call) {
+  std::int64_t first = 0;
+  for (const TensorView& part : call.inputs) {
+    for (std::int64_t i = 0; i < part.num_elements(); ++i) copy_element(call.outputs[0], first + i, part, i);
+    first += part.num_elements();
+  }
+}
+
 void run_linear_cross_entropy(const KernelCall& call) {
   const std::int64_t hidden = call.in_shape(1)[1], vocab = call.in_shape(1)[0];
   double loss = 0.0;
@@ -115,6 +139,8 @@ void register_dense(KernelTable& table) {
   add_reference(table, "grouped_matmul", run_grouped_matmul);
   add_reference(table, "split_columns", run_split_columns);
   add_reference(table, "concat_columns", run_concat_columns);
+  add_reference(table, "split_rows", run_split_rows);
+  add_reference(table, "concat_rows", run_concat_rows);
   add_reference(table, "linear_cross_entropy", run_linear_cross_entropy);
 }
 

@@ -23,6 +23,8 @@ const std::map<std::string, std::set<std::string>> kKernels{
     {"matmul", {"LL>L", "LL>F", "LLF>F", "FF>F", "FFF>F"}},
     {"split_columns", {"L>LL"}},
     {"concat_columns", {"LL>L"}},
+    {"split_rows", {"L>LL", "F>FF", "I>II"}},
+    {"concat_rows", {"LL>L", "FF>F"}},
     {"mla_key_value", {"LL>LL"}},
     {"mla_key_value_grad", {"LL>LL"}},
     {"rope_table", {">F"}},

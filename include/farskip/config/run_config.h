@@ -104,6 +104,7 @@ struct ParallelConfig {
 struct ScheduleConfig {
   bool overlap = true;
   std::int64_t micro_batches_in_flight = 1;
+  std::int64_t expert_chunks = 1;
   Recompute recompute = Recompute::none;
   std::optional<std::uint64_t> routed_rows_memory;  // bytes; absent: chosen by the planner (auto)
   bool operator==(const ScheduleConfig&) const = default;

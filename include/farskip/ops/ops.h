@@ -187,6 +187,18 @@ std::vector<ValueId> split_columns(Builder& b, ValueId x, std::vector<std::int64
 /// The reverse ("concat_columns", up to 8 inputs).
 ValueId concat_columns(Builder& b, std::vector<ValueId> parts);
 
+// ---- rows.cpp -------------------------------------------------------------------------------------
+
+inline constexpr std::size_t kMostRowParts = 16;
+struct SplitRows {
+  std::vector<std::int64_t> rows;
+  static void fields(auto& self, auto&& f) { f("rows", self.rows); }
+};
+/// x[Σ rows, …] → one [rows, …] each, of any type.
+std::vector<ValueId> split_rows(Builder& b, ValueId x, std::vector<std::int64_t> rows);
+/// The reverse ("concat_rows", up to kMostRowParts inputs).
+ValueId concat_rows(Builder& b, std::vector<ValueId> parts);
+
 // ---- activation.cpp ------------------------------------------------------------------------------
 
 /// x[T, 2I] (gate, then up), [row_weight [T]] → silu(gate) * up * row_weight, [T, I]. row_weight is f32.

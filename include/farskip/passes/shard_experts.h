@@ -4,16 +4,21 @@
 namespace farskip {
 
 struct ExpertSharding {
-  std::int64_t peers = 1;     // ranks that share one set of experts; divides the number of experts
-  std::int64_t max_rows = 0;  // routed rows that one rank may send to one other (the bound of the buffers)
+  std::int64_t peers = 1;  // ranks that share one set of experts; divides the number of experts
+  /// Of the `rows` that a rank routes at most max_rows may go to one other (the bound of the buffers); where
+  /// a sub-block routes more or fewer (chunks, a teacher's choices), as large a share of them. 0 rows:
+  /// max_rows is for all.
+  std::int64_t max_rows = 0, rows = 0;
+  std::int64_t most_of(std::int64_t routed) const;
 };
 
 /// Splits the experts of a forward graph over the ranks of the expert axis: expert weights keep the rows of
 /// their own experts, and routed rows travel to them and back. By the rules of the ops (OpDef::routed): what
 /// works by expert runs where the experts are, what works row by row runs where its rows are, and everything
 /// else where the rows were made; where these meet, an all-to-all (exchange_rows, return_rows) is inserted,
-/// once a value. Outputs "row_overflow.<layer>" i32[1] say where the bound did not hold. Gradients follow
-/// from the ops, so differentiate afterwards. One peer: the graph as it is.
+/// once a value. Outputs "row_overflow.<layer>" i32[1] (".<number>" behind those of a layer with several
+/// routes) say where the bound did not hold. Gradients follow from the ops, so differentiate afterwards. One
+/// peer: the graph as it is.
 Graph shard_experts(const Graph& graph, const ExpertSharding& sharding);
 
 }  // namespace farskip

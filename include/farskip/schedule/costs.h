@@ -25,12 +25,15 @@ class CostTable {
  public:
   /// One more measurement of a node like this one, alone on the device (a collective: its transport).
   void add(const Graph& graph, NodeId node, double seconds);
+  /// All that another table has measured.
+  void add(const CostTable& other);
   /// Seconds of every node: the median of what was measured for the same op, attributes and shapes; else that
   /// of the nearest size of the same op, in proportion to flops or bytes. Collectives: measured if `links`
   /// does not know the axis, else by the link. UsageError naming an op of which nothing is known.
   NodeSeconds estimate(const Graph& graph, const LinkModels& links = {}) const;
 
   bool empty() const { return entries_.empty(); }
+  bool knows(const std::string& op) const { return entries_.contains(op); }
   /// One line an entry, and back. DataError for text that is not a table.
   std::string text() const;
   static CostTable parse(std::string_view text);

@@ -67,22 +67,28 @@ struct WiringReport {
   std::vector<PlannedCollective> collectives;
 };
 
+/// Whether the step has routed rows that travel (schedule.expert_chunks).
+bool can_chunk(const PlanRequest& request);
+/// What a plan compares a number with: two with one, any other with one.
+int other_of_one_and_two(int number);
+
 /// One rank's memory for the teacher's forward alone, and for a step of the student without it.
 struct SeparateMemory {
   MemoryReport teacher, student;
 };
 
-/// The same step with another number of micro-batches in flight.
-struct OtherInFlight {
-  int in_flight = 1;
+/// The same step with other settings of `schedule`.
+struct OtherSchedule {
+  int in_flight = 1, expert_chunks = 1;
   WiringReport standard, farskip;
 };
 
 struct PlanReport {
   WiringReport standard, farskip;
-  /// Of two in flight where the request has one, else of one; absent where two do not divide the
-  /// micro-batches of a rank, and on one rank.
-  std::optional<OtherInFlight> other_in_flight;
+  /// With two micro-batches in flight where the request has one, else with one, if they divide those of a
+  /// rank; and with two chunks where it has one, else with one, if experts are spread over ranks and the
+  /// costs know of chunks. None on one rank.
+  std::vector<OtherSchedule> others;
   std::optional<SeparateMemory> separate;  // of a distillation; in graph order, as blocking_memory
   std::size_t num_nodes = 0;               // of the graphs of a step with FarSkip wiring
   double planning_seconds = 0;
@@ -97,6 +103,7 @@ PlanReport plan_step(const PlanRequest& request, const Logger& logger);
 /// long otherwise.
 struct MirrorMeasurement {
   PlanRequest request;
+  std::vector<int> expert_chunks{1};  // each is measured
   int steps = 3;
   int local_ranks = 1;  // that share this machine's cores; all are kept at work while one is measured
 };

@@ -18,6 +18,7 @@ struct StepSharding {
   MeshPosition mesh;
   bool zero = false;          // optimizer state is dealt out to the replicas of a parameter (ZeRO-1)
   std::int64_t max_rows = 0;  // routed rows from one rank to one other; not used where expert_size is 1
+  int expert_chunks = 1;      // parts of the tokens that travel one by one (passes/chunk_experts.h); likewise
 };
 
 /// Names of externals beside tokens, targets and parameters.

@@ -31,6 +31,8 @@ const std::map<std::string, std::vector<std::size_t>, std::less<>>& low_inputs()
       {"mla_key_value_grad", {0, 1}},
       {"split_columns", {0}},
       {"concat_columns", {0, 1, 2, 3, 4, 5, 6, 7}},
+      {"split_rows", {0}},
+      {"concat_rows", {0, 1, 2, 3, 4, 5, 6, 7}},
       {"swiglu", {0}},
       {"swiglu_grad", {0, 1}},
       {"dispatch_rows", {0}},

@@ -86,6 +86,12 @@ std::vector<OpCase> large_dense_cases() {
        "wide",
        kNone,
        {random_tensor({3001, 512}, 708), random_tensor({3001, 64}, 709), random_tensor({3001, 37}, 710)}});
+  cases.push_back({"split_rows",
+                   "wide",
+                   Attributes::of(ops::SplitRows{{2048, 1953}}),
+                   {random_tensor({4001, 512}, 713)}});
+  cases.push_back(
+      {"concat_rows", "odd", kNone, {random_tensor({3001, 37}, 714), random_tensor({2999, 37}, 715)}});
   for (const bool transpose : {false, true})
     cases.push_back({"matmul",
                      "hundreds of tiles",
