@@ -2,7 +2,7 @@
 """Overlap over the ratio of transport to window (C/W), as a table for docs/results.md.
 
   scripts/bench/overlap_sweep.py [--rate 100mbit] [--hidden 32,64,96,160] [--modes full,off] [--in-flight 1,2]
-                                 [--steps 5] [--config FILE] [key=value ...]
+                                 [--chunks 1] [--steps 5] [--config FILE] [key=value ...]
       between two network namespaces, over a shaped link; transport grows with hidden_size. Needs root and a quiet
       machine; about a minute a case
   scripts/bench/overlap_sweep.py --emulate 8 [--payload 0.1,0.25,0.5,1] [...]
@@ -14,19 +14,20 @@ runs differed in a bit, 70 if a run failed.
 """
 
 import argparse
+import itertools
 import json
 import pathlib
 import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
-COLUMNS = ("mode", "in flight", "case", "C/W", "eta fwd", "eta bwd", "planned fwd", "planned bwd", "hidden fwd", "hidden bwd", "sigma",
+COLUMNS = ("mode", "in flight", "chunks", "case", "C/W", "eta fwd", "eta bwd", "planned fwd", "planned bwd", "hidden fwd", "hidden bwd", "sigma",
            "blocking s", "overlapped s", "predicted s", "MiB", "bits")
 
 
-def measure(options, mode, in_flight, size):
+def measure(options, mode, in_flight, chunks, size):
     bench = [ROOT / "build/release/farskip", "bench", "overlap", options.config, f"farskip.mode={mode}",
-             f"schedule.micro_batches_in_flight={in_flight}", "--steps", options.steps, "--json", "--quiet"]
+             f"schedule.micro_batches_in_flight={in_flight}", f"schedule.expert_chunks={chunks}", "--steps", options.steps, "--json", "--quiet"]
     if options.emulate:
         command = bench + ["--device", "cuda", "--emulate", options.emulate, "--payload", size]
     else:
@@ -40,9 +41,9 @@ def measure(options, mode, in_flight, size):
     return json.loads(lines[-1])
 
 
-def row(mode, in_flight, size, r):
+def row(mode, in_flight, chunks, size, r):
     forward, backward, total = r["forward"], r["backward"], r["total"]
-    return (mode, in_flight, size, f"{forward['transport_seconds'] / forward['window_seconds']:.2f}"
+    return (mode, in_flight, chunks, size, f"{forward['transport_seconds'] / forward['window_seconds']:.2f}"
             if forward["window_seconds"] > 0 else "-",
             f"{forward['eta']:.3f}", f"{backward['eta']:.3f}",
             f"{forward['planned_eta']:.3f}", f"{backward['planned_eta']:.3f}", f"{forward['hidden_fraction']:.1%}",
@@ -59,6 +60,7 @@ def main():
     parser.add_argument("--payload", default="0.1,0.25,0.5,1")
     parser.add_argument("--modes", default="full,off")
     parser.add_argument("--in-flight", default="1,2")
+    parser.add_argument("--chunks", default="1", help="the blocking run is cut as the overlapped one: compare with that of 1")
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--config")
     parser.add_argument("overrides", nargs="*")
@@ -67,11 +69,11 @@ def main():
     print("| " + " | ".join(COLUMNS) + " |\n" + "|---" * len(COLUMNS) + "|", flush=True)
     identical = True
     for mode in options.modes.split(","):
-        for in_flight in options.in_flight.split(","):
-            for size in (options.payload if options.emulate else options.hidden).split(","):
-                result = measure(options, mode, in_flight, size)
-                identical = identical and result["identical"]
-                print("| " + " | ".join(str(cell) for cell in row(mode, in_flight, size, result)) + " |", flush=True)
+        sizes = (options.payload if options.emulate else options.hidden).split(",")
+        for case in itertools.product(options.in_flight.split(","), options.chunks.split(","), sizes):
+            result = measure(options, mode, *case)
+            identical = identical and result["identical"]
+            print("| " + " | ".join(str(cell) for cell in row(mode, *case, result)) + " |", flush=True)
     return 0 if identical else 1
 
 
