@@ -33,7 +33,7 @@ struct OpTime {
 struct StepTimes {
   std::vector<double> seconds, losses;
   // Of the observed steps. Collectives by op and phase.
-  std::map<std::string, OpTime> ops, blocks;
+  std::map<std::string, OpTime> ops, blocks, ops_of_blocks;
   std::int64_t num_observed = 0;
 };
 
@@ -49,7 +49,9 @@ void add_op_times(const Graph& graph, const std::vector<StepTime>& times, StepTi
     place.layer = -1;
     place.micro_batch = 0;
     const OpCost cost = graph.cost(t.node);
-    for (OpTime* time : {&out.ops[name], &out.blocks[place.text()]}) {
+    const std::string block = place.text();
+    for (OpTime* time :
+         {&out.ops[name], &out.blocks[block], &out.ops_of_blocks[block + " " + node.op->name]}) {
       time->collective = time->collective || node.op->collective;
       time->seconds += t.seconds;
       if (t.kind == StepKind::wait) continue;
@@ -119,7 +121,7 @@ void print_times(const std::map<std::string, OpTime>& times, double steps, bool 
   for (const auto& [name, op] : times) {
     if (op.collective != collectives) continue;
     std::string text =
-        fmt::format("{:28} {:9.3f} ms {:5.1f}%", name, 1e3 * op.seconds / steps, 100 * op.seconds / total);
+        fmt::format("{:44} {:9.3f} ms {:5.1f}%", name, 1e3 * op.seconds / steps, 100 * op.seconds / total);
     if (collectives)
       text += fmt::format(" {:8.1f} GB/s", op.wire_bytes / op.seconds * 1e-9);
     else
@@ -178,6 +180,8 @@ void print_report(const BenchReport& r, bool ops) {
   print_times(r.times.ops, steps, false);
   fmt::print("\nby part of the model\n");
   print_times(r.times.blocks, steps, false);
+  fmt::print("\nby op of each part\n");
+  print_times(r.times.ops_of_blocks, steps, false);
 }
 
 nlohmann::ordered_json report_json(const BenchReport& r) {
@@ -209,6 +213,7 @@ nlohmann::ordered_json report_json(const BenchReport& r) {
           {"collectives", collectives},
           {"ops", times_json(r.times.ops, steps)},
           {"blocks", times_json(r.times.blocks, steps)},
+          {"ops_of_blocks", times_json(r.times.ops_of_blocks, steps)},
           {"losses", r.times.losses}};
 }
 
