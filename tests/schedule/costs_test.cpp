@@ -47,6 +47,16 @@ TEST_CASE("what was measured for the same op and shapes is the median of it") {
   CHECK(table.estimate(make_graph(32)) == NodeSeconds{7, 70, 0.2});
 }
 
+TEST_CASE("a table to which another is added has the median of both, and knows the ops of both") {
+  CostTable table = measured(16, 1, 10, 0.125);
+  table.add(measured(16, 3, 30, 0.375));
+  table.add(measured(32, 7, 70, 0.5));
+  CHECK(table.estimate(make_graph(16)) == NodeSeconds{2, 20, 0.25});
+  CHECK(table.estimate(make_graph(32)) == NodeSeconds{7, 70, 0.5});
+  CHECK(table.knows("matmul"));
+  CHECK_FALSE(table.knows("split_rows"));
+}
+
 TEST_CASE("other sizes are taken in proportion from the nearest one") {
   CostTable table;
   add_all(table, 16, 1, 2, 0.1);

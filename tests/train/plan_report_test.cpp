@@ -2,6 +2,8 @@
 
 #include "farskip/train/plan_report.h"
 
+#include <set>
+
 #include "farskip/comm/mirror.h"
 #include "farskip/passes/farskip.h"
 #include "farskip/train/compare_separate.h"
@@ -75,6 +77,28 @@ TEST_CASE("a plan has the collectives, the memory and the rows of the engine at 
     CHECK(static_cast<double>(plan.blocking_memory.arena) ==
           Approx(static_cast<double>(memory.arena)).epsilon(0.02));
   }
+}
+
+TEST_CASE("chunks are compared where they can be: experts over ranks, and costs that know of chunks") {
+  const auto chunks_planned = [](const PlanRequest& request) {
+    std::set<int> chunks;
+    for (const OtherSchedule& other : plan_step(request, kQuiet).others) chunks.insert(other.expert_chunks);
+    return chunks;
+  };
+  PlanRequest request = make_request({4, 0, 2}, 1);
+  CHECK(chunks_planned(request) == std::set<int>{2});
+  request.options.expert_chunks = 3;
+  CHECK(chunks_planned(request) == std::set<int>{1});
+  request.options.expert_chunks = 1;
+  CHECK(chunks_planned(make_request({4, 0, 1}, 1)).empty());
+  MirrorMeasurement measurement = choose_measurement(request, 1e12, 1);
+  CHECK(measurement.expert_chunks == std::vector<int>{1, 2});
+  measurement.steps = 1;
+  request.costs.table = std::make_shared<const CostTable>(measure_on_mirror(measurement, kQuiet));
+  CHECK(chunks_planned(request) == std::set<int>{2});
+  measurement.expert_chunks = {1};
+  request.costs.table = std::make_shared<const CostTable>(measure_on_mirror(measurement, kQuiet));
+  CHECK(chunks_planned(request).empty());
 }
 
 /// The same for a distillation: the teacher in its own wiring.
