@@ -19,6 +19,7 @@ const Logger kQuiet(LogLevel::off);
 struct Ranks {
   int count = 1, expert = 1;
   bool zero = false, overlap = true;
+  int chunks = 1;
 };
 
 struct Result {
@@ -33,7 +34,7 @@ RunConfig make_config(const fs::path& run_dir, const Ranks& ranks,
 run_dir: {}
 farskip: {{mode: full}}
 parallel: {{expert: {}, zero: {}}}
-schedule: {{overlap: {}}}
+schedule: {{overlap: {}, expert_chunks: {}}}
 data: {{tokens: [{}/tokens], validation: [{}/tokens]}}
 train:
   steps: 4
@@ -47,7 +48,7 @@ distill: {{teacher: {}}}
 checkpoint: {{every: 0, keep: 10, async: false}}
 )",
                                        run_dir.string(), ranks.expert, ranks.zero ? 1 : 0, ranks.overlap,
-                                       teacher.string(), teacher.string(), teacher.string());
+                                       ranks.chunks, teacher.string(), teacher.string(), teacher.string());
   ErrorList errors;
   ConfigNode tree = parse_yaml_text(yaml, "test", errors);
   for (const std::string& o : overrides) apply_override(tree, o, errors);
@@ -83,11 +84,14 @@ TEST_CASE("distillation over ranks is that of one rank") {
     std::vector<std::string> overrides = kEverything;
     if (cached) overrides = {"distill.cache.top_k=12", "distill.cache.path=" + (folder / "kept").string()};
     const Result one = distill(folder / fmt::format("one{}", cached), {}, overrides);
-    for (const Ranks& ranks : {Ranks{2, 2}, Ranks{2, 1, true}, Ranks{4, 2, true}}) {
-      INFO(ranks.count << " ranks, experts over " << ranks.expert << (cached ? ", kept" : ""));
+    for (const Ranks& ranks :
+         {Ranks{2, 2}, Ranks{2, 1, true}, Ranks{4, 2, true}, Ranks{2, 2, false, true, 3}}) {
+      INFO(ranks.count << " ranks, experts over " << ranks.expert << ", " << ranks.chunks << " chunks"
+                       << (cached ? ", kept" : ""));
       if (cached) fs::remove_all(folder / "kept");
       const Result many =
-          distill(folder / fmt::format("{}-{}-{}", ranks.count, ranks.expert, cached), ranks, overrides);
+          distill(folder / fmt::format("{}-{}-{}-{}", ranks.count, ranks.expert, ranks.chunks, cached), ranks,
+                  overrides);
       REQUIRE(many.metrics.size() == one.metrics.size());
       for (std::size_t i = 0; i < one.metrics.size(); ++i)
         for (const char* key : {"loss", "kl", "student_loss", "teacher_loss", "agreement", "grad_norm"})
@@ -107,7 +111,7 @@ TEST_CASE("distillation over ranks is that of one rank") {
 
 TEST_CASE("distillation that overlaps teacher and student gives the bits of the blocking one") {
   const TemporaryFolder folder;
-  for (const Ranks& ranks : {Ranks{2, 2}, Ranks{2, 1, true}}) {
+  for (const Ranks& ranks : {Ranks{2, 2, false, true, 2}, Ranks{2, 1, true}}) {
     Ranks blocking = ranks;
     blocking.overlap = false;
     const Result a = distill(folder / fmt::format("a{}", ranks.expert), ranks, kEverything);

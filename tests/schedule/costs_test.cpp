@@ -50,6 +50,7 @@ TEST_CASE("what was measured for the same op and shapes is the median of it") {
 TEST_CASE("a table to which another is added has the median of both, and knows the ops of both") {
   CostTable table = measured(16, 1, 10, 0.125);
   table.add(measured(16, 3, 30, 0.375));
+  table.add(measured(16, 2, 20, 0.25));
   table.add(measured(32, 7, 70, 0.5));
   CHECK(table.estimate(make_graph(16)) == NodeSeconds{2, 20, 0.25});
   CHECK(table.estimate(make_graph(32)) == NodeSeconds{7, 70, 0.5});
