@@ -24,7 +24,7 @@ using LinkModels = std::array<LinkModel, 3>;
 class CostTable {
  public:
   /// One more measurement of a node like this one, alone on the device (a collective: its transport).
-  void add(const Graph& graph, NodeId node, double seconds);
+  void add(const Graph& graph, NodeId id, double seconds);
   /// All that another table has measured.
   void add(const CostTable& other);
   /// Seconds of every node: the median of what was measured for the same op, attributes and shapes; else that
