@@ -213,7 +213,7 @@ Prepared prepare(const Job& job, bool low) {
   std::vector<HostTensor> rounded = job.inputs;
   if (low) {
     for (const std::size_t i : low_inputs().at(job.op->name)) {
-      if (i >= p.inputs.size() || !p.inputs[i].view()) continue;
+      if (i >= p.inputs.size() || !p.inputs[i].view() || p.inputs[i].dtype() == DType::i32) continue;
       p.inputs[i] = convert_dtype(job.inputs[i], DType::bf16);
       rounded[i] = convert_dtype(p.inputs[i], DType::f32);
     }

@@ -89,7 +89,10 @@ std::vector<OpCase> large_dense_cases() {
   cases.push_back({"split_rows",
                    "wide",
                    Attributes::of(ops::SplitRows{{2048, 1953}}),
-                   {random_tensor({4001, 512}, 713)}});
+                   {random_tensor({4001, 512}, 713)},
+                   {0, 1},
+                   {},
+                   true});
   cases.push_back(
       {"concat_rows", "odd", kNone, {random_tensor({3001, 37}, 714), random_tensor({2999, 37}, 715)}});
   for (const bool transpose : {false, true})
