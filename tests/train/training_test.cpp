@@ -256,7 +256,11 @@ moe_intermediate_size: 256
   engine.compute_gradients(std::span(&batch, 1), 1.0F / 512, 0.0F);
   engine.update(1e-3, 1);
   const auto measured = static_cast<double>(resident_bytes() - before);
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)  // they keep memory of their own
   CHECK(measured == Catch::Approx(static_cast<double>(engine.memory().total())).epsilon(0.03));
+#else
+  CHECK(measured >= static_cast<double>(engine.memory().total()));
+#endif
 }
 
 TEST_CASE("learning rates follow their formulas") {
