@@ -76,16 +76,26 @@ void run_wgrad_plain(const KernelCall& call, std::int64_t n, std::int64_t k) {
   FARSKIP_CUDA_CHECK_LAUNCH();
 }
 
-/// Gradients of the experts without rows, which the tensor-core kernel leaves alone: zeros, or what was
-/// there.
-__global__ void fill_empty_experts(const std::int32_t* offsets, std::int64_t elements,
-                                   const float* accumulate, float* dw) {
+/// Gradients of the experts without rows, which the tensor-core kernel leaves alone.
+__global__ void clear_empty_experts(const std::int32_t* offsets, std::int64_t elements, float* dw) {
   const std::int64_t e = blockIdx.y;
-  if (offsets[e] != offsets[e + 1] || accumulate == dw) return;
+  if (offsets[e] != offsets[e + 1]) return;
   const std::int64_t stride = std::int64_t(gridDim.x) * blockDim.x;
-  for (std::int64_t i = std::int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < elements; i += stride) {
-    const std::int64_t at = e * elements + i;
-    dw[at] = accumulate == nullptr ? 0.0F : accumulate[at];
+  for (std::int64_t i = std::int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < elements; i += stride)
+    dw[e * elements + i] = 0.0F;
+}
+
+/// What the tensor-core kernel adds to, where it adds: a plan usually has accumulate and dw in one place.
+void prepare_wgrad(const KernelCall& call, std::int64_t experts, const float* accumulate) {
+  const TensorView& dw = call.outputs[0];
+  if (accumulate == nullptr) {
+    const std::int64_t elements = dw.num_elements() / experts;
+    const dim3 grid(unsigned(std::clamp<std::int64_t>(ceil_div(elements, 1 << 14), 1, 256)),
+                    unsigned(experts));
+    launch(call, clear_empty_experts, grid, kThreads, 0, call.in<std::int32_t>(2), elements, call.out(0));
+  } else if (accumulate != call.out(0)) {
+    FARSKIP_CUDA_CHECK(
+        cudaMemcpyAsync(dw.data, accumulate, dw.num_bytes(), cudaMemcpyDeviceToDevice, call.gpu->stream));
   }
 }
 
@@ -103,8 +113,8 @@ void run_grouped_matmul(const KernelCall& call) {
     return dtype == DType::bf16 ? run_rows_plain<bf16>(call, transpose_w, n, k)
                                 : run_rows_plain<float>(call, transpose_w, n, k);
   const GroupedProduct product{
-      *call.gpu, call.in<std::int32_t>(2), rows, w[0], n, k, call.inputs[0].data, call.inputs[1].data,
-      nullptr,   call.outputs[0].data};
+      *call.gpu,           call.in<std::int32_t>(2), rows, w[0], n, k, call.inputs[0].data,
+      call.inputs[1].data, call.outputs[0].data};
   transpose_w ? run_grouped_tiles_forward(product) : run_grouped_tiles_dgrad(product);
 }
 
@@ -117,13 +127,10 @@ void run_grouped_matmul_wgrad(const KernelCall& call) {
   if (dtype != DType::bf16 || !fits_grouped_tiles(rows, experts, n, k))
     return dtype == DType::bf16 ? run_wgrad_plain<bf16>(call, n, k) : run_wgrad_plain<float>(call, n, k);
   const float* accumulate = call.has(3) ? call.in(3) : nullptr;
-  const dim3 grid(unsigned(std::clamp<std::int64_t>(ceil_div(n * k, 1 << 14), 1, 256)), unsigned(experts));
-  fill_empty_experts<<<grid, kThreads, 0, call.gpu->stream>>>(call.in<std::int32_t>(2), n * k, accumulate,
-                                                              call.out(0));
-  FARSKIP_CUDA_CHECK_LAUNCH();
+  prepare_wgrad(call, experts, accumulate);
   if (rows == 0) return;
   run_grouped_tiles_wgrad({*call.gpu, call.in<std::int32_t>(2), rows, experts, n, k, call.inputs[0].data,
-                           call.inputs[1].data, accumulate, call.outputs[0].data});
+                           call.inputs[1].data, call.outputs[0].data, accumulate != nullptr});
 }
 
 }  // namespace

@@ -1,4 +1,5 @@
 #include <array>
+#include <type_traits>
 
 #include "backend/cuda/check.h"
 #include "backend/cuda/grouped_tiles.cuh"
@@ -20,37 +21,50 @@ decltype(&cuTensorMapEncodeTiled) find_encoder() {
   return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(function);
 }
 
-/// A contiguous bf16 array, innermost dim first, read in boxes of 128 bytes by `rows`; zeros outside.
-CUtensorMap describe(const void* data, std::array<std::int64_t, 3> sizes, std::uint32_t rank,
-                     std::uint32_t rows) {
+/// What the copy engine moves at once: columns of 128 bytes in all, by rows.
+struct Box {
+  std::uint32_t columns, rows;
+};
+
+/// A contiguous array, innermost dim first, moved in boxes; zeros are read outside, and nothing is written
+/// there.
+template <class T>
+CUtensorMap describe(const T* data, std::array<std::int64_t, 3> sizes, std::uint32_t rank, Box box) {
   static const auto encode = find_encoder();
   FARSKIP_CHECK(reinterpret_cast<std::uintptr_t>(data) % 16 == 0, "a matrix at {}", fmt::ptr(data));
   std::array<std::uint64_t, 3> dims{}, strides{};
-  std::uint64_t bytes = 2;
+  std::uint64_t bytes = sizeof(T);
   for (std::size_t i = 0; i < rank; ++i) {
     dims[i] = static_cast<std::uint64_t>(sizes[i]);
     strides[i] = bytes *= dims[i];
   }
-  const std::array<std::uint32_t, 3> box{64, rows, 1}, steps{1, 1, 1};
+  const std::array<std::uint32_t, 3> boxes{box.columns, box.rows, 1}, steps{1, 1, 1};
+  constexpr auto kType =
+      std::is_same_v<T, float> ? CU_TENSOR_MAP_DATA_TYPE_FLOAT32 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
   CUtensorMap map;
-  const CUresult status = encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, rank, const_cast<void*>(data),
-                                 dims.data(), strides.data(), box.data(), steps.data(),
-                                 CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                                 CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const CUresult status =
+      encode(&map, kType, rank, const_cast<T*>(data), dims.data(), strides.data(), boxes.data(), steps.data(),
+             CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+             CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   FARSKIP_CHECK(status == CUDA_SUCCESS, "cuTensorMapEncodeTiled: {} for {} x {} x {}",
                 static_cast<int>(status), sizes[0], sizes[1], sizes[2]);
   return map;
 }
 
+/// An operand: boxes of 64 columns.
+CUtensorMap describe_operand(const void* data, std::array<std::int64_t, 3> sizes, std::uint32_t rank,
+                             std::uint32_t rows) {
+  return describe(static_cast<const __nv_bfloat16*>(data), sizes, rank, {64, rows});
+}
+
 template <Direction kDirection>
-void launch(const GroupedProduct& p, const CUtensorMap& a, const CUtensorMap& b,
-            const tiles::Params& params) {
+void launch(const GroupedProduct& p, const tiles::Maps& maps, const tiles::Params& params) {
   FARSKIP_CHECK(fits_grouped_tiles(p.rows, p.experts, p.n, p.k), "{} rows of {} experts, n {}, k {}", p.rows,
                 p.experts, p.n, p.k);
-  for (const void* stored : {static_cast<const void*>(p.accumulate), static_cast<const void*>(p.d)})
-    FARSKIP_CHECK(reinterpret_cast<std::uintptr_t>(stored) % 16 == 0, "a matrix at {}", fmt::ptr(stored));
+  FARSKIP_CHECK(reinterpret_cast<std::uintptr_t>(p.d) % 16 == 0, "a matrix at {}", fmt::ptr(p.d));
   const auto kernel = tiles::grouped_tiles<kDirection>;
-  constexpr std::size_t kShared = sizeof(tiles::SharedStorage) + 1024;
+  constexpr std::size_t kShared = sizeof(tiles::SharedStorage<kDirection>) + 1024;
+  static_assert(kShared <= 227 << 10);
   FARSKIP_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(kShared)));
   cudaLaunchAttribute cluster{};
   cluster.id = cudaLaunchAttributeClusterDimension;
@@ -63,28 +77,34 @@ void launch(const GroupedProduct& p, const CUtensorMap& a, const CUtensorMap& b,
   config.stream = p.gpu.stream;
   config.attrs = &cluster;
   config.numAttrs = 1;
-  FARSKIP_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, a, b, params));
-}
-
-tiles::Params params_of(const GroupedProduct& p) {
-  return {p.offsets, int(p.experts), 0, int(p.n), int(p.k), p.d, nullptr};
+  FARSKIP_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, maps, params));
 }
 
 }  // namespace
 
 void run_grouped_tiles_forward(const GroupedProduct& p) {
-  launch<Direction::forward>(p, describe(p.a, {p.k, p.rows, 1}, 2, tiles::kTileM),
-                             describe(p.b, {p.k, p.n, p.experts}, 3, tiles::kTileN / 2), params_of(p));
+  launch<Direction::forward>(p,
+                             {.a = describe_operand(p.a, {p.k, p.rows, 1}, 2, tiles::kTileM),
+                              .b = describe_operand(p.b, {p.k, p.n, p.experts}, 3, tiles::kTileN / 2),
+                              .d = {}},
+                             {p.offsets, int(p.experts), 0, int(p.n), int(p.k), p.d, false});
 }
 
 void run_grouped_tiles_dgrad(const GroupedProduct& p) {
-  launch<Direction::dgrad>(p, describe(p.a, {p.k, p.rows, 1}, 2, tiles::kTileM),
-                           describe(p.b, {p.n, p.k, p.experts}, 3, 64), params_of(p));
+  launch<Direction::dgrad>(p,
+                           {.a = describe_operand(p.a, {p.k, p.rows, 1}, 2, tiles::kTileM),
+                            .b = describe_operand(p.b, {p.n, p.k, p.experts}, 3, 64),
+                            .d = {}},
+                           {p.offsets, int(p.experts), 0, int(p.n), int(p.k), p.d, false});
 }
 
 void run_grouped_tiles_wgrad(const GroupedProduct& p) {
-  launch<Direction::wgrad>(p, describe(p.a, {p.n, p.rows, 1}, 2, 64), describe(p.b, {p.k, p.rows, 1}, 2, 64),
-                           {p.offsets, int(p.experts), int(p.n), int(p.k), 0, p.d, p.accumulate});
+  launch<Direction::wgrad>(p,
+                           {.a = describe_operand(p.a, {p.n, p.rows, 1}, 2, tiles::kTileK),
+                            .b = describe_operand(p.b, {p.k, p.rows, 1}, 2, tiles::kTileK),
+                            .d = describe(static_cast<const float*>(p.d), {p.k, p.n, p.experts}, 3,
+                                          {tiles::kStagedColumns, tiles::kStagedRows})},
+                           {p.offsets, int(p.experts), int(p.n), int(p.k), 0, nullptr, p.add});
 }
 
 }  // namespace farskip::cuda

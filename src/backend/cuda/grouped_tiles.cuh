@@ -8,17 +8,14 @@
 // who computes which tile is grouped_tiles_schedule.cuh's.
 
 #include <cuda.h>
-#include <cuda_bf16.h>
 
 #include <cstdint>
 
-#include "backend/cuda/grouped_tiles_schedule.cuh"
-#include "backend/cuda/hopper.cuh"
+#include "backend/cuda/grouped_tiles_store.cuh"
 
 namespace farskip::cuda::tiles {
 
 constexpr int kTileK = 64, kStages = 4, kConsumers = 256;
-constexpr int kSums = 64 * kTileN / 128;  // of a thread: a warp group has 64 rows of a tile
 constexpr int kBytesA = kTileM * kTileK * 2, kBytesB = kTileN * kTileK * 2;
 
 struct Barriers {
@@ -26,11 +23,27 @@ struct Barriers {
   hopper::Barrier empty[kStages];  // two warp groups of both blocks let go of a stage
 };
 
+/// Sums on their way out; forward, dgrad: they go straight from registers.
+template <Direction kDirection>
+struct Staging {};
+template <>
+struct Staging<Direction::wgrad> {
+  StagedBoxes of_warp[kConsumers / 32];
+};
+
+template <Direction kDirection>
 struct alignas(1024) SharedStorage {
   alignas(1024) std::uint8_t a[kStages][kBytesA];
   alignas(1024) std::uint8_t b[kStages][kBytesB];
+  Staging<kDirection> staging;
   Barriers barriers;
   Order order;
+};
+
+/// The matrices, as the copy engine knows them.
+struct Maps {
+  CUtensorMap a, b;
+  CUtensorMap d;  // wgrad
 };
 
 /// Operands whose rows (of a) or columns (of b) are the innermost dim in memory, not the depth.
@@ -100,8 +113,7 @@ __device__ void load_b(const CUtensorMap& map, const Tile& tile, int k0, int hal
 
 /// One thread.
 template <Direction kDirection>
-__device__ void produce(const Params& p, const CUtensorMap& map_a, const CUtensorMap& map_b,
-                        SharedStorage& shared) {
+__device__ void produce(const Params& p, const Maps& maps, SharedStorage<kDirection>& shared) {
   const int half = hopper::rank_in_cluster();
   Schedule<kDirection> schedule(p, shared.order);
   Stage stage;
@@ -112,11 +124,11 @@ __device__ void produce(const Params& p, const CUtensorMap& map_a, const CUtenso
       shared.barriers.empty[s].wait(stage.phase ^ 1);
       hopper::Barrier& barrier = shared.barriers.full[s];
       barrier.arrive_expecting(kBytesA + (tile.narrow ? kBytesB / 2 : kBytesB));
-      load_a<kDirection>(map_a, tile, k0, shared.a[s], barrier);
+      load_a<kDirection>(maps.a, tile, k0, shared.a[s], barrier);
       // Of what the pair shares each block loads one half.
-      if (!tile.shared || half == 0) load_b<kDirection>(map_b, tile, k0, 0, shared.b[s], barrier);
+      if (!tile.shared || half == 0) load_b<kDirection>(maps.b, tile, k0, 0, shared.b[s], barrier);
       if (!tile.narrow && (!tile.shared || half == 1))
-        load_b<kDirection>(map_b, tile, k0, 1, shared.b[s], barrier);
+        load_b<kDirection>(maps.b, tile, k0, 1, shared.b[s], barrier);
     }
   }
 }
@@ -135,96 +147,16 @@ __device__ inline void clear_rows(std::uint8_t* a, std::uint8_t* b, int valid) {
         reinterpret_cast<uint4*>(box < kBoxesA ? a + box * kBoxBytes : b + (box - kBoxesA) * kBoxBytes);
     for (int i = thread; i < count; i += kConsumers) to[first + i] = uint4{0, 0, 0, 0};
   }
-  hopper::fence_stores_for_products();
+  hopper::publish_stores();
   hopper::synchronize_some<1, kConsumers>();
-}
-
-/// Words w[j] of four threads beside each other become columns: thread q gets word q of thread j in w[j].
-__device__ inline void transpose_quad(std::uint32_t (&w)[4], int q) {
-#pragma unroll
-  for (int i = 0; i < 4; i += 2) {
-    const std::uint32_t got = __shfl_xor_sync(0xffffffff, q & 1 ? w[i] : w[i + 1], 1);
-    if (q & 1)
-      w[i] = got;
-    else
-      w[i + 1] = got;
-  }
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const std::uint32_t got = __shfl_xor_sync(0xffffffff, q & 2 ? w[i] : w[i + 2], 2);
-    if (q & 2)
-      w[i] = got;
-    else
-      w[i + 2] = got;
-  }
-}
-
-__device__ inline std::uint32_t pack(float low, float high) {
-  const __nv_bfloat162 both = __floats2bfloat162_rn(low, high);
-  return *reinterpret_cast<const std::uint32_t*>(&both);
-}
-
-/// Sums of a thread: element c + 2 r + 4 j is row 8 r, column 8 j + c of the thread's corner (wgmma's
-/// layout). Columns are stored 8 at a time, 64 bytes of a row by four threads. n is a multiple of 8.
-__device__ __forceinline__ void store_bf16(const Params& p, const Tile& tile, const float (&sums)[kSums],
-                                           int row, int lane) {
-  auto* d = static_cast<__nv_bfloat16*>(p.d);
-  const int q = lane % 4;
-#pragma unroll
-  for (int group = 0; group < kTileN / 32; ++group) {
-    const int column = tile.column_tile * kTileN + group * 32 + q * 8;
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      std::uint32_t w[4];
-#pragma unroll
-      for (int j = 0; j < 4; ++j)
-        w[j] = pack(sums[4 * (4 * group + j) + 2 * r], sums[4 * (4 * group + j) + 2 * r + 1]);
-      transpose_quad(w, q);
-      const int at = row + 8 * r;
-      if (tile.store && at < tile.rows && column < p.n)
-        *reinterpret_cast<uint4*>(d + std::int64_t(tile.first_row + at) * p.n + column) =
-            uint4{w[0], w[1], w[2], w[3]};
-    }
-  }
-}
-
-__device__ __forceinline__ void store_f32(const Params& p, const Tile& tile, const float (&sums)[kSums],
-                                          int row, int lane) {
-  constexpr int kBatch = 8;  // loads in flight
-  const std::int64_t first = std::int64_t(tile.expert) * p.m * p.n;
-  float* d = static_cast<float*>(p.d) + first;
-  const float* before = p.accumulate == nullptr ? nullptr : p.accumulate + first;
-  const int column0 = tile.column_tile * kTileN + lane % 4 * 2;
-#pragma unroll
-  for (int j0 = 0; j0 < kTileN / 8; j0 += kBatch) {
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const int at = row + 8 * r;
-      const std::int64_t start = std::int64_t(at) * p.n;
-      float2 x[kBatch] = {};
-      if (before != nullptr) {
-#pragma unroll
-        for (int j = 0; j < kBatch; ++j) {
-          const int column = column0 + 8 * (j0 + j);
-          if (at < p.m && column < p.n) x[j] = *reinterpret_cast<const float2*>(before + start + column);
-        }
-      }
-#pragma unroll
-      for (int j = 0; j < kBatch; ++j) {
-        const int column = column0 + 8 * (j0 + j), i = 4 * (j0 + j) + 2 * r;
-        if (tile.store && at < p.m && column < p.n)
-          *reinterpret_cast<float2*>(d + start + column) = float2{x[j].x + sums[i], x[j].y + sums[i + 1]};
-      }
-    }
-  }
 }
 
 /// Multiplies all stages of one tile; kCount: sums of a thread, half as many for a narrow tile. release(s)
 /// lets stage s go.
 template <Direction kDirection, int kCount, class Release>
-__device__ __forceinline__ void multiply_tile(const Params& p, const Tile& tile, SharedStorage& shared,
-                                              Stage& stage, int group, float (&sums)[kCount],
-                                              const Release& release) {
+__device__ __forceinline__ void multiply_tile(const Params& p, const Tile& tile,
+                                              SharedStorage<kDirection>& shared, Stage& stage, int group,
+                                              float (&sums)[kCount], const Release& release) {
   constexpr bool kTa = kTransposedA<kDirection>, kTb = kTransposedB<kDirection>;
   const int depth = depth_of<kDirection>(p, tile);
   int before = -1;
@@ -255,10 +187,11 @@ __device__ __forceinline__ void multiply_tile(const Params& p, const Tile& tile,
 }
 
 template <Direction kDirection>
-__device__ void consume(const Params& p, SharedStorage& shared) {
+__device__ void consume(const Params& p, const Maps& maps, SharedStorage<kDirection>& shared) {
   const int thread = int(threadIdx.x) - (kThreads - kConsumers), lane = thread % 32;
   const int group = __shfl_sync(0xffffffff, thread / 128, 0), in_group = thread % 128;
   float sums[kSums];
+  [[maybe_unused]] int staged = 0;  // where the warp's next box is
   auto& narrow_sums = reinterpret_cast<float(&)[kSums / 2]>(sums);
   // One thread of the group tells each block of the pair.
   const auto release = [&](int s) {
@@ -271,21 +204,21 @@ __device__ void consume(const Params& p, SharedStorage& shared) {
       multiply_tile<kDirection>(p, tile, shared, stage, group, narrow_sums, release);
     else
       multiply_tile<kDirection>(p, tile, shared, stage, group, sums, release);
-    const int row = tile.row_tile * kTileM + group * 64 + in_group / 32 * 16 + lane / 4;
+    const int row = tile.row_tile * kTileM + group * 64 + in_group / 32 * 16;  // first of the warp's 16
     if constexpr (kDirection == Direction::wgrad)
-      store_f32(p, tile, sums, row, lane);
+      store_f32(maps.d, p, tile, sums, row, lane, shared.staging.of_warp[thread / 32], staged);
     else
-      store_bf16(p, tile, sums, row, lane);
+      store_bf16(p, tile, sums, row + lane / 4, lane);
   }
+  if constexpr (kDirection == Direction::wgrad) hopper::wait_for_stores();
 }
 
 template <Direction kDirection>
 __global__ void __launch_bounds__(kThreads, 1)
-    grouped_tiles(const __grid_constant__ CUtensorMap map_a, const __grid_constant__ CUtensorMap map_b,
-                  const __grid_constant__ Params p) {
+    grouped_tiles(const __grid_constant__ Maps maps, const __grid_constant__ Params p) {
   extern __shared__ std::uint8_t memory[];
-  auto& shared =
-      *reinterpret_cast<SharedStorage*>((reinterpret_cast<std::uintptr_t>(memory) + 1023) / 1024 * 1024);
+  auto& shared = *reinterpret_cast<SharedStorage<kDirection>*>(
+      (reinterpret_cast<std::uintptr_t>(memory) + 1023) / 1024 * 1024);
   if (threadIdx.x == 0) {
     for (int s = 0; s < kStages; ++s) {
       shared.barriers.full[s].init(1);
@@ -298,11 +231,11 @@ __global__ void __launch_bounds__(kThreads, 1)
   hopper::synchronize_cluster();  // the other block's barriers are set up too
   if (threadIdx.x < kThreads - kConsumers) {
     hopper::keep_registers<40>();
-    if (threadIdx.x == 0) produce<kDirection>(p, map_a, map_b, shared);
+    if (threadIdx.x == 0) produce<kDirection>(p, maps, shared);
     __syncwarp();
   } else {
     hopper::take_registers<232>();
-    consume<kDirection>(p, shared);
+    consume<kDirection>(p, maps, shared);
   }
   hopper::synchronize_cluster();  // no block leaves while the other may still write to it
 }

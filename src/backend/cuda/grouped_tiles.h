@@ -15,8 +15,8 @@ struct GroupedProduct {
   std::int64_t rows, experts, n, k;  // rows: as many as a and, in wgrad, b have; the experts may use fewer
   const void* a;
   const void* b;
-  const float* accumulate;  // wgrad only; may be nullptr, may be d
   void* d;
+  bool add = false;  // wgrad only: to what is in d
 };
 
 constexpr std::int64_t kMaxTileExperts = 1024;  // every block sorts the experts in its shared memory
@@ -33,8 +33,7 @@ constexpr bool fits_grouped_tiles(std::int64_t rows, std::int64_t experts, std::
 void run_grouped_tiles_forward(const GroupedProduct& product);
 /// a[R, k] · b[E, k, n] → d[R, n], all bf16.
 void run_grouped_tiles_dgrad(const GroupedProduct& product);
-/// Per expert aᵀ · b of a[R, n], b[R, k], bf16 → d[E, n, k] f32 (+ accumulate). Experts without rows are not
-/// written.
+/// Per expert aᵀ · b of a[R, n], b[R, k], bf16 → d[E, n, k] f32. Experts without rows are not written.
 void run_grouped_tiles_wgrad(const GroupedProduct& product);
 
 }  // namespace farskip::cuda

@@ -19,11 +19,11 @@ enum class Direction { forward, dgrad, wgrad };
 struct Params {
   const std::int32_t* offsets;
   int experts;
-  int m;  // wgrad: rows of dw of an expert
-  int n;  // columns of the output
-  int k;  // forward, dgrad: depth
-  void* d;
-  const float* accumulate;  // wgrad; or nullptr
+  int m;     // wgrad: rows of dw of an expert
+  int n;     // columns of the output
+  int k;     // forward, dgrad: depth
+  void* d;   // forward, dgrad
+  bool add;  // wgrad: to what is in dw
 };
 
 /// Experts by falling number of rows, and the tiles of pairs before each.

@@ -1,7 +1,7 @@
 #pragma once
-// Instructions of sm_90a that CUDA C++ has no name for: barriers in shared memory, loads by the copy engine,
-// products by warp groups, registers by role. PTX ISA 9.0, sections "mbarrier", "cp.async.bulk.tensor",
-// "wgmma".
+// Instructions of sm_90a that CUDA C++ has no name for: barriers in shared memory, loads and stores by the
+// copy engine, products by warp groups, registers by role. PTX ISA 9.0, sections "mbarrier",
+// "cp.async.bulk.tensor", "cp.reduce.async.bulk.tensor", "wgmma".
 
 #include <cuda.h>
 
@@ -69,8 +69,8 @@ __device__ __forceinline__ void fence_barrier_init() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
 
-/// What the thread has stored in shared memory is seen by warp groups' products.
-__device__ __forceinline__ void fence_stores_for_products() {
+/// What the thread has stored in shared memory is seen by warp groups' products and by the copy engine.
+__device__ __forceinline__ void publish_stores() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
@@ -118,6 +118,41 @@ __device__ __forceinline__ void load_box_for(std::uint16_t blocks, const CUtenso
       "[%0], [%1, {%4, %5, %6}], [%2], %3;" ::"r"(shared_address(to)),
       "l"(&map), "r"(shared_address(&barrier)), "h"(blocks), "r"(x), "r"(y), "r"(z)
       : "memory");
+}
+
+// ---- stores by the copy engine -------------------------------------------------------------------
+
+__device__ __forceinline__ void store_pair(std::uint32_t shared, float x, float y) {
+  asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(shared), "f"(x), "f"(y) : "memory");
+}
+
+/// Stores the box in shared memory at (x, y, z), or adds it to what is there, each element at once; what lies
+/// outside of the array is left out. Belongs to the thread's next batch.
+template <bool kAdd>
+__device__ __forceinline__ void store_box(const CUtensorMap& map, int x, int y, int z, std::uint32_t shared) {
+  if constexpr (kAdd)
+    asm volatile(
+        "cp.reduce.async.bulk.tensor.3d.global.shared::cta.add.tile.bulk_group [%0, {%2, %3, %4}], [%1];" ::
+            "l"(&map),
+        "r"(shared), "r"(x), "r"(y), "r"(z)
+        : "memory");
+  else
+    asm volatile(
+        "cp.async.bulk.tensor.3d.global.shared::cta.tile.bulk_group [%0, {%2, %3, %4}], [%1];" ::"l"(&map),
+        "r"(shared), "r"(x), "r"(y), "r"(z)
+        : "memory");
+}
+__device__ __forceinline__ void commit_stores() {
+  asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+}
+/// Until the shared memory of all but the thread's last kPending batches may be written again.
+template <int kPending>
+__device__ __forceinline__ void wait_for_reads_of_stores() {
+  asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(kPending) : "memory");
+}
+/// Until all of the thread's batches are in global memory.
+__device__ __forceinline__ void wait_for_stores() {
+  asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
 }
 
 // ---- products by warp groups ---------------------------------------------------------------------

@@ -13,6 +13,8 @@ namespace farskip::test {
 namespace {
 
 enum class Direction { forward, dgrad, wgrad };
+/// Whether a weight gradient is added to what stands elsewhere, or in its own place.
+enum class Sum { none, beside, in_place };
 constexpr const char* kNames[] = {"forward", "dgrad", "wgrad"};
 
 struct Problem {
@@ -102,9 +104,9 @@ bool same_bits(const HostTensor& x, const HostTensor& y, std::int64_t bytes) {
 }
 
 /// The bf16 kernel's result is that of the f32 one, and nothing beyond the rows in use is touched.
-void check_product(Device& device, Direction direction, const Problem& p, bool accumulate = false) {
+void check_product(Device& device, Direction direction, const Problem& p, Sum sum = Sum::none) {
   const bool wgrad = direction == Direction::wgrad;
-  CAPTURE(kNames[static_cast<int>(direction)], p.text(), accumulate);
+  CAPTURE(kNames[static_cast<int>(direction)], p.text(), static_cast<int>(sum));
   std::mt19937 random(7);
   const Shapes shapes(direction, p);
   const HostTensor a = whole_numbers(shapes.a, p.used_rows(), random);
@@ -119,11 +121,16 @@ void check_product(Device& device, Direction direction, const Problem& p, bool a
       wgrad ? Attributes() : Attributes::of(ops::GroupedMatmul{direction == Direction::forward});
   std::vector<TensorView> plain{a32.view(), b32.view(), offsets.view()},
       inputs{a16.view(), b16.view(), offsets.view()};
-  if (accumulate)
-    for (auto* list : {&plain, &inputs}) list->push_back(before32.view());
+  if (sum != Sum::none) {
+    plain.push_back(before32.view());
+    inputs.push_back(sum == Sum::beside ? before32.view() : d.view());
+  }
   const char* op = wgrad ? "grouped_matmul_wgrad" : "grouped_matmul";
   run_op(device, op, DType::f32, attributes, plain, expected32.view());
-  for (int repeat = 0; repeat < 2; ++repeat) run_op(device, op, DType::bf16, attributes, inputs, d.view());
+  for (int repeat = 0; repeat < 2; ++repeat) {
+    if (sum == Sum::in_place) device.copy_within(d.view().data, before32.view().data, d.view().num_bytes());
+    run_op(device, op, DType::bf16, attributes, inputs, d.view());
+  }
   const HostTensor sums = expected32.copy(), result = d.copy();
   const HostTensor expected = wgrad ? expected32.copy() : convert_dtype(sums, DType::bf16);
   const std::int64_t used =
@@ -154,7 +161,8 @@ TEST_CASE("products of experts in bf16 are those of f32 to the bit on whole numb
   for (const Problem& p : problems) {
     for (const Direction direction : {Direction::forward, Direction::dgrad})
       check_product(*device, direction, p);
-    for (const bool accumulate : {false, true}) check_product(*device, Direction::wgrad, p, accumulate);
+    for (const Sum sum : {Sum::none, Sum::beside, Sum::in_place})
+      check_product(*device, Direction::wgrad, p, sum);
   }
 }
 
