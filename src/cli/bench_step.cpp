@@ -50,9 +50,9 @@ void add_op_times(const Graph& graph, const std::vector<StepTime>& times, StepTi
     place.micro_batch = 0;
     const OpCost cost = graph.cost(t.node);
     const std::string block = place.text();
-    for (OpTime* time :
-         {&out.ops[name], &out.blocks[block], &out.ops_of_blocks[block + " " + node.op->name]}) {
-      time->collective = time->collective || node.op->collective;
+    OpTime &op = out.ops[name], &op_of_block = out.ops_of_blocks[block + " " + node.op->name];
+    op.collective = op_of_block.collective = node.op->collective;  // a block has both
+    for (OpTime* time : {&op, &out.blocks[block], &op_of_block}) {
       time->seconds += t.seconds;
       if (t.kind == StepKind::wait) continue;
       time->flops += cost.flops;
@@ -227,8 +227,10 @@ ExitCode step_on_ranks(const LoadedRun& run, const Options& options, const Commo
   const LayerGraph layers = rewire_farskip(build_layer_graph(run.model), run.model.farskip);
   TrainEngineOptions engine_settings = random_step_options(run, mesh, arena.shared_device());
   if (engine_settings.overlap && job.world.size() > 1)
-    engine_settings.costs = std::make_shared<const CostTable>(measure_step_costs(
-        run.model, layers, engine_settings, mesh, arena.shared_device(), job.heartbeat.get(), job.logger));
+    plan_by(std::make_shared<const CostTable>(measure_step_costs(run.model, layers, engine_settings, mesh,
+                                                                 arena.shared_device(), job.heartbeat.get(),
+                                                                 job.logger)),
+            run.model, mesh, job.heartbeat.get(), job.logger, engine_settings);
   const auto parameters = local_parameters(list_parameters(run.model), mesh.position(), engine_settings.zero);
   TensorMap weights = make_parameter_tensors(specs_of(parameters));
   initialise_weights(weights, parameters, static_cast<std::uint64_t>(run.config.seed),

@@ -56,6 +56,7 @@ PlanRequest make_request(const LoadedRun& run, const Options& o, int ranks) {
   request.model = run.model;
   if (run.model.farskip.mode == FarSkipMode::off) request.model.farskip = {FarSkipMode::full, {}};
   request.options = engine_options(run.config, ranks);
+  request.options.expert_chunks = std::max(1, request.options.expert_chunks);  // auto: both are planned
   request.distill = run.distill;
   request.mesh = {ranks, 0, expert};
   request.dtype = run.config.precision == Precision::bf16 ? DType::bf16 : DType::f32;

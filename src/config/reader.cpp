@@ -177,6 +177,19 @@ std::optional<std::int64_t> Reader::optional_integer(std::string_view key, Integ
   return read_integer(key, range, "-", Absent::optional);
 }
 
+std::optional<std::int64_t> Reader::integer_or(std::string_view automatic, std::string_view key,
+                                               IntegerRange range, std::int64_t fallback) {
+  using Number = std::optional<std::int64_t>;
+  const auto check = [&](const ConfigNode& node, std::string& reason) -> std::optional<Number> {
+    if (node.kind == ConfigNode::Kind::scalar && node.text == automatic) return Number{};
+    const Number number = check_integer(node, range, reason);
+    return number ? std::optional<Number>(number) : std::nullopt;
+  };
+  return read<Number>(key, fmt::format("{}, {}", automatic, describe(range)), std::to_string(fallback),
+                      Absent::fallback, check)
+      .value_or(fallback);
+}
+
 std::optional<double> Reader::read_real(std::string_view key, const RealRange& range,
                                         const std::string& fallback, Absent absent) {
   return read<double>(key, describe(range), fallback, absent,

@@ -44,7 +44,7 @@ ConfigNode schedule_tree(const ScheduleConfig& config) {
   ConfigNode node;
   node.set("overlap", make_node(config.overlap));
   node.set("micro_batches_in_flight", make_node(config.micro_batches_in_flight));
-  node.set("expert_chunks", make_node(config.expert_chunks));
+  node.set("expert_chunks", config.expert_chunks ? make_node(*config.expert_chunks) : make_word("auto"));
   node.set("recompute", make_word(name_of(recompute_names, config.recompute)));
   node.set("routed_rows_memory",
            make_word(config.routed_rows_memory ? fmt::format("{}B", *config.routed_rows_memory) : "auto"));

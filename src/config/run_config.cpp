@@ -52,7 +52,8 @@ ScheduleConfig read_schedule(Reader reader) {
   config.overlap = reader.boolean("overlap", config.overlap);
   config.micro_batches_in_flight =
       reader.integer("micro_batches_in_flight", {.min = 1, .max = 64}, config.micro_batches_in_flight);
-  config.expert_chunks = reader.integer("expert_chunks", {.min = 1, .max = 16}, config.expert_chunks);
+  config.expert_chunks =
+      reader.integer_or("auto", "expert_chunks", {.min = 1, .max = config.kMostExpertChunks}, 1);
   config.recompute = reader.choice("recompute", recompute_names, config.recompute);
   config.routed_rows_memory = reader.optional_memory("routed_rows_memory", "auto");
   if (config.routed_rows_memory == std::uint64_t{0})

@@ -34,8 +34,9 @@ class Student {
   TrainEngineOptions with_costs(const ModelConfig& model, TrainEngineOptions options, const Mesh& mesh,
                                 Heartbeat* heartbeat, const Logger& logger) const {
     if (options.overlap && mesh.world().size() > 1)
-      options.costs = std::make_shared<const CostTable>(
-          measure_step_costs(model, layers_, options, mesh, arena_.shared_device(), heartbeat, logger));
+      plan_by(std::make_shared<const CostTable>(measure_step_costs(
+                  model, layers_, options, mesh, arena_.shared_device(), heartbeat, logger)),
+              model, mesh, heartbeat, logger, options);
     return options;
   }
 

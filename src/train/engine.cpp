@@ -236,7 +236,8 @@ PlanOptions TrainEngine::plan_options() const {
 BatchRunner& TrainEngine::runner(const Variant& variant) {
   if (const auto it = runners_.find(variant); it != runners_.end()) return it->second;
   const LowerOptions lowering = lower_options(options_, variant.sequences);
-  const StepSharding sharding{mesh_.position(), options_.zero, variant.max_rows, options_.expert_chunks};
+  const StepSharding sharding{mesh_.position(), options_.zero, variant.max_rows,
+                              std::max(1, options_.expert_chunks)};
   auto executor =
       compile(build_micro_batch_graph(config_, layers_, lowering, sharding,
                                       {variant.accumulate, variant.reduce, variant.in_flight,

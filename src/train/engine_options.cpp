@@ -1,4 +1,5 @@
 // From the configuration of a run to what its engine is told.
+#include "farskip/ops/ops.h"
 #include "farskip/train/devices.h"
 #include "farskip/train/trainer.h"
 
@@ -23,8 +24,9 @@ TrainEngineOptions engine_options(const RunConfig& config, int world_size) {
                     "step, which it does "
                     "not divide; use a divisor of {}, or another train.micro_batch",
                     options.in_flight, world_size, options.micro_batches, options.micro_batches));
-  options.expert_chunks = static_cast<int>(config.schedule.expert_chunks);
-  if (options.expert_chunks > options.sequence_length)
+  options.expert_chunks = static_cast<int>(config.schedule.expert_chunks.value_or(0));
+  static_assert(ScheduleConfig::kMostExpertChunks <= ops::kMostRowParts);
+  if (config.parallel.expert > 1 && options.expert_chunks > options.sequence_length)
     throw UsageError(
         fmt::format("schedule.expert_chunks is {}, and a sequence has {} tokens (train.sequence_length); use "
                     "at most {}",

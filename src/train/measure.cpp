@@ -7,6 +7,7 @@
 #include "farskip/base/version.h"
 #include "farskip/comm/agreement.h"
 #include "farskip/tensor/hash.h"
+#include "farskip/train/plan_report.h"
 
 namespace farskip {
 
@@ -57,10 +58,13 @@ void add_step_costs(CostTable& table, const ExecutedPlans& plans, const Communic
   }
 }
 
-CostTable measure_step_costs(const ModelConfig& model, const LayerGraph& layers,
-                             const TrainEngineOptions& options, const Mesh& mesh,
-                             std::shared_ptr<Device> device, Heartbeat* heartbeat, const Logger& logger,
-                             int steps) {
+namespace {
+
+/// Seconds that every node of a step takes, chunks as they are in the options.
+CostTable measure_as_chosen(const ModelConfig& model, const LayerGraph& layers,
+                            const TrainEngineOptions& options, const Mesh& mesh,
+                            std::shared_ptr<Device> device, Heartbeat* heartbeat, const Logger& logger,
+                            int steps) {
   TrainEngineOptions blocking = options;
   blocking.overlap = false;
   blocking.align = true;
@@ -96,6 +100,39 @@ CostTable measure_step_costs(const ModelConfig& model, const LayerGraph& layers,
     warm = cold == 0;
   }
   return table;
+}
+
+}  // namespace
+
+CostTable measure_step_costs(const ModelConfig& model, const LayerGraph& layers,
+                             const TrainEngineOptions& options, const Mesh& mesh,
+                             const std::shared_ptr<Device>& device, Heartbeat* heartbeat,
+                             const Logger& logger, int steps) {
+  CostTable table = measure_as_chosen(model, layers, options, mesh, device, heartbeat, logger, steps);
+  if (options.expert_chunks == 0 && can_chunk(model, options, mesh.position())) {
+    TrainEngineOptions two = options;
+    two.expert_chunks = 2;
+    table.add(measure_as_chosen(model, layers, two, mesh, device, heartbeat, logger, steps));
+  }
+  return table;
+}
+
+void plan_by(std::shared_ptr<const CostTable> costs, const ModelConfig& model, const Mesh& mesh,
+             Heartbeat* heartbeat, const Logger& logger, TrainEngineOptions& options) {
+  if (options.expert_chunks == 0) {
+    PlanRequest request;
+    request.model = model;
+    request.options = options;
+    request.mesh = mesh.position();
+    request.dtype = options.compute;
+    request.costs.table = costs;
+    std::int64_t chunks = mesh.world().rank() == 0 ? choose_expert_chunks(request, logger) : 1;
+    const HeartbeatWait wait(heartbeat, "the choice of chunks");
+    mesh.world().broadcast(std::span(&chunks, 1), 0);
+    options.expert_chunks = static_cast<int>(chunks);
+    logger.info("schedule.expert_chunks: auto takes {} by what the parts of a step take", chunks);
+  }
+  options.costs = std::move(costs);
 }
 
 std::shared_ptr<const CostTable> kept_step_costs(const fs::path& path, std::string_view more_key,

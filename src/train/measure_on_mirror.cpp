@@ -43,7 +43,8 @@ MirrorMeasurement choose_measurement(const PlanRequest& request, double flops_pe
   const ModelConfig& model = chosen.request.model;
   TrainEngineOptions& options = chosen.request.options;
   chosen.expert_chunks = {options.expert_chunks};
-  if (can_chunk(request)) chosen.expert_chunks.push_back(other_of_one_and_two(options.expert_chunks));
+  if (can_chunk(request.model, options, request.mesh))
+    chosen.expert_chunks.push_back(other_of_one_and_two(options.expert_chunks));
   keep_distinct_layers(chosen.request.model);
   if (chosen.request.distill) keep_distinct_layers(*chosen.request.distill);
   // The second of two micro-batches runs whatever later ones do.

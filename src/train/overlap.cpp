@@ -212,13 +212,14 @@ OverlapReport measure_overlap(const ModelConfig& model, const LayerGraph& layers
                               const std::shared_ptr<Device>& device, Heartbeat* heartbeat,
                               const Logger& logger, const OverlapOptions& overlap) {
   const std::int64_t tokens = options.micro_batch * options.sequence_length;
-  TrainEngineOptions blocking_options = options, overlapped_options = options;
-  blocking_options.overlap = false;
-  blocking_options.align = true;
-  overlapped_options.overlap = true;
   const auto costs = std::make_shared<const CostTable>(
       measure_step_costs(model, layers, options, mesh, device, heartbeat, logger));
-  overlapped_options.costs = costs;
+  TrainEngineOptions overlapped_options = options;
+  overlapped_options.overlap = true;
+  plan_by(costs, model, mesh, heartbeat, logger, overlapped_options);
+  TrainEngineOptions blocking_options = overlapped_options;  // in the same chunks
+  blocking_options.overlap = false;
+  blocking_options.align = true;
   Arena arena(device);  // of both, which run in turns
   Runner blocking(model, layers, blocking_options, mesh, arena, heartbeat, logger);
   Runner overlapped(model, layers, overlapped_options, mesh, arena, heartbeat, logger);

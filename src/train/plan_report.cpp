@@ -10,8 +10,10 @@
 
 namespace farskip {
 
-bool can_chunk(const PlanRequest& request) {
-  return request.mesh.expert_size > 1 && request.model.moe.num_experts > 0;
+bool can_chunk(const ModelConfig& model, const TrainEngineOptions& options, const MeshPosition& mesh) {
+  const bool routes =
+      std::find(model.moe_layers.begin(), model.moe_layers.end(), true) != model.moe_layers.end();
+  return mesh.expert_size > 1 && routes && options.sequence_length > 1;
 }
 
 int other_of_one_and_two(int number) {
@@ -63,6 +65,7 @@ struct StepGraph {
 TrainEngineOptions options_of(const PlanRequest& request) {
   TrainEngineOptions options = request.options;
   options.compute = request.dtype;
+  options.expert_chunks = std::max(1, options.expert_chunks);
   if (request.distill)
     add_distillation(options, *request.distill, request.model, make_teacher(request.distill->teacher),
                      make_cpu_device());
@@ -316,12 +319,22 @@ std::vector<std::pair<int, int>> other_schedules(const PlanRequest& request) {
       request.mesh.world_size > 1 && o.micro_batches % in_flight == 0)
     others.emplace_back(in_flight, o.expert_chunks);
   const bool knows_chunks = !request.costs.table || request.costs.table->knows("split_rows");
-  if (can_chunk(request) && knows_chunks)
+  if (can_chunk(request.model, o, request.mesh) && knows_chunks)
     others.emplace_back(o.in_flight, other_of_one_and_two(o.expert_chunks));
   return others;
 }
 
 }  // namespace
+
+int choose_expert_chunks(PlanRequest request, const Logger& logger) {
+  if (!can_chunk(request.model, request.options, request.mesh)) return 1;
+  const auto planned = [&](int chunks) {
+    request.options.expert_chunks = chunks;
+    return Planner(request, request.model.farskip, logger).run().scheduled_seconds;
+  };
+  const double one = planned(1);
+  return planned(2) < (1 - kLeastGain) * one ? 2 : 1;
+}
 
 PlanReport plan_step(const PlanRequest& request, const Logger& logger) {
   const auto start = std::chrono::steady_clock::now();

@@ -28,9 +28,8 @@ std::string own_rows_name(std::string_view parameter) {
 
 Graph build_forward_graph(const ModelConfig& config, const LayerGraph& layers, const LowerOptions& options,
                           const StepSharding& sharding) {
-  Graph graph = lower(config, layers, options);
-  if (sharding.mesh.expert_size == 1) return graph;
-  return shard_experts(chunk_experts(graph, sharding.expert_chunks),
+  const int chunks = sharding.mesh.expert_size > 1 ? sharding.expert_chunks : 1;
+  return shard_experts(chunk_experts(lower(config, layers, options), chunks),
                        {.peers = sharding.mesh.expert_size,
                         .max_rows = sharding.max_rows,
                         .rows = options.batch * options.sequence_length * config.moe.top_k});

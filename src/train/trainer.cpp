@@ -6,12 +6,15 @@
 
 #include "farskip/base/environment.h"
 #include "farskip/base/version.h"
+#include "farskip/comm/agreement.h"
+#include "farskip/config/scalar.h"
 #include "farskip/passes/farskip.h"
 #include "farskip/train/devices.h"
 #include "farskip/train/distillation.h"
 #include "farskip/train/learning_rate.h"
 #include "farskip/train/measure.h"
 #include "farskip/train/metrics.h"
+#include "farskip/train/plan_report.h"
 #include "farskip/train/run_folder.h"
 #include "farskip/train/training_checkpoint.h"
 
@@ -108,10 +111,26 @@ class TrainingRun {
 
  private:
   TrainEngineOptions with_costs(TrainEngineOptions options) const {
+    // Chosen once a run: bits depend on it, and not on what later starts measure.
+    const fs::path kept = fs::path(config_.run_dir) / "expert_chunks.txt";
+    if (options.expert_chunks == 0) options.expert_chunks = read_chunks(kept);
+    const bool chooses = options.expert_chunks == 0 && can_chunk(model_, options, mesh_.position());
     if (options.overlap && world().size() > 1)
-      options.costs = kept_step_costs(fs::path(config_.run_dir) / "costs.txt", cost_key(), model_, layers_,
-                                      options, mesh_, arena_.shared_device(), &heartbeat_, logger_);
+      plan_by(kept_step_costs(fs::path(config_.run_dir) / "costs.txt", cost_key(), model_, layers_, options,
+                              mesh_, arena_.shared_device(), &heartbeat_, logger_),
+              model_, mesh_, &heartbeat_, logger_, options);
+    if (chooses && options.expert_chunks > 0 && is_first())
+      write_text_file(kept, fmt::format("{}\n", options.expert_chunks));
     return options;
+  }
+
+  /// The number that was chosen before, as rank 0 sees it; 0: none.
+  int read_chunks(const fs::path& kept) const {
+    std::string text;
+    if (is_first() && fs::exists(kept)) text = read_text_file(kept);
+    text = all_gather_text(world(), text)[0];
+    const std::int64_t number = parse_integer(text.substr(0, text.find('\n'))).value.value_or(0);
+    return number >= 1 && number <= ScheduleConfig::kMostExpertChunks ? static_cast<int>(number) : 0;
   }
 
   /// Of which shapes these costs are, beside what kept_step_costs knows.

@@ -75,6 +75,9 @@ TEST_CASE("the smallest configuration has every default") {
   CHECK(config == expected);
   CHECK(config.train.optimizer.eps == 1e-8);
   CHECK(config.schedule.routed_rows_memory == std::nullopt);
+  CHECK(config.schedule.expert_chunks == 1);
+  CHECK(load("model: {family: olmoe}\nschedule: {expert_chunks: auto}\n").schedule.expert_chunks ==
+        std::nullopt);
 }
 
 TEST_CASE("the example of the contract is read, every value of it") {
@@ -100,7 +103,7 @@ TEST_CASE("the resolved configuration loads to the same one") {
       "init: {from: m}\nfarskip: {mode: mlp, layers: 2-5}\ntrain: {learning_rate: {schedule: wsd, "
       "decay_steps: 7}}\n",
       "model: {}\nfarskip: {mode: attention, layers: [3, 0]}\nschedule: {recompute: experts, "
-      "routed_rows_memory: 1.5GiB}\n",
+      "routed_rows_memory: 1.5GiB, expert_chunks: auto}\n",
       "model: {x: \"0\"}\ndata: {text: [a, 'b, c', \"010\"], tokenizer: t, weights: [0.1, "
       "0.30000000000000004, 1e-3]}\n",
       "distill: {teacher: t, loss: jsd, temperature: 2.5}\nmodel: {a: 1}\n",

@@ -112,6 +112,12 @@ TEST_CASE("a model trains the same in any number of chunks") {
     for (const auto& [expert, data] : {std::pair{1, 2}, {2, 1}, {2, 2}, {4, 1}})
       layouts.push_back({.expert = expert, .data = data, .zero = chunks == 2, .chunks = chunks});
   check_layouts(task, layouts);
+  // No token's value changes: the first loss, before any update, is the same to the bit.
+  for (const Layout& layout : {Layout{2, 1, false}, Layout{2, 2, true}}) {
+    Layout cut = layout;
+    cut.chunks = 2;
+    CHECK(train_on(task, cut).steps[0].loss == train_on(task, layout).steps[0].loss);
+  }
   // Where the experts are on one rank nothing is cut.
   check_same_bits(train_on(task, {.data = 2, .chunks = 3}), train_on(task, {.data = 2}));
   task = fixture_task("qwen3_moe", FarSkipMode::off);

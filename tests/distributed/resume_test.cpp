@@ -98,6 +98,26 @@ double checkpoint_difference(const fs::path& got, const fs::path& want) {
 
 const Layout kFour{2, 2, true};
 
+TEST_CASE("chunks are chosen once a run, and later starts keep to the choice") {
+  const TemporaryFolder folder;
+  const fs::path run = folder / "run", kept = run / "expert_chunks.txt";
+  train_run(make_run(run, {.expert = 2}, 3, {"schedule.expert_chunks=auto"}));
+  const std::string chosen = read_text_file(kept);
+  CHECK((chosen == "1\n" || chosen == "2\n"));  // by times, which differ from run to run
+  // Whatever it says is what is run: here a number that no plan would have come to.
+  write_text_file(kept, "3\n");
+  train_run(make_run(run, {.expert = 2}, 6, {"schedule.expert_chunks=auto"}));
+  CHECK(read_text_file(kept) == "3\n");
+  const fs::path told = folder / "told";
+  train_run(make_run(told, {.expert = 2}, 3, {"schedule.expert_chunks=" + chosen.substr(0, 1)}));
+  train_run(make_run(told, {.expert = 2}, 6, {"schedule.expert_chunks=3"}));
+  check_metrics(run, told, 0);
+  CHECK_FALSE(fs::exists(told / "expert_chunks.txt"));
+  // With all experts on one rank there is nothing to choose.
+  train_run(make_run(folder / "data", {.data = 2}, 3, {"schedule.expert_chunks=auto"}));
+  CHECK_FALSE(fs::exists(folder / "data" / "expert_chunks.txt"));
+}
+
 TEST_CASE("a run that ended is gone on with on the same ranks to the bit, and on others to rounding") {
   const TemporaryFolder folder;
   train_run(make_run(folder / "whole", kFour, 6));

@@ -91,6 +91,11 @@ TEST_CASE("chunks are compared where they can be: experts over ranks, and costs 
   CHECK(chunks_planned(request) == std::set<int>{1});
   request.options.expert_chunks = 1;
   CHECK(chunks_planned(make_request({4, 0, 1}, 1)).empty());
+  PlanRequest one_token = make_request({4, 0, 2}, 1), dense = one_token;
+  one_token.options.sequence_length = one_token.options.micro_batch = 1;
+  CHECK(chunks_planned(one_token).empty());
+  dense.model.moe_layers.assign(dense.model.moe_layers.size(), false);
+  CHECK(chunks_planned(dense).empty());
   MirrorMeasurement measurement = choose_measurement(request, 1e12, 1);
   CHECK(measurement.expert_chunks == std::vector<int>{1, 2});
   measurement.steps = 1;
@@ -99,6 +104,26 @@ TEST_CASE("chunks are compared where they can be: experts over ranks, and costs 
   measurement.expert_chunks = {1};
   request.costs.table = std::make_shared<const CostTable>(measure_on_mirror(measurement, kQuiet));
   CHECK(chunks_planned(request).empty());
+}
+
+TEST_CASE("chunks that a run leaves open are one, or two where a plan with two is quicker by enough") {
+  PlanRequest request = make_request({2, 0, 2}, 4);
+  request.options.expert_chunks = 0;
+  // Standard wiring has no other window, and the experts' work takes about as long as their rows do.
+  request.model.farskip = {FarSkipMode::off, {}};
+  request.model.moe.expert_size *= 8;
+  request.options.sequence_length = 64;
+  request.costs.links.fill({0, 100e6});
+  CHECK(choose_expert_chunks(request, kQuiet) == 2);
+  request.options.expert_chunks = 2;
+  const double two = plan_step(request, kQuiet).farskip.scheduled_seconds;
+  request.options.expert_chunks = 1;
+  CHECK(two < 0.98 * plan_step(request, kQuiet).farskip.scheduled_seconds);
+  request.costs.links.fill({1.0, 100e9});  // latency is all: twice as many transports are worse
+  CHECK(choose_expert_chunks(request, kQuiet) == 1);
+  request.costs.links.fill({0, 100e6});
+  request.mesh = {2, 0, 1};
+  CHECK(choose_expert_chunks(request, kQuiet) == 1);
 }
 
 /// The same for a distillation: the teacher in its own wiring.

@@ -68,6 +68,9 @@ class Reader {
   std::int64_t integer(std::string_view key, IntegerRange range = {});
   std::int64_t integer(std::string_view key, IntegerRange range, std::int64_t fallback);
   std::optional<std::int64_t> optional_integer(std::string_view key, IntegerRange range = {});
+  /// A number, or the word `automatic` for "none given".
+  std::optional<std::int64_t> integer_or(std::string_view automatic, std::string_view key, IntegerRange range,
+                                         std::int64_t fallback);
 
   double real(std::string_view key, RealRange range = {});
   double real(std::string_view key, RealRange range, double fallback);

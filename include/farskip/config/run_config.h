@@ -104,7 +104,8 @@ struct ParallelConfig {
 struct ScheduleConfig {
   bool overlap = true;
   std::int64_t micro_batches_in_flight = 1;
-  std::int64_t expert_chunks = 1;
+  static constexpr std::int64_t kMostExpertChunks = 16;
+  std::optional<std::int64_t> expert_chunks = 1;  // absent: chosen by a plan at the first start (auto)
   Recompute recompute = Recompute::none;
   std::optional<std::uint64_t> routed_rows_memory;  // bytes; absent: chosen by the planner (auto)
   bool operator==(const ScheduleConfig&) const = default;

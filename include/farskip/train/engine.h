@@ -85,7 +85,8 @@ struct TrainEngineOptions {
   std::int64_t micro_batch = 1, sequence_length = 1;
   std::int64_t micro_batches = 1;  // of this rank in a step
   int in_flight = 1;               // of them at once in one graph; divides micro_batches
-  int expert_chunks = 1;           // parts of the tokens whose routed rows travel one by one
+  int expert_chunks = 1;           // parts of the tokens whose routed rows travel one by one; 0: not chosen
+                                   // yet (measure.h), and an engine takes one
   bool document_mask = false;
   bool balance_loss = false;
   Recompute recompute = Recompute::none;

@@ -20,7 +20,7 @@ struct PlanCosts {
 
 struct PlanRequest {
   ModelConfig model;           // model.farskip: the wiring that is compared with the standard one
-  TrainEngineOptions options;  // of each rank of the mesh; without objective
+  TrainEngineOptions options;  // of each rank of the mesh; with an objective only where there is no `distill`
   std::optional<DistillSetup> distill = {};  // a teacher in the step's graph
   MeshPosition mesh;                         // the rank that is planned for
   /// Of activations, gradients and what travels. With bf16, weights are kept in both types, gradients are
@@ -67,8 +67,12 @@ struct WiringReport {
   std::vector<PlannedCollective> collectives;
 };
 
-/// Whether the step has routed rows that travel (schedule.expert_chunks).
-bool can_chunk(const PlanRequest& request);
+/// Whether the step has routed rows that travel and can be cut in two (schedule.expert_chunks).
+bool can_chunk(const ModelConfig& model, const TrainEngineOptions& options, const MeshPosition& mesh);
+/// By the request's costs, which know of chunks: two where the planned step is then shorter by more than
+/// kLeastGain of it, else one.
+int choose_expert_chunks(PlanRequest request, const Logger& logger);
+inline constexpr double kLeastGain = 0.02;
 /// What a plan compares a number with: two with one, any other with one.
 int other_of_one_and_two(int number);
 

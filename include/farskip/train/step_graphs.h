@@ -31,7 +31,8 @@ std::string second_moment_name(std::string_view parameter);
 /// In the update graph: the rows of a parameter that this rank updates.
 std::string own_rows_name(std::string_view parameter);
 
-/// lower(), with the experts split. Parameters have the shapes of local_parameters().
+/// lower(); where experts are on several ranks, in chunks and with the experts split. Parameters have the
+/// shapes of local_parameters().
 Graph build_forward_graph(const ModelConfig& config, const LayerGraph& layers, const LowerOptions& options,
                           const StepSharding& sharding);
 

@@ -127,7 +127,8 @@ __device__ __forceinline__ void store_pair(std::uint32_t shared, float x, float 
 }
 
 /// Stores the box in shared memory at (x, y, z), or adds it to what is there, each element at once; what lies
-/// outside of the array is left out. Belongs to the thread's next batch.
+/// outside of the array is left out. Belongs to the thread's next batch. Adding may take subnormal numbers
+/// for zero (PTX ISA, "cp.reduce.async.bulk").
 template <bool kAdd>
 __device__ __forceinline__ void store_box(const CUtensorMap& map, int x, int y, int z, std::uint32_t shared) {
   if constexpr (kAdd)
