@@ -165,7 +165,7 @@ class Reader {
   std::optional<T> read(std::string_view key, const std::string& allowed, const std::string& fallback,
                         Absent absent, const Check<T>& check);
   template <class T>
-  std::optional<std::vector<T>> read_list(std::string_view key, const std::string& allowed,
+  std::optional<std::vector<T>> read_list(std::string_view key, const std::string& item,
                                           const std::string& fallback, ListSize size, const Check<T>& check);
   std::optional<std::int64_t> read_integer(std::string_view key, const IntegerRange& range,
                                            const std::string& fallback, Absent absent);
