@@ -23,6 +23,9 @@ constexpr std::size_t kTimelineBytes = 360'000;  // of all timelines
 struct Curves {
   const char* metric;
   const char* label;  // beside others in one chart
+  /// Of several runs: the metric in whose chart this is one line, where it is the same constant in all of
+  /// them.
+  const char* level_for = nullptr;
 };
 struct ChartPlan {
   const char* title;
@@ -40,8 +43,8 @@ std::vector<ChartPlan> chart_plans() {
                    .metrics = {{"loss", "training"},
                                {"validation_loss", "held-out"},
                                {"teacher_loss", "teacher"},
-                               {"validation_teacher_loss", "teacher, held-out"},
-                               {"validation_untrained_loss", "untrained"}},
+                               {"validation_teacher_loss", "teacher, held-out", "validation_loss"},
+                               {"validation_untrained_loss", "untrained", "validation_loss"}},
                    .smooth = true,
                    .wide = true});
   plans.push_back({.title = "Recovered share",
@@ -146,6 +149,39 @@ std::string draw_run(const ChartPlan& plan, const RunLog& run, const std::string
   return line_chart_html(chart);
 }
 
+/// The value that a metric has everywhere in all runs that have it, if there is one.
+std::optional<double> common_level(const Curves& metric, std::span<const RunLog> runs) {
+  std::optional<double> level;
+  for (const RunLog& run : runs)
+    if (const Curve* curve = find_curve(run, metric))
+      for (const Point& p : *curve) {
+        if (level && p.y != *level) return std::nullopt;
+        level = p.y;
+      }
+  return level;
+}
+
+/// Lines for metrics that are levels for `metric`, from one side of the chart to the other.
+void add_levels(LineChart& chart, const ChartPlan& plan, const Curves& metric, std::span<const RunLog> runs) {
+  double first = HUGE_VAL, last = -HUGE_VAL;
+  for (const Series& s : chart.series)
+    for (const Point& p : s.curve) {
+      first = std::min(first, p.x);
+      last = std::max(last, p.x);
+    }
+  for (const Curves& level : plan.metrics) {
+    if (level.level_for == nullptr || std::string_view(level.level_for) != metric.metric) continue;
+    const std::string_view label =
+        std::string_view(level.label).substr(0, std::string_view(level.label).find(','));
+    if (const auto y = common_level(level, runs); y && first < last)
+      chart.series.push_back({std::string(label),
+                              {{first, *y * plan.factor}, {last, *y * plan.factor}},
+                              chart.series.size(),
+                              false,
+                              false});
+  }
+}
+
 /// A chart for each metric, the runs in it. Of several metrics, those that one run alone has are drawn with
 /// its others: a teacher's loss says more beside the student's than by itself.
 std::string draw_runs(const ChartPlan& plan, std::span<const RunLog> runs) {
@@ -153,6 +189,7 @@ std::string draw_runs(const ChartPlan& plan, std::span<const RunLog> runs) {
   std::string html;
   std::set<std::size_t> alone;
   for (const Curves& metric : plan.metrics) {
+    if (metric.level_for != nullptr && common_level(metric, runs)) continue;
     LineChart chart =
         make_chart(plan, several ? fmt::format("{}, {}", plan.title, metric.label) : plan.title, runs.size());
     std::vector<std::size_t> with;
@@ -162,6 +199,7 @@ std::string draw_runs(const ChartPlan& plan, std::span<const RunLog> runs) {
       add_series(chart, plan, *curve, runs[i].label, i, false);
       with.push_back(i);
     }
+    add_levels(chart, plan, metric, runs);
     if (several && with.size() == 1)
       alone.insert(with[0]);
     else

@@ -186,6 +186,31 @@ TEST_CASE("several runs share charts, are told apart, and the better figure is m
   CHECK_THAT(page, ContainsSubstring("<td class=\"best\">4.0375</td>"));
 }
 
+TEST_CASE("what is the same constant in all runs is a line in another chart, and not a chart") {
+  const Folder folder;
+  const auto metrics = [](double loss, double teacher) {
+    std::string text;
+    for (int step = 1; step <= 3; ++step)
+      text += fmt::format(
+          "{{\"step\":{0},\"loss\":3.0,\"validation_loss\":{1},\"validation_teacher_loss\":{2},"
+          "\"validation_untrained_loss\":4.0}}\n",
+          step, loss - 0.1 * step, teacher);
+    return text;
+  };
+  const fs::path a = folder.write("a", "name: a\n", metrics(3.0, 2.5)),
+                 b = folder.write("b", "name: b\n", metrics(3.5, 2.5)),
+                 c = folder.write("c", "name: c\n", metrics(3.5, 2.25));
+  const auto page_of = [](const std::vector<fs::path>& folders) {
+    std::vector<RunLog> runs = read_runs(folders);
+    return report_html(runs);
+  };
+  const std::string same = page_of({a, b}), other = page_of({a, c});
+  for (const char* title : {"Loss, teacher, held-out", "Loss, untrained"}) CHECK(count_of(same, title) == 0);
+  CHECK_THAT(same, ContainsSubstring("untrained"));
+  CHECK(count_of(other, "Loss, teacher, held-out") == 1);  // not the same in both
+  CHECK(count_of(other, "Loss, untrained") == 0);
+}
+
 TEST_CASE("what files and folders are called cannot become markup") {
   const Folder folder;
   const std::string evil = "<script>alert(1)</script>\\\"'&";
