@@ -113,11 +113,12 @@ class TrainingRun {
   TrainEngineOptions with_costs(TrainEngineOptions options) const {
     // Chosen once a run: bits depend on it, and not on what later starts measure.
     const fs::path kept = fs::path(config_.run_dir) / "expert_chunks.txt";
+    const TrainEngineOptions configured = options;  // what is measured, at every start
     if (options.expert_chunks == 0) options.expert_chunks = read_chunks(kept);
     const bool chooses = options.expert_chunks == 0 && can_chunk(model_, options, mesh_.position());
     if (options.overlap && world().size() > 1)
-      plan_by(kept_step_costs(fs::path(config_.run_dir) / "costs.txt", cost_key(), model_, layers_, options,
-                              mesh_, arena_.shared_device(), &heartbeat_, logger_),
+      plan_by(kept_step_costs(fs::path(config_.run_dir) / "costs.txt", cost_key(), model_, layers_,
+                              configured, mesh_, arena_.shared_device(), &heartbeat_, logger_),
               model_, mesh_, &heartbeat_, logger_, options);
     if (chooses && options.expert_chunks > 0 && is_first())
       write_text_file(kept, fmt::format("{}\n", options.expert_chunks));

@@ -106,8 +106,10 @@ TEST_CASE("chunks are chosen once a run, and later starts keep to the choice") {
   CHECK((chosen == "1\n" || chosen == "2\n"));  // by times, which differ from run to run
   // Whatever it says is what is run: here a number that no plan would have come to.
   write_text_file(kept, "3\n");
+  const std::string costs = read_text_file(run / "costs.txt");
   train_run(make_run(run, {.expert = 2}, 6, {"schedule.expert_chunks=auto"}));
   CHECK(read_text_file(kept) == "3\n");
+  CHECK(read_text_file(run / "costs.txt") == costs);  // nothing was measured again
   const fs::path told = folder / "told";
   train_run(make_run(told, {.expert = 2}, 3, {"schedule.expert_chunks=" + chosen.substr(0, 1)}));
   train_run(make_run(told, {.expert = 2}, 6, {"schedule.expert_chunks=3"}));
