@@ -67,6 +67,12 @@ std::vector<std::string> all_gather_text(const Communicator& group, std::string_
   return texts;
 }
 
+std::string read_on_first_rank(const Communicator& group, const fs::path& path) {
+  std::string text;
+  if (group.rank() == 0 && fs::exists(path)) text = read_text_file(path);
+  return all_gather_text(group, text)[0];
+}
+
 void throw_together(const Communicator& group, const std::exception_ptr& mine) {
   if (group.size() == 1) {
     if (mine) std::rethrow_exception(mine);

@@ -145,9 +145,7 @@ std::shared_ptr<const CostTable> kept_step_costs(const fs::path& path, std::stri
                             dtype_name(options.compute), commit(), mesh.world().size(), mesh.expert().size(),
                             options.zero, options.micro_batch, options.micro_batches, options.sequence_length,
                             options.expert_chunks, hub_config_text(model), more_key));
-  std::string text;
-  if (mesh.world().rank() == 0 && fs::exists(path)) text = read_text_file(path);
-  text = all_gather_text(mesh.world(), text)[0];
+  const std::string text = read_on_first_rank(mesh.world(), path);
   if (text.starts_with(key + "\n"))
     return std::make_shared<const CostTable>(CostTable::parse(std::string_view(text).substr(key.size() + 1)));
   auto table = std::make_shared<const CostTable>(

@@ -65,7 +65,6 @@ struct StepGraph {
 TrainEngineOptions options_of(const PlanRequest& request) {
   TrainEngineOptions options = request.options;
   options.compute = request.dtype;
-  options.expert_chunks = std::max(1, options.expert_chunks);
   if (request.distill)
     add_distillation(options, *request.distill, request.model, make_teacher(request.distill->teacher),
                      make_cpu_device());

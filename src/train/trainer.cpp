@@ -125,11 +125,9 @@ class TrainingRun {
     return options;
   }
 
-  /// The number that was chosen before, as rank 0 sees it; 0: none.
+  /// The number that was chosen before; 0: none.
   int read_chunks(const fs::path& kept) const {
-    std::string text;
-    if (is_first() && fs::exists(kept)) text = read_text_file(kept);
-    text = all_gather_text(world(), text)[0];
+    const std::string text = read_on_first_rank(world(), kept);
     const std::int64_t number = parse_integer(text.substr(0, text.find('\n'))).value.value_or(0);
     return number >= 1 && number <= ScheduleConfig::kMostExpertChunks ? static_cast<int>(number) : 0;
   }

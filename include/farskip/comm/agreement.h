@@ -6,12 +6,16 @@
 #include <string_view>
 #include <vector>
 
+#include "farskip/base/file.h"
 #include "farskip/comm/communicator.h"
 
 namespace farskip {
 
 /// Everyone's text, in order of rank. Lengths may differ and may be zero. Collective.
 std::vector<std::string> all_gather_text(const Communicator& group, std::string_view mine);
+
+/// What the file holds as rank 0 sees it, on every rank; empty where it is not there. Collective.
+std::string read_on_first_rank(const Communicator& group, const fs::path& path);
 
 /// Collective verdict on a piece of work that each rank did by itself. Returns if no rank has an error
 /// (`mine` is null everywhere). Otherwise every rank throws that of the lowest rank that has one, as "rank

@@ -5,9 +5,8 @@ namespace farskip {
 
 struct ExpertSharding {
   std::int64_t peers = 1;  // ranks that share one set of experts; divides the number of experts
-  /// Of the `rows` that a rank routes at most max_rows may go to one other (the bound of the buffers); where
-  /// a sub-block routes more or fewer (chunks, a teacher's choices), as large a share of them. 0 rows:
-  /// max_rows is for all.
+  /// Of the `rows` that a rank routes at most max_rows may go to one other (the bound of the buffers); of the
+  /// fewer rows of a chunk as large a share, rounded up. 0 rows: max_rows is for all.
   std::int64_t max_rows = 0, rows = 0;
   std::int64_t most_of(std::int64_t routed) const;
 };
