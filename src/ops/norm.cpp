@@ -31,15 +31,17 @@ void register_norm(OpTable& table) {
   table.add({.name = "rms_norm_grad",
              .parse_attributes = &Attributes::parse<RmsNorm>,
              .min_inputs = 4,
-             .max_inputs = 5,
+             .max_inputs = 6,
              .infer = [](const OpTypes& t) -> std::vector<TensorType> {
-               FARSKIP_SHAPE(t.in(0) == t.in(1) && (!t.has(4) || t.in(4) == t.in(2)), "rms_norm_grad", t);
+               FARSKIP_SHAPE(t.in(0) == t.in(1) && (!t.has(4) || t.in(4) == t.in(2)) &&
+                                 (!t.has(5) || t.in(5) == t.in(1)),
+                             "rms_norm_grad", t);
                FARSKIP_DTYPES(inputs_are(t, wide(t.in(1).dtype), {2, 3}), "rms_norm_grad", t);
                return {like(t.in(1)), like(t.in(2))};
              },
              .cost = [](const OpTypes& t) { return flops_cost(10.0 * elements(t.shape(0))); },
-             .in_place = {{0, 0}, {1, 4}},
-             .accumulates = {{1, 4}}});
+             .in_place = {{0, 0}, {0, 5}, {1, 4}},
+             .accumulates = {{1, 4}, {0, 5}}});
 }
 
 namespace ops {

@@ -1,9 +1,8 @@
 #include "farskip/passes/fuse_accumulate.h"
 
+#include <map>
 #include <optional>
 #include <unordered_map>
-
-#include "farskip/ops/rules.h"
 
 namespace farskip {
 namespace {
@@ -35,13 +34,12 @@ class Fuser {
  private:
   void try_fuse(NodeId id) {
     const Node& node = graph_.node(id);
-    // Sums are kept wide: kernels do not add to low values in place.
-    if (node.op->name != "add" || ops::is_low(graph_.type(node.outputs[0]).dtype)) return;
+    if (node.op->name != "add") return;
     for (const std::size_t side : {1U, 0U}) {
       const ValueId sum = node.inputs[side], other = node.inputs[1 - side];
       const auto slot = free_slot(sum);
       if (!slot || !defined_before(other, slot->node)) continue;
-      filled_[slot->node] = {slot->input, other};
+      filled_[{slot->node, slot->input}] = other;
       replaced_[id] = sum;
       return;
     }
@@ -61,8 +59,8 @@ class Fuser {
       for (const InPlace& r : node.op->accumulates)
         if (node.outputs[r.output] == value) rule = &r;
       if (rule == nullptr) return std::nullopt;
-      if (const auto it = filled_.find(id); it != filled_.end()) {
-        value = it->second.second;
+      if (const auto it = filled_.find({id, rule->input}); it != filled_.end()) {
+        value = it->second;
       } else if (rule->input < node.inputs.size() && node.inputs[rule->input]) {
         value = node.inputs[rule->input];
       } else {
@@ -83,19 +81,21 @@ class Fuser {
       copy.map(node.outputs[0], copy(it->second));
       return;
     }
-    const auto it = filled_.find(id);
-    if (it == filled_.end()) return copy.copy(id);
     std::vector<ValueId> inputs;
     for (const ValueId v : node.inputs) inputs.push_back(copy(v));
-    inputs.resize(std::max(inputs.size(), it->second.first + 1));
-    inputs[it->second.first] = copy(it->second.second);
+    for (const InPlace& rule : node.op->accumulates) {
+      const auto it = filled_.find({id, rule.input});
+      if (it == filled_.end()) continue;
+      inputs.resize(std::max(inputs.size(), rule.input + 1));
+      inputs[rule.input] = copy(it->second);
+    }
     const auto outputs = out.add_node(*node.op, node.attributes, std::move(inputs), node.scope);
     for (std::size_t i = 0; i < outputs.size(); ++i) copy.map(node.outputs[i], outputs[i]);
   }
 
   const Graph& graph_;
   std::vector<int> num_readers_;
-  std::unordered_map<NodeId, std::pair<std::size_t, ValueId>> filled_;
+  std::map<std::pair<NodeId, std::size_t>, ValueId> filled_;  // by node and input
   std::unordered_map<NodeId, ValueId> replaced_;
 };
 

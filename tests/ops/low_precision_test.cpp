@@ -75,7 +75,7 @@ std::vector<TensorType> infer(const std::string& op, const Attributes& attribute
   return op_table().at(op).infer({attributes, pointers, {}});
 }
 
-TEST_CASE("products of low matrices are low, or f32 on request, and only then accumulate") {
+TEST_CASE("products of low matrices are low, or f32 on request, and are added to their own type") {
   const auto product = [](bool wide) { return Attributes::of(ops::Matmul{.wide = wide}); };
   const Shape s{4, 4};
   CHECK(infer("matmul", product(false), {{'L', s}, {'L', s}})[0].dtype == DType::bf16);
@@ -84,7 +84,9 @@ TEST_CASE("products of low matrices are low, or f32 on request, and only then ac
   CHECK(infer("matmul", product(true), {{'F', s}, {'F', s}})[0].dtype == DType::f32);
   CHECK_THROWS_WITH(infer("matmul", product(false), {{'L', s}, {'F', s}}),
                     ContainsSubstring("element types do not fit: bf16[4, 4], f32[4, 4]"));
-  CHECK_THROWS_AS(infer("matmul", product(false), {{'L', s}, {'L', s}, {'L', s}}), InternalError);
+  CHECK(infer("matmul", product(false), {{'L', s}, {'L', s}, {'L', s}})[0].dtype == DType::bf16);
+  CHECK_THROWS_AS(infer("matmul", product(false), {{'L', s}, {'L', s}, {'F', s}}), InternalError);
+  CHECK_THROWS_AS(infer("matmul", product(true), {{'L', s}, {'L', s}, {'L', s}}), InternalError);
   CHECK_THROWS_AS(infer("matmul", product(false), {{'I', s}, {'I', s}}), InternalError);
 }
 

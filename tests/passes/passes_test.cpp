@@ -86,6 +86,30 @@ output "y" = %5
   CHECK(run_pass(fuse_accumulate, too_early) == too_early);
 }
 
+TEST_CASE("each output of an op takes its own sum, and low ones too") {
+  CHECK(run_pass(fuse_accumulate, R"(%0 = input "dy" : bf16[3, 2]
+%1 = input "x" : bf16[3, 2]
+%2 = input "w" : f32[2]
+%3 = input "rstd" : f32[3, 1]
+%4 = input "stream" : bf16[3, 2]
+%5 = state "dw" : f32[2]
+%6, %7 = rms_norm_grad(%0, %1, %2, %3)
+%8 = add(%4, %6)
+%9 = add(%5, %7)
+output "dx" = %8
+update %5 -> %9
+)") == R"(%0 = input "dy" : bf16[3, 2]
+%1 = input "x" : bf16[3, 2]
+%2 = input "w" : f32[2]
+%3 = input "rstd" : f32[3, 1]
+%4 = input "stream" : bf16[3, 2]
+%5 = state "dw" : f32[2]
+%6, %7 = rms_norm_grad(%0, %1, %2, %3, %5, %4) {eps=1e-06} @none.forward : bf16[3, 2], f32[2]
+output "dx" = %6
+update %5 -> %7
+)");
+}
+
 const char* const kLoss = R"(%0 = input "h" : f32[3, 2]
 %1 = input "w" : f32[5, 2]
 %2 = input "t" : i32[3]

@@ -80,8 +80,9 @@ TEST_CASE("distillation in bf16 goes the way of f32, with and without kept teach
     }
     CHECK(low[i]["teacher_loss"].get<double>() ==
           Catch::Approx(wide[i]["teacher_loss"].get<double>()).epsilon(5e-3));
+    // Of a sum of such remainders, and on weights that drift apart from step to step.
     CHECK(low[i]["grad_norm"].get<double>() ==
-          Catch::Approx(wide[i]["grad_norm"].get<double>()).epsilon(0.1));
+          Catch::Approx(wide[i]["grad_norm"].get<double>()).epsilon(0.15));
   }
   CHECK(low[0]["teacher_loss"] != wide[0]["teacher_loss"]);
 }

@@ -63,8 +63,8 @@ struct Matmul {
     f("wide", self.wide);
   }
 };
-// op "matmul": a, b (both low or both f32), [accumulate [M, N], only of an f32 product] → op(a)[M, K] ·
-// op(b)[K, N] (+ accumulate).
+// op "matmul": a, b (both low or both f32), [accumulate [M, N], of the product's type] → op(a)[M, K] ·
+// op(b)[K, N] (+ accumulate; rounded once).
 ValueId matmul(Builder& b, ValueId x, ValueId y, Matmul attributes = {});
 /// x[T, in], w[out, in] → x · wᵀ [T, out].
 inline ValueId linear(Builder& b, ValueId x, ValueId w) {
@@ -81,8 +81,8 @@ struct RmsNorm {
 /// (rstd = 1/sqrt(mean(x²) + eps)) and multiplied by w. N = 1 for a layer norm, the heads for a q/k norm.
 /// Of a low x: w, its gradient and rstd are f32.
 ValueId rms_norm(Builder& b, ValueId x, ValueId w, double eps);
-// op "rms_norm_grad" {eps}: dy[T, N*D], x[T, N*D], w[D], rstd[T, N], [accumulate dw[D]] → (dx, dw[D]).
-// In place: dx in dy.
+// op "rms_norm_grad" {eps}: dy[T, N*D], x[T, N*D], w[D], rstd[T, N], [accumulate dw[D]], [accumulate dx] →
+// (dx, dw[D]). In place: dx in dy or in what it is added to.
 
 // ---- rope.cpp ------------------------------------------------------------------------------------
 

@@ -40,10 +40,12 @@ std::size_t rms_norm_grad_workspace(const OpTypes& types) {
   return static_cast<std::size_t>(blocks * size) * sizeof(float);
 }
 
-// With g = dy·w: dx = rstd (g - x rstd² mean(g x)); dw = Σ over groups of dy x rstd.
+// With g = dy·w: dx = rstd (g - x rstd² mean(g x)); dw = Σ over groups of dy x rstd. Either may be added to
+// something.
 void run_rms_norm_grad(const KernelCall& call) {
   const float *dy = call.in(0), *x = call.in(1), *w = call.in(2), *rstd = call.in(3);
-  const float* accumulate = call.has(4) ? call.in(4) : nullptr;
+  const float* dw_before = call.has(4) ? call.in(4) : nullptr;
+  const float* dx_before = call.has(5) ? call.in(5) : nullptr;
   float *dx = call.out(0), *dw = call.out(1);
   const std::int64_t size = call.in_shape(2).num_elements(), num_groups = call.in_shape(3).num_elements();
   const std::int64_t blocks = (num_groups + kGroupsPerBlock - 1) / kGroupsPerBlock;
@@ -55,11 +57,17 @@ void run_rms_norm_grad(const KernelCall& call) {
     const float scale = rstd[group];
     const float dot = cpu::lane_sum<float>(size, [&](std::int64_t i) { return g[i] * w[i] * in[i]; });
     const float along_x = dot / static_cast<float>(size) * scale * scale;
+    const auto store = [&](const auto& before) {
 #pragma omp simd
-    for (std::int64_t i = 0; i < size; ++i) {
-      share[i] += g[i] * in[i] * scale;
-      out[i] = scale * (g[i] * w[i] - in[i] * along_x);
-    }
+      for (std::int64_t i = 0; i < size; ++i) {
+        share[i] += g[i] * in[i] * scale;
+        out[i] = before(i) + scale * (g[i] * w[i] - in[i] * along_x);
+      }
+    };
+    if (const float* const sum = dx_before == nullptr ? nullptr : dx_before + group * size)
+      store([&](std::int64_t i) { return sum[i]; });
+    else
+      store([](std::int64_t) { return 0.0F; });
   };
   cpu::parallel_for(blocks, [&](std::int64_t block) {
     float* share = shares + block * size;
@@ -77,7 +85,7 @@ void run_rms_norm_grad(const KernelCall& call) {
         sums[i - begin] += static_cast<double>(shares[block * size + i]);
     }
     for (std::int64_t i = begin; i < end; ++i) {
-      const double before = accumulate != nullptr ? static_cast<double>(accumulate[i]) : 0.0;
+      const double before = dw_before != nullptr ? static_cast<double>(dw_before[i]) : 0.0;
       dw[i] = static_cast<float>(before + sums[i - begin]);
     }
   });

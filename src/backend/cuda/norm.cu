@@ -73,7 +73,8 @@ void run_rms_norm(const KernelCall& call) {
   });
 }
 
-// ---- gradient: with g = dy·w: dx = rstd (g - x rstd² mean(g x)); dw = Σ over groups of dy x rstd.
+// ---- gradient: with g = dy·w: dx = rstd (g - x rstd² mean(g x)); dw = Σ over groups of dy x rstd. Either
+// may be added to something.
 
 constexpr int kRowsAtOnce = 4;  // most groups that a lane of threads works on between two reductions
 constexpr std::int64_t kMostBlocks = 528;  // 4 on each of the 132 multiprocessors of an H100
@@ -102,8 +103,9 @@ struct GradSplit {
 struct GradArguments {
   const void *dy, *x;
   const float *w, *rstd;
-  void* dx;
-  float* shares;  // [shares, D]
+  const void* dx_before;  // may be nullptr
+  void* dx;               // may be dy or dx_before
+  float* shares;          // [shares, D]
   std::int64_t groups, size, groups_per_block, groups_per_row;
   const std::int32_t* count;
 };
@@ -125,7 +127,7 @@ __global__ void __launch_bounds__(kThreads) rms_norm_grad_kernel(GradArguments a
   }
   int turn = 0;
   for (std::int64_t base = begin; base < end; base += lanes * R, turn ^= 1) {
-    Pack<T, N> dy[R][V], x[R][V];
+    Pack<T, N> dy[R][V], x[R][V], before[R][V] = {};
     float scale[R], dot[R];
 #pragma unroll
     for (int r = 0; r < R; ++r) {
@@ -137,6 +139,8 @@ __global__ void __launch_bounds__(kThreads) rms_norm_grad_kernel(GradArguments a
         if (group >= groups || column >= a.size) continue;
         dy[r][v] = Pack<T, N>::load(static_cast<const T*>(a.dy) + group * a.size + column);
         x[r][v] = Pack<T, N>::load(static_cast<const T*>(a.x) + group * a.size + column);
+        if (a.dx_before != nullptr)
+          before[r][v] = Pack<T, N>::load(static_cast<const T*>(a.dx_before) + group * a.size + column);
       }
     }
 #pragma unroll
@@ -181,11 +185,12 @@ __global__ void __launch_bounds__(kThreads) rms_norm_grad_kernel(GradArguments a
       for (int v = 0; v < V; ++v) {
         const int column = (v * Threads + thread) * N;
         if (column >= a.size) continue;
-        float g[N], in[N];
+        float g[N], in[N], sum[N];
         dy[r][v].unpack(g);
         x[r][v].unpack(in);
+        before[r][v].unpack(sum);
 #pragma unroll
-        for (int j = 0; j < N; ++j) g[j] = scale[r] * (g[j] * w[v][j] - in[j] * along_x);
+        for (int j = 0; j < N; ++j) g[j] = sum[j] + scale[r] * (g[j] * w[v][j] - in[j] * along_x);
         store<N>(static_cast<T*>(a.dx) + group * a.size + column, g);
       }
     }
@@ -215,7 +220,7 @@ __global__ void __launch_bounds__(kThreads) norm_shares_kernel(GradArguments a) 
   a.shares[blockIdx.x * a.size + column] = share;
 }
 
-/// Second part: dx (may be dy), one warp a group.
+/// Second part: dx, one warp a group.
 template <class T>
 __global__ void __launch_bounds__(kThreads) norm_dx_kernel(GradArguments a) {
   const std::int64_t group = warp_row();
@@ -228,8 +233,10 @@ __global__ void __launch_bounds__(kThreads) norm_dx_kernel(GradArguments a) {
     dot += to_float(dy[i]) * a.w[i] * to_float(x[i]);
   dot = warp_sum(dot);
   const float scale = a.rstd[group], along_x = dot / static_cast<float>(a.size) * scale * scale;
+  const T* before = a.dx_before == nullptr ? nullptr : static_cast<const T*>(a.dx_before) + group * a.size;
   for (std::int64_t i = threadIdx.x % 32; i < a.size; i += 32)
-    store_one(dx + i, scale * (to_float(dy[i]) * a.w[i] - to_float(x[i]) * along_x));
+    store_one(dx + i, (before == nullptr ? 0.0F : to_float(before[i])) +
+                          scale * (to_float(dy[i]) * a.w[i] - to_float(x[i]) * along_x));
 }
 
 constexpr int kShareLanes = 32, kShareColumns = 32;
@@ -278,7 +285,7 @@ void differentiate(const KernelCall& call, const GradSplit& split, const GradArg
   launch(call, norm_dx_kernel<T>, warp_row_grid(a.groups), kThreads, 0, a);
 }
 
-// dy[T, N*D], x[T, N*D], w[D], rstd[T, N], [accumulate dw[D]] → dx (may be dy), dw[D]
+// dy[T, N*D], x[T, N*D], w[D], rstd[T, N], [accumulate dw[D]], [accumulate dx] → dx, dw[D]
 void run_rms_norm_grad(const KernelCall& call) {
   const std::int64_t size = call.in_shape(2).num_elements(), groups = call.in_shape(3).num_elements();
   const GradSplit split(groups, size);
@@ -287,6 +294,7 @@ void run_rms_norm_grad(const KernelCall& call) {
                         .x = call.inputs[1].data,
                         .w = call.in(2),
                         .rstd = call.in(3),
+                        .dx_before = call.has(5) ? call.inputs[5].data : nullptr,
                         .dx = call.outputs[0].data,
                         .shares = shares,
                         .groups = groups,
@@ -294,7 +302,7 @@ void run_rms_norm_grad(const KernelCall& call) {
                         .groups_per_block = split.groups_per_block,
                         .groups_per_row = call.in_shape(3)[1],
                         .count = input_count(call, 1)};
-  const bool fast = split.fast && is_aligned(a.dy, a.x, a.w, a.dx, a.shares);
+  const bool fast = split.fast && is_aligned(a.dy, a.x, a.w, a.dx_before, a.dx, a.shares);
   with_element_type(call.inputs[0].dtype, [&](auto element) {
     if (groups > 0) differentiate<decltype(element)>(call, split, a, fast);
   });

@@ -21,9 +21,9 @@ const std::map<std::string, std::vector<std::size_t>, std::less<>>& low_inputs()
       {"embedding", {0}},
       {"embedding_grad", {0}},
       {"add", {0, 1}},
-      {"matmul", {0, 1}},
+      {"matmul", {0, 1, 2}},
       {"rms_norm", {0}},
-      {"rms_norm_grad", {0, 1}},
+      {"rms_norm_grad", {0, 1, 5}},
       {"rope", {0}},
       {"attention", {0, 1, 2}},
       {"attention_grad", {0, 1, 2, 3, 4}},
@@ -195,6 +195,14 @@ std::vector<Job> jobs_of(const OpCase& c) {
       const auto types = infer_outputs(*job.op, job.attributes, job.inputs);
       job.inputs.resize(pair.input);
       job.inputs.push_back(random_tensor(types[pair.output].shape, 950));
+      if (job.op->name == "matmul") {  // to both types of products of low matrices
+        Job wide = job;
+        auto a = job.attributes.get<ops::Matmul>();
+        a.wide = true;
+        wide.attributes = Attributes::of(a);
+        wide.text += " in f32";
+        jobs.push_back(std::move(wide));
+      }
       jobs.push_back(std::move(job));
     }
   return jobs;
@@ -212,15 +220,12 @@ Prepared prepare(const Job& job, bool low) {
   Prepared p{job.attributes, job.inputs, {}, {}};
   std::vector<HostTensor> rounded = job.inputs;
   if (low) {
+    const bool wide_product = job.op->name == "matmul" && job.attributes.get<ops::Matmul>().wide;
     for (const std::size_t i : low_inputs().at(job.op->name)) {
+      if (wide_product && i == 2) continue;
       if (i >= p.inputs.size() || !p.inputs[i].view() || p.inputs[i].dtype() == DType::i32) continue;
       p.inputs[i] = convert_dtype(job.inputs[i], DType::bf16);
       rounded[i] = convert_dtype(p.inputs[i], DType::f32);
-    }
-    if (job.op->name == "matmul") {  // only an f32 product accumulates
-      auto a = job.attributes.get<ops::Matmul>();
-      a.wide = p.inputs.size() > 2;
-      p.attributes = Attributes::of(a);
     }
   }
   p.outputs = infer_outputs(*job.op, p.attributes, p.inputs);
