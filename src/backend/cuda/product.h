@@ -28,8 +28,9 @@ struct Product {
 
 constexpr std::size_t kProductWorkspace = 32 << 20;
 
-/// The algorithm is what cuBLASLt's heuristics give for the problem on this card, without measuring, among
-/// those that sum in a fixed order: equal problems have equal bits.
+/// The bits are those of the first algorithm that cuBLASLt proposes for the problem on this card, among those
+/// that sum in a fixed order: equal problems have equal bits. When a large problem first comes, the quickest
+/// of its proposals with these bits is measured out (equal_algorithms.h), and waited for.
 void multiply(const LaunchContext& gpu, const Product& product, std::span<std::byte> workspace);
 
 }  // namespace farskip::cuda

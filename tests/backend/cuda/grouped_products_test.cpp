@@ -142,28 +142,48 @@ void check_product(Device& device, Direction direction, const Problem& p, Sum su
 
 }  // namespace
 
-TEST_CASE("products of experts in bf16 are those of f32 to the bit on whole numbers") {
-  if (const std::string problem = why_no_cuda_device(); !problem.empty()) {
-    fmt::print("skipped: {}\n", problem);
-    return;
-  }
-  const auto device = make_cuda_device();
-  std::vector<Problem> problems{
+namespace {
+
+std::vector<Problem> problems() {
+  std::vector<Problem> all{
       {{128, 256}, 256, 64},       {{1}, 8, 8},
       {{0, 0, 5, 0}, 264, 72},     {{127, 129, 1, 0, 300, 64, 63, 65}, 512, 136, 200},
       {{0}, 64, 64, 10},           {{700, 0, 33, 1100}, 1408, 2048, 7},
       {{4, 2000, 129}, 2816, 264}, {{257, 384}, 136, 520},
   };
-  problems.push_back({std::vector<std::int64_t>(130, 3), 128, 128, 1});
+  all.push_back({std::vector<std::int64_t>(130, 3), 128, 128, 1});
   // As many experts as the tensor-core kernel takes, and more: those are the plain kernel's.
-  problems.push_back({std::vector<std::int64_t>(cuda::kMaxTileExperts, 2), 64, 72, 1});
-  problems.push_back({std::vector<std::int64_t>(cuda::kMaxTileExperts + 1, 2), 64, 72, 1});
-  for (const Problem& p : problems) {
-    for (const Direction direction : {Direction::forward, Direction::dgrad})
-      check_product(*device, direction, p);
-    for (const Sum sum : {Sum::none, Sum::beside, Sum::in_place})
-      check_product(*device, Direction::wgrad, p, sum);
-  }
+  all.push_back({std::vector<std::int64_t>(cuda::kMaxTileExperts, 2), 64, 72, 1});
+  all.push_back({std::vector<std::int64_t>(cuda::kMaxTileExperts + 1, 2), 64, 72, 1});
+  return all;
+}
+
+/// Without a GPU nothing, and a line that says so.
+template <class F>
+void with_gpu(const F& f) {
+  const std::string problem = why_no_cuda_device();
+  if (problem.empty())
+    f(*make_cuda_device());
+  else
+    fmt::print("skipped: {}\n", problem);
+}
+
+}  // namespace
+
+TEST_CASE("products of experts in bf16 are those of f32 to the bit on whole numbers") {
+  with_gpu([](Device& device) {
+    for (const Problem& p : problems())
+      for (const Direction direction : {Direction::forward, Direction::dgrad})
+        check_product(device, direction, p);
+  });
+}
+
+TEST_CASE("weight gradients of experts in bf16 are those of f32 to the bit on whole numbers") {
+  with_gpu([](Device& device) {
+    for (const Problem& p : problems())
+      for (const Sum sum : {Sum::none, Sum::beside, Sum::in_place})
+        check_product(device, Direction::wgrad, p, sum);
+  });
 }
 
 }  // namespace farskip::test
