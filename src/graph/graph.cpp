@@ -20,10 +20,11 @@ std::vector<TensorType> output_types(const OpDef& op, const OpTypes& types, Valu
 
 }  // namespace
 
-bool OpDef::may_share(std::size_t output, std::size_t input) const {
+bool OpDef::may_share(std::size_t output, std::size_t input, DType type) const {
   if (in_place_each && output == input) return true;
-  return std::any_of(in_place.begin(), in_place.end(),
-                     [&](const InPlace& rule) { return rule.output == output && rule.input == input; });
+  return std::any_of(in_place.begin(), in_place.end(), [&](const InPlace& rule) {
+    return rule.output == output && rule.input == input && !(rule.wide_only && type == DType::bf16);
+  });
 }
 
 void OpTable::add(OpDef op) {

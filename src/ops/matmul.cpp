@@ -62,7 +62,8 @@ void register_matmul(OpTable& table) {
                    return flops_cost(2.0 * static_cast<double>(s.m) * static_cast<double>(s.n) *
                                      static_cast<double>(s.k));
                  },
-             .in_place = {{0, 2}},
+             // cuBLASLt would round a bf16 product before it adds it to what stands in its place.
+             .in_place = {{0, 2, true}},
              .accumulates = {{0, 2}}});
 }
 

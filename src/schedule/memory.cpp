@@ -107,7 +107,7 @@ class Planner {
     const std::size_t output = graph_.value(v).output_index;
     for (std::size_t i = 0; i < node.inputs.size(); ++i) {
       const ValueId input = node.inputs[i];
-      if (!input || !node.op->may_share(output, i)) continue;
+      if (!input || !node.op->may_share(output, i, graph_.type(v).dtype)) continue;
       const bool twice = std::count(node.inputs.begin(), node.inputs.end(), input) > 1;
       if (last_use_[input.index()] == step.last && !twice &&
           graph_.type(input).num_bytes() == graph_.type(v).num_bytes() &&

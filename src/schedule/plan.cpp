@@ -215,7 +215,8 @@ class Verifier {
     }
     for (std::size_t o = 0; o < node.outputs.size(); ++o)
       for (std::size_t i = 0; i < node.inputs.size(); ++i)
-        if (node.outputs[o] == mine.value && node.inputs[i] == other.value && node.op->may_share(o, i))
+        if (node.outputs[o] == mine.value && node.inputs[i] == other.value &&
+            node.op->may_share(o, i, graph_.type(mine.value).dtype))
           return true;
     return false;
   }

@@ -112,9 +112,10 @@ class Simulation {
   Cells shared_cells(const Node& node, std::size_t o) const {
     Cells cells;
     for (std::size_t i = 0; i < node.inputs.size(); ++i)
-      if (node.inputs[i] && node.op->may_share(o, i)) cells.merge(cells_of(node.inputs[i]));
+      if (node.inputs[i] && node.op->may_share(o, i, graph_.type(node.outputs[o]).dtype))
+        cells.merge(cells_of(node.inputs[i]));
     for (std::size_t i = 0; i < node.inputs.size(); ++i)
-      if (node.inputs[i] && !node.op->may_share(o, i))
+      if (node.inputs[i] && !node.op->may_share(o, i, graph_.type(node.outputs[o]).dtype))
         for (const Cell& cell : cells_of(node.inputs[i])) cells.erase(cell);
     return cells;
   }

@@ -50,6 +50,21 @@ output "y" = %3
   CHECK(make_serial_plan(reread, no_workspace).arena_bytes == 2 * 64 * 64 * 4);
 }
 
+TEST_CASE("a product is added to a dying sum in its place in f32, and beside it in bf16") {
+  for (const char* type : {"f32", "bf16"}) {
+    CAPTURE(type);
+    const Graph graph = parse_graph(fmt::format(R"(%0 = input "x" : {0}[16, 16]
+%1 = matmul(%0, %0)
+%2 = matmul(%0, %0, %1)
+output "y" = %2
+)",
+                                                type));
+    const Plan plan = make_serial_plan(graph, no_workspace);
+    verify_plan(graph, plan);
+    CHECK((plan.placements[2] == plan.placements[1]) == (std::string_view(type) == "f32"));
+  }
+}
+
 TEST_CASE("inputs are never written, state is updated in its own buffer") {
   const Graph graph = parse_graph(R"(%0 = input "x" : f32[8, 8]
 %1 = state "s" : f32[8, 8]

@@ -59,6 +59,7 @@ class GradientCall;
 /// A pair (output, input): the output may live in the input's buffer when nothing reads the input later.
 struct InPlace {
   std::size_t output, input;
+  bool wide_only = false;  // in_place: not where the output is bf16
 };
 
 /// Output `output` has as many rows as output `count` (i32[1]) of the same op says, within its bound.
@@ -103,7 +104,8 @@ struct OpDef {
   /// portions one by one, with other work between them. nullptr: only whole.
   std::int64_t (*portions)(const OpTypes&) = nullptr;
 
-  bool may_share(std::size_t output, std::size_t input) const;
+  /// Whether an output of this type may live in the buffer of an input.
+  bool may_share(std::size_t output, std::size_t input, DType type) const;
 };
 
 /// All ops by name. Filled once by register_ops(), then constant.

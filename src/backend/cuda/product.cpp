@@ -3,7 +3,6 @@
 #include <algorithm>
 
 #include "backend/cuda/check.h"
-#include "backend/cuda/equal_algorithms.h"
 #include "backend/cuda/handle.h"
 #include "backend/cuda/library_plans.h"
 
@@ -11,10 +10,6 @@ namespace farskip::cuda {
 namespace {
 
 using Layout = Handle<cublasLtMatrixLayout_t, cublasLtMatrixLayoutDestroy>;
-
-/// Proposals of cuBLASLt that are looked at; the first alone for small products, which take no time.
-constexpr int kProposals = 8;
-constexpr double kLargeProduct = 1e10;  // floating-point operations
 
 struct ProductPlan {
   Handle<cublasLtMatmulDesc_t, cublasLtMatmulDescDestroy> operation;
@@ -54,17 +49,8 @@ void set_preference(cublasLtMatmulPreference_t preference, cublasLtMatmulPrefere
   FARSKIP_CUDA_CHECK(cublasLtMatmulPreferenceSetAttribute(preference, attribute, &value, sizeof(value)));
 }
 
-/// Parts of a sum that one algorithm makes and others do not would have other bits.
-bool splits_sums(const cublasLtMatmulAlgo_t& algorithm) {
-  std::int32_t parts = 1;
-  FARSKIP_CUDA_CHECK(cublasLtMatmulAlgoConfigGetAttribute(&algorithm, CUBLASLT_ALGO_CONFIG_SPLITK_NUM, &parts,
-                                                          sizeof(parts), nullptr));
-  return parts > 1;
-}
-
-/// Likeliest first.
-std::vector<cublasLtMatmulAlgo_t> propose_algorithms(cublasLtHandle_t handle, const Alignments& aligned,
-                                                     std::size_t workspace, const ProductPlan& plan) {
+void choose_algorithm(cublasLtHandle_t handle, const Alignments& aligned, std::size_t workspace,
+                      ProductPlan& plan) {
   Handle<cublasLtMatmulPreference_t, cublasLtMatmulPreferenceDestroy> preference;
   FARSKIP_CUDA_CHECK(cublasLtMatmulPreferenceCreate(preference.address()));
   set_preference(preference.get(), CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, std::uint64_t{workspace});
@@ -76,44 +62,19 @@ std::vector<cublasLtMatmulAlgo_t> propose_algorithms(cublasLtHandle_t handle, co
   set_preference(preference.get(), CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, aligned.a);
   set_preference(preference.get(), CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, aligned.c);
   set_preference(preference.get(), CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, aligned.c);
-  cublasLtMatmulHeuristicResult_t found[kProposals]{};
+  cublasLtMatmulHeuristicResult_t found{};
   int num_found = 0;
   FARSKIP_CUDA_CHECK(cublasLtMatmulAlgoGetHeuristic(handle, plan.operation.get(), plan.a.get(), plan.b.get(),
-                                                    plan.c.get(), plan.c.get(), preference.get(), kProposals,
-                                                    found, &num_found));
-  FARSKIP_CHECK(num_found >= 1, "cuBLASLt has no algorithm for a product");
-  FARSKIP_CUDA_CHECK(found[0].state);
-  std::vector<cublasLtMatmulAlgo_t> algorithms;
-  for (int i = 0; i < num_found; ++i)
-    if (found[i].state == CUBLAS_STATUS_SUCCESS) algorithms.push_back(found[i].algo);
-  return algorithms;
-}
-
-void run_product(const LaunchContext& gpu, const Product& p, const ProductPlan& plan,
-                 const cublasLtMatmulAlgo_t& algorithm, void* c, std::span<std::byte> workspace) {
-  const bool accumulate = p.accumulate != nullptr;
-  const float alpha = 1.0F, beta = accumulate ? 1.0F : 0.0F;
-  FARSKIP_CUDA_CHECK(cublasLtMatmul(gpu.blas, plan.operation.get(), &alpha, p.b, plan.a.get(), p.a,
-                                    plan.b.get(), &beta, accumulate ? p.accumulate : c, plan.c.get(), c,
-                                    plan.c.get(), &algorithm, workspace.data(), workspace.size(),
-                                    gpu.stream));
-}
-
-void choose_algorithm(const LaunchContext& gpu, const Product& p, std::span<std::byte> workspace,
-                      std::vector<cublasLtMatmulAlgo_t> algorithms, ProductPlan& plan) {
-  const double flops = 2.0 * static_cast<double>(p.m) * static_cast<double>(p.n) * static_cast<double>(p.k);
-  const bool choose = flops >= kLargeProduct && !splits_sums(algorithms[0]);
-  if (choose) std::erase_if(algorithms, splits_sums);
-  std::vector<Alternative> alternatives;
-  for (std::size_t i = 0; choose && i < algorithms.size(); ++i)
-    alternatives.emplace_back([&, i](void* c) { run_product(gpu, p, plan, algorithms[i], c, workspace); });
-  const std::size_t bytes = static_cast<std::size_t>(p.m * p.ldc) * dtype_size(p.out);
-  plan.algorithm = algorithms[quickest_of_equal(gpu, bytes, alternatives)];
+                                                    plan.c.get(), plan.c.get(), preference.get(), 1, &found,
+                                                    &num_found));
+  FARSKIP_CHECK(num_found == 1, "cuBLASLt has no algorithm for a product");
+  FARSKIP_CUDA_CHECK(found.state);
+  plan.algorithm = found.algo;
 }
 
 /// cuBLASLt is column-major: its transposed view of c is op(b)ᵀ · op(a)ᵀ, so a and b change places.
-std::shared_ptr<ProductPlan> create_plan(const LaunchContext& gpu, const Product& p,
-                                         const Alignments& aligned, std::span<std::byte> workspace) {
+std::shared_ptr<ProductPlan> create_plan(cublasLtHandle_t handle, const Product& p, const Alignments& aligned,
+                                         std::size_t workspace) {
   auto plan = std::make_shared<ProductPlan>();
   FARSKIP_CUDA_CHECK(cublasLtMatmulDescCreate(plan->operation.address(), CUBLAS_COMPUTE_32F, CUDA_R_32F));
   const cublasOperation_t left = p.transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N;
@@ -125,7 +86,7 @@ std::shared_ptr<ProductPlan> create_plan(const LaunchContext& gpu, const Product
   create_layout(plan->a, p.in, p.transpose_b ? p.n : p.k, p.transpose_b ? p.k : p.n, p.ldb);
   create_layout(plan->b, p.in, p.transpose_a ? p.k : p.m, p.transpose_a ? p.m : p.k, p.lda);
   create_layout(plan->c, p.out, p.m, p.n, p.ldc);
-  choose_algorithm(gpu, p, workspace, propose_algorithms(gpu.blas, aligned, workspace.size(), *plan), *plan);
+  choose_algorithm(handle, aligned, workspace, *plan);
   return plan;
 }
 
@@ -146,16 +107,22 @@ void copy_or_clear(const LaunchContext& gpu, const Product& p) {
 void multiply(const LaunchContext& gpu, const Product& p, std::span<std::byte> workspace) {
   FARSKIP_CHECK(p.out == DType::f32 || (p.out == DType::bf16 && p.in == DType::bf16), "product of {} in {}",
                 dtype_name(p.in), dtype_name(p.out));
+  FARSKIP_CHECK(p.out == DType::f32 || p.accumulate != p.c || p.c == nullptr, "a bf16 sum in place");
   if (p.m == 0 || p.n == 0) return;
   if (p.k == 0) return copy_or_clear(gpu, p);
   const Alignments aligned = alignments_of(p);
+  const bool accumulate = p.accumulate != nullptr;
   const std::string problem =
       fmt::format("product {}{} {}x{}x{} ld {} {} {} {} {} aligned {} {} {} workspace {}",
                   p.transpose_a ? 't' : 'n', p.transpose_b ? 't' : 'n', p.m, p.n, p.k, p.lda, p.ldb, p.ldc,
                   dtype_name(p.in), dtype_name(p.out), aligned.a, aligned.b, aligned.c, workspace.size());
-  const ProductPlan& plan =
-      gpu.plans->get<ProductPlan>(problem, [&] { return create_plan(gpu, p, aligned, workspace); });
-  run_product(gpu, p, plan, plan.algorithm, p.c, workspace);
+  ProductPlan& plan = gpu.plans->get<ProductPlan>(
+      problem, [&] { return create_plan(gpu.blas, p, aligned, workspace.size()); });
+  const float alpha = 1.0F, beta = accumulate ? 1.0F : 0.0F;
+  FARSKIP_CUDA_CHECK(cublasLtMatmul(gpu.blas, plan.operation.get(), &alpha, p.b, plan.a.get(), p.a,
+                                    plan.b.get(), &beta, accumulate ? p.accumulate : p.c, plan.c.get(), p.c,
+                                    plan.c.get(), &plan.algorithm, workspace.data(), workspace.size(),
+                                    gpu.stream));
 }
 
 }  // namespace farskip::cuda

@@ -23,14 +23,13 @@ struct Product {
   std::int64_t ldb = 0;
   void* c = nullptr;
   std::int64_t ldc = 0;
-  const void* accumulate = nullptr;  // laid out as c, and may be c
+  const void* accumulate = nullptr;  // laid out as c, and may be c where that is f32
 };
 
 constexpr std::size_t kProductWorkspace = 32 << 20;
 
-/// The bits are those of the first algorithm that cuBLASLt proposes for the problem on this card, among those
-/// that sum in a fixed order: equal problems have equal bits. When a large problem first comes, the quickest
-/// of its proposals with these bits is measured out (equal_algorithms.h), and waited for.
+/// The algorithm is what cuBLASLt's heuristics give for the problem on this card, without measuring, among
+/// those that sum in a fixed order: equal problems have equal bits.
 void multiply(const LaunchContext& gpu, const Product& product, std::span<std::byte> workspace);
 
 }  // namespace farskip::cuda

@@ -88,6 +88,7 @@ class Session {
         pair.output >= prepared.outputs.size())
       return;
     if (prepared.inputs[pair.input].dtype() != prepared.outputs[pair.output].dtype) return;
+    if (pair.wide_only && prepared.outputs[pair.output].dtype == DType::bf16) return;
     check(job, prepared, fmt::format(" with output {} in input {}", pair.output, pair.input), {pair}, -1);
   }
 
