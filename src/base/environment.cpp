@@ -1,6 +1,7 @@
 #include "farskip/base/environment.h"
 
 #include <sched.h>
+#include <sys/resource.h>
 #include <sys/utsname.h>
 #include <unistd.h>
 
@@ -64,6 +65,13 @@ std::optional<LauncherPlace> launcher_place() {
   place.local_rank =
       leading_number({"OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID"}).value_or(0);
   return place;
+}
+
+void raise_open_file_limit() {
+  struct rlimit limit {};
+  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur == limit.rlim_max) return;
+  limit.rlim_cur = limit.rlim_max;
+  ::setrlimit(RLIMIT_NOFILE, &limit);  // where that is refused, the limit stays as it was
 }
 
 std::uint64_t resident_bytes() {

@@ -38,6 +38,7 @@ Heartbeat::Sign Heartbeat::last_sign() const {
   sign.age_seconds = 1e-9 * static_cast<double>(now_nanoseconds() - last_nanoseconds_.load());
   sign.step = step_.load();
   sign.waits_in = waits_in_.load();
+  sign.patient = patience_.load() > 0;
   return sign;
 }
 

@@ -103,7 +103,7 @@ ExitCode run_overlap(const Options& options, const CommonOptions& common) {
   if (!options.device.empty()) run.config.device = parse_choice(device_names, options.device, "--device");
   return run_job(common, static_cast<double>(run.config.parallel.timeout), [&](Job& job) {
     refuse_unsupported(run.config);
-    const std::shared_ptr<Device> device = open_device(run.config.device, run.config.precision);
+    const std::shared_ptr<Device> device = open_device(run.config.device, run.config.precision, job.world);
     const Mesh mesh = mesh_to_measure(options, run.config, job.world, *device);
     const OverlapReport report = measure_overlap(
         run.model, rewire_farskip(build_layer_graph(run.model), run.model.farskip),

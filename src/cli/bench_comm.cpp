@@ -116,6 +116,7 @@ std::vector<Rate> measure(std::int64_t bytes, DType dtype, const Mesh& mesh, Are
       packing[n].push_back(packed[n]);
     }
   }
+  mesh.forget_device_addresses();  // before memory is given back that peers have open
   std::vector<Rate> rates;
   for (std::size_t n = 0; n < transport.size(); ++n)
     if (executor.graph().nodes()[n].op->collective)
@@ -127,7 +128,7 @@ std::vector<Rate> measure(std::int64_t bytes, DType dtype, const Mesh& mesh, Are
 ExitCode run_on_ranks(const Options& options, const RunConfig& config, const CommonOptions& common,
                       Job& job) {
   refuse_unsupported(config);
-  Arena arena(open_device(config.device, config.precision));
+  Arena arena(open_device(config.device, config.precision, job.world));
   const Mesh mesh = options.emulate > 0
                         ? make_emulated_mesh(static_cast<int>(options.emulate),
                                              static_cast<int>(config.parallel.expert), 1.0, arena.device())

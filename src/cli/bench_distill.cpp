@@ -66,7 +66,7 @@ ExitCode run_distill(const Options& o, const CommonOptions& common) {
       load_run(o.config, o.overrides, {.model = true, .data = false, .distill = true}, common.logger());
   return run_job(common, static_cast<double>(run.config.parallel.timeout), [&](Job& job) {
     refuse_unsupported(run.config);
-    const std::shared_ptr<Device> device = open_device(run.config.device, run.config.precision);
+    const std::shared_ptr<Device> device = open_device(run.config.device, run.config.precision, job.world);
     const Mesh mesh = make_mesh(job.world, run.config.parallel, *device);
     const SeparateReport report = compare_with_separate(
         run.model, *run.distill, engine_options(run.config, job.world.size()), mesh, device,

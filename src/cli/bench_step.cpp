@@ -221,7 +221,7 @@ ExitCode step_on_ranks(const LoadedRun& run, const Options& options, const Commo
                        const Job& job) {
   refuse_unsupported(run.config);
   const std::uint64_t before = resident_bytes();
-  Arena arena(open_device(run.config.device, run.config.precision));
+  Arena arena(open_device(run.config.device, run.config.precision, job.world));
   const Mesh mesh = make_mesh(job.world, run.config.parallel, arena.device());
   const bool on_gpu = !arena.device().shares_host_memory();
   const LayerGraph layers = rewire_farskip(build_layer_graph(run.model), run.model.farskip);

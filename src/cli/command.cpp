@@ -111,6 +111,7 @@ void print_json(const nlohmann::ordered_json& object) {
 }
 
 int run_command_line(int argc, char** argv) {
+  raise_open_file_limit();
   CLI::App app(
       "FarSkip: train mixture-of-experts models, convert them to FarSkip wiring, and measure the overlap");
   app.name("farskip");

@@ -90,7 +90,10 @@ class Watchdog {
     return changed_.wait_for(lock, duration, [this] { return ended_; });
   }
 
-  bool is_lifeless() const { return heartbeat_->last_sign().age_seconds > timeout_seconds_; }
+  bool is_lifeless() const {
+    const Heartbeat::Sign sign = heartbeat_->last_sign();
+    return sign.age_seconds > timeout_seconds_ * (sign.patient ? HeartbeatPatience::kPatience : 1);
+  }
 
   [[noreturn]] void give_up() const {
     const Heartbeat::Sign sign = heartbeat_->last_sign();

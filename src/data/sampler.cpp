@@ -97,6 +97,16 @@ Sampler::Sampler(std::vector<SamplerSource> sources, const SamplerOptions& optio
   }
 }
 
+std::string Sampler::order_text() const {
+  std::string text = fmt::format("{} tokens a sample{}", options_.sequence_length,
+                                 options_.shuffle ? ", shuffled" : ", in order");
+  for (std::size_t s = 0; s < sources_.size(); ++s)
+    text += fmt::format("{} {} tokens", s == 0 ? ", of" : " +", sources_[s].tokens->num_tokens());
+  if (sources_.size() > 1)
+    text += fmt::format(", mixed {}:{}", fmt::join(samples_per_block_, ":"), options_.block_size);
+  return text;
+}
+
 SampleAddress Sampler::locate(std::uint64_t number) const {
   std::uint64_t source = 0, position = number;  // position: how many samples of that source came before
   if (sources_.size() > 1) {

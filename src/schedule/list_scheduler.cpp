@@ -284,7 +284,7 @@ double makespan_of(const Graph& graph, const std::vector<OrderedStep>& order, co
 
 }  // namespace
 
-Plan make_overlapped_plan(const Graph& graph, WorkspaceRule workspace, const NodeSeconds& seconds,
+Plan make_overlapped_plan(const Graph& graph, const WorkspaceRule& workspace, const NodeSeconds& seconds,
                           const ScheduleOptions& options) {
   FARSKIP_CHECK(seconds.size() == graph.nodes().size(), "{} costs for {} nodes", seconds.size(),
                 graph.nodes().size());

@@ -256,7 +256,7 @@ std::string Plan::text(const Graph& graph) const {
   return out;
 }
 
-Plan make_plan(const Graph& graph, WorkspaceRule workspace, const std::vector<OrderedStep>& order) {
+Plan make_plan(const Graph& graph, const WorkspaceRule& workspace, const std::vector<OrderedStep>& order) {
   Plan plan;
   for (const OrderedStep& step : order)
     plan.steps.push_back({step.node, step.kind, step.portion, 0,
@@ -265,7 +265,7 @@ Plan make_plan(const Graph& graph, WorkspaceRule workspace, const std::vector<Or
   return plan;
 }
 
-Plan make_serial_plan(const Graph& graph, WorkspaceRule workspace, Waits waits) {
+Plan make_serial_plan(const Graph& graph, const WorkspaceRule& workspace, Waits waits) {
   return make_plan(graph, workspace, SerialOrder(graph, waits).run());
 }
 

@@ -178,6 +178,8 @@ std::optional<Checkpoint> find_newest_valid_checkpoint(const fs::path& folder, c
     const fs::path path = step_folder(folder, step);
     try {
       return open_checkpoint(path, verify);
+    } catch (const IoError&) {
+      throw;  // says nothing of what is in it: going back to an older one would throw work away
     } catch (const UserError& error) {
       logger.warning("checkpoint {} cannot be used: {}", path.string(), error.what());
     }
@@ -189,11 +191,12 @@ std::optional<Checkpoint> find_newest_valid_checkpoint(const fs::path& folder, c
                   folder.string(), listing.steps.size()));
 }
 
-void set_aside_newer_checkpoints(const fs::path& folder, std::int64_t step, const Logger& logger) {
+void set_aside_newer_checkpoints(const fs::path& folder, std::int64_t step, const Logger& logger,
+                                 std::string_view why) {
   for (const std::int64_t newer : list_folder(folder).steps) {
     if (newer <= step) break;
     const fs::path path = step_folder(folder, newer);
-    const fs::path aside = path.string() + ".damaged-" + make_run_id();
+    const fs::path aside = fmt::format("{}.{}-{}", path.string(), why, make_run_id());
     std::error_code error;
     fs::rename(path, aside, error);
     if (error) throw IoError(fmt::format("{}: cannot rename: {}", path.string(), error.message()));

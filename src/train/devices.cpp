@@ -22,13 +22,16 @@ std::string why_unsupported(DeviceChoice device, Precision precision) {
   return {};
 }
 
-std::shared_ptr<Device> open_device(DeviceChoice device, Precision precision) {
+std::shared_ptr<Device> open_device(DeviceChoice device, Precision precision, const Communicator& world) {
   if (const std::string why = why_unsupported(device, precision); !why.empty()) throw UsageError(why);
   if (device == DeviceChoice::cpu) return make_cpu_device();
   const LauncherPlace place = launcher_place().value_or(LauncherPlace{});
   const auto num_gpus = static_cast<int>(cuda::info().gpus.size());
-  const bool needs_gpu = device == DeviceChoice::cuda || precision == Precision::bf16;
-  if (!needs_gpu && (place.local_size > num_gpus || !why_no_cuda_device().empty())) return make_cpu_device();
+  if (device == DeviceChoice::automatic && precision != Precision::bf16) {
+    double without = place.local_size > num_gpus || !why_no_cuda_device().empty() ? 1 : 0;
+    world.all_reduce(std::span(&without, 1), Reduction::max);  // machines may differ
+    if (without > 0) return make_cpu_device();
+  }
   return make_cuda_device(place.local_rank % std::max(num_gpus, 1));
 }
 

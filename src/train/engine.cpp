@@ -192,6 +192,7 @@ TrainEngine::TrainEngine(const ModelConfig& config, const LayerGraph& layers, Te
 
 void TrainEngine::rewire(const LayerGraph& layers) {
   if (layers == layers_) return;
+  mesh_.forget_device_addresses();  // the arena may move
   layers_ = layers;
   past_exposed_seconds_ = exposed_seconds();
   runners_.clear();
@@ -304,6 +305,7 @@ void TrainEngine::run_micro_batches(std::span<const Batch> batches, std::int64_t
     BatchRunner& r = runner({sequences, max_rows, in_flight, i > 0, last && mesh_.world().size() > 1});
     for (std::size_t m = 0; m < step; ++m) r.set_batch(batches[i + m], static_cast<int>(m));
     r.set_scales(loss_scale, balance_scale);
+    if (heartbeat_ != nullptr) heartbeat_->beat();
     run(r.executor());
     losses_.keep(r.executor());
   }
@@ -329,11 +331,17 @@ BatchLoss TrainEngine::sum_over_ranks(const BatchLoss& loss, std::span<double> a
   return sum;
 }
 
+// A GPU is waited for here, and in it transports for peers.
+BatchLoss TrainEngine::read_losses() {
+  const HeartbeatWait wait(heartbeat_, "the losses of a step");
+  return losses_.read();
+}
+
 BatchLoss TrainEngine::compute_gradients(std::span<const Batch> batches, float loss_scale,
                                          float balance_scale, std::span<double> also_summed) {
   const std::vector<double> mine(also_summed.begin(), also_summed.end());
   run_micro_batches(batches, routed_rows_.max_rows, options_.in_flight, loss_scale, balance_scale);
-  BatchLoss loss = sum_over_ranks(losses_.read(), also_summed);
+  BatchLoss loss = sum_over_ranks(read_losses(), also_summed);
   if (loss.num_overflows == 0) return loss;
   ++num_repeated_;
   std::vector<Batch> parts;
@@ -342,7 +350,7 @@ BatchLoss TrainEngine::compute_gradients(std::span<const Batch> batches, float l
       parts.push_back(part_of_batch(batch, first, routed_rows_.fallback_batch, options_.sequence_length));
   std::copy(mine.begin(), mine.end(), also_summed.begin());
   run_micro_batches(parts, routed_rows_.fallback_rows, 1, loss_scale, balance_scale);
-  loss = sum_over_ranks(losses_.read(), also_summed);
+  loss = sum_over_ranks(read_losses(), also_summed);
   FARSKIP_CHECK(loss.num_overflows == 0, "routed rows do not fit the worst case");
   return loss;
 }
@@ -357,6 +365,7 @@ void TrainEngine::launch_update(double learning_rate, std::int64_t step) {
 }
 
 float TrainEngine::grad_norm() const {
+  const HeartbeatWait wait(heartbeat_, "the gradient norm of a step");
   return update_->read_output("grad_norm").values<float>()[0];
 }
 
@@ -374,7 +383,7 @@ StepResult TrainEngine::step(std::span<const Batch> batches, float loss_scale, f
   // Nothing of what the update needs depends on what the host would read before it.
   run_micro_batches(batches, routed_rows_.max_rows, options_.in_flight, loss_scale, balance_scale);
   launch_update(learning_rate, step);
-  return {losses_.read(), grad_norm()};
+  return {read_losses(), grad_norm()};
 }
 
 void TrainEngine::upload_moments() {

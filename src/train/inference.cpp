@@ -56,9 +56,11 @@ BatchRunner& InferenceEngine::runner(std::int64_t batch, std::int64_t sequence_l
 BatchLoss InferenceEngine::loss(const Batch& batch, std::int64_t sequence_length) {
   const auto sequences = static_cast<std::int64_t>(batch.tokens.size()) / sequence_length;
   BatchRunner& r = runner(sequences, sequence_length, false, !batch.document_start.empty());
+  if (heartbeat_ != nullptr) heartbeat_->beat();
   r.set_batch(batch);
   r.executor().run();
   losses_.keep(r.executor());
+  const HeartbeatWait wait(heartbeat_, "the losses of an evaluation");
   return losses_.read();
 }
 

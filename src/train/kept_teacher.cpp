@@ -182,6 +182,7 @@ InferenceEngine& KeptTeacher::engine() {
 void KeptTeacher::note_use(bool used) {
   steps_without_use_ = used ? 0 : steps_without_use_ + 1;
   if (!alone_ || steps_without_use_ < kIdleSteps) return;
+  mesh_.forget_device_addresses();  // before memory is given back that peers have open
   alone_.reset();
   logger_.info("nothing was asked of the teacher for {} steps: its memory is free again", kIdleSteps);
 }

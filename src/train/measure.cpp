@@ -8,6 +8,7 @@
 #include "farskip/comm/agreement.h"
 #include "farskip/tensor/hash.h"
 #include "farskip/train/plan_report.h"
+#include "farskip/train/step_graphs.h"
 
 namespace farskip {
 
@@ -34,6 +35,7 @@ std::vector<Batch> random_step(std::uint64_t seed, std::uint64_t number, const T
                                    (number * count + m) * static_cast<std::uint64_t>(world.size()) +
                                        static_cast<std::uint64_t>(world.rank()),
                                    options.micro_batch * options.sequence_length, vocab_size));
+    if (options.document_mask) batches.back().document_start.resize(batches.back().tokens.size(), 0);
     if (options.objective) options.objective->complete_random_batch(batches.back());
   }
   return batches;
@@ -99,6 +101,7 @@ CostTable measure_as_chosen(const ModelConfig& model, const LayerGraph& layers,
     mesh.world().all_reduce(std::span(&cold, 1), Reduction::max);
     warm = cold == 0;
   }
+  mesh.forget_device_addresses();  // before memory is given back that peers have open
   return table;
 }
 
@@ -140,13 +143,24 @@ std::shared_ptr<const CostTable> kept_step_costs(const fs::path& path, std::stri
                                                  const TrainEngineOptions& options, const Mesh& mesh,
                                                  const std::shared_ptr<Device>& device, Heartbeat* heartbeat,
                                                  const Logger& logger) {
-  const std::string key =
-      hash_text(fmt::format("{} {} {} {} {} {} {} {} {} {} {} {}{}", machine_info().processor, device->name(),
-                            dtype_name(options.compute), commit(), mesh.world().size(), mesh.expert().size(),
-                            options.zero, options.micro_batch, options.micro_batches, options.sequence_length,
-                            options.expert_chunks, hub_config_text(model), more_key));
+  const MicroBatchKind kind{.reduce = mesh.world().size() > 1,
+                            .in_flight = options.in_flight,
+                            .recompute = options.recompute,
+                            .objective = options.objective.get(),
+                            .frozen = options.frozen};
+  const Graph step = build_micro_batch_graph(
+      model, layers, lower_options(options, options.micro_batch),
+      {mesh.position(), options.zero, plan_routed_rows(model, options, mesh.expert().size()).max_rows,
+       std::max(1, options.expert_chunks)},
+      kind);
+  const std::string key = hash_text(fmt::format(
+      "{} {} {} {} {} {} {}\n{}", machine_info().processor, device->name(), commit(), mesh.world().size(),
+      options.micro_batches, options.expert_chunks, more_key, print_graph(step)));
   const std::string text = read_on_first_rank(mesh.world(), path);
-  if (text.starts_with(key + "\n"))
+  // Rank 0 alone says whether these are they: the processors of others may have another name.
+  std::int64_t known = text.starts_with(key + "\n") ? 1 : 0;
+  mesh.world().broadcast(std::span(&known, 1), 0);
+  if (known != 0)
     return std::make_shared<const CostTable>(CostTable::parse(std::string_view(text).substr(key.size() + 1)));
   auto table = std::make_shared<const CostTable>(
       measure_step_costs(model, layers, options, mesh, device, heartbeat, logger));

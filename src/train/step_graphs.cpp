@@ -216,7 +216,8 @@ class UpdateGraph {
     std::vector<ValueId> replicated, experts;
     for (std::size_t i = 0; i < parameters_.size(); ++i)
       (parameters_[i].spec.is_expert ? experts : replicated).push_back(gradients_[i]);
-    std::vector<ValueId> sums{ops::sum_of_squares(b_, replicated)};
+    std::vector<ValueId> sums;
+    if (!replicated.empty()) sums.push_back(ops::sum_of_squares(b_, replicated));
     if (!experts.empty()) sums.push_back(over_ranks(ops::sum_of_squares(b_, experts), MeshAxis::expert));
     return sums;
   }

@@ -69,6 +69,7 @@ class TrainingRun {
       : config_(config),
         model_(model),
         heartbeat_(heartbeat),
+        starting_(std::in_place, heartbeat),
         logger_(logger),
         arena_(std::move(device)),
         mesh_(make_mesh(world, config.parallel, arena_.device())),
@@ -99,11 +100,12 @@ class TrainingRun {
       metrics.emplace(folder_->path() / "metrics.jsonl", state_.step);
       progress.emplace(config_.train.steps, state_.step, logger_);
     }
+    starting_.reset();
     while (state_.step < config_.train.steps && !stop_requested_ && !converged()) {
       const StepMetrics m = step(signals);
       if (metrics) metrics->append(m);
       if (progress) progress->show(m);
-      if (all_written_) saver_.commit();
+      if (all_written_) commit_save();
       if (config_.checkpoint.every > 0 && state_.step % config_.checkpoint.every == 0) save();
     }
     return finish();
@@ -166,18 +168,35 @@ class TrainingRun {
       logger_.info("{} ranks: experts over {}, data over {}, {} micro-batches a step on each", world().size(),
                    mesh_.expert().size(), mesh_.data().size(), options_.micro_batches);
     logger_.info("device {}, computing in {}", arena_.device().name(), dtype_name(options_.compute));
+    // Evaluation takes its share of the arena now: later the arena would move, which peers have open.
+    for (const auto& source : data_.validation)
+      inference_.prepare_loss(validation_batch(), source->options().sequence_length,
+                              source->options().document_mask);
     MemoryReport memory = engine_.memory();
     memory.snapshot = saver_.snapshot_bytes(tensors());
     log_memory(memory, logger_);
     log_routed_rows(engine_.routed_rows(), logger_);
     state_.seed = static_cast<std::uint64_t>(config_.seed);
     if (!resume()) load_or_initialise();
+    note_order();
     if (distill_) {
       distill_->check_shared(weights_);
       if (is_first() && fs::exists(best_folder()))
         set_aside_newer_checkpoints(best_folder(), state_.step, logger_);
       note_start();
     }
+  }
+
+  // Data may be changed on purpose, but not unnoticed.
+  void note_order() {
+    const std::string order = data_.train->order_text();
+    if (!state_.order.empty() && state_.order != order)
+      logger_.warning(
+          "the checkpoint's samples were {}; the configuration's are {}: from step {} on samples may come "
+          "again or "
+          "be left out",
+          state_.order, order, state_.step + 1);
+    state_.order = order;
   }
 
   // What conversion costs, before any training makes up for it.
@@ -213,6 +232,7 @@ class TrainingRun {
     if (config_.checkpoint.resume == Resume::required)
       throw MissingInputError(fmt::format("{}: no checkpoint to resume from (checkpoint.resume: required)",
                                           checkpoints.string()));
+    if (config_.checkpoint.resume == Resume::never) set_aside_all_checkpoints(checkpoints, world(), logger_);
     return false;
   }
 
@@ -342,13 +362,17 @@ class TrainingRun {
                    state_.numbers.at("best_step"), best_folder().string());
   }
 
+  /// Sequences that a rank evaluates at once: no more than a step has room for.
+  std::int64_t validation_batch() const {
+    const std::int64_t fallback = engine_.routed_rows().fallback_batch;
+    return fallback > 0 ? fallback : config_.train.micro_batch;
+  }
+
   /// Mean over the tokens of all validation sources, each read once.
   Evaluation validate(InferenceEngine& engine) {
     Evaluation sum;
-    const std::int64_t fallback = engine_.routed_rows().fallback_batch;  // needs no more room than a step
     for (const auto& source : data_.validation) {
-      heartbeat_.beat();
-      const Evaluation e = evaluate(engine, *source, fallback > 0 ? fallback : config_.train.micro_batch, 0);
+      const Evaluation e = evaluate(engine, *source, validation_batch(), 0);
       const auto weight = static_cast<double>(e.tokens);
       sum.loss += e.loss * weight;
       sum.accuracy += e.accuracy * weight;
@@ -366,14 +390,21 @@ class TrainingRun {
 
   // Late training can lose again what it had won.
   void save_best() {
+    const HeartbeatPatience patience(heartbeat_);
     engine_.download_state();
     CheckpointSaver saver(best_folder(), 1, false, model_, data_.tokenizer, logger_, mesh_.position(),
                           world());
     saver.save(state_, tensors());
   }
 
+  void commit_save() {
+    const HeartbeatPatience patience(heartbeat_);
+    saver_.commit();
+  }
+
   void save() {
     if (saved_step_ == state_.step) return;
+    const HeartbeatPatience patience(heartbeat_);
     engine_.download_state();
     saver_.save(state_, tensors());
     saved_step_ = state_.step;
@@ -381,7 +412,10 @@ class TrainingRun {
 
   TrainResult finish() {
     save();
-    saver_.wait();
+    {
+      const HeartbeatPatience patience(heartbeat_);
+      saver_.wait();
+    }
     const bool early = state_.step < config_.train.steps && !converged();
     if (is_first())
       folder_->write_exit(early         ? "stopped on request"
@@ -394,6 +428,7 @@ class TrainingRun {
   const RunConfig& config_;
   const ModelConfig& model_;
   Heartbeat& heartbeat_;
+  std::optional<HeartbeatPatience> starting_;  // until the first step
   Logger logger_;
   Arena arena_;
   Mesh mesh_;
@@ -422,7 +457,7 @@ TrainResult train(const RunConfig& config, const ModelConfig& model, const Commu
                   Heartbeat& heartbeat, const Logger& logger, std::shared_ptr<Device> device) {
   if (!device) {
     refuse_unsupported(config);
-    device = open_device(config.device, config.precision);
+    device = open_device(config.device, config.precision, world);
   }
   return TrainingRun(config, model, world, heartbeat, logger, std::move(device)).run();
 }

@@ -22,6 +22,7 @@ json state_json(const TrainingState& state, const ModelConfig& config) {
           {"samples", fmt::format("{}", state.samples)},
           {"tokens", fmt::format("{}", state.tokens)},
           {"seed", fmt::format("{}", state.seed)},
+          {"order", state.order},
           {"numbers", std::move(numbers)},
           {"model", json::parse(hub_config_text(config))}};
 }

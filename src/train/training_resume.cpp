@@ -19,6 +19,7 @@ TrainingState read_state(const nlohmann::json& saved) {
   state.samples = read_integer(saved, "samples");
   state.tokens = read_integer(saved, "tokens");
   state.seed = static_cast<std::uint64_t>(read_integer(saved, "seed"));
+  state.order = saved.value("order", "");
   if (saved.contains("numbers"))  // checkpoints before there were any have none
     for (const auto& item : saved.at("numbers").items())
       detail::parse_field(item.value().get<std::string>(), state.numbers[item.key()]);
@@ -107,6 +108,13 @@ std::optional<TrainingState> resume_training(const fs::path& folder, const Model
     if (lead) set_aside_newer_checkpoints(folder, state.step, logger);
   });
   return state;
+}
+
+void set_aside_all_checkpoints(const fs::path& folder, const Communicator& world, const Logger& logger) {
+  constexpr std::int64_t before_all = -1;
+  run_together(world, [&] {
+    if (world.rank() == 0) set_aside_newer_checkpoints(folder, before_all, logger, "replaced");
+  });
 }
 
 }  // namespace farskip

@@ -23,6 +23,9 @@ struct LauncherPlace {
 /// nullopt: no launcher started this process.
 std::optional<LauncherPlace> launcher_place();
 
+/// As many open files as the system allows this process: a checkpoint has files of every rank.
+void raise_open_file_limit();
+
 /// Resident memory of this process, bytes: now, and the highest so far.
 std::uint64_t resident_bytes();
 std::uint64_t peak_resident_bytes();

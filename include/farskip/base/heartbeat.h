@@ -19,11 +19,15 @@ class Heartbeat {
   void enter(const char* what);
   void leave();
   void beat();
+  /// Calls nest.
+  void begin_patience() { patience_.fetch_add(1, std::memory_order_relaxed); }
+  void end_patience() { patience_.fetch_sub(1, std::memory_order_relaxed); }
 
   struct Sign {
     std::int64_t step = -1;          // -1: no step has begun
     const char* waits_in = nullptr;  // nullptr: it does not wait
     double age_seconds = 0;          // since the last sign of life, on the monotonic clock
+    bool patient = false;            // see HeartbeatPatience
   };
   Sign last_sign() const;
 
@@ -31,6 +35,24 @@ class Heartbeat {
   std::atomic<std::int64_t> step_{-1};
   std::atomic<const char*> waits_in_{nullptr};
   std::atomic<std::int64_t> last_nanoseconds_;
+  std::atomic<int> patience_{0};
+};
+
+/// Between steps: work of which one rank may have much and the others wait for it (reading and checking
+/// files, saving). While it lives, a rank may be without a sign of life kPatience times as long.
+class HeartbeatPatience {
+ public:
+  static constexpr double kPatience = 10;
+  explicit HeartbeatPatience(Heartbeat& heartbeat) : heartbeat_(heartbeat) { heartbeat_.begin_patience(); }
+  ~HeartbeatPatience() {
+    heartbeat_.beat();
+    heartbeat_.end_patience();
+  }
+  HeartbeatPatience(const HeartbeatPatience&) = delete;
+  HeartbeatPatience& operator=(const HeartbeatPatience&) = delete;
+
+ private:
+  Heartbeat& heartbeat_;
 };
 
 /// enter() and leave() around a scope; `heartbeat` may be absent.

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "farskip/data/token_file.h"
@@ -75,6 +76,9 @@ class Sampler {
   std::uint64_t samples_per_epoch(std::size_t source) const { return samples_per_epoch_[source]; }
   /// Samples that each source has in every block of the mixture.
   const std::vector<std::uint64_t>& samples_per_block() const { return samples_per_block_; }
+
+  /// What the order of samples depends on beside the seed, in words: equal texts, equal samples.
+  std::string order_text() const;
 
   SampleAddress locate(std::uint64_t number) const;
   /// Throws DataError as TokenFile::read does.

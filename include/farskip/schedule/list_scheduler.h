@@ -19,7 +19,7 @@ struct ScheduleOptions {
 /// tried; the order with the shortest simulated time wins, the serial ones included. Only the order differs
 /// from the serial plan: the same nodes, the same bits. The same graph and costs give the same plan on every
 /// rank.
-Plan make_overlapped_plan(const Graph& graph, WorkspaceRule workspace, const NodeSeconds& seconds,
+Plan make_overlapped_plan(const Graph& graph, const WorkspaceRule& workspace, const NodeSeconds& seconds,
                           const ScheduleOptions& options = {});
 
 }  // namespace farskip

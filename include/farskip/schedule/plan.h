@@ -61,7 +61,7 @@ std::size_t workspace_bytes(const Graph& graph, NodeId id, const WorkspaceRule& 
 enum class Waits : std::uint8_t { at_once, late };
 
 /// The serial plan: nodes in graph order. Always available; every other plan must compute the same bits.
-Plan make_serial_plan(const Graph& graph, WorkspaceRule workspace, Waits waits = Waits::at_once);
+Plan make_serial_plan(const Graph& graph, const WorkspaceRule& workspace, Waits waits = Waits::at_once);
 
 /// A plan that runs these steps in this order; sets their workspace and places all buffers.
 struct OrderedStep {
@@ -69,7 +69,7 @@ struct OrderedStep {
   StepKind kind = StepKind::run;
   Portion portion{};
 };
-Plan make_plan(const Graph& graph, WorkspaceRule workspace, const std::vector<OrderedStep>& order);
+Plan make_plan(const Graph& graph, const WorkspaceRule& workspace, const std::vector<OrderedStep>& order);
 
 /// Throws InternalError naming step and value unless: every node runs once (or each of its portions, in
 /// order) and after what it reads, a collective is waited for once and before its results are read, no two
@@ -78,7 +78,7 @@ Plan make_plan(const Graph& graph, WorkspaceRule workspace, const std::vector<Or
 void verify_plan(const Graph& graph, const Plan& plan);
 
 /// Into how many portions a plan may cut a node; 1: none.
-std::int64_t num_portions(const Graph& graph, NodeId node);
+std::int64_t num_portions(const Graph& graph, NodeId id);
 
 /// First and last step of each node, by node id: the same step, start and wait, or its first and last
 /// portion.

@@ -128,9 +128,10 @@ Checkpoint open_checkpoint(const fs::path& path, Verify verify = Verify::hashes)
 std::optional<Checkpoint> find_newest_valid_checkpoint(const fs::path& folder, const Logger& logger,
                                                        Verify verify = Verify::hashes);
 
-/// Renames checkpoints newer than `step` to step-M.damaged-*: after a fallback, so that training can reach
-/// those steps again, which the writer would refuse to overwrite. Throws IoError.
-void set_aside_newer_checkpoints(const fs::path& folder, std::int64_t step, const Logger& logger);
+/// Renames checkpoints newer than `step` to step-M.WHY-*: after a fallback, or where a run begins anew, so
+/// that training can reach those steps again, which the writer would refuse to overwrite. Throws IoError.
+void set_aside_newer_checkpoints(const fs::path& folder, std::int64_t step, const Logger& logger,
+                                 std::string_view why = "damaged");
 
 /// Removes all but the `keep` (>= 1) newest checkpoints, and temporary folders of runs other than `run_id`.
 void remove_old_checkpoints(const fs::path& folder, int keep, std::string_view run_id, const Logger& logger);

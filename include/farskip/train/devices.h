@@ -12,9 +12,11 @@ namespace farskip {
 
 /// Why this build on this machine cannot run with these choices; empty where it can.
 std::string why_unsupported(DeviceChoice device, Precision precision);
-/// `automatic`: a GPU where the build and the machine have one for each rank on it, else the CPU. The ranks
-/// of a machine take the GPUs that they see in turn. UsageError where the choices cannot be had.
-std::shared_ptr<Device> open_device(DeviceChoice device, Precision precision);
+/// `automatic`: GPUs where builds and machines have one for each rank of the job, else the CPU for all. The
+/// ranks of a machine take the GPUs that they see in turn. UsageError where the choices cannot be had.
+/// Collective.
+std::shared_ptr<Device> open_device(DeviceChoice device, Precision precision,
+                                    const Communicator& world = make_self_communicator());
 /// The mesh of a job whose plans run on `device`; its GPUs are connected as `config.gpu_transport` says.
 /// Collective. UsageError where `config.expert` does not divide the world, or where the ranks' GPUs cannot be
 /// connected so.

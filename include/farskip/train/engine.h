@@ -61,6 +61,10 @@ class InferenceEngine {
 
   const ModelConfig& config() const { return config_; }
   const Mesh& mesh() const { return mesh_; }
+  /// Makes the plan of loss() for batches of this shape, so that its memory is taken now. Collective.
+  void prepare_loss(std::int64_t sequences, std::int64_t sequence_length, bool document_mask) {
+    runner(sequences, sequence_length, false, document_mask);
+  }
   BatchLoss loss(const Batch& batch, std::int64_t sequence_length);
   /// logits[B*S, V] f32 in host memory, valid until the next call.
   TensorView logits(std::span<const std::int32_t> tokens, std::int64_t sequence_length);
@@ -200,6 +204,7 @@ class TrainEngine {
   void run_micro_batches(std::span<const Batch> batches, std::int64_t max_rows, int in_flight,
                          float loss_scale, float balance_scale);
   void launch_update(double learning_rate, std::int64_t step);
+  BatchLoss read_losses();
   float grad_norm() const;
   BatchLoss sum_over_ranks(const BatchLoss& loss, std::span<double> also_summed) const;
   void bind_state(Executor& executor);

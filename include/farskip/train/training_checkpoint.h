@@ -17,6 +17,7 @@ struct TrainingState {
   std::int64_t samples = 0;  // sequences consumed over all ranks
   std::int64_t tokens = 0;
   std::uint64_t seed = 0;
+  std::string order{};  // of the samples, as Sampler::order_text says; empty in older checkpoints
   std::map<std::string, double> numbers{};  // what the objective remembers (train/distillation.h)
   friend bool operator==(const TrainingState&, const TrainingState&) = default;
 };
@@ -81,5 +82,9 @@ class CheckpointSaver {
 std::optional<TrainingState> resume_training(const fs::path& folder, const ModelConfig& config,
                                              std::uint64_t seed, const TrainingTensors& tensors,
                                              const Communicator& world, const Logger& logger);
+
+/// For a run that begins anew in a folder with checkpoints of an earlier one: they are renamed to
+/// step-M.replaced-*. Collective.
+void set_aside_all_checkpoints(const fs::path& folder, const Communicator& world, const Logger& logger);
 
 }  // namespace farskip
