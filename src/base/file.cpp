@@ -60,10 +60,28 @@ void InputFile::read_at(std::uint64_t offset, std::span<std::byte> buffer) const
   }
 }
 
+namespace {
+
+/// What a new file may take the place of: nothing, or a file, also one that a link points at.
+fs::path replaceable(const fs::path& path) {
+  constexpr int most_links = 40;
+  std::error_code error;
+  fs::path target = path;
+  for (int links = 0; links < most_links && fs::is_symlink(target, error); ++links)
+    target = target.parent_path() / fs::read_symlink(target, error);  // as it stands, if that is absolute
+  const fs::file_status status = fs::status(target, error);
+  if (fs::exists(status) && !fs::is_regular_file(status) && !fs::is_directory(status))
+    throw IoError(
+        fmt::format("{}: is a device or pipe, which a file cannot replace; name a file", path.string()));
+  return target;
+}
+
+}  // namespace
+
 OutputFile::OutputFile(const fs::path& path)
-    : path_(path), temporary_(path.string() + fmt::format(".tmp-{}", ::getpid())) {
+    : path_(replaceable(path)), temporary_(path_.string() + fmt::format(".tmp-{}", ::getpid())) {
   descriptor_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
-  if (descriptor_ < 0) throw IoError(fmt::format("{}: cannot create: {}", temporary_.string(), reason()));
+  if (descriptor_ < 0) throw IoError(fmt::format("{}: cannot create: {}", path_.string(), reason()));
 }
 
 OutputFile::~OutputFile() {

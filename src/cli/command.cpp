@@ -1,8 +1,10 @@
 #include "farskip/cli/command.h"
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
+#include <iostream>
 #include <nlohmann/json.hpp>
 #include <thread>
 
@@ -110,6 +112,35 @@ void print_json(const nlohmann::ordered_json& object) {
   std::fflush(stdout);
 }
 
+namespace {
+
+/// The first word that should be a command and is none, with those that are; empty: there is none.
+std::string unknown_command(const CLI::App& app, const std::vector<std::string>& words) {
+  const CLI::App* at = &app;
+  for (const std::string& word : words) {
+    const auto commands = at->get_subcommands([](const CLI::App*) { return true; });
+    if (commands.empty() || word.starts_with('-')) break;
+    const auto found = std::find_if(commands.begin(), commands.end(),
+                                    [&](const CLI::App* c) { return c->get_name() == word; });
+    if (found == commands.end()) {
+      std::vector<std::string> names;
+      for (const CLI::App* c : commands) names.push_back(c->get_name());
+      return fmt::format("'{}' is no command{}; allowed: {}", word, at == &app ? "" : " of " + at->get_name(),
+                         fmt::join(names, ", "));
+    }
+    at = *found;
+  }
+  return {};
+}
+
+/// What was printed must have arrived: a result that is lost is no success.
+int end_of_output(int code) {
+  const bool lost = std::fflush(stdout) != 0 || std::ferror(stdout) != 0 || !std::cout.flush();
+  return lost && code == 0 ? report({"standard output: cannot write all of it", ExitCode::io}) : code;
+}
+
+}  // namespace
+
 int run_command_line(int argc, char** argv) {
   raise_open_file_limit();
   CLI::App app(
@@ -133,12 +164,14 @@ int run_command_line(int argc, char** argv) {
   try {
     app.parse(argc, argv);
   } catch (const CLI::Success& e) {
-    return is_first_process() ? app.exit(e) : e.get_exit_code();  // --help, --version
+    return end_of_output(is_first_process() ? app.exit(e) : e.get_exit_code());  // --help, --version
   } catch (const CLI::ParseError& e) {
-    return report(
-        {std::string(e.what()) + "\nsee 'farskip --help' or 'farskip COMMAND --help'", ExitCode::usage});
+    const std::string unknown = unknown_command(app, {argv + 1, argv + argc});
+    return report({(unknown.empty() ? std::string(e.what()) : unknown) +
+                       "\nsee 'farskip --help' or 'farskip COMMAND --help'",
+                   ExitCode::usage});
   }
-  return run_guarded(command);
+  return end_of_output(run_guarded(command));
 }
 
 }  // namespace farskip

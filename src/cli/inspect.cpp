@@ -3,6 +3,7 @@
 #include "farskip/cli/command.h"
 #include "farskip/cli/load.h"
 #include "farskip/data/token_file.h"
+#include "farskip/tensor/safetensors.h"
 #include "farskip/train/checkpoint_files.h"
 
 namespace farskip {
@@ -56,6 +57,11 @@ Json describe_tokens(const std::string& prefix, bool verify) {
           {"dtype", std::string(token_type_name(file.type()))}};
 }
 
+// Headers and sizes alone.
+void check_weights(const fs::path& folder) {
+  const SafetensorsFolder weights(folder);
+}
+
 // All weights are read and every element is checked for NaN and infinity.
 void verify_model(const std::string& path, const Logger& logger) {
   const LoadedModel model = load_model(path, logger);
@@ -70,7 +76,10 @@ Json describe(const std::string& path, bool verify, const Logger& logger) {
   if (fs::is_directory(p)) {
     const fs::path folder = resolve_model_folder(path, logger);
     if (fs::exists(folder / "manifest.json")) return describe_checkpoint(folder, verify);
-    if (verify) verify_model(path, logger);
+    if (verify)
+      verify_model(path, logger);
+    else
+      check_weights(folder);
     return describe_model(folder);
   }
   if (p.extension() == ".safetensors") return describe_tensors(p);

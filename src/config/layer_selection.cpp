@@ -18,8 +18,37 @@ bool LayerSelection::contains(std::int64_t layer) const {
   return false;
 }
 
+namespace {
+
+/// "[0, 2]", or without the brackets.
+Parsed<LayerSelection> parse_layer_list(std::string_view text) {
+  const std::string allowed = "is no list of layers (different numbers from 0, as in [0, 2])";
+  const bool opened = text.starts_with('['), closed = text.ends_with(']');
+  if (opened != closed) return {{}, allowed};
+  if (opened) text = text.substr(1, text.size() - 2);
+  LayerSelection selection{LayerSelection::Kind::list, 0, 0, {}};
+  while (true) {
+    const std::size_t comma = text.find(',');
+    std::string_view item = text.substr(0, comma);
+    while (item.starts_with(' ')) item.remove_prefix(1);
+    while (item.ends_with(' ')) item.remove_suffix(1);
+    const Parsed<std::int64_t> layer = parse_integer(item);
+    if (!layer.value || *layer.value < 0) return {{}, allowed};
+    selection.layers.push_back(*layer.value);
+    if (comma == std::string_view::npos) break;
+    text.remove_prefix(comma + 1);
+  }
+  std::sort(selection.layers.begin(), selection.layers.end());
+  if (std::adjacent_find(selection.layers.begin(), selection.layers.end()) != selection.layers.end())
+    return {{}, allowed};
+  return {selection, ""};
+}
+
+}  // namespace
+
 Parsed<LayerSelection> parse_layer_selection(std::string_view text) {
   if (text == "all") return {LayerSelection{}, ""};
+  if (text.starts_with('[') || text.find(',') != std::string_view::npos) return parse_layer_list(text);
   const auto dash = text.find('-');
   const Parsed<std::int64_t> first = parse_integer(text.substr(0, dash));
   if (dash == std::string_view::npos)

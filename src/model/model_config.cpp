@@ -19,11 +19,22 @@ std::string family_names() {
   return fmt::format("{}", fmt::join(names, ", "));
 }
 
+/// Of another model the weights might fit, and mean something else.
+void check_architectures(Reader& reader, const Family& family) {
+  const std::string own(family.architecture);
+  const std::array<std::string, 3> allowed{own, "FarSkip" + own, "Rewired" + own};
+  for (const std::string& name : reader.strings("architectures"))
+    if (std::find(allowed.begin(), allowed.end(), name) == allowed.end())
+      reader.fail("architectures", fmt::format("'{}' is no model of family {}; allowed: {}", name,
+                                               family.name, fmt::join(allowed, ", ")));
+}
+
 ModelConfig read_family(const ConfigNode& map, const std::string& key, const std::string& path,
                         ErrorList& errors) {
   Reader reader(map, errors, path);
   std::string name = reader.string(key);
   if (!reader.sound(key)) return {};
+  const std::string type = name;
   for (const std::string_view prefix : kRewired)
     if (name.starts_with(prefix)) {
       name.erase(0, prefix.size());
@@ -34,8 +45,13 @@ ModelConfig read_family(const ConfigNode& map, const std::string& key, const std
     reader.fail(key, fmt::format("no family is called '{}'; allowed: {}", name, family_names()));
     return {};
   }
+  check_architectures(reader, *family);
   ModelConfig config = family->read(reader);
   config.family = name;
+  if (type != name && config.farskip.mode == FarSkipMode::off)
+    reader.fail(key, fmt::format("'{}' is wired in another way than '{}', and no key says how; allowed: "
+                                 "farskip: true, or farskip_wiring with the name of a mode",
+                                 type, name));
   reader.finish();
   return config;
 }

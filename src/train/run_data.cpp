@@ -24,9 +24,10 @@ std::unique_ptr<Sampler> make_sampler(const std::vector<std::string>& prefixes,
                                       const std::vector<double>& weights, std::int64_t vocab_size,
                                       const SamplerOptions& options) {
   std::vector<SamplerSource> sources;
-  for (std::size_t i = 0; i < prefixes.size(); ++i)
-    sources.push_back(
-        {std::make_shared<TokenFile>(prefixes[i], vocab_size), i < weights.size() ? weights[i] : 1.0});
+  for (std::size_t i = 0; i < prefixes.size(); ++i) {
+    const double weight = i < weights.size() ? weights[i] : 1.0;
+    if (weight > 0) sources.push_back({std::make_shared<TokenFile>(prefixes[i], vocab_size), weight});
+  }
   return std::make_unique<Sampler>(std::move(sources), options);
 }
 

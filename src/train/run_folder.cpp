@@ -40,7 +40,7 @@ void install(void (*handler)(int)) {
 
 }  // namespace
 
-RunFolder::RunFolder(const fs::path& path) : path_(path) {
+RunFolder::RunFolder(const fs::path& path, const Logger& logger) : path_(path) {
   std::error_code failure;
   fs::create_directories(path, failure);
   if (failure) throw IoError(fmt::format("run_dir {}: cannot create: {}", path.string(), failure.message()));
@@ -55,13 +55,18 @@ RunFolder::RunFolder(const fs::path& path) : path_(path) {
     throw UsageError(fmt::format("run_dir {} is in use by {}; stop that run or choose another run_dir",
                                  path.string(), holder.empty() ? "another process" : printable(holder)));
   }
+  if (const std::string dead = read_text_file(lock, 4096); !dead.empty())
+    logger.info("{}: taken over from {}, which ended without giving it back", lock.string(), printable(dead));
   const std::string me = fmt::format("process {} on {}", ::getpid(), machine_info().hostname);
   if (::ftruncate(descriptor_, 0) != 0 || ::pwrite(descriptor_, me.data(), me.size(), 0) < 0)
     throw IoError(fmt::format("{}: cannot write: {}", lock.string(), std::strerror(errno)));
 }
 
 RunFolder::~RunFolder() {
-  if (descriptor_ >= 0) ::close(descriptor_);
+  if (descriptor_ < 0) return;
+  [[maybe_unused]] const int emptied =
+      ::ftruncate(descriptor_, 0);  // given back; if not, the next start says so
+  ::close(descriptor_);
 }
 
 void RunFolder::write_exit(const std::string& reason, std::int64_t step, bool resumable) const {

@@ -75,7 +75,7 @@ class TrainingRun {
         mesh_(make_mesh(world, config.parallel, arena_.device())),
         specs_(list_parameters(model)),
         parameters_(local_parameters(specs_, mesh_.position(), engine_options(config, world.size()).zero)),
-        folder_(world.rank() == 0 ? std::make_unique<RunFolder>(config.run_dir) : nullptr),
+        folder_(world.rank() == 0 ? std::make_unique<RunFolder>(config.run_dir, logger) : nullptr),
         data_(rank_zero_first(world, heartbeat, [&] { return open_run_data(config, model, logger); })),
         layers_(rewire_farskip(build_layer_graph(model), model.farskip)),
         weights_(make_parameter_tensors(specs_of(parameters_))),
@@ -158,7 +158,6 @@ class TrainingRun {
   }
 
   void start() {
-    if (is_first()) write_resolved_config();
     const ParameterCounts counts = count_parameters(model_);
     logger_.info("{}: {:.2f}M parameters, {:.2f}M active per token; {} layers, {} experts, top {}",
                  model_.family, static_cast<double>(counts.total) * 1e-6,
@@ -178,6 +177,7 @@ class TrainingRun {
     log_routed_rows(engine_.routed_rows(), logger_);
     state_.seed = static_cast<std::uint64_t>(config_.seed);
     if (!resume()) load_or_initialise();
+    if (is_first()) write_resolved_config();  // of a start that nothing refused
     note_order();
     if (distill_) {
       distill_->check_shared(weights_);
@@ -227,6 +227,8 @@ class TrainingRun {
         state_ = *resumed;
         saved_step_ = state_.step;
         logger_.info("resumed at step {}", state_.step);
+        if (state_.step >= config_.train.steps)
+          logger_.info("train.steps is {}: nothing is left to do", config_.train.steps);
         return true;
       }
     if (config_.checkpoint.resume == Resume::required)

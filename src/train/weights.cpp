@@ -87,6 +87,29 @@ void read_elements(const SafetensorsFolder& folder, const std::string& name, std
   std::copy(converted.bytes().begin(), converted.bytes().end(), destination.bytes().begin());
 }
 
+/// A head that is stored beside the embedding it is tied to must be that embedding.
+void check_tied_head(const std::vector<ParameterSpec>& model, const SafetensorsFolder& folder) {
+  const bool tied = std::none_of(model.begin(), model.end(),
+                                 [](const ParameterSpec& spec) { return spec.name == kHeadName; });
+  const std::string head(kHeadName), embedding(kEmbeddingName);
+  if (!tied || !folder.contains(head)) return;
+  const TensorInfo &a = folder.find(head), &b = folder.find(embedding);
+  bool same = a.shape == b.shape && a.dtype == b.dtype;
+  const auto bytes = static_cast<std::uint64_t>(a.shape.num_elements()) * dtype_size(a.dtype);
+  std::vector<std::byte> left(std::min<std::uint64_t>(bytes, 16 << 20)), right(left.size());
+  for (std::uint64_t at = 0; same && at < bytes; at += left.size()) {
+    const std::size_t count = std::min<std::uint64_t>(left.size(), bytes - at);
+    folder.read_into(head, at, std::span(left).first(count));
+    folder.read_into(embedding, at, std::span(right).first(count));
+    same = std::equal(left.begin(), left.begin() + static_cast<std::ptrdiff_t>(count), right.begin());
+  }
+  if (!same)
+    throw DataError(
+        fmt::format("{}: config.json has tie_word_embeddings: true, but {} is not {}; set it to false, "
+                    "or remove the tensor",
+                    folder.path().string(), head, embedding));
+}
+
 /// Each element is a function of its position, so that several threads may share the work.
 void fill_normal_in_parts(std::uint64_t seed, std::uint64_t stream, std::uint64_t first, double range,
                           std::span<float> values) {
@@ -150,6 +173,7 @@ void initialise_weights(TensorMap& weights, const std::vector<LocalParameter>& p
 void load_weights(TensorMap& weights, const std::vector<LocalParameter>& parameters,
                   const std::vector<ParameterSpec>& model, const SafetensorsFolder& folder) {
   FolderCheck(folder, model).throw_if_any();
+  check_tied_head(model, folder);
   for (const LocalParameter& p : parameters) {
     const HostTensor& tensor = weights.at(p.spec.name);
     if (is_packed(folder, p.spec))

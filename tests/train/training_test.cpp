@@ -186,7 +186,7 @@ TEST_CASE("resuming with another model or seed is refused with both values") {
 
 TEST_CASE("a run directory has one writer") {
   const test::TemporaryFolder folder;
-  const RunFolder holder(folder / "run");
+  const RunFolder holder(folder / "run", Logger());
   const Run run = make_run(folder / "run");
   CHECK_THROWS_WITH(train(run.config, run.model, kQuiet), ContainsSubstring("in use by process"));
 }

@@ -4,15 +4,16 @@
 #include <string>
 
 #include "farskip/base/file.h"
+#include "farskip/base/log.h"
 
 namespace farskip {
 
 /// Creates the folder and holds its lock (file `lock`, flock) until destroyed; the system frees the lock of
 /// a process that died. UsageError naming the holder when another process has it; IoError when the folder
-/// cannot be written.
+/// cannot be written. A line in the log where the last holder has not given it back.
 class RunFolder {
  public:
-  explicit RunFolder(const fs::path& path);
+  RunFolder(const fs::path& path, const Logger& logger);
   RunFolder(const RunFolder&) = delete;
   RunFolder& operator=(const RunFolder&) = delete;
   ~RunFolder();
