@@ -31,6 +31,9 @@ ExitCode run(const Options& options, const CommonOptions& common) {
   InferenceEngine engine(model.config, rewire_farskip(build_layer_graph(model.config), model.config.farskip),
                          put_weights(model, device), arena, logger);
   const Evaluation e = evaluate(engine, sampler, options.batch, options.max_sequences);
+  if (!std::isfinite(e.loss))
+    throw DataError(fmt::format("{}: the loss is {}; weights that are not finite? (farskip inspect --verify)",
+                                options.model, e.loss));
   if (common.json)
     print_json(
         {{"loss", e.loss}, {"perplexity", std::exp(e.loss)}, {"top1", e.accuracy}, {"tokens", e.tokens}});

@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <filesystem>
 #include <new>
 
 namespace farskip {
@@ -15,7 +16,12 @@ Failure describe_current_exception() {
   } catch (const Error& e) {
     return {e.what(), e.code()};
   } catch (const std::bad_alloc&) {
-    return {"out of memory; use a smaller train.micro_batch or sequence_length", ExitCode::internal};
+    return {
+        "out of memory; use more ranks (parallel.zero, parallel.expert), a smaller model, or a smaller "
+        "train.micro_batch or sequence_length",
+        ExitCode::io};
+  } catch (const std::filesystem::filesystem_error& e) {
+    return {fmt::format("{}: {}", e.path1().string(), e.code().message()), ExitCode::io};
   } catch (const std::exception& e) {
     return {e.what(), ExitCode::internal};
   }

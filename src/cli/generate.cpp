@@ -34,7 +34,9 @@ ExitCode run(const Options& options, const CommonOptions& common) {
   Arena arena(device.device);
   InferenceEngine engine(model.config, rewire_farskip(build_layer_graph(model.config), model.config.farskip),
                          put_weights(model, device), arena, logger);
-  const auto made = generate(engine, prompt, options.generation, [](std::int32_t) {});
+  GenerateOptions generation = options.generation;
+  generation.num_ids = tokenizer.vocab_size();
+  const auto made = generate(engine, prompt, generation, [](std::int32_t) {});
   const std::string text = tokenizer.decode(made, true);
   if (common.json)
     print_json({{"prompt", options.prompt}, {"text", text}, {"ids", made}});

@@ -27,8 +27,22 @@ Json describe_model(const fs::path& folder) {
           {"farskip_layers", describe(config.farskip.layers)}};
 }
 
-Json describe_checkpoint(const fs::path& folder, bool verify) {
-  const Checkpoint checkpoint = open_checkpoint(folder, verify ? Verify::hashes : Verify::layout);
+// Headers and sizes alone.
+void check_weights(const fs::path& folder) {
+  const SafetensorsFolder weights(folder);
+}
+
+// All weights are read and every element is checked for NaN and infinity.
+void verify_model(const std::string& path, const Logger& logger) {
+  const LoadedModel model = load_model(path, logger);
+  for (const auto& [name, tensor] : model.weights)
+    for (const float x : tensor.values<float>())
+      if (!std::isfinite(x)) throw DataError(fmt::format("{}: {} holds {}", path, name, x));
+}
+
+Json describe_checkpoint(const fs::path& folder, bool verify, const Logger& logger) {
+  if (verify) verify_model(folder.string(), logger);  // hashes too
+  const Checkpoint checkpoint = open_checkpoint(folder, Verify::layout);
   Json o = describe_model(folder);
   o["kind"] = "checkpoint";
   o["step"] = checkpoint.step();
@@ -57,25 +71,12 @@ Json describe_tokens(const std::string& prefix, bool verify) {
           {"dtype", std::string(token_type_name(file.type()))}};
 }
 
-// Headers and sizes alone.
-void check_weights(const fs::path& folder) {
-  const SafetensorsFolder weights(folder);
-}
-
-// All weights are read and every element is checked for NaN and infinity.
-void verify_model(const std::string& path, const Logger& logger) {
-  const LoadedModel model = load_model(path, logger);
-  for (const auto& [name, tensor] : model.weights)
-    for (const float x : tensor.values<float>())
-      if (!std::isfinite(x)) throw DataError(fmt::format("{}: {} holds {}", path, name, x));
-}
-
 Json describe(const std::string& path, bool verify, const Logger& logger) {
   const fs::path p(path);
-  if (fs::is_directory(p) && fs::exists(p / "manifest.json")) return describe_checkpoint(p, verify);
+  if (fs::is_directory(p) && fs::exists(p / "manifest.json")) return describe_checkpoint(p, verify, logger);
   if (fs::is_directory(p)) {
     const fs::path folder = resolve_model_folder(path, logger);
-    if (fs::exists(folder / "manifest.json")) return describe_checkpoint(folder, verify);
+    if (fs::exists(folder / "manifest.json")) return describe_checkpoint(folder, verify, logger);
     if (verify)
       verify_model(path, logger);
     else

@@ -22,6 +22,13 @@ void check_fit(const DistillConfig& config, const ModelConfig& student, const Mo
     throw UsageError(
         fmt::format("distill.hidden_l2 compares hidden states of {} and {} elements; use 0 with this teacher",
                     student.hidden_size, teacher.hidden_size));
+  const MoeConfig &ours = student.moe, &theirs = teacher.moe;
+  if (config.router_agreement > 0 && (ours.num_experts != theirs.num_experts || ours.top_k != theirs.top_k))
+    throw UsageError(
+        fmt::format("distill.router_agreement compares routers that choose {} of {} experts and {} of {}; "
+                    "use 0 with this "
+                    "teacher",
+                    ours.top_k, ours.num_experts, theirs.top_k, theirs.num_experts));
 }
 
 /// Which layers hidden_l2 compares.

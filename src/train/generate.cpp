@@ -41,6 +41,8 @@ std::vector<std::int32_t> generate(InferenceEngine& engine, std::vector<std::int
                                    const std::function<void(std::int32_t)>& use) {
   const ModelConfig& config = engine.config();
   FARSKIP_CHECK(!prompt.empty(), "an empty prompt");
+  const std::int64_t num_ids =
+      options.num_ids == 0 ? config.vocab_size : std::min(options.num_ids, config.vocab_size);
   std::vector<std::int32_t> made;
   for (std::int64_t n = 0; n < options.max_tokens; ++n) {
     const auto length = static_cast<std::int64_t>(prompt.size());
@@ -53,7 +55,7 @@ std::vector<std::int32_t> generate(InferenceEngine& engine, std::vector<std::int
     const TensorView logits = engine.logits(padded, static_cast<std::int64_t>(padded.size()));
     const float* row = logits.as<float>() + (length - 1) * config.vocab_size;
     const std::int32_t id =
-        choose({row, static_cast<std::size_t>(config.vocab_size)}, options, static_cast<std::uint64_t>(n));
+        choose({row, static_cast<std::size_t>(num_ids)}, options, static_cast<std::uint64_t>(n));
     if (std::find(config.eos_tokens.begin(), config.eos_tokens.end(), id) != config.eos_tokens.end()) break;
     prompt.push_back(id);
     made.push_back(id);

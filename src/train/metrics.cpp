@@ -68,7 +68,7 @@ std::string StepMetrics::json() const {
 }
 
 MetricsFile::MetricsFile(const fs::path& path, std::int64_t first_step) : path_(path) {
-  if (fs::exists(path)) write_text_file(path, keep_lines(read_text_file(path), first_step));
+  if (fs::exists(path)) write_text_file(path, keep_lines(read_text_file(path, kMostMetrics), first_step));
   descriptor_ = ::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
   if (descriptor_ < 0) throw IoError(fmt::format("{}: cannot open: {}", path.string(), std::strerror(errno)));
 }
@@ -79,8 +79,12 @@ MetricsFile::~MetricsFile() {
 
 void MetricsFile::append(const StepMetrics& metrics) {
   const std::string line = metrics.json() + "\n";
-  if (::write(descriptor_, line.data(), line.size()) != static_cast<ssize_t>(line.size()))
-    throw IoError(fmt::format("{}: write failed: {}", path_.string(), std::strerror(errno)));
+  for (std::size_t done = 0; done < line.size();) {  // what is left of a line tells why it was cut
+    const ssize_t n = ::write(descriptor_, line.data() + done, line.size() - done);
+    if (n < 0 && errno == EINTR) continue;
+    if (n <= 0) throw IoError(fmt::format("{}: write failed: {}", path_.string(), std::strerror(errno)));
+    done += static_cast<std::size_t>(n);
+  }
 }
 
 Progress::Progress(std::int64_t steps, std::int64_t first_step, Logger logger)

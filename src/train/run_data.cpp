@@ -47,15 +47,19 @@ RunData open_run_data(const RunConfig& config, const ModelConfig& model, const L
   RunData data;
   data.tokenizer = find_tokenizer(config);
   std::vector<std::string> sources = config.data.tokens;
-  if (!config.data.text.empty()) {
-    if (data.tokenizer.empty())
-      throw UsageError(
-          "data.text needs data.tokenizer (a tokenizer.json; 'farskip data train-tokenizer' makes one)");
-    const Tokenizer tokenizer = Tokenizer::load(data.tokenizer);
-    if (tokenizer.vocab_size() > model.vocab_size)
+  if (!config.data.text.empty() && data.tokenizer.empty())
+    throw UsageError(
+        "data.text needs data.tokenizer (a tokenizer.json; 'farskip data train-tokenizer' makes one)");
+  std::optional<Tokenizer> named;  // looked at now: checkpoints get a copy
+  if (!config.data.text.empty() || !config.data.tokenizer.empty()) {
+    named = Tokenizer::load(data.tokenizer);
+    if (named->vocab_size() > model.vocab_size)
       throw UsageError(
           fmt::format("data.tokenizer {} has {} tokens, model.vocab_size is {}; raise vocab_size",
-                      data.tokenizer.string(), tokenizer.vocab_size(), model.vocab_size));
+                      data.tokenizer.string(), named->vocab_size(), model.vocab_size));
+  }
+  if (!config.data.text.empty()) {
+    const Tokenizer& tokenizer = *named;
     const fs::path cache = fs::path(config.run_dir).parent_path() / "cache";
     for (const std::string& text : config.data.text) {
       const std::vector<fs::path> one{text};

@@ -69,6 +69,11 @@ RunFolder::~RunFolder() {
   ::close(descriptor_);
 }
 
+void RunFolder::forget_exit() const {
+  std::error_code none;
+  fs::remove(path_ / "exit.json", none);
+}
+
 void RunFolder::write_exit(const std::string& reason, std::int64_t step, bool resumable) const {
   const nlohmann::ordered_json text{{"reason", reason}, {"step", step}, {"resumable", resumable}};
   write_text_file(path_ / "exit.json", text.dump() + "\n");

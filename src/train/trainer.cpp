@@ -177,7 +177,10 @@ class TrainingRun {
     log_routed_rows(engine_.routed_rows(), logger_);
     state_.seed = static_cast<std::uint64_t>(config_.seed);
     if (!resume()) load_or_initialise();
-    if (is_first()) write_resolved_config();  // of a start that nothing refused
+    if (is_first()) {  // a start that nothing refused
+      write_resolved_config();
+      folder_->forget_exit();
+    }
     note_order();
     if (distill_) {
       distill_->check_shared(weights_);

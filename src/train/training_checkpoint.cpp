@@ -27,6 +27,21 @@ json state_json(const TrainingState& state, const ModelConfig& config) {
           {"model", json::parse(hub_config_text(config))}};
 }
 
+/// What the last update broke shows in the next loss, when a checkpoint of it may have taken the place of the
+/// last whole one.
+void refuse_broken(const std::string& name, const TensorView& weight) {
+  float sum = 0;  // 0 if all are finite: x * 0 is NaN for the others
+  const float* values = weight.as<float>();
+#pragma omp simd reduction(+ : sum)
+  for (std::int64_t i = 0; i < weight.num_elements(); ++i) sum += values[i] * 0.0F;
+  if (sum == 0) return;
+  throw Error(
+      ExitCode::bad_data,
+      fmt::format("{} holds values that are not finite: not saved; earlier checkpoints are as they were; "
+                  "lower train.learning_rate.peak or look at train.optimizer",
+                  name));
+}
+
 constexpr std::string_view kWeights = "model";
 constexpr std::string_view kMoments = "optimizer";
 
@@ -211,6 +226,7 @@ std::size_t CheckpointSaver::snapshot_bytes(const TrainingTensors& tensors) cons
 
 void CheckpointSaver::write_own_files(OpenSave& save, const TensorRowsMap& weights,
                                       const TensorRowsMap& moments) const {
+  for (const auto& [name, part] : weights) refuse_broken(name, part.view);
   ShardReport report;
   const auto write_shard = [&](std::string_view stem, const TensorRowsMap& rows) {
     if (rows.empty()) return;

@@ -214,6 +214,11 @@ void write_hub_folder(const fs::path& folder, const ModelConfig& config, const T
   if (fs::exists(folder / "config.json") || fs::exists(folder / "model.safetensors"))
     throw UsageError(
         fmt::format("{} holds a model already; choose another folder or remove it", folder.string()));
+  if (fs::exists(folder / "checkpoints") || fs::exists(folder / "metrics.jsonl"))
+    throw UsageError(
+        fmt::format("{} is the folder of a run, whose checkpoints the model would hide; choose another "
+                    "folder",
+                    folder.string()));
   std::error_code failure;
   fs::create_directories(folder, failure);
   if (failure) throw IoError(fmt::format("{}: cannot create folder: {}", folder.string(), failure.message()));

@@ -10,6 +10,7 @@ struct GenerateOptions {
   double temperature = 0.0;  // 0: the most likely token
   std::int64_t top_k = 0;    // choose among so many; 0: all
   std::int64_t seed = 1;
+  std::int64_t num_ids = 0;  // ids below it are chosen (a vocabulary is often padded); 0: all
 };
 
 /// Continues `prompt` until an end token of the model, max_tokens, or the model's longest position; calls

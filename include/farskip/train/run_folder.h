@@ -20,6 +20,8 @@ class RunFolder {
 
   const fs::path& path() const { return path_; }
   fs::path checkpoints() const { return path_ / "checkpoints"; }
+  /// Removes exit.json of an earlier start: this one has not ended.
+  void forget_exit() const;
   /// Writes exit.json: {"reason", "step", "resumable"}. Batch scripts read it: mpirun's own status does not
   /// say whether a run was stopped on request.
   void write_exit(const std::string& reason, std::int64_t step, bool resumable) const;

@@ -69,6 +69,8 @@ void read_farskip(Reader& r, ModelConfig& c) {
   const auto layers = r.integers("farskip_layers", {.min = 0, .max = c.num_layers - 1}, {}, {});
   const std::int64_t first = r.integer("farskip_start_idx", {.min = 0}, 0);
   const std::int64_t last = std::min(r.integer("farskip_end_idx", {.min = 0}, 10000), c.num_layers - 1);
+  if (first > last)
+    r.fail("farskip_start_idx", fmt::format("{} is behind the last rewired layer, {}", first, last));
   if (!layers.empty())
     c.farskip.layers = {LayerSelection::Kind::list, 0, 0, layers};
   else if (first > 0 || last < c.num_layers - 1)
@@ -106,7 +108,7 @@ void read_common(Reader& r, ModelConfig& c) {
   c.hidden_size = r.integer("hidden_size", {.min = 1, .max = 1 << 20});
   c.num_layers = r.integer("num_hidden_layers", {.min = 1, .max = 1024});
   c.num_heads = r.integer("num_attention_heads", {.min = 1, .max = 4096});
-  c.intermediate_size = r.integer("intermediate_size", {.min = 1}, 4 * c.hidden_size);
+  c.intermediate_size = r.integer("intermediate_size", {.min = 1, .max = 1 << 22}, 4 * c.hidden_size);
   c.max_positions = r.integer("max_position_embeddings", {.min = 1}, 4096);
   c.rms_norm_eps = r.real("rms_norm_eps", {.min = 0.0, .above_min = true}, 1e-6);
   c.initializer_range = r.real("initializer_range", {.min = 0.0, .above_min = true}, 0.02);

@@ -40,7 +40,7 @@ void read_experts(Reader& r, ModelConfig& c) {
   MoeConfig& moe = c.moe;
   moe.num_experts = r.integer("n_routed_experts", {.min = 1, .max = 4096});
   moe.top_k = r.integer("num_experts_per_tok", {.min = 1, .max = 256});
-  moe.expert_size = r.integer("moe_intermediate_size", {.min = 1});
+  moe.expert_size = r.integer("moe_intermediate_size", {.min = 1, .max = 1 << 22});
   moe.shared_size =
       moe.expert_size * r.optional_integer("n_shared_experts", {.min = 0, .max = 64}).value_or(0);
   moe.scaling = r.real("routed_scaling_factor", {.min = 0.0, .above_min = true}, 1.0);

@@ -31,7 +31,7 @@ void read_experts(Reader& r, ModelConfig& c) {
   if (r.has("num_local_experts"))
     r.require_value("num_experts", moe.num_experts, "it is another name of num_local_experts");
   moe.top_k = r.integer("num_experts_per_tok", {.min = 1, .max = 256}, 8);
-  moe.expert_size = r.integer("moe_intermediate_size", {.min = 1});
+  moe.expert_size = r.integer("moe_intermediate_size", {.min = 1, .max = 1 << 22});
   moe.normalize = r.boolean("norm_topk_prob", false);
   if (r.sound(count) && r.sound("num_experts_per_tok") && moe.top_k > moe.num_experts)
     r.fail("num_experts_per_tok",
