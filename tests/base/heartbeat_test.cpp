@@ -33,5 +33,18 @@ TEST_CASE("a heartbeat knows step, wait and age, and every call is a sign of lif
   CHECK(heartbeat.last_sign().waits_in == nullptr);
 }
 
+TEST_CASE("a heartbeat is patient while any long work lives, and the end of it is a sign of life") {
+  Heartbeat heartbeat;
+  CHECK_FALSE(heartbeat.last_sign().patient);
+  {
+    const HeartbeatPatience outer(heartbeat);
+    { const HeartbeatPatience inner(heartbeat); }
+    CHECK(heartbeat.last_sign().patient);
+    sleep_100_ms();
+  }
+  CHECK_FALSE(heartbeat.last_sign().patient);
+  CHECK(heartbeat.last_sign().age_seconds < 0.09);
+}
+
 }  // namespace
 }  // namespace farskip

@@ -35,7 +35,8 @@ TEST_CASE("mistakes end with one clear message and the documented exit code") {
   write_text_file(folder / "typo.yaml", "trian: {steps: 3}\n");
   const std::vector<Mistake> mistakes{
       {"", 64, "subcommand"},
-      {"trian", 64, "--help"},
+      {"trian", 64, "'trian' is no command; allowed: train, distill"},
+      {"data tokenise", 64, "no command of data; allowed: train-tokenizer, tokenize"},
       {"train", 64, "CONFIG"},
       {"train " + tmp + "/none.yaml", 66, "none.yaml"},
       {"train " + tmp + "/typo.yaml", 64, "typo.yaml:1:1"},
@@ -54,6 +55,12 @@ TEST_CASE("mistakes end with one clear message and the documented exit code") {
        "delay:1 to delay:8"},
       {"eval --model " + model + " --data " + model + "/tokens --farskip full --layers 2-9", 64, "0 to 3"},
       {"eval --model " + model + " --data " + model + "/tokens --layers 2-3", 64, "--farskip"},
+      {"eval --model " + model + " --data " + model + "/tokens --farskip full --layers 1,x", 64,
+       "is no list of layers"},
+      {"forward --model " + model + " --tokens " + model + "/reference.safetensors --out /dev/null", 74,
+       "is a device or pipe"},
+      {"inspect " + model + " --json > /dev/full", 74, "standard output"},
+      {"--version > /dev/full", 74, "standard output"},
       {"generate --model " + model + " --prompt x", 66, "tokenizer"},
       {"convert " + model + " " + tmp + "/out --dtype int4", 64, "bf16"},
       {"convert " + model + " " + model, 64, "holds a model already"},
@@ -159,6 +166,22 @@ TEST_CASE("hub to hub conversion keeps every byte of the weights, and the wiring
   CHECK(described["farskip_layers"] == "1-2");
 }
 
+TEST_CASE("a head beside a tied embedding must be that embedding, and a model has its weights") {
+  const test::TemporaryFolder folder;
+  std::filesystem::copy(fixture("qwen3_moe"), folder / "m", std::filesystem::copy_options::recursive);
+  std::string config = read_text_file(folder / "m" / "config.json");
+  const std::string untied = "\"tie_word_embeddings\": false";
+  REQUIRE(config.find(untied) != std::string::npos);
+  config.replace(config.find(untied), untied.size(), "\"tie_word_embeddings\": true");
+  write_text_file(folder / "m" / "config.json", config);
+  const std::string model = (folder / "m").string();
+  const auto eval = farskip_command("eval --model " + model + " --data " + model + "/tokens");
+  CHECK(eval.status == 65);
+  CHECK_THAT(eval.err, ContainsSubstring("tie_word_embeddings"));
+  std::filesystem::remove(folder / "m" / "model.safetensors");
+  CHECK(farskip_command("inspect " + model).status == 66);
+}
+
 TEST_CASE("other wirings are asked for by name, travel in the config, and change what is computed") {
   const test::TemporaryFolder folder;
   const std::string model = fixture("qwen3_moe"), tokens = model + "/reference.safetensors";
@@ -196,7 +219,7 @@ TEST_CASE("train, eval, generate and convert work on one run directory from text
                           "/v")
               .status == 0);
   write_text_file(folder / "run.yaml", R"(
-model: {family: qwen3_moe, vocab_size: 300, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2,
+model: {family: qwen3_moe, vocab_size: 320, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2,
   num_attention_heads: 4, num_key_value_heads: 2, head_dim: 8, num_experts: 4, num_experts_per_tok: 2,
   moe_intermediate_size: 32, eos_token_id: 0}
 farskip: {mode: off}
@@ -215,10 +238,28 @@ train: {steps: 40, sequence_length: 32, global_batch: 8, micro_batch: 8, learnin
   const auto made = farskip_command("generate --max-tokens 8 --model " + tmp + "/run --prompt 'The value'");
   CHECK(made.status == 0);
   CHECK_THAT(made.out, ContainsSubstring("The value"));
-  REQUIRE(farskip_command("convert " + tmp + "/run " + tmp + "/hub --dtype bf16").status == 0);
+  // Ids behind the tokenizer's are never drawn.
+  CHECK(farskip_command("generate --max-tokens 60 --temperature 20 --model " + tmp + "/run --prompt 'The'")
+            .status == 0);
+  REQUIRE(
+      farskip_command("convert " + tmp + "/run " + tmp + "/hub --dtype bf16 --farskip full --layers '[1]'")
+          .status == 0);
+  CHECK_THAT(farskip_command("inspect " + tmp + "/hub").out, ContainsSubstring("[1]"));
+  const auto over = farskip_command("convert " + tmp + "/run " + tmp + "/run");
+  CHECK(over.status == 64);
+  CHECK_THAT(over.err, ContainsSubstring("is the folder of a run"));
   CHECK(
       nlohmann::json::parse(farskip_command("inspect --json " + tmp + "/hub").out)["parameters"].get<int>() >
       1000);
+  // A checkpoint that is read is checked.
+  const std::string newest = tmp + "/run/checkpoints/step-40/model.safetensors";
+  std::string bytes = read_text_file(newest);
+  bytes[bytes.size() - 5] ^= 1;
+  write_text_file(newest, bytes);
+  const auto flipped =
+      farskip_command("eval --model " + tmp + "/run/checkpoints/step-40 --data " + tmp + "/v");
+  CHECK(flipped.status == 65);
+  CHECK_THAT(flipped.err, ContainsSubstring("model.safetensors"));
   // Out-of-vocabulary tokens are named, not run.
   const auto narrow =
       farskip_command("eval --model " + fixture("qwen3_moe") + " --data " + tmp + "/v --sequence-length 32");

@@ -70,6 +70,14 @@ TEST_CASE("config fields that are not built are refused by name, never ignored")
   refused("\"use_cache\": true", "\"farskip_wiring\": \"delay\"", allowed);
   refused("\"use_cache\": true", "\"farskip_wiring\": \"ladder:1\"", allowed);
   refused("\"use_cache\": true", "\"farskip\": true, \"farskip_wiring\": \"ladder\"", "leave one of them");
+  refused("\"model_type\": \"deepseek_v2\"", "\"model_type\": \"farskip_deepseek_v2\"",
+          "no key says how; allowed: farskip: true");
+  refused("\"use_cache\": true", "\"farskip\": true, \"farskip_start_idx\": 3, \"farskip_end_idx\": 1",
+          "3 is behind the last rewired layer, 1");
+  refused("\"DeepseekV2ForCausalLM\"", "\"MixtralForCausalLM\"",
+          "'MixtralForCausalLM' is no model of family");
+  refused("\"moe_intermediate_size\": ", "\"moe_intermediate_size\": 57646075230342348",
+          "moe_intermediate_size");
   refused("\"num_hidden_layers\": 4", "\"num_hidden_layrs\": 4", "num_hidden_layers");
 }
 

@@ -369,6 +369,15 @@ TEST_CASE("a manifest with the right hash but wrong content is refused") {
   CHECK_THAT(parse({1, {}, {}}, json::array()), ContainsSubstring("`state` is not an object"));
 }
 
+TEST_CASE("a file that cannot be opened is no reason to go back to an older checkpoint") {
+  const TemporaryFolder folder;
+  save(folder.path(), 1);
+  save(folder.path(), 2);
+  fs::rename(folder / "step-2/0.safetensors", folder / "elsewhere");
+  fs::create_symlink(folder / "elsewhere", folder / "step-2/0.safetensors");
+  CHECK_THROWS_AS(find_newest_valid_checkpoint(folder.path(), kQuiet), IoError);
+}
+
 TEST_CASE("only old checkpoints and folders of dead runs are removed, and never the newest") {
   const TemporaryFolder folder;
   for (const std::int64_t step : {1, 2, 10, 9}) save(folder.path(), step);

@@ -1,0 +1,128 @@
+// Starts and restarts of runs, of one rank and of two that are threads: what is kept, what is refused, what
+// is said.
+#include <set>
+
+#include "farskip/comm/local.h"
+#include "farskip/train/checkpoint_files.h"
+#include "farskip/train/run_folder.h"
+#include "support/catch.h"
+#include "support/run_files.h"
+#include "support/small_run.h"
+
+namespace farskip {
+namespace {
+
+using test::checkpoint_folder, test::make_small_run, test::run_small, test::SmallRunKind;
+
+const Logger kSilent(LogLevel::off);
+
+TrainResult run(const fs::path& run_dir, const std::vector<std::string>& overrides = {},
+                SmallRunKind kind = SmallRunKind::train) {
+  return run_small(make_small_run(run_dir, kind, overrides));
+}
+
+void run_on_two(const fs::path& run_dir, std::vector<std::string> overrides,
+                SmallRunKind kind = SmallRunKind::train) {
+  const test::SmallRun small = make_small_run(run_dir, kind, overrides);
+  run_local_ranks(2, [&](const Communicator& world) {
+    Heartbeat heartbeat;
+    train(small.config, small.model, world, heartbeat, kSilent, make_cpu_device());
+  });
+}
+
+std::set<std::string> checkpoints_of(const fs::path& run_dir) {
+  std::set<std::string> names;
+  for (const auto& entry : fs::directory_iterator(run_dir / "checkpoints"))
+    if (const std::string name = entry.path().filename().string(); name.starts_with("step-"))
+      names.insert(name.substr(0, name.find('-', name.find(".replaced"))));
+  return names;
+}
+
+TEST_CASE("a run that begins anew sets the checkpoints of an earlier one aside") {
+  const test::TemporaryFolder folder;
+  run(folder / "run");
+  REQUIRE(checkpoints_of(folder / "run") == std::set<std::string>{"step-2", "step-4", "step-6"});
+  CHECK(run(folder / "run",
+            {"checkpoint.resume=never", "checkpoint.every=1", "checkpoint.keep=2", "train.steps=3"})
+            .step == 3);
+  CHECK(checkpoints_of(folder / "run") ==
+        std::set<std::string>{"step-2", "step-2.replaced", "step-3", "step-4.replaced", "step-6.replaced"});
+  CHECK(find_newest_valid_checkpoint(folder / "run" / "checkpoints", kSilent)->step() == 3);
+}
+
+TEST_CASE("a checkpoint says of which samples it is") {
+  const test::TemporaryFolder folder;
+  run(folder / "run", {"data.shuffle=false"});
+  const auto order = open_checkpoint(checkpoint_folder(folder / "run", 6)).state().at("order");
+  CHECK(order.get<std::string>().starts_with("32 tokens a sample, in order, of "));
+  run(folder / "run", {"data.shuffle=true", "train.steps=8"});  // goes on, with a warning
+  CHECK(open_checkpoint(checkpoint_folder(folder / "run", 8)).state().at("order") != order);
+}
+
+TEST_CASE("a source of weight 0 is left out") {
+  const test::TemporaryFolder folder;
+  const std::string tokens = (test::small_model() / "tokens").string();
+  run(folder / "one");
+  run(folder / "two", {fmt::format("data.tokens=[{0},{0}]", tokens), "data.weights=[0,2]"});
+  CHECK(test::checkpoint_bytes(folder / "one", 6) == test::checkpoint_bytes(folder / "two", 6));
+}
+
+TEST_CASE("weights that an update broke are not saved, and the last whole checkpoint stays") {
+  const test::TemporaryFolder folder;
+  run(folder / "run", {"checkpoint.every=1", "checkpoint.keep=1", "train.steps=2"});
+  CHECK_THROWS_WITH(run(folder / "run", {"checkpoint.every=1", "checkpoint.keep=1", "train.steps=3",
+                                         "train.optimizer.weight_decay=1e300"}),
+                    ContainsSubstring("not finite: not saved"));
+  CHECK(checkpoints_of(folder / "run") == std::set<std::string>{"step-2"});
+}
+
+TEST_CASE("what is measured for a plan knows masks, and losses that a later start adds") {
+  const test::TemporaryFolder folder;
+  run_on_two(folder / "run", {"train.steps=2", "parallel.expert=2", "train.aux_loss=0"});
+  const std::string before = read_text_file(folder / "run" / "costs.txt");
+  run_on_two(folder / "run", {"train.steps=4", "parallel.expert=2", "train.aux_loss=0"});
+  CHECK(read_text_file(folder / "run" / "costs.txt") == before);
+  run_on_two(folder / "run",
+             {"train.steps=6", "parallel.expert=2", "train.aux_loss=0.01", "data.document_mask=true"});
+  CHECK_THAT(read_text_file(folder / "run" / "costs.txt"), ContainsSubstring("balance_loss"));
+}
+
+TEST_CASE("experts alone are trained on several ranks") {
+  const test::TemporaryFolder folder;
+  for (const char* expert : {"parallel.expert=2", "parallel.expert=1"}) {
+    run_on_two(folder / expert,
+               {"train.steps=2", expert,
+                "distill.freeze=[embedding, head, attention, router, shared_experts, dense_mlp, norms]"},
+               SmallRunKind::distill);
+    CHECK(fs::exists(checkpoint_folder(folder / expert, 2)));
+  }
+}
+
+TEST_CASE("routers that cannot be compared are refused, not left out") {
+  const test::TemporaryFolder folder;
+  test::SmallRun small =
+      make_small_run(folder / "run", SmallRunKind::distill, {"distill.router_agreement=0.5"});
+  small.model.moe.top_k = 2;
+  CHECK_THROWS_WITH(run_small(small), ContainsSubstring("distill.router_agreement compares routers"));
+}
+
+TEST_CASE("a tokenizer that is only copied is read at the start all the same") {
+  const test::TemporaryFolder folder;
+  CHECK_THROWS_AS(run(folder / "run", {"data.tokenizer=" + (folder / "none.json").string()}),
+                  MissingInputError);
+  CHECK_FALSE(fs::exists(folder / "run" / "checkpoints"));
+}
+
+TEST_CASE("a run folder that was not given back is taken over, and its old end forgotten") {
+  const test::TemporaryFolder folder;
+  { const RunFolder given_back(folder / "run", kSilent); }
+  CHECK(read_text_file(folder / "run" / "lock").empty());
+  const RunFolder next(folder / "run", kSilent);
+  CHECK_THAT(read_text_file(folder / "run" / "lock"), ContainsSubstring("process "));
+  next.write_exit("done", 3, false);
+  next.forget_exit();
+  CHECK_FALSE(fs::exists(folder / "run" / "exit.json"));
+}
+
+}  // namespace
+}  // namespace farskip
