@@ -107,6 +107,22 @@ std::string hub_config_text(const ModelConfig& config) {
   return to_json(map).dump(2) + "\n";
 }
 
+ConfigNode model_section(const ModelConfig& config) {
+  ModelConfig standard = config;
+  standard.farskip = {};
+  standard.farskip.mode = FarSkipMode::off;
+  ConfigNode hub;
+  find_family(config.family)->write(standard, hub);
+  ConfigNode section;
+  section.set("family", make_node(std::string_view(config.family)));
+  for (ConfigNode& child : hub.children)
+    if (child.key != "model_type" && child.key != "architectures" && child.key != "torch_dtype") {
+      const std::string key = child.key;
+      section.set(key, std::move(child));
+    }
+  return section;
+}
+
 ParameterCounts count_parameters(const ModelConfig& config) {
   ParameterCounts counts;
   for (const ParameterSpec& p : list_parameters(config)) {

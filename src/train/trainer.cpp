@@ -213,9 +213,12 @@ class TrainingRun {
 
   void write_resolved_config() const {
     const MachineInfo machine = machine_info();
+    RunConfig resolved = config_;
+    resolved.farskip = model_.farskip;
+    if (resolved.model.kind != ConfigNode::Kind::null) resolved.model = model_section(model_);
     write_text_file(
         folder_->path() / "config.yaml",
-        resolved_yaml(config_, version(), commit(),
+        resolved_yaml(resolved, version(), commit(),
                       fmt::format("{}, {} cores, {}", machine.processor, machine.cores, machine.system),
                       world().size()));
   }

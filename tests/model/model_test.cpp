@@ -38,6 +38,19 @@ TEST_CASE("a config written for the hub reads back to the same model") {
         (!farskip && mode != FarSkipMode::off));
 }
 
+TEST_CASE("a model section with every default reads back to the same model") {
+  for (const char* name : {"deepseek_v2", "qwen3_moe"}) {
+    CAPTURE(name);
+    ModelConfig config = read_hub_config(test::fixtures() / name);
+    ErrorList errors;
+    const ModelConfig again = read_model_section(model_section(config), errors);
+    errors.throw_if_any();
+    CHECK(hub_config_text(again) == hub_config_text(config));
+    config.farskip.mode = FarSkipMode::full;
+    CHECK(to_yaml(model_section(config)) == to_yaml(model_section(again)));
+  }
+}
+
 // The deepseek_v2 fixture with one field changed.
 std::string config_with(const std::string& from, const std::string& to) {
   std::string text = read_text_file(test::fixtures() / "deepseek_v2" / "config.json");

@@ -86,6 +86,8 @@ ModelConfig read_model_section(const ConfigNode& section, ErrorList& errors);
 ModelConfig read_hub_config(const std::filesystem::path& folder);
 /// config.json text; read_hub_config of it gives the same ModelConfig.
 std::string hub_config_text(const ModelConfig& config);
+/// The section `model` of a configuration with every default, without the wiring (section `farskip`).
+ConfigNode model_section(const ModelConfig& config);
 
 /// Parameters: all; active for one token (top_k of the experts); and active without the embedding table,
 /// the count that model FLOPs are stated with.
