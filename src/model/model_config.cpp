@@ -4,14 +4,18 @@
 #include <array>
 #include <nlohmann/json.hpp>
 
+#include "farskip/base/file.h"
 #include "farskip/model/family.h"
 #include "farskip/model/parameters.h"
+#include "farskip/tensor/strict_json.h"
 
 namespace farskip {
 namespace {
 
 /// What stands before the family in the model type of a rewired model (families/common.cpp writes it).
 constexpr std::string_view kRewired[] = {"farskip_", "rewired_"};
+
+constexpr std::uint64_t kMaxConfig = 4 << 20;  // bytes
 
 std::string family_names() {
   std::vector<std::string> names;
@@ -92,8 +96,10 @@ ModelConfig read_model_section(const ConfigNode& section, ErrorList& errors) {
 }
 
 ModelConfig read_hub_config(const std::filesystem::path& folder) {
+  const std::filesystem::path file = folder / "config.json";
+  (void)parse_strict_json(read_text_file(file, kMaxConfig), file.string());  // then as YAML, which has places
   ErrorList errors(ExitCode::bad_data);
-  const ConfigNode tree = parse_yaml_file(folder / "config.json", errors);
+  const ConfigNode tree = parse_yaml_file(file, errors);
   ModelConfig config = read_family(tree, "model_type", "", errors);
   errors.throw_if_any();
   return config;

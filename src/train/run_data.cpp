@@ -44,6 +44,12 @@ fs::path find_tokenizer(const RunConfig& config) {
 }  // namespace
 
 RunData open_run_data(const RunConfig& config, const ModelConfig& model, const Logger& logger) {
+  for (const auto& [key, id] :
+       {std::pair{"prompt_end", config.data.prompt_end}, {"padding", config.data.padding}})
+    if (id && *id >= model.vocab_size)
+      throw UsageError(
+          fmt::format("data.{} is {}, and the model's vocabulary ends with {}; no token has that id", key,
+                      *id, model.vocab_size - 1));
   RunData data;
   data.tokenizer = find_tokenizer(config);
   std::vector<std::string> sources = config.data.tokens;

@@ -87,6 +87,7 @@ TEST_CASE("config fields that are not built are refused by name, never ignored")
           "no key says how; allowed: farskip: true");
   refused("\"use_cache\": true", "\"farskip\": true, \"farskip_start_idx\": 3, \"farskip_end_idx\": 1",
           "3 is behind the last rewired layer, 1");
+  refused("\"use_cache\": true,", "\"use_cache\": true,,", "config.json");
   refused("\"DeepseekV2ForCausalLM\"", "\"MixtralForCausalLM\"",
           "'MixtralForCausalLM' is no model of family");
   refused("\"moe_intermediate_size\": ", "\"moe_intermediate_size\": 57646075230342348",
