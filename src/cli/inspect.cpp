@@ -100,7 +100,7 @@ ExitCode run(const std::string& path, bool verify, const CommonOptions& common) 
     return ExitCode::ok;
   }
   for (const auto& item : o.items()) {
-    if (item.value().is_array() && item.value().size() > 0 && item.value()[0].is_object())
+    if (item.value().is_array() && !item.value().empty() && item.value()[0].is_object())
       for (const Json& row : item.value())
         fmt::print("  {:60} {:5} {}\n", row["name"].get<std::string>(), row["dtype"].get<std::string>(),
                    row["shape"].dump());
