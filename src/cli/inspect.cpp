@@ -36,8 +36,8 @@ void check_weights(const fs::path& folder) {
 void verify_model(const std::string& path, const Logger& logger) {
   const LoadedModel model = load_model(path, logger);
   for (const auto& [name, tensor] : model.weights)
-    for (const float x : tensor.values<float>())
-      if (!std::isfinite(x)) throw DataError(fmt::format("{}: {} holds {}", path, name, x));
+    if (!all_finite(tensor.view()))
+      throw DataError(fmt::format("{}: {} holds values that are not finite", path, name));
 }
 
 Json describe_checkpoint(const fs::path& folder, bool verify, const Logger& logger) {

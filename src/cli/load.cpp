@@ -4,6 +4,7 @@
 #include "farskip/train/checkpoint_files.h"
 #include "farskip/train/devices.h"
 #include "farskip/train/trainer.h"
+#include "farskip/train/training_checkpoint.h"
 
 namespace farskip {
 namespace {
@@ -63,7 +64,7 @@ fs::path resolve_model_folder(const std::string& folder, const Logger& logger) {
   if (fs::exists(path / "config.json")) return path;
   for (const fs::path& checkpoints : {path / "checkpoints", path})
     if (fs::is_directory(checkpoints))
-      if (const auto newest = find_newest_valid_checkpoint(checkpoints, logger, Verify::hashes))
+      if (const auto newest = find_newest_valid_checkpoint(checkpoints, logger, Verify::layout))
         return newest->path();
   throw MissingInputError(
       fmt::format("{}: neither a model folder (config.json) nor a run with checkpoints", folder));
@@ -71,7 +72,7 @@ fs::path resolve_model_folder(const std::string& folder, const Logger& logger) {
 
 LoadedModel load_model(const std::string& folder, const Logger& logger) {
   const fs::path path = resolve_model_folder(folder, logger);
-  if (path == folder && fs::exists(path / "manifest.json")) open_checkpoint(path, Verify::hashes);
+  verify_if_checkpoint(path, make_self_communicator());
   LoadedModel model{read_hub_config(path), {}, {}};
   const std::vector<ParameterSpec> specs = list_parameters(model.config);
   model.weights = make_parameter_tensors(specs);

@@ -21,12 +21,9 @@ LayerSelection read_layers(Reader& reader) {
     reader.fail("layers", "a map stands here; allowed: " + allowed);
     return selection;
   }
-  selection.kind = LayerSelection::Kind::list;
-  selection.layers = reader.integers("layers", at_least_zero, {.min = 1}, {});
-  std::sort(selection.layers.begin(), selection.layers.end());
-  const auto twice = std::adjacent_find(selection.layers.begin(), selection.layers.end());
-  if (twice != selection.layers.end()) reader.fail("layers", fmt::format("layer {} is listed twice", *twice));
-  return selection;
+  const auto list = select_layers(reader.integers("layers", at_least_zero, {.min = 1}, {}));
+  if (!list.value) reader.fail("layers", list.reason);
+  return list.value.value_or(selection);
 }
 
 }  // namespace

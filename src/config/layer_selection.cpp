@@ -18,15 +18,22 @@ bool LayerSelection::contains(std::int64_t layer) const {
   return false;
 }
 
+Parsed<LayerSelection> select_layers(std::vector<std::int64_t> layers) {
+  std::sort(layers.begin(), layers.end());
+  const auto twice = std::adjacent_find(layers.begin(), layers.end());
+  if (twice != layers.end()) return {{}, fmt::format("layer {} is listed twice", *twice)};
+  return {LayerSelection{LayerSelection::Kind::list, 0, 0, std::move(layers)}, ""};
+}
+
 namespace {
 
 /// "[0, 2]", or without the brackets.
 Parsed<LayerSelection> parse_layer_list(std::string_view text) {
-  const std::string allowed = "is no list of layers (different numbers from 0, as in [0, 2])";
+  const std::string allowed = "is no list of layers (numbers from 0, as in [0, 2])";
   const bool opened = text.starts_with('['), closed = text.ends_with(']');
   if (opened != closed) return {{}, allowed};
   if (opened) text = text.substr(1, text.size() - 2);
-  LayerSelection selection{LayerSelection::Kind::list, 0, 0, {}};
+  std::vector<std::int64_t> layers;
   while (true) {
     const std::size_t comma = text.find(',');
     std::string_view item = text.substr(0, comma);
@@ -34,14 +41,11 @@ Parsed<LayerSelection> parse_layer_list(std::string_view text) {
     while (item.ends_with(' ')) item.remove_suffix(1);
     const Parsed<std::int64_t> layer = parse_integer(item);
     if (!layer.value || *layer.value < 0) return {{}, allowed};
-    selection.layers.push_back(*layer.value);
+    layers.push_back(*layer.value);
     if (comma == std::string_view::npos) break;
     text.remove_prefix(comma + 1);
   }
-  std::sort(selection.layers.begin(), selection.layers.end());
-  if (std::adjacent_find(selection.layers.begin(), selection.layers.end()) != selection.layers.end())
-    return {{}, allowed};
-  return {selection, ""};
+  return select_layers(std::move(layers));
 }
 
 }  // namespace

@@ -8,6 +8,7 @@
 #include "farskip/tensor/hash.h"
 #include "farskip/train/devices.h"
 #include "farskip/train/distill_setup.h"
+#include "farskip/train/training_checkpoint.h"
 
 namespace farskip {
 namespace {
@@ -33,11 +34,14 @@ Distillation::Distillation(const RunConfig& config, const ModelConfig& student,
   const DistillTerms terms = make_terms(config_, student, setup.teacher);
   if (config_.early_stopping) early_stopping_.emplace(*config_.early_stopping);
   const std::string& start = setup.from_teacher ? config_.teacher : config.init_from;
-  if (start.empty())
+  if (start.empty()) {
     initialise_weights(weights, parameters, static_cast<std::uint64_t>(config.seed),
                        student.initializer_range);
-  else
+  } else {
+    if (start != config_.teacher || config_.cache)
+      verify_if_checkpoint(start, mesh.world());  // else it is below
     load_weights(weights, parameters, list_parameters(student), SafetensorsFolder(start));
+  }
   if (config_.cache) {
     objective_ = std::make_shared<CachedDistillObjective>(terms.loss);
     kept_ =

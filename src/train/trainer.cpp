@@ -196,8 +196,7 @@ class TrainingRun {
     if (!state_.order.empty() && state_.order != order)
       logger_.warning(
           "the checkpoint's samples were {}; the configuration's are {}: from step {} on samples may come "
-          "again or "
-          "be left out",
+          "again or be left out",
           state_.order, order, state_.step + 1);
     state_.order = order;
   }
@@ -246,10 +245,12 @@ class TrainingRun {
 
   void load_or_initialise() {
     if (!distill_) {  // whose weights are there: what the teacher shares depends on them
-      if (config_.init_from.empty())
+      if (config_.init_from.empty()) {
         initialise_weights(weights_, parameters_, state_.seed, model_.initializer_range);
-      else
+      } else {
+        verify_if_checkpoint(config_.init_from, world());
         load_weights(weights_, parameters_, specs_, SafetensorsFolder(config_.init_from));
+      }
     }
     engine_.upload_weights();
   }
@@ -340,7 +341,7 @@ class TrainingRun {
   // All ranks see the same numbers and come here together, so that a save under way is not lost.
   void check_finite(const StepMetrics& m) {
     if (std::isfinite(m.loss) && std::isfinite(m.grad_norm)) return;
-    saver_.wait();
+    wait_for_save();
     throw Error(
         ExitCode::bad_data,
         fmt::format(
@@ -405,6 +406,10 @@ class TrainingRun {
     saver.save(state_, tensors());
   }
 
+  void wait_for_save() {
+    const HeartbeatPatience patience(heartbeat_);
+    saver_.wait();
+  }
   void commit_save() {
     const HeartbeatPatience patience(heartbeat_);
     saver_.commit();
@@ -420,10 +425,7 @@ class TrainingRun {
 
   TrainResult finish() {
     save();
-    {
-      const HeartbeatPatience patience(heartbeat_);
-      saver_.wait();
-    }
+    wait_for_save();
     const bool early = state_.step < config_.train.steps && !converged();
     if (is_first())
       folder_->write_exit(early         ? "stopped on request"

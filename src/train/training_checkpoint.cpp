@@ -30,11 +30,7 @@ json state_json(const TrainingState& state, const ModelConfig& config) {
 /// What the last update broke shows in the next loss, when a checkpoint of it may have taken the place of the
 /// last whole one.
 void refuse_broken(const std::string& name, const TensorView& weight) {
-  float sum = 0;  // 0 if all are finite: x * 0 is NaN for the others
-  const float* values = weight.as<float>();
-#pragma omp simd reduction(+ : sum)
-  for (std::int64_t i = 0; i < weight.num_elements(); ++i) sum += values[i] * 0.0F;
-  if (sum == 0) return;
+  if (all_finite(weight)) return;
   throw Error(
       ExitCode::bad_data,
       fmt::format("{} holds values that are not finite: not saved; earlier checkpoints are as they were; "

@@ -110,6 +110,12 @@ std::optional<TrainingState> resume_training(const fs::path& folder, const Model
   return state;
 }
 
+void verify_if_checkpoint(const fs::path& folder, const Communicator& world) {
+  run_together(world, [&] {
+    if (world.rank() == 0 && fs::exists(folder / "manifest.json")) open_checkpoint(folder, Verify::hashes);
+  });
+}
+
 void set_aside_all_checkpoints(const fs::path& folder, const Communicator& world, const Logger& logger) {
   constexpr std::int64_t before_all = -1;
   run_together(world, [&] {

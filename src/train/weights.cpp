@@ -21,13 +21,18 @@ bool is_packed(const SafetensorsFolder& folder, const ParameterSpec& spec) {
   return folder.contains(spec.name);
 }
 
+/// The embedding is the head too.
+bool is_tied(const std::vector<ParameterSpec>& model) {
+  return std::none_of(model.begin(), model.end(),
+                      [](const ParameterSpec& spec) { return spec.name == kHeadName; });
+}
+
 /// Compares a folder with a model by names, shapes and types; nothing is read.
 class FolderCheck {
  public:
   FolderCheck(const SafetensorsFolder& folder, const std::vector<ParameterSpec>& model) : folder_(folder) {
-    bool tied = true;
+    const bool tied = is_tied(model);
     for (const ParameterSpec& spec : model) {
-      tied = tied && spec.name != kHeadName;
       if (is_packed(folder, spec))
         check(spec.name, spec.shape);
       else
@@ -89,10 +94,8 @@ void read_elements(const SafetensorsFolder& folder, const std::string& name, std
 
 /// A head that is stored beside the embedding it is tied to must be that embedding.
 void check_tied_head(const std::vector<ParameterSpec>& model, const SafetensorsFolder& folder) {
-  const bool tied = std::none_of(model.begin(), model.end(),
-                                 [](const ParameterSpec& spec) { return spec.name == kHeadName; });
   const std::string head(kHeadName), embedding(kEmbeddingName);
-  if (!tied || !folder.contains(head)) return;
+  if (!is_tied(model) || !folder.contains(head)) return;
   const TensorInfo &a = folder.find(head), &b = folder.find(embedding);
   bool same = a.shape == b.shape && a.dtype == b.dtype;
   const auto bytes = static_cast<std::uint64_t>(a.shape.num_elements()) * dtype_size(a.dtype);
@@ -182,6 +185,14 @@ void load_weights(TensorMap& weights, const std::vector<LocalParameter>& paramet
       for (const HubPiece& piece : p.spec.pieces)
         read_elements(folder, piece.name, 0, piece_view(tensor, piece));
   }
+}
+
+bool all_finite(const TensorView& values) {
+  float sum = 0;  // x * 0 is NaN where x is not finite
+  const float* x = values.as<float>();
+#pragma omp simd reduction(+ : sum)
+  for (std::int64_t i = 0; i < values.num_elements(); ++i) sum += x[i] * 0.0F;
+  return sum == 0;
 }
 
 ViewMap hub_views(const TensorMap& tensors, const std::vector<ParameterSpec>& specs,

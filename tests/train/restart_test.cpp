@@ -76,6 +76,18 @@ TEST_CASE("weights that an update broke are not saved, and the last whole checkp
   CHECK(checkpoints_of(folder / "run") == std::set<std::string>{"step-2"});
 }
 
+TEST_CASE("a checkpoint is checked before another run begins from it, or learns from it") {
+  const test::TemporaryFolder folder;
+  run(folder / "run");
+  const fs::path step = checkpoint_folder(folder / "run", 6), file = step / "model.safetensors";
+  std::string bytes = read_text_file(file);
+  bytes[bytes.size() - 3] ^= 1;
+  write_text_file(file, bytes);
+  CHECK_THROWS_AS(run(folder / "next", {"init.from=" + step.string()}), DataError);
+  CHECK_THROWS_AS(run(folder / "taught", {"distill.teacher=" + step.string()}, SmallRunKind::distill),
+                  DataError);
+}
+
 TEST_CASE("what is measured for a plan knows masks, and losses that a later start adds") {
   const test::TemporaryFolder folder;
   run_on_two(folder / "run", {"train.steps=2", "parallel.expert=2", "train.aux_loss=0"});

@@ -20,7 +20,9 @@ struct LayerSelection {
   bool operator==(const LayerSelection&) const = default;
 };
 
-/// `all` or "A-B" with A <= B.
+/// A list in any order; refused where a layer is there twice.
+Parsed<LayerSelection> select_layers(std::vector<std::int64_t> layers);
+/// `all`, "A-B" with A <= B, or a list such as "[0, 3]" or "0,3".
 Parsed<LayerSelection> parse_layer_selection(std::string_view text);
 
 /// "all", "2-5" or "[0, 3]".

@@ -83,6 +83,10 @@ std::optional<TrainingState> resume_training(const fs::path& folder, const Model
                                              std::uint64_t seed, const TrainingTensors& tensors,
                                              const Communicator& world, const Logger& logger);
 
+/// Before weights are read from `folder`: where it is a checkpoint, rank 0 checks the hashes of all its
+/// files. Collective; an error is the same on every rank.
+void verify_if_checkpoint(const fs::path& folder, const Communicator& world);
+
 /// For a run that begins anew in a folder with checkpoints of an earlier one: they are renamed to
 /// step-M.replaced-*. Collective.
 void set_aside_all_checkpoints(const fs::path& folder, const Communicator& world, const Logger& logger);

@@ -38,6 +38,9 @@ void initialise_weights(TensorMap& weights, const std::vector<LocalParameter>& p
 void load_weights(TensorMap& weights, const std::vector<LocalParameter>& parameters,
                   const std::vector<ParameterSpec>& model, const SafetensorsFolder& folder);
 
+/// Of f32 values.
+bool all_finite(const TensorView& values);
+
 /// The same memory cut into hub tensors, each name after `prefix`.
 ViewMap hub_views(const TensorMap& tensors, const std::vector<ParameterSpec>& specs,
                   std::string_view prefix = "");

@@ -107,7 +107,7 @@ void copy_or_clear(const LaunchContext& gpu, const Product& p) {
 void multiply(const LaunchContext& gpu, const Product& p, std::span<std::byte> workspace) {
   FARSKIP_CHECK(p.out == DType::f32 || (p.out == DType::bf16 && p.in == DType::bf16), "product of {} in {}",
                 dtype_name(p.in), dtype_name(p.out));
-  FARSKIP_CHECK(p.out == DType::f32 || p.accumulate != p.c || p.c == nullptr, "a bf16 sum in place");
+  FARSKIP_CHECK(p.out == DType::f32 || p.accumulate == nullptr || p.accumulate != p.c, "a bf16 sum in place");
   if (p.m == 0 || p.n == 0) return;
   if (p.k == 0) return copy_or_clear(gpu, p);
   const Alignments aligned = alignments_of(p);
