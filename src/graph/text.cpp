@@ -9,6 +9,7 @@
 //
 // `_` is an absent optional input; `f32[<=96:%7, 32]` has at most 96 rows, %7 says how many.
 
+#include <algorithm>
 #include <array>
 #include <cctype>
 

@@ -59,16 +59,16 @@ struct Folder {
 const std::string kDevice = " --device-rate 20GFLOP/s,10GB/s --link 100MB/s";
 
 TEST_CASE("link rates, times and device rates are numbers with units") {
-  CHECK(parse_link_rate("--link", "48GB/s") == Approx(48e9));
-  CHECK(parse_link_rate("--link", "400Gb/s") == Approx(50e9));
-  CHECK(parse_link_rate("--link", "12.5 MB/s") == Approx(12.5e6));
-  CHECK(parse_link_rate("--link", "100Mb/s") == Approx(12.5e6));
-  CHECK(parse_duration("--latency", "5us") == Approx(5e-6));
+  CHECK(parse_link_rate("--link", "48GB/s") == Catch::Approx(48e9));
+  CHECK(parse_link_rate("--link", "400Gb/s") == Catch::Approx(50e9));
+  CHECK(parse_link_rate("--link", "12.5 MB/s") == Catch::Approx(12.5e6));
+  CHECK(parse_link_rate("--link", "100Mb/s") == Catch::Approx(12.5e6));
+  CHECK(parse_duration("--latency", "5us") == Catch::Approx(5e-6));
   CHECK(parse_duration("--latency", "0s") == 0);
-  CHECK(parse_duration("--latency", "1.5ms") == Approx(1.5e-3));
+  CHECK(parse_duration("--latency", "1.5ms") == Catch::Approx(1.5e-3));
   const DeviceRates rates = parse_device_rates("--device-rate", "400TFLOP/s,3TB/s");
-  CHECK(rates.flops_per_second == Approx(400e12));
-  CHECK(rates.bytes_per_second == Approx(3e12));
+  CHECK(rates.flops_per_second == Catch::Approx(400e12));
+  CHECK(rates.bytes_per_second == Catch::Approx(3e12));
   for (const char* wrong : {"", "48", "GB/s", "48GiB/s", "48gb/s", "-1GB/s", "0GB/s", "nanGB/s", "infGB/s",
                             "1e400GB/s", "48GB/s each", "0x10GB/s"}) {
     CAPTURE(wrong);
@@ -102,9 +102,9 @@ TEST_CASE("a plan names every collective with consistent times, and FarSkip is n
         // Blocking, the compute stream runs everything in turn.
         const json& total = w["total"];
         CHECK(w["step_seconds_blocking"].get<double>() ==
-              Approx(w["compute_seconds"].get<double>() + total["transport_seconds"].get<double>()));
+              Catch::Approx(w["compute_seconds"].get<double>() + total["transport_seconds"].get<double>()));
         CHECK(w["step_seconds_scheduled"].get<double>() ==
-              Approx(w["compute_seconds"].get<double>() + total["exposed_seconds"].get<double>()));
+              Catch::Approx(w["compute_seconds"].get<double>() + total["exposed_seconds"].get<double>()));
         // No order hides more than the maximum flow.
         CHECK(w["step_seconds_blocking"].get<double>() - w["step_seconds_scheduled"].get<double>() <=
               total["hideable_seconds"].get<double>() * (1 + 1e-9));
@@ -122,7 +122,7 @@ TEST_CASE("a plan names every collective with consistent times, and FarSkip is n
           CHECK(c["scope"].get<std::string>().ends_with(c["direction"].get<std::string>()));
           transport += c["transport_seconds"].get<double>() * c["repeats"].get<double>();
         }
-        CHECK(transport == Approx(total["transport_seconds"].get<double>()));
+        CHECK(transport == Catch::Approx(total["transport_seconds"].get<double>()));
       }
       CHECK(plan["peak_memory_bytes"] > 0);
     }
@@ -164,7 +164,7 @@ TEST_CASE("FarSkip lets attention run under the all-to-alls of the forward, the 
   const auto seconds = [&](const char* wiring, const char* what) {
     return plan[wiring]["forward"][what].get<double>();
   };
-  CHECK(seconds("farskip", "transport_seconds") == Approx(seconds("standard", "transport_seconds")));
+  CHECK(seconds("farskip", "transport_seconds") == Catch::Approx(seconds("standard", "transport_seconds")));
   CHECK(seconds("farskip", "hideable_seconds") > 2 * seconds("standard", "hideable_seconds"));
   CHECK(seconds("farskip", "exposed_seconds") < seconds("standard", "exposed_seconds"));
   // What waits for rows of layer 2 is their way into the experts of layer 2.
@@ -267,7 +267,7 @@ TEST_CASE("one rank needs no link and has no communication") {
   CHECK(plan["ranks"] == 1);
   CHECK(plan["collectives"].empty());
   CHECK(plan["step_seconds_farskip"].get<double>() ==
-        Approx(plan["farskip"]["compute_seconds"].get<double>()));
+        Catch::Approx(plan["farskip"]["compute_seconds"].get<double>()));
 }
 
 TEST_CASE("the wirings stand side by side") {
@@ -325,8 +325,9 @@ TEST_CASE("a plan of a distillation has the teacher in its graph and is compared
   INFO(bench.err);
   REQUIRE(bench.status == 0);
   const json measured = json::parse(bench.out);
-  CHECK(measured["planned_peak_memory_bytes"].get<double>() == Approx(joined).epsilon(0.02));
-  CHECK(measured["separate_peak_memory_bytes"].get<double>() == Approx(teacher + student).epsilon(0.02));
+  CHECK(measured["planned_peak_memory_bytes"].get<double>() == Catch::Approx(joined).epsilon(0.02));
+  CHECK(measured["separate_peak_memory_bytes"].get<double>() ==
+        Catch::Approx(teacher + student).epsilon(0.02));
   const auto step = test::run_command(fmt::format("{} bench step {} --steps 1 --warmup 0 --json --quiet",
                                                   FARSKIP_BINARY, (f.folder / "small.yaml").string()));
   INFO(step.err);

@@ -1,5 +1,6 @@
 #include "layouts.h"
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 

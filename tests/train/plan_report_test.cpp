@@ -69,13 +69,13 @@ TEST_CASE("a plan has the collectives, the memory and the rows of the engine at 
     }
     CAPTURE(micro_batches);
     CHECK(planned_count == count);
-    CHECK(planned_bytes == Approx(bytes));
+    CHECK(planned_bytes == Catch::Approx(bytes));
     const MemoryReport memory = engine.memory();
     CHECK(plan.blocking_memory.weights == memory.weights);
     CHECK(plan.blocking_memory.gradients == memory.gradients);
     CHECK(plan.blocking_memory.moments == memory.moments);
     CHECK(static_cast<double>(plan.blocking_memory.arena) ==
-          Approx(static_cast<double>(memory.arena)).epsilon(0.02));
+          Catch::Approx(static_cast<double>(memory.arena)).epsilon(0.02));
   }
 }
 
@@ -149,11 +149,13 @@ TEST_CASE("the plan of a distillation has the memory of the joined step, and of 
       CHECK(planned.weights == taken.weights);
       CHECK(planned.gradients == taken.gradients);
       CHECK(planned.moments == taken.moments);
-      CHECK(static_cast<double>(planned.arena) == Approx(static_cast<double>(taken.arena)).epsilon(0.02));
+      CHECK(static_cast<double>(planned.arena) ==
+            Catch::Approx(static_cast<double>(taken.arena)).epsilon(0.02));
     };
     check(plan.farskip.blocking_memory, measured.joined);
     CHECK(measured.joined_seconds.size() == 1);
-    CHECK(measured.separate_seconds[0] == Approx(measured.teacher_seconds[0] + measured.student_seconds[0]));
+    CHECK(measured.separate_seconds[0] ==
+          Catch::Approx(measured.teacher_seconds[0] + measured.student_seconds[0]));
     REQUIRE(plan.separate.has_value() == !config.cache.has_value());
     if (!plan.separate) continue;
     check(plan.separate->teacher, measured.teacher);
@@ -175,9 +177,9 @@ TEST_CASE("the plan of a distillation in bf16 has the weights that a device hold
                               make_pretended_gpu(), nullptr, kQuiet, {1, 0, 3});
     const auto check = [](const MemoryReport& planned, const MemoryReport& taken) {
       CHECK(static_cast<double>(planned.weights) ==
-            Approx(static_cast<double>(taken.weights)).epsilon(0.005));  // tensors are aligned there
+            Catch::Approx(static_cast<double>(taken.weights)).epsilon(0.005));  // tensors are aligned there
       CHECK(static_cast<double>(planned.gradients) ==
-            Approx(static_cast<double>(taken.gradients)).epsilon(0.005));
+            Catch::Approx(static_cast<double>(taken.gradients)).epsilon(0.005));
     };
     check(plan.farskip.blocking_memory, measured.joined);
     check(plan.separate->teacher, measured.teacher);
@@ -197,7 +199,7 @@ TEST_CASE("a distillation takes the arithmetic of the teacher more, and none wit
   CHECK(both > 1.25 * alone);
   CHECK(both < 1.45 * alone);
   joined.distill->config.cache = {"none", 7};
-  CHECK(plan_step(joined, kQuiet).farskip.compute_seconds == Approx(alone).epsilon(0.02));
+  CHECK(plan_step(joined, kQuiet).farskip.compute_seconds == Catch::Approx(alone).epsilon(0.02));
 }
 
 TEST_CASE("by the rates of a device an op takes the longer of arithmetic and traffic, on the rows expected") {
@@ -207,15 +209,15 @@ TEST_CASE("by the rates of a device an op takes the longer of arithmetic and tra
   slow_arithmetic.costs.rates = {1e9, 1e30};
   fast_link.costs.links.fill({0, 1e30});
   const double whole = plan_step(request, kQuiet).farskip.compute_seconds;
-  CHECK(plan_step(fast_link, kQuiet).farskip.compute_seconds == Approx(whole));
-  CHECK(plan_step(fast_link, kQuiet).farskip.blocking_seconds == Approx(whole));
+  CHECK(plan_step(fast_link, kQuiet).farskip.compute_seconds == Catch::Approx(whole));
+  CHECK(plan_step(fast_link, kQuiet).farskip.blocking_seconds == Catch::Approx(whole));
   const double memory = plan_step(slow_memory, kQuiet).farskip.compute_seconds;
   slow_memory.costs.rates.bytes_per_second /= 2;
-  CHECK(plan_step(slow_memory, kQuiet).farskip.compute_seconds == Approx(2 * memory));
+  CHECK(plan_step(slow_memory, kQuiet).farskip.compute_seconds == Catch::Approx(2 * memory));
   // Room for more rows than come is not computed on.
   const double arithmetic = plan_step(slow_arithmetic, kQuiet).farskip.compute_seconds;
   slow_arithmetic.options.routed_rows_memory = std::uint64_t{1} << 40;
-  CHECK(plan_step(slow_arithmetic, kQuiet).farskip.compute_seconds == Approx(arithmetic));
+  CHECK(plan_step(slow_arithmetic, kQuiet).farskip.compute_seconds == Catch::Approx(arithmetic));
 }
 
 TEST_CASE("what is measured on a mirror covers every op of both wirings of the whole model") {
