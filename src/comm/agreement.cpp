@@ -67,9 +67,14 @@ std::vector<std::string> all_gather_text(const Communicator& group, std::string_
   return texts;
 }
 
-std::string read_on_first_rank(const Communicator& group, const fs::path& path) {
+std::string read_on_first_rank(const Communicator& group, const fs::path& path, const Logger& logger) {
   std::string text;
-  if (group.rank() == 0 && fs::exists(path)) text = read_text_file(path);
+  try {
+    if (group.rank() == 0) text = read_text_file(path);
+  } catch (const MissingInputError&) {  // it was not made yet
+  } catch (const UserError& error) {
+    logger.warning("{}; it is passed over", error.what());
+  }
   return all_gather_text(group, text)[0];
 }
 
