@@ -172,13 +172,14 @@ class TrainingRun {
     const TrainConfig& t = config_.train;
     if (!state_.learning_rate || state_.step == 0 || state_.step >= t.steps) return;
     const double before = *state_.learning_rate,
-                 would_be = learning_rate_at(t.learning_rate, state_.step - 1, t.steps);
-    if (std::abs(before - would_be) <= 1e-9 * std::max(before, would_be)) return;
+                 would_be = learning_rate_at(t.learning_rate, state_.step - 1, t.steps),
+                 next = learning_rate_at(t.learning_rate, state_.step, t.steps);
+    const auto same = [](double a, double b) { return std::abs(a - b) <= 1e-9 * std::max(a, b); };
+    if (same(before, would_be) || same(before, next)) return;
     logger_.warning(
-        "the learning rate was {:.3g} in step {} and is {:.3g} in step {}: the schedule is another one than "
-        "that "
-        "of the checkpoint",
-        before, state_.step, learning_rate_at(t.learning_rate, state_.step, t.steps), state_.step + 1);
+        "the learning rate was {:.3g} in step {} and is {:.3g} in step {}: the schedule is not that of the "
+        "checkpoint",
+        before, state_.step, next, state_.step + 1);
   }
 
   // What conversion costs, before any training makes up for it.

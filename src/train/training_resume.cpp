@@ -91,17 +91,17 @@ class ResumeSearch {
     while (const std::optional<Checkpoint> checkpoint = propose()) {
       TrainingState state;
       std::vector<std::string> changed;
-      const bool is_whole =
-          attempt([&] {
-            state = parse_state(checkpoint->state(), checkpoint->step(), checkpoint->path().string());
-            if (!lead()) return;
-            refuse_other_model(checkpoint->state().at("model"), config, checkpoint->path());
-            changed = refuse_other_settings(state.settings, settings, checkpoint->path());
-          }) &&
-          attempt([&] {
-            read_rows(*checkpoint, held_weights(tensors));
-            read_rows(*checkpoint, held_moments(tensors));
-          });
+      const bool is_whole = attempt([&] {
+                              state = parse_state(checkpoint->state(), checkpoint->step(),
+                                                  (checkpoint->path() / "manifest.json").string());
+                              if (!lead()) return;
+                              refuse_other_model(checkpoint->state().at("model"), config, checkpoint->path());
+                              changed = refuse_other_settings(state.settings, settings, checkpoint->path());
+                            }) &&
+                            attempt([&] {
+                              read_rows(*checkpoint, held_weights(tensors));
+                              read_rows(*checkpoint, held_moments(tensors));
+                            });
       if (!is_whole) continue;
       clear_way(state.step);
       say(state, changed);

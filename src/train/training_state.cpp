@@ -47,8 +47,8 @@ struct StateReader {
   std::int64_t count(const char* key) const {
     const json value = state.value(key, json());
     std::int64_t number = -1;
-    if (value.is_string()) parse(value.get_ref<const std::string&>(), number);
-    if (number < 0 || number > kMostCounted)
+    if (!value.is_string() || !parse(value.get_ref<const std::string&>(), number) || number < 0 ||
+        number > kMostCounted)
       refuse("`{}` is {}, a string of an integer from 0 to 2^60 is expected", key, shown(value));
     return number;
   }
@@ -111,7 +111,8 @@ TrainingState parse_state(const json& saved, std::int64_t step, std::string_view
       reader.refuse("`learning_rate` is {}, a string is expected", StateReader::shown(rate));
     state.learning_rate = reader.real("learning_rate", rate.get<std::string>());
   }
-  for (const auto& [name, text] : reader.texts("numbers")) state.numbers[name] = reader.real(name, text);
+  for (const auto& [name, text] : reader.texts("numbers"))
+    state.numbers[name] = reader.real("numbers." + name, text);
   check_names(reader, state.numbers);
   if (!saved.contains("model") || !saved["model"].is_object()) reader.refuse("`model` is not an object");
   return state;
