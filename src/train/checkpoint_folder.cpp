@@ -122,9 +122,9 @@ void refuse_taken_names(const fs::path& folder, std::int64_t step) {
                       path.string(), kind_of(path)));
   const fs::path latest = folder / kLatest;
   std::error_code ignored;
-  if (const fs::file_status status = fs::status(latest, ignored);
+  if (const fs::file_status status = fs::symlink_status(latest, ignored);
       fs::exists(status) && !fs::is_regular_file(status))
-    throw UsageError(fmt::format("{}: is no file; move it away", latest.string()));
+    throw UsageError(fmt::format("{}: is no file, which a save would write; move it away", latest.string()));
 }
 
 std::optional<Checkpoint> find_newest_valid_checkpoint(const fs::path& folder, const Logger& logger,

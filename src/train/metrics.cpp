@@ -39,7 +39,7 @@ std::optional<std::int64_t> step_of(const std::string& line) {
 /// written when its run died.
 std::string keep_lines(const fs::path& path, std::int64_t first_step, const Logger& logger) {
   std::string kept;
-  std::int64_t number = 0, first_damaged = 0, damaged = 0;
+  std::int64_t number = 0, num_kept = 0, first_damaged = 0, damaged = 0;
   std::istringstream lines(read_text_file(path, kMostMetrics));
   for (std::string line; std::getline(lines, line);) {
     ++number;
@@ -48,11 +48,15 @@ std::string keep_lines(const fs::path& path, std::int64_t first_step, const Logg
       if (damaged++ == 0) first_damaged = number;
     } else if (step && *step <= first_step) {
       kept += line + "\n";
+      ++num_kept;
     }
   }
   if (damaged > 0)
     logger.warning("{}: {} damaged lines are left out, the first is line {}", path.string(), damaged,
                    first_damaged);
+  if (num_kept < first_step)
+    logger.warning("{}: has lines for {} of the {} steps before this start", path.string(), num_kept,
+                   first_step);
   return kept;
 }
 
@@ -87,7 +91,10 @@ std::string StepMetrics::json() const {
 }
 
 MetricsFile::MetricsFile(const fs::path& path, std::int64_t first_step, const Logger& logger) : path_(path) {
-  if (fs::exists(path)) write_text_file(path, keep_lines(path, first_step, logger));
+  if (fs::exists(path))
+    write_text_file(path, keep_lines(path, first_step, logger));
+  else if (first_step > 0)
+    logger.warning("{}: is not there; it begins with step {}", path.string(), first_step + 1);
   descriptor_ = ::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
   if (descriptor_ < 0) throw IoError(fmt::format("{}: cannot open: {}", path.string(), std::strerror(errno)));
 }

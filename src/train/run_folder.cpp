@@ -40,10 +40,29 @@ void install(void (*handler)(int)) {
 
 }  // namespace
 
+namespace {
+
+constexpr const char* kOwnFiles[] = {"lock",      "config.yaml", "metrics.jsonl",
+                                     "exit.json", "costs.txt",   "expert_chunks.txt"};
+
+void refuse_no_files(const fs::path& folder) {
+  for (const char* const name : kOwnFiles) {
+    std::error_code ignored;
+    const fs::file_status status = fs::symlink_status(folder / name, ignored);
+    if (fs::exists(status) && !fs::is_regular_file(status))
+      throw IoError(fmt::format("{}: is {}, where this run writes a file; move it away",
+                                (folder / name).string(),
+                                fs::is_symlink(status) ? "a link" : "no regular file"));
+  }
+}
+
+}  // namespace
+
 RunFolder::RunFolder(const fs::path& path, const Logger& logger) : path_(path) {
   std::error_code failure;
   fs::create_directories(path, failure);
   if (failure) throw IoError(fmt::format("run_dir {}: cannot create: {}", path.string(), failure.message()));
+  refuse_no_files(path);
   const fs::path lock = path / "lock";
   descriptor_ = ::open(lock.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
   if (descriptor_ < 0)

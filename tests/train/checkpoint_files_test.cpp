@@ -393,7 +393,8 @@ TEST_CASE("a step-N that is no folder is passed over, and refused where its name
   fs::remove(folder / "step-6");
   fs::remove(folder / "latest");
   fs::create_directory(folder / "latest");
-  CHECK_THAT(refusal([&] { refuse_taken_names(folder.path(), 5); }), ContainsSubstring("latest: is no file"));
+  CHECK_THAT(refusal([&] { refuse_taken_names(folder.path(), 5); }),
+             ContainsSubstring("latest: is no file, which a save would write"));
 }
 
 TEST_CASE("a reported file of another size stops the commit") {

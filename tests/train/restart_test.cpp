@@ -130,6 +130,40 @@ TEST_CASE("a tokenizer that is only copied is read at the start all the same") {
   CHECK_FALSE(fs::exists(folder / "run" / "checkpoints"));
 }
 
+TEST_CASE("damaged lines of the metrics are left out, and the others stay") {
+  const test::TemporaryFolder folder;
+  const fs::path metrics = folder / "run" / "metrics.jsonl";
+  run(folder / "run", {"train.steps=4"});
+  std::string text = read_text_file(metrics);
+  text.insert(text.find('\n') + 1,
+              "{\"step\": 18446744073709551615}\nnonsense\n\xff\n[[[[\n{\"step\": -1}\n");
+  write_text_file(metrics, text + "{\"step\": 5, \"lo");
+  run(folder / "run");
+  std::vector<std::int64_t> steps;
+  for (const auto& line : test::read_metrics(folder / "run")) steps.push_back(line.at("step"));
+  CHECK(steps == std::vector<std::int64_t>{1, 2, 3, 4, 5, 6});
+}
+
+TEST_CASE("a run writes through no link in its folder, and finds what is in its way at the start") {
+  const test::TemporaryFolder folder;
+  run(folder / "run", {"train.steps=2"});
+  write_text_file(folder / "elsewhere", "kept");
+  for (const char* name :
+       {"lock", "config.yaml", "metrics.jsonl", "exit.json", "costs.txt", "checkpoints/latest"}) {
+    const fs::path path = folder / "run" / name;
+    INFO(name);
+    fs::remove(path);
+    fs::create_symlink(folder / "elsewhere", path);
+    CHECK_THROWS_WITH(run(folder / "run", {"train.steps=4"}), ContainsSubstring(path.string() + ": is "));
+    fs::remove(path);
+    fs::create_directory(path);
+    CHECK_THROWS_WITH(run(folder / "run", {"train.steps=4"}), ContainsSubstring(path.string() + ": is "));
+    fs::remove(path);
+  }
+  CHECK(read_text_file(folder / "elsewhere") == "kept");
+  CHECK(run(folder / "run", {"train.steps=4"}).step == 4);
+}
+
 TEST_CASE("a run folder that was not given back is taken over, and its old end forgotten") {
   const test::TemporaryFolder folder;
   { const RunFolder given_back(folder / "run", kSilent); }
