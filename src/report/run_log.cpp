@@ -4,10 +4,10 @@
 #include <set>
 
 #include "farskip/base/error.h"
+#include "farskip/base/run_files.h"
 #include "farskip/config/farskip_section.h"
 #include "farskip/model/model_config.h"
 #include "farskip/report/chart.h"
-#include "farskip/train/metrics.h"
 
 namespace farskip {
 namespace {
@@ -176,7 +176,7 @@ RunLog read_run_log(const fs::path& folder) {
           printable(folder.string(), 400)));
     return run;
   }
-  read_metrics(read_text_file(metrics, kMostMetrics), run);
+  read_metrics(read_text_file(metrics, kMostMetricsBytes), run);
   if (run.curves.empty() && !traced)
     throw DataError(fmt::format(
         "{}: no line that can be read; each must be a JSON object with an integer step and other values",

@@ -31,9 +31,6 @@ struct StepMetrics {
   std::string json() const;
 };
 
-/// Bytes of metrics.jsonl that are read: a long run of many experts writes gigabytes.
-inline constexpr std::uint64_t kMostMetrics = std::uint64_t{1} << 40;
-
 /// Appends to metrics.jsonl. On resume at `first_step`, lines of later steps (written after the checkpoint
 /// that is resumed from) and a torn last line are removed first.
 class MetricsFile {
