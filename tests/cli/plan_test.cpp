@@ -290,6 +290,7 @@ void write_teacher(const fs::path& folder) {
 
 constexpr const char* kDistill = R"(
 name: small-distill
+device: cpu
 farskip: {mode: full}
 train: {sequence_length: 32, global_batch: 4, micro_batch: 2}
 distill: {teacher: TEACHER, freeze: [embedding]}
