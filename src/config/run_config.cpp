@@ -241,7 +241,8 @@ RunConfig read_run_config(const ConfigNode& tree, ErrorList& errors, const LoadO
   config.train = read_train(reader.section("train"), distills, options.notices);
   config.distill = read_distill_section(reader, options.needs.distill);
   if (config.distill && config.distill->early_stopping && config.data.validation.empty())
-    reader.fail("distill", "early_stopping looks at held-out text, and data.validation names none; give one");
+    reader.fail("distill",
+                "early_stopping evaluates held-out text, and data.validation names none; give one");
   config.checkpoint = read_checkpoint(reader.section("checkpoint"));
   const bool has_model = reader.has("model") || reader.has("init") || distills;
   if (options.needs.model && !has_model && tree.kind == ConfigNode::Kind::map)

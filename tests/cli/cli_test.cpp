@@ -56,7 +56,7 @@ TEST_CASE("mistakes end with one clear message and the documented exit code") {
       {"eval --model " + model + " --data " + model + "/tokens --farskip full --layers 2-9", 64, "0 to 3"},
       {"eval --model " + model + " --data " + model + "/tokens --layers 2-3", 64, "--farskip"},
       {"eval --model " + model + " --data " + model + "/tokens --farskip full --layers 1,x", 64,
-       "is no list of layers"},
+       "is not a list of layers"},
       {"forward --model " + model + " --tokens " + model + "/reference.safetensors --out /dev/null", 74,
        "is a device or pipe"},
       {"inspect " + model + " --json > /dev/full", 74, "standard output"},
