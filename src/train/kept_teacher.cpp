@@ -165,7 +165,7 @@ KeptTeacher::KeptTeacher(const RunConfig& config, std::int64_t vocab_size, std::
       heartbeat_(heartbeat),
       logger_(logger),
       cache_(open_cache(config_, sequence_length_, vocab_size, mesh.world())) {
-  logger_.info("{}: {} sequences are kept of this teacher", config_.cache->path, cache_->size());
+  logger_.info("{}: holds outputs of this teacher for {} sequences", config_.cache->path, cache_->size());
 }
 
 KeptTeacher::~KeptTeacher() = default;
@@ -184,7 +184,7 @@ void KeptTeacher::note_use(bool used) {
   if (!alone_ || steps_without_use_ < kIdleSteps) return;
   mesh_.forget_device_addresses();  // before memory is given back that peers have open
   alone_.reset();
-  logger_.info("nothing was asked of the teacher for {} steps: its memory is free again", kIdleSteps);
+  logger_.info("the teacher was not needed for {} steps; its memory is released", kIdleSteps);
 }
 
 std::vector<std::string> KeptTeacher::keys_of(const Batch& batch) const {
@@ -221,7 +221,7 @@ void KeptTeacher::complete(std::vector<Batch>& batches) {
   std::vector<double> missing;  // ranks that miss something, by micro-batch
   for (Known& k : known) missing.push_back(find_records(k) ? 0.0 : 1.0);
   {
-    const HeartbeatWait wait(&heartbeat_, "what is kept of the teacher");
+    const HeartbeatWait wait(&heartbeat_, "cached outputs of the teacher");
     mesh_.world().all_reduce(std::span(missing));
   }
   for (std::size_t i = 0; i < batches.size(); ++i) {

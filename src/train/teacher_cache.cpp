@@ -95,7 +95,7 @@ void TeacherCache::check_identity(int rank) const {
   const std::string kept = read_text_file(path), wanted = identity_.text();
   if (kept != wanted)
     throw UsageError(fmt::format(
-        "distill.cache.path {} holds what another teacher said, or in another form. It has\n{}this run "
+        "distill.cache.path {} holds outputs of another teacher, or in another form. It has\n{}this run "
         "needs\n{}use another folder, or the configuration that made it",
         folder_.string(), printable(kept, 1000), wanted));
 }
@@ -154,8 +154,8 @@ std::optional<TeacherRecord> TeacherCache::find(const std::string& key) const {
   read(std::as_writable_bytes(std::span(hash)));
   if (hash != hash_record(key, r))
     throw DataError(
-        fmt::format("{}: the record at byte {} is damaged; remove this file (the teacher is asked "
-                    "again for what it held)",
+        fmt::format("{}: the record at byte {} is damaged; remove this file (the teacher will compute "
+                    "its records again)",
                     file.path().string(), it->second.offset));
   return r;
 }

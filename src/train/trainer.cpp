@@ -164,8 +164,8 @@ class TrainingRun {
                  static_cast<double>(counts.active) * 1e-6, model_.num_layers, model_.moe.num_experts,
                  model_.moe.top_k);
     if (world().size() > 1)
-      logger_.info("{} ranks: experts over {}, data over {}, {} micro-batches a step on each", world().size(),
-                   mesh_.expert().size(), mesh_.data().size(), options_.micro_batches);
+      logger_.info("{} ranks: experts over {}, data over {}, {} micro-batches per step on each",
+                   world().size(), mesh_.expert().size(), mesh_.data().size(), options_.micro_batches);
     logger_.info("device {}, computing in {}", arena_.device().name(), dtype_name(options_.compute));
     // Evaluation takes its share of the arena now: later the arena would move, which peers have open.
     for (const auto& source : data_.validation)
@@ -195,8 +195,8 @@ class TrainingRun {
     const std::string order = data_.train->order_text();
     if (!state_.order.empty() && state_.order != order)
       logger_.warning(
-          "the checkpoint's samples were {}; the configuration's are {}: from step {} on samples may come "
-          "again or be left out",
+          "the checkpoint's samples were {}; the configuration's are {}: from step {} on samples may be "
+          "repeated or left out",
           state_.order, order, state_.step + 1);
     state_.order = order;
   }
@@ -367,8 +367,9 @@ class TrainingRun {
     if (!stopping || !stopping->looks_at(m.step)) return;
     if (stopping->look(m.step, distill_->metric_value(e), state_.numbers)) save_best();
     if (converged())
-      logger_.info("no progress on held-out text since step {:.0f}: stopping; its checkpoint is in {}",
-                   state_.numbers.at("best_step"), best_folder().string());
+      logger_.info(
+          "no improvement on held-out text since step {:.0f}: stopping; the best checkpoint is in {}",
+          state_.numbers.at("best_step"), best_folder().string());
   }
 
   /// Sequences that a rank evaluates at once: no more than a step has room for.
@@ -429,7 +430,7 @@ class TrainingRun {
     const bool early = state_.step < config_.train.steps && !converged();
     if (is_first())
       folder_->write_exit(early         ? "stopped on request"
-                          : converged() ? "no more progress on held-out text"
+                          : converged() ? "no more improvement on held-out text"
                                         : "done",
                           state_.step, early);
     return {state_.step, last_loss_, validation_loss_, early, converged()};

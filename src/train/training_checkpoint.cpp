@@ -148,8 +148,9 @@ CheckpointSaver::~CheckpointSaver() {
     open_->join();
     if (open_->failure) std::rethrow_exception(open_->failure);
     if (mesh_.world_rank == 0)
-      logger_.warning("the checkpoint of step {} is given up: this run ends before all ranks have written it",
-                      open_->state.step);
+      logger_.warning(
+          "the checkpoint of step {} is abandoned: this run ends before all ranks have written it",
+          open_->state.step);
   } catch (const std::exception& e) {
     logger_.error("checkpoint was not saved: {}", e.what());
   }
