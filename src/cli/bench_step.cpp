@@ -172,11 +172,11 @@ void print_report(const BenchReport& r, bool ops) {
     if (op.collective) exposed += op.seconds / steps;
   }
   if (exposed > 0) {
-    fmt::print("communication {:.1f}% of the step, rank 0 waits in\n", 100 * exposed / seconds);
+    fmt::print("communication takes {:.1f}% of the step; rank 0 waits in\n", 100 * exposed / seconds);
     print_times(r.times.ops, steps, true);
   }
   if (!ops) return;
-  fmt::print("\none by one the kernels take {:.3f} ms; by op\n", 1e3 * observed);
+  fmt::print("\nlaunched one by one, the kernels take {:.3f} ms; by op\n", 1e3 * observed);
   print_times(r.times.ops, steps, false);
   fmt::print("\nby part of the model\n");
   print_times(r.times.blocks, steps, false);
@@ -270,13 +270,14 @@ ExitCode run_step(const Options& options, const CommonOptions& common) {
 
 void add_bench_step(Subcommand& bench) {
   auto o = std::make_shared<Options>();
-  Subcommand step = bench.add("step", "One training step: time, rate, memory, and where the time goes");
+  Subcommand step =
+      bench.add("step", "Measure one training step: time, rate, memory, and where the time goes");
   step.positional("CONFIG", o->config, "Run configuration (YAML)");
   step.positionals("overrides", o->overrides, "key.path=value", false);
   step.integer("--steps", o->steps, "Timed steps", 1);
-  step.integer("--warmup", o->warmup, "Steps before them", 0);
+  step.integer("--warmup", o->warmup, "Untimed steps before them", 0);
   step.text("--device", o->device, "auto, cpu or cuda (default: the configuration's)");
-  step.flag("--ops", o->ops, "Also tables of time and rate by op and by part of the model (GPU: always)");
+  step.flag("--ops", o->ops, "Also print time and rate by op and by part of the model (on a GPU always)");
   step.run_on_ranks([o](const CommonOptions& common) { return run_step(*o, common); });
 }
 

@@ -125,8 +125,8 @@ std::string unknown_command(const CLI::App& app, const std::vector<std::string>&
     if (found == commands.end()) {
       std::vector<std::string> names;
       for (const CLI::App* c : commands) names.push_back(c->get_name());
-      return fmt::format("'{}' is no command{}; allowed: {}", word, at == &app ? "" : " of " + at->get_name(),
-                         fmt::join(names, ", "));
+      return fmt::format("'{}' is not a command{}; allowed: {}", word,
+                         at == &app ? "" : " of " + at->get_name(), fmt::join(names, ", "));
     }
     at = *found;
   }

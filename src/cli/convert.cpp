@@ -32,7 +32,8 @@ ExitCode run(const Options& options, const CommonOptions& common) {
 
 void add_convert(Subcommand& root) {
   auto o = std::make_shared<Options>();
-  Subcommand sub = root.add("convert", "A model folder or checkpoint into a hub-layout folder");
+  Subcommand sub =
+      root.add("convert", "Convert a model folder, checkpoint or run into a model folder in hub layout");
   sub.positional("SRC", o->source, "Model folder, checkpoint or run directory");
   sub.positional("DST", o->destination, "Folder to write; must not hold a model");
   sub.text("--farskip", o->farskip,

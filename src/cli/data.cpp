@@ -95,16 +95,16 @@ ExitCode baselines(const Options& options, const CommonOptions& common) {
 
 void add_data(Subcommand& root) {
   auto o = std::make_shared<Options>();
-  Subcommand data = root.add("data", "Tokenizers and token files");
+  Subcommand data = root.add("data", "Make tokenizers and token files");
 
   Subcommand tokenizer = data.add("train-tokenizer", "Learn a byte-level BPE vocabulary from text");
   tokenizer.positionals("TEXT", o->text, "Text or JSONL files, folders", true);
-  tokenizer.integer("--vocab-size", o->vocab_size, "Tokens, with the 256 bytes and <|endoftext|>", 257,
-                    1 << 20);
+  tokenizer.integer("--vocab-size", o->vocab_size,
+                    "Number of tokens, including the 256 bytes and <|endoftext|>", 257, 1 << 20);
   tokenizer.required_text("--out", o->out, "tokenizer.json to write");
   tokenizer.run([o](const CommonOptions& common) { return train_tokenizer(*o, common); });
 
-  Subcommand tokens = data.add("tokenize", "Text into a token file (PREFIX.bin, PREFIX.idx)");
+  Subcommand tokens = data.add("tokenize", "Turn text into a token file (PREFIX.bin, PREFIX.idx)");
   tokens.positionals("TEXT", o->text, "Text or JSONL files, folders", true);
   tokens.required_text("--tokenizer", o->tokenizer, "tokenizer.json");
   tokens.required_text("--out", o->out, "Prefix to write");
@@ -112,14 +112,14 @@ void add_data(Subcommand& root) {
                  "Put every Nth file into PREFIX-validation instead (0: none)", 0);
   tokens.run([o](const CommonOptions& common) { return tokenize(*o, common); });
 
-  Subcommand info = data.add("info", "What a token file holds");
+  Subcommand info = data.add("info", "Show what a token file holds");
   info.positional("PREFIX", o->prefix, "Token file prefix");
   info.run([o](const CommonOptions& common) {
     print_tokens(o->prefix, common);
     return ExitCode::ok;
   });
 
-  Subcommand baseline = data.add("baselines", "Held-out loss of unigram and bigram models");
+  Subcommand baseline = data.add("baselines", "Measure the held-out loss of unigram and bigram models");
   baseline.required_text("--train", o->train, "Token file prefix to fit on");
   baseline.required_text("--validation", o->validation, "Token file prefix to measure on");
   baseline.integer("--vocab-size", o->vocab_size, "Number of token ids", 2, 1 << 24);

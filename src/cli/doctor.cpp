@@ -95,7 +95,7 @@ ExitCode run(const CommonOptions& common) {
 }  // namespace
 
 void add_doctor(Subcommand& root) {
-  root.add("doctor", "What this machine offers, and what is missing").run(run);
+  root.add("doctor", "Show what this machine offers and what is missing").run(run);
 }
 
 }  // namespace farskip

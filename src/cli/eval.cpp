@@ -32,7 +32,7 @@ ExitCode run(const Options& options, const CommonOptions& common) {
                          put_weights(model, device), arena, logger);
   const Evaluation e = evaluate(engine, sampler, options.batch, options.max_sequences);
   if (!std::isfinite(e.loss))
-    throw DataError(fmt::format("{}: the loss is {}; weights that are not finite? (farskip inspect --verify)",
+    throw DataError(fmt::format("{}: the loss is {}; check the weights with farskip inspect --verify",
                                 options.model, e.loss));
   if (common.json)
     print_json(
@@ -47,12 +47,12 @@ ExitCode run(const Options& options, const CommonOptions& common) {
 
 void add_eval(Subcommand& root) {
   auto o = std::make_shared<Options>();
-  Subcommand sub = root.add("eval", "Held-out loss, perplexity and top-1 accuracy");
+  Subcommand sub = root.add("eval", "Measure held-out loss, perplexity and top-1 accuracy");
   sub.required_text("--model", o->model, "Model folder, checkpoint or run directory");
   sub.required_text("--data", o->data, "Token file prefix (PREFIX.bin, PREFIX.idx)");
-  sub.integer("--sequence-length", o->sequence_length, "Tokens of context, at most", 1, 1 << 20);
+  sub.integer("--sequence-length", o->sequence_length, "Largest context, in tokens", 1, 1 << 20);
   sub.integer("--batch", o->batch, "Sequences at a time", 1, 1 << 16);
-  sub.integer("--max-sequences", o->max_sequences, "Stop after so many (0: all)", 0);
+  sub.integer("--max-sequences", o->max_sequences, "Stop after this many sequences (0: all)", 0);
   sub.text("--farskip", o->farskip,
            fmt::format("Wiring: {} (delay:N); default: the model's own", list_names(farskip_mode_names)));
   sub.text("--layers", o->layers, "Rewired layers: all, A-B or a list");

@@ -54,10 +54,11 @@ void add_generate(Subcommand& root) {
   sub.required_text("--prompt", o->prompt, "Text to continue");
   sub.text("--tokenizer", o->tokenizer, "tokenizer.json (default: the model folder's)");
   GenerateOptions& g = o->generation;
-  sub.integer("--max-tokens", g.max_tokens, "Stop after so many new tokens", 1, 1 << 20);
-  sub.real("--temperature", g.temperature, "0: the most likely token each time", 0.0, 100.0);
+  sub.integer("--max-tokens", g.max_tokens, "Largest number of new tokens", 1, 1 << 20);
+  sub.real("--temperature", g.temperature, "Sampling temperature; 0 always takes the most likely token", 0.0,
+           100.0);
   sub.integer("--top-k", g.top_k, "Sample among the k most likely tokens (0: all)", 0);
-  sub.integer("--seed", g.seed, "Seed of the sampling", 0);
+  sub.integer("--seed", g.seed, "Seed for sampling", 0);
   add_device_options(sub, o->device);
   sub.run([o](const CommonOptions& common) { return run(*o, common); });
 }

@@ -119,7 +119,7 @@ void add_inspect(Subcommand& root) {
     bool verify = false;
   };
   auto o = std::make_shared<Options>();
-  Subcommand sub = root.add("inspect", "What a checkpoint, model, safetensors or token file holds");
+  Subcommand sub = root.add("inspect", "Show what a checkpoint, model, safetensors or token file holds");
   sub.positional("PATH", o->path, "File, folder or token file prefix");
   sub.flag("--verify", o->verify, "Read everything and check hashes and values");
   sub.run([o](const CommonOptions& common) { return run(o->path, o->verify, common); });

@@ -83,7 +83,7 @@ LoadedModel load_model(const std::string& folder, const Logger& logger) {
 
 void add_device_options(Subcommand& command, DeviceOptions& options) {
   command.text("--device", options.device, "auto, cpu or cuda");
-  command.text("--precision", options.precision, "Type of the computation: fp32 or bf16 (GPU only)");
+  command.text("--precision", options.precision, "Element type of the computation: fp32 or bf16 (GPU only)");
 }
 
 OpenedDevice open_device(const DeviceOptions& options) {

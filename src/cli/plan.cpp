@@ -29,7 +29,7 @@ constexpr double kMostSeconds = 12;
 
 void check_options(const Options& o, int ranks) {
   if (!o.costs.empty() && !o.device_rate.empty())
-    throw UsageError("--costs and --device-rate both say what kernels take; use one of them");
+    throw UsageError("--costs and --device-rate both give kernel costs; use one of them");
   if (ranks > 1 && o.link.empty() && o.costs.empty())
     throw UsageError(fmt::format(
         "--ranks {}: say how fast a rank sends, as in --link 48GB/s or --link 400Gb/s (each way), or give "
@@ -121,7 +121,7 @@ void write_cache(const fs::path& path, const CostTable& table, const Logger& log
     fs::create_directories(path.parent_path());
     write_text_file(path, table.text());
   } catch (const std::exception& error) {
-    logger.warning("the measurement is not kept: {}", error.what());
+    logger.warning("cannot keep the measured costs: {}", error.what());
   }
 }
 
@@ -142,7 +142,7 @@ std::shared_ptr<const CostTable> measure_costs(const PlanRequest& request, const
         needed / (1 << 30), local_ranks, static_cast<double>(machine.memory_bytes) / (1 << 30)));
   const fs::path path = cache_file(shorter, o);
   if (auto kept = read_cache(path, logger)) {
-    logger.info("kernels as measured before ({})", path.string());
+    logger.info("using kernel costs measured before ({})", path.string());
     return kept;
   }
   logger.info("measuring the kernels of {} of {} layers, {} of {} sequences at a time",
@@ -186,16 +186,16 @@ void add_plan(Subcommand& root) {
   plan.positional("CONFIG", o->config, "Run configuration (YAML)");
   plan.positionals("overrides", o->overrides, "key.path=value", false);
   plan.integer("--ranks", o->ranks, "Ranks of the job (0: parallel.expert)", 0, 1 << 20);
-  plan.text("--link", o->link, "What one rank sends, each way: 48GB/s, 400Gb/s (GB/s, MB/s, Gb/s, Mb/s)");
-  plan.text("--latency", o->latency, "Of one collective: 20us (us, ms, s)");
+  plan.text("--link", o->link, "Rate of a rank, each way: 48GB/s, 400Gb/s (GB/s, MB/s, Gb/s, Mb/s)");
+  plan.text("--latency", o->latency, "Latency of one collective: 20us (us, ms, s)");
   plan.text("--costs", o->costs,
-            "What kernels take: a table of a run (RUN_DIR/costs.txt); else it is measured");
+            "Kernel costs that a run has measured (RUN_DIR/costs.txt), instead of measuring them here");
   plan.text("--device-rate", o->device_rate,
-            "A device that is not here: its matrix and memory rate, 400TFLOP/s,3TB/s");
+            "Matrix and memory rate of a device that this machine lacks: 400TFLOP/s,3TB/s");
   plan.integer("--local-ranks", o->local_ranks, "Ranks that share this machine's cores, for measuring", 1,
                4096);
-  plan.flag("--graph", o->graph, "Also what each block reads, in both wirings");
-  plan.flag("--verbose", o->verbose, "Also every collective of the FarSkip wiring");
+  plan.flag("--graph", o->graph, "Also print what each block reads, in both wirings");
+  plan.flag("--verbose", o->verbose, "Also list every collective of the FarSkip wiring");
   plan.run([o](const CommonOptions& common) { return run_plan(*o, common); });
 }
 

@@ -51,7 +51,8 @@ void print_totals(const PlanRequest& request, const PlanReport& report) {
   const TrainEngineOptions& o = request.options;
   const WiringReport &standard = report.standard, &farskip = report.farskip;
   fmt::print(
-      "one step on {} ranks ({} data x {} expert), {} micro-batches of {} x {} tokens a rank; predicted\n\n",
+      "one step on {} ranks ({} data x {} expert), {} micro-batches of {} x {} tokens per rank; "
+      "predicted\n\n",
       request.mesh.world_size, request.mesh.size(MeshAxis::data), request.mesh.expert_size, o.micro_batches,
       o.micro_batch, o.sequence_length);
   fmt::print("{:22} {:>9} {:>6} {:>12} {:>12} {:>15} {:>13}\n", "", "in flight", "chunks", "blocking ms",
@@ -72,7 +73,7 @@ void print_totals(const PlanRequest& request, const PlanReport& report) {
   fmt::print("memory with FarSkip: weights {:.2f}, gradients {:.2f}, moments {:.2f}, activations {:.2f} GiB",
              gib(m.weights), gib(m.gradients), gib(m.moments), gib(farskip.usual_arena));
   if (farskip.worst_routing_arena > farskip.usual_arena)
-    fmt::print("\n  ({:.2f} GiB if routing is at its worst; counted above, since no token is dropped)",
+    fmt::print("\n  ({:.2f} GiB under the worst routing, included above, since no token is dropped)",
                gib(farskip.worst_routing_arena));
   fmt::print("\ncomputation {:.2f} ms; nothing is faster than {:.2f} ms (standard {:.2f} ms)\n",
              1e3 * farskip.compute_seconds,
@@ -83,7 +84,7 @@ void print_totals(const PlanRequest& request, const PlanReport& report) {
 void print_distillation(const PlanRequest& request, const PlanReport& report) {
   if (!request.distill) return;
   if (!report.separate) {
-    fmt::print("distillation from kept outputs: no teacher in the step\n");
+    fmt::print("distillation from cached outputs: the step has no teacher\n");
     return;
   }
   const MemoryReport &joined = report.farskip.blocking_memory, &teacher = report.separate->teacher,
@@ -91,7 +92,7 @@ void print_distillation(const PlanRequest& request, const PlanReport& report) {
   const std::size_t separate = teacher.total() + student.total();
   fmt::print(
       "distillation, teacher ({}) and student in one graph; in graph order {:.2f} GiB, {:.1f}% of {:.2f} for "
-      "the teacher's forward and the student's step by themselves\n",
+      "the teacher's forward and the student's step alone\n",
       wiring_name(request.distill->teacher.farskip), gib(joined.total()),
       100 * static_cast<double>(joined.total()) / static_cast<double>(separate), gib(separate));
 }
@@ -115,7 +116,8 @@ void print_directions(const PlanReport& report) {
     row(name + "total", w.total);
   }
   fmt::print(
-      "C: transports; W: computation that may run under one; H: most that any order can hide; hidden: of "
+      "C: transports; W: computation that may run under one; H: the most that any order can hide; hidden: "
+      "share of "
       "C\n");
 }
 

@@ -35,7 +35,7 @@ TEST_CASE("mistakes end with one clear message and the documented exit code") {
   write_text_file(folder / "typo.yaml", "trian: {steps: 3}\n");
   const std::vector<Mistake> mistakes{
       {"", 64, "subcommand"},
-      {"trian", 64, "'trian' is no command; allowed: train, distill"},
+      {"trian", 64, "'trian' is not a command; allowed: train, distill"},
       {"data tokenise", 64, "no command of data; allowed: train-tokenizer, tokenize"},
       {"train", 64, "CONFIG"},
       {"train " + tmp + "/none.yaml", 66, "none.yaml"},
