@@ -36,7 +36,7 @@ TEST_CASE("mistakes end with one clear message and the documented exit code") {
   const std::vector<Mistake> mistakes{
       {"", 64, "subcommand"},
       {"trian", 64, "'trian' is not a command; allowed: train, distill"},
-      {"data tokenise", 64, "no command of data; allowed: train-tokenizer, tokenize"},
+      {"data tokenise", 64, "not a command of data; allowed: train-tokenizer, tokenize"},
       {"train", 64, "CONFIG"},
       {"train " + tmp + "/none.yaml", 66, "none.yaml"},
       {"train " + tmp + "/typo.yaml", 64, "typo.yaml:1:1"},
