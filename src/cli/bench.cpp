@@ -1,5 +1,6 @@
 #include <nlohmann/json.hpp>
 
+#include "farskip/base/folder.h"
 #include "farskip/cli/command.h"
 #include "farskip/cli/job.h"
 #include "farskip/cli/load.h"
@@ -98,6 +99,7 @@ Mesh mesh_to_measure(const Options& options, const RunConfig& config, const Comm
 }
 
 ExitCode run_overlap(const Options& options, const CommonOptions& common) {
+  if (!options.trace.empty()) refuse_overwriting("--trace", options.trace, options.config);
   LoadedRun run =
       load_run(options.config, options.overrides, {.model = true, .data = false}, common.logger());
   if (!options.device.empty()) run.config.device = parse_choice(device_names, options.device, "--device");

@@ -107,8 +107,12 @@ void Subcommand::bind(std::function<ExitCode(const CommonOptions&)> run, bool on
   });
 }
 
+std::string json_text(const nlohmann::ordered_json& object) {
+  return object.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
+}
+
 void print_json(const nlohmann::ordered_json& object) {
-  std::printf("%s\n", object.dump().c_str());
+  std::printf("%s\n", json_text(object).c_str());
   std::fflush(stdout);
 }
 

@@ -1,5 +1,6 @@
 #include <nlohmann/json.hpp>
 
+#include "farskip/base/folder.h"
 #include "farskip/cli/command.h"
 #include "farskip/data/bpe_trainer.h"
 #include "farskip/data/ngram.h"
@@ -21,6 +22,7 @@ std::vector<fs::path> text_files(const Options& options) {
 
 ExitCode train_tokenizer(const Options& options, const CommonOptions& common) {
   const std::vector<fs::path> files = text_files(options);
+  for (const fs::path& file : files) refuse_overwriting("--out", options.out, file);
   BpeTrainer trainer;
   std::uint64_t bytes = 0;
   for (const fs::path& file : files)
@@ -71,6 +73,11 @@ ExitCode tokenize(const Options& options, const CommonOptions& common) {
   if (options.holdout_every > 0 && held_out.empty())
     throw UsageError(fmt::format("--holdout-every {}: only {} files; nothing would be held out",
                                  options.holdout_every, train.size()));
+  for (const std::string& prefix : {options.out, options.out + "-validation"})
+    for (const char* suffix : {".bin", ".idx"}) {
+      refuse_overwriting("--out", prefix + suffix, options.tokenizer);
+      for (const fs::path& file : text_files(options)) refuse_overwriting("--out", prefix + suffix, file);
+    }
   tokenize_text(train, tokenizer, options.out);
   print_tokens(options.out, common);
   if (held_out.empty()) return ExitCode::ok;

@@ -21,6 +21,7 @@ ExitCode run(const Options& options, const CommonOptions& common) {
   LoadedModel model = load_model(options.model, logger);
   if (const auto wiring = parse_wiring(options.farskip, options.layers, model.config.num_layers))
     model.config.farskip = *wiring;
+  warn_beyond_context(model.config, "--sequence-length", options.sequence_length, logger);
   SamplerOptions sampling;
   sampling.sequence_length = options.sequence_length;
   sampling.shuffle = false;

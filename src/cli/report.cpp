@@ -1,6 +1,7 @@
 #include <nlohmann/json.hpp>
 
 #include "farskip/base/file.h"
+#include "farskip/base/folder.h"
 #include "farskip/cli/command.h"
 #include "farskip/report/page.h"
 
@@ -18,6 +19,9 @@ ExitCode run(const Options& options, const CommonOptions& common) {
   label_runs(runs);
   const fs::path out =
       options.out.empty() ? fs::path(options.folders[0]) / "report.html" : fs::path(options.out);
+  for (const std::string& folder : options.folders)
+    for (const char* name : {"config.yaml", "exit.json", "metrics.jsonl", "trace.json"})
+      refuse_overwriting("--out", out, fs::path(folder) / name);
   write_text_file(out, report_html(runs));
   const Logger logger = common.logger();
   for (const RunLog& log : runs)

@@ -5,6 +5,8 @@
 #include <new>
 #include <numeric>
 
+#include "farskip/base/folder.h"
+
 namespace farskip {
 namespace {
 
@@ -68,8 +70,10 @@ std::vector<std::string> all_gather_text(const Communicator& group, std::string_
 }
 
 std::string read_on_first_rank(const Communicator& group, const fs::path& path) {
+  constexpr std::uint64_t kMostBytes = std::uint64_t{1} << 30;
   std::string text;
-  if (group.rank() == 0 && fs::exists(path)) text = read_text_file(path);
+  if (group.rank() == 0)
+    text = read_if_inside(path.parent_path(), path.filename().string(), kMostBytes).value_or("");
   return all_gather_text(group, text)[0];
 }
 

@@ -3,6 +3,7 @@
 #include <nlohmann/json.hpp>
 
 #include "farskip/base/error.h"
+#include "farskip/base/folder.h"
 #include "farskip/tensor/hash.h"
 #include "farskip/tensor/safetensors.h"
 #include "farskip/train/checkpoint_files.h"
@@ -76,6 +77,26 @@ void check_checkpoint_files(const fs::path& path, const CheckpointManifest& mani
       throw DataError(fmt::format("{}: is not part of this checkpoint; move it away", it->path().string()));
   }
   if (error) throw IoError(fmt::format("{}: cannot list: {}", path.string(), error.message()));
+}
+
+bool is_checkpoint(const fs::path& folder) {
+  return has_entry(folder, kManifest);
+}
+
+void refuse_bare_checkpoint(const fs::path& folder) {
+  std::error_code ignored;
+  const fs::path real = fs::canonical(folder, ignored);  // whatever it was called: ".", a link
+  const std::string name = real.filename().string();
+  const std::size_t dot = std::min(name.find('.'), name.size());
+  const std::string_view state =
+      std::string_view(name).substr(dot);  // of a folder that is no longer, or not yet
+  const bool known = state.empty() || state.starts_with(".tmp-") || state.starts_with(".damaged-") ||
+                     state.starts_with(".replaced-");
+  if (known && parse_step_name(std::string_view(name).substr(0, dot)) && !is_checkpoint(folder))
+    throw DataError(
+        fmt::format("{}: a checkpoint without its {}, so nothing tells whether it is whole; restore that "
+                    "file, or use another checkpoint",
+                    folder.string(), kManifest));
 }
 
 Checkpoint open_checkpoint(const fs::path& path, Verify verify) {

@@ -11,6 +11,7 @@
 #include <sstream>
 
 #include "farskip/base/error.h"
+#include "farskip/base/folder.h"
 #include "farskip/base/run_files.h"
 
 namespace farskip {
@@ -69,9 +70,9 @@ std::string StepMetrics::json() const {
 }
 
 MetricsFile::MetricsFile(const fs::path& path, std::int64_t first_step) : path_(path) {
-  if (fs::exists(path))
-    write_text_file(path, keep_lines(read_text_file(path, kMostMetricsBytes), first_step));
-  descriptor_ = ::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
+  if (const auto text = read_if_inside(path.parent_path(), path.filename().string(), kMostMetricsBytes))
+    write_text_file(path, keep_lines(*text, first_step));
+  descriptor_ = ::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0644);
   if (descriptor_ < 0) throw IoError(fmt::format("{}: cannot open: {}", path.string(), std::strerror(errno)));
 }
 

@@ -9,6 +9,7 @@
 #include <cstring>
 
 #include "farskip/base/error.h"
+#include "farskip/base/folder.h"
 #include "farskip/tensor/hash.h"
 #include "farskip/train/checkpoint_files.h"
 
@@ -83,7 +84,7 @@ TeacherCache::~TeacherCache() {
 
 void TeacherCache::check_identity(int rank) const {
   const fs::path path = folder_ / kIdentity;
-  if (!fs::exists(path)) {
+  if (!has_entry(folder_, kIdentity)) {
     if (rank != 0) throw IoError(fmt::format("{}: not visible from rank {}", path.string(), rank));
     std::error_code failure;
     fs::create_directories(folder_, failure);
@@ -92,7 +93,7 @@ void TeacherCache::check_identity(int rank) const {
     write_text_file(path, identity_.text());
     return;
   }
-  const std::string kept = read_text_file(path), wanted = identity_.text();
+  const std::string kept = read_inside(folder_, kIdentity, 1 << 20), wanted = identity_.text();
   if (kept != wanted)
     throw UsageError(fmt::format(
         "distill.cache.path {} holds outputs of another teacher, or in another form. It has\n{}this run "
@@ -114,7 +115,7 @@ void TeacherCache::refresh() {
     std::error_code gone;  // another run removes its file if it stayed empty
     const std::uint64_t bytes = entry.file_size(gone);
     if (gone || known + size > bytes) continue;
-    const InputFile file(path);
+    const InputFile file(path, Links::refuse);
     for (; known + size <= bytes; known += size) {
       std::string key(kHashBytes, '\0');
       file.read_at(known, std::as_writable_bytes(std::span(key)));
@@ -141,7 +142,7 @@ std::optional<TeacherRecord> TeacherCache::find(const std::string& key) const {
   TeacherRecord r{std::vector<std::int32_t>(kept), std::vector<std::uint16_t>(kept),
                   std::vector<float>(tokens), std::vector<float>(tokens)};
   std::string hash(kHashBytes, '\0');
-  const InputFile file(*it->second.file);
+  const InputFile file(*it->second.file, Links::refuse);
   std::uint64_t offset = it->second.offset + kHashBytes;
   const auto read = [&](std::span<std::byte> into) {
     file.read_at(offset, into);

@@ -88,7 +88,7 @@ class TrainingRun {
         inference_(model, layers_, engine_.weights(), arena_, logger, mesh_, &heartbeat,
                    distill_ ? distill_->validation_objective() : nullptr),
         saver_(fs::path(config.run_dir) / "checkpoints", config.checkpoint.keep, config.checkpoint.async,
-               model, data_.tokenizer, logger, mesh_.position(), world),
+               model, data_.companions.texts, logger, mesh_.position(), world),
         flops_per_token_(train_flops_per_token(model, config.train.sequence_length)) {}
 
   TrainResult run() {
@@ -248,7 +248,7 @@ class TrainingRun {
       if (config_.init_from.empty()) {
         initialise_weights(weights_, parameters_, state_.seed, model_.initializer_range);
       } else {
-        verify_if_checkpoint(config_.init_from, world());
+        verify_model_folder(config_.init_from, world());
         load_weights(weights_, parameters_, specs_, SafetensorsFolder(config_.init_from));
       }
     }
@@ -402,7 +402,7 @@ class TrainingRun {
   void save_best() {
     const HeartbeatPatience patience(heartbeat_);
     engine_.download_state();
-    CheckpointSaver saver(best_folder(), 1, false, model_, data_.tokenizer, logger_, mesh_.position(),
+    CheckpointSaver saver(best_folder(), 1, false, model_, data_.companions.texts, logger_, mesh_.position(),
                           world());
     saver.save(state_, tensors());
   }

@@ -2,6 +2,7 @@
 #include <nlohmann/json.hpp>
 
 #include "farskip/comm/agreement.h"
+#include "farskip/train/hub_folder.h"
 #include "farskip/train/training_checkpoint.h"
 
 namespace farskip {
@@ -26,8 +27,17 @@ TrainingState read_state(const nlohmann::json& saved) {
   return state;
 }
 
-void refuse_other_model(const nlohmann::json& saved, const ModelConfig& config, const fs::path& path) {
-  const nlohmann::json wanted = nlohmann::json::parse(hub_config_text(config));
+void refuse_other_model(nlohmann::json saved, const ModelConfig& config, const fs::path& path,
+                        const Logger& logger) {
+  nlohmann::json wanted = nlohmann::json::parse(hub_config_text(config));
+  // Which tokens begin and end a text is no part of what is trained: it may be mended on the way.
+  for (const char* key : {"bos_token_id", "eos_token_id"}) {
+    const nlohmann::json before = saved.value(key, nlohmann::json()),
+                         now = wanted.value(key, nlohmann::json());
+    if (before != now)
+      logger.info("{}: {} in the checkpoint, {} from now on", key, before.dump(), now.dump());
+    for (nlohmann::json* model : {&saved, &wanted}) model->erase(key);
+  }
   if (saved == wanted) return;
   std::string text =
       fmt::format("{}: the checkpoint is of another model than the configuration:", path.string());
@@ -92,7 +102,7 @@ std::optional<TrainingState> resume_training(const fs::path& folder, const Model
     if (!lead) return;
     checkpoint = find_newest_valid_checkpoint(folder, logger);
     if (!checkpoint) return;
-    refuse_other_model(checkpoint->state().at("model"), config, checkpoint->path());
+    refuse_other_model(checkpoint->state().at("model"), config, checkpoint->path(), logger);
     refuse_other_seed(read_state(checkpoint->state()).seed, seed, checkpoint->path());
   });
   const std::string name =
@@ -110,9 +120,14 @@ std::optional<TrainingState> resume_training(const fs::path& folder, const Model
   return state;
 }
 
-void verify_if_checkpoint(const fs::path& folder, const Communicator& world) {
+void verify_model_folder(const fs::path& folder, const Communicator& world) {
   run_together(world, [&] {
-    if (world.rank() == 0 && fs::exists(folder / "manifest.json")) open_checkpoint(folder, Verify::hashes);
+    if (world.rank() != 0) return;
+    refuse_bare_checkpoint(folder);
+    if (is_checkpoint(folder))
+      open_checkpoint(folder, Verify::hashes);
+    else
+      verify_hub_folder(folder);
   });
 }
 

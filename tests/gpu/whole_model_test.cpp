@@ -1,6 +1,7 @@
 // Whole models on a GPU against the CPU. Where there is no GPU every test says so and checks nothing.
 #include "farskip/train/devices.h"
 #include "support/catch.h"
+#include "support/models.h"
 #include "support/training.h"
 
 namespace farskip {
@@ -73,7 +74,7 @@ void compare(Training& cpu, Training& gpu, const Bounds& bounds) {
 
 TEST_CASE("a GPU in fp32 gives the logits, losses and gradients of the CPU") {
   if (no_gpu()) return;
-  for (const char* name : {"deepseek_v2", "deepseek_v2_yarn", "qwen3_moe", "qwen3_moe_tied"})
+  for (const std::string& name : test::model_fixtures())
     for (const FarSkipMode mode : {FarSkipMode::off, FarSkipMode::full}) {
       CAPTURE(name, name_of(farskip_mode_names, mode));
       for (const std::int64_t micro_batches : {1, 3}) {
@@ -86,7 +87,7 @@ TEST_CASE("a GPU in fp32 gives the logits, losses and gradients of the CPU") {
 
 TEST_CASE("a GPU in bf16 stays within rounding of the CPU in fp32") {
   if (no_gpu()) return;
-  for (const char* name : {"deepseek_v2", "deepseek_v2_yarn", "qwen3_moe", "qwen3_moe_tied"})
+  for (const std::string& name : test::model_fixtures())
     for (const FarSkipMode mode : {FarSkipMode::off, FarSkipMode::full}) {
       CAPTURE(name, name_of(farskip_mode_names, mode));
       Training cpu(name, mode, make_cpu_device(), DType::f32);
