@@ -6,6 +6,7 @@
 #include "farskip/tensor/safetensors.h"
 #include "farskip/train/checkpoint_files.h"
 #include "farskip/train/companions.h"
+#include "farskip/train/training_state.h"
 
 namespace farskip {
 namespace {
@@ -49,6 +50,9 @@ void verify_model(const std::string& path, const Logger& logger) {
 Json describe_checkpoint(const fs::path& folder, bool verify, const Logger& logger) {
   if (verify) verify_model(folder.string(), logger);  // hashes too
   const Checkpoint checkpoint = open_checkpoint(folder, Verify::layout);
+  if (verify) parse_state(checkpoint.state(), checkpoint.step(), (folder / "manifest.json").string());
+  for (const std::string& stray : checkpoint.strays())
+    logger.warning("{}: is no part of the checkpoint", (folder / printable(stray)).string());
   Json o = describe_model(folder);
   o["kind"] = "checkpoint";
   o["step"] = checkpoint.step();

@@ -56,9 +56,11 @@ CheckpointTensor parse_tensor(const Reader& reader, const json& value) {
   tensor.shape = Shape(std::move(dims));
   const json& pieces = reader.field(value, "pieces");
   if (!pieces.is_array()) reader.refuse("`pieces` is not an array");
-  for (const json& piece : pieces)
+  for (const json& piece : pieces) {
     tensor.pieces.push_back({reader.text(piece, "file"), reader.text(piece, "name"),
                              reader.integer(piece, "first_row"), reader.integer(piece, "num_rows")});
+    if (piece.contains("xxh3_128")) tensor.pieces.back().hash = reader.text(piece, "xxh3_128");
+  }
   return tensor;
 }
 
@@ -92,11 +94,13 @@ std::string print_manifest(const CheckpointManifest& manifest, const json& state
   json tensors = json::object();
   for (const auto& [name, tensor] : manifest.tensors) {
     json pieces = json::array();
-    for (const TensorPiece& piece : tensor.pieces)
+    for (const TensorPiece& piece : tensor.pieces) {
       pieces.push_back({{"file", piece.file},
                         {"name", piece.name},
                         {"first_row", piece.first_row},
                         {"num_rows", piece.num_rows}});
+      if (!piece.hash.empty()) pieces.back()["xxh3_128"] = piece.hash;
+    }
     tensors[name] = {{"dtype", safetensors_dtype_name(tensor.dtype)},
                      {"shape", tensor.shape.dims()},
                      {"pieces", std::move(pieces)}};

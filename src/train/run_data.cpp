@@ -2,7 +2,10 @@
 #include <array>
 
 #include "farskip/base/environment.h"
+#include "farskip/comm/agreement.h"
 #include "farskip/data/text_source.h"
+#include "farskip/tensor/hash.h"
+#include "farskip/train/teacher.h"
 #include "farskip/train/trainer.h"
 
 namespace farskip {
@@ -77,6 +80,16 @@ RunData open_run_data(const RunConfig& config, const ModelConfig& model, const L
   return data;
 }
 
+RunSettings describe_contents(const RunConfig& config, const RunData& data) {
+  std::vector<std::string> validation;
+  for (const auto& source : data.validation) validation.push_back(source->contents_text());
+  RunSettings contents{{kDataContents, data.train->contents_text()}};
+  if (!validation.empty()) contents[kValidationContents] = fmt::format("{}", fmt::join(validation, " + "));
+  if (!data.tokenizer.empty()) contents[kTokenizerContents] = "hash " + hash_file(data.tokenizer);
+  if (config.distill) contents[kTeacherContents] = "hash " + fingerprint_model(config.distill->teacher);
+  return contents;
+}
+
 Batch read_batch(const Sampler& sampler, std::uint64_t first, std::int64_t count) {
   Batch batch;
   for (std::int64_t i = 0; i < count; ++i) {
@@ -110,12 +123,20 @@ Evaluation evaluate(InferenceEngine& engine, const Sampler& sampler, std::int64_
   const Communicator& world = engine.mesh().world();
   auto sequences = static_cast<std::int64_t>(sampler.samples_per_epoch(0));
   if (max_sequences > 0) sequences = std::min(sequences, max_sequences);
-  std::array<double, 3> sums{};  // loss, correct, counted
+  std::array<double, 4> sums{};  // loss, correct, counted, ranks that could not read their part
+  std::exception_ptr failure;
   std::map<std::string, double> more;
   for (std::int64_t first = 0; first < sequences; first += batch * world.size()) {
     const std::int64_t own = first + batch * world.rank();
     const std::int64_t count = std::clamp<std::int64_t>(sequences - own, 0, batch);
-    Batch b = read_batch(sampler, static_cast<std::uint64_t>(own), count);
+    Batch b;
+    try {
+      b = read_batch(sampler, static_cast<std::uint64_t>(own), count);
+    } catch (...) {  // the others' collectives need this rank all the same
+      if (world.size() == 1) throw;
+      failure = std::current_exception();
+      sums[3] = 1;
+    }
     if (world.size() > 1)
       pad_batch(b, batch, sampler.options().sequence_length, sampler.options().document_mask);
     const BatchLoss loss = engine.loss(b, sampler.options().sequence_length);
@@ -127,6 +148,7 @@ Evaluation evaluate(InferenceEngine& engine, const Sampler& sampler, std::int64_
   std::vector<double> values(sums.begin(), sums.end());
   for (const auto& [name, sum] : more) values.push_back(sum);
   world.all_reduce(std::span(values));
+  if (values[3] > 0) throw_together(world, failure);
   Evaluation e{values[0] / values[2], values[1] / values[2], static_cast<std::int64_t>(values[2])};
   std::size_t i = sums.size();
   for (const auto& [name, sum] : more) e.means[name] = values[i++] / values[2];

@@ -161,7 +161,7 @@ void save_again(const ModelConfig& model, const Layout& layout, const fs::path& 
     TensorMap weights = make_parameter_tensors(specs_of(parameters));
     TensorMap first = make_optimizer_tensors(parameters), second = make_optimizer_tensors(parameters);
     const TrainingTensors tensors{parameters, weights, first, second};
-    auto state = resume_training(from, model, 1, tensors, world, kQuiet);
+    auto state = resume_training(from, model, {}, tensors, world, kQuiet);
     if (!state) throw std::runtime_error("nothing to resume from");
     state->step = step;
     CheckpointSaver saver(to, 10, true, model, {}, kQuiet, mesh, world);

@@ -166,11 +166,12 @@ def copy_model_with_nan(source, target, tensor_part):
 def case_nan_in_one_expert(programs, folder):
     """Only one rank computes with it; all stop at the step, with one message, and nothing is saved."""
     model = Path(folder) / "broken"
-    print(copy_model_with_nan(programs.fixtures / "qwen3_moe", model, ".2.mlp.experts"))
+    broken = copy_model_with_nan(programs.fixtures / "qwen3_moe", model, ".2.mlp.experts.7")
     run = Run(programs, folder, "nan", **{"init.from": model})
     with run.start() as job:
         job.expect_end(30, 65)
-        job.expect_one_error("step 1: loss ", "not both finite", "samples 0 to 3")
+        job.expect_one_error("step 1: the loss is not finite", "samples 0 to 3",
+                             f"parameter {broken} of rank 1", "no step was done")
     expect(run.checkpoints() == [] and run.metrics() == {}, "nothing is left of it")
 
 

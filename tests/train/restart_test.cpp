@@ -4,6 +4,7 @@
 
 #include "farskip/comm/local.h"
 #include "farskip/train/checkpoint_files.h"
+#include "farskip/train/resume_rules.h"
 #include "farskip/train/run_folder.h"
 #include "support/catch.h"
 #include "support/run_files.h"
@@ -50,13 +51,17 @@ TEST_CASE("a run that begins anew sets the checkpoints of an earlier one aside")
   CHECK(find_newest_valid_checkpoint(folder / "run" / "checkpoints", kSilent)->step() == 3);
 }
 
-TEST_CASE("a checkpoint says of which samples it is") {
+TEST_CASE("a checkpoint says with which settings the steps before it were done") {
   const test::TemporaryFolder folder;
+  const auto settings = [&](std::int64_t step) {
+    return open_checkpoint(checkpoint_folder(folder / "run", step)).state().at("settings");
+  };
   run(folder / "run", {"data.shuffle=false"});
-  const auto order = open_checkpoint(checkpoint_folder(folder / "run", 6)).state().at("order");
-  CHECK(order.get<std::string>().starts_with("32 tokens a sample, in order, of "));
+  CHECK(settings(6).at("data.shuffle") == "false");
+  CHECK_THAT(settings(6).at(kDataContents).get<std::string>(), ContainsSubstring(" tokens with hash "));
   run(folder / "run", {"data.shuffle=true", "train.steps=8"});  // goes on, with a warning
-  CHECK(open_checkpoint(checkpoint_folder(folder / "run", 8)).state().at("order") != order);
+  CHECK(settings(6).at("data.shuffle") == "false");
+  CHECK(settings(8).at("data.shuffle") == "true");
 }
 
 TEST_CASE("a source of weight 0 is left out") {

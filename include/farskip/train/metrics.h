@@ -32,10 +32,11 @@ struct StepMetrics {
 };
 
 /// Appends to metrics.jsonl. On resume at `first_step`, lines of later steps (written after the checkpoint
-/// that is resumed from) and a torn last line are removed first.
+/// that is resumed from) and a torn last line are removed first; so are lines that are damaged, with a
+/// warning.
 class MetricsFile {
  public:
-  MetricsFile(const fs::path& path, std::int64_t first_step);
+  MetricsFile(const fs::path& path, std::int64_t first_step, const Logger& logger);
   MetricsFile(const MetricsFile&) = delete;
   MetricsFile& operator=(const MetricsFile&) = delete;
   ~MetricsFile();

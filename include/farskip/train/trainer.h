@@ -9,6 +9,7 @@
 #include "farskip/data/sampler.h"
 #include "farskip/train/companions.h"
 #include "farskip/train/engine.h"
+#include "farskip/train/resume_rules.h"
 
 namespace farskip {
 
@@ -22,6 +23,9 @@ Companions read_run_companions(const RunConfig& config);
 /// Opens token files, or tokenizes text (cached under run_dir/../cache), and checks that the vocabulary
 /// fits the model.
 RunData open_run_data(const RunConfig& config, const ModelConfig& model, const Logger& logger);
+/// What the paths of the configuration hold, for settings_of (train/resume_rules.h). Reads a part of all data
+/// and of a teacher.
+RunSettings describe_contents(const RunConfig& config, const RunData& data);
 
 /// Samples [first, first + count) as one batch.
 Batch read_batch(const Sampler& sampler, std::uint64_t first, std::int64_t count);
