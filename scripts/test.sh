@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Builds a preset and runs every test: scripts/test.sh [--preset NAME] [ARGUMENT of ctest ...], e.g. -R parity. The last
-# line is always "N passed, N failed"; the exit code is 0 only if nothing failed. The preset is release or, with CI=true
-# in the environment, ci, where warnings are errors and includes have to be complete.
+# line is always "N passed, N failed", with ", N skipped" after it where tests need what this machine or build lacks (a GPU,
+# MPI), which are named above it. The exit code is 0 only if nothing failed. The preset is release or, with CI=true in the
+# environment, ci, where warnings are errors and includes have to be complete.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -74,7 +75,7 @@ if not cases:
     failed = 1
 for case in skipped:
     print("Skipped:", case.get("name"))
-print(f"{passed} passed, {failed} failed")
+print(f"{passed} passed, {failed} failed" + (f", {len(skipped)} skipped" if skipped else ""))
 sys.exit(failed > 0)
 PYTHON
 if ((status != 0)); then exit "$status"; fi

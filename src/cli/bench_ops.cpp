@@ -50,7 +50,7 @@ class OpRun {
     const OpDef& op = op_table().at(c.op);
     std::vector<const TensorType*> inputs;
     for (const TensorType& type : c.inputs) inputs.push_back(&type);
-    std::vector<TensorType> outputs = op.infer(OpTypes{attributes_, inputs});
+    std::vector<TensorType> outputs = infer_outputs(op, OpTypes{attributes_, inputs});
     const OpTypes types{attributes_, inputs, outputs};
     flops_ = cost_of(op, types).flops;
     kernel_ = &device.kernels().at(c.op, kernel_dtype(types), device.kind());

@@ -143,6 +143,7 @@ nlohmann::ordered_json times_json(const std::map<std::string, OpTime>& times, do
 
 struct BenchReport {
   std::string device, precision;
+  bool deterministic = true;
   StepTimes times;
   MemoryReport memory;
   std::uint64_t measured_memory = 0;
@@ -162,9 +163,10 @@ void print_report(const BenchReport& r, bool ops) {
       seconds, r.times.seconds.size(), quantile(r.times.seconds, 0.99), r.tokens / seconds,
       r.flops / seconds * 1e-12, mib(r.memory.total()), mib(r.measured_memory));
   fmt::print(
-      "device {}, {}; weights {:.0f}, gradients {:.0f}, moments {:.0f}, activations and scratch {:.0f} MiB\n",
-      r.device, r.precision, mib(r.memory.weights), mib(r.memory.gradients), mib(r.memory.moments),
-      mib(r.memory.arena));
+      "device {}, {}{}; weights {:.0f}, gradients {:.0f}, moments {:.0f}, activations and scratch {:.0f} "
+      "MiB\n",
+      r.device, r.precision, r.deterministic ? "" : ", not deterministic", mib(r.memory.weights),
+      mib(r.memory.gradients), mib(r.memory.moments), mib(r.memory.arena));
   const auto steps = static_cast<double>(r.times.num_observed);
   double exposed = 0, observed = 0;
   for (const auto& [name, op] : r.times.ops) {
@@ -196,6 +198,7 @@ nlohmann::ordered_json report_json(const BenchReport& r) {
   const double seconds = r.seconds();
   return {{"device", r.device},
           {"precision", r.precision},
+          {"deterministic", r.deterministic},
           {"step_seconds", seconds},
           {"step_seconds_p99", quantile(r.times.seconds, 0.99)},
           {"step_seconds_all", r.times.seconds},
@@ -246,6 +249,7 @@ ExitCode step_on_ranks(const LoadedRun& run, const Options& options, const Commo
   const DeviceMemory device_memory = arena.device().memory();
   report.device = arena.device().name();
   report.precision = name_of(precision_names, run.config.precision);
+  report.deterministic = repeats_bits(arena.device(), engine_settings.compute, engine_settings.deterministic);
   report.memory = engine.memory();
   report.measured_memory = on_gpu ? device_memory.total - device_memory.free : peak_resident_bytes() - before;
   report.tokens = static_cast<double>(t.global_batch * t.sequence_length);

@@ -47,6 +47,24 @@ Summaries summarise(const WiringReport& wiring) {
   return out;
 }
 
+void print_card(const PlanRequest& request) {
+  const PlanCosts& costs = request.costs;
+  if (costs.card == nullptr) return;
+  fmt::print("by the rates that an {} (--gpu {}) attains: {:.0f} TFLOP/s in {}, {:.2f} TB/s of its memory",
+             costs.card->title, costs.card->name, costs.rates.flops_per_second * 1e-12,
+             is_low(request.dtype) ? "bf16" : "fp32", costs.rates.bytes_per_second * 1e-12);
+  if (request.mesh.world_size > 1)
+    fmt::print("; {:.0f} GB/s between ranks", costs.links[0].bytes_per_second * 1e-9);
+  fmt::print("\n");
+}
+
+/// Whether the card has the memory that is planned.
+void print_room(const PlanRequest& request, const WiringReport& farskip) {
+  const GpuCard* const card = request.costs.card;
+  if (card == nullptr || static_cast<double>(farskip.memory.total()) <= card->memory_bytes) return;
+  fmt::print("this does not fit the card, which has {:.0f} GiB\n", card->memory_bytes / (1 << 30));
+}
+
 void print_totals(const PlanRequest& request, const PlanReport& report) {
   const TrainEngineOptions& o = request.options;
   const WiringReport &standard = report.standard, &farskip = report.farskip;
@@ -75,7 +93,9 @@ void print_totals(const PlanRequest& request, const PlanReport& report) {
   if (farskip.worst_routing_arena > farskip.usual_arena)
     fmt::print("\n  ({:.2f} GiB under the worst routing, included above, since no token is dropped)",
                gib(farskip.worst_routing_arena));
-  fmt::print("\ncomputation {:.2f} ms; nothing is faster than {:.2f} ms (standard {:.2f} ms)\n",
+  fmt::print("\n");
+  print_room(request, farskip);
+  fmt::print("computation {:.2f} ms; nothing is faster than {:.2f} ms (standard {:.2f} ms)\n",
              1e3 * farskip.compute_seconds,
              1e3 * std::max(farskip.compute_seconds, farskip.critical_path_seconds),
              1e3 * std::max(standard.compute_seconds, standard.critical_path_seconds));
@@ -188,6 +208,17 @@ nlohmann::ordered_json wiring_json(const WiringReport& w) {
   return object;
 }
 
+nlohmann::ordered_json card_json(const PlanRequest& request) {
+  const PlanCosts& costs = request.costs;
+  if (costs.card == nullptr) return nullptr;
+  return {{"name", costs.card->name},
+          {"title", costs.card->title},
+          {"flops_per_second", costs.rates.flops_per_second},
+          {"memory_bytes_per_second", costs.rates.bytes_per_second},
+          {"link_bytes_per_second", costs.links[0].bytes_per_second},
+          {"memory_bytes", costs.card->memory_bytes}};
+}
+
 }  // namespace
 
 void print_wirings(const WiringPair& wirings) {
@@ -201,6 +232,7 @@ void print_wirings(const WiringPair& wirings) {
 }
 
 void print_plan(const PlanRequest& request, const PlanReport& report, bool every_collective) {
+  print_card(request);
   print_totals(request, report);
   print_distillation(request, report);
   print_directions(report);
@@ -229,6 +261,7 @@ nlohmann::ordered_json plan_json(const PlanRequest& request, const PlanReport& r
                                 {"collectives_standard", collectives_json(report.standard)},
                                 {"nodes", report.num_nodes},
                                 {"planning_seconds", report.planning_seconds}};
+  object["gpu"] = card_json(request);
   object["other_schedules"] = nlohmann::ordered_json::array();
   for (const OtherSchedule& other : report.others)
     object["other_schedules"].push_back({{"micro_batches_in_flight", other.in_flight},

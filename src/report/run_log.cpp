@@ -127,6 +127,7 @@ void read_config(const fs::path& path, RunLog& run) {
       {"batch", describe_batch(tree)},
       {"device", text_at(tree, "device")},
       {"precision", text_at(tree, "precision")},
+      {"deterministic", text_at(tree, "deterministic")},
       {"seed", text_at(tree, "seed")},
       {"machine", comment_value(yaml, "machine")},
       {"commit", comment_value(yaml, "commit")}};

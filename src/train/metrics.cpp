@@ -84,6 +84,7 @@ std::string StepMetrics::json() const {
   if (load_max_over_mean) o["load_max_over_mean"] = *load_max_over_mean;
   o["dropped_tokens"] = dropped_tokens;
   o["repeated_steps"] = repeated_steps;
+  if (!deterministic) o["deterministic"] = false;
   for (const auto& [layer, rows] : expert_rows)
     o["expert_rows"][std::to_string(layer)] = std::vector<std::int64_t>(rows.begin(), rows.end());
   return o.dump();

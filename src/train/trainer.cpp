@@ -139,6 +139,9 @@ class TrainingRun {
   }
 
   bool is_first() const { return world().rank() == 0; }
+  bool is_deterministic() const {
+    return repeats_bits(arena_.device(), options_.compute, options_.deterministic);
+  }
   const Communicator& world() const { return mesh_.world(); }
   TrainingTensors tensors() {
     return {parameters_, weights_, engine_.first_moments(), engine_.second_moments()};
@@ -301,6 +304,7 @@ class TrainingRun {
       m.hidden_comm_seconds = std::max(0.0, engine_.transport_seconds() - transport_before - exposed);
     }
     m.repeated_steps = engine_.num_repeated() - repeated_before;
+    m.deterministic = is_deterministic();
     m.peak_memory_bytes = memory_in_use();
     describe_load(loss, m);
     if (distill_) distill_->describe(loss, counted, m);

@@ -1,6 +1,7 @@
 #include "farskip/train/weights.h"
 
 #include <algorithm>
+#include <nlohmann/json.hpp>
 #include <set>
 #include <thread>
 

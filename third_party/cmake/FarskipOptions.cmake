@@ -41,6 +41,13 @@ function(farskip_compile_for_every_processor)
     set_source_files_properties(${ARGN} PROPERTIES COMPILE_OPTIONS -march=x86-64 SKIP_PRECOMPILE_HEADERS ON)
   endif()
 endfunction()
+if(FARSKIP_FUZZ)
+  if(NOT CMAKE_CXX_COMPILER_ID STREQUAL "Clang")
+    message(FATAL_ERROR "FARSKIP_FUZZ needs clang, which has libFuzzer; the compiler is ${CMAKE_CXX_COMPILER}. "
+                        "cmake --preset fuzz takes clang++; other builds run the same targets on a fixed number of inputs.")
+  endif()
+  farskip_compile_options(-fsanitize=fuzzer-no-link)
+endif()
 if(FARSKIP_SANITIZE)
   string(REPLACE ";" "," sanitizers "${FARSKIP_SANITIZE}")
   # GCC sees uninitialised values in std::regex and std::optional once sanitizers are on.

@@ -1,5 +1,5 @@
 #pragma once
-// What a model family states: how its hub config reads and writes, and how its tensors are called.
+// What a model family states: how its hub config is read and written. Names of tensors: parameters.h.
 
 #include <span>
 #include <string>

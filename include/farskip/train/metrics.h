@@ -25,6 +25,7 @@ struct StepMetrics {
   std::map<int, double> routing_flips;    // by layer: share of the choices that are not the teacher's
   std::int64_t dropped_tokens = 0;
   std::int64_t repeated_steps = 0;                 // 1: routed rows did not fit at first
+  bool deterministic = true;                       // false: another run may give other last bits
   std::map<int, std::vector<double>> expert_rows;  // by layer, rows of each expert; empty on most steps
 
   /// One JSON object, keys as docs/configuration.md lists them.

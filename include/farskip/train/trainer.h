@@ -54,7 +54,7 @@ struct TrainResult {
 /// can be dealt out to them evenly.
 TrainEngineOptions engine_options(const RunConfig& config, int world_size);
 
-/// What the configuration asks for and this build cannot do, as one UsageError naming each key.
+/// What the configuration asks for and this build on this machine cannot do, as a UsageError naming the key.
 void refuse_unsupported(const RunConfig& config);
 
 /// Trains to the end, or until a stop signal; with a section `distill`, on what its teacher says. `model` is
