@@ -5,6 +5,8 @@
 #include <new>
 #include <numeric>
 
+#include "farskip/base/folder.h"
+
 namespace farskip {
 namespace {
 
@@ -68,10 +70,11 @@ std::vector<std::string> all_gather_text(const Communicator& group, std::string_
 }
 
 std::string read_on_first_rank(const Communicator& group, const fs::path& path, const Logger& logger) {
+  constexpr std::uint64_t kMostBytes = std::uint64_t{1} << 30;
   std::string text;
   try {
-    if (group.rank() == 0) text = read_text_file(path);
-  } catch (const MissingInputError&) {  // it was not made yet
+    if (group.rank() == 0)
+      text = read_if_inside(path.parent_path(), path.filename().string(), kMostBytes).value_or("");
   } catch (const UserError& error) {
     logger.warning("{}; it is passed over", error.what());
   }

@@ -3,6 +3,7 @@
 #include <set>
 
 #include "farskip/base/error.h"
+#include "farskip/base/folder.h"
 #include "farskip/tensor/hash.h"
 #include "farskip/tensor/safetensors.h"
 #include "farskip/train/checkpoint_files.h"
@@ -29,6 +30,26 @@ std::vector<std::string> check_checkpoint_files(const fs::path& path, const Chec
   if (error) throw IoError(fmt::format("{}: cannot list: {}", path.string(), error.message()));
   std::sort(others.begin(), others.end());
   return others;
+}
+
+bool is_checkpoint(const fs::path& folder) {
+  return has_entry(folder, kManifest);
+}
+
+void refuse_bare_checkpoint(const fs::path& folder) {
+  std::error_code ignored;
+  const fs::path real = fs::canonical(folder, ignored);  // whatever it was called: ".", a link
+  const std::string name = real.filename().string();
+  const std::size_t dot = std::min(name.find('.'), name.size());
+  const std::string_view state =
+      std::string_view(name).substr(dot);  // of a folder that is no longer, or not yet
+  const bool known = state.empty() || state.starts_with(".tmp-") || state.starts_with(".damaged-") ||
+                     state.starts_with(".replaced-");
+  if (known && parse_step_name(std::string_view(name).substr(0, dot)) && !is_checkpoint(folder))
+    throw DataError(
+        fmt::format("{}: a checkpoint without its {}, so nothing tells whether it is whole; restore that "
+                    "file, or use another checkpoint",
+                    folder.string(), kManifest));
 }
 
 Checkpoint open_checkpoint(const fs::path& path, Verify verify) {

@@ -29,7 +29,7 @@ Distillation::Distillation(const RunConfig& config, const ModelConfig& student,
                        student.initializer_range);
   } else {
     if (start != config_.teacher || config_.cache)
-      verify_if_checkpoint(start, mesh.world());  // else it is below
+      verify_model_folder(start, mesh.world());  // else it is below
     load_weights(weights, parameters, list_parameters(student), SafetensorsFolder(start));
   }
   if (config_.cache) {

@@ -127,6 +127,7 @@ LowerOptions lower_options(const TrainEngineOptions& options, std::int64_t seque
   lowering.balance_loss = options.balance_loss;
   lowering.document_mask = options.document_mask;
   lowering.dtype = options.compute;
+  lowering.deterministic = options.deterministic;
   return lowering;
 }
 

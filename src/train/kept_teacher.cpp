@@ -54,7 +54,7 @@ std::unique_ptr<TeacherCache> open_cache(const DistillConfig& config, std::int64
 
 /// The records of a batch as tensors. `length`: tokens of a sequence.
 std::map<std::string, HostTensor> as_inputs(const std::vector<std::optional<TeacherRecord>>& records,
-                                            std::size_t length, std::int64_t top_k) {
+                                            std::size_t length, std::int64_t top_k, double temperature) {
   const auto tokens = static_cast<std::int64_t>(records.size() * length);
   HostTensor indices(DType::i32, {tokens, top_k}), log_probs(DType::f32, {tokens, top_k});
   HostTensor tail(DType::f32, {tokens}), target(DType::f32, {tokens});
@@ -63,7 +63,7 @@ std::map<std::string, HostTensor> as_inputs(const std::vector<std::optional<Teac
     const std::size_t width = r.indices.size();
     std::copy(r.indices.begin(), r.indices.end(),
               indices.values<std::int32_t>().subspan(s * width, width).begin());
-    r.distributions(log_probs.values<float>().subspan(s * width, width),
+    r.distributions(temperature, log_probs.values<float>().subspan(s * width, width),
                     tail.values<float>().subspan(s * length, length));
     std::copy(r.target_log_prob.begin(), r.target_log_prob.end(),
               target.values<float>().subspan(s * length, length).begin());
@@ -106,8 +106,9 @@ class KeptTeacher::Alone {
     std::vector<TeacherRecord> records;
     for (std::int64_t s = 0; s < owner_.micro_batch_; ++s)
       records.push_back({rows<std::int32_t>(indices, s, top_k),
-                         TeacherRecord::round(rows<float>(log_probs, s, top_k)), rows<float>(log_tail, s, 1),
-                         rows<float>(target_log_prob, s, 1)});
+                         TeacherRecord::round(rows<float>(log_probs, s, top_k),
+                                              static_cast<std::size_t>(top_k), owner_.config_.temperature),
+                         rows<float>(log_tail, s, 1), rows<float>(target_log_prob, s, 1)});
     return records;
   }
 
@@ -163,7 +164,7 @@ KeptTeacher::KeptTeacher(const RunConfig& config, std::int64_t vocab_size, std::
       heartbeat_(heartbeat),
       logger_(logger),
       cache_(open_cache(config_, sequence_length_, vocab_size, mesh.world(), logger)) {
-  logger_.info("{}: {} sequences are kept of this teacher", config_.cache->path, cache_->size());
+  logger_.info("{}: holds outputs of this teacher for {} sequences", config_.cache->path, cache_->size());
 }
 
 KeptTeacher::~KeptTeacher() = default;
@@ -182,7 +183,7 @@ void KeptTeacher::note_use(bool used) {
   if (!alone_ || steps_without_use_ < kIdleSteps) return;
   mesh_.forget_device_addresses();  // before memory is given back that peers have open
   alone_.reset();
-  logger_.info("nothing was asked of the teacher for {} steps: its memory is free again", kIdleSteps);
+  logger_.info("the teacher was not needed for {} steps; its memory is released", kIdleSteps);
 }
 
 std::vector<std::string> KeptTeacher::keys_of(const Batch& batch) const {
@@ -235,13 +236,13 @@ void KeptTeacher::complete(std::vector<Batch>& batches) {
   std::vector<double> missing;  // ranks that miss something, by micro-batch
   for (Known& k : known) missing.push_back(find_records(k) ? 0.0 : 1.0);
   {
-    const HeartbeatWait wait(&heartbeat_, "what is kept of the teacher");
+    const HeartbeatWait wait(&heartbeat_, "cached outputs of the teacher");
     mesh_.world().all_reduce(std::span(missing));
   }
   for (std::size_t i = 0; i < batches.size(); ++i) {
     if (missing[i] > 0) ask(batches[i], known[i]);
-    batches[i].more =
-        as_inputs(known[i].records, static_cast<std::size_t>(sequence_length_), config_.cache->top_k);
+    batches[i].more = as_inputs(known[i].records, static_cast<std::size_t>(sequence_length_),
+                                config_.cache->top_k, config_.temperature);
   }
   note_use(std::any_of(missing.begin(), missing.end(), [](double ranks) { return ranks > 0; }));
 }

@@ -133,7 +133,7 @@ void plan_by(std::shared_ptr<const CostTable> costs, const ModelConfig& model, c
     const HeartbeatWait wait(heartbeat, "the choice of chunks");
     mesh.world().broadcast(std::span(&chunks, 1), 0);
     options.expert_chunks = static_cast<int>(chunks);
-    logger.info("schedule.expert_chunks: auto takes {} by what the parts of a step take", chunks);
+    logger.info("schedule.expert_chunks: auto chooses {} by measured costs", chunks);
   }
   options.costs = std::move(costs);
 }
@@ -197,7 +197,7 @@ std::shared_ptr<const CostTable> kept_step_costs(const fs::path& path, std::stri
   auto table = std::make_shared<const CostTable>(
       measure_step_costs(model, layers, options, mesh, device, heartbeat, logger));
   if (mesh.world().rank() == 0) write_kept_costs(key, *table, path, logger);
-  logger.info("measured what the parts of a step take, for the order of communication ({})", path.string());
+  logger.info("measured the costs of a step for the scheduler ({})", path.string());
   return table;
 }
 

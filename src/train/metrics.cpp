@@ -11,6 +11,8 @@
 #include <sstream>
 
 #include "farskip/base/error.h"
+#include "farskip/base/folder.h"
+#include "farskip/base/run_files.h"
 
 namespace farskip {
 namespace {
@@ -37,10 +39,11 @@ std::optional<std::int64_t> step_of(const std::string& line) {
 
 /// What of an older file stays: whole lines of steps up to `first_step`. A last line without an end was being
 /// written when its run died.
-std::string keep_lines(const fs::path& path, std::int64_t first_step, const Logger& logger) {
+std::string keep_lines(const std::string& text, const fs::path& path, std::int64_t first_step,
+                       const Logger& logger) {
   std::string kept;
   std::int64_t number = 0, num_kept = 0, first_damaged = 0, damaged = 0;
-  std::istringstream lines(read_text_file(path, kMostMetrics));
+  std::istringstream lines(text);
   for (std::string line; std::getline(lines, line);) {
     ++number;
     const std::optional<std::int64_t> step = step_of(line);
@@ -85,17 +88,18 @@ std::string StepMetrics::json() const {
   if (load_max_over_mean) o["load_max_over_mean"] = *load_max_over_mean;
   o["dropped_tokens"] = dropped_tokens;
   o["repeated_steps"] = repeated_steps;
+  if (!deterministic) o["deterministic"] = false;
   for (const auto& [layer, rows] : expert_rows)
     o["expert_rows"][std::to_string(layer)] = std::vector<std::int64_t>(rows.begin(), rows.end());
   return o.dump();
 }
 
 MetricsFile::MetricsFile(const fs::path& path, std::int64_t first_step, const Logger& logger) : path_(path) {
-  if (fs::exists(path))
-    write_text_file(path, keep_lines(path, first_step, logger));
+  if (const auto text = read_if_inside(path.parent_path(), path.filename().string(), kMostMetricsBytes))
+    write_text_file(path, keep_lines(*text, path, first_step, logger));
   else if (first_step > 0)
     logger.warning("{}: is not there; it begins with step {}", path.string(), first_step + 1);
-  descriptor_ = ::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
+  descriptor_ = ::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0644);
   if (descriptor_ < 0) throw IoError(fmt::format("{}: cannot open: {}", path.string(), std::strerror(errno)));
 }
 

@@ -34,17 +34,14 @@ std::unique_ptr<Sampler> make_sampler(const std::vector<std::string>& prefixes,
   return std::make_unique<Sampler>(std::move(sources), options);
 }
 
-fs::path find_tokenizer(const RunConfig& config) {
-  if (!config.data.tokenizer.empty()) return config.data.tokenizer;
-  if (!config.init_from.empty() && fs::exists(fs::path(config.init_from) / "tokenizer.json"))
-    return fs::path(config.init_from) / "tokenizer.json";
-  if (config.init_from.empty() && config.distill &&
-      fs::exists(fs::path(config.distill->teacher) / "tokenizer.json"))
-    return fs::path(config.distill->teacher) / "tokenizer.json";
-  return {};
-}
-
 }  // namespace
+
+Companions read_run_companions(const RunConfig& config) {
+  const std::string& source =
+      config.init_from.empty() && config.distill ? config.distill->teacher : config.init_from;
+  if (!config.data.tokenizer.empty()) return read_companions(source, Tokenizer::load(config.data.tokenizer));
+  return source.empty() ? Companions{} : read_companions(source);
+}
 
 RunData open_run_data(const RunConfig& config, const ModelConfig& model, const Logger& logger) {
   for (const auto& [key, id] :
@@ -54,25 +51,26 @@ RunData open_run_data(const RunConfig& config, const ModelConfig& model, const L
           fmt::format("data.{} is {}, and the model's vocabulary ends with {}; no token has that id", key,
                       *id, model.vocab_size - 1));
   RunData data;
-  data.tokenizer = find_tokenizer(config);
+  data.companions = read_run_companions(config);
+  const std::optional<Tokenizer>& named = data.companions.tokenizer;
   std::vector<std::string> sources = config.data.tokens;
-  if (!config.data.text.empty() && data.tokenizer.empty())
+  if (!config.data.text.empty() && !named) {
+    const std::string& fault = data.companions.tokenizer_fault;
+    if (!fault.empty()) throw DataError(fault);
     throw UsageError(
         "data.text needs data.tokenizer (a tokenizer.json; 'farskip data train-tokenizer' makes one)");
-  std::optional<Tokenizer> named;  // looked at now: checkpoints get a copy
-  if (!config.data.text.empty() || !config.data.tokenizer.empty()) {
-    named = Tokenizer::load(data.tokenizer);
+  }
+  if (!config.data.text.empty() || !config.data.tokenizer.empty())
     if (named->vocab_size() > model.vocab_size)
       throw UsageError(
           fmt::format("data.tokenizer {} has {} tokens, model.vocab_size is {}; raise vocab_size",
-                      data.tokenizer.string(), named->vocab_size(), model.vocab_size));
-  }
+                      config.data.tokenizer, named->vocab_size(), model.vocab_size));
   if (!config.data.text.empty()) {
     const Tokenizer& tokenizer = *named;
     const fs::path cache = fs::path(config.run_dir).parent_path() / "cache";
     for (const std::string& text : config.data.text) {
       const std::vector<fs::path> one{text};
-      sources.push_back(tokenize_cached(one, tokenizer, cache));
+      sources.push_back(tokenize_cached(list_text_files(one, logger), tokenizer, cache, logger));
       logger.info("{}: tokens in {}", text, sources.back());
     }
   }

@@ -11,9 +11,11 @@ void log_model(const ModelConfig& model, const Mesh& mesh, const Device& device,
               static_cast<double>(counts.total) * 1e-6, static_cast<double>(counts.active) * 1e-6,
               model.num_layers, model.moe.num_experts, model.moe.top_k);
   if (mesh.world().size() > 1)
-    logger.info("{} ranks: experts over {}, data over {}, {} micro-batches a step on each",
+    logger.info("{} ranks: experts over {}, data over {}, {} micro-batches per step on each",
                 mesh.world().size(), mesh.expert().size(), mesh.data().size(), options.micro_batches);
-  logger.info("device {}, computing in {}", device.name(), dtype_name(options.compute));
+  const bool repeats = repeats_bits(device, options.compute, options.deterministic);
+  logger.info("device {}, computing in {}{}", device.name(), dtype_name(options.compute),
+              repeats ? "" : ", by kernels that do not repeat their bits (deterministic: false)");
 }
 
 void log_memory(const MemoryReport& m, const Logger& logger) {

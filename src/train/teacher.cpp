@@ -25,7 +25,7 @@ Teacher load_teacher(const fs::path& folder, const Mesh& mesh, const Logger& log
   const auto specs = list_parameters(teacher.config);
   const auto local = local_parameters(specs, mesh.position(), false);
   teacher.weights = make_parameter_tensors(specs_of(local));
-  verify_if_checkpoint(folder, mesh.world());
+  verify_model_folder(folder, mesh.world());
   load_weights(teacher.weights, local, specs, SafetensorsFolder(folder));
   logger.info("teacher {}: {:.2f}M parameters, {} wiring", folder.string(),
               static_cast<double>(count_parameters(teacher.config).total) * 1e-6,

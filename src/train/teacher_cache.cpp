@@ -10,13 +10,14 @@
 #include <sstream>
 
 #include "farskip/base/error.h"
+#include "farskip/base/folder.h"
 #include "farskip/tensor/hash.h"
 #include "farskip/train/checkpoint_files.h"
 
 namespace farskip {
 namespace {
 
-constexpr float kSteps = 2048.0F;  // levels a nat
+constexpr double kSteps = 2048.0;  // levels a nat of a logit
 constexpr std::size_t kHashBytes = 32;
 constexpr std::string_view kPrefix = "records-", kIdentity = "teacher.txt";
 constexpr std::uint64_t kMostIdentity = 1 << 16;
@@ -50,28 +51,33 @@ std::map<std::string, std::string> fields_of(const std::string& text) {
 
 std::string TeacherCacheIdentity::text() const {
   return fmt::format(
-      "format: 1\nteacher: {}\nvocab_size: {}\nsequence_length: {}\ntop_k: {}\ntemperature: {}\n", teacher,
+      "format: 2\nteacher: {}\nvocab_size: {}\nsequence_length: {}\ntop_k: {}\ntemperature: {}\n", teacher,
       vocab_size, sequence_length, top_k, temperature);
 }
 
-std::vector<std::uint16_t> TeacherRecord::round(std::span<const float> log_probs) {
+std::vector<std::uint16_t> TeacherRecord::round(std::span<const float> log_probs, std::size_t top_k,
+                                                double temperature) {
   std::vector<std::uint16_t> levels;
-  for (const float x : log_probs)
-    levels.push_back(static_cast<std::uint16_t>(std::clamp(std::round(-x * kSteps), 0.0F, 65535.0F)));
+  for (std::size_t i = 0; i < log_probs.size(); ++i) {
+    const double below =
+        static_cast<double>(log_probs[i / top_k * top_k]) - static_cast<double>(log_probs[i]);
+    levels.push_back(
+        static_cast<std::uint16_t>(std::clamp(std::round(below * temperature * kSteps), 0.0, 65535.0)));
+  }
   return levels;
 }
 
-void TeacherRecord::distributions(std::span<float> log_probs, std::span<float> tail) const {
+void TeacherRecord::distributions(double temperature, std::span<float> log_probs,
+                                  std::span<float> tail) const {
   const std::size_t top_k = levels.size() / log_tail.size();
+  const auto below = [&](std::size_t i) { return static_cast<double>(levels[i]) / (kSteps * temperature); };
   for (std::size_t t = 0; t < log_tail.size(); ++t) {
-    double sum = std::exp(static_cast<double>(log_tail[t]));
-    for (std::size_t k = t * top_k; k < (t + 1) * top_k; ++k)
-      sum += std::exp(-static_cast<double>(levels[k]) / static_cast<double>(kSteps));
-    const double log_sum = std::log(sum);
-    for (std::size_t k = t * top_k; k < (t + 1) * top_k; ++k)
-      log_probs[k] =
-          static_cast<float>(-static_cast<double>(levels[k]) / static_cast<double>(kSteps) - log_sum);
-    tail[t] = static_cast<float>(static_cast<double>(log_tail[t]) - log_sum);
+    double sum = 0.0;
+    for (std::size_t i = t * top_k; i < (t + 1) * top_k; ++i) sum += std::exp(-below(i));
+    const double log_kept = std::log(-std::expm1(static_cast<double>(log_tail[t])) / sum);
+    for (std::size_t i = t * top_k; i < (t + 1) * top_k; ++i)
+      log_probs[i] = static_cast<float>(log_kept - below(i));
+    tail[t] = log_tail[t];
   }
 }
 
@@ -95,7 +101,7 @@ TeacherCache::~TeacherCache() {
 
 void TeacherCache::check_identity(int rank) const {
   const fs::path path = folder_ / kIdentity;
-  if (!fs::exists(path)) {
+  if (!has_entry(folder_, kIdentity)) {
     if (rank != 0) throw IoError(fmt::format("{}: not visible from rank {}", path.string(), rank));
     std::error_code failure;
     fs::create_directories(folder_, failure);
@@ -104,7 +110,7 @@ void TeacherCache::check_identity(int rank) const {
     write_text_file(path, identity_.text());
     return;
   }
-  const std::string kept = read_text_file(path, kMostIdentity), wanted = identity_.text();
+  const std::string kept = read_inside(folder_, kIdentity, kMostIdentity), wanted = identity_.text();
   if (kept == wanted) return;
   const std::map<std::string, std::string> before = fields_of(kept), now = fields_of(wanted);
   std::string text;
@@ -138,7 +144,7 @@ void TeacherCache::refresh() {
     std::error_code gone;  // another run removes its file if it stayed empty
     const std::uint64_t bytes = entry.file_size(gone);
     if (gone || known + size > bytes) continue;
-    const InputFile file(path);
+    const InputFile file(path, Links::refuse);
     for (; known + size <= bytes; known += size) {
       std::string key(kHashBytes, '\0');
       file.read_at(known, std::as_writable_bytes(std::span(key)));
@@ -175,7 +181,7 @@ TeacherRecord TeacherCache::read(const std::string& key, const Place& place) con
   TeacherRecord r{std::vector<std::int32_t>(kept), std::vector<std::uint16_t>(kept),
                   std::vector<float>(tokens), std::vector<float>(tokens)};
   std::string hash(kHashBytes, '\0');
-  const InputFile file(*place.file);
+  const InputFile file(*place.file, Links::refuse);
   std::uint64_t offset = place.offset + kHashBytes;
   const auto read_next = [&](std::span<std::byte> into) {
     file.read_at(offset, into);

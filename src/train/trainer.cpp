@@ -69,7 +69,7 @@ class TrainingRun {
         inference_(model, layers_, engine_.weights(), arena_, logger, mesh_, &heartbeat,
                    distill_ ? distill_->validation_objective() : nullptr),
         saver_(fs::path(config.run_dir) / "checkpoints", config.checkpoint.keep, config.checkpoint.async,
-               model, data_.tokenizer, logger, mesh_.position(), world),
+               model, data_.companions.texts, logger, mesh_.position(), world),
         flops_per_token_(train_flops_per_token(model, config.train.sequence_length)),
         dead_model_(model.vocab_size) {}
 
@@ -139,6 +139,9 @@ class TrainingRun {
   }
 
   bool is_first() const { return world().rank() == 0; }
+  bool is_deterministic() const {
+    return repeats_bits(arena_.device(), options_.compute, options_.deterministic);
+  }
   const Communicator& world() const { return mesh_.world(); }
   TrainingTensors tensors() {
     return {parameters_, weights_, engine_.first_moments(), engine_.second_moments()};
@@ -242,7 +245,7 @@ class TrainingRun {
         initialise_weights(weights_, parameters_, static_cast<std::uint64_t>(config_.seed),
                            model_.initializer_range);
       } else {
-        verify_if_checkpoint(config_.init_from, world());
+        verify_model_folder(config_.init_from, world());
         load_weights(weights_, parameters_, specs_, SafetensorsFolder(config_.init_from));
       }
     }
@@ -301,6 +304,7 @@ class TrainingRun {
       m.hidden_comm_seconds = std::max(0.0, engine_.transport_seconds() - transport_before - exposed);
     }
     m.repeated_steps = engine_.num_repeated() - repeated_before;
+    m.deterministic = is_deterministic();
     m.peak_memory_bytes = memory_in_use();
     describe_load(loss, m);
     if (distill_) distill_->describe(loss, counted, m);
@@ -427,8 +431,9 @@ class TrainingRun {
     if (!stopping || !stopping->looks_at(m.step)) return;
     if (stopping->look(m.step, distill_->metric_value(e), state_.numbers)) save_best();
     if (converged())
-      logger_.info("no progress on held-out text since step {:.0f}: stopping; its checkpoint is in {}",
-                   state_.numbers.at("best_step"), best_folder().string());
+      logger_.info(
+          "no improvement on held-out text since step {:.0f}: stopping; the best checkpoint is in {}",
+          state_.numbers.at("best_step"), best_folder().string());
   }
 
   /// Sequences that a rank evaluates at once: no more than a step has room for.
@@ -461,7 +466,7 @@ class TrainingRun {
   void save_best() {
     const HeartbeatPatience patience(heartbeat_);
     engine_.download_state();
-    CheckpointSaver saver(best_folder(), 1, false, model_, data_.tokenizer, logger_, mesh_.position(),
+    CheckpointSaver saver(best_folder(), 1, false, model_, data_.companions.texts, logger_, mesh_.position(),
                           world());
     saver.save(state_, tensors());
   }
@@ -489,7 +494,7 @@ class TrainingRun {
     const bool early = state_.step < config_.train.steps && !converged();
     if (is_first())
       folder_->write_exit(early         ? "stopped on request"
-                          : converged() ? "no more progress on held-out text"
+                          : converged() ? "no more improvement on held-out text"
                                         : "done",
                           state_.step, early);
     return {state_.step, last_loss_, validation_loss_, early, converged()};

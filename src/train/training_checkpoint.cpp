@@ -110,13 +110,13 @@ struct CheckpointSaver::OpenSave {
 };
 
 CheckpointSaver::CheckpointSaver(fs::path folder, std::int64_t keep, bool asynchronous, ModelConfig config,
-                                 fs::path tokenizer, Logger logger, const MeshPosition& mesh,
-                                 const Communicator& world)
+                                 std::map<std::string, std::string> texts, Logger logger,
+                                 const MeshPosition& mesh, const Communicator& world)
     : folder_(std::move(folder)),
       keep_(keep),
       asynchronous_(asynchronous),
       config_(std::move(config)),
-      tokenizer_(std::move(tokenizer)),
+      texts_(std::move(texts)),
       logger_(std::move(logger)),
       mesh_(mesh),
       world_(world),
@@ -136,8 +136,9 @@ CheckpointSaver::~CheckpointSaver() {
     open_->join();
     if (open_->failure) std::rethrow_exception(open_->failure);
     if (mesh_.world_rank == 0)
-      logger_.warning("the checkpoint of step {} is given up: this run ends before all ranks have written it",
-                      open_->state.step);
+      logger_.warning(
+          "the checkpoint of step {} is abandoned: this run ends before all ranks have written it",
+          open_->state.step);
   } catch (const std::exception& e) {
     logger_.error("checkpoint was not saved: {}", e.what());
   }
@@ -231,8 +232,7 @@ void CheckpointSaver::write_own_files(OpenSave& save, const TensorRowsMap& weigh
   write_shard(kMoments, moments);
   if (mesh_.world_rank == 0) {
     report.files.push_back(write_text_shard(save.writer, "config.json", hub_config_text(config_)));
-    if (!tokenizer_.empty())
-      report.files.push_back(write_text_shard(save.writer, "tokenizer.json", read_text_file(tokenizer_)));
+    for (const auto& [name, text] : texts_) report.files.push_back(write_text_shard(save.writer, name, text));
   }
   save.report = print_report(report);
 }

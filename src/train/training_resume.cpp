@@ -2,13 +2,23 @@
 #include <nlohmann/json.hpp>
 
 #include "farskip/comm/agreement.h"
+#include "farskip/train/hub_folder.h"
 #include "farskip/train/training_checkpoint.h"
 
 namespace farskip {
 namespace {
 
-void refuse_other_model(const nlohmann::json& saved, const ModelConfig& config, const fs::path& path) {
-  const nlohmann::json wanted = nlohmann::json::parse(hub_config_text(config));
+void refuse_other_model(nlohmann::json saved, const ModelConfig& config, const fs::path& path,
+                        const Logger& logger) {
+  nlohmann::json wanted = nlohmann::json::parse(hub_config_text(config));
+  // Which tokens begin and end a text is no part of what is trained: it may be mended on the way.
+  for (const char* key : {"bos_token_id", "eos_token_id"}) {
+    const nlohmann::json before = saved.value(key, nlohmann::json()),
+                         now = wanted.value(key, nlohmann::json());
+    if (before != now)
+      logger.info("{}: {} in the checkpoint, {} from now on", key, before.dump(), now.dump());
+    for (nlohmann::json* model : {&saved, &wanted}) model->erase(key);
+  }
   if (saved == wanted) return;
   std::string text =
       fmt::format("{}: the checkpoint is of another model than the configuration:", path.string());
@@ -91,17 +101,18 @@ class ResumeSearch {
     while (const std::optional<Checkpoint> checkpoint = propose()) {
       TrainingState state;
       std::vector<std::string> changed;
-      const bool is_whole = attempt([&] {
-                              state = parse_state(checkpoint->state(), checkpoint->step(),
-                                                  (checkpoint->path() / "manifest.json").string());
-                              if (!lead()) return;
-                              refuse_other_model(checkpoint->state().at("model"), config, checkpoint->path());
-                              changed = refuse_other_settings(state.settings, settings, checkpoint->path());
-                            }) &&
-                            attempt([&] {
-                              read_rows(*checkpoint, held_weights(tensors));
-                              read_rows(*checkpoint, held_moments(tensors));
-                            });
+      const bool is_whole =
+          attempt([&] {
+            state = parse_state(checkpoint->state(), checkpoint->step(),
+                                (checkpoint->path() / "manifest.json").string());
+            if (!lead()) return;
+            refuse_other_model(checkpoint->state().at("model"), config, checkpoint->path(), logger_);
+            changed = refuse_other_settings(state.settings, settings, checkpoint->path());
+          }) &&
+          attempt([&] {
+            read_rows(*checkpoint, held_weights(tensors));
+            read_rows(*checkpoint, held_moments(tensors));
+          });
       if (!is_whole) continue;
       clear_way(state.step);
       say(state, changed);
@@ -188,9 +199,11 @@ std::optional<TrainingState> resume_training(const fs::path& folder, const Model
   return ResumeSearch(folder, world, logger).run(config, settings, tensors);
 }
 
-void verify_if_checkpoint(const fs::path& folder, const Communicator& world) {
+void verify_model_folder(const fs::path& folder, const Communicator& world) {
   run_together(world, [&] {
-    if (world.rank() != 0 || !fs::exists(folder / "manifest.json")) return;
+    if (world.rank() != 0) return;
+    refuse_bare_checkpoint(folder);
+    if (!is_checkpoint(folder)) return verify_hub_folder(folder);
     const Checkpoint checkpoint = open_checkpoint(folder, Verify::hashes);
     // Readers of model folders would take these for its weights.
     for (const std::string& stray : checkpoint.strays())

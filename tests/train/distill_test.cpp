@@ -200,7 +200,7 @@ TEST_CASE("kept teacher outputs replace the teacher to the bit, and refuse anoth
   CHECK(kept == Catch::Approx(live).margin(1e-5));
 
   CHECK_THROWS_WITH(distill(make_run(folder / "x", {path, "distill.cache.top_k=8"})),
-                    ContainsSubstring("holds what another teacher said"));
+                    ContainsSubstring("holds outputs of another teacher"));
   CHECK_THROWS_WITH(
       distill(make_run(folder / "y", {path, "distill.cache.top_k=9", "train.sequence_length=16"})),
       ContainsSubstring("sequence_length"));

@@ -24,6 +24,9 @@ class Tokenizer {
   /// Ids of `text`, without the tokens that the file's post-processor puts around it. Added tokens that
   /// occur in the text become their ids. Throws DataError (byte offset) if `text` is not well-formed UTF-8.
   std::vector<std::int32_t> encode(std::string_view text) const;
+  /// With the tokens that the post-processor puts before a text (a begin token), which a model continues;
+  /// once, if the text begins with them already.
+  std::vector<std::int32_t> encode_prompt(std::string_view text) const;
   /// With the post-processor's tokens (for instance Llama 3's <|begin_of_text|>), where it has any.
   std::vector<std::int32_t> encode_with_special_tokens(std::string_view text) const;
 
@@ -41,9 +44,8 @@ class Tokenizer {
   /// </s>, <|eos|> and <eos> that is an added token of this file.
   std::optional<std::int32_t> eos() const;
 
-  /// The file's text. save() writes it, so what was loaded is saved unchanged.
+  /// The file's text: what was loaded is saved unchanged.
   const std::string& json() const;
-  void save(const fs::path& path) const;
 
   /// Encodes many texts on one thread, remembering words it has seen.
   class Encoder {

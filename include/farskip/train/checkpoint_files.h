@@ -128,6 +128,12 @@ class Checkpoint {
   std::map<std::string, std::shared_ptr<const SafetensorsFile>> files_;
 };
 
+/// It has a manifest.
+bool is_checkpoint(const fs::path& folder);
+/// Throws DataError for a folder that is called `step-N` (also with what is set after it while it is written
+/// or when it is set aside) and has no manifest: nothing in it can be trusted to be whole.
+void refuse_bare_checkpoint(const fs::path& folder);
+
 /// Opens the folder `step-N`. Throws MissingInputError, IoError or DataError naming the file and what is
 /// wrong.
 Checkpoint open_checkpoint(const fs::path& path, Verify verify = Verify::hashes);

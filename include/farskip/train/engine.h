@@ -98,6 +98,7 @@ struct TrainEngineOptions {
   PipelineOptions pipeline;
   bool zero = false;
   DType compute = DType::f32;              // or bf16: activations and what products read; state stays f32
+  bool deterministic = true;               // false: kernels that do not repeat their bits may be taken
   bool overlap = true;                     // collectives are waited for late; false: at once
   std::shared_ptr<const CostTable> costs;  // with overlap: the order is chosen by these
   bool align = false;  // all ranks meet before each collective (for measuring its transport alone)

@@ -23,9 +23,10 @@ namespace farskip {
 /// were.
 class CheckpointSaver {
  public:
-  /// `world` are the ranks of `mesh`. Not collective.
+  /// `world` are the ranks of `mesh`. `texts`: more files that each checkpoint gets, by name. Not collective.
   CheckpointSaver(fs::path folder, std::int64_t keep, bool asynchronous, ModelConfig config,
-                  fs::path tokenizer, Logger logger, const MeshPosition& mesh, const Communicator& world);
+                  std::map<std::string, std::string> texts, Logger logger, const MeshPosition& mesh,
+                  const Communicator& world);
   CheckpointSaver(const CheckpointSaver&) = delete;
   CheckpointSaver& operator=(const CheckpointSaver&) = delete;
   /// Not collective: joins the thread, logs a failure that nobody was told of, and gives up a save that is
@@ -62,7 +63,7 @@ class CheckpointSaver {
   std::int64_t keep_;
   bool asynchronous_;
   ModelConfig config_;
-  fs::path tokenizer_;
+  std::map<std::string, std::string> texts_;
   Logger logger_;
   MeshPosition mesh_;
   Communicator world_;
@@ -83,9 +84,9 @@ std::optional<TrainingState> resume_training(const fs::path& folder, const Model
                                              const RunSettings& settings, const TrainingTensors& tensors,
                                              const Communicator& world, const Logger& logger);
 
-/// Before weights are read from `folder`: where it is a checkpoint, rank 0 checks the hashes of all its
-/// files. Collective; an error is the same on every rank.
-void verify_if_checkpoint(const fs::path& folder, const Communicator& world);
+/// Before weights are read from `folder`: where it is a checkpoint, or a model that we exported, rank 0
+/// checks the hashes of all its files. Collective; an error is the same on every rank.
+void verify_model_folder(const fs::path& folder, const Communicator& world);
 
 /// For a run that begins anew in a folder with checkpoints of an earlier one: they are renamed to
 /// step-M.replaced-*. Collective.
