@@ -54,6 +54,7 @@ ExitCode run(const Options& options, const CommonOptions& common) {
     print_json({{"prompt", options.prompt},
                 {"text", text},
                 {"ids", made.ids},
+                {"prompt_tokens", prompt.size()},
                 {"finish_reason", name_of(generation_end_names, made.end)}});
   else
     std::printf("%s%s\n", options.prompt.c_str(), text.c_str());

@@ -227,6 +227,31 @@ TEST_CASE("generate stops at every end token of the model's files") {
   CHECK(stopped["finish_reason"] == "stop");
 }
 
+TEST_CASE("generate puts the begin token of the tokenizer's template before a prompt, once") {
+  const TemporaryFolder folder;
+  const fs::path run = train_small_run(folder);
+  json tokenizer = json::parse(read_text_file(folder / "tokenizer.json"));
+  tokenizer["post_processor"] = json::parse(R"({
+    "type": "TemplateProcessing", "pair": [],
+    "single": [{"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+    "special_tokens": {"<|endoftext|>": {"id": "<|endoftext|>", "ids": [0], "tokens": ["<|endoftext|>"]}}})");
+  write_text_file(folder / "begins.json", tokenizer.dump());
+  const auto made = [&](const std::string& prompt, const std::string& more) {
+    const auto result = farskip_command("generate --json --max-tokens 4 --model " + run.string() +
+                                        " --prompt '" + prompt + "' " + more);
+    INFO(result.err);
+    REQUIRE(result.status == 0);
+    return json::parse(result.out);
+  };
+  const std::string begins = "--tokenizer " + (folder / "begins.json").string();
+  const json explicit_token = made("<|endoftext|>the model", "");
+  for (const json& o : {made("the model", begins), made("<|endoftext|>the model", begins)}) {
+    CHECK(o["prompt_tokens"] == explicit_token["prompt_tokens"]);
+    CHECK(o["ids"] == explicit_token["ids"]);
+  }
+  CHECK(made("the model", "")["prompt_tokens"] == explicit_token["prompt_tokens"].get<int>() - 1);
+}
+
 TEST_CASE("convert refuses weights that are not finite, naming file and tensor") {
   const TemporaryFolder folder;
   const fs::path model = copy_model(folder, "qwen3_moe");

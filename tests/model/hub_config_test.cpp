@@ -161,6 +161,9 @@ TEST_CASE("a key that names what is built anyway is accepted with that value and
       CHECK_THAT(refusal(with(config, {{c.key, c.refused}})), ContainsSubstring(c.key));
     }
   const Json qwen = fixture_config("qwen3_moe"), deepseek = fixture_config("deepseek_v2");
+  CHECK(refusal(with(qwen, {{"sliding_window", "4096"}})) == "(read)");
+  CHECK_THAT(refusal(with(deepseek, {{"sliding_window", "4096"}})), ContainsSubstring("sliding_window"));
+  CHECK(refusal(with(deepseek, {{"sliding_window", "4096"}, {"use_sliding_window", "false"}})) == "(read)");
   for (const auto& [key, ours, theirs] :
        {std::tuple{"rope_interleave", "false", "true"}, {"use_qk_norm", "true", "false"}}) {
     CHECK(refusal(with(qwen, {{key, ours}})) == "(read)");

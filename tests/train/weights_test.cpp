@@ -51,7 +51,7 @@ void check_load_by_rank(const fs::path& path, const std::vector<ParameterSpec>& 
 }
 
 TEST_CASE("weights initialised on any mesh are slices of the whole model's") {
-  for (const std::string& model : test::model_fixtures()) {
+  for (const std::string& model : test::family_fixtures()) {
     const std::vector<ParameterSpec> specs = list_parameters(read_hub_config(test::fixtures() / model));
     TensorMap whole = make_parameter_tensors(specs);
     initialise_weights(whole, whole_parameters(specs), 7, 0.02);
@@ -66,7 +66,7 @@ TEST_CASE("weights initialised on any mesh are slices of the whole model's") {
 }
 
 TEST_CASE("each rank loads its own experts from a model folder, one tensor each or packed, f32 or bf16") {
-  for (const std::string& model : test::model_fixtures()) {
+  for (const std::string& model : test::family_fixtures()) {
     const fs::path source = test::fixtures() / model;
     const std::vector<ParameterSpec> specs = list_parameters(read_hub_config(source));
     const SafetensorsFolder files(source);

@@ -125,7 +125,8 @@ void read_fixed_choices(Reader& r, const ModelConfig& c) {
     if (layer >= c.moe_layers.size() || mlps[layer] != (c.moe_layers[layer] ? "sparse" : "dense"))
       r.fail("mlp_layer_types",
              fmt::format("layer {} is '{}' here, and other keys say otherwise", layer, mlps[layer]));
-  for (const char* key : {"sliding_window", "max_window_layers"}) r.ignore(key);  // of use_sliding_window
+  if (r.has("use_sliding_window"))  // which is false: these have no effect
+    for (const char* key : {"sliding_window", "max_window_layers"}) r.ignore(key);
   for (const ConfigNode* node : r.unread()) {
     const auto read_by_suffix = [&](const auto& choices) {
       for (const auto& choice : choices)

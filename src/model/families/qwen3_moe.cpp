@@ -17,6 +17,8 @@ void read_attention(Reader& r, ModelConfig& c) {
     r.fail("num_key_value_heads",
            fmt::format("{} does not divide {} attention heads", c.gqa.kv_heads, c.num_heads));
   if (c.gqa.head_dim % 2 != 0) r.fail("head_dim", "rotated pairs need an even size");
+  // Without use_sliding_window neither has an effect.
+  for (const char* key : {"sliding_window", "max_window_layers"}) r.ignore(key);
   for (const char* key : {"qk_norm", "use_qk_norm", "qk_layernorm"})
     r.require_value(key, true, "this family normalises queries and keys");
   for (const char* key : {"rope_interleave", "rope_interleaved"})
