@@ -51,7 +51,12 @@ commands=(./scripts/quickstart.sh ./scripts/test.sh)
 # A mount namespace of its own: no mount outlives this script or is seen outside it, however it ends, so that a root
 # can be deleted without harm. A process namespace likewise ends what was started in the root.
 if [[ ${FRESH_ROOT_INSIDE:-} != yes ]]; then
-  FRESH_ROOT_INSIDE=yes exec unshare --mount --propagation private --pid --fork --kill-child --mount-proc "$0" "$@"
+  FRESH_ROOT_INSIDE=yes unshare --mount --propagation private --pid --fork --kill-child --mount-proc "$0" "$@" &
+  inside=$!
+  # unshare takes no other signal while it waits; what it has started gets this one too.
+  trap 'kill -KILL "$inside"; exit 143' INT TERM HUP
+  wait "$inside"
+  exit
 fi
 
 cd "$(dirname "$0")/.."
