@@ -54,6 +54,76 @@ OpCase cached_case(const char* name, const ops::DistillLoss& a, const HostTensor
   return c;
 }
 
+/// Multiples of 1/8: products and sums of these are exact in f32 and in bf16, so that the logits are.
+HostTensor coarse(Shape shape, std::uint64_t seed) {
+  HostTensor x = random_tensor(std::move(shape), seed);
+  for (float& value : x.values<float>()) value = std::round(value * 8.0F) / 8.0F;
+  return x;
+}
+
+/// A student that is close to its teacher: most of its head is the teacher's.
+OpCase close_case(const ops::DistillLoss& a, const HostTensor& targets, const Sizes& s) {
+  const HostTensor h = coarse({targets.num_elements(), s.hidden}, 451), w = coarse({s.vocab, s.hidden}, 452);
+  HostTensor wt = coarse({s.vocab, s.hidden}, 452);
+  for (std::size_t i = 0; i < wt.values<float>().size(); i += 5) wt.values<float>()[i] += 0.03125F;
+  OpCase c{"distill_loss", "a student close to its teacher", Attributes::of(a), {h, w, h, wt, targets}, {0},
+           {2, 3}};
+  c.tolerance = 1e-5;
+  c.gradient_tolerance = 3e-5;
+  return c;
+}
+
+/// The same with what could have been kept of that teacher: log-probabilities of its first tokens and the
+/// rest.
+OpCase close_cached_case(const ops::DistillLoss& a, const HostTensor& targets, const Sizes& s) {
+  OpCase c = close_case(a, targets, s);
+  const auto h = c.inputs[2].values<float>(), wt = c.inputs[3].values<float>();
+  const std::int64_t tokens = targets.num_elements();
+  HostTensor indices(DType::i32, {tokens, a.top_k}), log_probs(DType::f32, {tokens, a.top_k});
+  HostTensor tail(DType::f32, {tokens});
+  for (std::int64_t t = 0; t < tokens; ++t) {
+    std::vector<double> masses(static_cast<std::size_t>(s.vocab), 0.0);
+    double sum = 0.0, rest = 0.0;
+    for (std::int64_t v = 0; v < s.vocab; ++v) {
+      double logit = 0.0;
+      for (std::int64_t i = 0; i < s.hidden; ++i)
+        logit += static_cast<double>(h[static_cast<std::size_t>(t * s.hidden + i)]) *
+                 static_cast<double>(wt[static_cast<std::size_t>(v * s.hidden + i)]);
+      sum += masses[static_cast<std::size_t>(v)] = std::exp(logit / a.temperature);
+      if (v >= a.top_k) rest += masses[static_cast<std::size_t>(v)];
+    }
+    for (std::int64_t k = 0; k < a.top_k; ++k) {
+      const auto to = static_cast<std::size_t>(t * a.top_k + k);
+      indices.values<std::int32_t>()[to] = static_cast<std::int32_t>(k);
+      log_probs.values<float>()[to] = static_cast<float>(std::log(masses[static_cast<std::size_t>(k)] / sum));
+    }
+    tail.values<float>()[static_cast<std::size_t>(t)] = static_cast<float>(std::log(rest / sum));
+  }
+  c.op = "cached_distill_loss";
+  c.inputs = {c.inputs[0], c.inputs[1], indices, log_probs, tail, random_tensor({tokens}, 453, 0.5, -2.0),
+              targets};
+  c.constants = {3, 4, 5};
+  c.gradient_tolerance = 3e-4;  // log(q/p) is 1e-5, and what was kept is known to 1e-7
+  return c;
+}
+
+/// What is left of the sums is small, and the square of the temperature multiplies their rounding errors.
+void add_temperatures(std::vector<OpCase>& cases, const HostTensor& targets) {
+  for (ops::DistillLoss a : {ops::DistillLoss{},
+                             {.kl = 0, .reverse_kl = 1},
+                             {.kl = 0, .jsd = 1},
+                             {.kl = 0.4, .reverse_kl = 0.3, .jsd = 0.2, .sft = 0.1}})
+    for (const double temperature : {8.0, 1000.0}) {
+      a.temperature = temperature;
+      for (const std::int64_t top_k : {0, 5}) {
+        a.top_k = top_k;
+        cases.push_back(close_case(a, targets, {}));
+        cases.push_back(loss_case("a student far from its teacher", a, targets));
+      }
+      cases.push_back(close_cached_case(a, targets, {}));
+    }
+}
+
 void add_losses(std::vector<OpCase>& cases) {
   const HostTensor targets = integer_tensor({7}, {3, -1, 22, 0, -1, 7, 3});
   const std::vector<std::pair<const char*, ops::DistillLoss>> losses{
@@ -74,6 +144,7 @@ void add_losses(std::vector<OpCase>& cases) {
       cases.push_back(cached_case(name, some, targets, 23));
     }
   }
+  add_temperatures(cases, targets);
   const HostTensor many = random_integers({301}, -1, 1031, 405);
   cases.push_back(loss_case("blocks of tokens", {}, many, {1031, 16, 9, 0.3}));
   cases.push_back(
@@ -103,7 +174,7 @@ void add_kept(std::vector<OpCase>& cases) {
 void add_comparisons(std::vector<OpCase>& cases) {
   for (const char* op : {"squared_difference", "router_divergence"})
     for (const auto& [tokens, width] :
-         {std::pair<std::int64_t, std::int64_t>{5, 7}, {1, 1}, {301, 64}, {70, 33}}) {
+         {std::pair<std::int64_t, std::int64_t>{5, 7}, {1, 2}, {301, 64}, {70, 33}}) {
       OpCase c{op,
                "some tokens not counted",
                Attributes::of(ops::Weight{0.3}),

@@ -52,10 +52,14 @@ Row gather_events(const Row& p, const std::vector<std::size_t>& ids) {
   return out;
 }
 
+// Σ p log(p/q), to which Σ q - Σ p = 0 is added term by term: of close distributions the plain sum is inexact
+// in f64, too.
 double kl(const Row& p, const Row& q) {
   double sum = 0.0;
-  for (std::size_t i = 0; i < p.size(); ++i)
-    if (p[i] > 0) sum += p[i] * std::log(p[i] / q[i]);
+  for (std::size_t i = 0; i < p.size(); ++i) {
+    const double x = std::log(q[i] / p[i]);
+    sum += p[i] > 0 ? p[i] * (std::expm1(x) - x) : q[i];
+  }
   return sum;
 }
 
@@ -117,6 +121,8 @@ void run_cached_distill_loss(const KernelCall& call) {
       p.push_back(std::exp(call.in<double>(3)[t * a.top_k + k]));
     }
     if (a.top_k < vocab) p.push_back(std::exp(call.in<double>(4)[t]));
+    const double mass = std::accumulate(p.begin(), p.end(), 0.0);
+    for (double& x : p) x /= mass;
     add_token(call, p, gather_events(softmax(s, a.temperature), ids), -std::log(softmax(s, 1.0)[at]),
               -call.in<double>(5)[t], argmax(s) == ids[0], s[at] >= *std::max_element(s.begin(), s.end()));
   }

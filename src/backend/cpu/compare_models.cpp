@@ -1,10 +1,9 @@
 // Differences between a student and its teacher inside the layers: hidden states, routers.
 #include <algorithm>
-#include <cmath>
 
+#include "farskip/backend/cpu/distill_row.h"
 #include "farskip/backend/cpu/parallel.h"
 #include "farskip/backend/cpu/reduce.h"
-#include "farskip/backend/cpu/vector_math.h"
 #include "farskip/backend/kernel.h"
 #include "farskip/ops/distill_ops.h"
 
@@ -50,23 +49,15 @@ void run_squared_difference_grad(const KernelCall& call) {
   });
 }
 
-/// log Σ exp(x).
-float log_sum_exp(const float* x, std::int64_t n) {
-  const float max = *std::max_element(x, x + n);
-  return max + std::log(cpu::lane_sum<float>(n, [&](std::int64_t i) { return cpu::fast_exp(x[i] - max); }));
-}
-
 void run_router_divergence(const KernelCall& call) {
-  const std::int64_t tokens = call.in_shape(0)[0], experts = call.in_shape(0)[1];
-  *call.out(0) =
-      static_cast<float>(call.get<ops::Weight>().weight *
-                         sum_over_tokens(call, tokens, call.in<std::int32_t>(2), [&](std::int64_t token) {
-                           const float *s = call.in(0) + token * experts, *t = call.in(1) + token * experts;
-                           const float log_s = log_sum_exp(s, experts), log_t = log_sum_exp(t, experts);
-                           return static_cast<double>(cpu::lane_sum<float>(experts, [&](std::int64_t e) {
-                             return cpu::fast_exp(t[e] - log_t) * ((t[e] - log_t) - (s[e] - log_s));
-                           }));
-                         }));
+  const std::int64_t tokens = call.in_shape(0)[0];
+  const auto experts = static_cast<std::size_t>(call.in_shape(0)[1]);
+  *call.out(0) = static_cast<float>(
+      call.get<ops::Weight>().weight *
+      sum_over_tokens(call, tokens, call.in<std::int32_t>(2), [&](std::int64_t token) {
+        const std::size_t first = static_cast<std::size_t>(token) * experts;
+        return cpu::kl_divergence({call.in(0) + first, experts}, {call.in(1) + first, experts});
+      }));
 }
 
 void run_router_divergence_grad(const KernelCall& call) {
@@ -74,14 +65,14 @@ void run_router_divergence_grad(const KernelCall& call) {
   const auto* targets = call.in<std::int32_t>(3);
   const float scale = static_cast<float>(call.get<ops::Weight>().weight) * *call.in(0);
   cpu::parallel_ranges(tokens, cpu::rows_per_tile(experts), [&](std::int64_t begin, std::int64_t end) {
+    const auto size = static_cast<std::size_t>(experts);
     for (std::int64_t token = begin; token < end; ++token) {
-      const float *s = call.in(1) + token * experts, *t = call.in(2) + token * experts;
-      float* ds = call.out(0) + token * experts;
-      const float log_s = log_sum_exp(s, experts), log_t = log_sum_exp(t, experts);
-      const float counted = targets[token] < 0 ? 0.0F : scale;
-#pragma omp simd
-      for (std::int64_t e = 0; e < experts; ++e)
-        ds[e] = counted * (cpu::fast_exp(s[e] - log_s) - cpu::fast_exp(t[e] - log_t));
+      const std::span<float> gradient{call.out(0) + token * experts, size};
+      if (targets[token] < 0)
+        std::fill(gradient.begin(), gradient.end(), 0.0F);
+      else
+        cpu::kl_gradient({call.in(1) + token * experts, size}, {call.in(2) + token * experts, size}, scale,
+                         gradient);
     }
   });
 }

@@ -1,7 +1,6 @@
 // The losses of distillation, fused with both heads: logits of student and teacher are held for one block of
 // tokens at a time.
 #include <algorithm>
-#include <vector>
 
 #include "farskip/backend/cpu/distill_row.h"
 #include "farskip/backend/cpu/head_blocks.h"
@@ -57,21 +56,14 @@ TokenDistance compare_token(const Problem& p, std::int64_t token, float* student
   }
   if (teacher != nullptr && a.top_k == 0)
     return cpu::compare_logits({student, size}, {teacher, size}, target, a, request);
+  if (teacher != nullptr) return cpu::compare_events({student, size}, {teacher, size}, target, a, request);
   const auto k = static_cast<std::size_t>(a.top_k);
-  std::vector<float> log_probs(k + 1);
-  if (teacher != nullptr) {
-    std::vector<std::int32_t> indices(k);
-    cpu::find_events({teacher, size}, a.temperature, indices, log_probs);
-    return cpu::compare_events({student, size},
-                               {indices, log_probs, cpu::log_probability({teacher, size}, target)}, target, a,
-                               request);
-  }
-  std::copy_n(p.log_probs + token * a.top_k, k, log_probs.begin());
-  log_probs[k] = p.log_tail[token];
-  return cpu::compare_events(
-      {student, size},
-      {{p.indices + token * a.top_k, k}, log_probs, static_cast<double>(p.target_log_prob[token])}, target, a,
-      request);
+  return cpu::compare_kept({student, size},
+                           {{p.indices + token * a.top_k, k},
+                            {p.log_probs + token * a.top_k, k},
+                            p.log_tail[token],
+                            static_cast<double>(p.target_log_prob[token])},
+                           target, a, request);
 }
 
 /// Sums in order of tokens.
@@ -132,11 +124,9 @@ void run_teacher_top_k(const KernelCall& call) {
     cpu::parallel_for(count, [&](std::int64_t i) {
       const std::int64_t t = first + i;
       const std::span<float> row{logits + i * vocabulary, size};
-      std::vector<float> log_probs(k + 1);
-      cpu::find_events(row, a.temperature, {call.out<std::int32_t>(0) + t * a.top_k, k}, log_probs);
-      std::copy_n(log_probs.begin(), k, call.out(1) + t * a.top_k);
-      call.out(2)[t] = log_probs[k];
       call.out(3)[t] = targets[t] < 0 ? 0.0F : static_cast<float>(cpu::log_probability(row, targets[t]));
+      cpu::find_events(row, a.temperature, {call.out<std::int32_t>(0) + t * a.top_k, k},
+                       {call.out(1) + t * a.top_k, k}, call.out(2)[t]);
     });
   }
 }

@@ -1,5 +1,6 @@
 // Differences between a student and its teacher inside the layers: hidden states, routers.
 #include "backend/cuda/launch.cuh"
+#include "farskip/backend/divergence.h"
 #include "farskip/ops/distill_ops.h"
 
 namespace farskip {
@@ -42,15 +43,55 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-/// log Σ exp(x), in every lane. Not inlined: student and teacher must get the same bits of the same logits.
-__device__ __noinline__ float log_sum_exp(const float* x, std::int64_t n) {
-  float max = -INFINITY, sum = 0.0F;
+/// probability_i = exp(x_i - max) / sum.
+struct WarpSoftmax {
+  float max, inverse_sum;
+  double log_sum;
+  __device__ __forceinline__ float at(float x) const { return expf(x - max) * inverse_sum; }
+};
+
+/// In every lane. Not inlined: student and teacher must get the same bits of the same logits.
+__device__ __noinline__ WarpSoftmax softmax_of(const float* x, std::int64_t n) {
+  float max = -INFINITY;
+  double sum = 0.0;
   for (std::int64_t i = threadIdx.x % 32; i < n; i += 32) max = fmaxf(max, x[i]);
 #pragma unroll
   for (int step = 16; step > 0; step /= 2) max = fmaxf(max, __shfl_xor_sync(0xffffffffU, max, step));
-  for (std::int64_t i = threadIdx.x % 32; i < n; i += 32) sum += expf(x[i] - max);
-  return max + logf(warp_sum(sum));
+  for (std::int64_t i = threadIdx.x % 32; i < n; i += 32) sum += static_cast<double>(expf(x[i] - max));
+  sum = warp_sum(sum);
+  return {max, static_cast<float>(1.0 / sum), static_cast<double>(max) + log(sum)};
 }
+
+/// A token's routers. The two sums are rounded, which is too much where their difference is small: one step
+/// of Newton's method towards Σ q = Σ p.
+struct Routers {
+  const float *student, *teacher;
+  std::int64_t experts;
+  WarpSoftmax q, p;
+  LogRatio log_ratio;
+
+  __device__ Routers(const float* s, const float* t, std::int64_t n)
+      : student(s),
+        teacher(t),
+        experts(n),
+        q(softmax_of(s, n)),
+        p(softmax_of(t, n)),
+        log_ratio(1.0F, q.log_sum - p.log_sum) {
+    const double gain = sum([](float pe, float qe, float x) { return probability_gain(pe, qe, x); });
+    log_ratio = LogRatio(1.0F, q.log_sum - p.log_sum + log1p(gain));
+  }
+  /// Of term(p, q, log(q/p)) for one expert.
+  template <class F>
+  __device__ float at(std::int64_t e, const F& term) const {
+    return term(p.at(teacher[e]), q.at(student[e]), log_ratio.at(student[e], teacher[e]));
+  }
+  template <class F>
+  __device__ double sum(const F& term) const {
+    double mine = 0.0;
+    for (std::int64_t e = threadIdx.x % 32; e < experts; e += 32) mine += static_cast<double>(at(e, term));
+    return warp_sum(mine);
+  }
+};
 
 __global__ void __launch_bounds__(kThreads)
     router_divergence_kernel(const float* student, const float* teacher, const std::int32_t* targets,
@@ -58,13 +99,9 @@ __global__ void __launch_bounds__(kThreads)
   const std::int64_t token = warp_row();
   if (token >= tokens) return;
   double sum = 0.0;
-  if (targets[token] >= 0) {
-    const float *s = student + token * experts, *t = teacher + token * experts;
-    const float log_s = log_sum_exp(s, experts), log_t = log_sum_exp(t, experts);
-    for (std::int64_t e = threadIdx.x % 32; e < experts; e += 32)
-      sum += static_cast<double>(expf(t[e] - log_t) * ((t[e] - log_t) - (s[e] - log_s)));
-  }
-  sum = warp_sum(sum);
+  if (targets[token] >= 0)
+    sum = Routers(student + token * experts, teacher + token * experts, experts)
+              .sum([](float p, float q, float x) { return kl_term(p, q, x); });
   if (threadIdx.x % 32 == 0) values[token] = sum;
 }
 
@@ -74,11 +111,11 @@ __global__ void __launch_bounds__(kThreads)
                                   std::int64_t experts, float weight) {
   const std::int64_t token = warp_row();
   if (token >= tokens) return;
-  const float *s = student + token * experts, *t = teacher + token * experts;
-  const float log_s = log_sum_exp(s, experts), log_t = log_sum_exp(t, experts);
+  const Routers routers(student + token * experts, teacher + token * experts, experts);
   const float scale = targets[token] < 0 ? 0.0F : weight * *dloss;
   for (std::int64_t e = threadIdx.x % 32; e < experts; e += 32)
-    dstudent[token * experts + e] = scale * (expf(s[e] - log_s) - expf(t[e] - log_t));
+    dstudent[token * experts + e] =
+        scale * routers.at(e, [](float p, float q, float x) { return probability_gain(p, q, x); });
 }
 
 /// out = factor · Σ values.

@@ -41,7 +41,6 @@ struct Buffers {
   bf16* gradient = nullptr;
   double* results = nullptr;
   EventScratch events{};
-  KeptRows kept{};
   std::byte* products = nullptr;
   std::size_t bytes = 0;
 
@@ -60,11 +59,8 @@ struct Buffers {
       if (s.has_teacher) take(events.order, s.block * s.top_k);
     }
     if (s.top_k > 0 && s.has_student && s.has_teacher) {
-      kept.k = s.top_k;
-      take(kept.indices, s.block * s.top_k);
-      take(kept.log_probs, s.block * s.top_k);
-      take(kept.log_tail, s.block);
-      take(kept.target_log_prob, s.block);
+      take(events.kept_of_teacher, s.block * s.top_k);
+      take(events.indices, s.block * s.top_k);
     }
     take(products, static_cast<std::int64_t>(kProductWorkspace));
   }
@@ -147,14 +143,6 @@ class LossRun {
     launch(call_, kernel, grid_size(count), kRowThreads, fits ? bytes : 0, rows, more...);
   }
 
-  /// What the teacher says of the block's tokens.
-  KeptTeacher keep_teacher(std::int64_t first, std::int64_t count) const {
-    KeptRows to = buffers_.kept;
-    to.first = first;
-    launch_rows(keep_teacher_kernel, first, count, 1, a_.temperature, to, buffers_.events);
-    return {first, to.k, to.indices, to.log_probs, to.log_tail, to.target_log_prob};
-  }
-
   void compare(std::int64_t first, std::int64_t count) const {
     multiply_head(0, buffers_.student, first, count);
     if (!cached()) multiply_head(2, buffers_.teacher, first, count);
@@ -170,14 +158,13 @@ class LossRun {
       launch_rows(compare_logits_kernel<T>, first, count, 2, a_, gradients);
       return;
     }
-    const KeptTeacher teacher = cached() ? KeptTeacher{0,
-                                                       sizes_.top_k,
-                                                       input(2).as<const std::int32_t>(),
-                                                       input(3).as<const float>(),
-                                                       input(4).as<const float>(),
-                                                       input(5).as<const float>()}
-                                         : keep_teacher(first, count);
-    launch_rows(compare_events_kernel<T>, first, count, 1, a_, teacher, buffers_.events, gradients);
+    if (!cached()) {
+      launch_rows(compare_events_kernel<T>, first, count, 2, a_, buffers_.events, gradients);
+      return;
+    }
+    const KeptTeacher teacher{sizes_.top_k, input(2).as<const std::int32_t>(), input(3).as<const float>(),
+                              input(4).as<const float>(), input(5).as<const float>()};
+    launch_rows(compare_kept_kernel<T>, first, count, 1, a_, teacher, buffers_.events, gradients);
   }
 
   /// dh and dw from the gradient of a block of logits.
@@ -268,7 +255,7 @@ void run_teacher_top_k(const KernelCall& call) {
   const Sizes sizes = teacher_sizes(h.shape, w.shape, a);
   const Buffers buffers(call.workspace.data(), sizes);
   FARSKIP_CHECK(call.workspace.size() >= buffers.bytes, "workspace of {} bytes", call.workspace.size());
-  const KeptRows to{0, a.top_k, call.out<std::int32_t>(0), call.out(1), call.out(2), call.out(3)};
+  const KeptRows to{a.top_k, call.out<std::int32_t>(0), call.out(1), call.out(2), call.out(3)};
   const std::size_t row_bytes = static_cast<std::size_t>(sizes.leading) * sizeof(float);
   const bool fits = row_bytes <= kMaxStaged;
   if (fits)

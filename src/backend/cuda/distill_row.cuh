@@ -1,13 +1,13 @@
 #pragma once
 // What a block of threads computes about one row of logits, for the losses of distillation.
 //
-// A student that has its teacher's logits must get exactly zero. So both go through the same functions, which
-// are not inlined, and products whose difference is taken are rounded first: the compiler must not fuse only
-// one of them with the subtraction.
+// A student that has its teacher's logits must get exactly zero. So the sums of both come from the same
+// functions, which are not inlined: the compiler must not fuse additions in only one of them.
 
 #include <cmath>
 
 #include "backend/cuda/launch.cuh"
+#include "farskip/backend/divergence.h"
 #include "farskip/ops/distill_ops.h"
 
 namespace farskip::cuda {
@@ -62,45 +62,45 @@ __device__ inline Largest find_largest(const float* x, std::int32_t n, RowScratc
   return row_largest(mine, scratch);
 }
 
-/// probability_i = exp((x_i - max) scale - log_sum).
+/// probability_i = exp((x_i - max) scale) / sum.
 struct Softmax {
-  float max, scale, log_sum, inverse_sum;
+  float max, scale, inverse_sum;
   std::int32_t first;  // the lowest token with the largest logit
+  double sum;
+  double log_sum;  // log Σ exp(x_i scale)
 
-  __device__ __forceinline__ float log_at(float x) const {
-    return __fsub_rn(__fmul_rn(__fsub_rn(x, max), scale), log_sum);
-  }
-  __device__ __forceinline__ float at(float x) const {
-    return __fmul_rn(expf(__fmul_rn(__fsub_rn(x, max), scale)), inverse_sum);
+  __device__ __forceinline__ float at(float x) const { return expf((x - max) * scale) * inverse_sum; }
+  __device__ __forceinline__ double log_at(float x) const {
+    return static_cast<double>((x - max) * scale) - log(sum);
   }
 };
 
 static __device__ __noinline__ Softmax softmax_of(const float* x, std::int32_t n, double temperature,
                                                   RowScratch& scratch) {
   const Largest largest = find_largest(x, n, scratch);
-  Softmax s{largest.value, static_cast<float>(1.0 / temperature), 0.0F, 0.0F, largest.index};
-  double sum = 0.0;
+  Softmax s{largest.value, static_cast<float>(1.0 / temperature), 0.0F, largest.index, 0.0, 0.0};
   for (std::int32_t i = threadIdx.x; i < n; i += kRowThreads)
-    sum += static_cast<double>(expf(__fmul_rn(__fsub_rn(x[i], s.max), s.scale)));
-  sum = row_sum(sum, scratch);
-  s.log_sum = static_cast<float>(log(sum));
-  s.inverse_sum = static_cast<float>(1.0 / sum);
+    s.sum += static_cast<double>(expf((x[i] - s.max) * s.scale));
+  s.sum = row_sum(s.sum, scratch);
+  s.log_sum = static_cast<double>(s.max) * static_cast<double>(s.scale) + log(s.sum);
+  s.inverse_sum = static_cast<float>(1.0 / s.sum);
   return s;
 }
 
-/// log(m / q) where log(p / q) = x and m = (p + q) / 2; exactly 0 at 0.
-__device__ inline float log_mean_ratio(float x) {
-  return fmaxf(x, 0.0F) + logf((1.0F + expf(-fabsf(x))) * 0.5F);
+/// log(Σ exp(s_i scale) / Σ exp(t_i scale)), exactly 0 for equal rows. -INFINITY in a row stands for no
+/// logit. Each of the two sums is rounded, which is too much where their difference is small: one step of
+/// Newton's method towards Σ q = Σ p.
+__device__ inline double log_sum_ratio(const float* student, const Softmax& q, const float* teacher,
+                                       const Softmax& p, std::int32_t n, RowScratch& scratch) {
+  const double rounded = q.log_sum - p.log_sum;
+  const LogRatio log_ratio(q.scale, rounded);
+  double gain = 0.0;
+  for (std::int32_t i = threadIdx.x; i < n; i += kRowThreads) {
+    const float s = student[i], t = teacher[i];
+    gain += static_cast<double>(probability_gain(p.at(t), q.at(s), log_ratio.at(s, t)));
+  }
+  return rounded + log1p(row_sum(gain, scratch));
 }
-__device__ inline double log_mean_ratio(double x) {
-  return fmax(x, 0.0) + log((1.0 + exp(-fabs(x))) * 0.5);
-}
-
-/// jsd_student, Σ q/2 log(q/m), is also what the gradient of the Jensen-Shannon divergence subtracts from
-/// each term.
-struct Divergences {
-  double kl = 0.0, reverse_kl = 0.0, jsd = 0.0, jsd_student = 0.0;
-};
 
 /// Of the parts that each thread has summed.
 __device__ inline Divergences sum_divergences(Divergences mine, const ops::DistillLoss& a,
@@ -109,21 +109,23 @@ __device__ inline Divergences sum_divergences(Divergences mine, const ops::Disti
   if (a.reverse_kl > 0) mine.reverse_kl = row_sum(mine.reverse_kl, scratch);
   if (a.jsd > 0) {
     mine.jsd_student = row_sum(mine.jsd_student, scratch);
-    mine.jsd = mine.jsd_student + row_sum(mine.jsd, scratch);
+    mine.jsd = row_sum(mine.jsd, scratch);
   }
   return mine;
 }
 
 // ---- events: the largest logits of the teacher, and the rest together ----------------------------------
 
-/// A distribution over events, in logarithms, and what the rest was made of.
+/// One model's distribution over the k logits that were kept and, as event k, the rest.
 struct Events {
-  double scale, log_total, rest_sum;
-  float rest_max, log_rest;  // -INFINITY where nothing is left
+  double scale, log_total;  // log Σ exp(logit scale) over all
+  Softmax rest;             // over the row without those
+  bool has_rest;
 
-  __device__ __forceinline__ float log_at(float kept) const {
-    return static_cast<float>(__dsub_rn(__dmul_rn(static_cast<double>(kept), scale), log_total));
+  __device__ __forceinline__ double log_kept(float logit) const {
+    return static_cast<double>(logit) * scale - log_total;
   }
+  __device__ __forceinline__ double log_rest() const { return rest.log_sum - log_total; }
 };
 
 /// Moves the logits at indices[k] to kept[k] and leaves -INFINITY there.
@@ -137,24 +139,18 @@ static __device__ __noinline__ Events measure_events(float* x, std::int32_t n, c
     top.add(kept[b], b);
   }
   __syncthreads();
-  Events e{1.0 / temperature, 0.0, 0.0, -INFINITY, -INFINITY};
-  const bool has_rest = k < n;
-  if (has_rest) {
-    e.rest_max = find_largest(x, n, scratch).value;
-    const float scale = static_cast<float>(e.scale);
-    for (std::int32_t i = threadIdx.x; i < n; i += kRowThreads)
-      e.rest_sum += static_cast<double>(expf(__fmul_rn(__fsub_rn(x[i], e.rest_max), scale)));
-    e.rest_sum = row_sum(e.rest_sum, scratch);
+  Events e{1.0 / temperature, 0.0, {}, k < n};
+  double largest = static_cast<double>(row_largest(top, scratch).value) * e.scale;
+  if (e.has_rest) {
+    e.rest = softmax_of(x, n, temperature, scratch);
+    largest = fmax(largest, e.rest.log_sum);
   }
-  const double rest_top = static_cast<double>(e.rest_max) * e.scale;
-  const double largest = fmax(static_cast<double>(row_largest(top, scratch).value) * e.scale, rest_top);
   double total = 0.0;
   for (std::int32_t b = threadIdx.x; b < k; b += kRowThreads)
     total += exp(static_cast<double>(kept[b]) * e.scale - largest);
   total = row_sum(total, scratch);
-  if (has_rest) total += exp(rest_top - largest) * e.rest_sum;
+  if (e.has_rest) total += exp(e.rest.log_sum - largest);
   e.log_total = largest + log(total);
-  if (has_rest) e.log_rest = static_cast<float>(rest_top + log(e.rest_sum) - e.log_total);
   return e;
 }
 

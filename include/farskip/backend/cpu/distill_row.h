@@ -1,6 +1,7 @@
 #pragma once
 // One token's comparison of a student with its teacher: the rows of logits in, divergences and the gradient
-// with respect to the student's logits out. Definitions: farskip/ops/distill_ops.h.
+// with respect to the student's logits out. Definitions: farskip/ops/distill_ops.h. Divergences are never
+// negative; rows are used as scratch memory unless they are const.
 
 #include <cstdint>
 #include <span>
@@ -16,31 +17,40 @@ struct TokenDistance {
   double agreement = 0.0, correct = 0.0;
 };
 
-/// A teacher's distribution over its largest logits and the rest.
-struct TeacherEvents {
-  std::span<const std::int32_t> indices;  // [K], by descending logit
-  std::span<const float> log_probs;       // [K + 1]: the last is that of the rest
-  double target_log_prob = 0.0;           // without temperature
-};
-
 /// Where `gradient` is set, student[V] becomes dloss times the gradient of the weighted loss.
 struct GradientRequest {
   bool gradient = false;
   float dloss = 0.0F;
 };
 
-/// Over the full vocabulary.
+/// Over the full vocabulary. Without a gradient the student's row stays as it is.
 TokenDistance compare_logits(std::span<float> student, std::span<const float> teacher, std::int32_t target,
                              const ops::DistillLoss& a, GradientRequest request);
-/// Over the events of the teacher. The student's logits are changed on the way and come back as they were
-/// without a gradient.
-TokenDistance compare_events(std::span<float> student, const TeacherEvents& teacher, std::int32_t target,
+/// Over the a.top_k largest logits of the teacher and the rest.
+TokenDistance compare_events(std::span<float> student, std::span<float> teacher, std::int32_t target,
                              const ops::DistillLoss& a, GradientRequest request);
 
+/// What is kept of a teacher: its distribution over its largest logits and the rest.
+struct KeptTeacher {
+  std::span<const std::int32_t> indices;  // [K], by descending logit
+  std::span<const float> log_probs;       // [K]
+  float log_tail = 0.0F;                  // of the rest; not read where nothing is left
+  double target_log_prob = 0.0;           // without temperature
+};
+/// The same over what is kept.
+TokenDistance compare_kept(std::span<float> student, const KeptTeacher& teacher, std::int32_t target,
+                           const ops::DistillLoss& a, GradientRequest request);
+
+/// KL(softmax(teacher) || softmax(student)), without temperature.
+double kl_divergence(std::span<const float> student, std::span<const float> teacher);
+/// gradient[V]: `scale` times that of kl_divergence with respect to the student's logits.
+void kl_gradient(std::span<const float> student, std::span<const float> teacher, float scale,
+                 std::span<float> gradient);
+
 /// The `indices.size()` largest logits, descending, ties to the lower id, and the log-probabilities of these
-/// events and of the rest (-inf where nothing is left). logits as in compare_events.
+/// events and of the rest (-inf where nothing is left).
 void find_events(std::span<float> logits, double temperature, std::span<std::int32_t> indices,
-                 std::span<float> log_probs);
+                 std::span<float> log_probs, float& log_tail);
 /// Log-probability of one token.
 double log_probability(std::span<const float> logits, std::int32_t token);
 
