@@ -191,13 +191,14 @@ __device__ double log_mass_of(const float* log_probs, float log_tail, std::int32
   return log(has_rest ? mass + exp(static_cast<double>(log_tail)) : mass);
 }
 
-/// Of the student, before its row is taken apart.
+/// Of the student, before its row is taken apart: every thread reads the target's logit ahead of the barriers
+/// in softmax_of.
 struct PlainStudent {
-  Softmax softmax;
   float target_logit;
+  Softmax softmax;
 
   __device__ PlainStudent(const float* row, std::int32_t n, std::int32_t target, RowScratch& scratch)
-      : softmax(softmax_of(row, n, 1.0, scratch)), target_logit(row[target]) {}
+      : target_logit(row[target]), softmax(softmax_of(row, n, 1.0, scratch)) {}
 };
 
 /// Results and gradient of a token from its events; `row`: what is left of the student's.
@@ -265,7 +266,8 @@ __global__ void __launch_bounds__(kRowThreads)
   std::int32_t* indices = memory.indices + place;
   float *kept = memory.kept + place, *kept_of_teacher = memory.kept_of_teacher + place;
   const PlainStudent plain(student, n, target, scratch);
-  const double teacher_loss = -softmax_of(teacher, n, 1.0, scratch).log_at(teacher[target]);
+  const float teacher_target = teacher[target];
+  const double teacher_loss = -softmax_of(teacher, n, 1.0, scratch).log_at(teacher_target);
   select_largest(teacher, n, k, indices, memory.order + place, scratch);
   const Events of_teacher = measure_events(teacher, n, indices, k, a.temperature, kept_of_teacher, scratch);
   const Events of_student = measure_events(student, n, indices, k, a.temperature, kept, scratch);
