@@ -70,7 +70,9 @@ fs::path replaceable(const fs::path& path) {
   for (int links = 0; links < most_links && fs::is_symlink(target, error); ++links)
     target = target.parent_path() / fs::read_symlink(target, error);  // as it stands, if that is absolute
   const fs::file_status status = fs::status(target, error);
-  if (fs::exists(status) && !fs::is_regular_file(status) && !fs::is_directory(status))
+  if (fs::is_directory(status))
+    throw IoError(fmt::format("{}: is a folder, which a file cannot replace; name a file", path.string()));
+  if (fs::exists(status) && !fs::is_regular_file(status))
     throw IoError(
         fmt::format("{}: is a device or pipe, which a file cannot replace; name a file", path.string()));
   return target;

@@ -1,3 +1,4 @@
+#include <list>
 #include <nlohmann/json.hpp>
 
 #include "farskip/cli/command.h"
@@ -14,13 +15,14 @@ struct Options {
   std::int64_t vocab_size = 4096, holdout_every = 0;
 };
 
-std::vector<fs::path> text_files(const Options& options) {
+std::vector<fs::path> text_files(const Options& options, const Logger& logger) {
   const std::vector<fs::path> sources(options.text.begin(), options.text.end());
-  return list_text_files(sources);
+  return list_text_files(sources, logger);
 }
 
 ExitCode train_tokenizer(const Options& options, const CommonOptions& common) {
-  const std::vector<fs::path> files = text_files(options);
+  const std::vector<fs::path> files = text_files(options, common.logger());
+  OutputFile out(options.out);  // now: one that cannot be written is found before the work
   BpeTrainer trainer;
   std::uint64_t bytes = 0;
   for (const fs::path& file : files)
@@ -31,7 +33,8 @@ ExitCode train_tokenizer(const Options& options, const CommonOptions& common) {
   BpeTrainerOptions bpe;
   bpe.vocab_size = options.vocab_size;
   const Tokenizer tokenizer = trainer.train(bpe);
-  tokenizer.save(options.out);
+  out.write(tokenizer.json());
+  out.commit();
   if (common.json)
     print_json({{"out", options.out},
                 {"vocab_size", tokenizer.vocab_size()},
@@ -63,19 +66,25 @@ void print_tokens(const std::string& prefix, const CommonOptions& common) {
 ExitCode tokenize(const Options& options, const CommonOptions& common) {
   const Tokenizer tokenizer = Tokenizer::load(options.tokenizer);
   std::vector<fs::path> train, held_out;
-  for (const fs::path& file : text_files(options)) {
+  for (const fs::path& file : text_files(options, common.logger())) {
     const std::size_t n = train.size() + held_out.size() + 1;
     const bool hold = options.holdout_every > 0 && n % static_cast<std::size_t>(options.holdout_every) == 0;
     (hold ? held_out : train).push_back(file);
   }
-  if (options.holdout_every > 0 && held_out.empty())
-    throw UsageError(fmt::format("--holdout-every {}: only {} files; nothing would be held out",
-                                 options.holdout_every, train.size()));
-  tokenize_text(train, tokenizer, options.out);
-  print_tokens(options.out, common);
-  if (held_out.empty()) return ExitCode::ok;
-  tokenize_text(held_out, tokenizer, options.out + "-validation");
-  print_tokens(options.out + "-validation", common);
+  if (options.holdout_every > 0 && (held_out.empty() || train.empty()))
+    throw UsageError(fmt::format("--holdout-every {}: of {} files, nothing would be {}",
+                                 options.holdout_every, train.size() + held_out.size(),
+                                 held_out.empty() ? "held out" : "left"));
+  std::list<TokenFileWriter> writers;  // both now: one that cannot be written is found before the work
+  const TokenType type = token_type_for(tokenizer.vocab_size());
+  writers.emplace_back(options.out, type);
+  if (!held_out.empty()) writers.emplace_back(options.out + "-validation", type);
+  add_text(train, tokenizer, writers.front(), common.logger());
+  if (!held_out.empty()) add_text(held_out, tokenizer, writers.back(), common.logger());
+  for (TokenFileWriter& writer : writers) {
+    writer.commit();
+    print_tokens(writer.prefix(), common);
+  }
   return ExitCode::ok;
 }
 
@@ -98,14 +107,14 @@ void add_data(Subcommand& root) {
   Subcommand data = root.add("data", "Tokenizers and token files");
 
   Subcommand tokenizer = data.add("train-tokenizer", "Learn a byte-level BPE vocabulary from text");
-  tokenizer.positionals("TEXT", o->text, "Text or JSONL files, folders", true);
+  tokenizer.positionals("TEXT", o->text, "Files or folders of text, JSON lines or JSON, also .gz", true);
   tokenizer.integer("--vocab-size", o->vocab_size, "Tokens, with the 256 bytes and <|endoftext|>", 257,
                     1 << 20);
   tokenizer.required_text("--out", o->out, "tokenizer.json to write");
   tokenizer.run([o](const CommonOptions& common) { return train_tokenizer(*o, common); });
 
   Subcommand tokens = data.add("tokenize", "Text into a token file (PREFIX.bin, PREFIX.idx)");
-  tokens.positionals("TEXT", o->text, "Text or JSONL files, folders", true);
+  tokens.positionals("TEXT", o->text, "Files or folders of text, JSON lines or JSON, also .gz", true);
   tokens.required_text("--tokenizer", o->tokenizer, "tokenizer.json");
   tokens.required_text("--out", o->out, "Prefix to write");
   tokens.integer("--holdout-every", o->holdout_every,

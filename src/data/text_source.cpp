@@ -1,196 +1,181 @@
 #include "farskip/data/text_source.h"
 
-#include <stdlib.h>
-
-#include <algorithm>
-#include <cerrno>
-#include <cstring>
 #include <nlohmann/json.hpp>
 
 #include "farskip/base/error.h"
-#include "farskip/data/token_file.h"
+#include "farskip/data/text_stream.h"
 #include "farskip/data/unicode.h"
-#include "farskip/tensor/hash.h"
 #include "farskip/tensor/strict_json.h"
 
 namespace farskip {
 namespace {
 
-constexpr std::uint64_t kMaxDocumentBytes = std::uint64_t{1} << 30;
+constexpr std::string_view kByteOrderMark = "\xef\xbb\xbf", kBlank = " \t\r\n";
 
-bool is_jsonl(const fs::path& path) {
-  return path.extension() == ".jsonl";
+std::string_view without_mark(std::string_view text) {
+  return text.starts_with(kByteOrderMark) ? text.substr(kByteOrderMark.size()) : text;
 }
 
-bool is_text_file(const fs::path& path) {
-  const fs::path extension = path.extension();
-  return extension == ".txt" || extension == ".md" || extension == ".rst" || is_jsonl(path);
+bool is_blank(std::string_view text) {
+  return text.find_first_not_of(kBlank) == std::string_view::npos;
 }
 
-/// Reads a file line by line through a buffer.
-class LineReader {
- public:
-  explicit LineReader(const fs::path& path) : file_(path) {}
-
-  /// The next line without its '\n'; false at the end.
-  bool next(std::string_view& line) {
-    line_start_ += line_length_;
-    begin_ += line_length_;
-    std::size_t end = buffer_.find('\n', begin_);
-    while (end == std::string::npos && read_ < file_.size()) {
-      const std::size_t searched = buffer_.size() - begin_;
-      refill();
-      end = buffer_.find('\n', begin_ + searched);
-    }
-    const bool last = end == std::string::npos;
-    if (last && begin_ == buffer_.size()) return false;
-    line_length_ = (last ? buffer_.size() : end + 1) - begin_;
-    line = std::string_view(buffer_).substr(begin_, line_length_ - (last ? 0 : 1));
-    return true;
-  }
-  std::uint64_t line_start() const { return line_start_; }  // byte offset in the file
-
- private:
-  void refill() {
-    constexpr std::uint64_t kPiece = std::uint64_t{1} << 20;
-    buffer_.erase(0, begin_);
-    begin_ = 0;
-    if (buffer_.size() > kMaxDocumentBytes)
-      throw DataError(fmt::format("{}: the line at byte {} is longer than {} bytes", file_.path().string(),
-                                  line_start_, kMaxDocumentBytes));
-    const std::size_t old_size = buffer_.size();
-    const std::uint64_t count = std::min(std::max<std::uint64_t>(kPiece, old_size), file_.size() - read_);
-    buffer_.resize(old_size + count);
-    file_.read_at(read_, std::as_writable_bytes(std::span(buffer_).subspan(old_size)));
-    read_ += count;
-  }
-
-  InputFile file_;
-  std::string buffer_;
-  std::size_t begin_ = 0, line_length_ = 0;
-  std::uint64_t read_ = 0, line_start_ = 0;
+/// What files begin with that are no text, and how they become text.
+struct ForeignFormat {
+  std::string_view begin, name, cure;
 };
+constexpr ForeignFormat kForeignFormats[] = {
+    {"\x1f\x8b", "a gzip file", "let its name end in .gz"},
+    {"\x28\xb5\x2f\xfd", "a zstd file", "unpack it (zstd -d)"},
+    {"\xfd"
+     "7zXZ",
+     "an xz file", "unpack it (unxz)"},
+    {"BZh", "a bzip2 file", "unpack it (bunzip2)"},
+    {"PK\x03\x04", "a zip archive", "unpack it (unzip)"},
+    {"PAR1", "a Parquet file", "write its texts to a .jsonl file"},
+    {"ARROW1", "an Arrow file", "write its texts to a .jsonl file"},
+    {"%PDF-", "a PDF", "extract its text (pdftotext)"},
+    {"\xff\xfe", "UTF-16 text", "convert it (iconv -f UTF-16 -t UTF-8)"},
+    {"\xfe\xff", "UTF-16 text", "convert it (iconv -f UTF-16 -t UTF-8)"}};
 
-[[noreturn]] void refuse_utf8(const std::string& place, std::string_view text, std::size_t at,
-                              std::uint64_t offset) {
-  throw DataError(fmt::format("{}: byte {:#04x} at offset {} is not UTF-8; convert the file (iconv -t UTF-8)",
-                              place, static_cast<unsigned char>(text[at]), offset));
+void refuse_foreign(const std::string& place, std::string_view text) {
+  for (const auto& [begin, name, cure] : kForeignFormats)
+    if (text.starts_with(begin))
+      throw DataError(fmt::format("{}: is {}, which is not read as text; {}", place, name, cure));
 }
 
-void for_each_json_line(const fs::path& path, const std::function<void(std::string_view)>& use) {
-  LineReader lines(path);
+/// `offset`: of the text in its file.
+void check_utf8(const std::string& place, std::string_view text, std::uint64_t offset) {
+  if (const auto bad = find_invalid_utf8(text))
+    throw DataError(
+        fmt::format("{}: byte {:#04x} at offset {} is not UTF-8; convert the file (iconv -t UTF-8)", place,
+                    static_cast<unsigned char>(text[*bad]), offset + *bad));
+}
+
+/// The string "text" of an object.
+const std::string& text_of(const nlohmann::json& object, const std::string& place) {
+  if (!object.is_object())
+    throw DataError(
+        fmt::format("{}: {} instead of an object with a string \"text\"", place, object.type_name()));
+  const auto text = object.find("text");
+  if (text != object.end() && text->is_string()) return text->get_ref<const std::string&>();
+  std::vector<std::string> keys;
+  for (const auto& [key, value] : object.items()) keys.push_back(fmt::format("\"{}\"", printable(key)));
+  throw DataError(fmt::format("{}: an object needs a string \"text\"; this one has {}", place,
+                              keys.empty() ? "no keys" : fmt::format("{}", fmt::join(keys, ", "))));
+}
+
+using UseDocument = std::function<void(std::string_view)>;
+
+void for_each_json_line(const fs::path& path, bool gzip, const UseDocument& use) {
+  LineReader lines(path, gzip);
   std::string_view line;
   for (std::uint64_t number = 1; lines.next(line); ++number) {
-    const std::string place = fmt::format("{}:{}", path.string(), number);
-    if (const auto bad = find_invalid_utf8(line)) refuse_utf8(place, line, *bad, lines.line_start() + *bad);
-    if (line.find_first_not_of(" \t\r") == std::string_view::npos) continue;
-    const nlohmann::json object = parse_strict_json(line, place);
-    const auto text = object.is_object() ? object.find("text") : object.end();
-    if (!object.is_object() || text == object.end() || !text->is_string())
-      throw DataError(fmt::format("{}: the line at byte {} must be an object with a string \"text\"", place,
-                                  lines.line_start()));
-    use(text->get_ref<const std::string&>());
+    const std::string place = fmt::format("{}:{}", printable(path.string(), 1000), number);
+    if (number == 1) refuse_foreign(place, line);
+    check_utf8(place, line, lines.line_start());
+    if (number == 1) line = without_mark(line);
+    if (is_blank(line)) continue;
+    const std::string at = fmt::format("{} (byte {})", place, lines.line_start());
+    use(text_of(parse_strict_json(line, place), at));
   }
+}
+
+/// Whether a text is one JSON object a line. Two lines tell.
+bool is_json_lines(std::string_view text) {
+  int objects = 0;
+  while (objects < 2 && !is_blank(text)) {
+    text.remove_prefix(text.find_first_not_of(kBlank));
+    const std::string_view line = text.substr(0, text.find('\n'));
+    if (line.front() != '{' || !nlohmann::json::accept(line)) return false;
+    text.remove_prefix(line.size());
+    ++objects;
+  }
+  return objects > 0;
+}
+
+void for_each_json_document(const fs::path& path, bool gzip, const UseDocument& use) {
+  {
+    LineReader lines(path, gzip);
+    std::string_view line;
+    while (lines.next(line) && is_blank(without_mark(line))) continue;
+    if (is_json_lines(without_mark(line))) return for_each_json_line(path, gzip, use);
+  }
+  TextStream stream(path, gzip);
+  const std::string whole = read_rest(stream), place = printable(path.string(), 1000);
+  refuse_foreign(place, whole);
+  check_utf8(place, whole, 0);
+  const std::string_view text = without_mark(whole);
+  if (is_blank(text)) return;
+  const nlohmann::json value = parse_strict_json(text, place);
+  if (!value.is_array()) return use(text_of(value, place));
+  for (std::size_t i = 0; i < value.size(); ++i)
+    use(text_of(value[i], fmt::format("{}: element {}", place, i)));
+}
+
+/// A whole file that is one JSON value may begin an array or an object that goes over many lines.
+bool is_json(std::string_view text) {
+  const std::size_t begin = text.find_first_not_of(kBlank);
+  if (begin == std::string_view::npos || (text[begin] != '{' && text[begin] != '[')) return false;
+  if (is_json_lines(text)) return true;
+  const std::size_t next = text.find_first_not_of(kBlank, begin + 1);
+  const char inside = next == std::string_view::npos ? '\0' : text[next];
+  return inside == (text[begin] == '{' ? '"' : '{') && nlohmann::json::accept(text);
+}
+
+void use_plain_text(const fs::path& path, bool gzip, const UseDocument& use) {
+  TextStream stream(path, gzip);
+  const std::string whole = read_rest(stream);
+  const std::string place = printable(path.string(), 1000);
+  refuse_foreign(place, whole);
+  check_utf8(place, whole, 0);
+  const std::string_view text = without_mark(whole);
+  if (const std::size_t nul = whole.find('\0'); nul != std::string::npos)
+    throw DataError(fmt::format("{}: byte 0x00 at offset {}: a binary file, not text", place, nul));
+  if (is_json(text))
+    throw DataError(fmt::format(
+        "{}: holds JSON, which would be read with its braces and keys; let its name end in .jsonl "
+        "(one object a line) or .json",
+        place));
+  if (!text.empty()) use(text);
 }
 
 }  // namespace
 
-std::vector<fs::path> list_text_files(std::span<const fs::path> sources) {
-  std::vector<fs::path> files;
-  for (const fs::path& source : sources) {
-    std::error_code error;
-    const fs::file_type kind = fs::status(source, error).type();
-    if (kind == fs::file_type::not_found)
-      throw MissingInputError(fmt::format("{}: no such file or folder", source.string()));
-    if (kind != fs::file_type::directory) {  // what cannot be looked at is reported when it is opened
-      files.push_back(source);
-      continue;
-    }
-    std::vector<fs::path> found;
-    try {
-      for (const auto& entry : fs::recursive_directory_iterator(source))
-        if (entry.is_regular_file() && is_text_file(entry.path())) found.push_back(entry.path());
-    } catch (const fs::filesystem_error& failure) {
-      throw IoError(fmt::format("{}: cannot search: {}", source.string(), failure.code().message()));
-    }
-    if (found.empty())
-      throw MissingInputError(fmt::format("{}: holds no .txt, .md, .rst or .jsonl file", source.string()));
-    std::sort(found.begin(), found.end(),
-              [](const auto& a, const auto& b) { return a.native() < b.native(); });
-    files.insert(files.end(), found.begin(), found.end());
+void for_each_document(const fs::path& file, const UseDocument& use) {
+  const auto [layout, gzip] = text_format(file).value_or(TextFormat{});
+  switch (layout) {
+    case TextLayout::plain:
+      return use_plain_text(file, gzip, use);
+    case TextLayout::json_lines:
+      return for_each_json_line(file, gzip, use);
+    case TextLayout::json:
+      return for_each_json_document(file, gzip, use);
   }
-  return files;
 }
 
-void for_each_document(const fs::path& file, const std::function<void(std::string_view text)>& use) {
-  if (is_jsonl(file)) return for_each_json_line(file, use);
-  const std::string text = read_text_file(file, kMaxDocumentBytes);
-  if (const auto bad = find_invalid_utf8(text)) refuse_utf8(file.string(), text, *bad, *bad);
-  use(text);
-}
-
-void tokenize_text(std::span<const fs::path> sources, const Tokenizer& tokenizer, const std::string& prefix) {
+void add_text(std::span<const fs::path> files, const Tokenizer& tokenizer, TokenFileWriter& writer,
+              const Logger& logger) {
   const auto eos = tokenizer.eos();
   if (!eos)
     throw DataError("the tokenizer has no end-of-document token; add <|endoftext|> to its added_tokens");
-  TokenFileWriter writer(prefix, token_type_for(tokenizer.vocab_size()));
   Tokenizer::Encoder encoder(tokenizer);
   std::vector<std::int32_t> ids;
-  for (const fs::path& file : list_text_files(sources))
+  std::vector<fs::path> without;
+  for (const fs::path& file : files) {
+    const std::uint64_t before = writer.num_documents();
     for_each_document(file, [&](std::string_view text) {
       ids.clear();
       encoder.encode(text, ids);
       ids.push_back(*eos);
       writer.add_document(ids);
     });
-  if (writer.num_documents() == 0) throw DataError(fmt::format("{}: the sources hold no document", prefix));
-  writer.commit();
-}
-
-std::string text_cache_key(std::span<const fs::path> sources, const Tokenizer& tokenizer) {
-  Hasher hasher;
-  hasher.update(fmt::format("farskip tokens 1\n{}\n", hash_text(tokenizer.json())));
-  for (const fs::path& path : list_text_files(sources)) {
-    const InputFile file(path);
-    hasher.update(
-        fmt::format("{}:{} {} {}\n", path.native().size(), path.native(), file.size(), hash_file(file)));
+    if (writer.num_documents() == before) without.push_back(file);
   }
-  return hasher.hex();
-}
-
-std::string tokenize_cached(std::span<const fs::path> sources, const Tokenizer& tokenizer,
-                            const fs::path& cache_dir) {
-  const fs::path folder = cache_dir / text_cache_key(sources, tokenizer);
-  const std::string prefix = (folder / "tokens").string();
-  if (fs::exists(prefix + ".idx")) return prefix;
-  std::error_code error;
-  fs::create_directories(cache_dir, error);
-  std::string pattern = folder.string() + ".tmp-XXXXXX";
-  if (error || ::mkdtemp(pattern.data()) == nullptr)
-    throw IoError(fmt::format("{}: cannot create the token cache: {}", cache_dir.string(),
-                              error ? error.message() : std::strerror(errno)));
-  const fs::path temporary = pattern;
-  try {
-    tokenize_text(sources, tokenizer, (temporary / "tokens").string());
-    fs::permissions(temporary, fs::perms::owner_all | fs::perms::group_read | fs::perms::group_exec |
-                                   fs::perms::others_read | fs::perms::others_exec);
-    fs::rename(temporary, folder, error);
-  } catch (...) {
-    std::error_code ignored;
-    fs::remove_all(temporary, ignored);
-    throw;
-  }
-  if (!error) {
-    sync_directory(cache_dir);
-    return prefix;
-  }
-  // Another process was first: its folder stands, and holds the same tokens.
-  std::error_code ignored;
-  fs::remove_all(temporary, ignored);
-  if (!fs::exists(prefix + ".idx"))
-    throw IoError(
-        fmt::format("{}: cannot put the token cache in place: {}", folder.string(), error.message()));
-  return prefix;
+  if (writer.num_documents() == 0)
+    throw DataError(fmt::format("the sources hold no document: {}", name_some(without)));
+  if (!without.empty())
+    logger.warning("{} of {} files hold no document: {}", without.size(), files.size(), name_some(without));
 }
 
 }  // namespace farskip

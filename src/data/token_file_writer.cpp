@@ -29,10 +29,28 @@ std::int64_t largest_id(TokenType type) {
   throw InternalError("unknown token type");
 }
 
+/// The prefix, if PREFIX.bin and PREFIX.idx are what its author can have meant.
+const std::string& check_prefix(const std::string& prefix) {
+  const fs::path name = fs::path(prefix).filename();
+  if (name.empty() || name == "." || name == "..")
+    throw UsageError(
+        fmt::format("\"{}\" is no prefix of token files: PREFIX.bin and PREFIX.idx are written; add a "
+                    "name to the folder",
+                    prefix));
+  std::error_code error;
+  const fs::file_status status = fs::status(prefix, error);
+  if (fs::exists(status) && !fs::is_regular_file(status) && !fs::is_directory(status))
+    throw IoError(
+        fmt::format("{}: is a device or pipe; tokens need a prefix, beside which PREFIX.bin and PREFIX.idx "
+                    "are written",
+                    prefix));
+  return prefix;
+}
+
 }  // namespace
 
 TokenFileWriter::TokenFileWriter(const std::string& prefix, TokenType type)
-    : prefix_(prefix), type_(type), bin_(prefix + ".bin") {}
+    : prefix_(check_prefix(prefix)), type_(type), bin_(prefix + ".bin"), idx_(prefix + ".idx") {}
 
 TokenFileWriter::~TokenFileWriter() = default;
 
@@ -86,13 +104,12 @@ void TokenFileWriter::commit() {
   }
   for (std::size_t i = 0; i <= lengths_.size(); ++i) append(idx, static_cast<std::int64_t>(i));
 
-  OutputFile idx_file(prefix_ + ".idx");
-  idx_file.write(std::span<const std::byte>(idx));
+  idx_.write(std::span<const std::byte>(idx));
   // An index left from before must not meet the new .bin, should we stop between the two renames.
   std::error_code ignored;
   fs::remove(prefix_ + ".idx", ignored);
   bin_.commit();
-  idx_file.commit();
+  idx_.commit();
   const fs::path folder = fs::path(prefix_).parent_path();
   sync_directory(folder.empty() ? fs::path(".") : folder);
 }

@@ -194,8 +194,4 @@ const std::string& Tokenizer::json() const {
   return impl_->json;
 }
 
-void Tokenizer::save(const fs::path& path) const {
-  write_text_file(path, impl_->json);
-}
-
 }  // namespace farskip

@@ -56,7 +56,7 @@ std::unique_ptr<TeacherCache> open_cache(const DistillConfig& config, std::int64
 
 /// The records of a batch as tensors. `length`: tokens of a sequence.
 std::map<std::string, HostTensor> as_inputs(const std::vector<std::optional<TeacherRecord>>& records,
-                                            std::size_t length, std::int64_t top_k) {
+                                            std::size_t length, std::int64_t top_k, double temperature) {
   const auto tokens = static_cast<std::int64_t>(records.size() * length);
   HostTensor indices(DType::i32, {tokens, top_k}), log_probs(DType::f32, {tokens, top_k});
   HostTensor tail(DType::f32, {tokens}), target(DType::f32, {tokens});
@@ -65,7 +65,7 @@ std::map<std::string, HostTensor> as_inputs(const std::vector<std::optional<Teac
     const std::size_t width = r.indices.size();
     std::copy(r.indices.begin(), r.indices.end(),
               indices.values<std::int32_t>().subspan(s * width, width).begin());
-    r.distributions(log_probs.values<float>().subspan(s * width, width),
+    r.distributions(temperature, log_probs.values<float>().subspan(s * width, width),
                     tail.values<float>().subspan(s * length, length));
     std::copy(r.target_log_prob.begin(), r.target_log_prob.end(),
               target.values<float>().subspan(s * length, length).begin());
@@ -108,8 +108,9 @@ class KeptTeacher::Alone {
     std::vector<TeacherRecord> records;
     for (std::int64_t s = 0; s < owner_.micro_batch_; ++s)
       records.push_back({rows<std::int32_t>(indices, s, top_k),
-                         TeacherRecord::round(rows<float>(log_probs, s, top_k)), rows<float>(log_tail, s, 1),
-                         rows<float>(target_log_prob, s, 1)});
+                         TeacherRecord::round(rows<float>(log_probs, s, top_k),
+                                              static_cast<std::size_t>(top_k), owner_.config_.temperature),
+                         rows<float>(log_tail, s, 1), rows<float>(target_log_prob, s, 1)});
     return records;
   }
 
@@ -233,8 +234,8 @@ void KeptTeacher::complete(std::vector<Batch>& batches) {
         known[i].records[s] = std::move(said[s]);
       }
     }
-    batches[i].more =
-        as_inputs(known[i].records, static_cast<std::size_t>(sequence_length_), config_.cache->top_k);
+    batches[i].more = as_inputs(known[i].records, static_cast<std::size_t>(sequence_length_),
+                                config_.cache->top_k, config_.temperature);
   }
   note_use(std::any_of(missing.begin(), missing.end(), [](double ranks) { return ranks > 0; }));
 }

@@ -69,7 +69,7 @@ RunData open_run_data(const RunConfig& config, const ModelConfig& model, const L
     const fs::path cache = fs::path(config.run_dir).parent_path() / "cache";
     for (const std::string& text : config.data.text) {
       const std::vector<fs::path> one{text};
-      sources.push_back(tokenize_cached(one, tokenizer, cache));
+      sources.push_back(tokenize_cached(list_text_files(one, logger), tokenizer, cache, logger));
       logger.info("{}: tokens in {}", text, sources.back());
     }
   }

@@ -15,7 +15,7 @@
 namespace farskip {
 namespace {
 
-constexpr float kSteps = 2048.0F;  // levels a nat
+constexpr double kSteps = 2048.0;  // levels a nat of a logit
 constexpr std::size_t kHashBytes = 32;
 constexpr std::string_view kPrefix = "records-", kIdentity = "teacher.txt";
 
@@ -38,28 +38,33 @@ std::string hash_record(const std::string& key, const TeacherRecord& r) {
 
 std::string TeacherCacheIdentity::text() const {
   return fmt::format(
-      "format: 1\nteacher: {}\nvocab_size: {}\nsequence_length: {}\ntop_k: {}\ntemperature: {}\n", teacher,
+      "format: 2\nteacher: {}\nvocab_size: {}\nsequence_length: {}\ntop_k: {}\ntemperature: {}\n", teacher,
       vocab_size, sequence_length, top_k, temperature);
 }
 
-std::vector<std::uint16_t> TeacherRecord::round(std::span<const float> log_probs) {
+std::vector<std::uint16_t> TeacherRecord::round(std::span<const float> log_probs, std::size_t top_k,
+                                                double temperature) {
   std::vector<std::uint16_t> levels;
-  for (const float x : log_probs)
-    levels.push_back(static_cast<std::uint16_t>(std::clamp(std::round(-x * kSteps), 0.0F, 65535.0F)));
+  for (std::size_t i = 0; i < log_probs.size(); ++i) {
+    const double below =
+        static_cast<double>(log_probs[i / top_k * top_k]) - static_cast<double>(log_probs[i]);
+    levels.push_back(
+        static_cast<std::uint16_t>(std::clamp(std::round(below * temperature * kSteps), 0.0, 65535.0)));
+  }
   return levels;
 }
 
-void TeacherRecord::distributions(std::span<float> log_probs, std::span<float> tail) const {
+void TeacherRecord::distributions(double temperature, std::span<float> log_probs,
+                                  std::span<float> tail) const {
   const std::size_t top_k = levels.size() / log_tail.size();
+  const auto below = [&](std::size_t i) { return static_cast<double>(levels[i]) / (kSteps * temperature); };
   for (std::size_t t = 0; t < log_tail.size(); ++t) {
-    double sum = std::exp(static_cast<double>(log_tail[t]));
-    for (std::size_t k = t * top_k; k < (t + 1) * top_k; ++k)
-      sum += std::exp(-static_cast<double>(levels[k]) / static_cast<double>(kSteps));
-    const double log_sum = std::log(sum);
-    for (std::size_t k = t * top_k; k < (t + 1) * top_k; ++k)
-      log_probs[k] =
-          static_cast<float>(-static_cast<double>(levels[k]) / static_cast<double>(kSteps) - log_sum);
-    tail[t] = static_cast<float>(static_cast<double>(log_tail[t]) - log_sum);
+    double sum = 0.0;
+    for (std::size_t i = t * top_k; i < (t + 1) * top_k; ++i) sum += std::exp(-below(i));
+    const double log_kept = std::log(-std::expm1(static_cast<double>(log_tail[t])) / sum);
+    for (std::size_t i = t * top_k; i < (t + 1) * top_k; ++i)
+      log_probs[i] = static_cast<float>(log_kept - below(i));
+    tail[t] = log_tail[t];
   }
 }
 

@@ -94,6 +94,20 @@ TEST_CASE("A writer that is not committed leaves nothing behind") {
   CHECK(std::filesystem::is_empty(folder.path()));
 }
 
+TEST_CASE("A prefix that is a device, a folder's or of files that cannot be created is refused at once") {
+  const test::TemporaryFolder folder;
+  const auto open = [](const std::string& prefix) { TokenFileWriter(prefix, TokenType::u16); };
+  CHECK_THROWS_WITH(open("/dev/full"), ContainsSubstring("is a device or pipe"));
+  CHECK_FALSE(std::filesystem::exists("/dev/full.bin"));
+  CHECK_THROWS_AS(open(folder.path().string() + "/"), UsageError);
+  CHECK_THROWS_AS(open((folder / "..").string()), UsageError);
+  CHECK_THROWS_AS(open((folder / "none/t").string()), IoError);
+  std::filesystem::create_directory(folder / "t.idx");
+  CHECK_THROWS_WITH(open((folder / "t").string()), ContainsSubstring("t.idx: is a folder"));
+  open((folder / "t.idx").string());  // t.idx.bin and t.idx.idx beside a folder
+  CHECK(std::distance(std::filesystem::directory_iterator(folder.path()), {}) == 1);
+}
+
 TEST_CASE("A large document passes through the writer's buffer unharmed") {
   const test::TemporaryFolder folder;
   Ids tokens(3'000'001);

@@ -2,6 +2,7 @@
 #include "farskip/train/kept_teacher.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "farskip/train/distill_objective.h"
 #include "farskip/train/measure.h"
@@ -66,6 +67,40 @@ TEST_CASE("a record that is being written is not there until it is whole") {
   reader.refresh();
   CHECK(reader.size() == 1);
   CHECK(reader.find(key_of(1)));
+}
+
+TEST_CASE("what is kept is as exact at a high temperature: logits are rounded, not log-probabilities") {
+  constexpr std::size_t vocabulary = 50, top_k = 5;
+  for (const double temperature : {0.5, 1.0, 8.0, 1000.0}) {
+    CAPTURE(temperature);
+    double sum = 0;
+    std::vector<double> exact;  // logits from 0 to -9.8
+    for (std::size_t i = 0; i < vocabulary; ++i) {
+      exact.push_back(-0.2 * static_cast<double>(i) / temperature);
+      sum += std::exp(exact.back());
+    }
+    double tail = 0;
+    std::vector<float> log_probs;
+    for (std::size_t i = 0; i < vocabulary; ++i) {
+      exact[i] -= std::log(sum);
+      if (i < top_k)
+        log_probs.push_back(static_cast<float>(exact[i]));
+      else
+        tail += std::exp(exact[i]);
+    }
+    const TeacherRecord record{{0, 1, 2, 3, 4},
+                               TeacherRecord::round(log_probs, top_k, temperature),
+                               {static_cast<float>(std::log(tail))},
+                               {0.0F}};
+    std::vector<float> kept(top_k), kept_tail(1);
+    record.distributions(temperature, kept, kept_tail);
+    double mass = std::exp(static_cast<double>(kept_tail[0]));
+    for (std::size_t k = 0; k < top_k; ++k) {
+      CHECK(std::abs(static_cast<double>(kept[k]) - exact[k]) * temperature < 2.0 / 2048);
+      mass += std::exp(static_cast<double>(kept[k]));
+    }
+    CHECK(std::abs(mass - 1) < 1e-6);
+  }
 }
 
 /// A run whose teacher's outputs are kept.

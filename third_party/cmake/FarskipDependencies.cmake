@@ -19,6 +19,8 @@ pkg_check_modules(xxhash REQUIRED IMPORTED_TARGET libxxhash)
 add_library(farskip::xxhash ALIAS PkgConfig::xxhash)
 pkg_check_modules(pcre2 REQUIRED IMPORTED_TARGET libpcre2-8)
 add_library(farskip::pcre2 ALIAS PkgConfig::pcre2)
+pkg_check_modules(zlib REQUIRED IMPORTED_TARGET zlib)
+add_library(farskip::zlib ALIAS PkgConfig::zlib)
 
 # Matrix products: oneDNN where it exists (twice the rate of OpenBLAS, facts in docs/numerics.md),
 # OpenBLAS otherwise. src/backend/blas/{onednn,openblas}.cpp implement the same header.

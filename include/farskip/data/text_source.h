@@ -1,5 +1,5 @@
 #pragma once
-// Raw text: plain files (one document each) and JSONL (one document a line, key "text").
+// Raw text as documents, and documents as tokens.
 
 #include <functional>
 #include <span>
@@ -7,31 +7,30 @@
 #include <string_view>
 #include <vector>
 
-#include "farskip/base/file.h"
+#include "farskip/base/log.h"
+#include "farskip/data/text_files.h"
+#include "farskip/data/token_file.h"
 #include "farskip/data/tokenizer.h"
 
 namespace farskip {
 
-/// The files of `sources` in the order given; a folder stands for its .txt, .md, .rst and .jsonl files,
-/// searched recursively and sorted by path. Any file may be named explicitly. Throws MissingInputError for
-/// a path that does not exist and a folder without such files.
-std::vector<fs::path> list_text_files(std::span<const fs::path> sources);
-
-/// Calls `use` with each document of one file. A .jsonl file has one JSON object a line, of which "text"
-/// is used; blank lines are passed over. Throws DataError naming file, byte offset and, in JSONL, line, for
-/// text that is not UTF-8, broken JSON and a missing "text".
+/// Calls `use` with each document of one file, in the format that its ending names; a file with another
+/// ending is plain text. Blank lines of JSONL, a byte order mark and files without text are passed over.
+/// Throws DataError naming file, byte offset and line or element for text that is not UTF-8, broken JSON, a
+/// missing "text", and contents that are of another format than plain text.
 void for_each_document(const fs::path& file, const std::function<void(std::string_view text)>& use);
 
-/// Writes every document and an end-of-document token after each to PREFIX.bin/.idx (u16 where the ids
-/// fit, otherwise i32). Throws DataError if the tokenizer has no eos() or there is no document.
-void tokenize_text(std::span<const fs::path> sources, const Tokenizer& tokenizer, const std::string& prefix);
+/// Adds every document of the files and an end-of-document token after each. A warning names files without a
+/// document. Throws DataError if the tokenizer has no eos() or there is no document at all.
+void add_text(std::span<const fs::path> files, const Tokenizer& tokenizer, TokenFileWriter& writer,
+              const Logger& logger);
 
 /// What the cached tokens depend on: XXH3-128 of the tokenizer and of every file's path, size and content.
-std::string text_cache_key(std::span<const fs::path> sources, const Tokenizer& tokenizer);
+std::string text_cache_key(std::span<const fs::path> files, const Tokenizer& tokenizer);
 
-/// tokenize_text() into `cache_dir`, unless that has been done; returns the prefix. The finished folder
-/// appears in one rename, so several processes may do this at once.
-std::string tokenize_cached(std::span<const fs::path> sources, const Tokenizer& tokenizer,
-                            const fs::path& cache_dir);
+/// The tokens of the files in `cache_dir`, made unless they are there; returns the prefix. The finished
+/// folder appears in one rename, so several processes may do this at once. What a killed one left is removed.
+std::string tokenize_cached(std::span<const fs::path> files, const Tokenizer& tokenizer,
+                            const fs::path& cache_dir, const Logger& logger);
 
 }  // namespace farskip

@@ -63,7 +63,8 @@ class TokenFile {
 };
 
 /// Writes a pair document by document. Nothing is visible before commit(), which puts the .bin in place
-/// first and the .idx last: a pair with an index is whole.
+/// first and the .idx last: a pair with an index is whole. A prefix that names a folder or a device, or files
+/// that cannot be created, are refused at once.
 class TokenFileWriter {
  public:
   TokenFileWriter(const std::string& prefix, TokenType type);
@@ -71,6 +72,7 @@ class TokenFileWriter {
 
   /// One document = one sequence. Throws DataError for an id that `type` cannot hold.
   void add_document(std::span<const std::int32_t> tokens);
+  const std::string& prefix() const { return prefix_; }
   std::uint64_t num_tokens() const { return num_tokens_; }
   std::uint64_t num_documents() const { return lengths_.size(); }
   void commit();
@@ -80,7 +82,7 @@ class TokenFileWriter {
 
   std::string prefix_;
   TokenType type_;
-  OutputFile bin_;
+  OutputFile bin_, idx_;
   std::vector<std::byte> buffer_;
   std::vector<std::int32_t> lengths_;
   std::uint64_t num_tokens_ = 0;

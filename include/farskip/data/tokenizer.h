@@ -41,9 +41,8 @@ class Tokenizer {
   /// </s>, <|eos|> and <eos> that is an added token of this file.
   std::optional<std::int32_t> eos() const;
 
-  /// The file's text. save() writes it, so what was loaded is saved unchanged.
+  /// The file's text: what was loaded is saved unchanged.
   const std::string& json() const;
-  void save(const fs::path& path) const;
 
   /// Encodes many texts on one thread, remembering words it has seen.
   class Encoder {

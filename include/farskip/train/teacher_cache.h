@@ -24,15 +24,18 @@ struct TeacherCacheIdentity {
 
 /// Of one sequence.
 struct TeacherRecord {
-  std::vector<std::int32_t> indices;             // [S * K]
-  std::vector<std::uint16_t> levels;             // [S * K]: -log p in steps of 1/2048 nats, at most 32 nats
+  std::vector<std::int32_t> indices;  // [S * K], by descending probability
+  /// [S * K]: by how much a logit is below its token's largest, in steps of 1/2048, at most 32. Logits are
+  /// not divided by the temperature: a loss multiplies the square of the rounding by the square of that.
+  std::vector<std::uint16_t> levels;
   std::vector<float> log_tail, target_log_prob;  // [S]
 
-  /// Rounds log-probabilities [S * K].
-  static std::vector<std::uint16_t> round(std::span<const float> log_probs);
-  /// log_probs [S * K] and log_tail [S] of the distributions that the record stands for: with the rounded
-  /// masses and the tail divided by their sum.
-  void distributions(std::span<float> log_probs, std::span<float> log_tail) const;
+  /// Levels of log-probabilities [S * K] at a temperature.
+  static std::vector<std::uint16_t> round(std::span<const float> log_probs, std::size_t top_k,
+                                          double temperature);
+  /// log_probs [S * K] and log_tail [S] of the distributions that the record stands for: the kept tokens
+  /// share what the tail leaves.
+  void distributions(double temperature, std::span<float> log_probs, std::span<float> log_tail) const;
 };
 
 /// A folder of records, found by a hash of the sequence's content, so that they serve any order, batch size

@@ -1,0 +1,58 @@
+// The commands of `farskip data`, as a user runs them.
+#include <nlohmann/json.hpp>
+
+#include "farskip/base/file.h"
+#include "support/catch.h"
+#include "support/support.h"
+
+namespace farskip::test {
+namespace {
+
+CommandResult run_data(const std::string& arguments) {
+  return run_command(std::string(FARSKIP_BINARY) + " data " + arguments);
+}
+
+std::string tokenizer() {
+  return (fixtures() / "tokenizer_gpt2/tokenizer.json").string();
+}
+
+TEST_CASE("tokenize reads JSON lines of any name and counts what it leaves out") {
+  const TemporaryFolder folder;
+  fs::create_directory(folder / "d");
+  write_text_file(folder / "d/c.json", "{\"text\": \"the model\"}\n{\"text\": \"two\"}\n");
+  write_text_file(folder / "d/D.JSONL", "{\"text\": \"three\"}\n");
+  write_text_file(folder / "d/e.csv", "1,2\n");
+  const auto made = run_data("tokenize --json " + (folder / "d").string() + " --tokenizer " + tokenizer() +
+                             " --out " + (folder / "t").string());
+  REQUIRE(made.status == 0);
+  CHECK(nlohmann::json::parse(made.out)["documents"] == 3);
+  CHECK_THAT(made.err, ContainsSubstring("1 of 3 files are not read: ") && ContainsSubstring("e.csv"));
+}
+
+TEST_CASE("outputs of data commands that cannot be written are refused before the texts are read") {
+  const TemporaryFolder folder;
+  write_text_file(folder / "a.txt", "bad \xff");  // which would be exit code 65
+  write_text_file(folder / "b.txt", "bad \xff");
+  const std::string texts = folder.path().string() + "/a.txt " + folder.path().string() + "/b.txt";
+  const auto check = [&](const std::string& arguments, int status, const std::string& message) {
+    const auto result = run_data(arguments);
+    INFO(arguments << ": " << result.err);
+    CHECK(result.status == status);
+    CHECK_THAT(result.err, ContainsSubstring(message));
+  };
+  const std::string tokenize = "tokenize " + texts + " --tokenizer " + tokenizer() + " --out ";
+  check(tokenize + "/dev/full", 74, "is a device or pipe");
+  check(tokenize + folder.path().string() + "/", 64, "no prefix");
+  check(tokenize + (folder / "none/t").string(), 74, "cannot create");
+  fs::create_directory(folder / "t-validation.bin");
+  check(tokenize + (folder / "t").string() + " --holdout-every 2", 74, "t-validation.bin: is a folder");
+  check(tokenize + (folder / "t").string() + " --holdout-every 1", 64, "nothing would be left");
+  check(tokenize + (folder / "t").string(), 65, "not UTF-8");
+  check("train-tokenizer " + texts + " --out " + folder.path().string(), 74, "is a folder");
+  check("train-tokenizer " + texts + " --out /dev/full", 74, "is a device or pipe");
+  CHECK_FALSE(fs::exists("/dev/full.bin"));
+  CHECK(std::distance(fs::directory_iterator(folder.path()), fs::directory_iterator()) == 3);
+}
+
+}  // namespace
+}  // namespace farskip::test
