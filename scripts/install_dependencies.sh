@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what building, testing and the quickstart need, on Debian 12 or Ubuntu 24.04.
+# Installs what building, testing and the quickstart need, on Debian 12, Debian 13 or Ubuntu 24.04.
 #
 #   scripts/install_dependencies.sh [--dev]
 #
@@ -7,6 +7,7 @@
 # there are left alone; when nothing is missing, neither the network nor root rights are needed.
 set -euo pipefail
 
+supported="Debian 12, Debian 13 and Ubuntu 24.04"
 packages=(
   # toolchain
   g++ cmake ninja-build ccache pkg-config
@@ -20,12 +21,13 @@ packages=(
 case "${1:-}" in
   "") ;;
   --dev) packages+=(clang-format clang-tidy) ;;
-  -h | --help) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0"; exit 0 ;;
+  -h | --help) sed -n '2,/^set /{/^set /d;/SPDX/d;s/^# \{0,1\}//;p}' "$0"; exit 0 ;;
   *) echo "install_dependencies.sh: unknown argument '$1'; only --dev and --help are known" >&2; exit 64 ;;
 esac
 
 if ! command -v dpkg-query > /dev/null || ! command -v apt-get > /dev/null; then
-  echo "install_dependencies.sh: this system has no apt; install the equivalents of: ${packages[*]}" >&2
+  echo "install_dependencies.sh: this system has no apt; on systems other than $supported" \
+       "install the equivalents of: ${packages[*]}" >&2
   exit 70
 fi
 
@@ -70,7 +72,15 @@ apt_get() {
 }
 
 echo "Installing with apt-get: ${missing[*]-} ${emptied}"
-apt_get update
-if [[ ${#missing[@]} -gt 0 ]]; then apt_get install --no-install-recommends "${missing[@]}"; fi
-if [[ -n "$emptied" ]]; then apt_get install --reinstall "$emptied"; fi
+install_all() {
+  apt_get update &&
+    { ((${#missing[@]} == 0)) || apt_get install --no-install-recommends "${missing[@]}"; } &&
+    { [[ -z "$emptied" ]] || apt_get install --reinstall "$emptied"; }
+}
+if ! install_all; then
+  # shellcheck disable=SC1091
+  echo "install_dependencies.sh: apt-get failed; its message stands above. Packages have these names on $supported;" \
+       "this is $(. /etc/os-release && echo "${PRETTY_NAME:-an unknown system}")" >&2
+  exit 70
+fi
 echo "Installed."

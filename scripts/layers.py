@@ -2,8 +2,9 @@
 """Holds the code and docs/architecture.md to the layers that CMakeLists.txt states.
 
   scripts/layers.py            draws the arrows of the page anew
-  scripts/layers.py --check    changes nothing; exits 1 if the drawn arrows differ from CMakeLists.txt, or if a
-                               file includes a header of a layer that its own layer does not use
+  scripts/layers.py --check    changes nothing; exits 1 if the drawn arrows differ from CMakeLists.txt, if a file
+                               includes a header of a layer that its own layer does not use, or if CMakeLists.txt
+                               names an arrow that no include needs or that others imply
 """
 
 import difflib
@@ -47,10 +48,17 @@ def find_page_problems(page, drawn):
     return list(difference) + ["docs/architecture.md: arrows differ; scripts/layers.py draws them anew"]
 
 
-def find_include_problems(layers):
+def find_reachable(layers):
+    """Layer -> the layers whose headers it may include, itself among them."""
     reachable = {}
     for name, used in layers.items():
         reachable[name] = {name}.union(*(reachable[other] for other in used))
+    return reachable
+
+
+def find_include_problems(layers):
+    reachable = find_reachable(layers)
+    included = {name: set() for name in layers}
     problems = []
     for folder in ("include/farskip", "src"):
         for path in sorted((ROOT / folder).glob("*/**/*.*")):
@@ -63,8 +71,18 @@ def find_include_problems(layers):
                 continue
             for number, line in enumerate(path.read_text().splitlines(), 1):
                 header = re.match(r'\s*#\s*include\s*["<]farskip/(\w+)/', line)
-                if header and header.group(1) not in reachable[layer]:
+                if not header:
+                    continue
+                included[layer].add(header.group(1))
+                if header.group(1) not in reachable[layer]:
                     problems.append(f"{where}:{number}: layer {layer} does not use layer {header.group(1)}")
+    for name, used in layers.items():
+        for other in used:
+            if other not in included[name]:
+                problems.append(f"CMakeLists.txt: {name} uses {other}, but no file of {name} includes a header of it")
+            implied = [third for third in used if third != other and other in reachable[third]]
+            if implied:
+                problems.append(f"CMakeLists.txt: {name} uses {other} through {implied[0]} already")
     return problems
 
 

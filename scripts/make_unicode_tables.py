@@ -39,7 +39,8 @@ for c in code_points:
     elif value:
         classes.append([c, c, value])
 
-print(f"""// Written by scripts/make_unicode_tables.py from Unicode {unicodedata.unidata_version}; do not edit.
+print(f"""// SPDX-License-Identifier: Apache-2.0
+// Written by scripts/make_unicode_tables.py from Unicode {unicodedata.unidata_version}; do not edit.
 // clang-format off
 // NOLINTBEGIN(modernize-use-bool-literals)
 #include "farskip/data/unicode_tables.h"

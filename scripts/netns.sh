@@ -20,9 +20,9 @@ the first, rank 1 to the second, rank 2 to the first again. They reach each othe
 A rank is pinned to a core of its own where there are enough; otherwise ranks share cores and yield them.
 SIGINT, SIGTERM, SIGHUP, SIGUSR1 and SIGUSR2 are handed on to mpirun. To stop a run that saves before it leaves, send
 SIGUSR1: mpirun sets it no deadline. After SIGTERM it kills the ranks within seconds; with
-OMPI_MCA_odls_base_sigkill_timeout=N in the environment it waits N seconds before it hands SIGTERM on and N more
-before it kills, on one host after the other, and the end of a job with a failed rank takes as long. Other
-settings of Open MPI may be given in the same way.
+OMPI_MCA_odls_base_sigkill_timeout=N in the environment Open MPI 4 waits N seconds before it hands SIGTERM on and N
+more before it kills, on one host after the other, and the end of a job with a failed rank takes as long. Open MPI 5
+kills at once. Other settings of Open MPI may be given in the same way.
 
 Exit code: mpirun's; 64 wrong arguments; 77 this machine cannot do it (skipped): root, ip, tc, mpirun are needed.
 TEXT
@@ -175,11 +175,16 @@ else
 fi
 chmod 700 "$files/agent" "$files/rank"
 
-export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_base_oversubscribe=1
+export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+# The launcher of Open MPI 4 reads OMPI_MCA_*, that of Open MPI 5 PRTE_MCA_*.
+export OMPI_MCA_rmaps_base_oversubscribe=1 PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe
 # A lost host is noticed within seconds (default: minutes).
-export OMPI_MCA_oob_tcp_keepalive_time=${OMPI_MCA_oob_tcp_keepalive_time:-3}
-export OMPI_MCA_oob_tcp_keepalive_intvl=${OMPI_MCA_oob_tcp_keepalive_intvl:-1}
-export OMPI_MCA_oob_tcp_keepalive_probes=${OMPI_MCA_oob_tcp_keepalive_probes:-3}
+for setting in time=3 intvl=1 probes=3; do
+  for launcher in OMPI PRTE; do
+    name=${launcher}_MCA_oob_tcp_keepalive_${setting%=*}
+    export "$name=${!name:-${setting#*=}}"
+  done
+done
 
 mpirun=
 pending=

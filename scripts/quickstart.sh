@@ -65,7 +65,7 @@ evaluate "rewired   " "$run/teacher" --farskip full
 say "Distilling on two ranks: the model learns from itself in standard wiring (configs/quickstart/distill.yaml)"
 on_two_ranks distill configs/quickstart/distill.yaml
 
-say "What distillation has won back"
+say "After distillation"
 evaluate "distilled " "$run/student"
 
 if [ ! -e "$run/farskip-model/config.json" ]; then

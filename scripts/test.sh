@@ -1,15 +1,24 @@
 #!/usr/bin/env bash
-# Builds the release and runs every test. The last line is always "N passed, N failed"; the exit code is 0
-# only if nothing failed. Arguments go to ctest, e.g. scripts/test.sh -R parity.
+# Builds a preset and runs every test: scripts/test.sh [--preset NAME] [ARGUMENT of ctest ...], e.g. -R parity. The last
+# line is always "N passed, N failed", with ", N skipped" after it where tests need what this machine or build lacks (a GPU,
+# MPI), which are named above it. The exit code is 0 only if nothing failed. The preset is release or, with CI=true in the
+# environment, ci, where warnings are errors and includes have to be complete.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 jobs=$(nproc)
 test_jobs=2
-results=build/release/test-results.xml
+preset=release
+if [[ ${CI:-} == true ]]; then preset=ci; fi
+if [[ ${1:-} == --preset && $# -ge 2 ]]; then
+  preset=$2
+  shift 2
+fi
+results=build/$preset/test-results.xml
 
-# Open MPI: tests start more ranks than there are cores, and containers run them as root.
-export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_base_oversubscribe=1
+# Open MPI 4 and 5: containers run tests as root, and tests start more ranks than there are cores.
+export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+export OMPI_MCA_rmaps_base_oversubscribe=1 PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe
 # More compiler processes than memory allows would end the build: about 1.5 GB each.
 memory_jobs=$(awk '/^MemAvailable:/ {print int($2 / 1572864)}' /proc/meminfo)
 if ((memory_jobs < jobs)); then jobs=$((memory_jobs > 0 ? memory_jobs : 1)); fi
@@ -27,7 +36,8 @@ fetch_cuda_headers() {
 }
 
 build() {
-  scripts/install_dependencies.sh && fetch_cuda_headers && cmake --preset release -DFARSKIP_TESTS=ON && cmake --build --preset release --parallel "$jobs"
+  scripts/install_dependencies.sh && fetch_cuda_headers && cmake --preset "$preset" -DFARSKIP_TESTS=ON &&
+    cmake --build --preset "$preset" --parallel "$jobs"
 }
 if ! build; then
   echo "The build failed, so no test ran."
@@ -39,9 +49,9 @@ echo "Built after $SECONDS s."
 
 rm -f "$results"
 status=0
-ctest --preset release --parallel "$test_jobs" --output-junit "$PWD/$results" "$@" || status=$?
+ctest --preset "$preset" --parallel "$test_jobs" --output-junit "$PWD/$results" "$@" || status=$?
 
-sed -n 's/^FARSKIP_CUDA_STATE:INTERNAL=/CUDA: /p' build/release/CMakeCache.txt
+sed -n 's/^FARSKIP_CUDA_STATE:INTERNAL=/CUDA: /p' "build/$preset/CMakeCache.txt"
 
 # The counts come from ctest's own record. A test that could not run counts as failed; one that says by
 # itself that this machine lacks what it needs is listed as skipped.
@@ -65,7 +75,7 @@ if not cases:
     failed = 1
 for case in skipped:
     print("Skipped:", case.get("name"))
-print(f"{passed} passed, {failed} failed")
+print(f"{passed} passed, {failed} failed" + (f", {len(skipped)} skipped" if skipped else ""))
 sys.exit(failed > 0)
 PYTHON
 if ((status != 0)); then exit "$status"; fi

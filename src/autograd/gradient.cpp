@@ -2,7 +2,6 @@
 
 #include "farskip/graph/gradient_call.h"
 #include "farskip/ops/ops.h"
-#include "farskip/ops/rules.h"
 
 namespace farskip {
 namespace {
@@ -17,10 +16,6 @@ std::vector<char> find_dependents(const Graph& graph, std::span<const ValueId> w
     for (const ValueId v : node.outputs) depends[v.index()] = any ? 1 : 0;
   }
   return depends;
-}
-
-bool is_float(DType dtype) {
-  return dtype == DType::f32 || dtype == DType::f64 || dtype == DType::bf16;
 }
 
 }  // namespace
@@ -68,7 +63,7 @@ std::vector<ValueId> differentiate(Graph& graph, std::span<const Objective> obje
     for (std::size_t i = 0; i < node.inputs.size(); ++i)
       if (const ValueId contribution = call.input_gradients()[i]) {
         const DType dtype = graph.type(node.inputs[i]).dtype;
-        const DType expected = call.is_parameter(i) ? ops::wide(dtype) : dtype;
+        const DType expected = call.is_parameter(i) ? wide(dtype) : dtype;
         FARSKIP_CHECK(graph.type(contribution).dtype == expected,
                       "{} @{}: the gradient of input {} is {}, not {}", node.op->name, node.scope.text(), i,
                       dtype_name(graph.type(contribution).dtype), dtype_name(expected));

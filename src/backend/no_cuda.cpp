@@ -12,6 +12,11 @@ constexpr const char* kMissing =
 
 }  // namespace
 
+const KernelTable& cuda_kernel_table() {
+  static const KernelTable none;
+  return none;
+}
+
 std::shared_ptr<Device> make_cuda_device(int) {
   throw UsageError(kMissing);
 }

@@ -1,5 +1,6 @@
 #include <nlohmann/json.hpp>
 
+#include "farskip/base/folder.h"
 #include "farskip/cli/command.h"
 #include "farskip/cli/job.h"
 #include "farskip/cli/load.h"
@@ -98,6 +99,7 @@ Mesh mesh_to_measure(const Options& options, const RunConfig& config, const Comm
 }
 
 ExitCode run_overlap(const Options& options, const CommonOptions& common) {
+  if (!options.trace.empty()) refuse_overwriting("--trace", options.trace, options.config);
   LoadedRun run =
       load_run(options.config, options.overrides, {.model = true, .data = false}, common.logger());
   if (!options.device.empty()) run.config.device = parse_choice(device_names, options.device, "--device");
@@ -124,17 +126,17 @@ ExitCode run_overlap(const Options& options, const CommonOptions& common) {
 
 void add_bench(Subcommand& root) {
   auto o = std::make_shared<Options>();
-  Subcommand bench = root.add("bench", "Measure on random tokens and weights; reads no data");
+  Subcommand bench = root.add("bench", "Measure on random tokens and weights, without data");
   add_bench_step(bench);
-  Subcommand overlap = bench.add("overlap", "Blocking against overlapped communication, in turns");
+  Subcommand overlap = bench.add("overlap", "Compare blocking with overlapped communication, in turns");
   overlap.positional("CONFIG", o->config, "Run configuration (YAML)");
   overlap.positionals("overrides", o->overrides, "key.path=value", false);
-  overlap.integer("--steps", o->steps, "Timed steps of each", 1);
-  overlap.integer("--warmup", o->warmup, "Steps before them", 0);
+  overlap.integer("--steps", o->steps, "Timed steps of each variant", 1);
+  overlap.integer("--warmup", o->warmup, "Untimed steps before them", 0);
   overlap.text("--device", o->device, "auto, cpu or cuda (default: the configuration's)");
-  overlap.integer(
-      "--emulate", o->emulate,
-      "Play rank 0 of so many on one GPU: what goes to the others crosses the bus to the host and back", 0);
+  overlap.integer("--emulate", o->emulate,
+                  "One GPU plays rank 0 of N: data for the other ranks crosses the bus to the host and back",
+                  0);
   overlap.real("--payload", o->payload, "With --emulate: how often each byte crosses, such as 0.5 or 2", 0,
                1000);
   overlap.text("--trace", o->trace, "Write a Perfetto trace of the last steps of rank 0 to this file");

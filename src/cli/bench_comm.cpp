@@ -133,8 +133,7 @@ ExitCode run_on_ranks(const Options& options, const RunConfig& config, const Com
                         ? make_emulated_mesh(static_cast<int>(options.emulate),
                                              static_cast<int>(config.parallel.expert), 1.0, arena.device())
                         : make_mesh(job.world, config.parallel, arena.device());
-  if (mesh.world().size() == 1)
-    throw UsageError("bench comm: one rank has nobody to speak to; use mpirun -np 2");
+  if (mesh.world().size() == 1) throw UsageError("bench comm: one rank has no peer; use mpirun -np 2");
   nlohmann::ordered_json all = nlohmann::ordered_json::array();
   const bool speaks = job.world.rank() == 0;
   if (speaks && !common.json)
@@ -160,14 +159,15 @@ ExitCode run_on_ranks(const Options& options, const RunConfig& config, const Com
 
 void add_bench_comm(Subcommand& bench) {
   auto o = std::make_shared<Options>();
-  Subcommand comm = bench.add("comm", "Collectives alone, over sizes: time, rate, packing");
+  Subcommand comm =
+      bench.add("comm", "Measure each collective alone, over message sizes: time, rate, packing");
   comm.positional("CONFIG", o->config, "Run configuration (YAML): device, precision, parallel");
   comm.positionals("overrides", o->overrides, "key.path=value", false);
-  comm.integer("--least", o->least, "Bytes to each peer, the first size; each next one is four times that",
-               1024);
-  comm.integer("--most", o->most, "The last size", 1024);
+  comm.integer("--least", o->least,
+               "Smallest size, in bytes to each peer; each next size is four times larger", 1024);
+  comm.integer("--most", o->most, "Largest size", 1024);
   comm.integer("--repetitions", o->repetitions, "Timed runs of each size", 1);
-  comm.integer("--emulate", o->emulate, "Play rank 0 of so many on one GPU over its bus to the host", 0);
+  comm.integer("--emulate", o->emulate, "One GPU plays rank 0 of N over its bus to the host", 0);
   comm.text("--device", o->device, "auto, cpu or cuda (default: the configuration's)");
   comm.run_on_ranks([o](const CommonOptions& common) {
     LoadedRun run = load_run(o->config, o->overrides, {.model = true, .data = false}, common.logger());

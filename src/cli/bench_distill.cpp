@@ -86,11 +86,12 @@ ExitCode run_distill(const Options& o, const CommonOptions& common) {
 void add_bench_distill(Subcommand& bench) {
   auto o = std::make_shared<Options>();
   Subcommand distill = bench.add(
-      "distill", "A distillation step against the teacher's forward and then the student's step, in turns");
-  distill.positional("CONFIG", o->config, "Run configuration (YAML) with a section distill");
+      "distill",
+      "Compare a distillation step with the teacher's forward followed by the student's step, in turns");
+  distill.positional("CONFIG", o->config, "Run configuration (YAML) with a distill section");
   distill.positionals("overrides", o->overrides, "key.path=value", false);
-  distill.integer("--steps", o->steps, "Timed steps of each", 1);
-  distill.integer("--warmup", o->warmup, "Steps before them", 0);
+  distill.integer("--steps", o->steps, "Timed steps of each variant", 1);
+  distill.integer("--warmup", o->warmup, "Untimed steps before them", 0);
   distill.run_on_ranks([o](const CommonOptions& common) { return run_distill(*o, common); });
 }
 

@@ -50,7 +50,7 @@ class OpRun {
     const OpDef& op = op_table().at(c.op);
     std::vector<const TensorType*> inputs;
     for (const TensorType& type : c.inputs) inputs.push_back(&type);
-    std::vector<TensorType> outputs = op.infer(OpTypes{attributes_, inputs});
+    std::vector<TensorType> outputs = infer_outputs(op, OpTypes{attributes_, inputs});
     const OpTypes types{attributes_, inputs, outputs};
     flops_ = cost_of(op, types).flops;
     kernel_ = &device.kernels().at(c.op, kernel_dtype(types), device.kind());
@@ -304,13 +304,13 @@ ExitCode run_ops(const Options& options, const CommonOptions& common) {
 
 void add_bench_ops(Subcommand& bench) {
   auto o = std::make_shared<Options>();
-  Subcommand ops = bench.add("ops", "The ops of one layer, each against a dense product or a copy");
+  Subcommand ops = bench.add("ops", "Measure each op of one layer against a dense product or a copy");
   ops.positional("CONFIG", o->config,
                  "Run configuration (YAML): sizes of the model and of a micro-batch, precision");
   ops.positionals("overrides", o->overrides, "key.path=value", false);
   ops.text("--device", o->device, "auto, cpu or cuda (default: cuda)");
-  ops.text("--only", o->only, "Ops whose name contains this");
-  ops.integer("--rounds", o->rounds, "Timed rounds of each", 1);
+  ops.text("--only", o->only, "Only ops whose name contains this text");
+  ops.integer("--rounds", o->rounds, "Timed rounds of each op", 1);
   ops.run([o](const CommonOptions& common) { return run_ops(*o, common); });
 }
 

@@ -143,6 +143,7 @@ nlohmann::ordered_json times_json(const std::map<std::string, OpTime>& times, do
 
 struct BenchReport {
   std::string device, precision;
+  bool deterministic = true;
   StepTimes times;
   MemoryReport memory;
   std::uint64_t measured_memory = 0;
@@ -162,9 +163,10 @@ void print_report(const BenchReport& r, bool ops) {
       seconds, r.times.seconds.size(), quantile(r.times.seconds, 0.99), r.tokens / seconds,
       r.flops / seconds * 1e-12, mib(r.memory.total()), mib(r.measured_memory));
   fmt::print(
-      "device {}, {}; weights {:.0f}, gradients {:.0f}, moments {:.0f}, activations and scratch {:.0f} MiB\n",
-      r.device, r.precision, mib(r.memory.weights), mib(r.memory.gradients), mib(r.memory.moments),
-      mib(r.memory.arena));
+      "device {}, {}{}; weights {:.0f}, gradients {:.0f}, moments {:.0f}, activations and scratch {:.0f} "
+      "MiB\n",
+      r.device, r.precision, r.deterministic ? "" : ", not deterministic", mib(r.memory.weights),
+      mib(r.memory.gradients), mib(r.memory.moments), mib(r.memory.arena));
   const auto steps = static_cast<double>(r.times.num_observed);
   double exposed = 0, observed = 0;
   for (const auto& [name, op] : r.times.ops) {
@@ -172,11 +174,11 @@ void print_report(const BenchReport& r, bool ops) {
     if (op.collective) exposed += op.seconds / steps;
   }
   if (exposed > 0) {
-    fmt::print("communication {:.1f}% of the step, rank 0 waits in\n", 100 * exposed / seconds);
+    fmt::print("communication takes {:.1f}% of the step; rank 0 waits in\n", 100 * exposed / seconds);
     print_times(r.times.ops, steps, true);
   }
   if (!ops) return;
-  fmt::print("\none by one the kernels take {:.3f} ms; by op\n", 1e3 * observed);
+  fmt::print("\nlaunched one by one, the kernels take {:.3f} ms; by op\n", 1e3 * observed);
   print_times(r.times.ops, steps, false);
   fmt::print("\nby part of the model\n");
   print_times(r.times.blocks, steps, false);
@@ -196,6 +198,7 @@ nlohmann::ordered_json report_json(const BenchReport& r) {
   const double seconds = r.seconds();
   return {{"device", r.device},
           {"precision", r.precision},
+          {"deterministic", r.deterministic},
           {"step_seconds", seconds},
           {"step_seconds_p99", quantile(r.times.seconds, 0.99)},
           {"step_seconds_all", r.times.seconds},
@@ -246,6 +249,7 @@ ExitCode step_on_ranks(const LoadedRun& run, const Options& options, const Commo
   const DeviceMemory device_memory = arena.device().memory();
   report.device = arena.device().name();
   report.precision = name_of(precision_names, run.config.precision);
+  report.deterministic = repeats_bits(arena.device(), engine_settings.compute, engine_settings.deterministic);
   report.memory = engine.memory();
   report.measured_memory = on_gpu ? device_memory.total - device_memory.free : peak_resident_bytes() - before;
   report.tokens = static_cast<double>(t.global_batch * t.sequence_length);
@@ -270,13 +274,14 @@ ExitCode run_step(const Options& options, const CommonOptions& common) {
 
 void add_bench_step(Subcommand& bench) {
   auto o = std::make_shared<Options>();
-  Subcommand step = bench.add("step", "One training step: time, rate, memory, and where the time goes");
+  Subcommand step =
+      bench.add("step", "Measure one training step: time, rate, memory, and where the time goes");
   step.positional("CONFIG", o->config, "Run configuration (YAML)");
   step.positionals("overrides", o->overrides, "key.path=value", false);
   step.integer("--steps", o->steps, "Timed steps", 1);
-  step.integer("--warmup", o->warmup, "Steps before them", 0);
+  step.integer("--warmup", o->warmup, "Untimed steps before them", 0);
   step.text("--device", o->device, "auto, cpu or cuda (default: the configuration's)");
-  step.flag("--ops", o->ops, "Also tables of time and rate by op and by part of the model (GPU: always)");
+  step.flag("--ops", o->ops, "Also print time and rate by op and by part of the model (on a GPU always)");
   step.run_on_ranks([o](const CommonOptions& common) { return run_step(*o, common); });
 }
 

@@ -107,8 +107,12 @@ void Subcommand::bind(std::function<ExitCode(const CommonOptions&)> run, bool on
   });
 }
 
+std::string json_text(const nlohmann::ordered_json& object) {
+  return object.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
+}
+
 void print_json(const nlohmann::ordered_json& object) {
-  std::printf("%s\n", object.dump().c_str());
+  std::printf("%s\n", json_text(object).c_str());
   std::fflush(stdout);
 }
 
@@ -125,8 +129,8 @@ std::string unknown_command(const CLI::App& app, const std::vector<std::string>&
     if (found == commands.end()) {
       std::vector<std::string> names;
       for (const CLI::App* c : commands) names.push_back(c->get_name());
-      return fmt::format("'{}' is no command{}; allowed: {}", word, at == &app ? "" : " of " + at->get_name(),
-                         fmt::join(names, ", "));
+      return fmt::format("'{}' is not a command{}; allowed: {}", word,
+                         at == &app ? "" : " of " + at->get_name(), fmt::join(names, ", "));
     }
     at = *found;
   }

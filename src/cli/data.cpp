@@ -1,6 +1,7 @@
 #include <list>
 #include <nlohmann/json.hpp>
 
+#include "farskip/base/folder.h"
 #include "farskip/cli/command.h"
 #include "farskip/data/bpe_trainer.h"
 #include "farskip/data/ngram.h"
@@ -22,6 +23,7 @@ std::vector<fs::path> text_files(const Options& options, const Logger& logger) {
 
 ExitCode train_tokenizer(const Options& options, const CommonOptions& common) {
   const std::vector<fs::path> files = text_files(options, common.logger());
+  for (const fs::path& file : files) refuse_overwriting("--out", options.out, file);
   OutputFile out(options.out);  // now: one that cannot be written is found before the work
   BpeTrainer trainer;
   std::uint64_t bytes = 0;
@@ -75,6 +77,12 @@ ExitCode tokenize(const Options& options, const CommonOptions& common) {
     throw UsageError(fmt::format("--holdout-every {}: of {} files, nothing would be {}",
                                  options.holdout_every, train.size() + held_out.size(),
                                  held_out.empty() ? "held out" : "left"));
+  for (const std::string& prefix : {options.out, options.out + "-validation"})
+    for (const char* suffix : {".bin", ".idx"}) {
+      refuse_overwriting("--out", prefix + suffix, options.tokenizer);
+      for (const std::vector<fs::path>* files : {&train, &held_out})
+        for (const fs::path& file : *files) refuse_overwriting("--out", prefix + suffix, file);
+    }
   std::list<TokenFileWriter> writers;  // both now: one that cannot be written is found before the work
   const TokenType type = token_type_for(tokenizer.vocab_size());
   writers.emplace_back(options.out, type);
@@ -104,16 +112,16 @@ ExitCode baselines(const Options& options, const CommonOptions& common) {
 
 void add_data(Subcommand& root) {
   auto o = std::make_shared<Options>();
-  Subcommand data = root.add("data", "Tokenizers and token files");
+  Subcommand data = root.add("data", "Make tokenizers and token files");
 
   Subcommand tokenizer = data.add("train-tokenizer", "Learn a byte-level BPE vocabulary from text");
   tokenizer.positionals("TEXT", o->text, "Files or folders of text, JSON lines or JSON, also .gz", true);
-  tokenizer.integer("--vocab-size", o->vocab_size, "Tokens, with the 256 bytes and <|endoftext|>", 257,
-                    1 << 20);
+  tokenizer.integer("--vocab-size", o->vocab_size,
+                    "Number of tokens, including the 256 bytes and <|endoftext|>", 257, 1 << 20);
   tokenizer.required_text("--out", o->out, "tokenizer.json to write");
   tokenizer.run([o](const CommonOptions& common) { return train_tokenizer(*o, common); });
 
-  Subcommand tokens = data.add("tokenize", "Text into a token file (PREFIX.bin, PREFIX.idx)");
+  Subcommand tokens = data.add("tokenize", "Turn text into a token file (PREFIX.bin, PREFIX.idx)");
   tokens.positionals("TEXT", o->text, "Files or folders of text, JSON lines or JSON, also .gz", true);
   tokens.required_text("--tokenizer", o->tokenizer, "tokenizer.json");
   tokens.required_text("--out", o->out, "Prefix to write");
@@ -121,14 +129,14 @@ void add_data(Subcommand& root) {
                  "Put every Nth file into PREFIX-validation instead (0: none)", 0);
   tokens.run([o](const CommonOptions& common) { return tokenize(*o, common); });
 
-  Subcommand info = data.add("info", "What a token file holds");
+  Subcommand info = data.add("info", "Show what a token file holds");
   info.positional("PREFIX", o->prefix, "Token file prefix");
   info.run([o](const CommonOptions& common) {
     print_tokens(o->prefix, common);
     return ExitCode::ok;
   });
 
-  Subcommand baseline = data.add("baselines", "Held-out loss of unigram and bigram models");
+  Subcommand baseline = data.add("baselines", "Measure the held-out loss of unigram and bigram models");
   baseline.required_text("--train", o->train, "Token file prefix to fit on");
   baseline.required_text("--validation", o->validation, "Token file prefix to measure on");
   baseline.integer("--vocab-size", o->vocab_size, "Number of token ids", 2, 1 << 24);

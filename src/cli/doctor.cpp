@@ -18,8 +18,15 @@ nlohmann::ordered_json gpu_json(const cuda::Info& gpu) {
                     {"architecture", g.architecture},
                     {"memory_bytes", g.memory_bytes},
                     {"multiprocessors", g.num_multiprocessors}});
-  return {{"built", gpu.built}, {"toolkit", gpu.toolkit}, {"driver", gpu.driver}, {"cublas", gpu.cublas},
-          {"cudnn", gpu.cudnn}, {"nccl", gpu.nccl},       {"gpus", gpus},         {"problem", gpu.problem}};
+  return {{"built", gpu.built},
+          {"toolkit", gpu.toolkit},
+          {"driver", gpu.driver},
+          {"cublas", gpu.cublas},
+          {"cudnn", gpu.cudnn},
+          {"nccl", gpu.nccl},
+          {"unrepeatable", gpu.unrepeatable},
+          {"gpus", gpus},
+          {"problem", gpu.problem}};
 }
 
 void print_gpus(const cuda::Info& gpu) {
@@ -86,6 +93,10 @@ ExitCode run(const CommonOptions& common) {
   fmt::print("memory copy      {:.1f} GB/s\n", measured.copy_gb_per_second);
   print_gpus(gpu);
   fmt::print("devices          {}\n", fmt::join(devices, ", "));
+  fmt::print("deterministic    {}\n",
+             gpu.unrepeatable.empty()
+                 ? "every kernel repeats its bits, whatever `deterministic` says"
+                 : "`deterministic: false` makes a GPU's runs differ by " + gpu.unrepeatable);
   fmt::print("transports       {}{}\n", fmt::join(transports, ", "),
              mpi_library().empty() ? "" : " (" + mpi_library() + ")");
   for (const std::string& line : advice) fmt::print("advice           {}\n", line);
@@ -95,7 +106,7 @@ ExitCode run(const CommonOptions& common) {
 }  // namespace
 
 void add_doctor(Subcommand& root) {
-  root.add("doctor", "What this machine offers, and what is missing").run(run);
+  root.add("doctor", "Show what this machine offers and what is missing").run(run);
 }
 
 }  // namespace farskip

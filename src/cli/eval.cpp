@@ -21,6 +21,7 @@ ExitCode run(const Options& options, const CommonOptions& common) {
   LoadedModel model = load_model(options.model, logger);
   if (const auto wiring = parse_wiring(options.farskip, options.layers, model.config.num_layers))
     model.config.farskip = *wiring;
+  warn_beyond_context(model.config, "--sequence-length", options.sequence_length, logger);
   SamplerOptions sampling;
   sampling.sequence_length = options.sequence_length;
   sampling.shuffle = false;
@@ -32,7 +33,7 @@ ExitCode run(const Options& options, const CommonOptions& common) {
                          put_weights(model, device), arena, logger);
   const Evaluation e = evaluate(engine, sampler, options.batch, options.max_sequences);
   if (!std::isfinite(e.loss))
-    throw DataError(fmt::format("{}: the loss is {}; weights that are not finite? (farskip inspect --verify)",
+    throw DataError(fmt::format("{}: the loss is {}; check the weights with farskip inspect --verify",
                                 options.model, e.loss));
   if (common.json)
     print_json(
@@ -47,12 +48,12 @@ ExitCode run(const Options& options, const CommonOptions& common) {
 
 void add_eval(Subcommand& root) {
   auto o = std::make_shared<Options>();
-  Subcommand sub = root.add("eval", "Held-out loss, perplexity and top-1 accuracy");
+  Subcommand sub = root.add("eval", "Measure held-out loss, perplexity and top-1 accuracy");
   sub.required_text("--model", o->model, "Model folder, checkpoint or run directory");
   sub.required_text("--data", o->data, "Token file prefix (PREFIX.bin, PREFIX.idx)");
-  sub.integer("--sequence-length", o->sequence_length, "Tokens of context, at most", 1, 1 << 20);
+  sub.integer("--sequence-length", o->sequence_length, "Largest context, in tokens", 1, 1 << 20);
   sub.integer("--batch", o->batch, "Sequences at a time", 1, 1 << 16);
-  sub.integer("--max-sequences", o->max_sequences, "Stop after so many (0: all)", 0);
+  sub.integer("--max-sequences", o->max_sequences, "Stop after this many sequences (0: all)", 0);
   sub.text("--farskip", o->farskip,
            fmt::format("Wiring: {} (delay:N); default: the model's own", list_names(farskip_mode_names)));
   sub.text("--layers", o->layers, "Rewired layers: all, A-B or a list");

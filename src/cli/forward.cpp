@@ -1,6 +1,7 @@
 #include <cstring>
 #include <nlohmann/json.hpp>
 
+#include "farskip/base/folder.h"
 #include "farskip/cli/command.h"
 #include "farskip/cli/load.h"
 #include "farskip/passes/farskip.h"
@@ -28,6 +29,7 @@ Batch next_token_batch(const TokenMatrix& matrix) {
 
 ExitCode run(const Options& options, const CommonOptions& common) {
   const Logger logger = common.logger();
+  refuse_overwriting("--out", options.out, options.tokens);
   const OpenedDevice device = open_device(options.device);
   LoadedModel model = load_model(options.model, logger);
   if (const auto wiring = parse_wiring(options.farskip, options.layers, model.config.num_layers))
@@ -36,6 +38,8 @@ ExitCode run(const Options& options, const CommonOptions& common) {
   if (matrix.batch == 0 || matrix.sequence_length < 2)
     throw DataError(fmt::format("{}: tokens is [{}, {}]; at least one sequence of two tokens is needed",
                                 options.tokens, matrix.batch, matrix.sequence_length));
+  refuse_overwriting("--out", options.out, model.folder);
+  warn_beyond_context(model.config, "the length of the sequences", matrix.sequence_length, logger);
   const Batch batch = next_token_batch(matrix);
   const LayerGraph layers = rewire_farskip(build_layer_graph(model.config), model.config.farskip);
   const auto counted = static_cast<double>(matrix.batch * (matrix.sequence_length - 1));
@@ -71,7 +75,7 @@ ExitCode run(const Options& options, const CommonOptions& common) {
 
 void add_forward(Subcommand& root) {
   auto o = std::make_shared<Options>();
-  Subcommand sub = root.add("forward", "Logits, loss and gradients of a model on given tokens");
+  Subcommand sub = root.add("forward", "Compute logits, loss and gradients of a model for given tokens");
   sub.required_text("--model", o->model, "Model folder or checkpoint");
   sub.required_text("--tokens", o->tokens, "safetensors file with tensor tokens [B, S], I32 or I64");
   sub.required_text("--out", o->out, "safetensors file to write: logits, loss, grad.<tensor>");

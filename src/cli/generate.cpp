@@ -6,6 +6,7 @@
 #include "farskip/cli/command.h"
 #include "farskip/cli/load.h"
 #include "farskip/passes/farskip.h"
+#include "farskip/train/companions.h"
 
 namespace farskip {
 namespace {
@@ -16,30 +17,45 @@ struct Options {
   DeviceOptions device;
 };
 
+Tokenizer require_tokenizer(const Companions& companions, const Options& options) {
+  if (companions.tokenizer) return *companions.tokenizer;
+  if (!companions.tokenizer_fault.empty()) throw DataError(companions.tokenizer_fault);
+  throw MissingInputError(
+      fmt::format("{} holds no tokenizer.json; name one with --tokenizer", options.model));
+}
+
 ExitCode run(const Options& options, const CommonOptions& common) {
   const Logger logger = common.logger();
   const OpenedDevice device = open_device(options.device);
   LoadedModel model = load_model(options.model, logger);
-  const fs::path path = options.tokenizer.empty() ? model.tokenizer : fs::path(options.tokenizer);
-  if (path.empty())
-    throw MissingInputError(
-        fmt::format("{} holds no tokenizer.json; name one with --tokenizer", options.model));
-  const Tokenizer tokenizer = Tokenizer::load(path);
-  const std::vector<std::int32_t> prompt = tokenizer.encode(options.prompt);
+  const Companions companions = options.tokenizer.empty()
+                                    ? read_companions(model.folder)
+                                    : read_companions(model.folder, Tokenizer::load(options.tokenizer));
+  const Tokenizer tokenizer = require_tokenizer(companions, options);
+  model.config.eos_tokens = find_end_tokens(model.config, companions);
+  const std::vector<std::int32_t> prompt = tokenizer.encode_prompt(options.prompt);
   if (prompt.empty()) throw UsageError("--prompt is empty; give at least one character");
   for (const std::int32_t id : prompt)
     if (id >= model.config.vocab_size)
       throw DataError(fmt::format("{}: token {} of the prompt is not in the model's vocabulary of {}",
-                                  path.string(), id, model.config.vocab_size));
+                                  options.tokenizer.empty() ? model.folder.string() : options.tokenizer, id,
+                                  model.config.vocab_size));
   Arena arena(device.device);
   InferenceEngine engine(model.config, rewire_farskip(build_layer_graph(model.config), model.config.farskip),
                          put_weights(model, device), arena, logger);
   GenerateOptions generation = options.generation;
   generation.num_ids = tokenizer.vocab_size();
-  const auto made = generate(engine, prompt, generation, [](std::int32_t) {});
-  const std::string text = tokenizer.decode(made, true);
+  const Generated made = generate(engine, prompt, generation, [](std::int32_t) {});
+  const std::string text = tokenizer.decode(made.ids, true);
+  if (made.end == GenerationEnd::context)
+    logger.warning("the text ends after {} of {} tokens: the model's max_position_embeddings is {}",
+                   made.ids.size(), generation.max_tokens, model.config.max_positions);
   if (common.json)
-    print_json({{"prompt", options.prompt}, {"text", text}, {"ids", made}});
+    print_json({{"prompt", options.prompt},
+                {"text", text},
+                {"ids", made.ids},
+                {"prompt_tokens", prompt.size()},
+                {"finish_reason", name_of(generation_end_names, made.end)}});
   else
     std::printf("%s%s\n", options.prompt.c_str(), text.c_str());
   return ExitCode::ok;
@@ -54,10 +70,11 @@ void add_generate(Subcommand& root) {
   sub.required_text("--prompt", o->prompt, "Text to continue");
   sub.text("--tokenizer", o->tokenizer, "tokenizer.json (default: the model folder's)");
   GenerateOptions& g = o->generation;
-  sub.integer("--max-tokens", g.max_tokens, "Stop after so many new tokens", 1, 1 << 20);
-  sub.real("--temperature", g.temperature, "0: the most likely token each time", 0.0, 100.0);
+  sub.integer("--max-tokens", g.max_tokens, "Largest number of new tokens", 1, 1 << 20);
+  sub.real("--temperature", g.temperature, "Sampling temperature; 0 always takes the most likely token", 0.0,
+           100.0);
   sub.integer("--top-k", g.top_k, "Sample among the k most likely tokens (0: all)", 0);
-  sub.integer("--seed", g.seed, "Seed of the sampling", 0);
+  sub.integer("--seed", g.seed, "Seed for sampling", 0);
   add_device_options(sub, o->device);
   sub.run([o](const CommonOptions& common) { return run(*o, common); });
 }

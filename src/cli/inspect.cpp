@@ -5,11 +5,19 @@
 #include "farskip/data/token_file.h"
 #include "farskip/tensor/safetensors.h"
 #include "farskip/train/checkpoint_files.h"
+#include "farskip/train/companions.h"
+#include "farskip/train/training_state.h"
 
 namespace farskip {
 namespace {
 
 using Json = nlohmann::ordered_json;
+
+void print_facts(const Json& facts) {
+  for (const auto& item : facts.items())
+    fmt::print("{:20} {}\n", item.key(),
+               item.value().is_string() ? item.value().get<std::string>() : item.value().dump());
+}
 
 Json describe_model(const fs::path& folder) {
   const ModelConfig config = read_hub_config(folder);
@@ -32,17 +40,19 @@ void check_weights(const fs::path& folder) {
   const SafetensorsFolder weights(folder);
 }
 
-// All weights are read and every element is checked for NaN and infinity.
+// Everything is read: hashes where there are any, every element of the weights, the files beside them.
 void verify_model(const std::string& path, const Logger& logger) {
   const LoadedModel model = load_model(path, logger);
-  for (const auto& [name, tensor] : model.weights)
-    if (!all_finite(tensor.view()))
-      throw DataError(fmt::format("{}: {} holds values that are not finite", path, name));
+  refuse_not_finite(model);
+  find_end_tokens(model.config, read_companions(model.folder));
 }
 
 Json describe_checkpoint(const fs::path& folder, bool verify, const Logger& logger) {
   if (verify) verify_model(folder.string(), logger);  // hashes too
   const Checkpoint checkpoint = open_checkpoint(folder, Verify::layout);
+  if (verify) parse_state(checkpoint.state(), checkpoint.step(), (folder / "manifest.json").string());
+  for (const std::string& stray : checkpoint.strays())
+    logger.warning("{}: is no part of the checkpoint", (folder / printable(stray)).string());
   Json o = describe_model(folder);
   o["kind"] = "checkpoint";
   o["step"] = checkpoint.step();
@@ -53,13 +63,27 @@ Json describe_checkpoint(const fs::path& folder, bool verify, const Logger& logg
   return o;
 }
 
-Json describe_tensors(const fs::path& path) {
+/// Tensor by tensor: a file may hold millions.
+void print_tensors(const std::string& path, bool verify, bool as_json) {
   const SafetensorsFile file(path);
-  Json list = Json::array();
-  for (const TensorInfo& t : file.tensors())
-    list.push_back(
-        {{"name", t.name}, {"dtype", std::string(dtype_name(t.dtype))}, {"shape", t.shape.dims()}});
-  return {{"kind", "safetensors"}, {"bytes", file.size()}, {"hash", file.hash()}, {"tensors", list}};
+  Json o{{"kind", "safetensors"}, {"bytes", file.size()}, {"hash", file.hash()}, {"path", path}};
+  if (verify) o["verified"] = true;
+  if (!as_json) {
+    print_facts(o);
+    for (const TensorInfo& t : file.tensors())
+      fmt::print("  {:60} {:5} {}\n", t.name, dtype_name(t.dtype), t.shape.text());
+    return;
+  }
+  std::string text = json_text(o);
+  text.back() = ',';  // instead of the closing brace
+  fmt::print("{}\"tensors\":[", text);
+  const char* separator = "";
+  for (const TensorInfo& t : file.tensors()) {
+    fmt::print("{}{}", separator,
+               json_text({{"name", t.name}, {"dtype", dtype_name(t.dtype)}, {"shape", t.shape.dims()}}));
+    separator = ",";
+  }
+  fmt::print("]}}\n");
 }
 
 Json describe_tokens(const std::string& prefix, bool verify) {
@@ -73,17 +97,16 @@ Json describe_tokens(const std::string& prefix, bool verify) {
 
 Json describe(const std::string& path, bool verify, const Logger& logger) {
   const fs::path p(path);
-  if (fs::is_directory(p) && fs::exists(p / "manifest.json")) return describe_checkpoint(p, verify, logger);
+  if (fs::is_directory(p) && is_checkpoint(p)) return describe_checkpoint(p, verify, logger);
   if (fs::is_directory(p)) {
     const fs::path folder = resolve_model_folder(path, logger);
-    if (fs::exists(folder / "manifest.json")) return describe_checkpoint(folder, verify, logger);
+    if (is_checkpoint(folder)) return describe_checkpoint(folder, verify, logger);
     if (verify)
       verify_model(path, logger);
     else
       check_weights(folder);
     return describe_model(folder);
   }
-  if (p.extension() == ".safetensors") return describe_tensors(p);
   const bool suffixed = p.extension() == ".bin" || p.extension() == ".idx";
   const std::string prefix = suffixed ? fs::path(p).replace_extension().string() : path;
   if (fs::exists(prefix + ".idx") || suffixed) return describe_tokens(prefix, verify);
@@ -92,6 +115,10 @@ Json describe(const std::string& path, bool verify, const Logger& logger) {
 }
 
 ExitCode run(const std::string& path, bool verify, const CommonOptions& common) {
+  if (fs::path(path).extension() == ".safetensors" && !fs::is_directory(path)) {
+    print_tensors(path, verify, common.json);
+    return ExitCode::ok;
+  }
   Json o = describe(path, verify, common.logger());
   o["path"] = path;
   if (verify) o["verified"] = true;
@@ -99,15 +126,7 @@ ExitCode run(const std::string& path, bool verify, const CommonOptions& common) 
     print_json(o);
     return ExitCode::ok;
   }
-  for (const auto& item : o.items()) {
-    if (item.value().is_array() && !item.value().empty() && item.value()[0].is_object())
-      for (const Json& row : item.value())
-        fmt::print("  {:60} {:5} {}\n", row["name"].get<std::string>(), row["dtype"].get<std::string>(),
-                   row["shape"].dump());
-    else
-      fmt::print("{:20} {}\n", item.key(),
-                 item.value().is_string() ? item.value().get<std::string>() : item.value().dump());
-  }
+  print_facts(o);
   return ExitCode::ok;
 }
 
@@ -119,7 +138,7 @@ void add_inspect(Subcommand& root) {
     bool verify = false;
   };
   auto o = std::make_shared<Options>();
-  Subcommand sub = root.add("inspect", "What a checkpoint, model, safetensors or token file holds");
+  Subcommand sub = root.add("inspect", "Show what a checkpoint, model, safetensors or token file holds");
   sub.positional("PATH", o->path, "File, folder or token file prefix");
   sub.flag("--verify", o->verify, "Read everything and check hashes and values");
   sub.run([o](const CommonOptions& common) { return run(o->path, o->verify, common); });

@@ -1,5 +1,6 @@
 #include "farskip/cli/load.h"
 
+#include "farskip/base/folder.h"
 #include "farskip/cli/command.h"
 #include "farskip/train/checkpoint_files.h"
 #include "farskip/train/devices.h"
@@ -19,6 +20,13 @@ void check_layers(const FarSkipConfig& wiring, std::int64_t num_layers) {
                                  num_layers, num_layers - 1));
 }
 
+ModelConfig read_config(const fs::path& folder, const Logger& logger) {
+  std::vector<std::string> notices;
+  ModelConfig config = read_hub_config(folder, &notices);
+  for (const std::string& notice : notices) logger.info("{}", notice);
+  return config;
+}
+
 }  // namespace
 
 LoadedRun load_run(const std::string& path, const std::vector<std::string>& overrides, const RunNeeds& needs,
@@ -35,7 +43,7 @@ LoadedRun load_run(const std::string& path, const std::vector<std::string>& over
   for (const std::string& notice : notices) logger.warning("{}", notice);
   if (!run.config.init_from.empty()) {
     run.config.init_from = resolve_model_folder(run.config.init_from, logger);
-    run.model = read_hub_config(run.config.init_from);
+    run.model = read_config(run.config.init_from, logger);
   }
   if (run.config.distill) {
     run.config.distill->teacher = resolve_model_folder(run.config.distill->teacher, logger);
@@ -44,6 +52,11 @@ LoadedRun load_run(const std::string& path, const std::vector<std::string>& over
   }
   if (run.config.farskip) run.model.farskip = *run.config.farskip;
   check_layers(run.model.farskip, run.model.num_layers);
+  if (needs.data) {
+    if (run.model.eos_tokens.empty())
+      run.model.eos_tokens = find_end_tokens(run.model, read_run_companions(run.config));
+    warn_beyond_context(run.model, "train.sequence_length", run.config.train.sequence_length, logger);
+  }
   return run;
 }
 
@@ -61,8 +74,12 @@ TrainEngineOptions random_step_options(const LoadedRun& run, const Mesh& mesh,
 fs::path resolve_model_folder(const std::string& folder, const Logger& logger) {
   fs::path path(folder);
   if (!fs::exists(path)) throw MissingInputError(fmt::format("{}: no such folder", folder));
-  if (fs::exists(path / "config.json")) return path;
-  for (const fs::path& checkpoints : {path / "checkpoints", path})
+  refuse_bare_checkpoint(path);
+  if (has_entry(path, "config.json")) return path;
+  const fs::path inside = path / "checkpoints";
+  if (fs::is_symlink(inside))
+    throw IoError(fmt::format("{}: is a symbolic link; name the folder that it leads to", inside.string()));
+  for (const fs::path& checkpoints : {inside, path})
     if (fs::is_directory(checkpoints))
       if (const auto newest = find_newest_valid_checkpoint(checkpoints, logger, Verify::layout))
         return newest->path();
@@ -72,18 +89,40 @@ fs::path resolve_model_folder(const std::string& folder, const Logger& logger) {
 
 LoadedModel load_model(const std::string& folder, const Logger& logger) {
   const fs::path path = resolve_model_folder(folder, logger);
-  verify_if_checkpoint(path, make_self_communicator());
-  LoadedModel model{read_hub_config(path), {}, {}};
+  verify_model_folder(path, make_self_communicator());
+  LoadedModel model{read_config(path, logger), {}, path};
   const std::vector<ParameterSpec> specs = list_parameters(model.config);
   model.weights = make_parameter_tensors(specs);
   load_weights(model.weights, whole_parameters(specs), specs, SafetensorsFolder(path));
-  if (fs::exists(path / "tokenizer.json")) model.tokenizer = path / "tokenizer.json";
   return model;
+}
+
+void refuse_not_finite(const LoadedModel& model) {
+  for (const ParameterSpec& spec : list_parameters(model.config)) {
+    const TensorMap::const_iterator tensor = model.weights.find(spec.name);
+    if (all_finite(tensor->second.view())) continue;
+    const SafetensorsFolder folder(model.folder);
+    const ViewMap pieces = hub_views(model.weights, {spec});
+    const auto piece =
+        std::find_if(pieces.begin(), pieces.end(), [](const auto& p) { return !all_finite(p.second); });
+    const std::string& stored = folder.contains(spec.name) ? spec.name : piece->first;
+    throw DataError(fmt::format("{}: {} holds values that are not finite",
+                                folder.file_of(stored).path().string(), stored));
+  }
+}
+
+void warn_beyond_context(const ModelConfig& config, std::string_view setting, std::int64_t length,
+                         const Logger& logger) {
+  if (length > config.max_positions)
+    logger.warning(
+        "{} is {}, and the model's max_position_embeddings is {}: later positions are beyond what "
+        "it was made for",
+        setting, length, config.max_positions);
 }
 
 void add_device_options(Subcommand& command, DeviceOptions& options) {
   command.text("--device", options.device, "auto, cpu or cuda");
-  command.text("--precision", options.precision, "Type of the computation: fp32 or bf16 (GPU only)");
+  command.text("--precision", options.precision, "Element type of the computation: fp32 or bf16 (GPU only)");
 }
 
 OpenedDevice open_device(const DeviceOptions& options) {

@@ -19,7 +19,7 @@ struct Options {
   std::string config;
   std::vector<std::string> overrides;
   std::int64_t ranks = 0, local_ranks = 1;
-  std::string link, latency = "20us", costs, device_rate;
+  std::string link, latency = "20us", costs, device_rate, gpu;
   bool graph = false, verbose = false;
 };
 
@@ -27,25 +27,41 @@ struct Options {
 // With all else that a step does, and the setting up, it takes about twice as long.
 constexpr double kMostSeconds = 12;
 
-void check_options(const Options& o, int ranks) {
-  if (!o.costs.empty() && !o.device_rate.empty())
-    throw UsageError("--costs and --device-rate both say what kernels take; use one of them");
-  if (ranks > 1 && o.link.empty() && o.costs.empty())
-    throw UsageError(fmt::format(
-        "--ranks {}: say how fast a rank sends, as in --link 48GB/s or --link 400Gb/s (each way), or give "
-        "the "
-        "costs of a run on as many ranks (--costs RUN_DIR/costs.txt)",
-        ranks));
+constexpr std::string_view kDefaultCard = "h100";
+
+/// The GPU that is planned for: a named one, and for a run that only a GPU can do some GPU.
+const GpuCard* choose_card(const RunConfig& config, const Options& o) {
+  const int given = int(!o.costs.empty()) + int(!o.device_rate.empty()) + int(!o.gpu.empty());
+  if (given > 1)
+    throw UsageError("--costs, --device-rate and --gpu each say what kernels take; use one of them");
+  if (!o.gpu.empty()) return &gpu_card(o.gpu);
+  const bool needs_gpu = config.device == DeviceChoice::cuda ||
+                         (config.device == DeviceChoice::automatic && config.precision == Precision::bf16);
+  return given == 0 && needs_gpu ? &gpu_card(kDefaultCard) : nullptr;
 }
 
-/// What this machine plans may name hardware that is not there; what it measures it measures on its CPU.
-void refuse_unplannable(RunConfig config, const Options& o) {
+/// A plan may be for hardware that is not there; what is measured is measured on this machine's CPU.
+void refuse_unplannable(RunConfig config, const Options& o, const GpuCard* card) {
+  const bool is_measured = card == nullptr && o.device_rate.empty() && o.costs.empty();
+  if (!is_measured) config.precision = Precision::fp32;
   config.device = DeviceChoice::cpu;
-  if (!o.device_rate.empty()) config.precision = Precision::fp32;
   refuse_unsupported(config);
 }
 
-PlanRequest make_request(const LoadedRun& run, const Options& o, int ranks) {
+bool knows_link(const PlanRequest& request, const Options& o) {
+  return request.mesh.world_size == 1 || !o.costs.empty() || request.costs.links[0].bytes_per_second > 0;
+}
+
+void refuse_unknown_link(const PlanRequest& request) {
+  const GpuCard* const card = request.costs.card;
+  throw UsageError(fmt::format(
+      "--ranks {}: say how fast a rank sends, as in --link 48GB/s or --link 400Gb/s (each way), or give the "
+      "costs of a run on as many ranks (--costs RUN_DIR/costs.txt){}",
+      request.mesh.world_size,
+      card == nullptr ? "" : fmt::format("; NVLink joins only {} {} GPUs", card->linked, card->title)));
+}
+
+PlanRequest make_request(const LoadedRun& run, const Options& o, int ranks, const GpuCard* card) {
   const auto expert = static_cast<int>(run.config.parallel.expert);
   if (ranks % expert != 0)
     throw UsageError(
@@ -60,11 +76,16 @@ PlanRequest make_request(const LoadedRun& run, const Options& o, int ranks) {
   request.distill = run.distill;
   request.mesh = {ranks, 0, expert};
   request.dtype = run.config.precision == Precision::bf16 ? DType::bf16 : DType::f32;
-  if (!o.link.empty()) {
-    const LinkModel link{parse_duration("--latency", o.latency), parse_link_rate("--link", o.link)};
-    request.costs.links.fill(link);
-  }
-  if (!o.device_rate.empty()) request.costs.rates = parse_device_rates("--device-rate", o.device_rate);
+  const double latency = parse_duration("--latency", o.latency);
+  request.costs.card = card;
+  if (!o.link.empty())
+    request.costs.links.fill({latency, parse_link_rate("--link", o.link)});
+  else if (card != nullptr && ranks <= card->linked)
+    request.costs.links.fill(attained_link(*card, latency));
+  if (card != nullptr)
+    request.costs.rates = attained_rates(*card, request.dtype);
+  else if (!o.device_rate.empty())
+    request.costs.rates = parse_device_rates("--device-rate", o.device_rate);
   return request;
 }
 
@@ -121,7 +142,7 @@ void write_cache(const fs::path& path, const CostTable& table, const Logger& log
     fs::create_directories(path.parent_path());
     write_text_file(path, table.text());
   } catch (const std::exception& error) {
-    logger.warning("the measurement is not kept: {}", error.what());
+    logger.warning("cannot keep the measured costs: {}", error.what());
   }
 }
 
@@ -142,7 +163,7 @@ std::shared_ptr<const CostTable> measure_costs(const PlanRequest& request, const
         needed / (1 << 30), local_ranks, static_cast<double>(machine.memory_bytes) / (1 << 30)));
   const fs::path path = cache_file(shorter, o);
   if (auto kept = read_cache(path, logger)) {
-    logger.info("kernels as measured before ({})", path.string());
+    logger.info("using kernel costs measured before ({})", path.string());
     return kept;
   }
   logger.info("measuring the kernels of {} of {} layers, {} of {} sequences at a time",
@@ -156,18 +177,20 @@ std::shared_ptr<const CostTable> measure_costs(const PlanRequest& request, const
 ExitCode run_plan(const Options& o, const CommonOptions& common) {
   const Logger logger = common.logger();
   const LoadedRun run = load_run(o.config, o.overrides, {.model = true, .data = false}, logger);
-  refuse_unplannable(run.config, o);
+  const GpuCard* const card = choose_card(run.config, o);
+  refuse_unplannable(run.config, o, card);
   const int ranks = static_cast<int>(o.ranks > 0 ? o.ranks : run.config.parallel.expert);
-  PlanRequest request = make_request(run, o, ranks);
+  PlanRequest request = make_request(run, o, ranks, card);
   const LayerGraph standard = build_layer_graph(request.model);
   const WiringPair wirings{standard, rewire_farskip(standard, request.model.farskip)};
   if (o.graph && !common.json) print_wirings(wirings);
-  const bool graph_only = o.graph && ranks > 1 && o.link.empty() && o.costs.empty() && !common.json;
-  if (graph_only) return ExitCode::ok;
-  check_options(o, ranks);
+  if (!knows_link(request, o)) {
+    if (o.graph && !common.json) return ExitCode::ok;
+    refuse_unknown_link(request);
+  }
   if (!o.costs.empty())
     request.costs.table = std::make_shared<const CostTable>(read_costs(o.costs));
-  else if (o.device_rate.empty())
+  else if (card == nullptr && o.device_rate.empty())
     request.costs.table = measure_costs(request, o, logger);
   const PlanReport report = plan_step(request, Logger(LogLevel::warning));
   if (common.json)
@@ -186,16 +209,19 @@ void add_plan(Subcommand& root) {
   plan.positional("CONFIG", o->config, "Run configuration (YAML)");
   plan.positionals("overrides", o->overrides, "key.path=value", false);
   plan.integer("--ranks", o->ranks, "Ranks of the job (0: parallel.expert)", 0, 1 << 20);
-  plan.text("--link", o->link, "What one rank sends, each way: 48GB/s, 400Gb/s (GB/s, MB/s, Gb/s, Mb/s)");
-  plan.text("--latency", o->latency, "Of one collective: 20us (us, ms, s)");
+  plan.text("--link", o->link,
+            "Rate of a rank, each way: 48GB/s, 400Gb/s (GB/s, MB/s, Gb/s, Mb/s); up to 8 GPUs: NVLink's");
+  plan.text("--latency", o->latency, "Latency of one collective: 20us (us, ms, s)");
   plan.text("--costs", o->costs,
-            "What kernels take: a table of a run (RUN_DIR/costs.txt); else it is measured");
+            "Kernel costs that a run has measured (RUN_DIR/costs.txt), instead of measuring them here");
   plan.text("--device-rate", o->device_rate,
-            "A device that is not here: its matrix and memory rate, 400TFLOP/s,3TB/s");
+            "Matrix and memory rate of a device that this machine lacks: 400TFLOP/s,3TB/s");
+  plan.text("--gpu", o->gpu,
+            "A GPU that this machine lacks: h100, h200, b200 (h100 where the configuration needs a GPU)");
   plan.integer("--local-ranks", o->local_ranks, "Ranks that share this machine's cores, for measuring", 1,
                4096);
-  plan.flag("--graph", o->graph, "Also what each block reads, in both wirings");
-  plan.flag("--verbose", o->verbose, "Also every collective of the FarSkip wiring");
+  plan.flag("--graph", o->graph, "Also print what each block reads, in both wirings");
+  plan.flag("--verbose", o->verbose, "Also list every collective of the FarSkip wiring");
   plan.run([o](const CommonOptions& common) { return run_plan(*o, common); });
 }
 

@@ -47,11 +47,30 @@ Summaries summarise(const WiringReport& wiring) {
   return out;
 }
 
+void print_card(const PlanRequest& request) {
+  const PlanCosts& costs = request.costs;
+  if (costs.card == nullptr) return;
+  fmt::print("by the rates that an {} (--gpu {}) attains: {:.0f} TFLOP/s in {}, {:.2f} TB/s of its memory",
+             costs.card->title, costs.card->name, costs.rates.flops_per_second * 1e-12,
+             is_low(request.dtype) ? "bf16" : "fp32", costs.rates.bytes_per_second * 1e-12);
+  if (request.mesh.world_size > 1)
+    fmt::print("; {:.0f} GB/s between ranks", costs.links[0].bytes_per_second * 1e-9);
+  fmt::print("\n");
+}
+
+/// Whether the card has the memory that is planned.
+void print_room(const PlanRequest& request, const WiringReport& farskip) {
+  const GpuCard* const card = request.costs.card;
+  if (card == nullptr || static_cast<double>(farskip.memory.total()) <= card->memory_bytes) return;
+  fmt::print("this does not fit the card, which has {:.0f} GiB\n", card->memory_bytes / (1 << 30));
+}
+
 void print_totals(const PlanRequest& request, const PlanReport& report) {
   const TrainEngineOptions& o = request.options;
   const WiringReport &standard = report.standard, &farskip = report.farskip;
   fmt::print(
-      "one step on {} ranks ({} data x {} expert), {} micro-batches of {} x {} tokens a rank; predicted\n\n",
+      "one step on {} ranks ({} data x {} expert), {} micro-batches of {} x {} tokens per rank; "
+      "predicted\n\n",
       request.mesh.world_size, request.mesh.size(MeshAxis::data), request.mesh.expert_size, o.micro_batches,
       o.micro_batch, o.sequence_length);
   fmt::print("{:22} {:>9} {:>6} {:>12} {:>12} {:>15} {:>13}\n", "", "in flight", "chunks", "blocking ms",
@@ -72,9 +91,11 @@ void print_totals(const PlanRequest& request, const PlanReport& report) {
   fmt::print("memory with FarSkip: weights {:.2f}, gradients {:.2f}, moments {:.2f}, activations {:.2f} GiB",
              gib(m.weights), gib(m.gradients), gib(m.moments), gib(farskip.usual_arena));
   if (farskip.worst_routing_arena > farskip.usual_arena)
-    fmt::print("\n  ({:.2f} GiB if routing is at its worst; counted above, since no token is dropped)",
+    fmt::print("\n  ({:.2f} GiB under the worst routing, included above, since no token is dropped)",
                gib(farskip.worst_routing_arena));
-  fmt::print("\ncomputation {:.2f} ms; nothing is faster than {:.2f} ms (standard {:.2f} ms)\n",
+  fmt::print("\n");
+  print_room(request, farskip);
+  fmt::print("computation {:.2f} ms; nothing is faster than {:.2f} ms (standard {:.2f} ms)\n",
              1e3 * farskip.compute_seconds,
              1e3 * std::max(farskip.compute_seconds, farskip.critical_path_seconds),
              1e3 * std::max(standard.compute_seconds, standard.critical_path_seconds));
@@ -83,7 +104,7 @@ void print_totals(const PlanRequest& request, const PlanReport& report) {
 void print_distillation(const PlanRequest& request, const PlanReport& report) {
   if (!request.distill) return;
   if (!report.separate) {
-    fmt::print("distillation from kept outputs: no teacher in the step\n");
+    fmt::print("distillation from cached outputs: the step has no teacher\n");
     return;
   }
   const MemoryReport &joined = report.farskip.blocking_memory, &teacher = report.separate->teacher,
@@ -91,7 +112,7 @@ void print_distillation(const PlanRequest& request, const PlanReport& report) {
   const std::size_t separate = teacher.total() + student.total();
   fmt::print(
       "distillation, teacher ({}) and student in one graph; in graph order {:.2f} GiB, {:.1f}% of {:.2f} for "
-      "the teacher's forward and the student's step by themselves\n",
+      "the teacher's forward and the student's step alone\n",
       wiring_name(request.distill->teacher.farskip), gib(joined.total()),
       100 * static_cast<double>(joined.total()) / static_cast<double>(separate), gib(separate));
 }
@@ -115,7 +136,8 @@ void print_directions(const PlanReport& report) {
     row(name + "total", w.total);
   }
   fmt::print(
-      "C: transports; W: computation that may run under one; H: most that any order can hide; hidden: of "
+      "C: transports; W: computation that may run under one; H: the most that any order can hide; hidden: "
+      "share of "
       "C\n");
 }
 
@@ -186,6 +208,17 @@ nlohmann::ordered_json wiring_json(const WiringReport& w) {
   return object;
 }
 
+nlohmann::ordered_json card_json(const PlanRequest& request) {
+  const PlanCosts& costs = request.costs;
+  if (costs.card == nullptr) return nullptr;
+  return {{"name", costs.card->name},
+          {"title", costs.card->title},
+          {"flops_per_second", costs.rates.flops_per_second},
+          {"memory_bytes_per_second", costs.rates.bytes_per_second},
+          {"link_bytes_per_second", costs.links[0].bytes_per_second},
+          {"memory_bytes", costs.card->memory_bytes}};
+}
+
 }  // namespace
 
 void print_wirings(const WiringPair& wirings) {
@@ -199,6 +232,7 @@ void print_wirings(const WiringPair& wirings) {
 }
 
 void print_plan(const PlanRequest& request, const PlanReport& report, bool every_collective) {
+  print_card(request);
   print_totals(request, report);
   print_distillation(request, report);
   print_directions(report);
@@ -227,6 +261,7 @@ nlohmann::ordered_json plan_json(const PlanRequest& request, const PlanReport& r
                                 {"collectives_standard", collectives_json(report.standard)},
                                 {"nodes", report.num_nodes},
                                 {"planning_seconds", report.planning_seconds}};
+  object["gpu"] = card_json(request);
   object["other_schedules"] = nlohmann::ordered_json::array();
   for (const OtherSchedule& other : report.others)
     object["other_schedules"].push_back({{"micro_batches_in_flight", other.in_flight},

@@ -1,6 +1,7 @@
 #include <nlohmann/json.hpp>
 
 #include "farskip/base/file.h"
+#include "farskip/base/folder.h"
 #include "farskip/cli/command.h"
 #include "farskip/report/page.h"
 
@@ -18,6 +19,9 @@ ExitCode run(const Options& options, const CommonOptions& common) {
   label_runs(runs);
   const fs::path out =
       options.out.empty() ? fs::path(options.folders[0]) / "report.html" : fs::path(options.out);
+  for (const std::string& folder : options.folders)
+    for (const char* name : {"config.yaml", "exit.json", "metrics.jsonl", "trace.json"})
+      refuse_overwriting("--out", out, fs::path(folder) / name);
   write_text_file(out, report_html(runs));
   const Logger logger = common.logger();
   for (const RunLog& log : runs)
@@ -36,8 +40,9 @@ ExitCode run(const Options& options, const CommonOptions& common) {
 
 void add_report(Subcommand& root) {
   auto o = std::make_shared<Options>();
-  Subcommand sub = root.add("report", "One self-contained HTML page about one run, or several side by side");
-  sub.positionals("RUN_DIR", o->folders, "Run directories; the first gives the place of the page", true);
+  Subcommand sub =
+      root.add("report", "Write one self-contained HTML page about one run, or several side by side");
+  sub.positionals("RUN_DIR", o->folders, "Run directories; the page goes into the first one", true);
   sub.text("--out", o->out, "File to write; default: RUN_DIR/report.html of the first run");
   sub.run([o](const CommonOptions& common) { return run(*o, common); });
 }

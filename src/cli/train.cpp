@@ -24,7 +24,7 @@ ExitCode train_on_ranks(const LoadedRun& loaded, const CommonOptions& common, co
     print_json(o);
   }
   if (result.stopped_early)
-    job.logger.info("stopped at step {} on request; run the same command to go on", result.step);
+    job.logger.info("stopped at step {} on request; run the same command to resume", result.step);
   return result.stopped_early ? ExitCode::resumable : ExitCode::ok;
 }
 
@@ -32,10 +32,10 @@ ExitCode run(const Options& options, bool distills, const CommonOptions& common)
   const LoadedRun loaded = load_run(options.config, options.overrides,
                                     {.model = true, .data = true, .distill = distills}, common.logger());
   if (!distills && loaded.config.distill)
-    throw UsageError(fmt::format(
-        "{} has a section distill, which 'farskip train' does not follow; use 'farskip distill', or "
-        "remove the section",
-        options.config));
+    throw UsageError(
+        fmt::format("{} has a distill section, which 'farskip train' does not use; use 'farskip distill', or "
+                    "remove the section",
+                    options.config));
   return run_job(common, static_cast<double>(loaded.config.parallel.timeout),
                  [&](Job& job) { return train_on_ranks(loaded, common, job); });
 }
@@ -55,7 +55,8 @@ void add_train(Subcommand& root) {
 }
 
 void add_distill(Subcommand& root) {
-  add_run(root, "distill", "Train a rewired student on what its teacher says (docs/distillation.md)", true);
+  add_run(root, "distill",
+          "Train a rewired student to predict what its teacher predicts (docs/distillation.md)", true);
 }
 
 }  // namespace farskip

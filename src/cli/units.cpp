@@ -49,17 +49,18 @@ double parse_duration(const std::string& option, const std::string& text) {
 
 DeviceRates parse_device_rates(const std::string& option, const std::string& text) {
   const std::size_t comma = text.find(',');
-  const auto flops = parse_quantity(std::string_view(text).substr(0, comma), kFlopUnits);
-  const auto bytes = comma == std::string::npos
-                         ? std::nullopt
-                         : parse_quantity(std::string_view(text).substr(comma + 1), kMemoryUnits);
-  if (!flops || !bytes || *flops <= 0 || *bytes <= 0)
+  const double flops = parse_quantity(std::string_view(text).substr(0, comma), kFlopUnits).value_or(0);
+  const double bytes =
+      comma == std::string::npos
+          ? 0
+          : parse_quantity(std::string_view(text).substr(comma + 1), kMemoryUnits).value_or(0);
+  if (flops <= 0 || bytes <= 0)
     throw UsageError(
         fmt::format("{} '{}': the rate of matrix products (GFLOP/s, TFLOP/s) and of memory (GB/s, TB/s), "
                     "both more than 0, "
                     "as in {} 400TFLOP/s,3TB/s",
                     option, text, option));
-  return {*flops, *bytes};
+  return {flops, bytes};
 }
 
 }  // namespace farskip

@@ -5,6 +5,8 @@
 #include <new>
 #include <numeric>
 
+#include "farskip/base/folder.h"
+
 namespace farskip {
 namespace {
 
@@ -67,9 +69,15 @@ std::vector<std::string> all_gather_text(const Communicator& group, std::string_
   return texts;
 }
 
-std::string read_on_first_rank(const Communicator& group, const fs::path& path) {
+std::string read_on_first_rank(const Communicator& group, const fs::path& path, const Logger& logger) {
+  constexpr std::uint64_t kMostBytes = std::uint64_t{1} << 30;
   std::string text;
-  if (group.rank() == 0 && fs::exists(path)) text = read_text_file(path);
+  try {
+    if (group.rank() == 0)
+      text = read_if_inside(path.parent_path(), path.filename().string(), kMostBytes).value_or("");
+  } catch (const UserError& error) {
+    logger.warning("{}; it is passed over", error.what());
+  }
   return all_gather_text(group, text)[0];
 }
 

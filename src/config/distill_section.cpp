@@ -79,10 +79,10 @@ void read_compared_layers(Reader& reader, DistillConfig& config) {
   const std::set<std::int64_t> once(config.hidden_layers.begin(), config.hidden_layers.end());
   if (once.size() != config.hidden_layers.size()) reader.fail("hidden_layers", "a layer is listed twice");
   if (config.hidden_l2 == 0 && !config.hidden_layers.empty())
-    reader.fail("hidden_layers", "these layers are for hidden_l2, which is 0; leave them out");
+    reader.fail("hidden_layers", "hidden_l2 uses these layers, and it is 0; leave them out");
   if (!config.teacher_layers.empty() && config.teacher_layers.size() != config.hidden_layers.size())
     reader.fail("teacher_layers",
-                fmt::format("{} layers for {} hidden_layers; allowed: one of the teacher for each",
+                fmt::format("{} layers for {} hidden_layers; allowed: one teacher layer for each",
                             config.teacher_layers.size(), config.hidden_layers.size()));
 }
 
@@ -93,7 +93,7 @@ std::optional<TeacherCacheConfig> read_teacher_cache(Reader& parent, const Disti
   config.top_k = reader.integer("top_k", {.min = 1, .max = 65536}, config.top_k);
   const bool present = parent.has("cache");
   if (present && config.path.empty() && reader.sound("path"))
-    reader.fail("path", "this key is missing; allowed: a folder for what is kept of the teacher");
+    reader.fail("path", "this key is missing; allowed: a folder for cached outputs of the teacher");
   reader.finish();
   if (!present) return std::nullopt;
   const auto refuse = [&](std::string_view key, std::string_view why) {
@@ -111,8 +111,8 @@ void check_early_stopping(Reader& reader, const DistillConfig& config) {
   const HeldOutMetric metric = config.early_stopping->metric;
   if (metric == HeldOutMetric::validation_kl || metric == HeldOutMetric::validation_agreement)
     reader.fail("early_stopping",
-                fmt::format("metric {} needs the teacher on held-out text, and distill.cache keeps only what "
-                            "it says of the training text; use validation_loss or validation_accuracy",
+                fmt::format("metric {} needs the teacher on held-out text, and distill.cache keeps only its "
+                            "outputs for the training text; use validation_loss or validation_accuracy",
                             name_of(held_out_metric_names, metric)));
 }
 

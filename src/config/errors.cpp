@@ -106,8 +106,11 @@ std::string ErrorList::describe_unknown_key(const std::string& section, const st
     return fmt::format("unknown key; did you mean {}?", nearest->second);
   if (!elsewhere.empty())
     return fmt::format("unknown key; did you mean {}? ({})", fmt::join(elsewhere, " or "), keys_here);
+  const bool close = nearest && nearest->first <= 2 * std::max<std::size_t>(2, wanted.size() / 3);
+  // A file that another program wrote: a key is no misspelling there, but something that is not built.
+  if (!close && kind_ == ExitCode::bad_data)
+    return "this key is not known here, and it may change what the model computes; remove it if it does not";
   if (!nearest) return fmt::format("unknown key; {}", keys_here);
-  const bool close = nearest->first <= 2 * std::max<std::size_t>(2, wanted.size() / 3);
   if (close) return fmt::format("unknown key; did you mean {}? ({})", nearest->second, keys_here);
   return fmt::format("unknown key; the nearest valid key is {}; {}", nearest->second, keys_here);
 }

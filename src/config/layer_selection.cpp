@@ -29,7 +29,7 @@ namespace {
 
 /// "[0, 2]", or without the brackets.
 Parsed<LayerSelection> parse_layer_list(std::string_view text) {
-  const std::string allowed = "is no list of layers (numbers from 0, as in [0, 2])";
+  const std::string allowed = "is not a list of layers (numbers from 0, as in [0, 2])";
   const bool opened = text.starts_with('['), closed = text.ends_with(']');
   if (opened != closed) return {{}, allowed};
   if (opened) text = text.substr(1, text.size() - 2);
@@ -56,11 +56,12 @@ Parsed<LayerSelection> parse_layer_selection(std::string_view text) {
   const auto dash = text.find('-');
   const Parsed<std::int64_t> first = parse_integer(text.substr(0, dash));
   if (dash == std::string_view::npos)
-    return {{},
-            first.value ? fmt::format("is a single number; write [{}]", text) : "is no selection of layers"};
+    return {
+        {},
+        first.value ? fmt::format("is a single number; write [{}]", text) : "is not a selection of layers"};
   const Parsed<std::int64_t> last = parse_integer(text.substr(dash + 1));
   if (!first.value || !last.value || *first.value < 0 || *last.value < 0)
-    return {{}, "is no range of layers (decimal numbers from 0, as in 0-3)"};
+    return {{}, "is not a range of layers (decimal numbers from 0, as in 0-3)"};
   if (*first.value > *last.value) return {{}, "is a range that ends before it begins"};
   return {LayerSelection{LayerSelection::Kind::range, *first.value, *last.value, {}}, ""};
 }

@@ -104,15 +104,16 @@ Reader::Reader(const ConfigNode& map, ErrorList& errors, std::string path)
 
 const ConfigNode* Reader::present(std::string_view key, const std::string& allowed,
                                   const std::string& fallback, Absent absent) {
-  read_.insert(std::string(key));
+  ignore(key);
   errors_->add_known_key({path_of(key), allowed, fallback});
-  const ConfigNode* node = map_->find(key);
-  if (node == nullptr) {
+  const ConfigNode* node = find(key);
+  const bool is_null = node != nullptr && node->kind == ConfigNode::Kind::null;
+  if (node == nullptr || (is_null && null_is_absent_)) {
     if (absent == Absent::required && !quiet_)
       fail(key, fmt::format("this key is missing; allowed: {}", allowed));
     return nullptr;
   }
-  if (node->kind != ConfigNode::Kind::null) return node;
+  if (!is_null) return node;
   if (absent != Absent::optional) fail(key, fmt::format("there is no value; allowed: {}", allowed));
   return nullptr;
 }
@@ -153,7 +154,7 @@ std::optional<std::vector<T>> Reader::read_list(std::string_view key, const std:
       values.push_back(*std::move(value));
     } else {
       unsound_.insert(std::string(key));
-      errors_->add(node->children[i].position, fmt::format("{}[{}]", path_of(key), i),
+      errors_->add(node->children[i].position, fmt::format("{}[{}]", path_of(node->key), i),
                    fmt::format("{}; allowed: {}", reason, item));
     }
   }
@@ -312,8 +313,8 @@ Reader Reader::section(std::string_view key) {
   Reader reader(node == nullptr ? empty_map() : *node, *errors_, path_of(key));
   // Keys missing from a section that is not there are reported where it should be.
   if (node == nullptr) reader.quiet_ = quiet_;
-  if (node == nullptr)
-    reader.absent_position_ = map_->find(key) != nullptr ? map_->find(key)->position : position();
+  if (node == nullptr) reader.absent_position_ = find(key) != nullptr ? find(key)->position : position();
+  reader.null_is_absent_ = null_is_absent_;
   return reader;
 }
 
@@ -324,6 +325,27 @@ const ConfigNode* Reader::take(std::string_view key, const std::string& allowed,
 
 void Reader::ignore(std::string_view key) {
   read_.insert(std::string(key));
+  if (const auto it = other_names_.find(key); it != other_names_.end())
+    read_.insert(it->second.begin(), it->second.end());
+}
+
+const ConfigNode* Reader::find(std::string_view key) const {
+  const ConfigNode* node = map_->find(key);
+  if (const auto it = other_names_.find(key); it != other_names_.end())
+    for (const std::string& name : it->second)
+      if (node == nullptr || node->kind == ConfigNode::Kind::null)
+        if (const ConfigNode* other = map_->find(name)) node = other;
+  return node;
+}
+
+void Reader::also_called(std::string_view key, std::vector<std::string> names) {
+  const ConfigNode* const value = (other_names_[std::string(key)] = names, find(key));
+  for (const std::string& name : names) {
+    const ConfigNode* const other = map_->find(name);
+    if (other == nullptr || other->kind == ConfigNode::Kind::null || same_value(*value, *other)) continue;
+    unsound_.insert(std::string(key));
+    errors_->add(other->position, path_of(name), describe_difference(*other, *value, path_of(value->key)));
+  }
 }
 
 void Reader::require(std::string_view key, const Expected& expected, const std::string& why) {
@@ -347,24 +369,31 @@ void Reader::require(std::string_view key, const Expected& expected, const std::
 }
 
 bool Reader::has(std::string_view key) const {
-  const ConfigNode* node = map_->find(key);
+  const ConfigNode* node = find(key);
   return node != nullptr && node->kind != ConfigNode::Kind::null;
 }
 
+std::vector<const ConfigNode*> Reader::unread() const {
+  std::vector<const ConfigNode*> nodes;
+  for (const ConfigNode& child : map_->children)
+    if (!read_.contains(child.key)) nodes.push_back(&child);
+  return nodes;
+}
+
 bool Reader::is_override(std::string_view key) const {
-  const ConfigNode* node = map_->find(key);
+  const ConfigNode* node = find(key);
   return node != nullptr && node->position.line == 0 && node->position.file != nullptr;
 }
 
 void Reader::fail(std::string_view key, const std::string& message) {
   unsound_.insert(std::string(key));
-  const ConfigNode* node = map_->find(key);
-  errors_->add(node == nullptr ? position() : node->position, path_of(key), message);
+  const ConfigNode* node = find(key);
+  errors_->add(node == nullptr ? position() : node->position, path_of(node == nullptr ? key : node->key),
+               message);
 }
 
 void Reader::finish() {
-  for (const ConfigNode& child : map_->children)
-    if (!read_.contains(child.key)) errors_->add_unknown_key(child.key_position, path_, child.key);
+  for (const ConfigNode* child : unread()) errors_->add_unknown_key(child->key_position, path_, child->key);
 }
 
 }  // namespace farskip

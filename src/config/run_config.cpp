@@ -163,8 +163,9 @@ TrainConfig read_train(Reader reader, bool distills, std::vector<std::string>* n
   config.learning_rate = read_learning_rate(reader.section("learning_rate"), config.steps,
                                             reader.sound("steps"), reader.is_override("steps"), notices);
   config.aux_loss = reader.real("aux_loss", not_negative, distills ? 0.0 : config.aux_loss);
-  config.router_bias_update =
-      reader.real("router_bias_update", {.min = 0, .max = 1}, config.router_bias_update);
+  reader.require_value("router_bias_update", 0.0,
+                       "balancing without a loss moves a selection bias, and no model family that is built "
+                       "has a router with one; aux_loss balances its experts");
   config.validate_every = reader.integer("validate_every", at_least_zero, config.validate_every);
   if (reader.sound("global_batch") && reader.sound("micro_batch") &&
       config.global_batch % config.micro_batch != 0)
@@ -241,7 +242,8 @@ RunConfig read_run_config(const ConfigNode& tree, ErrorList& errors, const LoadO
   config.train = read_train(reader.section("train"), distills, options.notices);
   config.distill = read_distill_section(reader, options.needs.distill);
   if (config.distill && config.distill->early_stopping && config.data.validation.empty())
-    reader.fail("distill", "early_stopping looks at held-out text, and data.validation names none; give one");
+    reader.fail("distill",
+                "early_stopping evaluates held-out text, and data.validation names none; give one");
   config.checkpoint = read_checkpoint(reader.section("checkpoint"));
   const bool has_model = reader.has("model") || reader.has("init") || distills;
   if (options.needs.model && !has_model && tree.kind == ConfigNode::Kind::map)

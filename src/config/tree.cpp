@@ -126,6 +126,23 @@ bool operator==(const ConfigNode& a, const ConfigNode& b) {
   return a.children == b.children;
 }
 
+bool same_value(const ConfigNode& a, const ConfigNode& b) {
+  if (a.kind == ConfigNode::Kind::scalar && b.kind == a.kind && !a.quoted && !b.quoted) {
+    const auto x = parse_real(a.text).value, y = parse_real(b.text).value;
+    if (x && y) return *x == *y;
+  }
+  return a.kind == b.kind && a.text == b.text && a.children == b.children;
+}
+
+std::string describe_difference(const ConfigNode& value, const ConfigNode& other,
+                                const std::string& other_path) {
+  const auto shown = [](const ConfigNode& node) {
+    return node.kind == ConfigNode::Kind::scalar ? quote_for_message(node.text) : describe_kind(node);
+  };
+  return fmt::format("{} here, but {} ({}) says {}, and both are the same setting; leave one of them",
+                     shown(value), other_path, describe(other.position), shown(other));
+}
+
 std::string describe_kind(const ConfigNode& node) {
   switch (node.kind) {
     case ConfigNode::Kind::null:
@@ -151,7 +168,9 @@ ConfigNode make_node(std::int64_t value) {
 }
 ConfigNode make_node(double value) {
   FARSKIP_CHECK(std::isfinite(value), "a configuration holds finite numbers only, not {}", value);
-  return make_scalar(fmt::format("{}", value), false);
+  std::string text = fmt::format("{}", value);
+  if (text.find_first_of(".e") == std::string::npos) text += ".0";  // strict readers take 1 for an integer
+  return make_scalar(std::move(text), false);
 }
 ConfigNode make_node(std::string_view value) {
   return make_scalar(std::string(value), true);

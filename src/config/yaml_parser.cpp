@@ -176,7 +176,8 @@ class TreeBuilder final : public YAML::EventHandler {
 
   void count_node(const Position& position) {
     if (++num_nodes_ > max_config_nodes)
-      fail(errors_, position, fmt::format("more than {} values; that is no configuration", max_config_nodes));
+      fail(errors_, position,
+           fmt::format("more than {} values; this is not a configuration", max_config_nodes));
   }
 
   void open(ConfigNode::Kind kind, const YAML::Mark& mark, const std::string& tag, YAML::anchor_t anchor) {

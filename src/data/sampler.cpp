@@ -99,11 +99,11 @@ Sampler::Sampler(std::vector<SamplerSource> sources, const SamplerOptions& optio
   }
 }
 
-std::string Sampler::order_text() const {
-  std::string text = fmt::format("{} tokens a sample{}", options_.sequence_length,
-                                 options_.shuffle ? ", shuffled" : ", in order");
-  for (std::size_t s = 0; s < sources_.size(); ++s)
-    text += fmt::format("{} {} tokens", s == 0 ? ", of" : " +", sources_[s].tokens->num_tokens());
+std::string Sampler::contents_text() const {
+  std::string text;
+  for (const SamplerSource& source : sources_)
+    text += fmt::format("{}{} tokens with hash {}", text.empty() ? "" : " + ", source.tokens->num_tokens(),
+                        source.tokens->fingerprint());
   if (sources_.size() > 1)
     text += fmt::format(", mixed {}:{}", fmt::join(samples_per_block_, ":"), options_.block_size);
   return text;

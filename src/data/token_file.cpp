@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "farskip/base/error.h"
+#include "farskip/tensor/hash.h"
 
 namespace farskip {
 namespace {
@@ -240,6 +241,17 @@ std::vector<std::int32_t> TokenFile::document(std::uint64_t index) const {
   std::vector<std::int32_t> tokens(document_offsets_[index + 1] - document_offsets_[index]);
   read(document_offsets_[index], tokens.size(), tokens.data());
   return tokens;
+}
+
+std::string TokenFile::fingerprint() const {
+  Hasher hasher;
+  hasher.update(token_type_name(type_));
+  for (const auto* part : {&document_offsets_, &sequence_offsets_, &sequence_pointers_}) {
+    hasher.update(fmt::format(" {} ", part->size()));
+    hasher.update(std::as_bytes(std::span(*part)));
+  }
+  hasher.update(fingerprint_file(bin_));
+  return hasher.hex();
 }
 
 void TokenFile::check_token_range(std::int64_t vocabulary_size) const {

@@ -155,6 +155,14 @@ std::vector<std::int32_t> Tokenizer::encode(std::string_view text) const {
   return ids;
 }
 
+std::vector<std::int32_t> Tokenizer::encode_prompt(std::string_view text) const {
+  std::vector<std::int32_t> ids = encode(text);
+  const std::vector<std::int32_t>& before = impl_->file.template_before;
+  const bool begun = ids.size() >= before.size() && std::equal(before.begin(), before.end(), ids.begin());
+  if (!begun) ids.insert(ids.begin(), before.begin(), before.end());
+  return ids;
+}
+
 std::vector<std::int32_t> Tokenizer::encode_with_special_tokens(std::string_view text) const {
   std::vector<std::int32_t> ids = impl_->file.template_before;
   Encoder(*this).encode(text, ids);

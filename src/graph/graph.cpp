@@ -1,6 +1,7 @@
 #include "farskip/graph/graph.h"
 
 #include <algorithm>
+#include <unordered_set>
 
 namespace farskip {
 namespace {
@@ -13,47 +14,12 @@ std::vector<const TensorType*> input_types(const Graph& graph, const std::vector
 
 /// Types of a node's outputs, which will be the values from `first` on.
 std::vector<TensorType> output_types(const OpDef& op, const OpTypes& types, ValueId first) {
-  std::vector<TensorType> out = op.infer(types);
+  std::vector<TensorType> out = infer_outputs(op, types);
   for (const RowCount& rows : op.row_counts) out[rows.output].count = ValueId(first.index() + rows.count);
   return out;
 }
 
 }  // namespace
-
-bool OpDef::may_share(std::size_t output, std::size_t input, DType type) const {
-  if (in_place_each && output == input) return true;
-  return std::any_of(in_place.begin(), in_place.end(), [&](const InPlace& rule) {
-    return rule.output == output && rule.input == input && !(rule.wide_only && type == DType::bf16);
-  });
-}
-
-void OpTable::add(OpDef op) {
-  FARSKIP_CHECK(op.infer != nullptr && op.max_inputs >= op.min_inputs, "op {} is incomplete", op.name);
-  const std::string name = op.name;
-  FARSKIP_CHECK(ops_.emplace(name, std::move(op)).second, "op {} is registered twice", name);
-}
-
-const OpDef* OpTable::find(std::string_view name) const {
-  const auto it = ops_.find(name);
-  return it == ops_.end() ? nullptr : &it->second;
-}
-
-const OpDef& OpTable::at(std::string_view name) const {
-  const OpDef* op = find(name);
-  FARSKIP_CHECK(op != nullptr, "no op named {}", name);
-  return *op;
-}
-
-OpCost cost_of(const OpDef& op, const OpTypes& types) {
-  OpCost cost;
-  if (op.cost != nullptr) cost = op.cost(types);
-  if (cost.bytes == 0) {
-    for (const TensorType* type : types.inputs)
-      if (type != nullptr) cost.bytes += static_cast<double>(type->num_bytes());
-    for (const TensorType& type : types.outputs) cost.bytes += static_cast<double>(type.num_bytes());
-  }
-  return cost;
-}
 
 ValueId Graph::add_external(ExternalKind kind, std::string name, TensorType type) {
   FARSKIP_CHECK(!find_external(name), "external {} exists already", name);
@@ -144,8 +110,9 @@ void GraphCopier::finish() {
 
 void verify_graph(const Graph& graph) {
   std::vector<char> defined(graph.num_values(), 0);
+  std::unordered_set<std::string_view> names;
   for (const External& e : graph.externals()) {
-    FARSKIP_CHECK(graph.find_external(e.name) == e.value, "external name {} is not unique", e.name);
+    FARSKIP_CHECK(names.insert(e.name).second, "external name {} is not unique", e.name);
     defined[e.value.index()] = 1;
   }
   for (std::size_t n = 0; n < graph.nodes().size(); ++n) {

@@ -5,8 +5,6 @@
 #include <numeric>
 #include <unordered_map>
 
-#include "farskip/ops/rules.h"
-
 namespace farskip {
 namespace {
 
@@ -53,7 +51,7 @@ class Lowering {
     if (!options_.logits) targets_ = input("targets");
     if (options_.document_mask) document_start_ = input("document_start");
     for (const ParameterSpec& p : list_parameters(c_)) {
-      const DType dtype = p.has_compute_copy() ? options_.dtype : ops::wide(options_.dtype);
+      const DType dtype = p.has_compute_copy() ? options_.dtype : wide(options_.dtype);
       parameters_[p.name] =
           graph_.add_external(ExternalKind::parameter, read_name(p, options_.dtype), {dtype, p.shape, {}});
     }
@@ -147,7 +145,8 @@ class Lowering {
     const ops::Attention attributes{.sequence_length = options_.sequence_length,
                                     .heads = c_.num_heads,
                                     .kv_heads = kv_heads,
-                                    .scale = c_.softmax_scale};
+                                    .scale = c_.softmax_scale,
+                                    .deterministic = options_.deterministic};
     const ValueId out = ops::attention(b, q, k, v, document_start_, attributes).out;
     return ops::linear(b, out, layer_parameter("self_attn.o_proj.weight"));
   }
@@ -188,7 +187,7 @@ class Lowering {
     Builder b = builder();
     const MoeConfig& moe = c_.moe;
     const ValueId logits =
-        ops::linear(b, ops::cast(b, h, ops::wide(options_.dtype)), layer_parameter("mlp.gate.weight"));
+        ops::linear(b, ops::cast(b, h, wide(options_.dtype)), layer_parameter("mlp.gate.weight"));
     const ops::RouteResult routed = ops::route(b, logits, {},
                                                {.top_k = moe.top_k,
                                                 .score = moe.score,

@@ -4,7 +4,7 @@
 #include <array>
 #include <nlohmann/json.hpp>
 
-#include "farskip/base/file.h"
+#include "farskip/base/folder.h"
 #include "farskip/model/family.h"
 #include "farskip/model/parameters.h"
 #include "farskip/tensor/strict_json.h"
@@ -15,7 +15,7 @@ namespace {
 /// What stands before the family in the model type of a rewired model (families/common.cpp writes it).
 constexpr std::string_view kRewired[] = {"farskip_", "rewired_"};
 
-constexpr std::uint64_t kMaxConfig = 4 << 20;  // bytes
+constexpr const char* kConfigFile = "config.json";
 
 std::string family_names() {
   std::vector<std::string> names;
@@ -33,9 +33,11 @@ void check_architectures(Reader& reader, const Family& family) {
                                                family.name, fmt::join(allowed, ", ")));
 }
 
+/// `foreign`: other programs wrote it; their notes are passed over and collected.
 ModelConfig read_family(const ConfigNode& map, const std::string& key, const std::string& path,
-                        ErrorList& errors) {
+                        ErrorList& errors, std::vector<std::string>* foreign = nullptr) {
   Reader reader(map, errors, path);
+  if (foreign != nullptr) reader.take_null_as_absent();
   std::string name = reader.string(key);
   if (!reader.sound(key)) return {};
   const std::string type = name;
@@ -56,6 +58,7 @@ ModelConfig read_family(const ConfigNode& map, const std::string& key, const std
     reader.fail(key, fmt::format("'{}' is wired in another way than '{}', and no key says how; allowed: "
                                  "farskip: true, or farskip_wiring with the name of a mode",
                                  type, name));
+  if (foreign != nullptr) *foreign = pass_over_foreign_notes(reader);
   reader.finish();
   return config;
 }
@@ -95,21 +98,27 @@ ModelConfig read_model_section(const ConfigNode& section, ErrorList& errors) {
   return read_family(section, "family", "model", errors);
 }
 
-ModelConfig read_hub_config(const std::filesystem::path& folder) {
-  const std::filesystem::path file = folder / "config.json";
-  (void)parse_strict_json(read_text_file(file, kMaxConfig), file.string());  // then as YAML, which has places
+ModelConfig read_hub_config(const std::filesystem::path& folder, std::vector<std::string>* notices) {
+  const std::string file = (folder / kConfigFile).string();
+  const std::string text = read_inside(folder, kConfigFile, max_config_bytes);
+  (void)parse_strict_json(text, file);  // then as YAML, which has places
   ErrorList errors(ExitCode::bad_data);
-  const ConfigNode tree = parse_yaml_file(file, errors);
-  ModelConfig config = read_family(tree, "model_type", "", errors);
+  const ConfigNode tree = parse_yaml_text(text, file, errors);
+  std::vector<std::string> foreign;
+  ModelConfig config = read_family(tree, "model_type", "", errors, &foreign);
   errors.throw_if_any();
+  if (notices != nullptr && !foreign.empty())
+    notices->push_back(fmt::format("{}: passed over, as notes of other programs: {}", file,
+                                   printable(fmt::format("{}", fmt::join(foreign, ", ")), 400)));
   return config;
 }
 
-std::string hub_config_text(const ModelConfig& config) {
+std::string hub_config_text(const ModelConfig& config, DType dtype) {
   const Family* family = find_family(config.family);
   FARSKIP_CHECK(family != nullptr, "family '{}'", config.family);
   ConfigNode map;
   family->write(config, map);
+  map.set("torch_dtype", make_node(dtype == DType::bf16 ? "bfloat16" : "float32"));
   return to_json(map).dump(2) + "\n";
 }
 
@@ -122,7 +131,7 @@ ConfigNode model_section(const ModelConfig& config) {
   ConfigNode section;
   section.set("family", make_node(std::string_view(config.family)));
   for (ConfigNode& child : hub.children)
-    if (child.key != "model_type" && child.key != "architectures" && child.key != "torch_dtype") {
+    if (child.key != "model_type" && child.key != "architectures") {
       const std::string key = child.key;
       section.set(key, std::move(child));
     }

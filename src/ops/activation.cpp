@@ -10,10 +10,11 @@ void register_activation(OpTable& table) {
   table.add({.name = "swiglu",
              .min_inputs = 1,
              .max_inputs = 2,
+             .inputs = {In::compute, In::wide},
+             .bounded = {0, 1},
              .infer = [](const OpTypes& t) -> std::vector<TensorType> {
                FARSKIP_SHAPE(t.shape(0)[1] % 2 == 0 && (!t.has(1) || t.shape(1) == Shape{t.shape(0)[0]}),
                              "swiglu", t);
-               FARSKIP_DTYPES(inputs_are(t, wide(t.in(0).dtype), {1}), "swiglu", t);
                return {rows_like(t.in(0), t.shape(0)[1] / 2)};
              },
              .gradient =
@@ -29,11 +30,11 @@ void register_activation(OpTable& table) {
   table.add({.name = "swiglu_grad",
              .min_inputs = 2,
              .max_inputs = 3,
+             .inputs = {In::compute, In::compute, In::wide},
+             .bounded = {0, 1, 2},
              .infer = [](const OpTypes& t) -> std::vector<TensorType> {
                FARSKIP_SHAPE(t.shape(0)[1] * 2 == t.shape(1)[1] && t.shape(0)[0] == t.shape(1)[0],
                              "swiglu_grad", t);
-               FARSKIP_DTYPES(inputs_are(t, t.in(1).dtype, {0}) && inputs_are(t, wide(t.in(1).dtype), {2}),
-                              "swiglu_grad", t);
                std::vector<TensorType> out{like(t.in(1))};
                if (t.has(2)) out.push_back(like(t.in(2)));
                return out;

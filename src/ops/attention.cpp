@@ -24,7 +24,6 @@ void check(const OpTypes& t, std::size_t q) {
                     t.shape(q)[1] == a.heads * d.qk && t.shape(q + 1) == (Shape{tokens, a.kv_heads * d.qk}) &&
                     t.shape(q + 2) == (Shape{tokens, a.kv_heads * d.v}),
                 "attention", t);
-  FARSKIP_DTYPES(inputs_are(t, t.in(q).dtype, {q + 1, q + 2}), "attention", t);
 }
 
 // Two products over the causal half of [S, S] for every head, of width D and Dv.
@@ -50,10 +49,10 @@ void register_attention(OpTable& table) {
              .parse_attributes = &Attributes::parse<Attention>,
              .min_inputs = 3,
              .max_inputs = 4,
+             .inputs = {In::compute, In::compute, In::compute, In::integer},
              .infer = [](const OpTypes& t) -> std::vector<TensorType> {
                check(t, 0);
                const auto& a = t.get<Attention>();
-               FARSKIP_DTYPES(inputs_are(t, DType::i32, {3}), "attention", t);
                return {rows_like(t.in(0), a.heads * head_dims(t, 0).v),
                        rows_like(t.in(0), a.heads, wide(t.in(0).dtype))};
              },
@@ -67,32 +66,30 @@ void register_attention(OpTable& table) {
              .cost = [](const OpTypes& t) { return flops_cost(score_flops(t, 0)); },
              .portions = &num_sequences});
 
-  table.add({.name = "attention_grad",
-             .parse_attributes = &Attributes::parse<Attention>,
-             .min_inputs = 6,
-             .max_inputs = 7,
-             .infer = [](const OpTypes& t) -> std::vector<TensorType> {
-               check(t, 1);
-               FARSKIP_SHAPE(t.in(0) == t.in(4), "attention_grad", t);
-               const DType compute = t.in(1).dtype;
-               FARSKIP_DTYPES(inputs_are(t, compute, {0}) && inputs_are(t, wide(compute), {5}) &&
-                                  inputs_are(t, DType::i32, {6}),
-                              "attention_grad", t);
-               return {like(t.in(1)), like(t.in(2)), like(t.in(3))};
-             },
-             // five products instead of two: the scores are recomputed
-             .cost = [](const OpTypes& t) { return flops_cost(2.5 * score_flops(t, 1)); },
-             .portions = &num_sequences});
+  table.add(
+      {.name = "attention_grad",
+       .parse_attributes = &Attributes::parse<Attention>,
+       .min_inputs = 6,
+       .max_inputs = 7,
+       .inputs = {In::compute, In::compute, In::compute, In::compute, In::compute, In::wide, In::integer},
+       .infer = [](const OpTypes& t) -> std::vector<TensorType> {
+         check(t, 1);
+         FARSKIP_SHAPE(t.in(0) == t.in(4), "attention_grad", t);
+         return {like(t.in(1)), like(t.in(2)), like(t.in(3))};
+       },
+       // five products instead of two: the scores are recomputed
+       .cost = [](const OpTypes& t) { return flops_cost(2.5 * score_flops(t, 1)); },
+       .portions = &num_sequences});
 
   table.add({.name = "mla_key_value",
              .parse_attributes = &Attributes::parse<MlaKeyValue>,
              .min_inputs = 2,
              .max_inputs = 2,
+             .inputs = {In::compute},
              .infer = [](const OpTypes& t) -> std::vector<TensorType> {
                const auto& a = t.get<MlaKeyValue>();
                FARSKIP_SHAPE(t.shape(0)[1] == a.heads * (a.nope_dim + a.v_dim) && t.shape(1)[1] == a.rope_dim,
                              "mla_key_value", t);
-               FARSKIP_DTYPES(inputs_are(t, t.in(0).dtype, {1}), "mla_key_value", t);
                return {rows_like(t.in(0), a.heads * (a.nope_dim + a.rope_dim)),
                        rows_like(t.in(0), a.heads * a.v_dim)};
              },
@@ -108,12 +105,12 @@ void register_attention(OpTable& table) {
              .parse_attributes = &Attributes::parse<MlaKeyValue>,
              .min_inputs = 2,
              .max_inputs = 2,
+             .inputs = {In::compute},
              .infer = [](const OpTypes& t) -> std::vector<TensorType> {
                const auto& a = t.get<MlaKeyValue>();
                FARSKIP_SHAPE(
                    t.shape(0)[1] == a.heads * (a.nope_dim + a.rope_dim) && t.shape(1)[1] == a.heads * a.v_dim,
                    "mla_key_value_grad", t);
-               FARSKIP_DTYPES(inputs_are(t, t.in(0).dtype, {1}), "mla_key_value_grad", t);
                return {rows_like(t.in(0), a.heads * (a.nope_dim + a.v_dim)), rows_like(t.in(0), a.rope_dim)};
              }});
 }

@@ -62,6 +62,7 @@ void register_collective(OpTable& table) {
              .parse_attributes = &Attributes::parse<Replicas>,
              .min_inputs = 1,
              .max_inputs = kMostTensors,
+             .inputs = {In::any},
              .infer = [](const OpTypes& t) -> std::vector<TensorType> {
                std::vector<TensorType> out;
                for (const TensorType* type : t.inputs) out.push_back(like(*type));
@@ -78,6 +79,7 @@ void register_collective(OpTable& table) {
              .parse_attributes = &Attributes::parse<Replicas>,
              .min_inputs = 1,
              .max_inputs = kMostTensors,
+             .inputs = {In::any},
              .infer = reduce_scatter_types,
              .cost = [](const OpTypes& t) -> OpCost {
                return {.wire_bytes = sent_share(t) * total_bytes(t.inputs)};
@@ -89,6 +91,7 @@ void register_collective(OpTable& table) {
              .parse_attributes = &Attributes::parse<Replicas>,
              .min_inputs = 1,
              .max_inputs = kMostTensors,
+             .inputs = {In::any},
              .infer = all_gather_types,
              .cost = [](const OpTypes& t) -> OpCost {
                return {.wire_bytes = sent_share(t) * total_bytes(t.outputs)};

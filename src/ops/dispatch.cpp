@@ -11,9 +11,9 @@ void register_dispatch(OpTable& table) {
              .parse_attributes = &Attributes::parse<SortByExpert>,
              .min_inputs = 1,
              .max_inputs = 1,
+             .inputs = {In::integer},
              .infer = [](const OpTypes& t) -> std::vector<TensorType> {
                const std::int64_t rows = t.shape(0).num_elements();
-               FARSKIP_DTYPES(inputs_are(t, DType::i32, {0}), "sort_by_expert", t);
                return {{DType::i32, Shape{rows}, {}},
                        {DType::i32, Shape{rows}, {}},
                        {DType::i32, Shape{t.get<SortByExpert>().num_experts + 1}, {}}};
@@ -23,9 +23,9 @@ void register_dispatch(OpTable& table) {
              .parse_attributes = &Attributes::parse<TopK>,
              .min_inputs = 3,  // x, row_slot, slot_row
              .max_inputs = 3,
+             .inputs = {In::compute, In::integer, In::integer},
              .infer = [](const OpTypes& t) -> std::vector<TensorType> {
                FARSKIP_SHAPE(t.shape(1)[0] == t.shape(0)[0] * t.get<TopK>().top_k, "dispatch_rows", t);
-               FARSKIP_DTYPES(inputs_are(t, DType::i32, {1, 2}), "dispatch_rows", t);
                return {{t.in(0).dtype, Shape{t.shape(1)[0], t.shape(0)[1]}, t.in(1).count}};
              },
              .gradient =
@@ -42,9 +42,9 @@ void register_dispatch(OpTable& table) {
        .parse_attributes = &Attributes::parse<TopK>,
        .min_inputs = 3,
        .max_inputs = 3,
+       .inputs = {In::compute, In::integer, In::integer},
        .infer = [](const OpTypes& t) -> std::vector<TensorType> {
          FARSKIP_SHAPE(t.shape(0)[0] == t.shape(2)[0], "combine_rows", t);
-         FARSKIP_DTYPES(inputs_are(t, DType::i32, {1, 2}), "combine_rows", t);
          return {{t.in(0).dtype, Shape{t.shape(2)[0] / t.get<TopK>().top_k, t.shape(0)[1]}, {}}};
        },
        .gradient =
@@ -53,24 +53,23 @@ void register_dispatch(OpTable& table) {
            },
        .cost = [](const OpTypes& t) { return flops_cost(elements(t.shape(0))); }});
 
-  table.add(
-      {.name = "permute_values",
-       .parse_attributes = &Attributes::parse<PermuteValues>,
-       .min_inputs = 3,  // values, index, inverse
-       .max_inputs = 3,
-       .infer = [](const OpTypes& t) -> std::vector<TensorType> {
-         FARSKIP_SHAPE(t.shape(0).num_elements() == t.shape(1)[0] && t.shape(1) == t.shape(2),
-                       "permute_values", t);
-         FARSKIP_DTYPES(!is_low(t.in(0).dtype) && inputs_are(t, DType::i32, {1, 2}), "permute_values", t);
-         const std::int64_t rows = t.shape(1)[0], columns = t.get<PermuteValues>().columns;
-         return {{t.in(0).dtype, columns == 0 ? Shape{rows} : Shape{rows / columns, columns}, {}}};
-       },
-       .gradient =
-           [](GradientCall& g) {
-             const Shape& shape = g.shape(g.in(0));
-             const PermuteValues back{shape.rank() == 1 ? 0 : shape.back()};
-             g.set(0, permute_values(g.builder(), g.dout(), g.in(2), g.in(1), back));
-           }});
+  table.add({.name = "permute_values",
+             .parse_attributes = &Attributes::parse<PermuteValues>,
+             .min_inputs = 3,  // values, index, inverse
+             .max_inputs = 3,
+             .inputs = {In::wide, In::integer, In::integer},
+             .infer = [](const OpTypes& t) -> std::vector<TensorType> {
+               FARSKIP_SHAPE(t.shape(0).num_elements() == t.shape(1)[0] && t.shape(1) == t.shape(2),
+                             "permute_values", t);
+               const std::int64_t rows = t.shape(1)[0], columns = t.get<PermuteValues>().columns;
+               return {{t.in(0).dtype, columns == 0 ? Shape{rows} : Shape{rows / columns, columns}, {}}};
+             },
+             .gradient =
+                 [](GradientCall& g) {
+                   const Shape& shape = g.shape(g.in(0));
+                   const PermuteValues back{shape.rank() == 1 ? 0 : shape.back()};
+                   g.set(0, permute_values(g.builder(), g.dout(), g.in(2), g.in(1), back));
+                 }});
 }
 
 namespace ops {

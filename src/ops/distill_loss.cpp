@@ -20,9 +20,6 @@ void check_live(const OpTypes& t, std::size_t first) {
   FARSKIP_SHAPE(h[1] == w[1] && ht[1] == wt[1] && w[0] == wt[0] && h[0] == ht[0] &&
                     h[0] == t.shape(first + 4)[0] && t.get<DistillLoss>().top_k <= w[0],
                 "distill_loss", t);
-  FARSKIP_DTYPES(inputs_are(t, t.in(first).dtype, {first + 1, first + 2, first + 3}) &&
-                     inputs_are(t, DType::i32, {first + 4}),
-                 "distill_loss", t);
 }
 
 void check_cached(const OpTypes& t, std::size_t first) {
@@ -32,20 +29,14 @@ void check_cached(const OpTypes& t, std::size_t first) {
                     t.shape(first + 3) == (Shape{h[0], top_k}) && t.shape(first + 4) == Shape{h[0]} &&
                     t.shape(first + 5) == Shape{h[0]} && h[0] == t.shape(first + 6)[0],
                 "cached_distill_loss", t);
-  const DType dtype = t.in(first).dtype;
-  FARSKIP_DTYPES(inputs_are(t, dtype, {first + 1}) && inputs_are(t, DType::i32, {first + 2, first + 6}) &&
-                     inputs_are(t, wide(dtype), {first + 3, first + 4, first + 5}),
-                 "cached_distill_loss", t);
 }
 
 std::vector<TensorType> loss_types(const OpTypes& t, std::size_t first) {
   return {{wide(t.in(first).dtype), Shape{1}, {}}, {DType::f64, Shape{kNumStats}, {}}};
 }
 
-/// `accumulate`: the optional input that dw is added to.
-std::vector<TensorType> gradient_types(const OpTypes& t, std::size_t accumulate) {
+std::vector<TensorType> gradient_types(const OpTypes& t) {
   const DType sums = wide(t.in(1).dtype);
-  FARSKIP_DTYPES(inputs_are(t, sums, {0, accumulate}), "a gradient of distillation", t);
   std::vector<TensorType> types = loss_types(t, 1);
   types.push_back(like(t.in(1)));
   if (t.get<DistillLoss>().trains_head) types.push_back({sums, t.shape(2), {}});
@@ -72,11 +63,13 @@ void register_losses(OpTable& table) {
              .parse_attributes = &Attributes::parse<DistillLoss>,
              .min_inputs = 5,
              .max_inputs = 5,
+             .inputs = {In::compute, In::compute, In::compute, In::compute, In::integer},
              .infer = [](const OpTypes& t) -> std::vector<TensorType> {
                check_live(t, 0);
                return loss_types(t, 0);
              },
              .gradient = [](GradientCall& g) { emit_gradient(g, "distill_loss_grad", 5); },
+             .fused_gradient = "distill_loss_grad",
              .cost =
                  [](const OpTypes& t) {
                    return flops_cost(head_flops(t.shape(0), t.shape(1)) + head_flops(t.shape(2), t.shape(3)));
@@ -85,9 +78,10 @@ void register_losses(OpTable& table) {
              .parse_attributes = &Attributes::parse<DistillLoss>,
              .min_inputs = 6,
              .max_inputs = 7,
+             .inputs = {In::wide, In::compute, In::compute, In::compute, In::compute, In::integer},
              .infer = [](const OpTypes& t) -> std::vector<TensorType> {
                check_live(t, 1);
-               return gradient_types(t, 6);
+               return gradient_types(t);
              },
              .cost =
                  [](const OpTypes& t) {
@@ -99,35 +93,38 @@ void register_losses(OpTable& table) {
              .parse_attributes = &Attributes::parse<DistillLoss>,
              .min_inputs = 7,
              .max_inputs = 7,
+             .inputs = {In::compute, In::compute, In::integer, In::wide, In::wide, In::wide, In::integer},
              .infer = [](const OpTypes& t) -> std::vector<TensorType> {
                check_cached(t, 0);
                return loss_types(t, 0);
              },
              .gradient = [](GradientCall& g) { emit_gradient(g, "cached_distill_loss_grad", 7); },
+             .fused_gradient = "cached_distill_loss_grad",
              .cost = [](const OpTypes& t) { return flops_cost(head_flops(t.shape(0), t.shape(1))); }});
-  table.add({.name = "cached_distill_loss_grad",
-             .parse_attributes = &Attributes::parse<DistillLoss>,
-             .min_inputs = 8,
-             .max_inputs = 9,
-             .infer = [](const OpTypes& t) -> std::vector<TensorType> {
-               check_cached(t, 1);
-               return gradient_types(t, 8);
-             },
-             .cost = [](const OpTypes& t) { return flops_cost(gradient_flops(t)); },
-             .in_place = {{3, 8}},
-             .accumulates = {{3, 8}}});
+  table.add(
+      {.name = "cached_distill_loss_grad",
+       .parse_attributes = &Attributes::parse<DistillLoss>,
+       .min_inputs = 8,
+       .max_inputs = 9,
+       .inputs = {In::wide, In::compute, In::compute, In::integer, In::wide, In::wide, In::wide, In::integer},
+       .infer = [](const OpTypes& t) -> std::vector<TensorType> {
+         check_cached(t, 1);
+         return gradient_types(t);
+       },
+       .cost = [](const OpTypes& t) { return flops_cost(gradient_flops(t)); },
+       .in_place = {{3, 8}},
+       .accumulates = {{3, 8}}});
   table.add({.name = "teacher_top_k",
              .parse_attributes = &Attributes::parse<KeepTopK>,
              .min_inputs = 3,
              .max_inputs = 3,
+             .inputs = {In::compute, In::compute, In::integer},
              .infer = [](const OpTypes& t) -> std::vector<TensorType> {
                const std::int64_t tokens = t.shape(0)[0], top_k = t.get<KeepTopK>().top_k;
                FARSKIP_SHAPE(t.shape(0)[1] == t.shape(1)[1] && tokens == t.shape(2)[0] && top_k >= 1 &&
                                  top_k <= t.shape(1)[0],
                              "teacher_top_k", t);
-               const DType dtype = t.in(0).dtype, kept = wide(dtype);
-               FARSKIP_DTYPES(inputs_are(t, dtype, {1}) && inputs_are(t, DType::i32, {2}), "teacher_top_k",
-                              t);
+               const DType kept = wide(t.in(0).dtype);
                return {{DType::i32, Shape{tokens, top_k}, {}},
                        {kept, Shape{tokens, top_k}, {}},
                        {kept, Shape{tokens}, {}},
@@ -136,17 +133,16 @@ void register_losses(OpTable& table) {
              .cost = [](const OpTypes& t) { return flops_cost(head_flops(t.shape(0), t.shape(1))); }});
 }
 
-/// Two tensors of one shape and targets → [1], and the gradient for the first.
-void register_comparison(OpTable& table, const char* name, const char* gradient_name,
+/// Two tensors of one shape, of the type `compared`, and targets → [1], and the gradient for the first.
+void register_comparison(OpTable& table, const char* name, const char* gradient_name, In compared,
                          void (*gradient)(GradientCall&)) {
   table.add({.name = name,
              .parse_attributes = &Attributes::parse<Weight>,
              .min_inputs = 3,
              .max_inputs = 3,
+             .inputs = {compared, compared, In::integer},
              .infer = [](const OpTypes& t) -> std::vector<TensorType> {
                FARSKIP_SHAPE(t.shape(0) == t.shape(1) && t.shape(0)[0] == t.shape(2)[0], "a comparison", t);
-               FARSKIP_DTYPES(inputs_are(t, t.in(0).dtype, {1}) && inputs_are(t, DType::i32, {2}),
-                              "a comparison", t);
                return {{wide(t.in(0).dtype), Shape{1}, {}}};
              },
              .gradient = gradient,
@@ -155,11 +151,10 @@ void register_comparison(OpTable& table, const char* name, const char* gradient_
              .parse_attributes = &Attributes::parse<Weight>,
              .min_inputs = 4,
              .max_inputs = 4,
+             .inputs = {In::wide, compared, compared, In::integer},
              .infer = [](const OpTypes& t) -> std::vector<TensorType> {
                FARSKIP_SHAPE(t.shape(1) == t.shape(2) && t.shape(1)[0] == t.shape(3)[0],
                              "the gradient of a comparison", t);
-               FARSKIP_DTYPES(inputs_are(t, wide(t.in(1).dtype), {0}) && inputs_are(t, t.in(1).dtype, {2}),
-                              "the gradient of a comparison", t);
                return {like(t.in(1))};
              },
              .cost = [](const OpTypes& t) { return flops_cost(10.0 * elements(t.shape(1))); }});
@@ -170,17 +165,19 @@ void register_comparison(OpTable& table, const char* name, const char* gradient_
 void register_distill_loss(OpTable& table);
 void register_distill_loss(OpTable& table) {
   register_losses(table);
-  register_comparison(table, "squared_difference", "squared_difference_grad", [](GradientCall& g) {
-    g.set(0, g.builder().emit("squared_difference_grad", g.get<Weight>(),
-                              {g.dout(), g.in(0), g.in(1), g.in(2)})[0]);
-  });
-  register_comparison(table, "router_divergence", "router_divergence_grad", [](GradientCall& g) {
+  register_comparison(table, "squared_difference", "squared_difference_grad", In::compute,
+                      [](GradientCall& g) {
+                        g.set(0, g.builder().emit("squared_difference_grad", g.get<Weight>(),
+                                                  {g.dout(), g.in(0), g.in(1), g.in(2)})[0]);
+                      });
+  register_comparison(table, "router_divergence", "router_divergence_grad", In::wide, [](GradientCall& g) {
     g.set(0, g.builder().emit("router_divergence_grad", g.get<Weight>(),
                               {g.dout(), g.in(0), g.in(1), g.in(2)})[0]);
   });
   table.add({.name = "count_routing_flips",
              .min_inputs = 3,
              .max_inputs = 3,
+             .inputs = {In::integer},
              .infer = [](const OpTypes& t) -> std::vector<TensorType> {
                FARSKIP_SHAPE(t.shape(0) == t.shape(1) && t.shape(0)[0] == t.shape(2)[0],
                              "count_routing_flips", t);

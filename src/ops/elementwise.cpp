@@ -11,9 +11,10 @@ void register_elementwise(OpTable& table) {
              .parse_attributes = &Attributes::parse<Cast>,
              .min_inputs = 1,
              .max_inputs = 1,
+             .inputs = {In::any},
              .infer = [](const OpTypes& t) -> std::vector<TensorType> {
                const DType to = t.get<Cast>().dtype == CastTo::bf16 ? DType::bf16 : DType::f32;
-               FARSKIP_DTYPES(t.in(0).dtype == (to == DType::bf16 ? DType::f32 : DType::bf16), "cast", t);
+               FARSKIP_SHAPE(t.in(0).dtype == (to == DType::bf16 ? DType::f32 : DType::bf16), "cast", t);
                return {{to, t.shape(0), t.in(0).count}};
              },
              .gradient = [](GradientCall& g) { g.set(0, cast(g.builder(), g.dout(), g.dtype(g.in(0)))); },
@@ -22,6 +23,8 @@ void register_elementwise(OpTable& table) {
   table.add({.name = "add",
              .min_inputs = 2,
              .max_inputs = 2,
+             .inputs = {In::compute},
+             .bounded = {0, 1},
              .infer = [](const OpTypes& t) -> std::vector<TensorType> {
                FARSKIP_SHAPE(t.in(0) == t.in(1), "add", t);
                return {like(t.in(0))};

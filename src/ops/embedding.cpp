@@ -10,9 +10,9 @@ void register_embedding(OpTable& table) {
   table.add({.name = "embedding",
              .min_inputs = 2,
              .max_inputs = 2,
+             .inputs = {In::compute, In::integer},
              .infer = [](const OpTypes& t) -> std::vector<TensorType> {
                FARSKIP_SHAPE(t.shape(0).rank() == 2 && t.shape(1).rank() == 1, "embedding", t);
-               FARSKIP_DTYPES(is_float(t.in(0).dtype) && inputs_are(t, DType::i32, {1}), "embedding", t);
                return {{t.in(0).dtype, Shape{t.shape(1)[0], t.shape(0)[1]}, {}}};
              },
              .gradient =
@@ -28,10 +28,9 @@ void register_embedding(OpTable& table) {
              .parse_attributes = &Attributes::parse<EmbeddingGrad>,
              .min_inputs = 2,
              .max_inputs = 3,
+             .inputs = {In::compute, In::integer},
              .infer = [](const OpTypes& t) -> std::vector<TensorType> {
                FARSKIP_SHAPE(t.shape(0).rank() == 2 && t.shape(0)[0] == t.shape(1)[0], "embedding_grad", t);
-               FARSKIP_DTYPES(inputs_are(t, DType::i32, {1}) && inputs_are(t, wide(t.in(0).dtype), {2}),
-                              "embedding_grad", t);
                return {{wide(t.in(0).dtype), Shape{t.get<EmbeddingGrad>().vocab_size, t.shape(0)[1]}, {}}};
              },
              .cost = [](const OpTypes& t) -> OpCost {

@@ -19,14 +19,14 @@ void register_grouped_matmul(OpTable& table) {
              .parse_attributes = &Attributes::parse<GroupedMatmul>,
              .min_inputs = 3,  // x, w, offsets
              .max_inputs = 3,
+             .inputs = {In::compute, In::compute, In::integer},
+             .bounded = {0},
              .infer = [](const OpTypes& t) -> std::vector<TensorType> {
                const Shape& w = t.shape(1);
                const bool transpose = t.get<GroupedMatmul>().transpose_w;
                FARSKIP_SHAPE(
                    w.rank() == 3 && t.shape(0)[1] == w[transpose ? 2 : 1] && t.shape(2) == Shape{w[0] + 1},
                    "grouped_matmul", t);
-               FARSKIP_DTYPES(inputs_are(t, t.in(0).dtype, {1}) && inputs_are(t, DType::i32, {2}),
-                              "grouped_matmul", t);
                return {rows_like(t.in(0), w[transpose ? 1 : 2])};
              },
              .gradient =
@@ -46,12 +46,11 @@ void register_grouped_matmul(OpTable& table) {
       {.name = "grouped_matmul_wgrad",
        .min_inputs = 3,  // dy, x, offsets
        .max_inputs = 4,
+       .inputs = {In::compute, In::compute, In::integer},
+       .bounded = {0, 1},
        .infer = [](const OpTypes& t) -> std::vector<TensorType> {
          FARSKIP_SHAPE(t.shape(0)[0] == t.shape(1)[0], "grouped_matmul_wgrad", t);
          const DType dtype = t.in(0).dtype;
-         FARSKIP_DTYPES(
-             inputs_are(t, dtype, {1}) && inputs_are(t, DType::i32, {2}) && inputs_are(t, wide(dtype), {3}),
-             "grouped_matmul_wgrad", t);
          return {{wide(dtype), Shape{t.shape(2)[0] - 1, t.shape(0)[1], t.shape(1)[1]}, {}}};
        },
        .cost = [](const OpTypes& t) { return cost(static_cast<double>(t.shape(0)[0]), t.outputs[0].shape); },

@@ -18,12 +18,11 @@ void register_loss(OpTable& table) {
   table.add({.name = "linear_cross_entropy",
              .min_inputs = 3,  // h, w, targets
              .max_inputs = 3,
+             .inputs = {In::compute, In::compute, In::integer},
              .infer = [](const OpTypes& t) -> std::vector<TensorType> {
                FARSKIP_SHAPE(t.shape(0)[1] == t.shape(1)[1] && t.shape(0)[0] == t.shape(2)[0],
                              "linear_cross_entropy", t);
                const DType dtype = t.in(0).dtype;
-               FARSKIP_DTYPES(inputs_are(t, dtype, {1}) && inputs_are(t, DType::i32, {2}),
-                              "linear_cross_entropy", t);
                return {{wide(dtype), Shape{1}, {}}, {DType::i32, Shape{1}, {}}};
              },
              .gradient =
@@ -33,19 +32,18 @@ void register_loss(OpTable& table) {
                    g.set(0, d[2]);
                    g.set(1, d[3]);
                  },
+             .fused_gradient = "linear_cross_entropy_grad",
              .cost = [](const OpTypes& t) { return flops_cost(head_flops(t.shape(0), t.shape(1))); }});
 
   table.add(
       {.name = "linear_cross_entropy_grad",
        .min_inputs = 4,  // dloss, h, w, targets
        .max_inputs = 5,
+       .inputs = {In::wide, In::compute, In::compute, In::integer},
        .infer = [](const OpTypes& t) -> std::vector<TensorType> {
          FARSKIP_SHAPE(t.shape(1)[1] == t.shape(2)[1] && t.shape(1)[0] == t.shape(3)[0],
                        "linear_cross_entropy_grad", t);
          const DType dtype = t.in(1).dtype, sums = wide(dtype);
-         FARSKIP_DTYPES(
-             inputs_are(t, dtype, {2}) && inputs_are(t, DType::i32, {3}) && inputs_are(t, sums, {0, 4}),
-             "linear_cross_entropy_grad", t);
          return {{sums, Shape{1}, {}}, {DType::i32, Shape{1}, {}}, like(t.in(1)), {sums, t.shape(2), {}}};
        },
        .cost = [](const OpTypes& t) { return flops_cost(3.0 * head_flops(t.shape(1), t.shape(2))); },

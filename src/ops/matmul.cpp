@@ -26,8 +26,6 @@ std::vector<TensorType> infer(const OpTypes& t) {
   const ValueId count = t.get<Matmul>().transpose_a ? ValueId() : t.in(0).count;
   const DType in = t.in(0).dtype;
   const TensorType out{t.get<Matmul>().wide ? wide(in) : in, Shape{s.m, s.n}, count};
-  FARSKIP_DTYPES(is_float(in) && inputs_are(t, in, {1}) && inputs_are(t, out.dtype, {2}), "matmul", t);
-  FARSKIP_SHAPE(!t.has(2) || t.in(2) == out, "matmul", t);
   return {out};
 }
 
@@ -54,6 +52,7 @@ void register_matmul(OpTable& table) {
              .parse_attributes = &Attributes::parse<Matmul>,
              .min_inputs = 2,
              .max_inputs = 3,
+             .inputs = {In::compute},
              .infer = infer,
              .gradient = gradient,
              .cost =

@@ -10,9 +10,8 @@ void register_optimizer(OpTable& table) {
   table.add({.name = "sum_of_squares",
              .min_inputs = 1,
              .max_inputs = 4096,
-             .infer = [](const OpTypes& t) -> std::vector<TensorType> {
-               for (std::size_t i = 0; i < t.inputs.size(); ++i)
-                 FARSKIP_DTYPES(!is_low(t.in(i).dtype), "sum_of_squares", t);
+             .inputs = {In::wide},
+             .infer = [](const OpTypes&) -> std::vector<TensorType> {
                return {{DType::f64, Shape{1}, {}}};
              },
              .cost =
@@ -26,8 +25,8 @@ void register_optimizer(OpTable& table) {
              .parse_attributes = &Attributes::parse<ClipFactor>,
              .min_inputs = 1,
              .max_inputs = 4,
-             .infer = [](const OpTypes& t) -> std::vector<TensorType> {
-               FARSKIP_DTYPES(!is_low(t.in(0).dtype), "clip_factor", t);
+             .inputs = {In::wide},
+             .infer = [](const OpTypes&) -> std::vector<TensorType> {
                return {{DType::f32, Shape{1}, {}}, {DType::f32, Shape{1}, {}}};
              }});
 
@@ -35,11 +34,11 @@ void register_optimizer(OpTable& table) {
              .parse_attributes = &Attributes::parse<AdamW>,
              .min_inputs = 6,  // parameter, m, v, gradient, factor, hyper
              .max_inputs = 6,
+             .inputs = {In::wide},
              .infer = [](const OpTypes& t) -> std::vector<TensorType> {
                FARSKIP_SHAPE(t.shape(0) == t.shape(1) && t.shape(0) == t.shape(2) &&
                                  t.shape(0) == t.shape(3) && t.shape(5) == Shape{3},
                              "adamw", t);
-               FARSKIP_DTYPES(!is_low(t.in(0).dtype) && inputs_are(t, t.in(0).dtype, {1, 2, 3}), "adamw", t);
                std::vector<TensorType> out{like(t.in(0)), like(t.in(1)), like(t.in(2))};
                if (t.get<AdamW>().low_copy) out.push_back({DType::bf16, t.shape(0), {}});
                return out;

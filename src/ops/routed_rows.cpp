@@ -23,6 +23,7 @@ void add_collectives(OpTable& table) {
              .parse_attributes = &Attributes::parse<RowExchange>,
              .min_inputs = 2,  // rows, offsets
              .max_inputs = 2,
+             .inputs = {In::compute, In::integer},
              .infer = [](const OpTypes& t) -> std::vector<TensorType> {
                const auto& a = t.get<RowExchange>();
                FARSKIP_SHAPE(t.shape(0)[0] == a.rows && t.shape(1) == Shape{a.peers * a.groups + 1},
@@ -45,6 +46,7 @@ void add_collectives(OpTable& table) {
              .parse_attributes = &Attributes::parse<RowExchange>,
              .min_inputs = 3,  // slabs, counts, offsets
              .max_inputs = 3,
+             .inputs = {In::compute, In::integer, In::integer},
              .infer = [](const OpTypes& t) -> std::vector<TensorType> {
                const auto& a = t.get<RowExchange>();
                FARSKIP_SHAPE(t.shape(0)[0] == a.peers * a.max_rows &&
@@ -69,6 +71,7 @@ void add_orders(OpTable& table) {
              .parse_attributes = &Attributes::parse<RowExchange>,
              .min_inputs = 1,
              .max_inputs = 1,
+             .inputs = {In::integer},
              .infer = [](const OpTypes& t) -> std::vector<TensorType> {
                const auto& a = t.get<RowExchange>();
                FARSKIP_SHAPE(t.shape(0) == Shape{a.peers * a.groups}, "order_by_expert", t);
@@ -81,8 +84,9 @@ void add_orders(OpTable& table) {
   table.add({.name = "gather_rows",
              .min_inputs = 2,  // x, source
              .max_inputs = 2,
+             .inputs = {In::compute, In::integer},
+             .bounded = {1},
              .infer = [](const OpTypes& t) -> std::vector<TensorType> {
-               FARSKIP_DTYPES(inputs_are(t, DType::i32, {1}), "gather_rows", t);
                TensorType out = with_rows(t.in(0), t.shape(1)[0]);
                out.count = t.in(1).count;
                return {out};
@@ -100,6 +104,8 @@ void add_orders(OpTable& table) {
              .parse_attributes = &Attributes::parse<ScatterRows>,
              .min_inputs = 2,  // y, source
              .max_inputs = 2,
+             .inputs = {In::compute, In::integer},
+             .bounded = {0, 1},
              .infer = [](const OpTypes& t) -> std::vector<TensorType> {
                FARSKIP_SHAPE(t.shape(0)[0] == t.shape(1)[0] && t.in(0).count == t.in(1).count, "scatter_rows",
                              t);

@@ -11,13 +11,13 @@ void register_router(OpTable& table) {
              .parse_attributes = &Attributes::parse<Route>,
              .min_inputs = 1,
              .max_inputs = 2,
+             .inputs = {In::wide},
              .infer = [](const OpTypes& t) -> std::vector<TensorType> {
                const auto& a = t.get<Route>();
                const std::int64_t experts = t.shape(0)[1];
                FARSKIP_SHAPE(a.num_groups > 0 && experts % a.num_groups == 0 &&
                                  a.top_k <= experts / a.num_groups * a.top_groups && a.top_k > 0,
                              "route", t);
-               FARSKIP_DTYPES(!is_low(t.in(0).dtype) && inputs_are(t, t.in(0).dtype, {1}), "route", t);
                return {rows_like(t.in(0), a.top_k, DType::i32), rows_like(t.in(0), a.top_k), like(t.in(0))};
              },
              .gradient =
@@ -31,12 +31,8 @@ void register_router(OpTable& table) {
              .parse_attributes = &Attributes::parse<Route>,
              .min_inputs = 2,  // either gradient may be absent
              .max_inputs = 4,
-             .infer = [](const OpTypes& t) -> std::vector<TensorType> {
-               FARSKIP_DTYPES(!is_low(t.in(2).dtype) && inputs_are(t, t.in(2).dtype, {0, 1}) &&
-                                  inputs_are(t, DType::i32, {3}),
-                              "route_grad", t);
-               return {like(t.in(2))};
-             },
+             .inputs = {In::wide, In::wide, In::wide, In::integer},
+             .infer = [](const OpTypes& t) -> std::vector<TensorType> { return {like(t.in(2))}; },
              .cost = [](const OpTypes& t) { return flops_cost(10.0 * elements(t.shape(2))); },
              .in_place = {{0, 1}}});
 
@@ -44,11 +40,11 @@ void register_router(OpTable& table) {
              .parse_attributes = &Attributes::parse<BalanceLoss>,
              .min_inputs = 2,
              .max_inputs = 2,
+             .inputs = {In::wide, In::integer},
              .infer = [](const OpTypes& t) -> std::vector<TensorType> {
                FARSKIP_SHAPE(t.shape(0)[0] == t.shape(1)[0] &&
                                  t.shape(0)[0] % t.get<BalanceLoss>().sequence_length == 0,
                              "balance_loss", t);
-               FARSKIP_DTYPES(!is_low(t.in(0).dtype) && inputs_are(t, DType::i32, {1}), "balance_loss", t);
                return {{t.in(0).dtype, Shape{1}, {}}};
              },
              .gradient =
@@ -62,12 +58,8 @@ void register_router(OpTable& table) {
              .parse_attributes = &Attributes::parse<BalanceLoss>,
              .min_inputs = 3,
              .max_inputs = 3,
-             .infer = [](const OpTypes& t) -> std::vector<TensorType> {
-               FARSKIP_DTYPES(!is_low(t.in(1).dtype) && inputs_are(t, t.in(1).dtype, {0}) &&
-                                  inputs_are(t, DType::i32, {2}),
-                              "balance_loss_grad", t);
-               return {like(t.in(1))};
-             },
+             .inputs = {In::wide, In::wide, In::integer},
+             .infer = [](const OpTypes& t) -> std::vector<TensorType> { return {like(t.in(1))}; },
              .cost = [](const OpTypes& t) { return flops_cost(4.0 * elements(t.shape(1))); }});
 }
 

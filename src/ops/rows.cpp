@@ -13,10 +13,10 @@ void register_rows(OpTable& table) {
              .parse_attributes = &Attributes::parse<SplitRows>,
              .min_inputs = 1,
              .max_inputs = 1,
+             .inputs = {In::any},
              .infer = [](const OpTypes& t) -> std::vector<TensorType> {
                const auto& parts = t.get<SplitRows>().rows;
-               FARSKIP_SHAPE(std::accumulate(parts.begin(), parts.end(), std::int64_t{0}) == t.shape(0)[0] &&
-                                 !t.in(0).count,
+               FARSKIP_SHAPE(std::accumulate(parts.begin(), parts.end(), std::int64_t{0}) == t.shape(0)[0],
                              "split_rows", t);
                std::vector<TensorType> out;
                for (const std::int64_t rows : parts) out.push_back(with_rows(t.in(0), rows));
@@ -33,12 +33,13 @@ void register_rows(OpTable& table) {
   table.add({.name = "concat_rows",
              .min_inputs = 1,
              .max_inputs = kMostRowParts,
+             .inputs = {In::any},
              .infer = [](const OpTypes& t) -> std::vector<TensorType> {
                std::int64_t rows = 0;
                for (std::size_t i = 0; i < t.inputs.size(); ++i) {
-                 FARSKIP_SHAPE(with_rows(t.in(i), t.shape(0)[0]).shape == t.shape(0) && !t.in(i).count,
-                               "concat_rows", t);
-                 FARSKIP_DTYPES(t.in(i).dtype == t.in(0).dtype, "concat_rows", t);
+                 FARSKIP_SHAPE(
+                     with_rows(t.in(i), t.shape(0)[0]).shape == t.shape(0) && t.in(i).dtype == t.in(0).dtype,
+                     "concat_rows", t);
                  rows += t.shape(i)[0];
                }
                return {with_rows(t.in(0), rows)};

@@ -13,16 +13,4 @@ const OpTable& op_table() {
   return table;
 }
 
-namespace ops {
-
-std::string shapes_text(const OpTypes& types) {
-  std::string text;
-  for (const TensorType* type : types.inputs)
-    text += fmt::format(
-        "{}{}", text.empty() ? "" : ", ",
-        type == nullptr ? "absent" : fmt::format("{}{}", dtype_name(type->dtype), type->shape.text()));
-  return text;
-}
-
-}  // namespace ops
 }  // namespace farskip

@@ -22,6 +22,7 @@ void add_transports(OpTable& table) {
              .parse_attributes = &Attributes::parse<RowExchange>,
              .min_inputs = 2,  // slabs, counts
              .max_inputs = 2,
+             .inputs = {In::compute, In::integer},
              .infer = [](const OpTypes& t) -> std::vector<TensorType> {
                const auto& a = t.get<RowExchange>();
                FARSKIP_SHAPE(t.shape(0)[0] == a.peers * a.max_rows && t.shape(1) == Shape{a.peers * a.groups},
@@ -35,6 +36,7 @@ void add_transports(OpTable& table) {
              .parse_attributes = &Attributes::parse<RowExchange>,
              .min_inputs = 1,
              .max_inputs = 1,
+             .inputs = {In::compute},
              .infer = [](const OpTypes& t) -> std::vector<TensorType> {
                const auto& a = t.get<RowExchange>();
                FARSKIP_SHAPE(t.shape(0)[0] == a.peers * a.max_rows, "return_slabs", t);
@@ -50,10 +52,10 @@ void add_moves(OpTable& table) {
              .parse_attributes = &Attributes::parse<SlabRows>,
              .min_inputs = 2,  // x, places
              .max_inputs = 2,
+             .inputs = {In::compute, In::integer},
              .infer = [](const OpTypes& t) -> std::vector<TensorType> {
                const auto& a = t.get<SlabRows>();
                const std::int64_t slots = t.shape(1)[0];
-               FARSKIP_DTYPES(inputs_are(t, DType::i32, {1}), "put_into_slabs", t);
                FARSKIP_SHAPE(slots == (a.top_k > 0 ? t.shape(0)[0] * a.top_k : t.shape(0).num_elements()),
                              "put_into_slabs", t);
                if (a.top_k == 0) return {{t.in(0).dtype, Shape{a.rows}, {}}};
@@ -76,10 +78,10 @@ void add_moves(OpTable& table) {
        .parse_attributes = &Attributes::parse<SlabRows>,
        .min_inputs = 2,  // slabs, places
        .max_inputs = 2,
+       .inputs = {In::compute, In::integer},
        .infer = [](const OpTypes& t) -> std::vector<TensorType> {
          const auto& a = t.get<SlabRows>();
          const std::int64_t slots = t.shape(1)[0];
-         FARSKIP_DTYPES(inputs_are(t, DType::i32, {1}), "take_from_slabs", t);
          FARSKIP_SHAPE(t.shape(0)[0] == a.rows && (a.top_k > 0 || t.shape(0).rank() == 1), "take_from_slabs",
                        t);
          if (a.top_k > 0) return {with_rows(t.in(0), slots / a.top_k)};
@@ -97,6 +99,7 @@ void add_moves(OpTable& table) {
              .parse_attributes = &Attributes::parse<RowExchange>,
              .min_inputs = 2,  // slot_row, offsets
              .max_inputs = 2,
+             .inputs = {In::integer},
              .infer = [](const OpTypes& t) -> std::vector<TensorType> {
                const auto& a = t.get<RowExchange>();
                FARSKIP_SHAPE(t.shape(0) == Shape{a.rows} && t.shape(1) == Shape{a.peers * a.groups + 1},

@@ -1,27 +1,19 @@
 #include "farskip/passes/fuse_loss.h"
 
+#include <algorithm>
 #include <map>
 #include <string>
 #include <utility>
 
 namespace farskip {
-namespace {
-
-// Losses with two outputs, which their gradient ops give too.
-constexpr const char* kLosses[] = {"linear_cross_entropy", "distill_loss", "cached_distill_loss"};
-
-}  // namespace
-
 Graph fuse_loss(const Graph& graph) {
   // Name and inputs of a loss → the gradient node over them, whose first input is the gradient of the loss.
   std::map<std::pair<std::string, std::vector<ValueId>>, const Node*> gradients;
-  for (const Node& node : graph.nodes())
-    for (const std::string loss : kLosses)
-      if (node.op->name == loss + "_grad") {
-        const std::size_t inputs = graph.ops().at(loss).max_inputs;
-        gradients[{
-            loss, {node.inputs.begin() + 1, node.inputs.begin() + 1 + static_cast<std::ptrdiff_t>(inputs)}}] =
-            &node;
+  for (const auto& [name, loss] : graph.ops().all())
+    for (const Node& node : graph.nodes())
+      if (node.op->name == loss.fused_gradient) {
+        const auto first = node.inputs.begin() + 1;
+        gradients[{name, {first, first + static_cast<std::ptrdiff_t>(loss.max_inputs)}}] = &node;
       }
 
   Graph out(graph.ops());
@@ -34,7 +26,8 @@ Graph fuse_loss(const Graph& graph) {
     if (it == gradients.end()) continue;
     bool read = false;
     for (const Node& reader : graph.nodes())
-      for (const ValueId v : reader.inputs) read = read || v == node.outputs[0] || v == node.outputs[1];
+      for (const ValueId v : reader.inputs)
+        read = read || std::find(node.outputs.begin(), node.outputs.end(), v) != node.outputs.end();
     if (!read) forward_of[it->second] = &node;
   }
   std::map<const Node*, bool> dropped;
@@ -44,7 +37,8 @@ Graph fuse_loss(const Graph& graph) {
     if (dropped.contains(&node)) continue;
     copy.copy(NodeId(n));
     if (const auto it = forward_of.find(&node); it != forward_of.end())
-      for (std::size_t i = 0; i < 2; ++i) copy.map(it->second->outputs[i], copy(node.outputs[i]));
+      for (std::size_t i = 0; i < it->second->outputs.size(); ++i)
+        copy.map(it->second->outputs[i], copy(node.outputs[i]));
   }
   copy.finish();
   return out;

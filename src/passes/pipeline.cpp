@@ -36,6 +36,15 @@ void check_names(const PipelineOptions& options) {
 
 }  // namespace
 
+Graph verified(std::string_view pass, Graph graph) {
+  try {
+    verify_graph(graph);
+  } catch (const InternalError& error) {
+    throw InternalError(fmt::format("the pass {} gave a graph that is not sound: {}", pass, error.what()));
+  }
+  return graph;
+}
+
 Graph run_pipeline(Graph graph, const PipelineOptions& options, const Logger& logger) {
   check_names(options);
   verify_graph(graph);
@@ -45,8 +54,7 @@ Graph run_pipeline(Graph graph, const PipelineOptions& options, const Logger& lo
     if (options.skip.contains(pass.name)) continue;
     const std::size_t nodes_before = graph.nodes().size();
     const std::string before = options.dump_folder.empty() ? std::string() : print_graph(graph);
-    graph = pass.run(graph);
-    verify_graph(graph);
+    graph = verified(pass.name, pass.run(graph));
     logger.debug("pass {:02} {}: {} -> {} nodes", number, pass.name, nodes_before, graph.nodes().size());
     if (!options.dump_folder.empty())
       if (const std::string after = print_graph(graph); after != before)

@@ -7,10 +7,6 @@
 namespace farskip {
 namespace {
 
-bool is_float(DType dtype) {
-  return dtype == DType::f32 || dtype == DType::bf16 || dtype == DType::f64;
-}
-
 class Recomputer {
  public:
   Recomputer(const Graph& graph, const std::set<SubBlock>& blocks)
@@ -52,8 +48,7 @@ class Recomputer {
     const Node& node = graph_.node(id);
     if (node.scope.phase != Phase::forward || node.op->collective || !blocks_.contains(node.scope.block))
       return false;
-    if (node.op->gradient == nullptr || node.op->name == "route" || node.op->name == "balance_loss")
-      return false;
+    if (node.op->gradient == nullptr) return false;
     return std::all_of(node.outputs.begin(), node.outputs.end(),
                        [&](ValueId v) { return is_float(graph_.type(v).dtype) && !kept_.contains(v); });
   }

@@ -4,10 +4,11 @@
 #include <set>
 
 #include "farskip/base/error.h"
+#include "farskip/base/folder.h"
+#include "farskip/base/run_files.h"
 #include "farskip/config/farskip_section.h"
 #include "farskip/model/model_config.h"
 #include "farskip/report/chart.h"
-#include "farskip/train/metrics.h"
 
 namespace farskip {
 namespace {
@@ -90,8 +91,7 @@ std::string find_model(const ConfigNode& tree) {
     }
     for (const char* source : {"init.from", "distill.teacher"})
       if (const std::string folder = text_at(tree, source); !folder.empty())
-        return fs::exists(fs::path(folder) / "config.json") ? describe_model(read_hub_config(folder))
-                                                            : "of " + folder;
+        return has_entry(folder, "config.json") ? describe_model(read_hub_config(folder)) : "of " + folder;
   } catch (const Error&) {
     return text_at(tree, "model.family");
   }
@@ -111,7 +111,7 @@ std::string describe_distillation(const ConfigNode& tree) {
 }
 
 void read_config(const fs::path& path, RunLog& run) {
-  const std::string yaml = read_text_file(path, max_config_bytes);
+  const std::string yaml = read_text_file(path, max_config_bytes, Links::refuse);
   const ConfigNode tree = parse_yaml_text(yaml, path.string());
   run.label = text_at(tree, "name");
   run.wiring = describe_wiring(tree);
@@ -127,6 +127,7 @@ void read_config(const fs::path& path, RunLog& run) {
       {"batch", describe_batch(tree)},
       {"device", text_at(tree, "device")},
       {"precision", text_at(tree, "precision")},
+      {"deterministic", text_at(tree, "deterministic")},
       {"seed", text_at(tree, "seed")},
       {"machine", comment_value(yaml, "machine")},
       {"commit", comment_value(yaml, "commit")}};
@@ -135,7 +136,7 @@ void read_config(const fs::path& path, RunLog& run) {
 }
 
 std::string read_end(const fs::path& path) {
-  const auto object = nlohmann::json::parse(read_text_file(path, 1 << 16), nullptr, false);
+  const auto object = nlohmann::json::parse(read_text_file(path, 1 << 16, Links::refuse), nullptr, false);
   return object.is_object() && object.contains("reason") && object["reason"].is_string()
              ? object["reason"].get<std::string>()
              : std::string();
@@ -145,7 +146,7 @@ std::string read_end(const fs::path& path) {
 /// page.
 template <class F>
 bool read_optional(const fs::path& path, RunLog& run, const F& read) {
-  if (!fs::exists(path)) return false;
+  if (!has_entry(path.parent_path(), path.filename().string())) return false;
   try {
     read(path);
   } catch (const UserError& error) {
@@ -165,10 +166,10 @@ RunLog read_run_log(const fs::path& folder) {
   read_optional(folder / "config.yaml", run, [&](const fs::path& path) { read_config(path, run); });
   read_optional(folder / "exit.json", run, [&](const fs::path& path) { run.end = read_end(path); });
   const bool traced = read_optional(folder / "trace.json", run, [&](const fs::path& path) {
-    run.trace = read_text_file(path, kMaxTraceBytes);
+    run.trace = read_text_file(path, kMaxTraceBytes, Links::refuse);
   });
   const fs::path metrics = folder / "metrics.jsonl";
-  if (!fs::exists(metrics)) {
+  if (!has_entry(folder, metrics.filename().string())) {
     if (!traced)
       throw MissingInputError(fmt::format(
           "{}: neither metrics.jsonl nor trace.json; give the run directory of a run, whose metrics "
@@ -176,7 +177,7 @@ RunLog read_run_log(const fs::path& folder) {
           printable(folder.string(), 400)));
     return run;
   }
-  read_metrics(read_text_file(metrics, kMostMetrics), run);
+  read_metrics(read_text_file(metrics, kMostMetricsBytes, Links::refuse), run);
   if (run.curves.empty() && !traced)
     throw DataError(fmt::format(
         "{}: no line that can be read; each must be a JSON object with an integer step and other values",

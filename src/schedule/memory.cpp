@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <numeric>
 
+#include "farskip/tensor/alignment.h"
+
 namespace farskip {
 namespace {
 

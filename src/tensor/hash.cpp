@@ -41,8 +41,12 @@ std::string Hasher::hex() const {
 }
 
 std::string hash_text(std::string_view text) {
+  return hash_bytes(std::as_bytes(std::span(text.data(), text.size())));
+}
+
+std::string hash_bytes(std::span<const std::byte> bytes) {
   Hasher hasher;
-  hasher.update(text);
+  hasher.update(bytes);
   return hasher.hex();
 }
 
@@ -60,6 +64,20 @@ std::string hash_file(const InputFile& file) {
 
 std::string hash_file(const fs::path& path) {
   return hash_file(InputFile(path));
+}
+
+std::string fingerprint_file(const InputFile& file) {
+  constexpr std::uint64_t num_pieces = 1024, piece_bytes = std::uint64_t{64} << 10;
+  if (file.size() <= num_pieces * piece_bytes) return hash_file(file);
+  Hasher hasher;
+  hasher.update(fmt::format("{} ", file.size()));
+  std::vector<std::byte> piece(piece_bytes);
+  const std::uint64_t last = file.size() - piece_bytes;
+  for (std::uint64_t i = 0; i < num_pieces; ++i) {
+    file.read_at(last / (num_pieces - 1) * i + last % (num_pieces - 1) * i / (num_pieces - 1), piece);
+    hasher.update(piece);
+  }
+  return hasher.hex();
 }
 
 }  // namespace farskip

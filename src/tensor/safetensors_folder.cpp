@@ -16,6 +16,10 @@ constexpr std::uint64_t kMaxIndexBytes = 100'000'000;
 
 }  // namespace
 
+bool is_derived_buffer(std::string_view tensor) {
+  return tensor.ends_with("rotary_emb.inv_freq");
+}
+
 SafetensorsFolder::SafetensorsFolder(const fs::path& path) : path_(path) {
   std::error_code ignored;
   if (!fs::is_directory(path, ignored)) {
@@ -59,35 +63,43 @@ void SafetensorsFolder::open_index(const fs::path& index_path) {
       throw DataError(fmt::format("{}: tensor \"{}\" is not in {}, where the index has it", where,
                                   printable(tensor), file.get<std::string>()));
   }
-  for (const TensorInfo& tensor : tensors_)
-    if (!weight_map.contains(tensor.name))
+  for (const TensorInfo* tensor : tensors_)
+    if (!weight_map.contains(tensor->name) && !is_derived_buffer(tensor->name))
       throw DataError(fmt::format("{}: tensor \"{}\" of {} is not in the index", where,
-                                  printable(tensor.name), file_of(tensor.name).path().filename().string()));
+                                  printable(tensor->name), file_of(tensor->name).path().filename().string()));
 }
 
 void SafetensorsFolder::collect_tensors() {
   struct Place {
     const TensorInfo* info;
-    std::size_t file;
+    std::uint32_t file;
   };
   std::vector<Place> places;
   for (std::size_t file = 0; file < files_.size(); ++file)
-    for (const TensorInfo& info : files_[file].tensors()) places.push_back({&info, file});
+    for (const TensorInfo& info : files_[file].tensors())
+      places.push_back({&info, static_cast<std::uint32_t>(file)});
   std::sort(places.begin(), places.end(), [](const Place& a, const Place& b) {
     return std::tie(a.info->name, a.file) < std::tie(b.info->name, b.file);
   });
   for (const Place& place : places) {
-    if (!tensors_.empty() && tensors_.back().name == place.info->name)
+    if (!tensors_.empty() && tensors_.back()->name == place.info->name)
       throw DataError(fmt::format(
           "{}: tensor \"{}\" is in two files, {} and {}", path_.string(), printable(place.info->name),
           files_[file_of_.back()].path().filename().string(), files_[place.file].path().filename().string()));
-    tensors_.push_back(*place.info);
+    tensors_.push_back(place.info);
     file_of_.push_back(place.file);
   }
 }
 
+std::optional<std::size_t> SafetensorsFolder::search(std::string_view name) const {
+  const auto it = std::lower_bound(tensors_.begin(), tensors_.end(), name,
+                                   [](const TensorInfo* info, std::string_view n) { return info->name < n; });
+  if (it == tensors_.end() || (*it)->name != name) return std::nullopt;
+  return static_cast<std::size_t>(it - tensors_.begin());
+}
+
 bool SafetensorsFolder::contains(std::string_view name) const {
-  return std::binary_search(tensors_.begin(), tensors_.end(), name, NameLess{});
+  return search(name).has_value();
 }
 
 const TensorInfo& SafetensorsFolder::find(std::string_view name) const {
@@ -95,10 +107,9 @@ const TensorInfo& SafetensorsFolder::find(std::string_view name) const {
 }
 
 const SafetensorsFile& SafetensorsFolder::file_of(std::string_view name) const {
-  const auto it = std::lower_bound(tensors_.begin(), tensors_.end(), name, NameLess{});
-  if (it == tensors_.end() || it->name != name)
-    throw DataError(fmt::format("{}: no tensor \"{}\"", path_.string(), printable(name)));
-  return files_[file_of_[static_cast<std::size_t>(it - tensors_.begin())]];
+  const auto at = search(name);
+  if (!at) throw DataError(fmt::format("{}: no tensor \"{}\"", path_.string(), printable(name)));
+  return files_[file_of_[*at]];
 }
 
 HostTensor SafetensorsFolder::read(std::string_view name) const {

@@ -31,6 +31,9 @@ std::string known_dtypes() {
   return list;
 }
 
+/// Notes of a program about a file; each costs many times its own bytes.
+constexpr std::size_t kMaxMetadata = 10'000;
+
 /// Event handler of the JSON parser. It holds one state per place where the format allows a value and
 /// refuses everything else where it stands, so no nesting, number or name can cost more than its own bytes.
 class HeaderReader : public nlohmann::json_sax<nlohmann::json> {
@@ -62,6 +65,7 @@ class HeaderReader : public nlohmann::json_sax<nlohmann::json> {
   bool string(string_t& text) override {
     if (place_ == Place::metadata_value) {
       place_ = Place::metadata;
+      if (header_.metadata.size() == kMaxMetadata) refuse("more than {} entries", kMaxMetadata);
       if (!header_.metadata.emplace(key_, text).second) refuse("key \"{}\" given twice", printable(key_));
       return true;
     }
@@ -304,6 +308,10 @@ SafetensorsHeader parse_safetensors_header(std::string_view json, std::uint64_t 
         fmt::format("{}: header is not valid JSON: NUL byte at byte {}", where, nul + sizeof(std::uint64_t)));
   const std::uint64_t data_begin = sizeof(std::uint64_t) + json.size();
   SafetensorsHeader header;
+  // Not more than there can be: growing by doubling would hold the table twice.
+  constexpr std::size_t kShortestEntry = 48;
+  header.tensors.reserve(std::min(json.size() / kShortestEntry,
+                                  static_cast<std::size_t>(std::count(json.begin(), json.end(), '{'))));
   HeaderReader reader(where, header);
   nlohmann::json::sax_parse(json, &reader);
   check_layout(header.tensors, file_size - data_begin, where);

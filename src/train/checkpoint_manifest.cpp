@@ -1,20 +1,15 @@
 #include <nlohmann/json.hpp>
 
 #include "farskip/base/error.h"
-#include "farskip/tensor/hash.h"
 #include "farskip/tensor/safetensors_header.h"
-#include "farskip/tensor/strict_json.h"
 #include "farskip/train/checkpoint_files.h"
+#include "farskip/train/sealed_json.h"
 
 namespace farskip {
 namespace {
 
 using nlohmann::json;
 
-// First line of the file: this, 32 hex digits, and the tail. The hash covers every byte after that line.
-constexpr std::string_view kHead = "{\"manifest_xxh3_128\": \"";
-constexpr std::string_view kTail = "\",\n";
-constexpr std::size_t kHashDigits = 32;
 constexpr std::string_view kFormat = "farskip-checkpoint";
 
 /// Reads typed fields and says which one is wrong.
@@ -61,9 +56,11 @@ CheckpointTensor parse_tensor(const Reader& reader, const json& value) {
   tensor.shape = Shape(std::move(dims));
   const json& pieces = reader.field(value, "pieces");
   if (!pieces.is_array()) reader.refuse("`pieces` is not an array");
-  for (const json& piece : pieces)
+  for (const json& piece : pieces) {
     tensor.pieces.push_back({reader.text(piece, "file"), reader.text(piece, "name"),
                              reader.integer(piece, "first_row"), reader.integer(piece, "num_rows")});
+    if (piece.contains("xxh3_128")) tensor.pieces.back().hash = reader.text(piece, "xxh3_128");
+  }
   return tensor;
 }
 
@@ -97,30 +94,25 @@ std::string print_manifest(const CheckpointManifest& manifest, const json& state
   json tensors = json::object();
   for (const auto& [name, tensor] : manifest.tensors) {
     json pieces = json::array();
-    for (const TensorPiece& piece : tensor.pieces)
+    for (const TensorPiece& piece : tensor.pieces) {
       pieces.push_back({{"file", piece.file},
                         {"name", piece.name},
                         {"first_row", piece.first_row},
                         {"num_rows", piece.num_rows}});
+      if (!piece.hash.empty()) pieces.back()["xxh3_128"] = piece.hash;
+    }
     tensors[name] = {{"dtype", safetensors_dtype_name(tensor.dtype)},
                      {"shape", tensor.shape.dims()},
                      {"pieces", std::move(pieces)}};
   }
   const json all{{"format", kFormat},         {"version", kCheckpointVersion}, {"step", manifest.step},
                  {"files", std::move(files)}, {"tensors", std::move(tensors)}, {"state", state}};
-  const std::string rest = all.dump(1).substr(1) + "\n";  // without the opening brace, which is in kHead
-  return fmt::format("{}{}{}{}", kHead, hash_text(rest), kTail, rest);
+  return print_sealed(all);
 }
 
 CheckpointManifest parse_manifest(std::string_view text, std::string_view where, json& state) {
   const Reader reader{where};
-  const std::size_t body = kHead.size() + kHashDigits + kTail.size();
-  if (text.size() < body || text.substr(0, kHead.size()) != kHead ||
-      text.substr(body - kTail.size(), kTail.size()) != kTail)
-    reader.refuse("does not begin as a manifest does; truncated or damaged");
-  if (text.substr(kHead.size(), kHashDigits) != hash_text(text.substr(body)))
-    reader.refuse("content does not have the hash in its first line; truncated or damaged");
-  const json all = parse_strict_json(text, where);
+  const json all = parse_sealed(text, where);
   if (const std::string format = reader.text(all, "format"); format != kFormat)
     reader.refuse("`format` is \"{}\", \"{}\" is expected", printable(format), kFormat);
   if (const std::int64_t version = reader.integer(all, "version"); version != kCheckpointVersion)

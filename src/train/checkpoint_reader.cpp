@@ -1,8 +1,9 @@
 #include <algorithm>
-#include <functional>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "farskip/base/error.h"
+#include "farskip/base/folder.h"
 #include "farskip/tensor/hash.h"
 #include "farskip/tensor/safetensors.h"
 #include "farskip/train/checkpoint_files.h"
@@ -11,71 +12,44 @@ namespace farskip {
 namespace {
 
 constexpr const char* kManifest = "manifest.json";
-constexpr const char* kLatest = "latest";
 constexpr std::uint64_t kMaxManifestBytes = 1'000'000'000;
-
-struct Listing {
-  std::vector<std::int64_t> steps;  // newest first
-  std::vector<fs::path> temporary;
-};
-
-/// Folders only: a link called step-N is not a checkpoint.
-Listing list_folder(const fs::path& folder) {
-  Listing listing;
-  std::error_code error;
-  if (fs::symlink_status(folder, error).type() == fs::file_type::not_found) return listing;
-  for (fs::directory_iterator it(folder, error), end; !error && it != end; it.increment(error)) {
-    if (it->symlink_status().type() != fs::file_type::directory) continue;
-    const std::string name = it->path().filename().string();
-    if (const std::optional<std::int64_t> step = parse_step_name(name)) {
-      listing.steps.push_back(*step);
-    } else if (const std::size_t dot = name.find(".tmp-");
-               dot != std::string::npos && parse_step_name(std::string_view(name).substr(0, dot))) {
-      listing.temporary.push_back(it->path());
-    }
-  }
-  if (error) throw IoError(fmt::format("{}: cannot list: {}", folder.string(), error.message()));
-  std::sort(listing.steps.begin(), listing.steps.end(), std::greater<>());
-  return listing;
-}
-
-fs::path step_folder(const fs::path& folder, std::int64_t step) {
-  return folder / fmt::format("step-{}", step);
-}
-
-/// Warns when the hint `latest` is damaged, or points at what is not there.
-void check_latest(const fs::path& folder, const Listing& listing, const Logger& logger) {
-  std::error_code ignored;
-  const fs::path path = folder / kLatest;
-  if (fs::symlink_status(path, ignored).type() == fs::file_type::not_found) return;
-  try {
-    std::string text = read_text_file(path, 64, Links::refuse);
-    const bool ended = !text.empty() && text.back() == '\n';
-    if (ended) text.pop_back();
-    const std::optional<std::int64_t> step = parse_step_name(text);
-    if (!ended || !step ||
-        std::find(listing.steps.begin(), listing.steps.end(), *step) == listing.steps.end())
-      logger.warning("{}: names \"{}\", which is no checkpoint here; searching all of them", path.string(),
-                     printable(text));
-  } catch (const UserError& error) {
-    logger.warning("{}; searching all checkpoints", error.what());
-  }
-}
 
 }  // namespace
 
-void check_checkpoint_files(const fs::path& path, const CheckpointManifest& manifest) {
+std::vector<std::string> check_checkpoint_files(const fs::path& path, const CheckpointManifest& manifest) {
   for (const auto& [name, file] : manifest.files)
     if (const std::uint64_t size = InputFile(path / name, Links::refuse).size(); size != file.size)
       throw DataError(
           fmt::format("{}: has {} bytes, the manifest says {}", (path / name).string(), size, file.size));
+  std::vector<std::string> others;
   std::error_code error;
   for (fs::directory_iterator it(path, error), end; !error && it != end; it.increment(error)) {
     const std::string name = it->path().filename().string();
-    if (name != kManifest && !manifest.files.contains(name))
-      throw DataError(fmt::format("{}: is not part of this checkpoint; move it away", it->path().string()));
+    if (name != kManifest && !manifest.files.contains(name)) others.push_back(name);
   }
   if (error) throw IoError(fmt::format("{}: cannot list: {}", path.string(), error.message()));
+  std::sort(others.begin(), others.end());
+  return others;
+}
+
+bool is_checkpoint(const fs::path& folder) {
+  return has_entry(folder, kManifest);
+}
+
+void refuse_bare_checkpoint(const fs::path& folder) {
+  std::error_code ignored;
+  const fs::path real = fs::canonical(folder, ignored);  // whatever it was called: ".", a link
+  const std::string name = real.filename().string();
+  const std::size_t dot = std::min(name.find('.'), name.size());
+  const std::string_view state =
+      std::string_view(name).substr(dot);  // of a folder that is no longer, or not yet
+  const bool known = state.empty() || state.starts_with(".tmp-") || state.starts_with(".damaged-") ||
+                     state.starts_with(".replaced-");
+  if (known && parse_step_name(std::string_view(name).substr(0, dot)) && !is_checkpoint(folder))
+    throw DataError(
+        fmt::format("{}: a checkpoint without its {}, so nothing tells whether it is whole; restore that "
+                    "file, or use another checkpoint",
+                    folder.string(), kManifest));
 }
 
 Checkpoint open_checkpoint(const fs::path& path, Verify verify) {
@@ -91,15 +65,27 @@ Checkpoint open_checkpoint(const fs::path& path, Verify verify) {
   const std::string last = (name.has_filename() ? name : name.parent_path()).filename().string();
   if (const auto step = parse_step_name(last); step && *step != manifest.step)
     throw DataError(fmt::format("{}: is the manifest of step {}", manifest_path.string(), manifest.step));
-  check_checkpoint_files(path, manifest);
-  for (const auto& [file_name, file] : manifest.files) {
-    const fs::path file_path = path / file_name;
-    if (verify == Verify::hashes) checkpoint.verify_file(file_name);
-    if (file_path.extension() == ".safetensors")
+  checkpoint.strays_ = check_checkpoint_files(path, manifest);
+  checkpoint.verify_files(verify);
+  for (const auto& [file_name, file] : manifest.files)
+    if (const fs::path file_path = path / file_name; file_path.extension() == ".safetensors")
       checkpoint.files_.emplace(file_name, std::make_shared<SafetensorsFile>(file_path, Links::refuse));
-  }
   checkpoint.check_pieces();
   return checkpoint;
+}
+
+void Checkpoint::verify_files(Verify verify) const {
+  if (verify == Verify::layout) return;
+  std::set<std::string> checked_by_piece;
+  if (verify == Verify::used) {
+    for (const auto& [name, tensor] : manifest_.tensors)
+      for (const TensorPiece& piece : tensor.pieces) checked_by_piece.insert(piece.file);
+    for (const auto& [name, tensor] : manifest_.tensors)
+      for (const TensorPiece& piece : tensor.pieces)
+        if (piece.hash.empty()) checked_by_piece.erase(piece.file);
+  }
+  for (const auto& [name, file] : manifest_.files)
+    if (!checked_by_piece.contains(name)) verify_file(name);
 }
 
 void Checkpoint::verify_file(const std::string& name) const {
@@ -162,71 +148,38 @@ HostTensor Checkpoint::read_rows(const std::string& tensor, std::int64_t first_r
     const std::int64_t begin = std::max(first_row, piece.first_row);
     const std::int64_t end = std::min(first_row + num_rows, piece.first_row + piece.num_rows);
     if (begin >= end) continue;
-    files_.at(piece.file)
-        ->read_into(piece.name, static_cast<std::uint64_t>(begin - piece.first_row) * row_bytes,
-                    out.bytes().subspan(static_cast<std::uint64_t>(begin - first_row) * row_bytes,
-                                        static_cast<std::uint64_t>(end - begin) * row_bytes));
+    read_piece(piece, static_cast<std::uint64_t>(begin - piece.first_row) * row_bytes,
+               out.bytes().subspan(static_cast<std::uint64_t>(begin - first_row) * row_bytes,
+                                   static_cast<std::uint64_t>(end - begin) * row_bytes));
   }
   return out;
 }
 
-std::optional<Checkpoint> find_newest_valid_checkpoint(const fs::path& folder, const Logger& logger,
-                                                       Verify verify) {
-  const Listing listing = list_folder(folder);
-  check_latest(folder, listing, logger);
-  for (const std::int64_t step : listing.steps) {
-    const fs::path path = step_folder(folder, step);
-    try {
-      return open_checkpoint(path, verify);
-    } catch (const IoError&) {
-      throw;  // says nothing of what is in it: going back to an older one would throw work away
-    } catch (const UserError& error) {
-      logger.warning("checkpoint {} cannot be used: {}", path.string(), error.what());
+// The whole piece passes through the hash, in the order of the file: what is wanted of it goes to its place,
+// what is before and behind it to scratch memory.
+void Checkpoint::read_piece(const TensorPiece& piece, std::uint64_t offset,
+                            std::span<std::byte> destination) const {
+  constexpr std::uint64_t most = std::uint64_t{1} << 20;
+  const SafetensorsFile& file = *files_.at(piece.file);
+  if (piece.hash.empty()) return file.read_into(piece.name, offset, destination);
+  Hasher hasher;
+  std::vector<std::byte> scratch;
+  const auto pass_over = [&](std::uint64_t from, std::uint64_t to) {
+    scratch.resize(std::min(most, std::max<std::uint64_t>(scratch.size(), to - from)));
+    for (; from < to; from += std::min(most, to - from)) {
+      const std::span<std::byte> part = std::span(scratch).first(std::min(most, to - from));
+      file.read_into(piece.name, from, part);
+      hasher.update(part);
     }
-  }
-  if (listing.steps.empty()) return std::nullopt;
-  throw DataError(
-      fmt::format("{}: none of the {} checkpoints is whole (see the warnings above); restore one, or move "
-                  "them away to start afresh",
-                  folder.string(), listing.steps.size()));
-}
-
-void set_aside_newer_checkpoints(const fs::path& folder, std::int64_t step, const Logger& logger,
-                                 std::string_view why) {
-  for (const std::int64_t newer : list_folder(folder).steps) {
-    if (newer <= step) break;
-    const fs::path path = step_folder(folder, newer);
-    const fs::path aside = fmt::format("{}.{}-{}", path.string(), why, make_run_id());
-    std::error_code error;
-    fs::rename(path, aside, error);
-    if (error) throw IoError(fmt::format("{}: cannot rename: {}", path.string(), error.message()));
-    logger.warning("{}: set aside as {}", path.string(), aside.filename().string());
-  }
-}
-
-void remove_old_checkpoints(const fs::path& folder, int keep, std::string_view run_id, const Logger& logger) {
-  FARSKIP_CHECK(keep >= 1, "keep {}", keep);
-  Listing listing = list_folder(folder);
-  std::erase_if(listing.temporary, [&](const fs::path& path) {
-    const std::string name = path.filename().string();
-    return name.substr(name.find(".tmp-") + 5) == run_id;
-  });
-  std::error_code error;
-  for (std::size_t i = static_cast<std::size_t>(keep); i < listing.steps.size(); ++i) {
-    // Under a temporary name first: a removal cut short must not leave half a step-N.
-    const fs::path path = step_folder(folder, listing.steps[i]);
-    const fs::path doomed = path.string() + ".tmp-removed-" + make_run_id();
-    fs::rename(path, doomed, error);
-    if (error) {
-      logger.warning("{}: cannot remove: {}", path.string(), error.message());
-    } else {
-      listing.temporary.push_back(doomed);
-    }
-  }
-  for (const fs::path& path : listing.temporary) {
-    fs::remove_all(path, error);
-    if (error) logger.warning("{}: cannot remove: {}", path.string(), error.message());
-  }
+  };
+  pass_over(0, offset);
+  file.read_into(piece.name, offset, destination);
+  hasher.update(destination);
+  pass_over(offset + destination.size(), file.find(piece.name).num_bytes);
+  if (hasher.hex() != piece.hash)
+    throw DataError(fmt::format(
+        "{}: tensor \"{}\" has hash {}, the manifest says {}; damaged, or from another checkpoint",
+        file.path().string(), printable(piece.name), hasher.hex(), printable(piece.hash)));
 }
 
 }  // namespace farskip

@@ -86,11 +86,15 @@ std::vector<OwnedPiece> deal_pieces(const std::vector<LocalParameter>& parameter
 
 }  // namespace
 
-TensorRowsMap held_weights(const TrainingTensors& tensors) {
+TensorRowsMap held_rows(const std::vector<LocalParameter>& parameters, const TensorMap& tensors) {
   TensorRowsMap held;
-  for (const LocalParameter& p : tensors.parameters)
-    add_rows(held, p, {0, p.spec.num_rows()}, tensors.weights.at(p.spec.name), 0, same_name);
+  for (const LocalParameter& p : parameters)
+    add_rows(held, p, {0, p.spec.num_rows()}, tensors.at(p.spec.name), 0, same_name);
   return held;
+}
+
+TensorRowsMap held_weights(const TrainingTensors& tensors) {
+  return held_rows(tensors.parameters, tensors.weights);
 }
 
 TensorRowsMap held_moments(const TrainingTensors& tensors) {

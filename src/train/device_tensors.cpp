@@ -1,6 +1,6 @@
 #include "farskip/train/device_tensors.h"
 
-#include "farskip/schedule/memory.h"
+#include "farskip/tensor/alignment.h"
 #include "farskip/train/step_graphs.h"
 
 namespace farskip {

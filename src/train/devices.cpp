@@ -12,6 +12,10 @@ DType compute_type(Precision precision) {
   return precision == Precision::bf16 ? DType::bf16 : DType::f32;
 }
 
+bool repeats_bits(const Device& device, DType compute, bool deterministic) {
+  return deterministic || device.kind() == DeviceKind::cpu || compute != DType::bf16;
+}
+
 std::string why_unsupported(DeviceChoice device, Precision precision) {
   const std::string no_gpu = device == DeviceChoice::cpu ? "" : why_no_cuda_device();
   if (device == DeviceChoice::cuda && !no_gpu.empty()) return "device cuda: " + no_gpu;

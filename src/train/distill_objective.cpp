@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
-#include "farskip/ops/rules.h"
 #include "farskip/passes/join_models.h"
+#include "farskip/passes/pipeline.h"
 #include "farskip/train/engine.h"
 
 namespace farskip {
@@ -72,7 +72,7 @@ TensorMap read_tensors(Teacher& teacher, DType compute) {
 /// The tensor that the head multiplies with, as graphs that compute in `compute` read it.
 std::string read_head_name(const ModelConfig& config, DType compute) {
   const std::string name(head_name(config));
-  return ops::is_low(compute) ? compute_copy_name(name) : name;
+  return is_low(compute) ? compute_copy_name(name) : name;
 }
 
 }  // namespace
@@ -124,7 +124,7 @@ Graph DistillObjective::build_forward(const ModelConfig& config, const LayerGrap
                         *graph.find_external("targets"), terms_.loss));
   compare_layers(graph, joined.values, config);
   add_common_outputs(joined);
-  return std::move(joined.graph);
+  return verified("join_models", std::move(joined.graph));
 }
 
 void DistillObjective::compare_layers(Graph& graph, const std::map<std::string, ValueId, std::less<>>& values,
@@ -185,7 +185,7 @@ Graph CachedDistillObjective::build_forward(const ModelConfig& config, const Lay
                                       *graph.find_external(read_head_name(config, options.dtype)), teacher,
                                       *graph.find_external("targets"), loss_));
   add_common_outputs(joined);
-  return std::move(joined.graph);
+  return verified("join_models", std::move(joined.graph));
 }
 
 void CachedDistillObjective::complete_random_batch(Batch& batch) const {
@@ -222,7 +222,7 @@ Graph build_teacher_graph(const Teacher& teacher, const LowerOptions& options, c
   graph.add_output(std::string(kCachedLogProbs), kept.log_probs);
   graph.add_output(std::string(kCachedLogTail), kept.log_tail);
   graph.add_output(std::string(kCachedTargetLogProb), kept.target_log_prob);
-  return std::move(joined.graph);
+  return verified("join_models", std::move(joined.graph));
 }
 
 }  // namespace farskip

@@ -11,16 +11,6 @@
 #include "farskip/train/training_checkpoint.h"
 
 namespace farskip {
-namespace {
-
-std::string hash_tensor(const HostTensor& tensor) {
-  Hasher hasher;
-  hasher.update(tensor.bytes());
-  return hasher.hex();
-}
-
-}  // namespace
-
 Distillation::Distillation(const RunConfig& config, const ModelConfig& student,
                            const std::vector<LocalParameter>& parameters, TensorMap& weights,
                            std::shared_ptr<Device> device, const Mesh& mesh, Heartbeat& heartbeat,
@@ -39,7 +29,7 @@ Distillation::Distillation(const RunConfig& config, const ModelConfig& student,
                        student.initializer_range);
   } else {
     if (start != config_.teacher || config_.cache)
-      verify_if_checkpoint(start, mesh.world());  // else it is below
+      verify_model_folder(start, mesh.world());  // else it is below
     load_weights(weights, parameters, list_parameters(student), SafetensorsFolder(start));
   }
   if (config_.cache) {
@@ -77,7 +67,7 @@ void Distillation::share_frozen(Teacher& teacher, const std::vector<LocalParamet
     bytes += weights.at(name).bytes().size();
     teacher.weights.erase(name);
     teacher.shared.insert(name);
-    shared_hashes_[name] = hash_tensor(weights.at(name));
+    shared_hashes_[name] = hash_bytes(weights.at(name).bytes());
   }
   if (!frozen_.empty())
     logger_.info("{} parameters are frozen; teacher and student share {} of them, {:.0f} MiB", frozen_.size(),
@@ -86,11 +76,23 @@ void Distillation::share_frozen(Teacher& teacher, const std::vector<LocalParamet
 
 void Distillation::check_shared(const TensorMap& weights) const {
   for (const auto& [name, hash] : shared_hashes_)
-    if (hash_tensor(weights.at(name)) != hash)
+    if (hash_bytes(weights.at(name).bytes()) != hash)
       throw UsageError(fmt::format(
           "{} is frozen (distill.freeze), and the checkpoint has trained it; use the list that the "
           "checkpoint was made with, or another run_dir",
           name));
+}
+
+void Distillation::forget_old_numbers(const RunSettings& saved, const RunSettings& now, RunNumbers& numbers) {
+  const auto changed = [&](const std::string& key) {
+    const auto before = saved.find(key), after = now.find(key);
+    return before != saved.end() && after != now.end() && before->second != after->second;
+  };
+  const bool other_text = changed(kValidationContents);
+  if (other_text || changed("distill.early_stopping.metric")) EarlyStopping::forget(numbers);
+  if (!other_text) return;
+  numbers.erase("teacher_loss");
+  numbers.erase("untrained_loss");
 }
 
 LayerGraph Distillation::layers_at(std::int64_t step) const {

@@ -23,6 +23,10 @@ bool EarlyStopping::look(std::int64_t step, double value, RunNumbers& numbers) c
   return true;
 }
 
+void EarlyStopping::forget(RunNumbers& numbers) {
+  for (const char* name : {"best", "best_step", "looks_without"}) numbers.erase(name);
+}
+
 bool EarlyStopping::over(const RunNumbers& numbers) const {
   const auto it = numbers.find("looks_without");
   return it != numbers.end() && it->second >= static_cast<double>(config_.patience);

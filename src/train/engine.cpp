@@ -4,6 +4,7 @@
 #include <array>
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "farskip/comm/agreement.h"
 #include "farskip/passes/reduce_gradients.h"
@@ -126,6 +127,7 @@ LowerOptions lower_options(const TrainEngineOptions& options, std::int64_t seque
   lowering.balance_loss = options.balance_loss;
   lowering.document_mask = options.document_mask;
   lowering.dtype = options.compute;
+  lowering.deterministic = options.deterministic;
   return lowering;
 }
 
@@ -341,7 +343,8 @@ BatchLoss TrainEngine::compute_gradients(std::span<const Batch> batches, float l
                                          float balance_scale, std::span<double> also_summed) {
   const std::vector<double> mine(also_summed.begin(), also_summed.end());
   run_micro_batches(batches, routed_rows_.max_rows, options_.in_flight, loss_scale, balance_scale);
-  BatchLoss loss = sum_over_ranks(read_losses(), also_summed);
+  own_loss_ = read_losses();
+  BatchLoss loss = sum_over_ranks(own_loss_, also_summed);
   if (loss.num_overflows == 0) return loss;
   ++num_repeated_;
   std::vector<Batch> parts;
@@ -350,7 +353,8 @@ BatchLoss TrainEngine::compute_gradients(std::span<const Batch> batches, float l
       parts.push_back(part_of_batch(batch, first, routed_rows_.fallback_batch, options_.sequence_length));
   std::copy(mine.begin(), mine.end(), also_summed.begin());
   run_micro_batches(parts, routed_rows_.fallback_rows, 1, loss_scale, balance_scale);
-  loss = sum_over_ranks(read_losses(), also_summed);
+  own_loss_ = read_losses();
+  loss = sum_over_ranks(own_loss_, also_summed);
   FARSKIP_CHECK(loss.num_overflows == 0, "routed rows do not fit the worst case");
   return loss;
 }
@@ -376,14 +380,27 @@ float TrainEngine::update(double learning_rate, std::int64_t step) {
 
 StepResult TrainEngine::step(std::span<const Batch> batches, float loss_scale, float balance_scale,
                              double learning_rate, std::int64_t step, std::span<double> also_summed) {
-  if (mesh_.world().size() > 1) {
+  if (mesh_.world().size() > 1 || device_.shares_host_memory()) {
     const BatchLoss loss = compute_gradients(batches, loss_scale, balance_scale, also_summed);
-    return {loss, update(learning_rate, step)};
+    if (!is_finite(loss)) return {loss, std::numeric_limits<float>::quiet_NaN(), false, false};
+    const float norm = update(learning_rate, step);
+    return {loss, norm, true, std::isfinite(norm)};
   }
-  // Nothing of what the update needs depends on what the host would read before it.
+  // One GPU alone does not stand still while the host reads the losses: the update does not need them.
   run_micro_batches(batches, routed_rows_.max_rows, options_.in_flight, loss_scale, balance_scale);
   launch_update(learning_rate, step);
-  return {read_losses(), grad_norm()};
+  own_loss_ = read_losses();
+  const float norm = grad_norm();
+  return {own_loss_, norm, is_finite(own_loss_), std::isfinite(norm)};
+}
+
+bool TrainEngine::is_finite(const BatchLoss& loss) const {
+  double sum = loss.loss_sum + loss.balance_loss;
+  if (options_.objective)
+    for (const std::string& term : options_.objective->terms())
+      if (const auto it = loss.sums.find(term.substr(term.find('.') + 1)); it != loss.sums.end())
+        sum += it->second;
+  return std::isfinite(sum);
 }
 
 void TrainEngine::upload_moments() {

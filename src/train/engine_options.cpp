@@ -34,6 +34,7 @@ TrainEngineOptions engine_options(const RunConfig& config, int world_size) {
   options.recompute = config.schedule.recompute;
   options.zero = config.parallel.zero > 0;
   options.compute = compute_type(config.precision);
+  options.deterministic = config.deterministic;
   options.overlap = config.schedule.overlap;
   options.routed_rows_memory = config.schedule.routed_rows_memory;
   options.document_mask = config.data.document_mask;
@@ -43,16 +44,8 @@ TrainEngineOptions engine_options(const RunConfig& config, int world_size) {
 }
 
 void refuse_unsupported(const RunConfig& config) {
-  std::vector<std::string> problems;
-  const auto refuse = [&](bool asked, const char* key, const char* why) {
-    if (asked) problems.push_back(fmt::format("{}: {}", key, why));
-  };
-  if (std::string why = why_unsupported(config.device, config.precision); !why.empty())
-    problems.push_back(std::move(why));
-  refuse(config.train.router_bias_update > 0, "train.router_bias_update",
-         "this family's router has no selection bias; use 0");
-  if (problems.empty()) return;
-  throw UsageError(fmt::format("not supported by this build:\n  {}", fmt::join(problems, "\n  ")));
+  if (const std::string why = why_unsupported(config.device, config.precision); !why.empty())
+    throw UsageError(fmt::format("not supported by this build: {}", why));
 }
 
 }  // namespace farskip

@@ -6,7 +6,7 @@ namespace farskip {
 namespace {
 
 bool is_in_group(const ParameterSpec& spec, ParameterGroup group, const ModelConfig& config) {
-  const bool is_norm = spec.shape.rank() == 1, is_router = spec.name.ends_with("mlp.gate.weight");
+  const bool is_norm = spec.shape.rank() == 1;
   switch (group) {
     case ParameterGroup::embedding:
       return spec.name == kEmbeddingName;
@@ -15,7 +15,7 @@ bool is_in_group(const ParameterSpec& spec, ParameterGroup group, const ModelCon
     case ParameterGroup::attention:
       return spec.block == SubBlock::attention && !is_norm;
     case ParameterGroup::router:
-      return is_router;
+      return spec.is_router;
     case ParameterGroup::experts:
       return spec.is_expert;
     case ParameterGroup::shared_experts:

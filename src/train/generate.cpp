@@ -36,17 +36,24 @@ std::int32_t choose(std::span<const float> logits, const GenerateOptions& option
 
 }  // namespace
 
-std::vector<std::int32_t> generate(InferenceEngine& engine, std::vector<std::int32_t> prompt,
-                                   const GenerateOptions& options,
-                                   const std::function<void(std::int32_t)>& use) {
+Generated generate(InferenceEngine& engine, std::vector<std::int32_t> prompt, const GenerateOptions& options,
+                   const std::function<void(std::int32_t)>& use) {
   const ModelConfig& config = engine.config();
   FARSKIP_CHECK(!prompt.empty(), "an empty prompt");
   const std::int64_t num_ids =
       options.num_ids == 0 ? config.vocab_size : std::min(options.num_ids, config.vocab_size);
-  std::vector<std::int32_t> made;
+  if (static_cast<std::int64_t>(prompt.size()) >= config.max_positions)
+    throw UsageError(
+        fmt::format("the prompt has {} tokens and the model's max_position_embeddings is {}, so there is no "
+                    "room for a new token; shorten the prompt",
+                    prompt.size(), config.max_positions));
+  Generated made;
   for (std::int64_t n = 0; n < options.max_tokens; ++n) {
     const auto length = static_cast<std::int64_t>(prompt.size());
-    if (length >= config.max_positions) break;
+    if (length >= config.max_positions) {
+      made.end = GenerationEnd::context;
+      return made;
+    }
     // Attention is causal: what stands behind the last token does not change its logits, so lengths are
     // rounded up and few plans are made.
     std::vector<std::int32_t> padded = prompt;
@@ -56,9 +63,12 @@ std::vector<std::int32_t> generate(InferenceEngine& engine, std::vector<std::int
     const float* row = logits.as<float>() + (length - 1) * config.vocab_size;
     const std::int32_t id =
         choose({row, static_cast<std::size_t>(num_ids)}, options, static_cast<std::uint64_t>(n));
-    if (std::find(config.eos_tokens.begin(), config.eos_tokens.end(), id) != config.eos_tokens.end()) break;
+    if (std::find(config.eos_tokens.begin(), config.eos_tokens.end(), id) != config.eos_tokens.end()) {
+      made.end = GenerationEnd::end_token;
+      return made;
+    }
     prompt.push_back(id);
-    made.push_back(id);
+    made.ids.push_back(id);
     use(id);
   }
   return made;

@@ -16,21 +16,19 @@ namespace {
 /// long as a few steps.
 constexpr int kIdleSteps = 50;
 
-/// Of the files that make up a model.
+/// Every byte of a model's configuration and weights.
 std::string hash_model(const fs::path& folder) {
-  std::vector<fs::path> files;
-  for (const auto& entry : fs::directory_iterator(folder))
-    if (entry.path().filename() == "config.json" || entry.path().extension() == ".safetensors")
-      if (!entry.path().filename().string().starts_with("optimizer")) files.push_back(entry.path());
-  std::sort(files.begin(), files.end());
   Hasher hasher;
-  for (const fs::path& file : files) hasher.update(hash_file(file));
+  hasher.update(hash_file(folder / "config.json"));
+  const SafetensorsFolder weights(folder);
+  for (const SafetensorsFile& file : weights.files()) hasher.update(file.hash());
   return hasher.hex();
 }
 
 /// Rank 0 makes the folder, the others find it. Collective; all ranks throw together.
 std::unique_ptr<TeacherCache> open_cache(const DistillConfig& config, std::int64_t sequence_length,
-                                         std::int64_t vocab_size, const Communicator& world) {
+                                         std::int64_t vocab_size, const Communicator& world,
+                                         const Logger& logger) {
   std::exception_ptr failure;
   std::string teacher;
   try {
@@ -45,7 +43,7 @@ std::unique_ptr<TeacherCache> open_cache(const DistillConfig& config, std::int64
   for (const bool first : {true, false}) {
     try {
       if ((world.rank() == 0) == first)
-        cache = std::make_unique<TeacherCache>(config.cache->path, identity, world.rank());
+        cache = std::make_unique<TeacherCache>(config.cache->path, identity, world.rank(), logger);
     } catch (...) {
       failure = std::current_exception();
     }
@@ -165,8 +163,8 @@ KeptTeacher::KeptTeacher(const RunConfig& config, std::int64_t vocab_size, std::
       mesh_(mesh),
       heartbeat_(heartbeat),
       logger_(logger),
-      cache_(open_cache(config_, sequence_length_, vocab_size, mesh.world())) {
-  logger_.info("{}: {} sequences are kept of this teacher", config_.cache->path, cache_->size());
+      cache_(open_cache(config_, sequence_length_, vocab_size, mesh.world(), logger)) {
+  logger_.info("{}: holds outputs of this teacher for {} sequences", config_.cache->path, cache_->size());
 }
 
 KeptTeacher::~KeptTeacher() = default;
@@ -185,7 +183,7 @@ void KeptTeacher::note_use(bool used) {
   if (!alone_ || steps_without_use_ < kIdleSteps) return;
   mesh_.forget_device_addresses();  // before memory is given back that peers have open
   alone_.reset();
-  logger_.info("nothing was asked of the teacher for {} steps: its memory is free again", kIdleSteps);
+  logger_.info("the teacher was not needed for {} steps; its memory is released", kIdleSteps);
 }
 
 std::vector<std::string> KeptTeacher::keys_of(const Batch& batch) const {
@@ -209,6 +207,22 @@ bool KeptTeacher::find_records(Known& known) const {
   return all;
 }
 
+// The teacher's experts may be on all ranks: they ask together, and fail together.
+void KeptTeacher::ask(const Batch& batch, Known& known) {
+  std::vector<TeacherRecord> said = alone().ask(batch);
+  std::exception_ptr failure;
+  try {
+    for (std::size_t s = 0; s < said.size(); ++s) {
+      if (known.records[s]) continue;
+      cache_->add(known.keys[s], said[s]);
+      known.records[s] = std::move(said[s]);
+    }
+  } catch (...) {
+    failure = std::current_exception();
+  }
+  throw_together(mesh_.world(), failure);
+}
+
 void KeptTeacher::complete(std::vector<Batch>& batches) {
   std::vector<Known> known;
   bool all = true;
@@ -222,18 +236,11 @@ void KeptTeacher::complete(std::vector<Batch>& batches) {
   std::vector<double> missing;  // ranks that miss something, by micro-batch
   for (Known& k : known) missing.push_back(find_records(k) ? 0.0 : 1.0);
   {
-    const HeartbeatWait wait(&heartbeat_, "what is kept of the teacher");
+    const HeartbeatWait wait(&heartbeat_, "cached outputs of the teacher");
     mesh_.world().all_reduce(std::span(missing));
   }
   for (std::size_t i = 0; i < batches.size(); ++i) {
-    if (missing[i] > 0) {  // the teacher's experts may be on all ranks: they ask together
-      std::vector<TeacherRecord> said = alone().ask(batches[i]);
-      for (std::size_t s = 0; s < said.size(); ++s) {
-        if (known[i].records[s]) continue;
-        cache_->add(known[i].keys[s], said[s]);
-        known[i].records[s] = std::move(said[s]);
-      }
-    }
+    if (missing[i] > 0) ask(batches[i], known[i]);
     batches[i].more = as_inputs(known[i].records, static_cast<std::size_t>(sequence_length_),
                                 config_.cache->top_k, config_.temperature);
   }

@@ -133,10 +133,41 @@ void plan_by(std::shared_ptr<const CostTable> costs, const ModelConfig& model, c
     const HeartbeatWait wait(heartbeat, "the choice of chunks");
     mesh.world().broadcast(std::span(&chunks, 1), 0);
     options.expert_chunks = static_cast<int>(chunks);
-    logger.info("schedule.expert_chunks: auto takes {} by what the parts of a step take", chunks);
+    logger.info("schedule.expert_chunks: auto chooses {} by measured costs", chunks);
   }
   options.costs = std::move(costs);
 }
+
+namespace {
+
+// A file of kept costs: the hash of what they depend on, a space, the hash of what follows this line; the
+// table.
+
+void write_kept_costs(const std::string& key, const CostTable& table, const fs::path& path,
+                      const Logger& logger) {
+  const std::string text = table.text();
+  try {
+    write_text_file(path, fmt::format("{} {}\n{}", key, hash_text(text), text));
+  } catch (const IoError& error) {
+    logger.warning("{}; the costs are measured again at the next start", error.what());
+  }
+}
+
+/// nullptr, and said, if the text is damaged.
+std::shared_ptr<const CostTable> read_kept_costs(std::string_view text, const fs::path& path,
+                                                 const Logger& logger) {
+  const std::size_t end = text.find('\n');
+  try {
+    if (end != std::string_view::npos && text.substr(0, end).ends_with(" " + hash_text(text.substr(end + 1))))
+      return std::make_shared<const CostTable>(CostTable::parse(text.substr(end + 1)));
+    logger.warning("{}: is damaged and passed over; the costs are measured again", path.string());
+  } catch (const DataError& error) {
+    logger.warning("{}: {}; the costs are measured again", path.string(), printable(error.what(), 300));
+  }
+  return nullptr;
+}
+
+}  // namespace
 
 std::shared_ptr<const CostTable> kept_step_costs(const fs::path& path, std::string_view more_key,
                                                  const ModelConfig& model, const LayerGraph& layers,
@@ -156,16 +187,17 @@ std::shared_ptr<const CostTable> kept_step_costs(const fs::path& path, std::stri
   const std::string key = hash_text(fmt::format(
       "{} {} {} {} {} {} {}\n{}", machine_info().processor, device->name(), commit(), mesh.world().size(),
       options.micro_batches, options.expert_chunks, more_key, print_graph(step)));
-  const std::string text = read_on_first_rank(mesh.world(), path);
+  const std::string text = read_on_first_rank(mesh.world(), path, logger);
   // Rank 0 alone says whether these are they: the processors of others may have another name.
-  std::int64_t known = text.starts_with(key + "\n") ? 1 : 0;
+  std::int64_t known = text.starts_with(key + " ") ? 1 : 0;
   mesh.world().broadcast(std::span(&known, 1), 0);
   if (known != 0)
-    return std::make_shared<const CostTable>(CostTable::parse(std::string_view(text).substr(key.size() + 1)));
+    if (auto table = read_kept_costs(text, path, mesh.world().rank() == 0 ? logger : Logger(LogLevel::off)))
+      return table;
   auto table = std::make_shared<const CostTable>(
       measure_step_costs(model, layers, options, mesh, device, heartbeat, logger));
-  if (mesh.world().rank() == 0) write_text_file(path, key + "\n" + table->text());
-  logger.info("measured what the parts of a step take, for the order of communication ({})", path.string());
+  if (mesh.world().rank() == 0) write_kept_costs(key, *table, path, logger);
+  logger.info("measured the costs of a step for the scheduler ({})", path.string());
   return table;
 }
 

@@ -11,6 +11,8 @@
 #include <sstream>
 
 #include "farskip/base/error.h"
+#include "farskip/base/folder.h"
+#include "farskip/base/run_files.h"
 
 namespace farskip {
 namespace {
@@ -25,15 +27,39 @@ std::string duration_text(double seconds) {
   return fmt::format("{}h{:02}m", s / 3600, s / 60 % 60);
 }
 
-// What of an older file stays: whole lines of steps up to `first_step`.
-std::string keep_lines(const std::string& text, std::int64_t first_step) {
+/// The step of a line; none: it is damaged.
+std::optional<std::int64_t> step_of(const std::string& line) {
+  const auto object = nlohmann::json::parse(line, nullptr, false);
+  if (!object.is_object() || !object.contains("step") || !object["step"].is_number_unsigned())
+    return std::nullopt;
+  const auto step = object["step"].get<std::uint64_t>();
+  if (step < 1 || step > INT64_MAX) return std::nullopt;
+  return static_cast<std::int64_t>(step);
+}
+
+/// What of an older file stays: whole lines of steps up to `first_step`. A last line without an end was being
+/// written when its run died.
+std::string keep_lines(const std::string& text, const fs::path& path, std::int64_t first_step,
+                       const Logger& logger) {
   std::string kept;
+  std::int64_t number = 0, num_kept = 0, first_damaged = 0, damaged = 0;
   std::istringstream lines(text);
   for (std::string line; std::getline(lines, line);) {
-    const auto object = nlohmann::json::parse(line, nullptr, false);
-    if (!object.is_object() || !object.contains("step") || !object["step"].is_number_integer()) continue;
-    if (object["step"].get<std::int64_t>() <= first_step) kept += line + "\n";
+    ++number;
+    const std::optional<std::int64_t> step = step_of(line);
+    if (!step && !lines.eof()) {
+      if (damaged++ == 0) first_damaged = number;
+    } else if (step && *step <= first_step) {
+      kept += line + "\n";
+      ++num_kept;
+    }
   }
+  if (damaged > 0)
+    logger.warning("{}: {} damaged lines are left out, the first is line {}", path.string(), damaged,
+                   first_damaged);
+  if (num_kept < first_step)
+    logger.warning("{}: has lines for {} of the {} steps before this start", path.string(), num_kept,
+                   first_step);
   return kept;
 }
 
@@ -62,14 +88,18 @@ std::string StepMetrics::json() const {
   if (load_max_over_mean) o["load_max_over_mean"] = *load_max_over_mean;
   o["dropped_tokens"] = dropped_tokens;
   o["repeated_steps"] = repeated_steps;
+  if (!deterministic) o["deterministic"] = false;
   for (const auto& [layer, rows] : expert_rows)
     o["expert_rows"][std::to_string(layer)] = std::vector<std::int64_t>(rows.begin(), rows.end());
   return o.dump();
 }
 
-MetricsFile::MetricsFile(const fs::path& path, std::int64_t first_step) : path_(path) {
-  if (fs::exists(path)) write_text_file(path, keep_lines(read_text_file(path, kMostMetrics), first_step));
-  descriptor_ = ::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
+MetricsFile::MetricsFile(const fs::path& path, std::int64_t first_step, const Logger& logger) : path_(path) {
+  if (const auto text = read_if_inside(path.parent_path(), path.filename().string(), kMostMetricsBytes))
+    write_text_file(path, keep_lines(*text, path, first_step, logger));
+  else if (first_step > 0)
+    logger.warning("{}: is not there; it begins with step {}", path.string(), first_step + 1);
+  descriptor_ = ::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0644);
   if (descriptor_ < 0) throw IoError(fmt::format("{}: cannot open: {}", path.string(), std::strerror(errno)));
 }
 

@@ -2,7 +2,10 @@
 #include <array>
 
 #include "farskip/base/environment.h"
+#include "farskip/comm/agreement.h"
 #include "farskip/data/text_source.h"
+#include "farskip/tensor/hash.h"
+#include "farskip/train/teacher.h"
 #include "farskip/train/trainer.h"
 
 namespace farskip {
@@ -31,17 +34,14 @@ std::unique_ptr<Sampler> make_sampler(const std::vector<std::string>& prefixes,
   return std::make_unique<Sampler>(std::move(sources), options);
 }
 
-fs::path find_tokenizer(const RunConfig& config) {
-  if (!config.data.tokenizer.empty()) return config.data.tokenizer;
-  if (!config.init_from.empty() && fs::exists(fs::path(config.init_from) / "tokenizer.json"))
-    return fs::path(config.init_from) / "tokenizer.json";
-  if (config.init_from.empty() && config.distill &&
-      fs::exists(fs::path(config.distill->teacher) / "tokenizer.json"))
-    return fs::path(config.distill->teacher) / "tokenizer.json";
-  return {};
-}
-
 }  // namespace
+
+Companions read_run_companions(const RunConfig& config) {
+  const std::string& source =
+      config.init_from.empty() && config.distill ? config.distill->teacher : config.init_from;
+  if (!config.data.tokenizer.empty()) return read_companions(source, Tokenizer::load(config.data.tokenizer));
+  return source.empty() ? Companions{} : read_companions(source);
+}
 
 RunData open_run_data(const RunConfig& config, const ModelConfig& model, const Logger& logger) {
   for (const auto& [key, id] :
@@ -51,19 +51,20 @@ RunData open_run_data(const RunConfig& config, const ModelConfig& model, const L
           fmt::format("data.{} is {}, and the model's vocabulary ends with {}; no token has that id", key,
                       *id, model.vocab_size - 1));
   RunData data;
-  data.tokenizer = find_tokenizer(config);
+  data.companions = read_run_companions(config);
+  const std::optional<Tokenizer>& named = data.companions.tokenizer;
   std::vector<std::string> sources = config.data.tokens;
-  if (!config.data.text.empty() && data.tokenizer.empty())
+  if (!config.data.text.empty() && !named) {
+    const std::string& fault = data.companions.tokenizer_fault;
+    if (!fault.empty()) throw DataError(fault);
     throw UsageError(
         "data.text needs data.tokenizer (a tokenizer.json; 'farskip data train-tokenizer' makes one)");
-  std::optional<Tokenizer> named;  // looked at now: checkpoints get a copy
-  if (!config.data.text.empty() || !config.data.tokenizer.empty()) {
-    named = Tokenizer::load(data.tokenizer);
+  }
+  if (!config.data.text.empty() || !config.data.tokenizer.empty())
     if (named->vocab_size() > model.vocab_size)
       throw UsageError(
           fmt::format("data.tokenizer {} has {} tokens, model.vocab_size is {}; raise vocab_size",
-                      data.tokenizer.string(), named->vocab_size(), model.vocab_size));
-  }
+                      config.data.tokenizer, named->vocab_size(), model.vocab_size));
   if (!config.data.text.empty()) {
     const Tokenizer& tokenizer = *named;
     const fs::path cache = fs::path(config.run_dir).parent_path() / "cache";
@@ -77,6 +78,16 @@ RunData open_run_data(const RunConfig& config, const ModelConfig& model, const L
   for (const std::string& prefix : config.data.validation)
     data.validation.push_back(make_sampler({prefix}, {}, model.vocab_size, sampler_options(config, false)));
   return data;
+}
+
+RunSettings describe_contents(const RunConfig& config, const RunData& data) {
+  std::vector<std::string> validation;
+  for (const auto& source : data.validation) validation.push_back(source->contents_text());
+  RunSettings contents{{kDataContents, data.train->contents_text()}};
+  if (!validation.empty()) contents[kValidationContents] = fmt::format("{}", fmt::join(validation, " + "));
+  if (!data.tokenizer.empty()) contents[kTokenizerContents] = "hash " + hash_file(data.tokenizer);
+  if (config.distill) contents[kTeacherContents] = "hash " + fingerprint_model(config.distill->teacher);
+  return contents;
 }
 
 Batch read_batch(const Sampler& sampler, std::uint64_t first, std::int64_t count) {
@@ -112,12 +123,20 @@ Evaluation evaluate(InferenceEngine& engine, const Sampler& sampler, std::int64_
   const Communicator& world = engine.mesh().world();
   auto sequences = static_cast<std::int64_t>(sampler.samples_per_epoch(0));
   if (max_sequences > 0) sequences = std::min(sequences, max_sequences);
-  std::array<double, 3> sums{};  // loss, correct, counted
+  std::array<double, 4> sums{};  // loss, correct, counted, ranks that could not read their part
+  std::exception_ptr failure;
   std::map<std::string, double> more;
   for (std::int64_t first = 0; first < sequences; first += batch * world.size()) {
     const std::int64_t own = first + batch * world.rank();
     const std::int64_t count = std::clamp<std::int64_t>(sequences - own, 0, batch);
-    Batch b = read_batch(sampler, static_cast<std::uint64_t>(own), count);
+    Batch b;
+    try {
+      b = read_batch(sampler, static_cast<std::uint64_t>(own), count);
+    } catch (...) {  // the others' collectives need this rank all the same
+      if (world.size() == 1) throw;
+      failure = std::current_exception();
+      sums[3] = 1;
+    }
     if (world.size() > 1)
       pad_batch(b, batch, sampler.options().sequence_length, sampler.options().document_mask);
     const BatchLoss loss = engine.loss(b, sampler.options().sequence_length);
@@ -129,6 +148,7 @@ Evaluation evaluate(InferenceEngine& engine, const Sampler& sampler, std::int64_
   std::vector<double> values(sums.begin(), sums.end());
   for (const auto& [name, sum] : more) values.push_back(sum);
   world.all_reduce(std::span(values));
+  if (values[3] > 0) throw_together(world, failure);
   Evaluation e{values[0] / values[2], values[1] / values[2], static_cast<std::int64_t>(values[2])};
   std::size_t i = sums.size();
   for (const auto& [name, sum] : more) e.means[name] = values[i++] / values[2];

@@ -40,22 +40,41 @@ void install(void (*handler)(int)) {
 
 }  // namespace
 
+namespace {
+
+constexpr const char* kOwnFiles[] = {"lock",      "config.yaml", "metrics.jsonl",
+                                     "exit.json", "costs.txt",   "expert_chunks.txt"};
+
+void refuse_no_files(const fs::path& folder) {
+  for (const char* const name : kOwnFiles) {
+    std::error_code ignored;
+    const fs::file_status status = fs::symlink_status(folder / name, ignored);
+    if (fs::exists(status) && !fs::is_regular_file(status))
+      throw IoError(fmt::format("{}: is {}, where this run writes a file; move it away",
+                                (folder / name).string(),
+                                fs::is_symlink(status) ? "a link" : "no regular file"));
+  }
+}
+
+}  // namespace
+
 RunFolder::RunFolder(const fs::path& path, const Logger& logger) : path_(path) {
   std::error_code failure;
   fs::create_directories(path, failure);
   if (failure) throw IoError(fmt::format("run_dir {}: cannot create: {}", path.string(), failure.message()));
+  refuse_no_files(path);
   const fs::path lock = path / "lock";
-  descriptor_ = ::open(lock.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+  descriptor_ = ::open(lock.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0644);
   if (descriptor_ < 0)
     throw IoError(fmt::format("run_dir {}: cannot write: {}", path.string(), std::strerror(errno)));
   if (::flock(descriptor_, LOCK_EX | LOCK_NB) != 0) {
-    const std::string holder = read_text_file(lock, 4096);
+    const std::string holder = read_text_file(lock, 4096, Links::refuse);
     ::close(descriptor_);
     descriptor_ = -1;
     throw UsageError(fmt::format("run_dir {} is in use by {}; stop that run or choose another run_dir",
                                  path.string(), holder.empty() ? "another process" : printable(holder)));
   }
-  if (const std::string dead = read_text_file(lock, 4096); !dead.empty())
+  if (const std::string dead = read_text_file(lock, 4096, Links::refuse); !dead.empty())
     logger.info("{}: taken over from {}, which ended without giving it back", lock.string(), printable(dead));
   const std::string me = fmt::format("process {} on {}", ::getpid(), machine_info().hostname);
   if (::ftruncate(descriptor_, 0) != 0 || ::pwrite(descriptor_, me.data(), me.size(), 0) < 0)

@@ -3,9 +3,9 @@
 #include <map>
 
 #include "farskip/autograd/gradient.h"
-#include "farskip/ops/rules.h"
 #include "farskip/passes/chunk_experts.h"
 #include "farskip/passes/join_micro_batches.h"
+#include "farskip/passes/pipeline.h"
 #include "farskip/passes/recompute.h"
 #include "farskip/passes/reduce_gradients.h"
 #include "farskip/passes/shard_experts.h"
@@ -29,10 +29,11 @@ std::string own_rows_name(std::string_view parameter) {
 Graph build_forward_graph(const ModelConfig& config, const LayerGraph& layers, const LowerOptions& options,
                           const StepSharding& sharding) {
   const int chunks = sharding.mesh.expert_size > 1 ? sharding.expert_chunks : 1;
-  return shard_experts(chunk_experts(lower(config, layers, options), chunks),
-                       {.peers = sharding.mesh.expert_size,
-                        .max_rows = sharding.max_rows,
-                        .rows = options.batch * options.sequence_length * config.moe.top_k});
+  const Graph chunked = verified("chunk_experts", chunk_experts(lower(config, layers, options), chunks));
+  return verified("shard_experts", shard_experts(chunked, {.peers = sharding.mesh.expert_size,
+                                                           .max_rows = sharding.max_rows,
+                                                           .rows = options.batch * options.sequence_length *
+                                                                   config.moe.top_k}));
 }
 
 namespace {
@@ -59,7 +60,7 @@ std::vector<LocalParameter> trained_parameters(const ModelConfig& config, const 
 Graph build_gradient_graph(const ModelConfig& config, const LayerGraph& layers, const LowerOptions& options,
                            const StepSharding& sharding, const MicroBatchKind& kind, bool accumulate) {
   Graph graph = build_objective_graph(kind.objective, config, layers, options, sharding);
-  const DType sums = ops::wide(options.dtype);
+  const DType sums = wide(options.dtype);
   const TensorType scalar{sums, Shape{1}, {}};
   const ValueId scale = graph.add_external(ExternalKind::input, std::string(kLossScale), scalar);
   std::vector<Objective> objectives{{*graph.find_output("loss_sum"), scale}};
@@ -87,7 +88,7 @@ Graph build_gradient_graph(const ModelConfig& config, const LayerGraph& layers, 
     }
     graph.add_update(accumulators[i], gradient);
   }
-  return recompute(graph, recomputed_blocks(kind.recompute));
+  return verified("recompute", recompute(graph, recomputed_blocks(kind.recompute)));
 }
 
 }  // namespace
@@ -111,13 +112,15 @@ Graph build_micro_batch_graph(const ModelConfig& config, const LayerGraph& layer
   Graph graph = build_gradient_graph(config, layers, options, sharding, kind, kind.accumulate);
   if (kind.in_flight > 1) {
     const Graph next = build_gradient_graph(config, layers, options, sharding, kind, true);
-    for (int i = 1; i < kind.in_flight; ++i) graph = join_micro_batches(graph, next, i);
+    for (int i = 1; i < kind.in_flight; ++i)
+      graph = verified("join_micro_batches", join_micro_batches(graph, next, i));
   }
   if (!kind.reduce) return graph;
   std::vector<ReplicatedGradient> replicated;
   for (const LocalParameter& p : trained_parameters(config, sharding, kind))
     replicated.push_back({gradient_name(p.spec.name), p.replicas});
-  return reduce_gradients(graph, replicated, {.mesh = sharding.mesh, .scatter = sharding.zero});
+  return verified("reduce_gradients",
+                  reduce_gradients(graph, replicated, {.mesh = sharding.mesh, .scatter = sharding.zero}));
 }
 
 namespace {
@@ -170,7 +173,7 @@ class Gatherer {
 };
 
 bool has_copy(const ParameterSpec& spec, DType compute) {
-  return ops::is_low(compute) && spec.has_compute_copy();
+  return is_low(compute) && spec.has_compute_copy();
 }
 bool is_gathered(const LocalParameter& p, const StepSharding& sharding) {
   return sharding.zero && sharding.mesh.size(p.replicas) > 1;
@@ -222,18 +225,26 @@ class UpdateGraph {
     return sums;
   }
 
+  ops::AdamWState next_state(const ParameterSpec& spec, const ops::AdamWState& state, ValueId gradient,
+                             ValueId factor, ValueId hyper) {
+    switch (optimizer_.name) {
+      case OptimizerName::adamw:
+        return ops::adamw(b_, state, gradient, factor, hyper,
+                          {.beta1 = optimizer_.beta1,
+                           .beta2 = optimizer_.beta2,
+                           .eps = optimizer_.eps,
+                           .weight_decay = spec.shape.rank() >= 2 ? optimizer_.weight_decay : 0.0,
+                           .low_copy = has_copy(spec, compute_)});
+    }
+    throw InternalError("no such optimizer");
+  }
+
   void update(const LocalParameter& p, const ops::AdamWState& state, ValueId gradient, ValueId factor,
               ValueId hyper) {
     const ParameterSpec& spec = p.spec;
     b_.scope.layer = spec.layer;
     const bool copies = has_copy(spec, compute_);
-    const ops::AdamWState next =
-        ops::adamw(b_, state, gradient, factor, hyper,
-                   {.beta1 = optimizer_.beta1,
-                    .beta2 = optimizer_.beta2,
-                    .eps = optimizer_.eps,
-                    .weight_decay = spec.shape.rank() >= 2 ? optimizer_.weight_decay : 0.0,
-                    .low_copy = copies});
+    const ops::AdamWState next = next_state(spec, state, gradient, factor, hyper);
     graph_.add_update(state.parameter, next.parameter);
     graph_.add_update(state.m, next.m);
     graph_.add_update(state.v, next.v);

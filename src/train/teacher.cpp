@@ -4,6 +4,7 @@
 
 #include "farskip/passes/farskip.h"
 #include "farskip/passes/join_models.h"
+#include "farskip/tensor/hash.h"
 #include "farskip/train/training_checkpoint.h"
 
 namespace farskip {
@@ -24,12 +25,20 @@ Teacher load_teacher(const fs::path& folder, const Mesh& mesh, const Logger& log
   const auto specs = list_parameters(teacher.config);
   const auto local = local_parameters(specs, mesh.position(), false);
   teacher.weights = make_parameter_tensors(specs_of(local));
-  verify_if_checkpoint(folder, mesh.world());
+  verify_model_folder(folder, mesh.world());
   load_weights(teacher.weights, local, specs, SafetensorsFolder(folder));
   logger.info("teacher {}: {:.2f}M parameters, {} wiring", folder.string(),
               static_cast<double>(count_parameters(teacher.config).total) * 1e-6,
               wiring_name(teacher.config.farskip));
   return teacher;
+}
+
+std::string fingerprint_model(const fs::path& folder) {
+  Hasher hasher;
+  hasher.update(hub_config_text(read_hub_config(folder)));
+  const SafetensorsFolder weights(folder);
+  for (const SafetensorsFile& file : weights.files()) hasher.update(fingerprint_file(InputFile(file.path())));
+  return hasher.hex();
 }
 
 Teacher make_random_teacher(const ModelConfig& config, const MeshPosition& mesh, std::uint64_t seed) {

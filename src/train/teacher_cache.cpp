@@ -7,8 +7,10 @@
 #include <cerrno>
 #include <cmath>
 #include <cstring>
+#include <sstream>
 
 #include "farskip/base/error.h"
+#include "farskip/base/folder.h"
 #include "farskip/tensor/hash.h"
 #include "farskip/train/checkpoint_files.h"
 
@@ -18,6 +20,7 @@ namespace {
 constexpr double kSteps = 2048.0;  // levels a nat of a logit
 constexpr std::size_t kHashBytes = 32;
 constexpr std::string_view kPrefix = "records-", kIdentity = "teacher.txt";
+constexpr std::uint64_t kMostIdentity = 1 << 16;
 
 template <class T>
 std::span<const std::byte> as_bytes(const std::vector<T>& values) {
@@ -32,6 +35,16 @@ std::string hash_record(const std::string& key, const TeacherRecord& r) {
   hasher.update(as_bytes(r.log_tail));
   hasher.update(as_bytes(r.target_log_prob));
   return hasher.hex();
+}
+
+/// Lines "name: value".
+std::map<std::string, std::string> fields_of(const std::string& text) {
+  std::map<std::string, std::string> fields;
+  std::istringstream lines(text);
+  for (std::string line; std::getline(lines, line);)
+    if (const std::size_t colon = line.find(": "); colon != std::string::npos)
+      fields[line.substr(0, colon)] = line.substr(colon + 2);
+  return fields;
 }
 
 }  // namespace
@@ -68,8 +81,8 @@ void TeacherRecord::distributions(double temperature, std::span<float> log_probs
   }
 }
 
-TeacherCache::TeacherCache(fs::path folder, TeacherCacheIdentity identity, int rank)
-    : folder_(std::move(folder)), identity_(std::move(identity)) {
+TeacherCache::TeacherCache(fs::path folder, TeacherCacheIdentity identity, int rank, Logger logger)
+    : folder_(std::move(folder)), identity_(std::move(identity)), logger_(std::move(logger)) {
   check_identity(rank);
   refresh();
   own_path_ = folder_ / fmt::format("{}{}-{}.bin", kPrefix, make_run_id(), rank);
@@ -88,7 +101,7 @@ TeacherCache::~TeacherCache() {
 
 void TeacherCache::check_identity(int rank) const {
   const fs::path path = folder_ / kIdentity;
-  if (!fs::exists(path)) {
+  if (!has_entry(folder_, kIdentity)) {
     if (rank != 0) throw IoError(fmt::format("{}: not visible from rank {}", path.string(), rank));
     std::error_code failure;
     fs::create_directories(folder_, failure);
@@ -97,12 +110,24 @@ void TeacherCache::check_identity(int rank) const {
     write_text_file(path, identity_.text());
     return;
   }
-  const std::string kept = read_text_file(path), wanted = identity_.text();
-  if (kept != wanted)
-    throw UsageError(fmt::format(
-        "distill.cache.path {} holds what another teacher said, or in another form. It has\n{}this run "
-        "needs\n{}use another folder, or the configuration that made it",
-        folder_.string(), printable(kept, 1000), wanted));
+  const std::string kept = read_inside(folder_, kIdentity, kMostIdentity), wanted = identity_.text();
+  if (kept == wanted) return;
+  const std::map<std::string, std::string> before = fields_of(kept), now = fields_of(wanted);
+  std::string text;
+  for (const auto& [name, value] : now) {
+    const auto it = before.find(name);
+    if (it == before.end())
+      throw DataError(fmt::format(
+          "{}: has no line \"{}: …\"; it is damaged. Move the folder away: the teacher is asked again",
+          path.string(), name));
+    if (it->second != value)
+      text += fmt::format("\n  {}: folder {}, this run {}", name, printable(it->second), value);
+  }
+  if (text.empty()) text = "\n  lines that this program does not know";
+  throw UsageError(
+      fmt::format("distill.cache.path {} holds what another teacher said, or in another form:{}\nuse another "
+                  "folder, or the configuration that made it",
+                  folder_.string(), text));
 }
 
 std::size_t TeacherCache::record_bytes() const {
@@ -119,11 +144,11 @@ void TeacherCache::refresh() {
     std::error_code gone;  // another run removes its file if it stayed empty
     const std::uint64_t bytes = entry.file_size(gone);
     if (gone || known + size > bytes) continue;
-    const InputFile file(path);
+    const InputFile file(path, Links::refuse);
     for (; known + size <= bytes; known += size) {
       std::string key(kHashBytes, '\0');
       file.read_at(known, std::as_writable_bytes(std::span(key)));
-      places_.emplace(std::move(key), Place{&path, known});
+      places_[std::move(key)].push_back({&path, known});
     }
   }
 }
@@ -138,30 +163,38 @@ std::string TeacherCache::key_of(std::span<const std::int32_t> tokens, std::span
   return hasher.hex();
 }
 
-std::optional<TeacherRecord> TeacherCache::find(const std::string& key) const {
+std::optional<TeacherRecord> TeacherCache::find(const std::string& key) {
   const auto it = places_.find(key);
   if (it == places_.end()) return std::nullopt;
+  for (std::vector<Place>& places = it->second; !places.empty(); places.pop_back()) try {
+      return read(key, places.back());
+    } catch (const UserError& error) {
+      logger_.warning("{}; it is passed over", error.what());
+    }
+  places_.erase(it);
+  return std::nullopt;
+}
+
+TeacherRecord TeacherCache::read(const std::string& key, const Place& place) const {
   const auto tokens = static_cast<std::size_t>(identity_.sequence_length);
   const std::size_t kept = tokens * static_cast<std::size_t>(identity_.top_k);
   TeacherRecord r{std::vector<std::int32_t>(kept), std::vector<std::uint16_t>(kept),
                   std::vector<float>(tokens), std::vector<float>(tokens)};
   std::string hash(kHashBytes, '\0');
-  const InputFile file(*it->second.file);
-  std::uint64_t offset = it->second.offset + kHashBytes;
-  const auto read = [&](std::span<std::byte> into) {
+  const InputFile file(*place.file, Links::refuse);
+  std::uint64_t offset = place.offset + kHashBytes;
+  const auto read_next = [&](std::span<std::byte> into) {
     file.read_at(offset, into);
     offset += into.size();
   };
-  read(std::as_writable_bytes(std::span(r.indices)));
-  read(std::as_writable_bytes(std::span(r.levels)));
-  read(std::as_writable_bytes(std::span(r.log_tail)));
-  read(std::as_writable_bytes(std::span(r.target_log_prob)));
-  read(std::as_writable_bytes(std::span(hash)));
-  if (hash != hash_record(key, r))
-    throw DataError(
-        fmt::format("{}: the record at byte {} is damaged; remove this file (the teacher is asked "
-                    "again for what it held)",
-                    file.path().string(), it->second.offset));
+  read_next(std::as_writable_bytes(std::span(r.indices)));
+  read_next(std::as_writable_bytes(std::span(r.levels)));
+  read_next(std::as_writable_bytes(std::span(r.log_tail)));
+  read_next(std::as_writable_bytes(std::span(r.target_log_prob)));
+  read_next(std::as_writable_bytes(std::span(hash)));
+  const auto is_token = [&](std::int32_t id) { return id >= 0 && id < identity_.vocab_size; };
+  if (hash != hash_record(key, r) || !std::all_of(r.indices.begin(), r.indices.end(), is_token))
+    throw DataError(fmt::format("{}: the record at byte {} is damaged", file.path().string(), place.offset));
   return r;
 }
 
@@ -183,7 +216,7 @@ void TeacherCache::add(const std::string& key, const TeacherRecord& r) {
     if (n <= 0) throw IoError(fmt::format("{}: write failed: {}", own_path_.string(), std::strerror(errno)));
     done += static_cast<std::size_t>(n);
   }
-  places_.emplace(key, Place{&own_path_, own_bytes_});
+  places_[key] = {{&own_path_, own_bytes_}};
   own_bytes_ += bytes.size();
 }
 

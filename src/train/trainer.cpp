@@ -3,12 +3,14 @@
 #include <array>
 #include <chrono>
 #include <cmath>
+#include <utility>
 
 #include "farskip/base/environment.h"
 #include "farskip/base/version.h"
 #include "farskip/comm/agreement.h"
 #include "farskip/config/scalar.h"
 #include "farskip/passes/farskip.h"
+#include "farskip/train/bad_numbers.h"
 #include "farskip/train/devices.h"
 #include "farskip/train/distillation.h"
 #include "farskip/train/learning_rate.h"
@@ -16,6 +18,7 @@
 #include "farskip/train/metrics.h"
 #include "farskip/train/plan_report.h"
 #include "farskip/train/run_folder.h"
+#include "farskip/train/start_report.h"
 #include "farskip/train/training_checkpoint.h"
 
 namespace farskip {
@@ -25,28 +28,6 @@ using Clock = std::chrono::steady_clock;
 
 double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
-}
-
-void log_memory(const MemoryReport& m, const Logger& logger) {
-  constexpr double kMiB = 1 << 20;
-  const auto mib = [](std::size_t bytes) { return static_cast<double>(bytes) / kMiB; };
-  logger.info(
-      "planned memory: weights {:.0f}, gradients {:.0f}, moments {:.0f}, activations and scratch {:.0f}, "
-      "copy for saving {:.0f}, "
-      "together {:.0f} MiB",
-      mib(m.weights), mib(m.gradients), mib(m.moments), mib(m.arena), mib(m.snapshot), mib(m.total()));
-}
-
-void log_routed_rows(const RoutedRowsPlan& rows, const Logger& logger) {
-  if (rows.max_rows == 0) return;
-  std::string text = fmt::format(
-      "routed rows: room for {} from one rank to one other ({:.2f} times an even share), {:.0f} MiB over all "
-      "layers",
-      rows.max_rows, static_cast<double>(rows.max_rows) / static_cast<double>(rows.even_rows),
-      static_cast<double>(std::max(rows.bytes, rows.fallback_bytes)) / (1 << 20));
-  if (rows.fallback_batch > 0)
-    text += fmt::format("; a step with more is repeated {} sequences at a time", rows.fallback_batch);
-  logger.info("{}", text);
 }
 
 /// Rank 0 first, then the others at once: what it leaves on disk they find there.
@@ -88,23 +69,20 @@ class TrainingRun {
         inference_(model, layers_, engine_.weights(), arena_, logger, mesh_, &heartbeat,
                    distill_ ? distill_->validation_objective() : nullptr),
         saver_(fs::path(config.run_dir) / "checkpoints", config.checkpoint.keep, config.checkpoint.async,
-               model, data_.tokenizer, logger, mesh_.position(), world),
-        flops_per_token_(train_flops_per_token(model, config.train.sequence_length)) {}
+               model, data_.companions.texts, logger, mesh_.position(), world),
+        flops_per_token_(train_flops_per_token(model, config.train.sequence_length)),
+        dead_model_(model.vocab_size) {}
 
   TrainResult run() {
     start();
     const StopSignals signals;
-    std::optional<MetricsFile> metrics;
-    std::optional<Progress> progress;
     if (is_first()) {
-      metrics.emplace(folder_->path() / "metrics.jsonl", state_.step);
-      progress.emplace(config_.train.steps, state_.step, logger_);
+      metrics_.emplace(folder_->path() / "metrics.jsonl", state_.step, logger_);
+      progress_.emplace(config_.train.steps, state_.step, logger_);
     }
     starting_.reset();
     while (state_.step < config_.train.steps && !stop_requested_ && !converged()) {
-      const StepMetrics m = step(signals);
-      if (metrics) metrics->append(m);
-      if (progress) progress->show(m);
+      note(step(signals));
       if (all_written_) commit_save();
       if (config_.checkpoint.every > 0 && state_.step % config_.checkpoint.every == 0) save();
     }
@@ -129,9 +107,13 @@ class TrainingRun {
 
   /// The number that was chosen before; 0: none.
   int read_chunks(const fs::path& kept) const {
-    const std::string text = read_on_first_rank(world(), kept);
+    const std::string text = read_on_first_rank(world(), kept, logger_);
     const std::int64_t number = parse_integer(text.substr(0, text.find('\n'))).value.value_or(0);
-    return number >= 1 && number <= ScheduleConfig::kMostExpertChunks ? static_cast<int>(number) : 0;
+    if (number >= 1 && number <= ScheduleConfig::kMostExpertChunks) return static_cast<int>(number);
+    if (!text.empty() && is_first())
+      logger_.warning("{}: holds \"{}\", where a number from 1 to {} is expected: it is chosen again",
+                      kept.string(), printable(text), ScheduleConfig::kMostExpertChunks);
+    return 0;
   }
 
   /// Of which shapes these costs are, beside what kept_step_costs knows.
@@ -151,22 +133,22 @@ class TrainingRun {
     return distill_ && distill_->early_stopping() && distill_->early_stopping()->over(state_.numbers);
   }
 
+  void note(const StepMetrics& m) {
+    if (metrics_) metrics_->append(m);
+    if (progress_) progress_->show(m);
+  }
+
   bool is_first() const { return world().rank() == 0; }
+  bool is_deterministic() const {
+    return repeats_bits(arena_.device(), options_.compute, options_.deterministic);
+  }
   const Communicator& world() const { return mesh_.world(); }
   TrainingTensors tensors() {
     return {parameters_, weights_, engine_.first_moments(), engine_.second_moments()};
   }
 
   void start() {
-    const ParameterCounts counts = count_parameters(model_);
-    logger_.info("{}: {:.2f}M parameters, {:.2f}M active per token; {} layers, {} experts, top {}",
-                 model_.family, static_cast<double>(counts.total) * 1e-6,
-                 static_cast<double>(counts.active) * 1e-6, model_.num_layers, model_.moe.num_experts,
-                 model_.moe.top_k);
-    if (world().size() > 1)
-      logger_.info("{} ranks: experts over {}, data over {}, {} micro-batches a step on each", world().size(),
-                   mesh_.expert().size(), mesh_.data().size(), options_.micro_batches);
-    logger_.info("device {}, computing in {}", arena_.device().name(), dtype_name(options_.compute));
+    log_model(model_, mesh_, arena_.device(), options_, logger_);
     // Evaluation takes its share of the arena now: later the arena would move, which peers have open.
     for (const auto& source : data_.validation)
       inference_.prepare_loss(validation_batch(), source->options().sequence_length,
@@ -175,30 +157,32 @@ class TrainingRun {
     memory.snapshot = saver_.snapshot_bytes(tensors());
     log_memory(memory, logger_);
     log_routed_rows(engine_.routed_rows(), logger_);
-    state_.seed = static_cast<std::uint64_t>(config_.seed);
+    state_.settings =
+        share_settings(world(), [&] { return settings_of(config_, describe_contents(config_, data_)); });
     if (!resume()) load_or_initialise();
     if (is_first()) {  // a start that nothing refused
       write_resolved_config();
       folder_->forget_exit();
     }
-    note_order();
     if (distill_) {
       distill_->check_shared(weights_);
-      if (is_first() && fs::exists(best_folder()))
-        set_aside_newer_checkpoints(best_folder(), state_.step, logger_);
       note_start();
     }
   }
 
-  // Data may be changed on purpose, but not unnoticed.
-  void note_order() {
-    const std::string order = data_.train->order_text();
-    if (!state_.order.empty() && state_.order != order)
-      logger_.warning(
-          "the checkpoint's samples were {}; the configuration's are {}: from step {} on samples may come "
-          "again or be left out",
-          state_.order, order, state_.step + 1);
-    state_.order = order;
+  // A schedule that is stretched or changed is not continued where it ended.
+  void note_rate() const {
+    const TrainConfig& t = config_.train;
+    if (!state_.learning_rate || state_.step == 0 || state_.step >= t.steps) return;
+    const double before = *state_.learning_rate,
+                 would_be = learning_rate_at(t.learning_rate, state_.step - 1, t.steps),
+                 next = learning_rate_at(t.learning_rate, state_.step, t.steps);
+    const auto same = [](double a, double b) { return std::abs(a - b) <= 1e-9 * std::max(a, b); };
+    if (same(before, would_be) || same(before, next)) return;
+    logger_.warning(
+        "the learning rate was {:.3g} in step {} and is {:.3g} in step {}: the schedule is not that of the "
+        "checkpoint",
+        before, state_.step, next, state_.step + 1);
   }
 
   // What conversion costs, before any training makes up for it.
@@ -226,12 +210,12 @@ class TrainingRun {
     const fs::path checkpoints = fs::path(config_.run_dir) / "checkpoints";
     if (config_.checkpoint.resume != Resume::never)
       if (const auto resumed =
-              resume_training(checkpoints, model_, state_.seed, tensors(), world(), logger_)) {
+              resume_training(checkpoints, model_, state_.settings, tensors(), world(), logger_)) {
         engine_.upload_weights();
         engine_.upload_moments();
-        state_ = *resumed;
-        saved_step_ = state_.step;
+        take_over(*resumed);
         logger_.info("resumed at step {}", state_.step);
+        if (is_first()) note_rate();
         if (state_.step >= config_.train.steps)
           logger_.info("train.steps is {}: nothing is left to do", config_.train.steps);
         return true;
@@ -243,26 +227,42 @@ class TrainingRun {
     return false;
   }
 
+  void take_over(const TrainingState& resumed) {
+    const RunSettings now = std::exchange(state_.settings, {});
+    state_ = resumed;
+    saved_step_ = state_.step;
+    if (distill_) distill_->forget_old_numbers(resumed.settings, now, state_.numbers);
+    state_.settings = now;
+    if (!is_first() || !fs::exists(best_folder())) return;
+    const bool has_best = state_.numbers.contains("best");
+    refuse_taken_names(best_folder(), state_.step);
+    set_aside_newer_checkpoints(best_folder(), has_best ? state_.step : -1, logger_, "replaced");
+  }
+
   void load_or_initialise() {
     if (!distill_) {  // whose weights are there: what the teacher shares depends on them
       if (config_.init_from.empty()) {
-        initialise_weights(weights_, parameters_, state_.seed, model_.initializer_range);
+        initialise_weights(weights_, parameters_, static_cast<std::uint64_t>(config_.seed),
+                           model_.initializer_range);
       } else {
-        verify_if_checkpoint(config_.init_from, world());
+        verify_model_folder(config_.init_from, world());
         load_weights(weights_, parameters_, specs_, SafetensorsFolder(config_.init_from));
       }
     }
     engine_.upload_weights();
   }
 
+  /// Of this rank, in micro-batch `part` of the next step.
+  std::int64_t first_sample(std::int64_t part) const {
+    return state_.samples + (part * world().size() + world().rank()) * config_.train.micro_batch;
+  }
+
   /// This rank's micro-batches of the step: in each, `micro_batch` consecutive samples a rank.
   std::vector<Batch> read_batches() const {
     const std::int64_t count = config_.train.micro_batch;
     std::vector<Batch> batches;
-    for (std::int64_t part = 0; part < options_.micro_batches; ++part) {
-      const std::int64_t first = state_.samples + (part * world().size() + world().rank()) * count;
-      batches.push_back(read_batch(*data_.train, static_cast<std::uint64_t>(first), count));
-    }
+    for (std::int64_t part = 0; part < options_.micro_batches; ++part)
+      batches.push_back(read_batch(*data_.train, static_cast<std::uint64_t>(first_sample(part)), count));
     return batches;
   }
 
@@ -272,36 +272,26 @@ class TrainingRun {
     const std::int64_t repeated_before = engine_.num_repeated();
     heartbeat_.begin_step(state_.step + 1);
     const TrainConfig& t = config_.train;
-    std::vector<Batch> batches = read_batches();
-    if (distill_) {
-      engine_.rewire(distill_->layers_at(state_.step));
-      if (KeptTeacher* const kept = distill_->kept_teacher()) kept->complete(batches);
-    }
-    double counted = 0;
-    for (const Batch& batch : batches) counted += static_cast<double>(count_targets(batch));
-    {
-      const HeartbeatWait wait(&heartbeat_, "number of tokens of a step");
-      world().all_reduce(std::span(&counted, 1));
-    }
+    if (distill_) engine_.rewire(distill_->layers_at(state_.step));
+    auto [batches, counted] = read_step();
     counted = std::max(counted, 1.0);
     // What all ranks must know at the end of a step travels with its sums.
     std::array<double, 2> flags{signals.requested() ? 1.0 : 0.0,
                                 saver_.open() && saver_.written() ? 1.0 : 0.0};
     StepMetrics m;
     m.learning_rate = learning_rate_at(t.learning_rate, state_.step, t.steps);
-    const auto [loss, grad_norm] =
+    const StepResult result =
         engine_.step(batches, static_cast<float>(1.0 / counted),
                      static_cast<float>(t.aux_loss / static_cast<double>(t.global_batch)), m.learning_rate,
                      state_.step + 1, flags);
     stop_requested_ = flags[0] > 0;
     all_written_ = flags[1] == world().size();
+    const BatchLoss& loss = result.loss;
     m.loss = loss.loss_sum / counted;
-    m.grad_norm = grad_norm;
-    check_finite(m);
-    state_.step += 1;
-    state_.samples += t.global_batch;
+    m.grad_norm = result.grad_norm;
+    if (!result.updated || !result.loss_is_finite) end_at_bad_numbers(result, m);
+    advance(m);
     const std::int64_t tokens = t.global_batch * t.sequence_length;
-    state_.tokens += tokens;
     m.step = state_.step;
     m.tokens = state_.tokens;
     m.step_seconds = seconds_since(started);
@@ -314,10 +304,12 @@ class TrainingRun {
       m.hidden_comm_seconds = std::max(0.0, engine_.transport_seconds() - transport_before - exposed);
     }
     m.repeated_steps = engine_.num_repeated() - repeated_before;
+    m.deterministic = is_deterministic();
     m.peak_memory_bytes = memory_in_use();
     describe_load(loss, m);
     if (distill_) distill_->describe(loss, counted, m);
     if (t.aux_loss > 0) m.aux_loss = loss.balance_loss / static_cast<double>(t.global_batch);
+    look_for_death(m);
     if (looks_at_validation(m.step)) look_at_validation(m);
     last_loss_ = m.loss;
     return m;
@@ -337,18 +329,84 @@ class TrainingRun {
     if (m.step % every == 0 || m.step == config_.train.steps) m.expert_rows = loss.expert_rows;
   }
 
-  // Going on would only spread it. With a norm that is not finite the update changed nothing.
-  // All ranks see the same numbers and come here together, so that a save under way is not lost.
-  void check_finite(const StepMetrics& m) {
-    if (std::isfinite(m.loss) && std::isfinite(m.grad_norm)) return;
-    wait_for_save();
-    throw Error(
-        ExitCode::bad_data,
-        fmt::format(
-            "step {}: loss {} and gradient norm {} are not both finite (samples {} to {}); parameters "
-            "are unchanged; lower train.learning_rate.peak or look at these samples",
-            state_.step + 1, m.loss, m.grad_norm, state_.samples,
-            state_.samples + config_.train.global_batch - 1));
+  void look_for_death(const StepMetrics& m) {
+    const auto student = m.distill.find("student_loss");  // a distance to a teacher has no uniform guess
+    const auto warning =
+        dead_model_.look(m.step, student == m.distill.end() ? m.loss : student->second, m.grad_norm);
+    if (warning && is_first()) logger_.warning("{}", *warning);
+  }
+
+  /// What this rank read for the next step, or the error of one of them on all ranks.
+  std::pair<std::vector<Batch>, double> read_step() {
+    std::vector<Batch> batches;
+    std::array<double, 2> sums{};  // counted targets, ranks that failed
+    std::exception_ptr failure;
+    try {
+      batches = read_batches();
+      for (const Batch& batch : batches) sums[0] += static_cast<double>(count_targets(batch));
+    } catch (...) {
+      failure = std::current_exception();
+      sums[1] = 1;
+    }
+    {
+      const HeartbeatWait wait(&heartbeat_, "number of tokens of a step");
+      world().all_reduce(std::span<double>(sums));
+    }
+    try {
+      if (sums[1] > 0) throw_together(world(), failure);
+      if (KeptTeacher* const kept = distill_ ? distill_->kept_teacher() : nullptr) kept->complete(batches);
+    } catch (const UserError& error) {
+      end_with(error.code(), error.what());
+    }
+    return {std::move(batches), sums[0]};
+  }
+
+  /// Ends the run of all ranks with an error that they have together, after the last whole step was saved.
+  /// Checkpoints from before stay: that state may be worth less than they are.
+  [[noreturn]] void end_with(ExitCode code, const std::string& why) {
+    std::string saved = "no step was done";
+    if (state_.step > 0) {
+      try {
+        saver_.keep_all();
+        save();
+        wait_for_save();
+        saved = fmt::format("the state of step {} is saved", state_.step);
+      } catch (const Error& error) {
+        saved = fmt::format("the state of step {} is not saved: {}", state_.step, error.what());
+      }
+    }
+    throw Error(code, fmt::format("{}; {}", why, saved));
+  }
+
+  /// Samples of this rank in the next step: "64 to 65, 68 to 69".
+  std::string own_samples() const {
+    std::string text;
+    for (std::int64_t part = 0; part < options_.micro_batches; ++part) {
+      const std::int64_t first = first_sample(part);
+      text +=
+          fmt::format("{}{} to {}", text.empty() ? "" : ", ", first, first + config_.train.micro_batch - 1);
+    }
+    return text;
+  }
+
+  // All ranks see the same sums and come here together.
+  [[noreturn]] void end_at_bad_numbers(const StepResult& result, const StepMetrics& m) {
+    engine_.download_state();
+    const bool own = !std::isfinite(engine_.own_loss().loss_sum);
+    const std::string why = describe_bad_step(
+        world(), {state_.step + 1, result.loss_is_finite, result.updated,
+                  describe_bad_tensors(tensors(), engine_.gradients()), own ? own_samples() : "",
+                  fmt::format("{} to {}", state_.samples, state_.samples + config_.train.global_batch - 1)});
+    if (result.updated) advance(m);
+    end_with(ExitCode::bad_data, why);
+  }
+
+  /// The step was done.
+  void advance(const StepMetrics& m) {
+    state_.step += 1;
+    state_.samples += config_.train.global_batch;
+    state_.tokens += config_.train.global_batch * config_.train.sequence_length;
+    state_.learning_rate = m.learning_rate;
   }
 
   bool looks_at_validation(std::int64_t step) const {
@@ -359,7 +417,13 @@ class TrainingRun {
   }
 
   void look_at_validation(StepMetrics& m) {
-    const Evaluation e = validate(inference_);
+    Evaluation e;
+    try {
+      e = validate(inference_);
+    } catch (const UserError& error) {  // of all ranks; the step itself was done
+      note(m);
+      end_with(error.code(), error.what());
+    }
     m.validation_loss = validation_loss_ = e.loss;
     if (!distill_) return;
     distill_->describe_validation(e, state_.numbers, m);
@@ -367,8 +431,9 @@ class TrainingRun {
     if (!stopping || !stopping->looks_at(m.step)) return;
     if (stopping->look(m.step, distill_->metric_value(e), state_.numbers)) save_best();
     if (converged())
-      logger_.info("no progress on held-out text since step {:.0f}: stopping; its checkpoint is in {}",
-                   state_.numbers.at("best_step"), best_folder().string());
+      logger_.info(
+          "no improvement on held-out text since step {:.0f}: stopping; the best checkpoint is in {}",
+          state_.numbers.at("best_step"), best_folder().string());
   }
 
   /// Sequences that a rank evaluates at once: no more than a step has room for.
@@ -401,7 +466,7 @@ class TrainingRun {
   void save_best() {
     const HeartbeatPatience patience(heartbeat_);
     engine_.download_state();
-    CheckpointSaver saver(best_folder(), 1, false, model_, data_.tokenizer, logger_, mesh_.position(),
+    CheckpointSaver saver(best_folder(), 1, false, model_, data_.companions.texts, logger_, mesh_.position(),
                           world());
     saver.save(state_, tensors());
   }
@@ -429,7 +494,7 @@ class TrainingRun {
     const bool early = state_.step < config_.train.steps && !converged();
     if (is_first())
       folder_->write_exit(early         ? "stopped on request"
-                          : converged() ? "no more progress on held-out text"
+                          : converged() ? "no more improvement on held-out text"
                                         : "done",
                           state_.step, early);
     return {state_.step, last_loss_, validation_loss_, early, converged()};
@@ -457,6 +522,9 @@ class TrainingRun {
   TrainingState state_;
   std::int64_t saved_step_ = -1;
   bool stop_requested_ = false, all_written_ = false;  // agreed by all ranks
+  DeadModelWatch dead_model_;
+  std::optional<MetricsFile> metrics_;  // of rank 0
+  std::optional<Progress> progress_;
   double last_loss_ = 0;
   std::optional<double> validation_loss_;
 };

@@ -14,28 +14,15 @@ namespace {
 using nlohmann::json;
 using CheckpointTensors = std::map<std::string, CheckpointTensor>;
 
-// 64-bit integers as decimal strings: JSON numbers lose bits in many readers.
-json state_json(const TrainingState& state, const ModelConfig& config) {
-  json numbers = json::object();
-  for (const auto& [name, value] : state.numbers) numbers[name] = detail::field_text(value);
-  return {{"step", fmt::format("{}", state.step)},
-          {"samples", fmt::format("{}", state.samples)},
-          {"tokens", fmt::format("{}", state.tokens)},
-          {"seed", fmt::format("{}", state.seed)},
-          {"order", state.order},
-          {"numbers", std::move(numbers)},
-          {"model", json::parse(hub_config_text(config))}};
-}
-
 /// What the last update broke shows in the next loss, when a checkpoint of it may have taken the place of the
 /// last whole one.
-void refuse_broken(const std::string& name, const TensorView& weight) {
-  if (all_finite(weight)) return;
-  throw Error(
-      ExitCode::bad_data,
-      fmt::format("{} holds values that are not finite: not saved; earlier checkpoints are as they were; "
-                  "lower train.learning_rate.peak or look at train.optimizer",
-                  name));
+void refuse_broken(std::int64_t step, const TensorRowsMap& rows) {
+  for (const auto& [name, part] : rows)
+    if (!all_finite(part.view))
+      throw DataError(fmt::format(
+          "step {}: {} holds values that are not finite: not saved; earlier checkpoints are as they "
+          "were; lower train.learning_rate.peak or look at train.optimizer",
+          step, name));
 }
 
 constexpr std::string_view kWeights = "model";
@@ -52,7 +39,7 @@ std::string print_report(const ShardReport& report) {
   for (const CheckpointFile& file : report.files) files.push_back({file.name, file.size, file.hash});
   for (const auto& [name, tensor] : report.tensors) {
     const TensorPiece& piece = tensor.pieces.front();
-    tensors.push_back({name, tensor.shape.dims(), piece.file, piece.first_row, piece.num_rows});
+    tensors.push_back({name, tensor.shape.dims(), piece.file, piece.first_row, piece.num_rows, piece.hash});
   }
   return json{{"files", std::move(files)}, {"tensors", std::move(tensors)}}.dump();
 }
@@ -62,8 +49,9 @@ ShardReport parse_report(const std::string& text) {
   ShardReport report;
   for (const json& file : all.at("files")) report.files.push_back({file.at(0), file.at(1), file.at(2)});
   for (const json& t : all.at("tensors"))
-    report.tensors[t.at(0)] = {
-        DType::f32, Shape(t.at(1).get<std::vector<std::int64_t>>()), {{t.at(2), t.at(0), t.at(3), t.at(4)}}};
+    report.tensors[t.at(0)] = {DType::f32,
+                               Shape(t.at(1).get<std::vector<std::int64_t>>()),
+                               {{t.at(2), t.at(0), t.at(3), t.at(4), t.at(5)}}};
   return report;
 }
 
@@ -122,13 +110,13 @@ struct CheckpointSaver::OpenSave {
 };
 
 CheckpointSaver::CheckpointSaver(fs::path folder, std::int64_t keep, bool asynchronous, ModelConfig config,
-                                 fs::path tokenizer, Logger logger, const MeshPosition& mesh,
-                                 const Communicator& world)
+                                 std::map<std::string, std::string> texts, Logger logger,
+                                 const MeshPosition& mesh, const Communicator& world)
     : folder_(std::move(folder)),
       keep_(keep),
       asynchronous_(asynchronous),
       config_(std::move(config)),
-      tokenizer_(std::move(tokenizer)),
+      texts_(std::move(texts)),
       logger_(std::move(logger)),
       mesh_(mesh),
       world_(world),
@@ -148,8 +136,9 @@ CheckpointSaver::~CheckpointSaver() {
     open_->join();
     if (open_->failure) std::rethrow_exception(open_->failure);
     if (mesh_.world_rank == 0)
-      logger_.warning("the checkpoint of step {} is given up: this run ends before all ranks have written it",
-                      open_->state.step);
+      logger_.warning(
+          "the checkpoint of step {} is abandoned: this run ends before all ranks have written it",
+          open_->state.step);
   } catch (const std::exception& e) {
     logger_.error("checkpoint was not saved: {}", e.what());
   }
@@ -222,7 +211,8 @@ std::size_t CheckpointSaver::snapshot_bytes(const TrainingTensors& tensors) cons
 
 void CheckpointSaver::write_own_files(OpenSave& save, const TensorRowsMap& weights,
                                       const TensorRowsMap& moments) const {
-  for (const auto& [name, part] : weights) refuse_broken(name, part.view);
+  refuse_broken(save.state.step, weights);
+  refuse_broken(save.state.step, moments);
   ShardReport report;
   const auto write_shard = [&](std::string_view stem, const TensorRowsMap& rows) {
     if (rows.empty()) return;
@@ -231,7 +221,9 @@ void CheckpointSaver::write_own_files(OpenSave& save, const TensorRowsMap& weigh
     for (const auto& [name, part] : rows) {
       views[name] = part.view;
       report.tensors[name] = {
-          DType::f32, part.full_shape, {{file_name, name, part.first_row, part.num_rows()}}};
+          DType::f32,
+          part.full_shape,
+          {{file_name, name, part.first_row, part.num_rows(), hash_bytes(part.view.bytes())}}};
     }
     const WrittenFile file = write_tensors(save.writer.shard_path(file_name), views, DType::f32);
     report.files.push_back({file_name, file.size, file.hash});
@@ -240,8 +232,7 @@ void CheckpointSaver::write_own_files(OpenSave& save, const TensorRowsMap& weigh
   write_shard(kMoments, moments);
   if (mesh_.world_rank == 0) {
     report.files.push_back(write_text_shard(save.writer, "config.json", hub_config_text(config_)));
-    if (!tokenizer_.empty())
-      report.files.push_back(write_text_shard(save.writer, "tokenizer.json", read_text_file(tokenizer_)));
+    for (const auto& [name, text] : texts_) report.files.push_back(write_text_shard(save.writer, name, text));
   }
   save.report = print_report(report);
 }
@@ -276,9 +267,9 @@ void CheckpointSaver::publish(OpenSave& save, const std::vector<std::string>& re
   }
   if (mesh_.world_size > 1)
     save.writer.add_file(write_text_shard(save.writer, "model.safetensors.index.json", index_text(weights)));
-  const fs::path path = save.writer.commit(state_json(save.state, config_), std::move(tensors));
+  const fs::path path = save.writer.commit(print_state(save.state, config_), std::move(tensors));
   logger_.info("saved {}", path.string());
-  remove_old_checkpoints(folder_, static_cast<int>(keep_), run_id_, logger_);
+  remove_old_checkpoints(folder_, keep_, run_id_, logger_);
 }
 
 }  // namespace farskip

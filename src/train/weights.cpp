@@ -1,6 +1,7 @@
 #include "farskip/train/weights.h"
 
 #include <algorithm>
+#include <nlohmann/json.hpp>
 #include <set>
 #include <thread>
 
@@ -27,7 +28,8 @@ bool is_tied(const std::vector<ParameterSpec>& model) {
                       [](const ParameterSpec& spec) { return spec.name == kHeadName; });
 }
 
-/// Compares a folder with a model by names, shapes and types; nothing is read.
+/// Compares a folder with a model by names, shapes and types; nothing is read. A problem names the file that
+/// holds the tensor.
 class FolderCheck {
  public:
   FolderCheck(const SafetensorsFolder& folder, const std::vector<ParameterSpec>& model) : folder_(folder) {
@@ -38,43 +40,59 @@ class FolderCheck {
       else
         for (const HubPiece& piece : spec.pieces) check(piece.name, piece.shape);
     }
-    for (const TensorInfo& info : folder.tensors()) {
-      // A tied head is often stored twice; buffers of the rotary embedding are derived values.
-      const bool derived = info.name.ends_with("rotary_emb.inv_freq") || (tied && info.name == kHeadName);
-      if (!derived && !known_.contains(info.name))
-        problems_.push_back(fmt::format("{} {} is not part of the model", info.name, info.shape.text()));
+    for (const TensorInfo* info : folder.tensors()) {
+      const bool twice = tied && info->name == kHeadName;  // a tied head is often stored twice
+      if (!twice && !is_derived_buffer(info->name) && !known_.contains(info->name))
+        add_problem([&] {
+          return fmt::format("{} {} is not part of the model", place(info->name), info->shape.text());
+        });
     }
   }
 
   void throw_if_any() const {
-    if (problems_.empty()) return;
-    const std::size_t shown = std::min<std::size_t>(problems_.size(), 10);
+    if (num_problems_ == 0) return;
     std::string text = fmt::format(
-        "{}: {} tensors do not fit the model's config.json:", folder_.path().string(), problems_.size());
-    for (std::size_t i = 0; i < shown; ++i) text += "\n  " + problems_[i];
-    if (shown < problems_.size()) text += fmt::format("\n  and {} more", problems_.size() - shown);
+        "{}: {} tensors do not fit the model's config.json:", folder_.path().string(), num_problems_);
+    for (const std::string& problem : shown_) text += "\n  " + problem;
+    if (shown_.size() < num_problems_) text += fmt::format("\n  and {} more", num_problems_ - shown_.size());
     throw DataError(text);
   }
 
  private:
+  /// A folder may hold any number of tensors that do not fit; the first few are told.
+  template <class Text>
+  void add_problem(const Text& text) {
+    constexpr std::size_t most_shown = 10;
+    if (++num_problems_ <= most_shown) shown_.push_back(text());
+  }
+
+  /// "model-00002-of-00004.safetensors: model.norm.weight": a tensor and the file that holds it.
+  std::string place(const std::string& name) const {
+    return fmt::format("{}: {}", folder_.file_of(name).path().filename().string(), printable(name));
+  }
+
   void check(const std::string& name, const Shape& shape) {
     if (!folder_.contains(name)) {
-      problems_.push_back(fmt::format("{} {} is missing", name, shape.text()));
+      add_problem([&] { return fmt::format("{} {} is missing", name, shape.text()); });
       return;
     }
     known_.insert(name);
     const TensorInfo& info = folder_.find(name);
     if (info.shape != shape)
-      problems_.push_back(fmt::format("{} is {}, the model has {}", name, info.shape.text(), shape.text()));
+      add_problem([&] {
+        return fmt::format("{} is {}, the model has {}", place(name), info.shape.text(), shape.text());
+      });
     else if (info.dtype != DType::f32 && info.dtype != DType::bf16 && info.dtype != DType::f16 &&
              info.dtype != DType::f64)
-      problems_.push_back(
-          fmt::format("{} is {}; f32, bf16, f16 and f64 are read", name, dtype_name(info.dtype)));
+      add_problem([&] {
+        return fmt::format("{} is {}; f32, bf16, f16 and f64 are read", place(name), dtype_name(info.dtype));
+      });
   }
 
   const SafetensorsFolder& folder_;
   std::set<std::string> known_;
-  std::vector<std::string> problems_;
+  std::vector<std::string> shown_;
+  std::size_t num_problems_ = 0;
 };
 
 /// Fills `destination` (f32) from element `first` on of a tensor of the folder.
@@ -110,7 +128,7 @@ void check_tied_head(const std::vector<ParameterSpec>& model, const SafetensorsF
     throw DataError(
         fmt::format("{}: config.json has tie_word_embeddings: true, but {} is not {}; set it to false, "
                     "or remove the tensor",
-                    folder.path().string(), head, embedding));
+                    folder.file_of(head).path().string(), head, embedding));
 }
 
 /// Each element is a function of its position, so that several threads may share the work.
@@ -205,6 +223,7 @@ ViewMap hub_views(const TensorMap& tensors, const std::vector<ParameterSpec>& sp
 }
 
 WrittenFile write_tensors(const fs::path& path, const ViewMap& tensors, DType dtype) {
+  constexpr std::uint16_t kBf16Infinity = 0x7f80;  // and NaN: all bits of the exponent
   if (dtype == DType::f32) return write_safetensors(path, tensors);
   FARSKIP_CHECK(dtype == DType::bf16, "weights are written as f32 or bf16");
   std::vector<TensorSpec> specs;
@@ -214,30 +233,15 @@ WrittenFile write_tensors(const fs::path& path, const ViewMap& tensors, DType dt
   for (const TensorInfo& info : writer.tensors()) {
     const TensorView& view = tensors.at(info.name);
     converted.resize(static_cast<std::size_t>(view.num_elements()));
-    for (std::size_t i = 0; i < converted.size(); ++i) converted[i] = f32_to_bf16(view.as<float>()[i]);
+    for (std::size_t i = 0; i < converted.size(); ++i) {
+      converted[i] = f32_to_bf16(view.as<float>()[i]);
+      if ((converted[i] & kBf16Infinity) == kBf16Infinity)
+        throw DataError(fmt::format("tensor {}: {} is beyond the range of bf16; write f32", info.name,
+                                    view.as<float>()[i]));
+    }
     writer.write(info.name, std::as_bytes(std::span(converted)));
   }
   return writer.finish();
-}
-
-void write_hub_folder(const fs::path& folder, const ModelConfig& config, const TensorMap& weights,
-                      DType dtype, const fs::path& tokenizer) {
-  if (fs::exists(folder / "config.json") || fs::exists(folder / "model.safetensors"))
-    throw UsageError(
-        fmt::format("{} holds a model already; choose another folder or remove it", folder.string()));
-  if (fs::exists(folder / "checkpoints") || fs::exists(folder / "metrics.jsonl"))
-    throw UsageError(
-        fmt::format("{} is the folder of a run, whose checkpoints the model would hide; choose another "
-                    "folder",
-                    folder.string()));
-  std::error_code failure;
-  fs::create_directories(folder, failure);
-  if (failure) throw IoError(fmt::format("{}: cannot create folder: {}", folder.string(), failure.message()));
-  write_tensors(folder / "model.safetensors", hub_views(weights, list_parameters(config)), dtype);
-  if (!tokenizer.empty()) write_text_file(folder / "tokenizer.json", read_text_file(tokenizer));
-  std::string text = hub_config_text(config);
-  if (dtype == DType::bf16) text.replace(text.find("float32"), 7, "bfloat16");
-  write_text_file(folder / "config.json", text);  // last: a folder with it is whole
 }
 
 }  // namespace farskip

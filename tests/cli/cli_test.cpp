@@ -35,8 +35,8 @@ TEST_CASE("mistakes end with one clear message and the documented exit code") {
   write_text_file(folder / "typo.yaml", "trian: {steps: 3}\n");
   const std::vector<Mistake> mistakes{
       {"", 64, "subcommand"},
-      {"trian", 64, "'trian' is no command; allowed: train, distill"},
-      {"data tokenise", 64, "no command of data; allowed: train-tokenizer, tokenize"},
+      {"trian", 64, "'trian' is not a command; allowed: train, distill"},
+      {"data tokenise", 64, "not a command of data; allowed: train-tokenizer, tokenize"},
       {"train", 64, "CONFIG"},
       {"train " + tmp + "/none.yaml", 66, "none.yaml"},
       {"train " + tmp + "/typo.yaml", 64, "typo.yaml:1:1"},
@@ -56,7 +56,7 @@ TEST_CASE("mistakes end with one clear message and the documented exit code") {
       {"eval --model " + model + " --data " + model + "/tokens --farskip full --layers 2-9", 64, "0 to 3"},
       {"eval --model " + model + " --data " + model + "/tokens --layers 2-3", 64, "--farskip"},
       {"eval --model " + model + " --data " + model + "/tokens --farskip full --layers 1,x", 64,
-       "is no list of layers"},
+       "is not a list of layers"},
       {"forward --model " + model + " --tokens " + model + "/reference.safetensors --out /dev/null", 74,
        "is a device or pipe"},
       {"inspect " + model + " --json > /dev/full", 74, "standard output"},

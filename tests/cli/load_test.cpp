@@ -28,7 +28,7 @@ TEST_CASE("a checkpoint of any number of ranks loads as the model it was made fr
       for (TensorMap* moments : {&first, &second})
         for (auto& [name, tensor] : *moments) std::memset(tensor.view().data, 0, tensor.bytes().size());
       CheckpointSaver saver(run / "checkpoints", 1, false, model.config, {}, quiet, mesh, world);
-      saver.save({3, 12, 384, 1}, {parameters, weights, first, second});
+      saver.save({3, 12, 384}, {parameters, weights, first, second});
     });
     for (const fs::path& path : {run.path(), run / "checkpoints", run / "checkpoints/step-3"}) {
       INFO(path << " of " << ranks << " ranks");

@@ -216,7 +216,7 @@ TEST_CASE("kernels are measured once and kept, and a table of costs takes their 
   CHECK_THAT(first.err, ContainsSubstring("measuring the kernels of 3 of 4 layers"));
   CHECK_THAT(first.out, ContainsSubstring("FarSkip (full)"));
   const auto second = f.plan("--link 100MB/s");
-  CHECK_THAT(second.err, ContainsSubstring("as measured before"));
+  CHECK_THAT(second.err, ContainsSubstring("costs measured before"));
   CHECK(second.err.find("measuring") == std::string::npos);
   fs::path kept;
   for (const auto& entry : fs::directory_iterator(f.folder / "cache" / "farskip")) kept = entry.path();
@@ -244,11 +244,14 @@ TEST_CASE("what cannot be planned is refused with one clear message") {
       {"--ranks -1" + kDevice, 64, "--ranks"},
       {"--ranks 16" + kDevice, 64, "train.global_batch"},
       {"--ranks 16 parallel.expert=16 train.global_batch=32" + kDevice, 64, "expert"},
-      {"precision=bf16 --link 1GB/s", 64, "precision"},
+      {"device=cpu precision=bf16 --link 1GB/s", 64, "precision"},
       {"--costs x" + kDevice, 64, "one of them"},
       {"--costs " + (f.folder / "none").string() + " --link 1GB/s", 66, "none"},
       {"--costs " + (f.folder / "bad.txt").string() + " --link 1GB/s", 65, "bad.txt"},
       {"--device-rate fast --link 1GB/s", 64, "400TFLOP/s,3TB/s"},
+      {"--gpu b100", 64, "allowed: h100, h200, b200"},
+      {"--gpu h100" + kDevice, 64, "one of them"},
+      {"--ranks 16 train.global_batch=32 device=cuda", 64, "NVLink joins only 8"},
       {"farskip.layers=2-9" + kDevice, 64, "0 to 3"},
       {"train.stepz=1" + kDevice, 64, "stepz"},
   };
@@ -259,6 +262,33 @@ TEST_CASE("what cannot be planned is refused with one clear message") {
     CHECK_THAT(result.err, ContainsSubstring(c.message));
     CHECK(result.out.empty());
   }
+}
+
+TEST_CASE("what only a GPU can run is planned by the rates of a named one, and the plan says so") {
+  const Folder f;
+  CHECK(f.plan_json(kDevice)["gpu"].is_null());
+  const json wide = f.plan_json("device=cuda"), low = f.plan_json("precision=bf16");
+  for (const json* plan : {&wide, &low}) CHECK((*plan)["gpu"]["name"] == "h100");
+  // Attained, so below the peaks of the data sheet, and not by much.
+  const auto share = [](const json& plan, const char* rate, double peak) {
+    return plan["gpu"][rate].get<double>() / peak;
+  };
+  for (const double of_peak :
+       {share(wide, "flops_per_second", 66.9e12), share(low, "flops_per_second", 989e12),
+        share(low, "memory_bytes_per_second", 3.35e12), share(low, "link_bytes_per_second", 450e9)}) {
+    CHECK(of_peak > 0.5);
+    CHECK(of_peak < 0.9);
+  }
+  CHECK(low["step_seconds_farskip"] < wide["step_seconds_farskip"]);
+  CHECK(f.plan_json("device=cuda --gpu h100")["step_seconds_farskip"] == wide["step_seconds_farskip"]);
+  CHECK(f.plan_json("--gpu b200 precision=bf16")["step_seconds_farskip"] < low["step_seconds_farskip"]);
+  CHECK_THAT(f.plan("device=cuda").out,
+             ContainsSubstring("by the rates that an NVIDIA H100 SXM (--gpu h100)"));
+  // Beyond a host the link is asked for; within one it may be given.
+  const json wider = f.plan_json("--ranks 16 train.global_batch=32 device=cuda --link 400Gb/s");
+  CHECK(wider["gpu"]["link_bytes_per_second"] == 50e9);
+  // A table or rates take the card's place.
+  CHECK(f.plan_json("device=cuda" + kDevice)["gpu"].is_null());
 }
 
 TEST_CASE("one rank needs no link and has no communication") {
@@ -290,6 +320,7 @@ void write_teacher(const fs::path& folder) {
 
 constexpr const char* kDistill = R"(
 name: small-distill
+device: cpu
 farskip: {mode: full}
 train: {sequence_length: 32, global_batch: 4, micro_batch: 2}
 distill: {teacher: TEACHER, freeze: [embedding]}

@@ -167,6 +167,10 @@ TEST_CASE("A template's tokens stand around the text only when asked for") {
   around.push_back(2);
   CHECK(plain == load_json(gpt2_json()).encode("Hello"));
   CHECK(tokenizer.encode_with_special_tokens("Hello") == around);
+  // What a model continues has no end yet, and begins once.
+  const Ids begun(around.begin(), around.end() - 1);
+  CHECK(tokenizer.encode_prompt("Hello") == begun);
+  CHECK(tokenizer.encode_prompt(tokenizer.decode(begun)) == begun);
 }
 
 TEST_CASE("A very long word is merged in reasonable time") {

@@ -32,6 +32,7 @@ RunConfig make_config(const fs::path& run_dir, const Ranks& ranks,
   const fs::path teacher = fixtures() / "deepseek_v2";
   const std::string yaml = fmt::format(R"(
 run_dir: {}
+device: cpu
 farskip: {{mode: full}}
 parallel: {{expert: {}, zero: {}}}
 schedule: {{overlap: {}, expert_chunks: {}}}

@@ -153,8 +153,10 @@ TEST_CASE("any model trains the same on any layout") {
     const Layout layout{static_cast<int>(pick({1, 2, 3, 4, 6})), static_cast<int>(pick({1, 2, 3})),
                         random() % 2 == 0, random() % 2 == 0};
     if (layout.ranks() > 6) continue;
-    Task task{.model = small_model(layout.expert * pick({1, 2, 3}) + (layout.expert == 1 ? 3 : 0), 1,
-                                   pick({2, 3, 4}))};
+    // In statements of their own: compilers evaluate arguments in orders of their own, and would test other
+    // models.
+    const std::int64_t experts = layout.expert * pick({1, 2, 3}) + (layout.expert == 1 ? 3 : 0);
+    Task task{.model = small_model(experts, 1, pick({2, 3, 4}))};
     task.model.moe.top_k =
         1 + static_cast<std::int64_t>(
                 random() % static_cast<unsigned long>(std::min<std::int64_t>(task.model.moe.num_experts, 4)));

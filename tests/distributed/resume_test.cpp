@@ -27,6 +27,7 @@ Run make_run(const fs::path& run_dir, const Layout& layout, std::int64_t steps,
   ConfigNode tree =
       parse_yaml_text(fmt::format(R"(
 run_dir: {0}
+device: cpu
 init: {{from: {1}}}
 farskip: {{mode: full}}
 parallel: {{expert: {2}, zero: {3}}}
@@ -160,7 +161,7 @@ void save_again(const ModelConfig& model, const Layout& layout, const fs::path& 
     TensorMap weights = make_parameter_tensors(specs_of(parameters));
     TensorMap first = make_optimizer_tensors(parameters), second = make_optimizer_tensors(parameters);
     const TrainingTensors tensors{parameters, weights, first, second};
-    auto state = resume_training(from, model, 1, tensors, world, kQuiet);
+    auto state = resume_training(from, model, {}, tensors, world, kQuiet);
     if (!state) throw std::runtime_error("nothing to resume from");
     state->step = step;
     CheckpointSaver saver(to, 10, true, model, {}, kQuiet, mesh, world);
@@ -189,9 +190,11 @@ TEST_CASE("from four ranks to one and back, weights and moments of a run keep ev
 TEST_CASE("a stop signal ends all ranks at the same step, with a checkpoint") {
   const TemporaryFolder folder;
   const fs::path metrics = folder / "run" / "metrics.jsonl";
-  std::thread signaller([&] {
-    while (!fs::exists(metrics) || fs::file_size(metrics) == 0)
+  std::jthread signaller([&](const std::stop_token& given_up) {  // also where the run throws
+    while (!fs::exists(metrics) || fs::file_size(metrics) == 0) {
+      if (given_up.stop_requested()) return;
       std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
     std::raise(SIGUSR1);
   });
   const TrainResult stopped = train_run(make_run(folder / "run", {2, 1, true}, 2000, {"checkpoint.every=0"}));

@@ -108,7 +108,8 @@ def start_probe(programs, num_ranks, *, steps=100_000, timeout=0, fail=(), envir
 def case_good(programs):
     """A job that ends well; what its ranks log; threads."""
     cores = len(os.sched_getaffinity(0))
-    unbound = {"OMPI_MCA_hwloc_base_binding_policy": "none"}
+    unbound = {"OMPI_MCA_hwloc_base_binding_policy": "none",   # Open MPI 4
+               "PRTE_MCA_hwloc_default_binding_policy": "none"}  # Open MPI 5
     with start_probe(programs, 3, steps=5, timeout=30, environment=unbound) as job:
         job.expect_end(30, 0)
         out, lines = job.out.read_text(), job.err.read_text().splitlines()

@@ -10,6 +10,7 @@
 #include "farskip/train/devices.h"
 #include "farskip/train/engine.h"
 #include "support/catch.h"
+#include "support/skip.h"
 
 namespace farskip {
 namespace {
@@ -128,10 +129,7 @@ void check_same(const Results& got, const Results& want) {
 }
 
 TEST_CASE("routed rows of emulated ranks travel as those of the mirror do") {
-  if (const std::string why = why_no_cuda_device(); !why.empty()) {
-    WARN("SKIP: " << why);
-    return;
-  }
+  if (const std::string why = why_no_cuda_device(); !why.empty()) test::skip(why);
   const std::vector<Case> cases{
       {DType::f32, 20, 2, 12, 2, 40, {3, 6, 0, 11, 1, 9, 10, 0}},
       {DType::f32, 37, 1, 5, 1, 20, {0, 17, 20, 0}},               // empty peers, odd width

@@ -1,19 +1,18 @@
 // Runs of training and of distillation on a GPU, from the configuration to the checkpoint, against those on
-// the CPU. Where there is no GPU every test says so and checks nothing.
+// the CPU. Without a GPU they are skipped.
 #include <cmath>
 #include <nlohmann/json.hpp>
 
 #include "support/catch.h"
 #include "support/run_files.h"
+#include "support/skip.h"
 #include "support/small_run.h"
 
 namespace farskip {
 namespace {
 
-bool no_gpu() {
-  const std::string why = why_no_cuda_device();
-  if (!why.empty()) WARN("SKIP: " << why);
-  return !why.empty();
+void need_gpu() {
+  if (const std::string why = why_no_cuda_device(); !why.empty()) test::skip(why);
 }
 
 /// Lines of metrics.jsonl. "DIR" in an override is the run directory.
@@ -63,7 +62,7 @@ void compare(const std::vector<nlohmann::json>& cpu, const std::vector<nlohmann:
 }
 
 TEST_CASE("distillation on a GPU in fp32 follows the losses of the CPU") {
-  if (no_gpu()) return;
+  need_gpu();
   for (const auto& overrides : kLosses) {
     CAPTURE(fmt::format("{}", fmt::join(overrides, " ")));
     const test::TemporaryFolder folder;
@@ -73,7 +72,7 @@ TEST_CASE("distillation on a GPU in fp32 follows the losses of the CPU") {
 }
 
 TEST_CASE("distillation on a GPU in bf16 stays within rounding of the CPU in fp32") {
-  if (no_gpu()) return;
+  need_gpu();
   for (const auto& overrides : kLosses) {
     CAPTURE(fmt::format("{}", fmt::join(overrides, " ")));
     const test::TemporaryFolder folder;
@@ -83,7 +82,7 @@ TEST_CASE("distillation on a GPU in bf16 stays within rounding of the CPU in fp3
 }
 
 TEST_CASE("on a GPU a student that is its teacher has exactly zero loss and gradient") {
-  if (no_gpu()) return;
+  need_gpu();
   for (const char* precision : {"fp32", "bf16"})
     for (const char* loss : {"kl", "reverse_kl", "jsd"})
       for (const char* top_k : {"0", "7"}) {
@@ -102,7 +101,7 @@ TEST_CASE("on a GPU a student that is its teacher has exactly zero loss and grad
 }
 
 TEST_CASE("training on a GPU follows the CPU, and in two halves gives the bytes of one piece") {
-  if (no_gpu()) return;
+  need_gpu();
   const test::TemporaryFolder folder;
   const auto cpu = pretrain(folder / "cpu", "cpu", "fp32");
   compare(cpu, pretrain(folder / "fp32", "cuda", "fp32"), 2e-4, 2e-3);
@@ -118,7 +117,7 @@ TEST_CASE("training on a GPU follows the CPU, and in two halves gives the bytes 
 }
 
 TEST_CASE("distillation on a GPU in two halves gives the bytes of one piece") {
-  if (no_gpu()) return;
+  need_gpu();
   for (const auto& overrides : kLosses) {
     CAPTURE(fmt::format("{}", fmt::join(overrides, " ")));
     const test::TemporaryFolder folder;

@@ -1,19 +1,28 @@
+#include <set>
+
 #include "farskip/base/file.h"
+#include "farskip/model/family.h"
 #include "farskip/model/layer_graph.h"
 #include "farskip/model/lower.h"
 #include "farskip/model/model_config.h"
 #include "farskip/passes/farskip.h"
 #include "support/catch.h"
+#include "support/models.h"
 #include "support/support.h"
 
 namespace farskip {
 namespace {
 
-const char* const kModels[] = {"deepseek_v2", "deepseek_v2_yarn", "qwen3_moe", "qwen3_moe_tied"};
+TEST_CASE("every family has a model among the fixtures") {
+  std::set<std::string> seen, known;
+  for (const std::string& name : test::model_fixtures())
+    seen.insert(read_hub_config(test::fixtures() / name).family);
+  for (const Family& family : families()) known.insert(family.name);
+  CHECK(seen == known);
+}
 
 TEST_CASE("a config written for the hub reads back to the same model") {
-  ModelConfig config =
-      read_hub_config(test::fixtures() / GENERATE(from_range(std::begin(kModels), std::end(kModels))));
+  ModelConfig config = read_hub_config(test::fixtures() / GENERATE(from_range(test::model_fixtures())));
   const std::size_t i = GENERATE(range(std::size_t{0}, std::size(farskip_mode_names)));
   const FarSkipMode mode = farskip_mode_names[i].value;
   config.farskip.mode = mode;
@@ -39,7 +48,7 @@ TEST_CASE("a config written for the hub reads back to the same model") {
 }
 
 TEST_CASE("a model section with every default reads back to the same model") {
-  for (const char* name : {"deepseek_v2", "qwen3_moe"}) {
+  for (const std::string& name : test::model_fixtures()) {
     CAPTURE(name);
     ModelConfig config = read_hub_config(test::fixtures() / name);
     ErrorList errors;
@@ -124,8 +133,7 @@ first_k_dense_replace: 1
 }
 
 TEST_CASE("pieces of the hub cover every parameter exactly once") {
-  const ModelConfig config =
-      read_hub_config(test::fixtures() / GENERATE(from_range(std::begin(kModels), std::end(kModels))));
+  const ModelConfig config = read_hub_config(test::fixtures() / GENERATE(from_range(test::model_fixtures())));
   for (const ParameterSpec& spec : list_parameters(config)) {
     CAPTURE(spec.name);
     std::int64_t row = 0;

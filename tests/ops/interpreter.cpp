@@ -64,7 +64,7 @@ std::vector<TensorType> OpRun::output_types() const {
   for (const TensorView& input : inputs) types.push_back(type_of(input));
   std::vector<const TensorType*> pointers;
   for (std::size_t i = 0; i < inputs.size(); ++i) pointers.push_back(inputs[i] ? &types[i] : nullptr);
-  return op.infer({attributes, pointers, {}});
+  return infer_outputs(op, {attributes, pointers, {}});
 }
 
 DType OpRun::dtype() const {

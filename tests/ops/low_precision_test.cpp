@@ -1,4 +1,5 @@
 // Casts, the compute copy of AdamW, and which element types ops take together.
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -72,7 +73,7 @@ std::vector<TensorType> infer(const std::string& op, const Attributes& attribute
     types.push_back({letter == 'L' ? DType::bf16 : letter == 'F' ? DType::f32 : DType::i32, shape, {}});
   for (std::size_t i = 0; i < types.size(); ++i)
     pointers.push_back(inputs[i].first == '-' ? nullptr : &types[i]);
-  return op_table().at(op).infer({attributes, pointers, {}});
+  return infer_outputs(op_table().at(op), {attributes, pointers, {}});
 }
 
 TEST_CASE("products of low matrices are low, or f32 on request, and are added to their own type") {
@@ -110,6 +111,73 @@ TEST_CASE("mixtures that no kernel computes are refused") {
                         {{'L', s}, {'F', s}, {'F', s}, {'F', s}, {'F', {1}}, {'F', {3}}}),
                   InternalError);
   CHECK_THROWS_AS(infer("cast", Attributes::of(ops::Cast{ops::CastTo::f32}), {{'F', s}}), InternalError);
+}
+
+/// Inputs of a case as types, in the types that a bf16 graph has them in.
+std::vector<TensorType> low_types(const OpCase& c) {
+  const OpDef& op = op_table().at(c.op);
+  std::vector<TensorType> types;
+  for (std::size_t i = 0; i < c.inputs.size(); ++i) {
+    types.push_back({c.inputs[i].dtype(), c.inputs[i].shape(), {}});
+    if (op.input_type(i) == InputType::compute) types[i].dtype = DType::bf16;
+  }
+  return types;
+}
+
+std::vector<TensorType> infer(const OpCase& c, const std::vector<TensorType>& types) {
+  std::vector<const TensorType*> pointers;
+  for (std::size_t i = 0; i < types.size(); ++i) pointers.push_back(c.inputs[i].view() ? &types[i] : nullptr);
+  return infer_outputs(op_table().at(c.op), {c.attributes, pointers, {}});
+}
+
+TEST_CASE("every op takes its inputs in the types that it states, and none of them in another") {
+  for (const OpCase& c : all_op_cases()) {
+    const OpDef& op = op_table().at(c.op);
+    if (!op.accumulates.empty() && c.inputs.size() > op.accumulates[0].input)
+      continue;  // of its output's type
+    INFO(c.text());
+    const std::vector<TensorType> types = low_types(c);
+    REQUIRE_NOTHROW(infer(c, types));
+    const auto of_type = [&](InputType type) {
+      std::size_t count = 0;
+      for (std::size_t i = 0; i < types.size(); ++i)
+        count += c.inputs[i].view() && op.input_type(i) == type ? 1 : 0;
+      return count;
+    };
+    for (std::size_t i = 0; i < types.size(); ++i) {
+      const InputType type = op.input_type(i);
+      if (!c.inputs[i].view() || type == InputType::any) continue;
+      // Alone of its type, it says itself what the op computes in.
+      if (type == InputType::compute && of_type(InputType::compute) + of_type(InputType::wide) == 1) continue;
+      INFO("input " << i);
+      std::vector<TensorType> other = types;
+      other[i].dtype = type == InputType::compute ? DType::f32
+                       : type == InputType::wide  ? DType::bf16
+                                                  : DType::f32;
+      CHECK_THROWS_WITH(infer(c, other), ContainsSubstring("element types do not fit"));
+    }
+  }
+}
+
+TEST_CASE("rows that only the device counts go to ops that state that they mind the count") {
+  for (const OpCase& c : all_op_cases()) {
+    const OpDef& op = op_table().at(c.op);
+    if (op.collective) continue;
+    INFO(c.text());
+    const auto takes = [&](std::size_t i) {
+      return std::find(op.bounded.begin(), op.bounded.end(), i) != op.bounded.end();
+    };
+    std::vector<TensorType> bounded = low_types(c);
+    for (std::size_t i = 0; i < bounded.size(); ++i)
+      if (takes(i)) bounded[i].count = ValueId(7);
+    REQUIRE_NOTHROW(infer(c, bounded));
+    for (std::size_t i = 0; i < bounded.size(); ++i) {
+      if (takes(i) || !c.inputs[i].view()) continue;
+      std::vector<TensorType> other = bounded;
+      other[i].count = ValueId(7);
+      CHECK_THROWS_WITH(infer(c, other), ContainsSubstring("rows are bounded that must be whole"));
+    }
+  }
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 #include "farskip/train/engine.h"
 #include "farskip/train/learning_rate.h"
 #include "support/catch.h"
+#include "support/models.h"
 #include "support/support.h"
 
 namespace farskip {
@@ -73,10 +74,8 @@ std::vector<std::string> modes(const Reference& r) {
   return out;
 }
 
-const char* const kModels[] = {"deepseek_v2", "deepseek_v2_yarn", "qwen3_moe", "qwen3_moe_tied"};
-
 TEST_CASE("logits and losses equal the reference for every wiring") {
-  const Reference r(GENERATE(from_range(std::begin(kModels), std::end(kModels))));
+  const Reference r(GENERATE(from_range(test::model_fixtures())));
   REQUIRE(modes(r).size() >= 6);
   const Batch batch = r.batch();
   const double counted = static_cast<double>(
@@ -94,7 +93,7 @@ TEST_CASE("logits and losses equal the reference for every wiring") {
 }
 
 TEST_CASE("every parameter's gradient equals the reference") {
-  const Reference r(GENERATE(from_range(std::begin(kModels), std::end(kModels))));
+  const Reference r(GENERATE(from_range(test::model_fixtures())));
   const std::string mode = GENERATE(as<std::string>(), "off", "full");
   CAPTURE(r.folder, mode);
   const Batch batch = r.batch();

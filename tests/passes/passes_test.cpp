@@ -189,5 +189,13 @@ TEST_CASE("the pipeline skips, stops and dumps by name, and refuses names it doe
                     ContainsSubstring("fuse_everything") && ContainsSubstring("fuse_accumulate"));
 }
 
+TEST_CASE("a graph that a pass has broken is refused, naming the pass") {
+  const Graph sound = parse_graph("%0 = state \"s\" : f32[2]\n%1 = add(%0, %0)\nupdate %0 -> %1\n");
+  CHECK(print_graph(verified("recompute", sound)) == print_graph(sound));
+  Graph broken = sound;
+  broken.add_update(ValueId(1), ValueId(0));  // only what comes from outside has new versions
+  CHECK_THROWS_WITH(verified("recompute", broken), ContainsSubstring("the pass recompute gave a graph"));
+}
+
 }  // namespace
 }  // namespace farskip

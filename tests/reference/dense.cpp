@@ -1,4 +1,5 @@
 // Reference kernels of the ops that move rows or multiply matrices.
+#include <Eigen/Dense>
 #include <cmath>
 #include <vector>
 
@@ -20,41 +21,36 @@ void run_add(const KernelCall& call) {
     call.out<double>(0)[i] = call.in<double>(0)[i] + call.in<double>(1)[i];
 }
 
-/// Element (row, column) of op(a), where a is stored with `columns` columns.
-double at(const double* a, std::int64_t columns, bool transposed, std::int64_t row, std::int64_t column) {
-  return transposed ? a[column * columns + row] : a[row * columns + column];
+// Products are Eigen's: nobody here wrote them.
+using Matrix = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+
+Eigen::Map<Matrix> matrix(const double* data, std::int64_t rows, std::int64_t columns) {
+  return {const_cast<double*>(data), rows, columns};  // Map has one type for what is read and written
+}
+Matrix transposed_if(bool transposed, const Matrix& m) {
+  return transposed ? Matrix(m.transpose()) : m;
 }
 
 void run_matmul(const KernelCall& call) {
   const auto& attributes = call.get<ops::Matmul>();
-  const Shape& a = call.in_shape(0);
-  const Shape& b = call.in_shape(1);
-  const std::int64_t m = call.out_shape(0).num_rows(), n = call.out_shape(0).back();
-  const std::int64_t k = attributes.transpose_a ? a.num_rows() : a.back();
-  for (std::int64_t i = 0; i < m; ++i)
-    for (std::int64_t j = 0; j < n; ++j) {
-      double sum = call.has(2) ? call.in<double>(2)[i * n + j] : 0.0;
-      for (std::int64_t l = 0; l < k; ++l)
-        sum += at(call.in<double>(0), a.back(), attributes.transpose_a, i, l) *
-               at(call.in<double>(1), b.back(), attributes.transpose_b, l, j);
-      call.out<double>(0)[i * n + j] = sum;
-    }
+  const Shape &a = call.in_shape(0), &b = call.in_shape(1), &out = call.out_shape(0);
+  auto product = matrix(call.out<double>(0), out[0], out[1]);
+  product = transposed_if(attributes.transpose_a, matrix(call.in<double>(0), a[0], a[1])) *
+            transposed_if(attributes.transpose_b, matrix(call.in<double>(1), b[0], b[1]));
+  if (call.has(2)) product += matrix(call.in<double>(2), out[0], out[1]);
 }
 
 void run_grouped_matmul(const KernelCall& call) {
-  const auto& attributes = call.get<ops::GroupedMatmul>();
+  const bool transpose = call.get<ops::GroupedMatmul>().transpose_w;
   const Shape& w = call.in_shape(1);
   const auto* offsets = call.in<std::int32_t>(2);
   const std::int64_t in = call.in_shape(0).back(), out = call.out_shape(0).back();
-  for (std::int64_t e = 0; e < w[0]; ++e)
-    for (std::int64_t r = offsets[e]; r < offsets[e + 1]; ++r)
-      for (std::int64_t j = 0; j < out; ++j) {
-        double sum = 0.0;
-        for (std::int64_t l = 0; l < in; ++l)
-          sum += call.in<double>(0)[r * in + l] *
-                 at(call.in<double>(1) + e * w[1] * w[2], w[2], attributes.transpose_w, l, j);
-        call.out<double>(0)[r * out + j] = sum;
-      }
+  for (std::int64_t e = 0; e < w[0]; ++e) {
+    const std::int64_t first = offsets[e], rows = offsets[e + 1] - first;
+    matrix(call.out<double>(0) + first * out, rows, out) =
+        matrix(call.in<double>(0) + first * in, rows, in) *
+        transposed_if(transpose, matrix(call.in<double>(1) + e * w[1] * w[2], w[1], w[2]));
+  }
 }
 
 void run_split_columns(const KernelCall& call) {

@@ -5,6 +5,7 @@
 #include <set>
 
 #include "farskip/schedule/memory.h"
+#include "farskip/tensor/alignment.h"
 
 namespace farskip::test {
 namespace {

@@ -31,6 +31,7 @@ inline SmallRun make_small_run(const std::filesystem::path& run_dir, SmallRunKin
   const bool distill = kind == SmallRunKind::distill;
   const std::string yaml = fmt::format(R"(
 run_dir: {0}
+device: cpu
 farskip: {{mode: {1}}}
 data: {{tokens: [{2}/tokens], validation: [{2}/tokens]}}
 train:

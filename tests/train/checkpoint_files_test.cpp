@@ -1,5 +1,6 @@
 #include "farskip/train/checkpoint_files.h"
 
+#include <fcntl.h>
 #include <signal.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -13,6 +14,7 @@
 
 #include "farskip/base/error.h"
 #include "farskip/tensor/safetensors_writer.h"
+#include "farskip/train/training_checkpoint.h"
 #include "support/catch.h"
 #include "support/support.h"
 
@@ -40,8 +42,12 @@ void save(const fs::path& folder, std::int64_t step, const std::string& run_id =
   writer.add_file({"0.safetensors", first.size, first.hash});
   writer.add_file({"1.safetensors", second.size, second.hash});
   writer.commit({{"tokens", std::to_string(step)}},
-                {{"w", {DType::f32, {5, 2}, {{"0.safetensors", "w", 0, 3}, {"1.safetensors", "w.3", 3, 2}}}},
-                 {"s", {DType::i64, {}, {{"0.safetensors", "s", 0, 1}}}}});
+                {{"w",
+                  {DType::f32,
+                   {5, 2},
+                   {{"0.safetensors", "w", 0, 3, hash_bytes(low.bytes())},
+                    {"1.safetensors", "w.3", 3, 2, hash_bytes(high.bytes())}}}},
+                 {"s", {DType::i64, {}, {{"0.safetensors", "s", 0, 1, hash_bytes(scalar.bytes())}}}}});
 }
 
 /// Everything in the checkpoint is of the step it claims.
@@ -304,7 +310,7 @@ TEST_CASE("every flipped bit of the hint is harmless and is reported") {
   }
 }
 
-TEST_CASE("missing, extra and exchanged files are found and named") {
+TEST_CASE("missing and exchanged files are found and named") {
   const TemporaryFolder folder;
   save(folder.path(), 1);
   save(folder.path(), 2);
@@ -323,19 +329,78 @@ TEST_CASE("missing, extra and exchanged files are found and named") {
   fs::remove(shard);
   fs::rename(folder / "kept", shard);
   check_whole(open_checkpoint(folder / "step-2"));
-  write_text_file(folder / "step-2/2.safetensors", "x");
-  CHECK_THAT(opening(folder / "step-2"), ContainsSubstring("2.safetensors: is not part of this checkpoint"));
-  fs::remove(folder / "step-2/2.safetensors");
   fs::rename(folder / "step-2", folder / "step-3");
   CHECK_THAT(opening(folder / "step-3"), ContainsSubstring("is the manifest of step 2"));
   CHECK_THAT(opening(folder / "step-4"), ContainsSubstring("manifest.json: no such file"));
 }
 
-TEST_CASE("a file nobody reported stops the commit") {
+TEST_CASE("what lies in a checkpoint and is no part of it is passed over and named") {
+  const TemporaryFolder folder;
+  save(folder.path(), 1);
+  save(folder.path(), 2);
+  write_text_file(folder / "step-2" / ".nfs0001", "");
+  write_text_file(folder / "step-2" / "2.safetensors", "x");
+  fs::create_directory(folder / "step-2" / "notes");
+  fs::create_symlink("nowhere", folder / "step-2" / "link");
+  const auto newest = find_newest_valid_checkpoint(folder.path(), kQuiet);
+  REQUIRE(newest);
+  check_whole(*newest);
+  CHECK(newest->step() == 2);
+  CHECK(newest->strays() == std::vector<std::string>{".nfs0001", "2.safetensors", "link", "notes"});
+}
+
+TEST_CASE("a stray that readers of model folders would take for weights is refused by them") {
+  const TemporaryFolder folder;
+  save(folder.path(), 1);
+  CHECK_NOTHROW(verify_if_checkpoint(folder / "step-1", make_self_communicator()));
+  write_text_file(folder / "step-1" / "model.safetensors.index.json", "{}");
+  CHECK_THROWS_WITH(verify_if_checkpoint(folder / "step-1", make_self_communicator()),
+                    ContainsSubstring("index.json: is no part of this checkpoint; move it away"));
+  CHECK(find_newest_valid_checkpoint(folder.path(), kQuiet)->step() == 1);
+}
+
+TEST_CASE("bytes that change between the check and the read are found, whatever rows are read") {
+  const TemporaryFolder folder;
+  save(folder.path(), 1);
+  const fs::path file = folder / "step-1" / "0.safetensors";
+  const Checkpoint checkpoint = open_checkpoint(folder / "step-1", Verify::hashes);
+  const int descriptor = ::open(file.c_str(), O_WRONLY);
+  REQUIRE(::pwrite(descriptor, "x", 1, static_cast<off_t>(fs::file_size(file) - 1)) == 1);  // of row 2 of w
+  ::close(descriptor);
+  CHECK_THAT(refusal([&] { checkpoint.read_rows("w", 0, 1); }),
+             ContainsSubstring("0.safetensors: tensor \"w\" has hash "));
+  CHECK_THAT(refusal([&] { checkpoint.read("w"); }), ContainsSubstring("0.safetensors: tensor \"w\""));
+  CHECK_NOTHROW(checkpoint.read_rows("w", 3, 2));  // of the other file
+  CHECK_NOTHROW(checkpoint.read("s"));
+  CHECK_NOTHROW(open_checkpoint(folder / "step-1", Verify::used));
+}
+
+TEST_CASE("a step-N that is no folder is passed over, and refused where its name is needed") {
+  const TemporaryFolder folder;
+  save(folder.path(), 5);
+  write_text_file(folder / "step-3", "");
+  fs::create_directory_symlink("step-5", folder / "step-4");
+  CHECK(list_checkpoints(folder.path(), kQuiet) == std::vector<std::int64_t>{5});
+  CHECK_NOTHROW(refuse_taken_names(folder.path(), 5));
+  fs::create_directory_symlink("step-5", folder / "step-9");
+  CHECK_THAT(refusal([&] { refuse_taken_names(folder.path(), 5); }),
+             ContainsSubstring("step-9: is a link, where the folder of a checkpoint is expected"));
+  set_aside_newer_checkpoints(folder.path(), 5, kQuiet, "replaced");
+  CHECK_NOTHROW(refuse_taken_names(folder.path(), 5));
+  write_text_file(folder / "step-6", "");
+  CHECK_THAT(refusal([&] { refuse_taken_names(folder.path(), 5); }),
+             ContainsSubstring("step-6: is not a folder"));
+  fs::remove(folder / "step-6");
+  fs::remove(folder / "latest");
+  fs::create_directory(folder / "latest");
+  CHECK_THAT(refusal([&] { refuse_taken_names(folder.path(), 5); }),
+             ContainsSubstring("latest: is no file, which a save would write"));
+}
+
+TEST_CASE("a reported file of another size stops the commit") {
   const TemporaryFolder folder;
   CheckpointWriter writer(folder.path(), 1, "run");
   write_text_file(writer.shard_path("stray"), "x");
-  CHECK_THAT(refusal([&] { writer.commit(json::object(), {}); }), ContainsSubstring("stray: is not part of"));
   writer.add_file({"stray", 2, ""});
   CHECK_THAT(refusal([&] { writer.commit(json::object(), {}); }),
              ContainsSubstring("has 1 bytes, the manifest says 2"));

@@ -4,8 +4,10 @@
 #include <cmath>
 
 #include "farskip/train/devices.h"
+#include "farskip/train/trainer.h"
 #include "reference/rounded.h"
 #include "support/catch.h"
+#include "support/skip.h"
 #include "support/training.h"
 
 namespace farskip {
@@ -208,11 +210,30 @@ TEST_CASE("emulated ranks ask for a GPU and for experts that can be dealt out") 
   CHECK_THROWS_WITH(make_emulated_mesh(8, 3, 1.0, *make_pretended_gpu()), ContainsSubstring("divide"));
 }
 
-TEST_CASE("a bf16 run on the CPU, and a GPU where there is none, are refused with what to do") {
+TEST_CASE("kernels of the CPU repeat their bits whether they must or not") {
+  RunConfig config;
+  CHECK(engine_options(config, 1).deterministic);
+  config.deterministic = false;
+  CHECK_FALSE(engine_options(config, 1).deterministic);
+  TrainEngineOptions must = two_micro_batches(DType::f32), may = must;
+  may.deterministic = false;
+  Training a("deepseek_v2", FarSkipMode::full, make_cpu_device(), must);
+  Training b("deepseek_v2", FarSkipMode::full, make_cpu_device(), may);
+  CHECK(a.compute_gradients().loss_sum == b.compute_gradients().loss_sum);
+  CHECK(same_bits(a.engine->gradients(), b.engine->gradients()));
+  CHECK(repeats_bits(*make_cpu_device(), DType::f32, false));
+  CHECK(repeats_bits(*make_pretended_gpu(), DType::bf16, true));
+  CHECK_FALSE(repeats_bits(*make_pretended_gpu(), DType::bf16, false));
+}
+
+TEST_CASE("a bf16 run on the CPU is refused with what to do") {
   CHECK_THROWS_WITH(open_device(DeviceChoice::cpu, Precision::bf16),
                     ContainsSubstring("precision: the CPU computes in fp32; use fp32, or device cuda"));
   CHECK(open_device(DeviceChoice::cpu, Precision::fp32)->name() == "cpu");
-  if (why_no_cuda_device().empty()) return;
+}
+
+TEST_CASE("a GPU where there is none is refused with what to do") {
+  if (why_no_cuda_device().empty()) test::skip("there is a GPU");
   CHECK_THROWS_AS(open_device(DeviceChoice::cuda, Precision::fp32), UsageError);
   CHECK_THROWS_WITH(open_device(DeviceChoice::automatic, Precision::bf16),
                     ContainsSubstring("precision: bf16 needs a GPU"));

@@ -25,7 +25,7 @@ std::string key_of(std::int32_t token) {
 
 TEST_CASE("a rank finds its own records at once, and those of others after it has looked") {
   const test::TemporaryFolder folder;
-  TeacherCache mine(folder / "kept", kIdentity, 0), theirs(folder / "kept", kIdentity, 1);
+  TeacherCache mine(folder / "kept", kIdentity, 0, kQuiet), theirs(folder / "kept", kIdentity, 1, kQuiet);
   mine.add(key_of(5), make_record(5));
   mine.add(key_of(6), make_record(6));
   mine.add(key_of(5), make_record(8));  // known already
@@ -53,7 +53,7 @@ TEST_CASE("a rank finds its own records at once, and those of others after it ha
 TEST_CASE("a record that is being written is not there until it is whole") {
   const test::TemporaryFolder folder;
   {
-    TeacherCache writer(folder / "kept", kIdentity, 0);
+    TeacherCache writer(folder / "kept", kIdentity, 0, kQuiet);
     writer.add(key_of(1), make_record(1));
   }
   fs::path file;
@@ -61,7 +61,7 @@ TEST_CASE("a record that is being written is not there until it is whole") {
     if (entry.path().extension() == ".bin") file = entry.path();
   const std::string whole = read_text_file(file);
   write_text_file(file, whole.substr(0, whole.size() - 1));
-  TeacherCache reader(folder / "kept", kIdentity, 0);
+  TeacherCache reader(folder / "kept", kIdentity, 0, kQuiet);
   CHECK(reader.size() == 0);
   write_text_file(file, whole);
   reader.refresh();
@@ -101,6 +101,52 @@ TEST_CASE("what is kept is as exact at a high temperature: logits are rounded, n
     }
     CHECK(std::abs(mass - 1) < 1e-6);
   }
+}
+
+TEST_CASE("a record that is damaged is passed over, and another of the same sequence takes its place") {
+  const test::TemporaryFolder folder;
+  fs::path file;
+  {
+    TeacherCache writer(folder / "kept", kIdentity, 0, kQuiet);
+    writer.add(key_of(1), make_record(1));
+    writer.add(key_of(2), make_record(2));
+    for (const auto& entry : fs::directory_iterator(folder / "kept"))
+      if (entry.path().extension() == ".bin") file = entry.path();
+  }
+  std::string bytes = read_text_file(file);
+  bytes[40] = static_cast<char>(bytes[40] ^ 1);
+  write_text_file(file, bytes);
+  TeacherCache cache(folder / "kept", kIdentity, 0, kQuiet);
+  CHECK_FALSE(cache.find(key_of(1)));
+  CHECK(cache.find(key_of(2)));
+  cache.add(key_of(1), make_record(1));
+  CHECK(cache.find(key_of(1))->indices == make_record(1).indices);
+  TeacherCache later(folder / "kept", kIdentity, 1, kQuiet);  // whichever of the two it comes across first
+  CHECK(later.find(key_of(1))->indices == make_record(1).indices);
+  CHECK(later.size() == 2);
+}
+
+TEST_CASE("a record of a token outside the vocabulary is never used") {
+  const test::TemporaryFolder folder;
+  TeacherCache cache(folder / "kept", kIdentity, 0, kQuiet);
+  for (const std::int32_t wrong : {-1, 9}) {
+    cache.add(key_of(wrong), make_record(wrong));
+    CHECK_FALSE(cache.find(key_of(wrong)));
+  }
+}
+
+TEST_CASE("a folder of another teacher or form is refused, with each difference on a line") {
+  const test::TemporaryFolder folder;
+  { const TeacherCache cache(folder / "kept", kIdentity, 0, kQuiet); }
+  TeacherCacheIdentity other = kIdentity;
+  other.top_k = 3;
+  other.temperature = 2.0;
+  CHECK_THROWS_WITH(TeacherCache(folder / "kept", other, 0, kQuiet),
+                    ContainsSubstring("\n  temperature: folder 1, this run 2") &&
+                        ContainsSubstring("\n  top_k: folder 2, this run 3") && !ContainsSubstring("\\x0a") &&
+                        !ContainsSubstring("vocab_size"));
+  write_text_file(folder / "kept" / "teacher.txt", "format: 1\nteacher: ha");
+  CHECK_THROWS_WITH(TeacherCache(folder / "kept", kIdentity, 0, kQuiet), ContainsSubstring("is damaged"));
 }
 
 /// A run whose teacher's outputs are kept.

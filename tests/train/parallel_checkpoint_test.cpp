@@ -21,7 +21,8 @@ std::vector<Layout> all_layouts() {
 /// Resumes on another layout, checks every value, and saves as step `next` where that is not 0.
 void resume_on(const Layout& layout, const fs::path& folder, std::int64_t step, std::int64_t next = 0) {
   on_ranks(layout, folder, false, [&](const Communicator& world, Rank& rank, CheckpointSaver& saver) {
-    const auto resumed = resume_training(folder, model(), state_of(step).seed, rank.tensors(), world, kQuiet);
+    const auto resumed =
+        resume_training(folder, model(), state_of(step).settings, rank.tensors(), world, kQuiet);
     expect(resumed == state_of(step), "another state");
     rank.check();
     if (next > 0) saver.save(state_of(next), rank.tensors());

@@ -113,26 +113,27 @@ TEST_CASE("ranks resume together: from nothing, past a damaged checkpoint, and n
   const test::TemporaryFolder folder;
   const Layout layout{4, 4, true};
   std::vector<std::string> errors(4);
-  const auto resume = [&](std::uint64_t seed, std::optional<TrainingState> expected) {
+  const auto resume = [&](const std::string& seed, std::optional<TrainingState> expected) {
     on_ranks(layout, folder.path(), false, [&](const Communicator& world, Rank& rank, CheckpointSaver&) {
       note_error(world, errors, [&] {
-        expect(resume_training(folder.path(), model(), seed, rank.tensors(), world, kQuiet) == expected,
+        expect(resume_training(folder.path(), model(), {{"seed", seed}}, rank.tensors(), world, kQuiet) ==
+                   expected,
                "another state");
         if (expected) rank.check();
       });
     });
   };
-  resume(1, std::nullopt);
+  resume("1", std::nullopt);
   save_on({3, 1, true}, folder.path(), 1);
   save_on({2, 2, false}, folder.path(), 2);
-  resume(1, std::nullopt);
-  CHECK_THAT(errors[3], ContainsSubstring("64: rank 0: ") && ContainsSubstring("was made with seed"));
+  resume("1", std::nullopt);
+  CHECK_THAT(errors[3], ContainsSubstring("64: rank 0: ") && ContainsSubstring("seed: checkpoint 7, now 1"));
   for (const std::string& error : errors) CHECK(error == errors[0]);
   const fs::path shard = folder / "step-2/optimizer-00002-of-00002.safetensors";
   std::string bytes = read_text_file(shard);
   bytes.back() = static_cast<char>(bytes.back() ^ 1);
   write_text_file(shard, bytes);
-  resume(state_of(1).seed, state_of(1));
+  resume("7", state_of(1));
   CHECK_FALSE(fs::exists(folder / "step-2"));  // set aside
   CHECK(names_in(folder.path()).size() == 3);
 }

@@ -4,6 +4,7 @@
 
 #include "farskip/comm/local.h"
 #include "farskip/train/checkpoint_files.h"
+#include "farskip/train/resume_rules.h"
 #include "farskip/train/run_folder.h"
 #include "support/catch.h"
 #include "support/run_files.h"
@@ -50,13 +51,17 @@ TEST_CASE("a run that begins anew sets the checkpoints of an earlier one aside")
   CHECK(find_newest_valid_checkpoint(folder / "run" / "checkpoints", kSilent)->step() == 3);
 }
 
-TEST_CASE("a checkpoint says of which samples it is") {
+TEST_CASE("a checkpoint says with which settings the steps before it were done") {
   const test::TemporaryFolder folder;
+  const auto settings = [&](std::int64_t step) {
+    return open_checkpoint(checkpoint_folder(folder / "run", step)).state().at("settings");
+  };
   run(folder / "run", {"data.shuffle=false"});
-  const auto order = open_checkpoint(checkpoint_folder(folder / "run", 6)).state().at("order");
-  CHECK(order.get<std::string>().starts_with("32 tokens a sample, in order, of "));
+  CHECK(settings(6).at("data.shuffle") == "false");
+  CHECK_THAT(settings(6).at(kDataContents).get<std::string>(), ContainsSubstring(" tokens with hash "));
   run(folder / "run", {"data.shuffle=true", "train.steps=8"});  // goes on, with a warning
-  CHECK(open_checkpoint(checkpoint_folder(folder / "run", 8)).state().at("order") != order);
+  CHECK(settings(6).at("data.shuffle") == "false");
+  CHECK(settings(8).at("data.shuffle") == "true");
 }
 
 TEST_CASE("a source of weight 0 is left out") {
@@ -123,6 +128,40 @@ TEST_CASE("a tokenizer that is only copied is read at the start all the same") {
   CHECK_THROWS_AS(run(folder / "run", {"data.tokenizer=" + (folder / "none.json").string()}),
                   MissingInputError);
   CHECK_FALSE(fs::exists(folder / "run" / "checkpoints"));
+}
+
+TEST_CASE("damaged lines of the metrics are left out, and the others stay") {
+  const test::TemporaryFolder folder;
+  const fs::path metrics = folder / "run" / "metrics.jsonl";
+  run(folder / "run", {"train.steps=4"});
+  std::string text = read_text_file(metrics);
+  text.insert(text.find('\n') + 1,
+              "{\"step\": 18446744073709551615}\nnonsense\n\xff\n[[[[\n{\"step\": -1}\n");
+  write_text_file(metrics, text + "{\"step\": 5, \"lo");
+  run(folder / "run");
+  std::vector<std::int64_t> steps;
+  for (const auto& line : test::read_metrics(folder / "run")) steps.push_back(line.at("step"));
+  CHECK(steps == std::vector<std::int64_t>{1, 2, 3, 4, 5, 6});
+}
+
+TEST_CASE("a run writes through no link in its folder, and finds what is in its way at the start") {
+  const test::TemporaryFolder folder;
+  run(folder / "run", {"train.steps=2"});
+  write_text_file(folder / "elsewhere", "kept");
+  for (const char* name :
+       {"lock", "config.yaml", "metrics.jsonl", "exit.json", "costs.txt", "checkpoints/latest"}) {
+    const fs::path path = folder / "run" / name;
+    INFO(name);
+    fs::remove(path);
+    fs::create_symlink(folder / "elsewhere", path);
+    CHECK_THROWS_WITH(run(folder / "run", {"train.steps=4"}), ContainsSubstring(path.string() + ": is "));
+    fs::remove(path);
+    fs::create_directory(path);
+    CHECK_THROWS_WITH(run(folder / "run", {"train.steps=4"}), ContainsSubstring(path.string() + ": is "));
+    fs::remove(path);
+  }
+  CHECK(read_text_file(folder / "elsewhere") == "kept");
+  CHECK(run(folder / "run", {"train.steps=4"}).step == 4);
 }
 
 TEST_CASE("a run folder that was not given back is taken over, and its old end forgotten") {

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "support/catch.h"
+#include "support/models.h"
 #include "support/support.h"
 
 namespace farskip {
@@ -50,7 +51,7 @@ void check_load_by_rank(const fs::path& path, const std::vector<ParameterSpec>& 
 }
 
 TEST_CASE("weights initialised on any mesh are slices of the whole model's") {
-  for (const char* model : {"deepseek_v2", "qwen3_moe"}) {
+  for (const std::string& model : test::family_fixtures()) {
     const std::vector<ParameterSpec> specs = list_parameters(read_hub_config(test::fixtures() / model));
     TensorMap whole = make_parameter_tensors(specs);
     initialise_weights(whole, whole_parameters(specs), 7, 0.02);
@@ -65,7 +66,7 @@ TEST_CASE("weights initialised on any mesh are slices of the whole model's") {
 }
 
 TEST_CASE("each rank loads its own experts from a model folder, one tensor each or packed, f32 or bf16") {
-  for (const char* model : {"deepseek_v2", "qwen3_moe"}) {
+  for (const std::string& model : test::family_fixtures()) {
     const fs::path source = test::fixtures() / model;
     const std::vector<ParameterSpec> specs = list_parameters(read_hub_config(source));
     const SafetensorsFolder files(source);
@@ -102,11 +103,11 @@ TEST_CASE("a rank notices what does not fit the model wherever its experts are, 
   for (const int rank : {0, 1}) {
     const auto parameters = local_parameters(specs, {2, rank, 2}, false);
     TensorMap part = make_parameter_tensors(specs_of(parameters));
-    CHECK_THROWS_WITH(load_weights(part, parameters, specs, SafetensorsFolder(folder.path())),
-                      ContainsSubstring("3 tensors do not fit") &&
-                          ContainsSubstring(missing + " [16, 32] is missing") &&
-                          ContainsSubstring(cut + " is [8, 32], the model has [16, 32]") &&
-                          ContainsSubstring("surplus [16, 32] is not part of the model"));
+    CHECK_THROWS_WITH(
+        load_weights(part, parameters, specs, SafetensorsFolder(folder.path())),
+        ContainsSubstring("3 tensors do not fit") && ContainsSubstring(missing + " [16, 32] is missing") &&
+            ContainsSubstring("model.safetensors: " + cut + " is [8, 32], the model has [16, 32]") &&
+            ContainsSubstring("model.safetensors: surplus [16, 32] is not part of the model"));
   }
 }
 

@@ -22,8 +22,8 @@ add_library(farskip::pcre2 ALIAS PkgConfig::pcre2)
 pkg_check_modules(zlib REQUIRED IMPORTED_TARGET zlib)
 add_library(farskip::zlib ALIAS PkgConfig::zlib)
 
-# Matrix products: oneDNN where it exists (twice the rate of OpenBLAS, facts in docs/numerics.md),
-# OpenBLAS otherwise. src/backend/blas/{onednn,openblas}.cpp implement the same header.
+# Products of few rows, for which packing the weights would not pay (docs/decisions/002-cpu-kernels.md): oneDNN where
+# it exists, OpenBLAS otherwise. src/backend/blas/{onednn,openblas}.cpp implement the same header.
 # (Debian's dnnl-config.cmake insists on OpenCL headers that nothing here needs, hence the plain look-up.)
 option(FARSKIP_FORCE_OPENBLAS "Use OpenBLAS even where oneDNN is installed" OFF)
 find_path(DNNL_INCLUDE_DIR dnnl.h)

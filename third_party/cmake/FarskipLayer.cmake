@@ -27,12 +27,13 @@ ${calls}}
   set(${out} ${generated} PARENT_SCOPE)
 endfunction()
 
-# farskip_layer(NAME USES layer... LINK target... [REGISTER function Table header])
+# farskip_layer(NAME [OPTIMISE -O1|-O2|-O3] USES layer... LINK target... [REGISTER function Table header])
 #
 # One static library per layer: include/farskip/NAME/ is its interface, src/NAME/ its implementation.
+# OPTIMISE: see farskip_optimise; -O2 unless it is given.
 # REGISTER: see farskip_generate_register, of src/NAME/**/*.cpp.
 function(farskip_layer name)
-  cmake_parse_arguments(arg "" "" "USES;LINK;REGISTER" ${ARGN})
+  cmake_parse_arguments(arg "" "OPTIMISE" "USES;LINK;REGISTER" ${ARGN})
   file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/src/${name}/*.cpp)
   if(name STREQUAL "backend")
     list(FILTER sources EXCLUDE REGEX "src/backend/(blas/|cuda/|no_cuda)")
@@ -61,7 +62,10 @@ function(farskip_layer name)
   target_include_directories(farskip_${name} PUBLIC ${CMAKE_SOURCE_DIR}/include)
   list(TRANSFORM arg_USES PREPEND farskip_)
   target_link_libraries(farskip_${name} PUBLIC ${arg_USES} ${arg_LINK} PRIVATE farskip_options)
-  farskip_precompile(farskip_${name})
+  if(NOT arg_OPTIMISE)
+    set(arg_OPTIMISE -O2)
+  endif()
+  farskip_optimise(farskip_${name} ${arg_OPTIMISE})
 endfunction()
 
 # farskip_add_cuda(NAME function Table header): adds src/NAME/cuda/ to a layer: kernels in *.cu, each with its
@@ -74,4 +78,15 @@ function(farskip_add_cuda name function table header)
   # The kernels' own headers are not for other layers.
   target_include_directories(farskip_${name} PRIVATE ${CMAKE_SOURCE_DIR}/src)
   target_link_libraries(farskip_${name} PRIVATE farskip::cuda)
+endfunction()
+
+# farskip_state_version(TARGET): adds the source that knows version and commit (farskip/base/version.h).
+function(farskip_state_version target)
+  set(generated ${CMAKE_BINARY_DIR}/generated/version.cpp)
+  add_custom_target(farskip_version BYPRODUCTS ${generated}
+    COMMAND ${CMAKE_COMMAND} -DSOURCE_DIR=${CMAKE_SOURCE_DIR} -DVERSION=${PROJECT_VERSION} -DOUTPUT=${generated}
+            -P ${CMAKE_SOURCE_DIR}/third_party/cmake/version.cmake
+    COMMENT "" VERBATIM)
+  target_sources(${target} PRIVATE ${generated})
+  add_dependencies(${target} farskip_version)
 endfunction()

@@ -1,5 +1,5 @@
 # Flags shared by every target: warnings, instruction set, sanitizers, ccache.
-set(CMAKE_CXX_FLAGS_RELEASE "-O2 -DNDEBUG")  # the backend asks for -O3 (CMakeLists.txt)
+set(CMAKE_CXX_FLAGS_RELEASE "-O2 -DNDEBUG")  # layers may ask for another level (farskip_optimise)
 add_library(farskip_options INTERFACE)
 # farskip_compile_options(FLAG...): for C++ sources alone; the CUDA compiler's stand below.
 function(farskip_compile_options)
@@ -23,8 +23,30 @@ endif()
 farskip_compile_options(-fno-math-errno)
 # Contraction stays on (FMA is the point of the CPU kernels) but nothing that reassociates: results
 # must not depend on how a loop was vectorised for a given thread count.
-if(FARSKIP_NATIVE)
-  farskip_compile_options(-march=native)
+set(FARSKIP_ARCH native CACHE STRING
+    "Processors to compile for: native (this machine's), x86-64-v3, x86-64-v4, or another value of -march")
+set_property(CACHE FARSKIP_ARCH PROPERTY STRINGS native x86-64-v3 x86-64-v4)
+include(CheckCXXCompilerFlag)
+string(MAKE_C_IDENTIFIER "FARSKIP_COMPILES_FOR_${FARSKIP_ARCH}" compiles_for_arch)
+check_cxx_compiler_flag("-march=${FARSKIP_ARCH}" ${compiles_for_arch})
+if(${compiles_for_arch})
+  farskip_compile_options(-march=${FARSKIP_ARCH})
+elseif(NOT FARSKIP_ARCH STREQUAL "native")
+  message(FATAL_ERROR "FARSKIP_ARCH is \"${FARSKIP_ARCH}\", which ${CMAKE_CXX_COMPILER} does not know. "
+                      "Allowed are native, x86-64-v3, x86-64-v4 and the other values of its option -march.")
+endif()
+# farskip_compile_for_every_processor(SOURCE...): what runs before the processor is known to do.
+function(farskip_compile_for_every_processor)
+  if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
+    set_source_files_properties(${ARGN} PROPERTIES COMPILE_OPTIONS -march=x86-64 SKIP_PRECOMPILE_HEADERS ON)
+  endif()
+endfunction()
+if(FARSKIP_FUZZ)
+  if(NOT CMAKE_CXX_COMPILER_ID STREQUAL "Clang")
+    message(FATAL_ERROR "FARSKIP_FUZZ needs clang, which has libFuzzer; the compiler is ${CMAKE_CXX_COMPILER}. "
+                        "cmake --preset fuzz takes clang++; other builds run the same targets on a fixed number of inputs.")
+  endif()
+  farskip_compile_options(-fsanitize=fuzzer-no-link)
 endif()
 if(FARSKIP_SANITIZE)
   string(REPLACE ";" "," sanitizers "${FARSKIP_SANITIZE}")
@@ -32,8 +54,7 @@ if(FARSKIP_SANITIZE)
   farskip_compile_options(-fsanitize=${sanitizers} -fno-omit-frame-pointer -Wno-maybe-uninitialized)
   target_link_options(farskip_options INTERFACE -fsanitize=${sanitizers})
 endif()
-# Headers that most files take from outside are parsed once. Only release builds do so: elsewhere a file that
-# leaves out an include of its own does not compile.
+# Only release builds precompile headers: elsewhere a file that leaves out an include of its own does not compile.
 if(CMAKE_BUILD_TYPE STREQUAL "Release" AND NOT FARSKIP_SANITIZE)
   option(FARSKIP_PRECOMPILE "Precompile headers of other libraries" ON)
 else()

@@ -70,6 +70,7 @@ class KernelTable {
   /// UsageError naming op, dtype and device where there is none.
   const Kernel& at(std::string_view op, DType dtype, DeviceKind device) const;
   bool contains(std::string_view op, DType dtype, DeviceKind device) const;
+  const auto& all() const { return kernels_; }
 
  private:
   std::map<std::tuple<std::string, DType, DeviceKind>, Kernel, std::less<>> kernels_;
@@ -78,5 +79,7 @@ class KernelTable {
 /// All f32 kernels of the CPU backend.
 const KernelTable& cpu_kernel_table();
 void register_cpu_kernels(KernelTable& table);
+/// All kernels of the CUDA backend, whether or not there is a GPU; empty in a build without CUDA.
+const KernelTable& cuda_kernel_table();
 
 }  // namespace farskip

@@ -79,7 +79,9 @@ void add_plan(Subcommand& root);
 void add_report(Subcommand& root);
 void add_doctor(Subcommand& root);
 
-/// One line on stdout.
+/// In one line. A path may hold bytes that are not UTF-8, which JSON cannot: U+FFFD stands for them.
+std::string json_text(const nlohmann::ordered_json& object);
+/// json_text on stdout.
 void print_json(const nlohmann::ordered_json& object);
 
 /// Parses, runs, reports errors on stderr; the exit code of the process. Errors before a job begins are the

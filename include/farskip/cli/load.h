@@ -31,12 +31,17 @@ TrainEngineOptions random_step_options(const LoadedRun& run, const Mesh& mesh,
 struct LoadedModel {
   ModelConfig config;
   TensorMap weights;
-  fs::path tokenizer;  // of the folder; empty where it has none
+  fs::path folder;  // where they were read from
 };
 /// A hub-layout folder or a checkpoint (step-N, or a run or checkpoints folder: its newest one).
 LoadedModel load_model(const std::string& folder, const Logger& logger);
 /// The folder that load_model would read.
 fs::path resolve_model_folder(const std::string& folder, const Logger& logger);
+/// DataError naming file and tensor of a weight that is not finite.
+void refuse_not_finite(const LoadedModel& model);
+/// Warns where sequences of `length` tokens are longer than what the model was made for.
+void warn_beyond_context(const ModelConfig& config, std::string_view setting, std::int64_t length,
+                         const Logger& logger);
 
 /// The options --device and --precision of commands that run a model. UsageError for a value that is not
 /// allowed, or not to be had here.

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "farskip/base/file.h"
+#include "farskip/base/log.h"
 #include "farskip/comm/communicator.h"
 
 namespace farskip {
@@ -14,8 +15,9 @@ namespace farskip {
 /// Everyone's text, in order of rank. Lengths may differ and may be zero. Collective.
 std::vector<std::string> all_gather_text(const Communicator& group, std::string_view mine);
 
-/// What the file holds as rank 0 sees it, on every rank; empty where it is not there. Collective.
-std::string read_on_first_rank(const Communicator& group, const fs::path& path);
+/// What a file that can be made again holds as rank 0 sees it, on every rank; empty where it is not there,
+/// or, with a warning, where it cannot be read. Collective.
+std::string read_on_first_rank(const Communicator& group, const fs::path& path, const Logger& logger);
 
 /// Collective verdict on a piece of work that each rank did by itself. Returns if no rank has an error
 /// (`mine` is null everywhere). Otherwise every rank throws that of the lowest rank that has one, as "rank

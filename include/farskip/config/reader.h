@@ -7,7 +7,8 @@
 //   const auto theta = reader.real("rope_theta", {.min = 0}, 10000.0);      // with a default
 //   const auto rank = reader.optional_integer("q_lora_rank", {.min = 1});   // absent or null: nothing
 //   reader.require_value("attention_bias", false, "biases are not built");  // absent is fine, true is not
-//   reader.ignore("torch_dtype");
+//   reader.ignore("transformers_version");
+//   reader.also_called("num_experts", {"num_local_experts"});               // one setting, two names
 //   Reader rope = reader.section("rope_scaling");
 //   …
 //   rope.finish();                                                          // unknown keys are mistakes
@@ -21,6 +22,7 @@
 #include <cstdint>
 #include <functional>
 #include <limits>
+#include <map>
 #include <optional>
 #include <set>
 #include <string>
@@ -125,6 +127,11 @@ class Reader {
   const ConfigNode* take(std::string_view key, const std::string& allowed, const std::string& fallback = "-");
   /// Accepts whatever stands there.
   void ignore(std::string_view key);
+  /// `key` may stand in the file under any of `names` instead. Where several of them have a value, the values
+  /// must agree; otherwise it is a mistake that names both. Call it before `key` is read.
+  void also_called(std::string_view key, std::vector<std::string> names);
+  /// From now on null is the same as absence, as in files of the hub. Sections inherit it.
+  void take_null_as_absent() { null_is_absent_ = true; }
   /// Absent, null and `expected` are fine; any other value is a mistake that says `why`.
   template <class T>
   void require_value(std::string_view key, T expected, const std::string& why) {
@@ -140,6 +147,8 @@ class Reader {
 
   /// Present and not null. Does not count as reading.
   bool has(std::string_view key) const;
+  /// What stands in the map and was not read so far.
+  std::vector<const ConfigNode*> unread() const;
   /// No mistake was found at `key` so far.
   bool sound(std::string_view key) const { return !unsound_.contains(std::string(key)); }
   /// Set on the command line.
@@ -149,7 +158,7 @@ class Reader {
   std::string path_of(std::string_view key) const { return join_path(path_, key); }
   ErrorList& errors() const { return *errors_; }
 
-  /// Every key that was not read becomes a mistake, with the nearest valid key. Call it last.
+  /// Every key that was not read becomes a mistake, with the valid key that it may stand for. Call it last.
   void finish();
 
  private:
@@ -161,6 +170,8 @@ class Reader {
 
   const ConfigNode* present(std::string_view key, const std::string& allowed, const std::string& fallback,
                             Absent absent);
+  /// The node of `key`, under whichever of its names it stands.
+  const ConfigNode* find(std::string_view key) const;
   template <class T>
   std::optional<T> read(std::string_view key, const std::string& allowed, const std::string& fallback,
                         Absent absent, const Check<T>& check);
@@ -180,9 +191,11 @@ class Reader {
   const ConfigNode* map_;
   ErrorList* errors_;
   std::string path_;
-  bool quiet_ = false;                       // the map itself is a mistake already
+  bool quiet_ = false;  // the map itself is a mistake already
+  bool null_is_absent_ = false;
   std::optional<Position> absent_position_;  // of a section that is not there: where its parent begins
   std::set<std::string> read_, unsound_;
+  std::map<std::string, std::vector<std::string>, std::less<>> other_names_;
 };
 
 }  // namespace farskip

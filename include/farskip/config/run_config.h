@@ -150,7 +150,6 @@ struct TrainConfig {
   OptimizerConfig optimizer;
   LearningRateConfig learning_rate;
   double aux_loss = 0.001;            // coefficient; 0: off
-  double router_bias_update = 0.0;    // step of the aux-free balancing; 0: off
   std::int64_t validate_every = 100;  // steps; 0: never
   bool operator==(const TrainConfig&) const = default;
 };
@@ -206,9 +205,9 @@ struct RunConfig {
   std::int64_t seed = 1;
   DeviceChoice device = DeviceChoice::automatic;
   Precision precision = Precision::fp32;
-  bool deterministic = true;
-  std::string init_from;  // init.from: a model or checkpoint; empty: none
-  ConfigNode model;       // the section as written; null where init.from or distill.teacher gives the model
+  bool deterministic = true;  // false: kernels that do not repeat their bits may be taken (ops::Attention)
+  std::string init_from;      // init.from: a model or checkpoint; empty: none
+  ConfigNode model;  // the section as written; null where init.from or distill.teacher gives the model
   /// Absent only beside init.from: then the wiring is the one that the model's own config names.
   std::optional<FarSkipConfig> farskip;
   ParallelConfig parallel;

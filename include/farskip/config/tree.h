@@ -41,13 +41,20 @@ struct ConfigNode {
 /// Same values; positions do not count, and quotes only where they change the meaning.
 bool operator==(const ConfigNode& a, const ConfigNode& b);
 
+/// Equal nodes, and numbers of equal value however they are written (1e6, 1000000.0). Keys do not count.
+bool same_value(const ConfigNode& a, const ConfigNode& b);
+
 /// "an integer", "a list" and so on, for messages.
 std::string describe_kind(const ConfigNode& node);
+/// Message at `value`: `other`, called `other_path`, is a second place of the same setting and says something
+/// else.
+std::string describe_difference(const ConfigNode& value, const ConfigNode& other,
+                                const std::string& other_path);
 
 /// Trees made by hand.
 ConfigNode make_node(bool value);
 ConfigNode make_node(std::int64_t value);
-ConfigNode make_node(double value);  // shortest text that reads back the same
+ConfigNode make_node(double value);  // shortest text that reads back the same, as a number with a point
 ConfigNode make_node(std::string_view value);
 ConfigNode make_node(const char* value);
 ConfigNode make_word(std::string_view value);  // without quotes: the name of a choice, a size with its unit

@@ -97,8 +97,9 @@ class Sampler {
   /// Samples that each source has in every block of the mixture.
   const std::vector<std::uint64_t>& samples_per_block() const { return samples_per_block_; }
 
-  /// What the order of samples depends on beside the seed, in words: equal texts, equal samples.
-  std::string order_text() const;
+  /// Which tokens these are, and how sources are mixed: equal texts, equal samples with the same seed and
+  /// options. Reads a part of every file (TokenFile::fingerprint).
+  std::string contents_text() const;
 
   SampleAddress locate(std::uint64_t number) const;
   /// Throws DataError as TokenFile::read does.

@@ -39,6 +39,9 @@ class TokenFile {
   /// Copies tokens [offset, offset + count) of the stream. Throws DataError for an id out of range.
   void read(std::uint64_t offset, std::uint64_t count, std::int32_t* out) const;
   std::vector<std::int32_t> document(std::uint64_t index) const;
+  /// Tells these tokens from others, wherever the files lie: a hash of the index and fingerprint_file of the
+  /// `.bin`. Throws IoError.
+  std::string fingerprint() const;
 
   /// Reads everything once; throws DataError naming file, document, position in it, id and vocabulary
   /// size at the first id outside [0, vocabulary_size).

@@ -24,6 +24,9 @@ class Tokenizer {
   /// Ids of `text`, without the tokens that the file's post-processor puts around it. Added tokens that
   /// occur in the text become their ids. Throws DataError (byte offset) if `text` is not well-formed UTF-8.
   std::vector<std::int32_t> encode(std::string_view text) const;
+  /// With the tokens that the post-processor puts before a text (a begin token), which a model continues;
+  /// once, if the text begins with them already.
+  std::vector<std::int32_t> encode_prompt(std::string_view text) const;
   /// With the post-processor's tokens (for instance Llama 3's <|begin_of_text|>), where it has any.
   std::vector<std::int32_t> encode_with_special_tokens(std::string_view text) const;
 

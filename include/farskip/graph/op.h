@@ -29,6 +29,29 @@ struct TensorType {
   friend bool operator==(const TensorType&, const TensorType&) = default;
 };
 
+// Element types. A graph computes in one type: f32, f64 (references) or bf16. Activations, and the matrices
+// that products read, are of that type; where it is a low one, everything that sums or decides is wide:
+// weights of norms, the router, statistics, losses, and the gradients of parameters.
+
+inline bool is_low(DType dtype) {
+  return dtype == DType::bf16;
+}
+/// The type of sums beside values of type `dtype`.
+inline DType wide(DType dtype) {
+  return is_low(dtype) ? DType::f32 : dtype;
+}
+inline bool is_float(DType dtype) {
+  return dtype == DType::f32 || dtype == DType::f64 || dtype == DType::bf16;
+}
+
+/// Of which type an op wants an input.
+enum class InputType : std::uint8_t {
+  compute,  // what the graph computes in; all such inputs of an op are of one type
+  wide,     // the type of sums beside that
+  integer,  // i32
+  any,      // its rule decides
+};
+
 /// What one execution of a node takes, at the bound of its shapes.
 struct OpCost {
   double flops = 0;       // multiply and add count as two
@@ -79,11 +102,20 @@ struct OpDef {
   std::string name;
   Attributes (*parse_attributes)(const FieldTexts&) = &Attributes::parse<NoAttributes>;
   std::size_t min_inputs = 0, max_inputs = 0;  // inputs past the minimum are optional
-  /// Types of the outputs; throws InternalError where the inputs do not fit together.
+  /// The type of each input; the last one stands for all that follow. An accumulator (`accumulates`) is not
+  /// among them: it is of the type of its output.
+  std::vector<InputType> inputs{};
+  /// Inputs whose rows may be only bounded (TensorType::count).
+  std::vector<std::size_t> bounded{};
+  /// Types of the outputs, for inputs of the right element types; throws InternalError where their shapes do
+  /// not fit together. Called through infer_outputs.
   std::vector<TensorType> (*infer)(const OpTypes&) = nullptr;
   /// Emits the gradient as ops (graph/gradient_call.h). nullptr: not differentiable, and asking for
   /// its gradient is an error that names the op.
   void (*gradient)(GradientCall&) = nullptr;
+  /// Of a loss: its gradient op, if that gives the outputs of the loss too, as its first ones. It reads the
+  /// gradient of the loss and then what the loss reads (passes/fuse_loss.h).
+  std::string fused_gradient{};
   /// nullptr: no arithmetic, every input read once and every output written once.
   OpCost (*cost)(const OpTypes&) = nullptr;
   /// Costs little beside a matrix product: the backward may compute it again instead of keeping its output.
@@ -106,6 +138,10 @@ struct OpDef {
 
   /// Whether an output of this type may live in the buffer of an input.
   bool may_share(std::size_t output, std::size_t input, DType type) const;
+  /// Of input i, which is not an accumulator.
+  InputType input_type(std::size_t i) const;
+  /// Whether a graph of low precision gives it low inputs.
+  bool takes_low() const;
 };
 
 /// All ops by name. Filled once by register_ops(), then constant.
@@ -123,6 +159,12 @@ class OpTable {
 
 /// The table with every family of src/ops (defined in layer ops).
 const OpTable& op_table();
+
+/// Types of the outputs. InternalError where element types or shapes of the inputs do not fit, or where the
+/// rows of an input are bounded and the op takes only whole ones.
+std::vector<TensorType> infer_outputs(const OpDef& op, const OpTypes& types);
+/// "f32[2, 3], absent, i32[4]": the inputs.
+std::string inputs_text(const OpTypes& types);
 
 OpCost cost_of(const OpDef& op, const OpTypes& types);
 

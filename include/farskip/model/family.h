@@ -1,8 +1,9 @@
 #pragma once
-// What a model family states: how its hub config reads and writes, and how its tensors are called.
+// What a model family states: how its hub config is read and written. Names of tensors: parameters.h.
 
 #include <span>
 #include <string>
+#include <vector>
 
 #include "farskip/model/model_config.h"
 
@@ -24,10 +25,15 @@ const Family* find_family(std::string_view name);
 const Family& deepseek_v2_family();
 const Family& qwen3_moe_family();
 
-/// Fields that every family shares, and fields that carry no architecture and are accepted as they are.
+/// Fields that every family shares.
 void read_common(Reader& reader, ModelConfig& config);
 void write_common(const ModelConfig& config, ConfigNode& map);
-/// rope_parameters (newer) or rope_theta + rope_scaling (hub files).
+/// Keys that name what every family builds anyway: accepted with that value and refused with another. Keys
+/// that change nothing a model computes are accepted as they are. Call it after all that a family reads.
+void read_fixed_choices(Reader& reader, const ModelConfig& config);
+/// Unread keys of a hub file that are notes of the program that wrote it (returned, for one notice), or null.
+std::vector<std::string> pass_over_foreign_notes(Reader& reader);
+/// rope_parameters (newer), rope_scaling and rope_theta (hub files). Where they differ, that is a mistake.
 RopeConfig read_rope(Reader& reader);
 void write_rope(const RopeConfig& rope, ConfigNode& map);
 

@@ -24,7 +24,7 @@ struct LayerGraph {
   int find(SubBlock kind, int layer) const;
   /// Contributions that block i reads, in order.
   std::vector<int> reads(int block) const;
-  /// One line a block: "2.routed reads 0.embedding … omits 2.attention".
+  /// One line a block: "  5 1.routed reads all before, omits 1.attention, 1.shared".
   std::string text() const;
   friend bool operator==(const LayerGraph&, const LayerGraph&) = default;
 };

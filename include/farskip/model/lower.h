@@ -16,6 +16,7 @@ struct LowerOptions {
   bool balance_loss = false;   // output "balance_loss": Σ over layers and sequences, see ops.h
   bool document_mask = false;  // input "document_start"
   DType dtype = DType::f32;    // f32, f64, or bf16: what it computes in
+  bool deterministic = true;   // false: kernels that do not repeat their bits may be taken (ops::Attention)
 };
 
 /// Externals: inputs "tokens" i32[B*S], "targets" i32[B*S] (-1: not counted; absent with `logits`),

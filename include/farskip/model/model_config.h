@@ -81,11 +81,13 @@ struct ModelConfig {
 /// Reads the `model` section of a run configuration (`family` and that family's hub fields). Mistakes go
 /// to `errors`; the result counts only if there are none.
 ModelConfig read_model_section(const ConfigNode& section, ErrorList& errors);
-/// Reads DIR/config.json of a hub-layout folder. DataError listing every field that is not understood or
-/// has a value that is not built, MissingInputError without the file.
-ModelConfig read_hub_config(const std::filesystem::path& folder);
-/// config.json text; read_hub_config of it gives the same ModelConfig.
-std::string hub_config_text(const ModelConfig& config);
+/// Reads DIR/config.json of a hub-layout folder; a link is refused. DataError listing every field that is not
+/// understood or has a value that is not built, MissingInputError without the file. `notices`: a line on keys
+/// that were passed over, for the user.
+ModelConfig read_hub_config(const std::filesystem::path& folder, std::vector<std::string>* notices = nullptr);
+/// config.json text of a model whose weights are stored as `dtype`; read_hub_config of it gives the same
+/// ModelConfig.
+std::string hub_config_text(const ModelConfig& config, DType dtype = DType::f32);
 /// The section `model` of a configuration with every default, without the wiring (section `farskip`).
 ConfigNode model_section(const ModelConfig& config);
 

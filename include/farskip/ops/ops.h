@@ -143,12 +143,14 @@ struct Attention {
   std::int64_t kv_heads = 0;         // G, divides A: head a reads key-value head a / (A/G)
   double scale = 1.0;                // softmax(scale · q kᵀ)
   std::int64_t chunk = 0;            // > 0: position i attends only inside [i - i mod chunk, i]
+  bool deterministic = true;         // false: a gradient whose sums have no fixed order is welcome
   static void fields(auto& self, auto&& f) {
     f("sequence_length", self.sequence_length);
     f("heads", self.heads);
     f("kv_heads", self.kv_heads);
     f("scale", self.scale);
     f("chunk", self.chunk);
+    f("deterministic", self.deterministic);
   }
 };
 struct AttentionResult {
@@ -420,7 +422,7 @@ struct LossResult {
 /// loss and dw are f32.
 LossResult linear_cross_entropy(Builder& b, ValueId h, ValueId w, ValueId targets);
 // op "linear_cross_entropy_grad": dloss[1], h, w, targets, [accumulate dw] → (loss_sum, num_correct, dh,
-// dw): recomputes the forward, so that one pass over the logits serves both (passes/fuse.h).
+// dw): recomputes the forward, so that one pass over the logits serves both (passes/fuse_loss.h).
 
 // ---- optimizer.cpp -------------------------------------------------------------------------------
 

@@ -33,4 +33,8 @@ std::span<const Pass> graph_passes();
 /// the options is a UsageError that lists the passes.
 Graph run_pipeline(Graph graph, const PipelineOptions& options, const Logger& logger);
 
+/// The graph that `pass` has given, if it is sound (verify_graph); else an InternalError that names the pass.
+/// For passes outside of the list.
+Graph verified(std::string_view pass, Graph graph);
+
 }  // namespace farskip

@@ -10,11 +10,4 @@ namespace farskip {
 /// its own buffer. Offsets: largest buffer first, lowest gap that fits among buffers alive at the same time.
 void place_buffers(const Graph& graph, Plan& plan);
 
-/// Alignment of every buffer in the arena, bytes.
-inline constexpr std::size_t kBufferAlignment = 256;
-/// Up to where the next buffer may begin.
-constexpr std::size_t aligned(std::size_t bytes) {
-  return (bytes + kBufferAlignment - 1) / kBufferAlignment * kBufferAlignment;
-}
-
 }  // namespace farskip

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -46,6 +47,10 @@ class SafetensorsFile {
   SafetensorsHeader header_;
 };
 
+/// Buffers that older programs stored beside the weights, though they follow from the config. No reader needs
+/// them, and an index may leave them out.
+bool is_derived_buffer(std::string_view tensor);
+
 /// A model in hub layout: a folder with `model.safetensors`, or with `model.safetensors.index.json` and the
 /// shards it names; or the path of a single .safetensors file. Inside a folder links are refused: an index
 /// from elsewhere must not be able to point out of its folder.
@@ -55,8 +60,8 @@ class SafetensorsFolder {
   explicit SafetensorsFolder(const fs::path& path);
 
   const fs::path& path() const { return path_; }
-  /// All tensors, ordered by name; offsets are those in their own file.
-  const std::vector<TensorInfo>& tensors() const { return tensors_; }
+  /// All tensors, ordered by name, as their files describe them; offsets are those in their own file.
+  const std::vector<const TensorInfo*>& tensors() const { return tensors_; }
   bool contains(std::string_view name) const;
   const TensorInfo& find(std::string_view name) const;
   /// The file that holds the tensor.
@@ -71,11 +76,13 @@ class SafetensorsFolder {
  private:
   void open_index(const fs::path& index_path);
   void collect_tensors();
+  /// Index into tensors_.
+  std::optional<std::size_t> search(std::string_view name) const;
 
   fs::path path_;
   std::vector<SafetensorsFile> files_;
-  std::vector<TensorInfo> tensors_;
-  std::vector<std::size_t> file_of_;  // parallel to tensors_
+  std::vector<const TensorInfo*> tensors_;  // of files_
+  std::vector<std::uint32_t> file_of_;      // parallel to tensors_
 };
 
 }  // namespace farskip

@@ -29,6 +29,8 @@ using TensorRowsMap = std::map<std::string, TensorRows>;
 
 /// All that this rank holds: its hub tensors, whole; the rows of moments that it keeps.
 TensorRowsMap held_weights(const TrainingTensors& tensors);
+/// The same of tensors like the weights, such as gradients, of some parameters.
+TensorRowsMap held_rows(const std::vector<LocalParameter>& parameters, const TensorMap& tensors);
 TensorRowsMap held_moments(const TrainingTensors& tensors);
 
 /// The part that this rank writes: over all ranks, each hub tensor once, and each row of a moment once. Hub

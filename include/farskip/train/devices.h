@@ -24,5 +24,8 @@ Mesh make_mesh(const Communicator& world, const ParallelConfig& config, const De
 /// Rank 0 of a job of so many ranks on this GPU alone (comm/mirror.h, make_emulated_communicator).
 Mesh make_emulated_mesh(int world_size, int expert_size, double payload, const Device& device);
 DType compute_type(Precision precision);
+/// Whether a training step has the same bits in each run: it is told to (`deterministic`), or every kernel of
+/// this device repeats its bits in this type anyway.
+bool repeats_bits(const Device& device, DType compute, bool deterministic);
 
 }  // namespace farskip

@@ -35,6 +35,9 @@ class Distillation {
   /// After a resume: UsageError if a tensor that the teacher shares was trained before.
   void check_shared(const TensorMap& weights) const;
 
+  /// After a resume: forgets those of the checkpoint's numbers that compare with nothing under the settings
+  /// of now, since they were measured on other text or by another metric.
+  static void forget_old_numbers(const RunSettings& saved, const RunSettings& now, RunNumbers& numbers);
   /// Held-out losses of the teacher and of the student as it was converted, before any training.
   void note_start(double student_loss, double teacher_loss, RunNumbers& numbers) const;
   void describe(const BatchLoss& loss, double counted, StepMetrics& m) const;

@@ -20,6 +20,8 @@ class EarlyStopping {
   /// Returns whether this look made progress. Keeps its place in `numbers`: best, best_step, looks_without.
   bool look(std::int64_t step, double value, RunNumbers& numbers) const;
   bool over(const RunNumbers& numbers) const;
+  /// The next look is the first.
+  static void forget(RunNumbers& numbers);
 
  private:
   EarlyStoppingConfig config_;

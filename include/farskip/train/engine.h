@@ -98,6 +98,7 @@ struct TrainEngineOptions {
   PipelineOptions pipeline;
   bool zero = false;
   DType compute = DType::f32;              // or bf16: activations and what products read; state stays f32
+  bool deterministic = true;               // false: kernels that do not repeat their bits may be taken
   bool overlap = true;                     // collectives are waited for late; false: at once
   std::shared_ptr<const CostTable> costs;  // with overlap: the order is chosen by these
   bool align = false;  // all ranks meet before each collective (for measuring its transport alone)
@@ -127,8 +128,10 @@ RoutedRowsPlan plan_routed_rows(const ModelConfig& config, const TrainEngineOpti
 
 /// What a whole step gives.
 struct StepResult {
-  BatchLoss loss;  // sums over all ranks
-  float grad_norm = 0;
+  BatchLoss loss;              // sums over all ranks
+  float grad_norm = 0;         // before clipping; NaN where it was not asked for, as the loss is not finite
+  bool loss_is_finite = true;  // with all terms that are minimised
+  bool updated = true;         // false: parameters and moments are as they were
 };
 
 /// Training use: gradients and moments beside the weights, all in the memory of the arena's device. Where
@@ -150,8 +153,8 @@ class TrainEngine {
   /// Clip and AdamW with the 1-based step number of the moments. Returns the gradient norm before clipping;
   /// when that is not finite nothing was changed. Collective.
   float update(double learning_rate, std::int64_t step);
-  /// Both, with one wait for the device at the end where there is one rank. Where the gradient norm is not
-  /// finite nothing was changed. Collective.
+  /// Both. Without an update where the loss or the gradient norm is not finite; one GPU alone does not wait
+  /// for the loss, and updates where only the loss is not finite. Collective.
   StepResult step(std::span<const Batch> batches, float loss_scale, float balance_scale, double learning_rate,
                   std::int64_t step, std::span<double> also_summed = {});
 
@@ -178,6 +181,8 @@ class TrainEngine {
   /// ZeRO only in the rows that this rank updates.
   /// Copied to the host first where it must be.
   const TensorMap& gradients() const;
+  /// This rank's part of the loss of the last step.
+  const BatchLoss& own_loss() const { return own_loss_; }
   TensorMap& first_moments() { return first_moments_; }
   TensorMap& second_moments() { return second_moments_; }
   MemoryReport memory() const;
@@ -206,6 +211,7 @@ class TrainEngine {
   void launch_update(double learning_rate, std::int64_t step);
   BatchLoss read_losses();
   float grad_norm() const;
+  bool is_finite(const BatchLoss& loss) const;
   BatchLoss sum_over_ranks(const BatchLoss& loss, std::span<double> also_summed) const;
   void bind_state(Executor& executor);
   void run(Executor& executor);
@@ -226,6 +232,7 @@ class TrainEngine {
   Arena& arena_;
   Device& device_;
   KeptLosses losses_;
+  BatchLoss own_loss_;
   Logger logger_;
   Mesh mesh_;
   Heartbeat* heartbeat_;

@@ -40,6 +40,8 @@ class KeptTeacher {
   std::vector<std::string> keys_of(const Batch& batch) const;
   /// Looks for those that are not there yet. Whether all are.
   bool find_records(Known& known) const;
+  /// Fills in what is missing from the teacher, and keeps it. Collective.
+  void ask(const Batch& batch, Known& known);
   Alone& alone();
   /// Lets the teacher go when it was of no use for a while.
   void note_use(bool used);

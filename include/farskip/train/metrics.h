@@ -25,20 +25,19 @@ struct StepMetrics {
   std::map<int, double> routing_flips;    // by layer: share of the choices that are not the teacher's
   std::int64_t dropped_tokens = 0;
   std::int64_t repeated_steps = 0;                 // 1: routed rows did not fit at first
+  bool deterministic = true;                       // false: another run may give other last bits
   std::map<int, std::vector<double>> expert_rows;  // by layer, rows of each expert; empty on most steps
 
   /// One JSON object, keys as docs/configuration.md lists them.
   std::string json() const;
 };
 
-/// Bytes of metrics.jsonl that are read: a long run of many experts writes gigabytes.
-inline constexpr std::uint64_t kMostMetrics = std::uint64_t{1} << 40;
-
 /// Appends to metrics.jsonl. On resume at `first_step`, lines of later steps (written after the checkpoint
-/// that is resumed from) and a torn last line are removed first.
+/// that is resumed from) and a torn last line are removed first; so are lines that are damaged, with a
+/// warning.
 class MetricsFile {
  public:
-  MetricsFile(const fs::path& path, std::int64_t first_step);
+  MetricsFile(const fs::path& path, std::int64_t first_step, const Logger& logger);
   MetricsFile(const MetricsFile&) = delete;
   MetricsFile& operator=(const MetricsFile&) = delete;
   ~MetricsFile();

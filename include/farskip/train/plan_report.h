@@ -6,6 +6,7 @@
 #include <functional>
 #include <memory>
 
+#include "farskip/schedule/gpu_cards.h"
 #include "farskip/train/distill_setup.h"
 
 namespace farskip {
@@ -15,6 +16,7 @@ namespace farskip {
 struct PlanCosts {
   std::shared_ptr<const CostTable> table;
   DeviceRates rates;
+  const GpuCard* card = nullptr;  // the GPU whose rates these are, if it was named
   LinkModels links;
 };
 

@@ -10,7 +10,8 @@ namespace farskip {
 
 /// Creates the folder and holds its lock (file `lock`, flock) until destroyed; the system frees the lock of
 /// a process that died. UsageError naming the holder when another process has it; IoError when the folder
-/// cannot be written. A line in the log where the last holder has not given it back.
+/// cannot be written, or where one of the files that a run writes into it is a link (which would be followed
+/// to a file elsewhere) or no file. A line in the log where the last holder has not given it back.
 class RunFolder {
  public:
   RunFolder(const fs::path& path, const Logger& logger);

@@ -26,6 +26,9 @@ struct Teacher {
 Teacher make_teacher(const ModelConfig& config);
 /// With this rank's part of the weights in a model folder.
 Teacher load_teacher(const fs::path& folder, const Mesh& mesh, const Logger& logger);
+/// Tells this teacher from others, wherever its folder lies: a hash of its configuration and of
+/// fingerprint_file of its weights' files.
+std::string fingerprint_model(const fs::path& folder);
 /// With the weights that a model of this seed begins with.
 Teacher make_random_teacher(const ModelConfig& config, const MeshPosition& mesh, std::uint64_t seed);
 

@@ -40,13 +40,13 @@ struct TeacherRecord {
 
 /// A folder of records, found by a hash of the sequence's content, so that they serve any order, batch size
 /// and number of ranks. Each rank of each run appends to a file of its own; what others appended is there
-/// after refresh(). A record that is cut short (a run was killed) is not there; one that was damaged is an
-/// error.
+/// after refresh(). A record that is cut short (a run was killed) is not there, and neither is one that turns
+/// out to be damaged or unreadable, which the log says.
 class TeacherCache {
  public:
   /// Rank 0 first, then the others: it makes the folder. UsageError naming both values where the folder is of
   /// another teacher or shape.
-  TeacherCache(fs::path folder, TeacherCacheIdentity identity, int rank);
+  TeacherCache(fs::path folder, TeacherCacheIdentity identity, int rank, Logger logger);
   TeacherCache(const TeacherCache&) = delete;
   TeacherCache& operator=(const TeacherCache&) = delete;
   ~TeacherCache();
@@ -54,8 +54,8 @@ class TeacherCache {
   /// Content of a sequence as a key.
   static std::string key_of(std::span<const std::int32_t> tokens, std::span<const std::int32_t> targets,
                             std::span<const std::int32_t> document_start);
-  /// nullopt: not kept, as far as is known. DataError for a damaged record.
-  std::optional<TeacherRecord> find(const std::string& key) const;
+  /// nullopt: not kept, as far as is known.
+  std::optional<TeacherRecord> find(const std::string& key);
   /// Looks for records that came since the last look, of this or any other run.
   void refresh();
   /// Nothing happens where the key is known.
@@ -69,11 +69,13 @@ class TeacherCache {
   };
   void check_identity(int rank) const;
   std::size_t record_bytes() const;
+  TeacherRecord read(const std::string& key, const Place& place) const;
 
   fs::path folder_;
   TeacherCacheIdentity identity_;
-  std::map<fs::path, std::uint64_t> known_bytes_;  // by file of another rank or run
-  std::unordered_map<std::string, Place> places_;
+  std::map<fs::path, std::uint64_t> known_bytes_;               // by file of another rank or run
+  std::unordered_map<std::string, std::vector<Place>> places_;  // several runs may have asked
+  Logger logger_;
   fs::path own_path_;
   std::uint64_t own_bytes_ = 0;
   int descriptor_ = -1;

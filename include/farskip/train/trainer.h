@@ -7,18 +7,25 @@
 #include "farskip/base/heartbeat.h"
 #include "farskip/config/run_config.h"
 #include "farskip/data/sampler.h"
+#include "farskip/train/companions.h"
 #include "farskip/train/engine.h"
+#include "farskip/train/resume_rules.h"
 
 namespace farskip {
 
 struct RunData {
   std::unique_ptr<Sampler> train;
   std::vector<std::unique_ptr<Sampler>> validation;  // one a source, in order
-  std::filesystem::path tokenizer;                   // empty: none known
+  Companions companions;                             // what checkpoints get beside the weights
 };
+/// Those of the folder that the run starts from, with the tokenizer that the configuration names.
+Companions read_run_companions(const RunConfig& config);
 /// Opens token files, or tokenizes text (cached under run_dir/../cache), and checks that the vocabulary
 /// fits the model.
 RunData open_run_data(const RunConfig& config, const ModelConfig& model, const Logger& logger);
+/// What the paths of the configuration hold, for settings_of (train/resume_rules.h). Reads a part of all data
+/// and of a teacher.
+RunSettings describe_contents(const RunConfig& config, const RunData& data);
 
 /// Samples [first, first + count) as one batch.
 Batch read_batch(const Sampler& sampler, std::uint64_t first, std::int64_t count);
@@ -47,7 +54,7 @@ struct TrainResult {
 /// can be dealt out to them evenly.
 TrainEngineOptions engine_options(const RunConfig& config, int world_size);
 
-/// What the configuration asks for and this build cannot do, as one UsageError naming each key.
+/// What the configuration asks for and this build on this machine cannot do, as a UsageError naming the key.
 void refuse_unsupported(const RunConfig& config);
 
 /// Trains to the end, or until a stop signal; with a section `distill`, on what its teacher says. `model` is

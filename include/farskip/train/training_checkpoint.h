@@ -2,6 +2,8 @@
 // What a training checkpoint holds: hub-layout weights (so that a checkpoint is also a model folder), the
 // moments under the same names, and the state in integers. Written by all ranks, readable on any mesh.
 
+#include <functional>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <string>
@@ -9,18 +11,9 @@
 #include "farskip/comm/communicator.h"
 #include "farskip/train/checkpoint_files.h"
 #include "farskip/train/checkpoint_shards.h"
+#include "farskip/train/training_state.h"
 
 namespace farskip {
-
-struct TrainingState {
-  std::int64_t step = 0;     // steps done
-  std::int64_t samples = 0;  // sequences consumed over all ranks
-  std::int64_t tokens = 0;
-  std::uint64_t seed = 0;
-  std::string order{};  // of the samples, as Sampler::order_text says; empty in older checkpoints
-  std::map<std::string, double> numbers{};  // what the objective remembers (train/distillation.h)
-  friend bool operator==(const TrainingState&, const TrainingState&) = default;
-};
 
 /// Saves in a folder of checkpoints that all ranks see. Each rank writes the shards that fall to it, rank 0
 /// also the other files; a checkpoint is there from its commit on, whole or not at all.
@@ -30,9 +23,10 @@ struct TrainingState {
 /// were.
 class CheckpointSaver {
  public:
-  /// `world` are the ranks of `mesh`. Not collective.
+  /// `world` are the ranks of `mesh`. `texts`: more files that each checkpoint gets, by name. Not collective.
   CheckpointSaver(fs::path folder, std::int64_t keep, bool asynchronous, ModelConfig config,
-                  fs::path tokenizer, Logger logger, const MeshPosition& mesh, const Communicator& world);
+                  std::map<std::string, std::string> texts, Logger logger, const MeshPosition& mesh,
+                  const Communicator& world);
   CheckpointSaver(const CheckpointSaver&) = delete;
   CheckpointSaver& operator=(const CheckpointSaver&) = delete;
   /// Not collective: joins the thread, logs a failure that nobody was told of, and gives up a save that is
@@ -44,6 +38,9 @@ class CheckpointSaver {
   void save(const TrainingState& state, const TrainingTensors& tensors);
   /// A save is under way: begun by all ranks and not yet committed.
   bool open() const { return open_ != nullptr; }
+  /// From now on no older checkpoint is removed: the state that is saved next may be worth less than they
+  /// are.
+  void keep_all() { keep_ = std::numeric_limits<std::int64_t>::max(); }
   /// This rank has nothing left to write. Not collective, does not wait; once it is so on every rank,
   /// commit() does not wait either.
   bool written() const;
@@ -66,7 +63,7 @@ class CheckpointSaver {
   std::int64_t keep_;
   bool asynchronous_;
   ModelConfig config_;
-  fs::path tokenizer_;
+  std::map<std::string, std::string> texts_;
   Logger logger_;
   MeshPosition mesh_;
   Communicator world_;
@@ -75,17 +72,21 @@ class CheckpointSaver {
   std::unique_ptr<OpenSave> open_;  // last: its thread uses the others
 };
 
+/// The settings that rank 0 makes, on every rank. Collective; an error is the same on every rank.
+RunSettings share_settings(const Communicator& world, const std::function<RunSettings()>& make);
+
 /// Newest valid checkpoint of the folder, if any, loaded into `tensors`, whatever mesh wrote it. Each rank
-/// reads only the rows that it holds; rank 0 checks all files. Collective; errors are the same on every rank:
-/// UsageError listing each field of the model that differs from `config` with both values, or when the seed
-/// differs (the order of samples would change).
+/// reads the rows that it holds, and compares the hashes of the pieces that they lie in on the way.
+/// Collective; errors are the same on every rank: UsageError listing each field of the model, and each
+/// setting whose rule is AtResume::refused, that differs from `config` and `settings` (rank 0's count), with
+/// both values. Those that are warned of go to the log.
 std::optional<TrainingState> resume_training(const fs::path& folder, const ModelConfig& config,
-                                             std::uint64_t seed, const TrainingTensors& tensors,
+                                             const RunSettings& settings, const TrainingTensors& tensors,
                                              const Communicator& world, const Logger& logger);
 
-/// Before weights are read from `folder`: where it is a checkpoint, rank 0 checks the hashes of all its
-/// files. Collective; an error is the same on every rank.
-void verify_if_checkpoint(const fs::path& folder, const Communicator& world);
+/// Before weights are read from `folder`: where it is a checkpoint, or a model that we exported, rank 0
+/// checks the hashes of all its files. Collective; an error is the same on every rank.
+void verify_model_folder(const fs::path& folder, const Communicator& world);
 
 /// For a run that begins anew in a folder with checkpoints of an earlier one: they are renamed to
 /// step-M.replaced-*. Collective.

@@ -45,12 +45,8 @@ bool all_finite(const TensorView& values);
 ViewMap hub_views(const TensorMap& tensors, const std::vector<ParameterSpec>& specs,
                   std::string_view prefix = "");
 
-/// Writes f32 tensors, converted to `dtype` (f32 or bf16, rounded to nearest even).
+/// Writes f32 tensors, converted to `dtype` (f32 or bf16, rounded to nearest even). DataError for a finite
+/// value beyond the range of bf16.
 WrittenFile write_tensors(const fs::path& path, const ViewMap& tensors, DType dtype);
-
-/// Hub-layout folder: config.json, model.safetensors and, unless `tokenizer` is empty, tokenizer.json.
-/// UsageError when the folder holds a model already.
-void write_hub_folder(const fs::path& folder, const ModelConfig& config, const TensorMap& weights,
-                      DType dtype, const fs::path& tokenizer);
 
 }  // namespace farskip

@@ -9,8 +9,8 @@ namespace farskip {
 namespace cuda {
 namespace {
 
-AttentionProblem problem_of(const AttentionSizes& sizes, DType dtype) {
-  AttentionProblem p{sizes, dtype};
+AttentionProblem problem_of(const AttentionSizes& sizes, DType dtype, bool deterministic) {
+  AttentionProblem p{sizes, dtype, deterministic};
   // Chunks that fill a sequence are sequences of their own.
   if (p.chunk > 0 && p.length % p.chunk == 0 && p.document_start == nullptr) {
     p.sequences *= p.length / p.chunk;
@@ -21,15 +21,17 @@ AttentionProblem problem_of(const AttentionSizes& sizes, DType dtype) {
 }
 
 AttentionProblem problem_of(const OpTypes& types, std::size_t q) {
-  return problem_of(attention_sizes(types.get<ops::Attention>(), types.shape(q), types.shape(q + 2), nullptr),
-                    types.in(q).dtype);
+  const auto& a = types.get<ops::Attention>();
+  return problem_of(attention_sizes(a, types.shape(q), types.shape(q + 2), nullptr), types.in(q).dtype,
+                    a.deterministic);
 }
 
 AttentionProblem problem_of(const KernelCall& call, std::size_t q, std::size_t document_start) {
+  const auto& a = call.get<ops::Attention>();
   return problem_of(
-      attention_sizes(call.get<ops::Attention>(), call.in_shape(q), call.in_shape(q + 2),
+      attention_sizes(a, call.in_shape(q), call.in_shape(q + 2),
                       call.has(document_start) ? call.in<std::int32_t>(document_start) : nullptr),
-      call.inputs[q].dtype);
+      call.inputs[q].dtype, a.deterministic);
 }
 
 // ---- lse: [tokens, heads] in the graph, [sequences, heads, length] in cuDNN ----------------------

@@ -12,7 +12,8 @@ namespace farskip::cuda {
 
 /// out lies like q, with dv. document_start is on the device.
 struct AttentionProblem : AttentionSizes {
-  DType dtype = DType::f32;  // of all but lse
+  DType dtype = DType::f32;   // of all but lse
+  bool deterministic = true;  // false: the backward may add in an order of its own in each run
 };
 
 /// lse [tokens, heads], natural logarithm, f32.

@@ -28,8 +28,9 @@ enum Uid : std::int64_t { kQ = 1, kK, kV, kOut, kLse, kDout, kDq, kDk, kDv };
 /// What cuDNN needs beside what its documentation lets one compute.
 constexpr std::size_t kSlack = 32 << 20;
 /// What a backward may take. Its deterministic form holds the gradients of the scores of a launch's
-/// sequences. Four sequences of 4096 in 16 heads fit; fewer leave multiprocessors idle at the end of each
-/// launch: one alone takes 1.32 of their time each, two 1.05.
+/// sequences; the other adds to f32 sums of dq, in whatever order its blocks come to it. Four sequences of
+/// 4096 in 16 heads fit; fewer leave multiprocessors idle at the end of each launch: one alone takes 1.32 of
+/// their time each, two 1.05.
 constexpr std::size_t kBackwardScratch = std::size_t{2304} << 20;
 
 std::int64_t round_up(std::int64_t n, std::int64_t unit) {
@@ -37,12 +38,13 @@ std::int64_t round_up(std::int64_t n, std::int64_t unit) {
 }
 
 /// Scratch of one launch of the backward for so many sequences: gradients of the scores [sequences, heads,
-/// length, length] in bf16, sums of rows, and per query head what kv heads sum up.
+/// length, length] in bf16, or dq in f32; sums of rows, and per query head what kv heads sum up.
 std::size_t backward_bytes(const AttentionProblem& p, std::int64_t sequences) {
-  const std::int64_t scores = p.heads * round_up(p.length, 64) * round_up(p.length, 128) * 2;
   const std::int64_t rows = round_up(p.length, 128) * p.heads;
+  const std::int64_t for_dq =
+      p.deterministic ? p.heads * round_up(p.length, 64) * round_up(p.length, 128) * 2 : rows * p.d * 4;
   const std::int64_t sums = rows * 4 + (p.heads != p.kv_heads ? rows * (p.d + p.dv) * 4 : 0);
-  return kSlack + static_cast<std::size_t>(sequences * (scores + sums));
+  return kSlack + static_cast<std::size_t>(sequences * (for_dq + sums));
 }
 
 /// Sequences of one launch of the backward: as many as `bytes` have room for, and a divisor of their number;
@@ -109,9 +111,9 @@ void describe_backward(const AttentionProblem& p, std::int64_t sequences, fe::gr
   const auto out = graph.tensor(in_rows(kOut, sequences, p.length, p.heads, p.dv));
   const auto dout = graph.tensor(in_rows(kDout, sequences, p.length, p.heads, p.dv));
   const auto lse = graph.tensor(lse_tensor(sequences, p));
-  const auto [dq, dk, dv] =
-      graph.sdpa_backward(q, k, v, out, dout, lse,
-                          causal<fe::graph::SDPA_backward_attributes>(p).set_deterministic_algorithm(true));
+  const auto [dq, dk, dv] = graph.sdpa_backward(
+      q, k, v, out, dout, lse,
+      causal<fe::graph::SDPA_backward_attributes>(p).set_deterministic_algorithm(p.deterministic));
   set_output(dq, in_rows(kDq, sequences, p.length, p.heads, p.d));
   set_output(dk, in_rows(kDk, sequences, p.length, p.kv_heads, p.d));
   set_output(dv, in_rows(kDv, sequences, p.length, p.kv_heads, p.dv));
@@ -146,9 +148,12 @@ std::shared_ptr<AttentionPlan> make_plan(const LaunchContext& gpu, const Attenti
 
 AttentionPlan& find_plan(const LaunchContext& gpu, const AttentionProblem& p, bool backward,
                          std::int64_t sequences, std::size_t limit) {
-  const std::string problem = fmt::format(
-      "attention {} {} sequences of {}, heads {} {} sizes {} {} scale {:a} workspace {}",
-      backward ? "backward" : "forward", sequences, p.length, p.heads, p.kv_heads, p.d, p.dv, p.scale, limit);
+  const std::string problem =
+      fmt::format("attention {} {} sequences of {}, heads {} {} sizes {} {} scale {:a} workspace {}",
+                  !backward         ? "forward"
+                  : p.deterministic ? "deterministic backward"
+                                    : "backward",
+                  sequences, p.length, p.heads, p.kv_heads, p.d, p.dv, p.scale, limit);
   return gpu.plans->get<AttentionPlan>(problem,
                                        [&] { return make_plan(gpu, p, backward, sequences, limit); });
 }

@@ -3,7 +3,7 @@
 // put together first, rank by rank, so that they cost one message a peer.
 #include "backend/cuda/launch.cuh"
 #include "farskip/ops/ops.h"
-#include "farskip/schedule/memory.h"
+#include "farskip/tensor/alignment.h"
 
 namespace farskip {
 namespace cuda {

@@ -164,7 +164,6 @@ class CudaDevice final : public Device {
     FARSKIP_CUDA_CHECK(cublasLtCreate(blas_.address()));
     FARSKIP_CUDA_CHECK(cudnnCreate(dnn_.address()));
     FARSKIP_CUDA_CHECK(cudnnSetStream(dnn_.get(), stream_.get()));
-    register_cuda_kernels(kernels_);
     context_ = {.stream = stream_.get(),
                 .blas = blas_.get(),
                 .dnn = dnn_.get(),
@@ -180,7 +179,7 @@ class CudaDevice final : public Device {
 
   DeviceKind kind() const override { return DeviceKind::cuda; }
   std::string name() const override { return name_; }
-  const KernelTable& kernels() const override { return kernels_; }
+  const KernelTable& kernels() const override { return cuda_kernel_table(); }
   const LaunchContext* compute_context() const override { return &context_; }
   const LaunchContext* communication_context() const override { return &communication_context_; }
   std::unique_ptr<StreamEdges> make_stream_edges(std::size_t count) override {
@@ -268,7 +267,6 @@ class CudaDevice final : public Device {
 
   int index_;
   std::string name_;
-  KernelTable kernels_;
   LibraryPlans plans_;
   Stream stream_, communication_stream_;
   BlasHandle blas_;
@@ -290,6 +288,7 @@ Info info() {
             .cublas = library_version(cublasLtGetVersion()),
             .cudnn = library_version(cudnnGetVersion()),
             .nccl = FARSKIP_NCCL_VERSION,
+            .unrepeatable = "the gradient of attention in bf16 (cuDNN)",
             .gpus = {},
             .problem = {}};
   const Count count = count_gpus();
@@ -314,6 +313,15 @@ Info info() {
 }
 
 }  // namespace cuda
+
+const KernelTable& cuda_kernel_table() {
+  static const KernelTable table = [] {
+    KernelTable t;
+    register_cuda_kernels(t);
+    return t;
+  }();
+  return table;
+}
 
 std::string why_no_cuda_device(int index) noexcept {
   try {

@@ -101,7 +101,7 @@ __global__ void clip_factor_kernel(Sums sums, double max_norm, float* norm_out, 
   for (int i = 0; i < sums.num; ++i) sum += *sums.data[i];
   const double norm = sqrt(sum);
   *norm_out = static_cast<float>(norm);
-  if (!isfinite(norm)) {
+  if (!isfinite(*norm_out)) {  // what is told and what is done agree beyond the range of f32 too
     *factor = 0.0F;
   } else {
     *factor = max_norm > 0.0 ? static_cast<float>(fmin(1.0, max_norm / (norm + 1e-6))) : 1.0F;

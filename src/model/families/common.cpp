@@ -1,41 +1,11 @@
 // Fields that the families share.
 
-#include <cmath>
+#include <algorithm>
 
 #include "farskip/model/family.h"
 
 namespace farskip {
 namespace {
-
-enum class RopeType { standard, yarn };
-constexpr Choice<RopeType> kRopeTypes[] = {{"default", RopeType::standard}, {"yarn", RopeType::yarn}};
-
-// Factor on cos and sin: as in DeepSeek's code, the ratio of two temperatures; 0.1 ln(factor) + 1 without
-// them (YaRN, section 3.4).
-double yarn_attention_factor(const RopeConfig& rope) {
-  auto temperature = [&](double m) {
-    return rope.factor <= 1.0 ? 1.0 : 0.1 * m * std::log(rope.factor) + 1.0;
-  };
-  if (rope.mscale > 0 && rope.mscale_all_dim > 0)
-    return temperature(rope.mscale) / temperature(rope.mscale_all_dim);
-  return temperature(1.0);
-}
-
-void read_scaling(Reader& r, RopeConfig& rope) {
-  const char* type_key = r.has("rope_type") ? "rope_type" : "type";  // hub files use either
-  if (r.choice(type_key, kRopeTypes, RopeType::standard) == RopeType::standard) return;
-  if (r.has("rope_type")) r.ignore("type");
-  rope.scaling = ops::RopeScaling::yarn;
-  rope.factor = r.real("factor", {.min = 1.0});
-  rope.original_positions = r.integer("original_max_position_embeddings", {.min = 1});
-  rope.beta_fast = r.real("beta_fast", {.min = 0.0, .above_min = true}, 32.0);
-  rope.beta_slow = r.real("beta_slow", {.min = 0.0, .above_min = true}, 1.0);
-  rope.mscale = r.optional_real("mscale", {.min = 0.0}).value_or(0.0);
-  rope.mscale_all_dim = r.optional_real("mscale_all_dim", {.min = 0.0}).value_or(0.0);
-  r.require_value("truncate", true, "correction bounds are rounded to whole dims");
-  const auto given = r.optional_real("attention_factor", {.min = 0.0, .above_min = true});
-  rope.attention_factor = given.value_or(yarn_attention_factor(rope));
-}
 
 /// Modes of the paper's own config keys, which have no names for other wirings.
 bool is_farskip_mode(FarSkipMode mode) {
@@ -45,10 +15,13 @@ bool is_farskip_mode(FarSkipMode mode) {
 /// False where the config names no wiring.
 bool read_wiring(Reader& r, FarSkipConfig& wiring) {
   const auto other = r.optional_string("farskip_wiring");
-  if (r.boolean("farskip", false)) {
+  const bool farskip = r.boolean("farskip", false), attention_only = r.boolean("attn_only_farskip", false),
+             mlp_only = r.boolean("mlp_only_farskip", false);
+  if (!farskip && (attention_only || mlp_only))
+    r.fail(attention_only ? "attn_only_farskip" : "mlp_only_farskip",
+           "farskip is not set; add farskip: true, or remove this key");
+  if (farskip) {
     if (other) r.fail("farskip_wiring", "farskip is set too; leave one of them");
-    const bool attention_only = r.boolean("attn_only_farskip", false),
-               mlp_only = r.boolean("mlp_only_farskip", false);
     if (attention_only && mlp_only)
       r.fail("mlp_only_farskip", "attn_only_farskip is set too; leave one of them");
     wiring.mode = attention_only ? FarSkipMode::attention : mlp_only ? FarSkipMode::mlp : FarSkipMode::full;
@@ -65,12 +38,20 @@ bool read_wiring(Reader& r, FarSkipConfig& wiring) {
 }
 
 void read_farskip(Reader& r, ModelConfig& c) {
-  if (!read_wiring(r, c.farskip)) return;
+  if (!read_wiring(r, c.farskip)) {
+    for (const char* key : {"farskip_layers", "farskip_start_idx", "farskip_end_idx"}) r.ignore(key);
+    return;
+  }
   const auto layers = r.integers("farskip_layers", {.min = 0, .max = c.num_layers - 1}, {}, {});
   const std::int64_t first = r.integer("farskip_start_idx", {.min = 0}, 0);
   const std::int64_t last = std::min(r.integer("farskip_end_idx", {.min = 0}, 10000), c.num_layers - 1);
   if (first > last)
     r.fail("farskip_start_idx", fmt::format("{} is behind the last rewired layer, {}", first, last));
+  for (const std::int64_t layer : layers)
+    if (layer < first || layer > last)
+      r.fail("farskip_layers", fmt::format("layer {} is outside of farskip_start_idx to farskip_end_idx, {} "
+                                           "to {}; leave the list or the range",
+                                           layer, first, last));
   if (!layers.empty())
     c.farskip.layers = {LayerSelection::Kind::list, 0, 0, layers};
   else if (first > 0 || last < c.num_layers - 1)
@@ -96,11 +77,6 @@ void write_farskip(const ModelConfig& c, ConfigNode& map) {
   map.set("farskip_layers", make_list(std::move(list)));
 }
 
-// Notes of other programs and training-time choices; none of them changes what the model computes.
-constexpr const char* kNotes[] = {
-    "_name_or_path", "architectures",        "auto_map",  "dtype",  "torch_dtype",      "model_type",
-    "pad_token_id",  "transformers_version", "use_cache", "family", "attention_dropout"};
-
 }  // namespace
 
 void read_common(Reader& r, ModelConfig& c) {
@@ -113,10 +89,6 @@ void read_common(Reader& r, ModelConfig& c) {
   c.rms_norm_eps = r.real("rms_norm_eps", {.min = 0.0, .above_min = true}, 1e-6);
   c.initializer_range = r.real("initializer_range", {.min = 0.0, .above_min = true}, 0.02);
   c.tie_embeddings = r.boolean("tie_word_embeddings", false);
-  r.require_value("hidden_act", "silu", "the MLPs are SwiGLU");
-  r.require_value("attention_bias", false, "biases are not built");
-  r.require_value("attention_dropout", 0.0, "dropout is not built");
-  r.require_value("pretraining_tp", 1, "it changes the order of sums");
   c.bos_token = r.optional_integer("bos_token_id", {.min = 0});
   if (const ConfigNode* eos = r.take("eos_token_id", "integer or list of integers")) {
     // One id or several; a list reads through the same checks.
@@ -126,7 +98,6 @@ void read_common(Reader& r, ModelConfig& c) {
     c.eos_tokens = list.integers("eos_token_id", {.min = 0}, {}, {});
   }
   read_farskip(r, c);
-  for (const char* key : kNotes) r.ignore(key);
 }
 
 void write_common(const ModelConfig& c, ConfigNode& map) {
@@ -150,7 +121,6 @@ void write_common(const ModelConfig& c, ConfigNode& map) {
   map.set("hidden_act", make_node("silu"));
   map.set("attention_bias", make_node(false));
   map.set("attention_dropout", make_node(0.0));
-  map.set("torch_dtype", make_node("float32"));
   map.set("bos_token_id", c.bos_token ? make_node(*c.bos_token) : ConfigNode{});
   if (c.eos_tokens.empty()) {
     map.set("eos_token_id", ConfigNode{});
@@ -162,46 +132,6 @@ void write_common(const ModelConfig& c, ConfigNode& map) {
     map.set("eos_token_id", make_list(std::move(list)));
   }
   write_farskip(c, map);
-}
-
-RopeConfig read_rope(Reader& r) {
-  RopeConfig rope;
-  if (r.has("rope_parameters")) {
-    Reader section = r.section("rope_parameters");
-    rope.theta = section.real("rope_theta", {.min = 1.0}, 10000.0);
-    read_scaling(section, rope);
-    section.finish();
-    r.ignore("rope_theta");
-    r.ignore("rope_scaling");
-    return rope;
-  }
-  rope.theta = r.real("rope_theta", {.min = 1.0}, 10000.0);
-  if (r.has("rope_scaling")) {
-    Reader section = r.section("rope_scaling");
-    read_scaling(section, rope);
-    section.finish();
-  }
-  r.ignore("rope_scaling");
-  r.ignore("rope_parameters");
-  return rope;
-}
-
-void write_rope(const RopeConfig& rope, ConfigNode& map) {
-  map.set("rope_theta", make_node(rope.theta));
-  if (rope.scaling == ops::RopeScaling::none) {
-    map.set("rope_scaling", ConfigNode{});
-    return;
-  }
-  ConfigNode scaling;
-  scaling.set("type", make_node("yarn"));
-  scaling.set("factor", make_node(rope.factor));
-  scaling.set("original_max_position_embeddings", make_node(rope.original_positions));
-  scaling.set("beta_fast", make_node(rope.beta_fast));
-  scaling.set("beta_slow", make_node(rope.beta_slow));
-  if (rope.mscale > 0) scaling.set("mscale", make_node(rope.mscale));
-  if (rope.mscale_all_dim > 0) scaling.set("mscale_all_dim", make_node(rope.mscale_all_dim));
-  scaling.set("attention_factor", make_node(rope.attention_factor));
-  map.set("rope_scaling", std::move(scaling));
 }
 
 }  // namespace farskip

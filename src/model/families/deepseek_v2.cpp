@@ -25,12 +25,16 @@ void read_attention(Reader& r, ModelConfig& c) {
   mla.v_dim = r.integer("v_head_dim", {.min = 1});
   if (mla.rope_dim % 2 != 0) r.fail("qk_rope_head_dim", "rotated pairs need an even size");
   c.mla = mla;
-  r.require_value("num_key_value_heads", c.num_heads,
-                  "latent attention has one key-value head per query head");
-  r.require_value("head_dim", mla.rope_dim, "this family writes the rotated size there");
+  r.require_value("num_key_value_heads", c.num_heads, "latent attention has as many as num_attention_heads");
+  r.require_value("head_dim", mla.rope_dim, "this family writes qk_rope_head_dim there");
   r.require_value("qk_head_dim", mla.nope_dim + mla.rope_dim, "it is qk_nope_head_dim + qk_rope_head_dim");
   c.rope = read_rope(r);
   c.rope.interleaved = true;
+  for (const char* key : {"rope_interleave", "rope_interleaved"})
+    r.require_value(key, true, "this family rotates pairs of neighbours");
+  for (const char* key : {"qk_norm", "use_qk_norm", "qk_layernorm"})
+    r.require_value(key, false, "this family normalises the latents");
+  r.require_value("use_mla", true, "this family has latent attention");
   // YaRN's temperature on the logits (squared: it stands on queries and keys).
   const double m = c.rope.mscale_all_dim > 0 ? yarn_mscale(c.rope.factor, c.rope.mscale_all_dim) : 1.0;
   c.softmax_scale = m * m / std::sqrt(static_cast<double>(c.qk_head_dim()));
@@ -38,7 +42,10 @@ void read_attention(Reader& r, ModelConfig& c) {
 
 void read_experts(Reader& r, ModelConfig& c) {
   MoeConfig& moe = c.moe;
+  r.also_called("n_routed_experts", {"num_experts", "num_local_experts"});
+  r.also_called("n_shared_experts", {"num_shared_experts"});
   moe.num_experts = r.integer("n_routed_experts", {.min = 1, .max = 4096});
+  r.also_called("num_experts_per_tok", {"num_experts_per_token"});
   moe.top_k = r.integer("num_experts_per_tok", {.min = 1, .max = 256});
   moe.expert_size = r.integer("moe_intermediate_size", {.min = 1, .max = 1 << 22});
   moe.shared_size =
@@ -64,6 +71,10 @@ void read_experts(Reader& r, ModelConfig& c) {
   const std::int64_t first = r.integer("first_k_dense_replace", {.min = 0}, 0);
   r.require_value("moe_layer_freq", 1, "only every layer after the dense ones is built with experts");
   for (std::int64_t layer = 0; layer < c.num_layers; ++layer) c.moe_layers.push_back(layer >= first);
+  for (const std::int64_t layer : r.integers("mlp_only_layers", {.min = 0}, {}, {}))
+    if (layer >= first) r.fail("mlp_only_layers", fmt::format("first_k_dense_replace is {}", first));
+  r.require_value("decoder_sparse_step", 1, "moe_layer_freq says it in this family");
+  r.also_called("aux_loss_alpha", {"router_aux_loss_coef"});
   c.aux_loss = r.real("aux_loss_alpha", {.min = 0.0}, 0.001);
   r.require_value("seq_aux", true, "the balancing loss is per sequence");
 }
@@ -73,7 +84,7 @@ ModelConfig read(Reader& r) {
   read_common(r, c);
   read_attention(r, c);
   read_experts(r, c);
-  r.require_value("mlp_bias", false, "biases are not built");
+  read_fixed_choices(r, c);
   return c;
 }
 

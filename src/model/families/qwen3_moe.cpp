@@ -17,23 +17,25 @@ void read_attention(Reader& r, ModelConfig& c) {
     r.fail("num_key_value_heads",
            fmt::format("{} does not divide {} attention heads", c.gqa.kv_heads, c.num_heads));
   if (c.gqa.head_dim % 2 != 0) r.fail("head_dim", "rotated pairs need an even size");
-  r.require_value("use_sliding_window", false, "sliding-window attention is not built");
-  r.ignore("sliding_window");  // without use_sliding_window neither has an effect
-  r.ignore("max_window_layers");
+  // Without use_sliding_window neither has an effect.
+  for (const char* key : {"sliding_window", "max_window_layers"}) r.ignore(key);
+  for (const char* key : {"qk_norm", "use_qk_norm", "qk_layernorm"})
+    r.require_value(key, true, "this family normalises queries and keys");
+  for (const char* key : {"rope_interleave", "rope_interleaved"})
+    r.require_value(key, false, "this family rotates halves");
   c.rope = read_rope(r);
   c.softmax_scale = 1.0 / std::sqrt(static_cast<double>(c.gqa.head_dim));
 }
 
 void read_experts(Reader& r, ModelConfig& c) {
   MoeConfig& moe = c.moe;
-  const char* count = r.has("num_local_experts") ? "num_local_experts" : "num_experts";
-  moe.num_experts = r.integer(count, {.min = 1, .max = 4096});
-  if (r.has("num_local_experts"))
-    r.require_value("num_experts", moe.num_experts, "it is another name of num_local_experts");
+  r.also_called("num_experts", {"num_local_experts", "n_routed_experts"});
+  moe.num_experts = r.integer("num_experts", {.min = 1, .max = 4096});
+  r.also_called("num_experts_per_tok", {"num_experts_per_token"});
   moe.top_k = r.integer("num_experts_per_tok", {.min = 1, .max = 256}, 8);
   moe.expert_size = r.integer("moe_intermediate_size", {.min = 1, .max = 1 << 22});
   moe.normalize = r.boolean("norm_topk_prob", false);
-  if (r.sound(count) && r.sound("num_experts_per_tok") && moe.top_k > moe.num_experts)
+  if (r.sound("num_experts") && r.sound("num_experts_per_tok") && moe.top_k > moe.num_experts)
     r.fail("num_experts_per_tok",
            fmt::format("{} experts per token, only {} there", moe.top_k, moe.num_experts));
   const std::int64_t step = r.integer("decoder_sparse_step", {.min = 1}, 1);
@@ -42,7 +44,13 @@ void read_experts(Reader& r, ModelConfig& c) {
     c.moe_layers.push_back((layer + 1) % step == 0 &&
                            std::find(dense.begin(), dense.end(), layer) == dense.end());
   c.aux_loss = r.real("router_aux_loss_coef", {.min = 0.0}, 0.001);
-  r.ignore("output_router_logits");  // what a forward call returns, not what the model is
+  for (const char* key : {"n_shared_experts", "num_shared_experts", "shared_expert_intermediate_size"})
+    r.require_value(key, 0, "this family has no shared expert");
+  r.require_value("first_k_dense_replace", 0, "mlp_only_layers names the dense layers of this family");
+  r.require_value("moe_layer_freq", 1, "decoder_sparse_step says it in this family");
+  r.require_value("scoring_func", "softmax", "this family scores with softmax");
+  r.require_value("topk_method", "greedy", "this family chooses among all experts");
+  r.require_value("routed_scaling_factor", 1.0, "this family does not scale its experts");
 }
 
 ModelConfig read(Reader& r) {
@@ -50,6 +58,7 @@ ModelConfig read(Reader& r) {
   read_common(r, c);
   read_attention(r, c);
   read_experts(r, c);
+  read_fixed_choices(r, c);
   return c;
 }
 

@@ -2,12 +2,14 @@
 // whole numbers whose sums are exact.
 #include <algorithm>
 #include <cstring>
+#include <functional>
 #include <random>
 
 #include "backend/cuda/grouped_tiles.h"
 #include "farskip/backend/device.h"
 #include "farskip/ops/ops.h"
 #include "support/catch.h"
+#include "support/skip.h"
 
 namespace farskip::test {
 namespace {
@@ -158,14 +160,9 @@ std::vector<Problem> problems() {
   return all;
 }
 
-/// Without a GPU nothing, and a line that says so.
-template <class F>
-void with_gpu(const F& f) {
-  const std::string problem = why_no_cuda_device();
-  if (problem.empty())
-    f(*make_cuda_device());
-  else
-    fmt::print("skipped: {}\n", problem);
+void with_gpu(const std::function<void(Device&)>& f) {
+  if (const std::string problem = why_no_cuda_device(); !problem.empty()) skip(problem);
+  f(*make_cuda_device());
 }
 
 }  // namespace

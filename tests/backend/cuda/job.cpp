@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <map>
 
 #include "farskip/autograd/gradient.h"
 #include "farskip/ops/ops.h"
@@ -14,44 +13,6 @@ namespace {
 
 constexpr std::size_t kAlignment = 256, kGuard = 256;
 constexpr std::byte kPoison{0xff}, kGuardByte{0xa5};
-
-/// Inputs that are bf16 in a graph that computes in it.
-const std::map<std::string, std::vector<std::size_t>, std::less<>>& low_inputs() {
-  static const std::map<std::string, std::vector<std::size_t>, std::less<>> table{
-      {"embedding", {0}},
-      {"embedding_grad", {0}},
-      {"add", {0, 1}},
-      {"matmul", {0, 1, 2}},
-      {"rms_norm", {0}},
-      {"rms_norm_grad", {0, 1, 5}},
-      {"rope", {0}},
-      {"attention", {0, 1, 2}},
-      {"attention_grad", {0, 1, 2, 3, 4}},
-      {"mla_key_value", {0, 1}},
-      {"mla_key_value_grad", {0, 1}},
-      {"split_columns", {0}},
-      {"concat_columns", {0, 1, 2, 3, 4, 5, 6, 7}},
-      {"split_rows", {0}},
-      {"concat_rows", {0, 1, 2, 3, 4, 5, 6, 7}},
-      {"swiglu", {0}},
-      {"swiglu_grad", {0, 1}},
-      {"dispatch_rows", {0}},
-      {"combine_rows", {0}},
-      {"gather_rows", {0}},
-      {"scatter_rows", {0}},
-      {"grouped_matmul", {0, 1}},
-      {"grouped_matmul_wgrad", {0, 1}},
-      {"linear_cross_entropy", {0, 1}},
-      {"linear_cross_entropy_grad", {1, 2}},
-      {"distill_loss", {0, 1, 2, 3}},
-      {"distill_loss_grad", {1, 2, 3, 4}},
-      {"cached_distill_loss", {0, 1}},
-      {"cached_distill_loss_grad", {1, 2}},
-      {"teacher_top_k", {0, 1}},
-      {"squared_difference", {0, 1}},
-      {"squared_difference_grad", {1, 2}}};
-  return table;
-}
 
 std::vector<TensorView> views(const std::vector<HostTensor>& tensors) {
   std::vector<TensorView> out;
@@ -66,10 +27,13 @@ HostTensor copy_of(const TensorView& view) {
   return tensor;
 }
 
-/// Types of inputs as rules want them: nullptr where one is absent.
+/// Types of inputs as rules want them: nullptr where one is absent. The rows of those listed in `bounded` are
+/// bounded by some value of the graph.
 struct InputTypes {
-  explicit InputTypes(const std::vector<HostTensor>& inputs) {
+  explicit InputTypes(const std::vector<HostTensor>& inputs, const std::vector<std::size_t>& bounded = {}) {
     for (const HostTensor& input : inputs) types.push_back({input.dtype(), input.shape(), {}});
+    for (const std::size_t i : bounded)
+      if (i < types.size()) types[i].count = ValueId(0);
     for (std::size_t i = 0; i < inputs.size(); ++i)
       pointers.push_back(inputs[i].view() ? &types[i] : nullptr);
   }
@@ -97,6 +61,23 @@ std::vector<HostTensor> run_on_cpu(const OpDef& op, const Attributes& attributes
 std::vector<TensorType> infer_outputs(const OpDef& op, const Attributes& attributes,
                                       const std::vector<HostTensor>& inputs) {
   return OpRun{op, attributes, views(inputs)}.output_types();
+}
+
+/// Rounds the inputs that a bf16 graph has in bf16. An accumulator is of its output's type.
+void lower_inputs(const OpDef& op, const Attributes& attributes, std::vector<HostTensor>& inputs) {
+  std::vector<HostTensor> others = inputs;
+  for (const InPlace& sum : op.accumulates)
+    if (sum.input < inputs.size()) others[sum.input] = HostTensor();
+  for (std::size_t i = 0; i < inputs.size(); ++i) {
+    const InputType type = op.input_type(i);
+    if (others[i].view() && others[i].dtype() == DType::f32 &&
+        (type == InputType::compute || type == InputType::any))
+      inputs[i] = others[i] = convert_dtype(inputs[i], DType::bf16);
+  }
+  const std::vector<TensorType> outputs = infer_outputs(op, attributes, others);
+  for (const InPlace& sum : op.accumulates)
+    if (sum.input < inputs.size() && inputs[sum.input].view())
+      inputs[sum.input] = convert_dtype(inputs[sum.input], outputs[sum.output].dtype);
 }
 
 /// Nodes of the case and its gradient; outputs of the case are differentiated together.
@@ -212,38 +193,24 @@ DType Prepared::kernel_dtype() const {
   return kernel_dtype_of(attributes, inputs, outputs);
 }
 
-bool takes_low(const std::string& op) {
-  return low_inputs().contains(op);
+Prepared on_the_gpu(const Job& job, bool low) {
+  Prepared p{job.attributes, job.inputs, {}, {}};
+  if (low) lower_inputs(*job.op, job.attributes, p.inputs);
+  p.outputs = infer_outputs(*job.op, p.attributes, p.inputs);
+  return p;
 }
 
 Prepared prepare(const Job& job, bool low) {
-  Prepared p{job.attributes, job.inputs, {}, {}};
-  std::vector<HostTensor> rounded = job.inputs;
-  if (low) {
-    const bool wide_product = job.op->name == "matmul" && job.attributes.get<ops::Matmul>().wide;
-    for (const std::size_t i : low_inputs().at(job.op->name)) {
-      if (wide_product && i == 2) continue;
-      if (i >= p.inputs.size() || !p.inputs[i].view() || p.inputs[i].dtype() == DType::i32) continue;
-      p.inputs[i] = convert_dtype(job.inputs[i], DType::bf16);
-      rounded[i] = convert_dtype(p.inputs[i], DType::f32);
-    }
-  }
-  p.outputs = infer_outputs(*job.op, p.attributes, p.inputs);
+  Prepared p = on_the_gpu(job, low);
+  std::vector<HostTensor> rounded = p.inputs;
+  for (HostTensor& input : rounded)
+    if (low && input.view() && is_low(input.dtype())) input = convert_dtype(input, DType::f32);
   p.expected = run_on_cpu(*job.op, job.attributes, rounded);
   return p;
 }
 
-std::vector<std::size_t> bounded_inputs(const std::string& op) {
-  static const std::map<std::string, std::vector<std::size_t>, std::less<>> table{
-      {"swiglu", {0, 1}},       {"swiglu_grad", {0, 1, 2}}, {"gather_rows", {1}},
-      {"scatter_rows", {0, 1}}, {"grouped_matmul", {0}},    {"grouped_matmul_wgrad", {0, 1}},
-      {"add", {0, 1}}};
-  const auto it = table.find(op);
-  return it == table.end() ? std::vector<std::size_t>{} : it->second;
-}
-
 Prepared with_unused_rows(const Job& job, bool low) {
-  const auto bounded = bounded_inputs(job.op->name);
+  const auto& bounded = job.op->bounded;
   if (bounded.empty() || job.inputs[bounded[0]].shape().rank() == 0) return {};
   Prepared p = prepare(job, low);
   for (const std::size_t i : bounded)
@@ -294,12 +261,12 @@ GpuRun run_on_gpu(Device& device, const OpDef& op, const Prepared& prepared,
   std::vector<const std::int32_t*> input_rows(inputs.size(), nullptr), output_rows(outputs.size(), nullptr);
   if (count >= 0) {
     const auto* on_device = reinterpret_cast<const std::int32_t*>(memory.get() + count_place);
-    for (const std::size_t i : bounded_inputs(op.name))
+    for (const std::size_t i : op.bounded)
       if (i < inputs.size()) input_rows[i] = on_device;
+    const InputTypes bounded(prepared.inputs, op.bounded);
+    const auto bounded_outputs = farskip::infer_outputs(op, {prepared.attributes, bounded.pointers});
     for (std::size_t o = 0; o < outputs.size(); ++o)
-      if (prepared.outputs[o].shape != Shape{1} && op.name != "scatter_rows" &&
-          op.name != "grouped_matmul_wgrad")
-        output_rows[o] = on_device;
+      if (bounded_outputs[o].count) output_rows[o] = on_device;
   }
   kernel.run({prepared.attributes,
               inputs,

@@ -32,15 +32,13 @@ struct Prepared {
   /// The type under which its kernel is registered.
   DType kernel_dtype() const;
 };
-/// False where the op takes no bf16 at all.
-bool takes_low(const std::string& op);
 Prepared prepare(const Job& job, bool low);
+/// The same without what is expected.
+Prepared on_the_gpu(const Job& job, bool low);
 
-/// The same with some rows after the last of its bounded inputs, full of NaN, which a kernel that minds the
-/// count does not use. Empty inputs: the op has no bounded rows.
+/// The same with some rows after the last of its bounded inputs (OpDef::bounded), full of NaN, which a kernel
+/// that minds the count does not use. Empty inputs: the op has no bounded rows.
 Prepared with_unused_rows(const Job& job, bool low);
-/// Inputs whose dim 0 is bounded in a graph of routed rows.
-std::vector<std::size_t> bounded_inputs(const std::string& op);
 
 /// Runs it: inputs, outputs and workspace lie in one piece of device memory, poisoned, with guards between.
 struct GpuRun {
@@ -69,5 +67,7 @@ std::vector<OpCase> large_optimizer_cases();
 std::vector<OpCase> large_distill_cases();
 /// Casts, and AdamW's compute copy.
 std::vector<OpCase> cast_cases();
+/// Attention whose gradient need not repeat its bits.
+std::vector<OpCase> unrepeatable_attention_cases();
 
 }  // namespace farskip::test

@@ -119,6 +119,20 @@ std::vector<OpCase> large_dense_cases() {
   return cases;
 }
 
+std::vector<OpCase> unrepeatable_attention_cases() {
+  std::vector<OpCase> cases = attention_cases();
+  cases.push_back(attention_case("MLA's head sizes", 2, 4, 4, 512, 192, 128));
+  cases.push_back(attention_case("grouped heads, odd length", 2, 6, 2, 333, 64, 64));
+  cases.push_back(attention_case("many blocks of keys", 1, 2, 2, 2048, 128, 128));
+  std::erase_if(cases, [](const OpCase& c) { return c.op != "attention"; });
+  for (OpCase& c : cases) {
+    auto a = c.attributes.get<ops::Attention>();
+    a.deterministic = false;
+    c.attributes = Attributes::of(a);
+  }
+  return cases;
+}
+
 std::vector<OpCase> large_rowwise_cases() {
   std::vector<OpCase> cases;
   for (const auto& [rows, groups, size] : std::vector<std::array<std::int64_t, 3>>{{1037, 1, 2048},

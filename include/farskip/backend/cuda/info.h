@@ -17,6 +17,7 @@ struct GpuInfo {
 struct Info {
   bool built = false;                                // whether this build has a CUDA backend at all
   std::string toolkit, driver, cublas, cudnn, nccl;  // versions; empty: not there (nccl: as compiled against)
+  std::string unrepeatable;  // kernels for `deterministic: false` that do not repeat their bits
   std::vector<GpuInfo> gpus;
   std::string problem;  // why no GPU can be used; empty where one can
 };

@@ -1,0 +1,100 @@
+// Rotary embedding in hub configs, which have said it in two ways.
+
+#include <cmath>
+
+#include "farskip/model/family.h"
+
+namespace farskip {
+namespace {
+
+enum class RopeType { standard, yarn };
+constexpr Choice<RopeType> kRopeTypes[] = {{"default", RopeType::standard}, {"yarn", RopeType::yarn}};
+
+// Factor on cos and sin: as in DeepSeek's code, the ratio of two temperatures; 0.1 ln(factor) + 1 without
+// them (YaRN, section 3.4).
+double yarn_attention_factor(const RopeConfig& rope) {
+  auto temperature = [&](double m) {
+    return rope.factor <= 1.0 ? 1.0 : 0.1 * m * std::log(rope.factor) + 1.0;
+  };
+  if (rope.mscale > 0 && rope.mscale_all_dim > 0)
+    return temperature(rope.mscale) / temperature(rope.mscale_all_dim);
+  return temperature(1.0);
+}
+
+void read_scaling(Reader& r, RopeConfig& rope) {
+  if (r.choice("rope_type", kRopeTypes, RopeType::standard) == RopeType::standard) return;
+  rope.scaling = ops::RopeScaling::yarn;
+  rope.factor = r.real("factor", {.min = 1.0});
+  rope.original_positions = r.integer("original_max_position_embeddings", {.min = 1});
+  rope.beta_fast = r.real("beta_fast", {.min = 0.0, .above_min = true}, 32.0);
+  rope.beta_slow = r.real("beta_slow", {.min = 0.0, .above_min = true}, 1.0);
+  rope.mscale = r.optional_real("mscale", {.min = 0.0}).value_or(0.0);
+  rope.mscale_all_dim = r.optional_real("mscale_all_dim", {.min = 0.0}).value_or(0.0);
+  r.require_value("truncate", true, "correction bounds are rounded to whole dims");
+  const auto given = r.optional_real("attention_factor", {.min = 0.0, .above_min = true});
+  rope.attention_factor = given.value_or(yarn_attention_factor(rope));
+}
+
+/// The maps rope_parameters (newer files) and rope_scaling, and the keys beside them (hub files), as one map.
+/// Where two of them say different things, that is a mistake.
+ConfigNode merge_rope_settings(Reader& r) {
+  ConfigNode merged;
+  merged.kind = ConfigNode::Kind::map;
+  const auto add = [&](const std::string& key, const ConfigNode& value, const std::string& path) {
+    if (value.kind == ConfigNode::Kind::null) return;
+    const ConfigNode* const before = merged.find(key);
+    if (before == nullptr)
+      merged.set(key, value);
+    else if (!same_value(*before, value))
+      r.errors().add(value.position, path,
+                     describe_difference(value, *before, r.path_of("rope_parameters." + key)));
+  };
+  for (const char* section : {"rope_parameters", "rope_scaling"}) {
+    const ConfigNode* const node = r.take(section, "map");
+    if (node == nullptr) continue;
+    if (node->kind != ConfigNode::Kind::map) {
+      r.fail(section, fmt::format("{} stands here; allowed: map", describe_kind(*node)));
+      continue;
+    }
+    if (!merged.position.file) merged.position = node->position;
+    for (const ConfigNode& child : node->children)
+      add(child.key == "type" ? "rope_type" : child.key, child,
+          r.path_of(fmt::format("{}.{}", section, child.key)));
+  }
+  for (const char* key : {"rope_theta", "partial_rotary_factor", "original_max_position_embeddings"})
+    if (const ConfigNode* const node = r.take(key, "number")) add(key, *node, r.path_of(key));
+  return merged;
+}
+
+}  // namespace
+
+RopeConfig read_rope(Reader& r) {
+  const ConfigNode settings = merge_rope_settings(r);
+  Reader section(settings, r.errors(), r.path_of("rope_parameters"));
+  RopeConfig rope;
+  rope.theta = section.real("rope_theta", {.min = 1.0}, 10000.0);
+  section.require_value("partial_rotary_factor", 1.0, "whole heads are rotated");
+  read_scaling(section, rope);
+  section.finish();
+  return rope;
+}
+
+void write_rope(const RopeConfig& rope, ConfigNode& map) {
+  map.set("rope_theta", make_node(rope.theta));
+  if (rope.scaling == ops::RopeScaling::none) {
+    map.set("rope_scaling", ConfigNode{});
+    return;
+  }
+  ConfigNode scaling;
+  scaling.set("type", make_node("yarn"));
+  scaling.set("factor", make_node(rope.factor));
+  scaling.set("original_max_position_embeddings", make_node(rope.original_positions));
+  scaling.set("beta_fast", make_node(rope.beta_fast));
+  scaling.set("beta_slow", make_node(rope.beta_slow));
+  if (rope.mscale > 0) scaling.set("mscale", make_node(rope.mscale));
+  if (rope.mscale_all_dim > 0) scaling.set("mscale_all_dim", make_node(rope.mscale_all_dim));
+  scaling.set("attention_factor", make_node(rope.attention_factor));
+  map.set("rope_scaling", std::move(scaling));
+}
+
+}  // namespace farskip

@@ -1,0 +1,320 @@
+// Model folders as commands read and write them.
+
+#include <nlohmann/json.hpp>
+
+#include "farskip/base/file.h"
+#include "farskip/tensor/safetensors.h"
+#include "farskip/tensor/safetensors_writer.h"
+#include "support/catch.h"
+#include "support/support.h"
+
+namespace farskip {
+namespace {
+
+using nlohmann::json;
+using test::TemporaryFolder;
+
+test::CommandResult farskip_command(const std::string& arguments) {
+  return test::run_command(std::string(FARSKIP_BINARY) + " " + arguments);
+}
+
+std::string fixture(const std::string& name) {
+  return (test::fixtures() / name).string();
+}
+
+/// A model folder to be changed: config.json and weights of a fixture.
+fs::path copy_model(const TemporaryFolder& folder, const std::string& name) {
+  const fs::path path = folder / "model";
+  fs::create_directory(path);
+  for (const char* file : {"config.json", "model.safetensors"})
+    fs::copy_file(test::fixtures() / name / file, path / file);
+  return path;
+}
+
+/// A run from scratch of a few steps with a byte-level tokenizer; its run directory.
+fs::path train_small_run(const TemporaryFolder& folder, const std::string& overrides = "") {
+  std::string text;
+  for (int i = 0; i < 400; ++i) text += fmt::format("the model reads line {} of the text\n", i % 7);
+  write_text_file(folder / "text.txt", text);
+  const std::string tokenizer = (folder / "tokenizer.json").string();
+  if (!fs::exists(tokenizer))
+    REQUIRE(farskip_command("data train-tokenizer " + (folder / "text.txt").string() +
+                            " --vocab-size 300 --out " + tokenizer)
+                .status == 0);
+  write_text_file(folder / "run.yaml", fmt::format(R"(
+run_dir: {0}/run
+model: {{family: qwen3_moe, vocab_size: 300, hidden_size: 32, intermediate_size: 48, num_hidden_layers: 2,
+        num_attention_heads: 4, num_key_value_heads: 2, head_dim: 8, num_experts: 4, num_experts_per_tok: 2,
+        moe_intermediate_size: 16, max_position_embeddings: 64}}
+data: {{text: [{0}/text.txt], tokenizer: {0}/tokenizer.json}}
+train: {{steps: 2, sequence_length: 32, global_batch: 2, micro_batch: 2}}
+checkpoint: {{every: 1, keep: 5}}
+)",
+                                                   folder.path().string()));
+  const auto result = farskip_command("train " + (folder / "run.yaml").string() + " " + overrides);
+  INFO(result.err);
+  REQUIRE(result.status == 0);
+  return folder / "run";
+}
+
+TEST_CASE("no command follows a link in a model folder, and nothing of its target gets out") {
+  const TemporaryFolder folder;
+  const std::string secret = R"({"version": "1.0", "model": {}, "key": "hunter2"})";
+  write_text_file(folder / "secret", secret);
+  const fs::path model = copy_model(folder, "qwen3_moe");
+  write_text_file(folder / "train.yaml",
+                  fmt::format("run_dir: {0}/run\ninit: {{from: {0}/model}}\ndata: {{tokens: [{1}/tokens]}}\n"
+                              "train: {{steps: 1, sequence_length: 32, global_batch: 1, micro_batch: 1}}\n",
+                              folder.path().string(), fixture("qwen3_moe")));
+  const std::string m = model.string(), out = (folder / "out").string();
+  for (const char* name : {"tokenizer.json", "tokenizer_config.json", "generation_config.json",
+                           "chat_template.jinja", "special_tokens_map.json"}) {
+    CAPTURE(name);
+    fs::create_symlink(folder / "secret", model / name);
+    for (const std::string& command :
+         {"convert " + m + " " + out, "train " + (folder / "train.yaml").string(),
+          "generate --model " + m + " --prompt x", "inspect --verify " + m}) {
+      CAPTURE(command);
+      const auto result = farskip_command(command);
+      CHECK(result.status == 74);
+      CHECK_THAT(result.err, ContainsSubstring(name) && ContainsSubstring("is a symbolic link"));
+      CHECK_THAT(result.out + result.err, !ContainsSubstring("hunter2"));
+    }
+    CHECK_FALSE(fs::exists(folder / "out"));
+    fs::remove(model / name);
+  }
+  for (const char* name : {"config.json", "model.safetensors"}) {
+    CAPTURE(name);
+    fs::rename(model / name, folder / "moved");
+    fs::create_symlink(folder / "moved", model / name);
+    for (const std::string& command : {"convert " + m + " " + out, "inspect " + m,
+                                       "eval --model " + m + " --data " + fixture("qwen3_moe") + "/tokens"}) {
+      const auto result = farskip_command(command);
+      CHECK(result.status == 74);
+      CHECK_THAT(result.err, ContainsSubstring(name) && ContainsSubstring("is a symbolic link"));
+    }
+    fs::remove(model / name);
+    fs::rename(folder / "moved", model / name);
+  }
+  fs::create_directory_symlink(model, folder / "link");  // the folder itself is what the user named
+  CHECK(farskip_command("inspect " + (folder / "link").string()).status == 0);
+}
+
+TEST_CASE("a report shows nothing that a link in a run directory leads to") {
+  const TemporaryFolder folder;
+  fs::create_directory(folder / "run");
+  write_text_file(folder / "secret", "name: hunter2\n");
+  write_text_file(folder / "run" / "metrics.jsonl", "{\"step\": 1, \"loss\": 2.0}\n");
+  fs::create_symlink(folder / "secret", folder / "run" / "config.yaml");
+  const auto result = farskip_command("report " + (folder / "run").string());
+  CHECK(result.status == 0);
+  CHECK_THAT(result.err, ContainsSubstring("config.yaml is left out"));
+  CHECK_THAT(read_text_file(folder / "run" / "report.html"), !ContainsSubstring("hunter2"));
+  fs::remove(folder / "run" / "metrics.jsonl");
+  fs::create_symlink(folder / "secret", folder / "run" / "metrics.jsonl");
+  CHECK(farskip_command("report " + (folder / "run").string()).status == 74);
+}
+
+TEST_CASE("convert takes the files beside the weights along and names what stays") {
+  const TemporaryFolder folder;
+  const fs::path model = copy_model(folder, "qwen3_moe");
+  const std::string generation = "{\"eos_token_id\": [5, 7]}\n";
+  write_text_file(model / "generation_config.json", generation);
+  write_text_file(model / "chat_template.jinja", "{{ x }}");
+  write_text_file(model / "README.md", "# model\n");
+  const std::string out = (folder / "out").string();
+  const auto result = farskip_command("convert " + model.string() + " " + out + " --json");
+  REQUIRE(result.status == 0);
+  CHECK(json::parse(result.out)["left_behind"] == json{"README.md"});
+  CHECK_THAT(result.err, ContainsSubstring("not copied: README.md"));
+  CHECK(read_text_file(out + "/generation_config.json") == generation);
+  CHECK(read_text_file(out + "/chat_template.jinja") == "{{ x }}");
+  CHECK(json::parse(read_text_file(out + "/config.json"))["eos_token_id"] == json{5, 7});
+  REQUIRE(farskip_command("convert " + out + " " + out + "2").status == 0);
+  CHECK(read_text_file(out + "2/generation_config.json") == generation);
+}
+
+TEST_CASE("damage in an exported model is found by every command that reads its weights") {
+  const TemporaryFolder folder;
+  const std::string out = (folder / "out").string(), data = " --data " + fixture("qwen3_moe") + "/tokens";
+  REQUIRE(farskip_command("convert " + fixture("qwen3_moe") + " " + out).status == 0);
+  REQUIRE(farskip_command("inspect --verify " + out).status == 0);
+  std::string bytes = read_text_file(out + "/model.safetensors");
+  bytes[300000] = static_cast<char>(bytes[300000] ^ 1);
+  write_text_file(out + "/model.safetensors", bytes);
+  for (const std::string& command :
+       {"inspect --verify " + out, "eval --model " + out + data, "convert " + out + " " + out + "2"}) {
+    CAPTURE(command);
+    const auto result = farskip_command(command);
+    CHECK(result.status == 65);
+    CHECK_THAT(result.err, ContainsSubstring("model.safetensors") && ContainsSubstring("damaged"));
+  }
+  fs::remove(out + "/model.manifest.json");
+  CHECK(farskip_command("inspect --verify " + out).status == 0);
+}
+
+TEST_CASE("a checkpoint without its manifest is refused by name") {
+  const TemporaryFolder folder;
+  const fs::path step = train_small_run(folder) / "checkpoints" / "step-2";
+  CHECK(farskip_command("inspect --verify " + step.string()).status == 0);
+  fs::remove(step / "manifest.json");
+  const std::string s = step.string();
+  for (const std::string& command :
+       {"inspect " + s, "inspect --verify " + s, "convert " + s + " " + (folder / "out").string(),
+        "generate --prompt x --model " + s,
+        "eval --model " + s + " --data " + fixture("qwen3_moe") + "/tokens"}) {
+    CAPTURE(command);
+    const auto result = farskip_command(command);
+    CHECK(result.status == 65);
+    CHECK_THAT(result.err, ContainsSubstring("without its manifest.json"));
+  }
+  write_text_file(folder / "from.yaml",
+                  fmt::format("run_dir: {0}/run2\ninit: {{from: {1}}}\ndata: {{text: [{0}/text.txt]}}\n"
+                              "train: {{steps: 1, sequence_length: 32, global_batch: 1, micro_batch: 1}}\n",
+                              folder.path().string(), s));
+  CHECK(farskip_command("train " + (folder / "from.yaml").string()).status == 65);
+}
+
+TEST_CASE("a run from scratch knows the end of its texts, and an older one learns it on the way") {
+  const TemporaryFolder folder;
+  const fs::path run = train_small_run(folder);
+  const auto eos = [&](int step) {
+    const fs::path config = run / "checkpoints" / fmt::format("step-{}", step) / "config.json";
+    return json::parse(read_text_file(config))["eos_token_id"];
+  };
+  CHECK(eos(2) == 0);  // <|endoftext|> of train-tokenizer
+  CHECK(fs::exists(run / "checkpoints" / "step-2" / "tokenizer.json"));
+  train_small_run(folder, "train.steps=3 'model.eos_token_id=[0,5]'");
+  CHECK(eos(3) == json{0, 5});
+}
+
+TEST_CASE("a prompt that fills the context is refused, and a text that it cuts short says so") {
+  const TemporaryFolder folder;
+  const std::string run = train_small_run(folder).string();
+  std::string prompt;
+  for (int i = 0; i < 64; ++i) prompt += "\xc3\xa9 ";
+  const auto full = farskip_command("generate --model " + run + " --prompt '" + prompt + "'");
+  CHECK(full.status == 64);
+  CHECK_THAT(full.err, ContainsSubstring("max_position_embeddings is 64"));
+  const auto cut =
+      farskip_command("generate --json --model " + run + " --prompt 'the model' --max-tokens 100");
+  REQUIRE(cut.status == 0);
+  const json made = json::parse(cut.out);
+  if (made["finish_reason"] == "context") {
+    CHECK_THAT(cut.err, ContainsSubstring("of 100 tokens"));
+  } else {
+    CHECK(made["finish_reason"] == "stop");
+  }
+  const auto eval = farskip_command("eval --model " + run + " --data " + fixture("qwen3_moe") +
+                                    "/tokens --sequence-length 65 --max-sequences 1");
+  CHECK(eval.status == 0);
+  CHECK_THAT(eval.err, ContainsSubstring("--sequence-length is 65") && ContainsSubstring("64"));
+}
+
+TEST_CASE("generate stops at every end token of the model's files") {
+  const TemporaryFolder folder;
+  const fs::path run = train_small_run(folder);
+  const std::string out = (folder / "out").string();
+  REQUIRE(farskip_command("convert " + run.string() + " " + out).status == 0);
+  fs::remove(out + "/model.manifest.json");
+  const std::string command = "generate --json --max-tokens 8 --prompt 'the model' --model " + out;
+  const json free = json::parse(farskip_command(command).out);
+  REQUIRE(free["ids"].size() >= 1);
+  const int first = free["ids"][0];
+  write_text_file(out + "/generation_config.json", fmt::format("{{\"eos_token_id\": [0, {}]}}", first));
+  const json stopped = json::parse(farskip_command(command).out);
+  CHECK(stopped["ids"].empty());
+  CHECK(stopped["finish_reason"] == "stop");
+}
+
+TEST_CASE("generate puts the begin token of the tokenizer's template before a prompt, once") {
+  const TemporaryFolder folder;
+  const fs::path run = train_small_run(folder);
+  json tokenizer = json::parse(read_text_file(folder / "tokenizer.json"));
+  tokenizer["post_processor"] = json::parse(R"({
+    "type": "TemplateProcessing", "pair": [],
+    "single": [{"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+    "special_tokens": {"<|endoftext|>": {"id": "<|endoftext|>", "ids": [0], "tokens": ["<|endoftext|>"]}}})");
+  write_text_file(folder / "begins.json", tokenizer.dump());
+  const auto made = [&](const std::string& prompt, const std::string& more) {
+    const auto result = farskip_command("generate --json --max-tokens 4 --model " + run.string() +
+                                        " --prompt '" + prompt + "' " + more);
+    INFO(result.err);
+    REQUIRE(result.status == 0);
+    return json::parse(result.out);
+  };
+  const std::string begins = "--tokenizer " + (folder / "begins.json").string();
+  const json explicit_token = made("<|endoftext|>the model", "");
+  for (const json& o : {made("the model", begins), made("<|endoftext|>the model", begins)}) {
+    CHECK(o["prompt_tokens"] == explicit_token["prompt_tokens"]);
+    CHECK(o["ids"] == explicit_token["ids"]);
+  }
+  CHECK(made("the model", "")["prompt_tokens"] == explicit_token["prompt_tokens"].get<int>() - 1);
+}
+
+TEST_CASE("convert refuses weights that are not finite, naming file and tensor") {
+  const TemporaryFolder folder;
+  const fs::path model = copy_model(folder, "qwen3_moe");
+  std::string bytes = read_text_file(model / "model.safetensors");
+  {
+    const SafetensorsFile file(model / "model.safetensors");
+    const TensorInfo& info = file.find("model.layers.1.mlp.experts.3.up_proj.weight");
+    for (std::size_t i = 0; i < dtype_size(info.dtype); ++i)
+      bytes[info.offset + 2 * dtype_size(info.dtype) + i] = '\xff';
+  }
+  write_text_file(model / "model.safetensors", bytes);
+  for (const std::string& command : {"convert " + model.string() + " " + (folder / "out").string(),
+                                     "inspect --verify " + model.string()}) {
+    const auto result = farskip_command(command);
+    CHECK(result.status == 65);
+    CHECK_THAT(result.err,
+               ContainsSubstring("model.safetensors: model.layers.1.mlp.experts.3.up_proj.weight"));
+  }
+  CHECK_FALSE(fs::exists(folder / "out"));
+}
+
+TEST_CASE("an output is never one of the inputs") {
+  const TemporaryFolder folder;
+  const fs::path model = copy_model(folder, "qwen3_moe");
+  const std::string m = model.string(), tokens = (folder / "tokens.safetensors").string(),
+                    text = (folder / "text.txt").string(), tokenizer = (folder / "tokenizer.json").string();
+  HostTensor ids(DType::i32, Shape{1, 4});
+  std::fill(ids.values<std::int32_t>().begin(), ids.values<std::int32_t>().end(), 3);
+  write_safetensors(tokens, {{"tokens", ids.view()}});
+  write_text_file(text, "some text\n");
+  write_text_file(folder / "text.bin", "more text\n");
+  REQUIRE(
+      farskip_command("data train-tokenizer " + text + " --out " + tokenizer + " --vocab-size 258").status ==
+      0);
+  fs::create_hard_link(tokens, folder / "hard");
+  const std::string forward = "forward --model " + m + " --tokens " + tokens + " --out ";
+  for (const std::string& command :
+       {forward + tokens, forward + (folder / "hard").string(), forward + m + "/model.safetensors",
+        forward + m + "/config.json", "data train-tokenizer " + text + " --out " + text + " --vocab-size 258",
+        "data tokenize " + (folder / "text.bin").string() + " --tokenizer " + tokenizer + " --out " +
+            (folder / "text").string()}) {
+    CAPTURE(command);
+    const auto result = farskip_command(command);
+    CHECK(result.status == 64);
+    CHECK_THAT(result.err, ContainsSubstring("would overwrite"));
+  }
+  CHECK(read_text_file(text) == "some text\n");
+  CHECK(farskip_command(forward + (folder / "new").string()).status == 0);
+}
+
+TEST_CASE("a path with bytes that are not UTF-8 is no reason to fail") {
+  const TemporaryFolder folder;
+  const fs::path odd = folder / "caf\xe9";
+  fs::copy(test::fixtures() / "qwen3_moe", odd);
+  const auto result = farskip_command("inspect --json " + odd.string());
+  REQUIRE(result.status == 0);
+  CHECK_THAT(json::parse(result.out)["path"].get<std::string>(), ContainsSubstring("caf\xef\xbf\xbd"));
+  const auto tensors = farskip_command("inspect --json " + (odd / "model.safetensors").string());
+  REQUIRE(tensors.status == 0);
+  const json listed = json::parse(tensors.out);
+  CHECK(listed["tensors"].size() == SafetensorsFile(odd / "model.safetensors").tensors().size());
+  CHECK(listed["tensors"][0]["shape"].is_array());
+}
+
+}  // namespace
+}  // namespace farskip

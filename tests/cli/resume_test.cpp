@@ -1,0 +1,105 @@
+// What a person sees who starts a run again: changes, damage and what is in the way.
+#include "farskip/base/error.h"
+#include "farskip/base/file.h"
+#include "farskip/tensor/hash.h"
+#include "support/catch.h"
+#include "support/run_files.h"
+#include "support/support.h"
+
+namespace farskip {
+namespace {
+
+/// A small run and the command that starts it again.
+struct Run {
+  test::TemporaryFolder folder;
+  Run() {
+    write_text_file(folder / "run.yaml", R"(
+farskip: {mode: "off"}
+train:
+  steps: 6
+  sequence_length: 32
+  global_batch: 4
+  micro_batch: 2
+  learning_rate: {schedule: cosine, peak: 1.0e-3}
+checkpoint: {every: 3}
+)");
+  }
+  fs::path dir() const { return folder / "run"; }
+  test::CommandResult start(const std::string& overrides = "") const {
+    const std::string model = (test::fixtures() / "deepseek_v2").string();
+    return test::run_command(fmt::format("{} train {} run_dir={} init.from={} 'data.tokens=[{}/tokens]' {}",
+                                         FARSKIP_BINARY, (folder / "run.yaml").string(), dir().string(),
+                                         model, model, overrides));
+  }
+};
+
+TEST_CASE("what has changed since the checkpoint is said with both values, and a jump of the rate") {
+  const Run run;
+  REQUIRE(run.start().status == 0);
+  const auto same = run.start();
+  CHECK(same.status == 0);
+  CHECK_THAT(same.err, ContainsSubstring("nothing is left to do") && !ContainsSubstring("warning"));
+  const auto more = run.start("train.steps=9 train.optimizer.betas='[0.8, 0.9]' data.document_mask=true");
+  CHECK(more.status == 0);
+  CHECK_THAT(more.err,
+             ContainsSubstring("the configuration has changed since step 6:\n"
+                               "  data.document_mask: checkpoint false, now true\n"
+                               "  train.steps: checkpoint 6, now 9\n"
+                               "  train.optimizer.betas: checkpoint [0.9, 0.95], now [0.8, 0.9]\n"));
+  CHECK_THAT(more.err, ContainsSubstring("the learning rate was 0 in step 6 and is 0.000117 in step 7"));
+}
+
+TEST_CASE("a run that goes on under its own configuration warns of nothing") {
+  const Run run;
+  REQUIRE(run.start().status == 0);
+  fs::remove_all(test::checkpoint_folder(run.dir(), 6));
+  const auto again = run.start();
+  CHECK(again.status == 0);
+  CHECK_THAT(again.err, ContainsSubstring("resumed at step 3"));
+  CHECK_THAT(again.err, ContainsSubstring("latest: names") && !ContainsSubstring("has changed") &&
+                            !ContainsSubstring("the learning rate was"));
+}
+
+TEST_CASE("strays beside shards are passed over with a notice, and no step is lost") {
+  const Run run;
+  REQUIRE(run.start().status == 0);
+  write_text_file(test::checkpoint_folder(run.dir(), 6) / ".nfs0001", "x");
+  const auto again = run.start("train.steps=7");
+  CHECK(again.status == 0);
+  CHECK_THAT(again.err,
+             ContainsSubstring("step-6/.nfs0001: is no part of the checkpoint and is passed over") &&
+                 ContainsSubstring("resumed at step 6"));
+}
+
+TEST_CASE("what stands where a checkpoint will be is found at the start") {
+  const Run run;
+  REQUIRE(run.start().status == 0);
+  fs::create_directory_symlink("elsewhere", run.dir() / "checkpoints" / "step-9");
+  const auto again = run.start("train.steps=12");
+  CHECK(again.status == 64);
+  CHECK_THAT(again.err, ContainsSubstring("step-9: is a link, where the folder of a checkpoint is expected"));
+  CHECK(test::read_metrics(run.dir()).size() == 6);
+  CHECK(run.start("train.steps=12 checkpoint.resume=never").status == 0);  // set aside with the others
+}
+
+TEST_CASE("a checkpoint whose state is forged is passed over, and inspect says why") {
+  const Run run;
+  REQUIRE(run.start().status == 0);
+  const fs::path manifest = test::checkpoint_folder(run.dir(), 6) / "manifest.json";
+  std::string body = read_text_file(manifest);
+  body.erase(0, body.find('\n') + 1);
+  const std::string samples = "\"samples\": \"24\"";
+  body.replace(body.find(samples), samples.size(), "\"samples\": \"-4\"");
+  write_text_file(manifest, fmt::format("{{\"manifest_xxh3_128\": \"{}\",\n{}", hash_text(body), body));
+  const auto seen = test::run_command(
+      fmt::format("{} inspect {} --verify", FARSKIP_BINARY, manifest.parent_path().string()));
+  CHECK(seen.status == 65);
+  CHECK_THAT(seen.err, ContainsSubstring("manifest.json: state: `samples` is \"-4\""));
+  const auto again = run.start();
+  CHECK(again.status == 0);
+  CHECK_THAT(again.err,
+             ContainsSubstring("state: `samples` is \"-4\"") && ContainsSubstring("resumed at step 3"));
+}
+
+}  // namespace
+}  // namespace farskip

@@ -1,0 +1,255 @@
+// config.json as other programs write it: one setting in two places, keys without effect, null, reals.
+
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "farskip/base/file.h"
+#include "farskip/model/model_config.h"
+#include "support/catch.h"
+#include "support/models.h"
+#include "support/support.h"
+
+namespace farskip {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+/// The config.json of a fixture, to be changed.
+Json fixture_config(const std::string& name) {
+  return Json::parse(read_text_file(test::fixtures() / name / "config.json"));
+}
+
+ModelConfig read(const Json& config, std::vector<std::string>* notices = nullptr) {
+  const test::TemporaryFolder folder;
+  write_text_file(folder / "config.json", config.dump(2));
+  return read_hub_config(folder.path(), notices);
+}
+
+/// The fixture with some keys set; a value in JSON's own notation.
+Json with(Json config, const std::vector<std::pair<std::string, std::string>>& changes) {
+  for (const auto& [key, value] : changes) config[key] = Json::parse(value);
+  return config;
+}
+
+std::string refusal(const Json& config) {
+  try {
+    read(config);
+  } catch (const DataError& error) {
+    return error.what();
+  }
+  return "(read)";
+}
+
+TEST_CASE("the rotary base is taken from either place, or from both where they agree") {
+  Json bare = fixture_config("qwen3_moe");
+  bare.erase("rope_parameters");
+  const std::string standard = R"({"rope_type": "default"})",
+                    whole = R"({"rope_type": "default", "rope_theta": 1e6})";
+  CHECK(read(bare).rope.theta == 1e4);
+  CHECK(read(with(bare, {{"rope_theta", "1000000.0"}})).rope.theta == 1e6);
+  CHECK(read(with(bare, {{"rope_theta", "1e6"}, {"rope_parameters", standard}})).rope.theta == 1e6);
+  CHECK(read(with(bare, {{"rope_theta", "1e6"}, {"rope_scaling", "null"}})).rope.theta == 1e6);
+  CHECK(read(with(bare, {{"rope_theta", "null"}, {"rope_parameters", whole}})).rope.theta == 1e6);
+  CHECK(read(with(bare, {{"rope_theta", "1000000"}, {"rope_parameters", whole}})).rope.theta == 1e6);
+  CHECK(read(with(bare, {{"rope_parameters", "null"}, {"rope_scaling", whole}})).rope.theta == 1e6);
+  CHECK_THAT(refusal(with(bare, {{"rope_theta", "10000.0"}, {"rope_parameters", whole}})),
+             ContainsSubstring("rope_theta: \"10000.0\" here") &&
+                 ContainsSubstring("rope_parameters.rope_theta") && ContainsSubstring("1000000.0") &&
+                 ContainsSubstring("leave one of them"));
+}
+
+TEST_CASE("the scaling of positions is taken from rope_scaling, rope_parameters, or both where they agree") {
+  Json bare = fixture_config("deepseek_v2_yarn");
+  Json yarn = bare["rope_parameters"];
+  const ModelConfig expected = read(bare);
+  yarn.erase("rope_theta");
+  bare.erase("rope_parameters");
+  Json old = yarn;
+  old.erase("rope_type");
+  old["type"] = "yarn";
+  CHECK(read(with(bare, {{"rope_scaling", old.dump()}})) == expected);
+  CHECK(read(with(bare, {{"rope_scaling", old.dump()}, {"rope_parameters", yarn.dump()}})) == expected);
+  Json both = yarn;
+  both["type"] = "yarn";
+  CHECK(read(with(bare, {{"rope_scaling", both.dump()}})) == expected);
+  Json other = old;
+  other["factor"] = 8.0;
+  CHECK_THAT(refusal(with(bare, {{"rope_scaling", other.dump()}, {"rope_parameters", yarn.dump()}})),
+             ContainsSubstring("rope_scaling.factor: \"8.0\" here, but rope_parameters.factor"));
+  CHECK_THAT(refusal(with(bare, {{"rope_scaling", R"({"type": "linear", "factor": 2.0})"}})),
+             ContainsSubstring("linear"));
+  both["type"] = "default";
+  CHECK_THAT(refusal(with(bare, {{"rope_scaling", both.dump()}})), ContainsSubstring("rope_type"));
+  CHECK_THAT(refusal(with(bare, {{"rope_scaling", "[1]"}})), ContainsSubstring("a list stands here"));
+}
+
+TEST_CASE("a setting with several names is read under each, and refused where they differ") {
+  struct Case {
+    std::string model, name, other, value, wrong;
+  };
+  const std::vector<Case> cases{
+      {"qwen3_moe", "num_local_experts", "num_experts", "8", "4"},
+      {"qwen3_moe", "num_local_experts", "n_routed_experts", "8", "4"},
+      {"deepseek_v2", "n_routed_experts", "num_experts", "8", "4"},
+      {"deepseek_v2", "n_routed_experts", "num_local_experts", "8", "16"},
+      {"deepseek_v2", "n_shared_experts", "num_shared_experts", "2", "1"},
+      {"qwen3_moe", "num_experts_per_tok", "num_experts_per_token", "2", "1"},
+      {"qwen3_moe", "hidden_act", "hidden_activation", "\"silu\"", "\"gelu\""},
+      {"qwen3_moe", "dtype", "torch_dtype", "\"float32\"", "\"bfloat16\""},
+      {"deepseek_v2", "head_dim", "qk_rope_head_dim", "8", "10"},
+      {"deepseek_v2", "num_attention_heads", "num_key_value_heads", "4", "2"},
+  };
+  for (const Case& c : cases) {
+    CAPTURE(c.model, c.name, c.other);
+    Json config = fixture_config(c.model);
+    const ModelConfig expected = read(config);
+    CHECK(read(with(config, {{c.name, c.value}, {c.other, c.value}})) == expected);
+    const std::string message = refusal(with(config, {{c.name, c.value}, {c.other, c.wrong}}));
+    CHECK_THAT(message, ContainsSubstring(c.name) && ContainsSubstring(c.other));
+    if (c.name == "head_dim" || c.name == "num_attention_heads") continue;  // two settings that hang together
+    config.erase(c.name);
+    CHECK(read(with(config, {{c.other, c.value}})) == expected);
+  }
+  CHECK_THAT(refusal(with(fixture_config("qwen3_moe"),
+                          {{"mlp_layer_types", R"(["sparse", "dense", "sparse", "sparse"])"}})),
+             ContainsSubstring("mlp_layer_types: layer 1 is 'dense' here"));
+  CHECK(refusal(with(fixture_config("deepseek_v2"),
+                     {{"mlp_layer_types", R"(["dense", "sparse", "sparse", "sparse"])"}})) == "(read)");
+  CHECK_THAT(refusal(with(fixture_config("deepseek_v2"),
+                          {{"farskip", "true"}, {"farskip_start_idx", "2"}, {"farskip_layers", "[1, 3]"}})),
+             ContainsSubstring("farskip_layers: layer 1 is outside"));
+}
+
+TEST_CASE("a mistake names the key as the file spells it") {
+  Json config = fixture_config("qwen3_moe");
+  config.erase("num_local_experts");
+  CHECK_THAT(refusal(with(config, {{"n_routed_experts", "0"}})),
+             ContainsSubstring("n_routed_experts: 0 is out of range"));
+}
+
+TEST_CASE("a key that names what is built anyway is accepted with that value and refused with another") {
+  struct Case {
+    std::string key, accepted, refused;
+  };
+  const std::vector<Case> cases{{"qkv_bias", "false", "true"},
+                                {"lm_head_bias", "false", "true"},
+                                {"bias", "false", "true"},
+                                {"attention_bias", "false", "true"},
+                                {"quantization_config", "null", R"({"bits": 8})"},
+                                {"is_decoder", "false", "true"},
+                                {"is_encoder_decoder", "false", "true"},
+                                {"add_cross_attention", "false", "true"},
+                                {"hidden_dropout", "0.0", "0.1"},
+                                {"attention_probs_dropout_prob", "0", "0.1"},
+                                {"resid_pdrop", "0.0", "0.5"},
+                                {"router_jitter_noise", "0.0", "0.01"},
+                                {"final_logit_softcapping", "null", "30.0"},
+                                {"pretraining_tp", "1", "2"},
+                                {"num_nextn_predict_layers", "0", "1"},
+                                {"logits_scaling", "1.0", "8.0"},
+                                {"use_sliding_window", "false", "true"},
+                                {"layer_types", R"(["full_attention"])", R"(["sliding_attention"])"},
+                                {"hidden_act", "\"silu\"", "\"gelu\""},
+                                {"partial_rotary_factor", "1.0", "0.5"}};
+  for (const std::string& model : test::model_fixtures())
+    for (const Case& c : cases) {
+      CAPTURE(model, c.key);
+      const Json config = fixture_config(model);
+      std::vector<std::string> notices;
+      CHECK(read(with(config, {{c.key, c.accepted}}), &notices) == read(config));
+      CHECK(notices.empty());
+      CHECK_THAT(refusal(with(config, {{c.key, c.refused}})), ContainsSubstring(c.key));
+    }
+  const Json qwen = fixture_config("qwen3_moe"), deepseek = fixture_config("deepseek_v2");
+  CHECK(refusal(with(qwen, {{"sliding_window", "4096"}})) == "(read)");
+  CHECK_THAT(refusal(with(deepseek, {{"sliding_window", "4096"}})), ContainsSubstring("sliding_window"));
+  CHECK(refusal(with(deepseek, {{"sliding_window", "4096"}, {"use_sliding_window", "false"}})) == "(read)");
+  for (const auto& [key, ours, theirs] :
+       {std::tuple{"rope_interleave", "false", "true"}, {"use_qk_norm", "true", "false"}}) {
+    CHECK(refusal(with(qwen, {{key, ours}})) == "(read)");
+    CHECK(refusal(with(deepseek, {{key, theirs}})) == "(read)");
+    CHECK_THAT(refusal(with(qwen, {{key, theirs}})), ContainsSubstring(key));
+    CHECK_THAT(refusal(with(deepseek, {{key, ours}})), ContainsSubstring(key));
+  }
+}
+
+TEST_CASE("notes of other programs are passed over with one notice, and null is the default") {
+  const Json config = fixture_config("deepseek_v2");
+  std::vector<std::string> notices;
+  const Json noted = with(config, {{"unsloth_version", "\"2026.1\""},
+                                   {"unsloth_fixed", "true"},
+                                   {"_attn_implementation", "\"eager\""},
+                                   {"trl_version", "\"1\""},
+                                   {"tokenizer_class", "\"PreTrainedTokenizerFast\""},
+                                   {"output_router_logits", "true"},
+                                   {"top_k", "50"},
+                                   {"something_unheard_of", "null"},
+                                   {"initializer_range", "null"},
+                                   {"mlp_only_layers", "null"},
+                                   {"tie_word_embeddings", "null"}});
+  CHECK(read(noted, &notices) == read(config));
+  REQUIRE(notices.size() == 1);
+  for (const char* key : {"unsloth_version", "unsloth_fixed", "_attn_implementation", "trl_version"})
+    CHECK_THAT(notices[0], ContainsSubstring(key));
+  for (const char* key : {"tokenizer_class", "something_unheard_of", "top_k"})
+    CHECK_THAT(notices[0], !ContainsSubstring(key));
+  CHECK_THAT(refusal(with(config, {{"hidden_size", "null"}})), ContainsSubstring("hidden_size"));
+}
+
+TEST_CASE("what may change the model is refused, without a wild guess at what was meant") {
+  for (const char* key : {"query_scale", "ffn_hidden", "use_rope", "rope", "nope_interval", "mamba_layers"}) {
+    const std::string message = refusal(with(fixture_config("qwen3_moe"), {{key, "true"}}));
+    CAPTURE(key);
+    CHECK_THAT(message, ContainsSubstring(std::string(key) + ": this key is not known here"));
+    CHECK_THAT(message, !ContainsSubstring("mean") && !ContainsSubstring("nearest"));
+  }
+  Json misspelt = fixture_config("qwen3_moe");
+  misspelt["rms_norm_epsilon"] = misspelt["rms_norm_eps"];
+  CHECK_THAT(refusal(misspelt), ContainsSubstring("did you mean rms_norm_eps?"));
+}
+
+TEST_CASE("the model section of a run does not pass over what a hub file may hold") {
+  const ModelConfig config = read_hub_config(test::fixtures() / "qwen3_moe");
+  for (const auto& [key, value] : {std::pair{"top_k", make_node(std::int64_t{4})},
+                                   {"unsloth_version", make_node("2026.1")},
+                                   {"initializer_range", ConfigNode{}},
+                                   {"anything", ConfigNode{}}}) {
+    CAPTURE(key);
+    ConfigNode section = model_section(config);
+    section.set(key, value);
+    ErrorList errors;
+    read_model_section(section, errors);
+    CHECK(errors.size() == 1);
+  }
+}
+
+TEST_CASE("a written config keeps reals real and integers whole") {
+  for (const std::string& model : test::model_fixtures()) {
+    const Json config = Json::parse(hub_config_text(read_hub_config(test::fixtures() / model)));
+    std::size_t reals = 0;
+    const std::set<std::string> real_keys{
+        "rms_norm_eps",     "initializer_range", "attention_dropout",   "rope_theta", "routed_scaling_factor",
+        "factor",           "beta_fast",         "beta_slow",           "mscale",     "mscale_all_dim",
+        "attention_factor", "aux_loss_alpha",    "router_aux_loss_coef"};
+    const auto check = [&](const Json& map, const auto& again) -> void {
+      for (const auto& [key, value] : map.items()) {
+        CAPTURE(model, key, value);
+        if (value.is_object()) again(value, again);
+        if (!value.is_number()) continue;
+        CHECK(value.is_number_float() == real_keys.contains(key));
+        reals += value.is_number_float() ? 1 : 0;
+      }
+    };
+    check(config, check);
+    CHECK(reals >= 5);
+  }
+}
+
+TEST_CASE("config.json says in which type the weights are stored") {
+  ModelConfig config = read_hub_config(test::fixtures() / "qwen3_moe");
+  CHECK(Json::parse(hub_config_text(config))["torch_dtype"] == "float32");
+  CHECK(Json::parse(hub_config_text(config, DType::bf16))["torch_dtype"] == "bfloat16");
+}
+
+}  // namespace
+}  // namespace farskip
