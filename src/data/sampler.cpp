@@ -84,6 +84,8 @@ Sampler::Sampler(std::vector<SamplerSource> sources, const SamplerOptions& optio
                       "add text",
                       name, num_tokens, length, length + 1));
     samples_per_epoch_.push_back((num_tokens - 1) / static_cast<std::uint64_t>(length));
+    if (options.prompt_end)
+      prompt_ends_.push_back(std::make_unique<PromptEnds>(source.tokens, *options.prompt_end));
   }
   FARSKIP_CHECK(options.block_size > 0, "block size 0");
   samples_per_block_ = apportion(weights, options.block_size);
@@ -137,27 +139,58 @@ Sample Sampler::sample(std::uint64_t number) const {
   sample.tokens.resize(length + 1);
   file.read(first, length + 1, sample.tokens.data());
   sample.targets.assign(sample.tokens.begin() + 1, sample.tokens.end());
-  sample.tokens.pop_back();
   if (options_.document_mask) mark_documents(file, first, sample);
-  if (options_.prompt_end) mask_prompts(file, first, sample);
+  if (options_.prompt_end) mask_prompts(first, sample);
   if (options_.padding)
     std::replace(sample.targets.begin(), sample.targets.end(), *options_.padding, kIgnoredTarget);
+  sample.tokens.pop_back();
   return sample;
 }
 
-// A prompt may begin before the sequence or end after it: whole documents are looked through.
-void Sampler::mask_prompts(const TokenFile& file, std::uint64_t first, Sample& sample) const {
-  const auto bounds = file.document_offsets();
-  const std::uint64_t begin = first + 1, end = begin + sample.targets.size();  // of the targets in the stream
-  for (std::uint64_t d = file.document_of(begin); d < file.num_documents() && bounds[d] < end; ++d) {
-    std::vector<std::int32_t> tokens(bounds[d + 1] - bounds[d]);
-    file.read(bounds[d], tokens.size(), tokens.data());
-    const auto prompt_end = std::find(tokens.begin(), tokens.end(), *options_.prompt_end);
-    if (prompt_end == tokens.end()) continue;
-    const std::uint64_t counted_from =
-        bounds[d] + static_cast<std::uint64_t>(prompt_end - tokens.begin()) + 1;
-    for (std::uint64_t at = std::max(begin, bounds[d]); at < std::min(end, counted_from); ++at)
-      sample.targets[at - begin] = kIgnoredTarget;
+std::uint64_t PromptEnds::behind_prompt(std::uint64_t document) const {
+  constexpr std::uint64_t long_document = std::uint64_t{1}
+                                          << 16;  // tokens; others are searched as fast as found
+  const auto bounds = file_->document_offsets();
+  if (bounds[document + 1] - bounds[document] < long_document) return search(document);
+  const std::lock_guard lock(mutex_);
+  const auto known = known_.find(document);
+  return known != known_.end() ? known->second : known_.emplace(document, search(document)).first->second;
+}
+
+std::uint64_t PromptEnds::search(std::uint64_t document) const {
+  constexpr std::uint64_t piece = std::uint64_t{1} << 16;
+  const std::uint64_t begin = file_->document_offsets()[document],
+                      end = file_->document_offsets()[document + 1];
+  std::vector<std::int32_t> tokens;
+  for (std::uint64_t offset = begin; offset < end; offset += tokens.size()) {
+    tokens.resize(std::min(piece, end - offset));
+    file_->read(offset, tokens.size(), tokens.data());
+    const auto at = std::find(tokens.begin(), tokens.end(), end_token_);
+    if (at != tokens.end()) return offset + static_cast<std::uint64_t>(at - tokens.begin()) + 1;
+  }
+  return begin;
+}
+
+// sample.tokens still holds the last target. A prompt may begin before the sequence or end after it: only
+// then is more of its document needed than what was read.
+void Sampler::mask_prompts(std::uint64_t first, Sample& sample) const {
+  const SamplerSource& source = sources_[sample.address.source];
+  const auto bounds = source.tokens->document_offsets();
+  const std::uint64_t end = first + sample.tokens.size();
+  const auto at = [&](std::uint64_t offset) {
+    return sample.tokens.begin() + static_cast<std::ptrdiff_t>(offset - first);
+  };
+  for (std::uint64_t d = source.tokens->document_of(first); d + 1 < bounds.size() && bounds[d] < end; ++d) {
+    const std::uint64_t seen_end = std::min(end, bounds[d + 1]);
+    std::uint64_t counted_from = bounds[d];
+    const auto found =
+        bounds[d] < first ? at(seen_end) : std::find(at(bounds[d]), at(seen_end), *options_.prompt_end);
+    if (found != at(seen_end))
+      counted_from = first + static_cast<std::uint64_t>(found - sample.tokens.begin()) + 1;
+    else if (bounds[d] < first || bounds[d + 1] > end)
+      counted_from = prompt_ends_[sample.address.source]->behind_prompt(d);
+    for (std::uint64_t i = std::max(first + 1, bounds[d]); i < std::min(end, counted_from); ++i)
+      sample.targets[i - first - 1] = kIgnoredTarget;
   }
 }
 

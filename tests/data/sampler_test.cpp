@@ -2,11 +2,13 @@
 
 #include <algorithm>
 #include <cmath>
+#include <fstream>
 #include <map>
 #include <numeric>
 #include <set>
 
 #include "farskip/base/error.h"
+#include "farskip/base/random.h"
 #include "support/catch.h"
 #include "support/support.h"
 
@@ -219,6 +221,52 @@ TEST_CASE("Prompts and padding are no targets") {
   CHECK(targets(3) == Ids{8, -1, 8});
   options.prompt_end.reset();
   CHECK(targets(0) == Ids{5, 2, -1});
+}
+
+TEST_CASE("Prompts are found wherever documents and samples meet") {
+  const test::TemporaryFolder folder;
+  std::vector<Ids> documents;
+  Ids stream, targets;  // what the rule says of the whole stream
+  for (std::uint64_t d = 0; d < 200; ++d) {
+    Ids document;
+    for (std::uint64_t i = uniform_u64(5, d, 0) % 12; i > 0; --i)
+      document.push_back(static_cast<std::int32_t>(uniform_u64(6, d, i) % 9));
+    const auto prompt_end = std::find(document.begin(), document.end(), 5);
+    for (auto it = document.begin(); it != document.end(); ++it) {
+      stream.push_back(*it);
+      targets.push_back(prompt_end != document.end() && it <= prompt_end ? kIgnoredTarget : *it);
+    }
+    documents.push_back(document);
+  }
+  const auto file = make_source(folder, "t", documents);
+  for (const std::int64_t length : {1, 2, 3, 7, 50}) {
+    SamplerOptions options = options_of(length, false);
+    options.prompt_end = 5;
+    const Sampler sampler({{file}}, options);
+    for (std::uint64_t n = 0; n < sampler.samples_per_epoch(0); ++n) {
+      const auto first = static_cast<std::ptrdiff_t>(n) * length;
+      const Sample sample = sampler.sample(n);
+      REQUIRE(sample.tokens == Ids(stream.begin() + first, stream.begin() + first + length));
+      REQUIRE(sample.targets == Ids(targets.begin() + first + 1, targets.begin() + first + length + 1));
+    }
+  }
+}
+
+TEST_CASE("The prompt of a long document is searched once, not for every sample") {
+  const test::TemporaryFolder folder;
+  const auto file = make_source(folder, "t", {Ids(300000, 1), Ids(20, 1)});
+  const PromptEnds ends(file, 5);
+  CHECK(ends.behind_prompt(0) == 0);
+  std::fstream bin(folder / "t.bin", std::ios::in | std::ios::out | std::ios::binary);
+  const std::int32_t prompt_end = 5;
+  for (const std::streamoff token : {100000, 300007}) {
+    bin.seekp(token * 4);
+    bin.write(reinterpret_cast<const char*>(&prompt_end), sizeof prompt_end);
+  }
+  bin.close();
+  CHECK(ends.behind_prompt(0) == 0);
+  CHECK(ends.behind_prompt(1) == 300008);
+  CHECK(PromptEnds(file, 5).behind_prompt(0) == 100001);
 }
 
 TEST_CASE("Impossible samplers are refused with the reason") {

@@ -3,7 +3,9 @@
 // to save on a checkpoint but n, and the world size does not matter. docs/data.md states the rule.
 
 #include <cstdint>
+#include <map>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <vector>
@@ -64,7 +66,25 @@ struct Sample {
   std::vector<std::int32_t> document_start;
 };
 
-/// Thread-safe; holds no mutable state.
+/// Where the prompts of a token file's documents end. Thread-safe.
+class PromptEnds {
+ public:
+  PromptEnds(std::shared_ptr<const TokenFile> file, std::int32_t end_token)
+      : file_(std::move(file)), end_token_(end_token) {}
+  /// Stream offset behind the first end token of a document; where the document begins if there is none. A
+  /// long document is searched once: every sample of it asks.
+  std::uint64_t behind_prompt(std::uint64_t document) const;
+
+ private:
+  std::uint64_t search(std::uint64_t document) const;
+
+  std::shared_ptr<const TokenFile> file_;
+  std::int32_t end_token_;
+  mutable std::mutex mutex_;
+  mutable std::map<std::uint64_t, std::uint64_t> known_;  // by document, of long ones
+};
+
+/// Thread-safe. What a sample holds depends on nothing that changes.
 class Sampler {
  public:
   /// Throws UsageError: no source, a weight that is not positive and finite, or so small that the source
@@ -87,12 +107,13 @@ class Sampler {
 
  private:
   void mark_documents(const TokenFile& file, std::uint64_t first, Sample& sample) const;
-  void mask_prompts(const TokenFile& file, std::uint64_t first, Sample& sample) const;
+  void mask_prompts(std::uint64_t first, Sample& sample) const;
 
   std::vector<SamplerSource> sources_;
   SamplerOptions options_;
   std::vector<std::uint64_t> samples_per_epoch_;
   std::vector<std::uint64_t> samples_per_block_;
+  std::vector<std::unique_ptr<PromptEnds>> prompt_ends_;  // by source, with prompt_end
   std::vector<std::uint64_t> block_bounds_;  // slot k of a block belongs to the first source with k < bound
 };
 
