@@ -42,8 +42,8 @@ void add_report(Subcommand& root) {
   auto o = std::make_shared<Options>();
   Subcommand sub =
       root.add("report", "Write one self-contained HTML page about one run, or several side by side");
-  sub.positionals("RUN_DIR", o->folders, "Run directories; the page goes into the first one", true);
-  sub.text("--out", o->out, "File to write; default: RUN_DIR/report.html of the first run");
+  sub.positionals("RUN_DIR", o->folders, "Run directories; the page goes into the first one");
+  sub.path("--out", o->out, "File to write; default: RUN_DIR/report.html of the first run");
   sub.run([o](const CommonOptions& common) { return run(*o, common); });
 }
 

@@ -50,7 +50,10 @@ const std::string& check_prefix(const std::string& prefix) {
 }  // namespace
 
 TokenFileWriter::TokenFileWriter(const std::string& prefix, TokenType type)
-    : prefix_(check_prefix(prefix)), type_(type), bin_(prefix + ".bin"), idx_(prefix + ".idx") {}
+    : prefix_(check_prefix(prefix)), type_(type), bin_(prefix + ".bin"), idx_(prefix + ".idx") {
+  const fs::path folder = fs::path(prefix).parent_path();
+  remove_stale_temporaries(folder.empty() ? fs::path(".") : folder);
+}
 
 TokenFileWriter::~TokenFileWriter() = default;
 

@@ -8,8 +8,6 @@
 namespace farskip {
 namespace {
 
-constexpr const char* kLatest = "latest";
-
 struct Listing {
   std::vector<std::int64_t> steps;              // newest first
   std::map<std::int64_t, fs::path> no_folders;  // step-N that are files or links
@@ -46,7 +44,7 @@ fs::path step_folder(const fs::path& folder, std::int64_t step) {
 /// Warns when the hint `latest` is damaged, or points at what is not there.
 void check_latest(const fs::path& folder, const Listing& listing, const Logger& logger) {
   std::error_code ignored;
-  const fs::path path = folder / kLatest;
+  const fs::path path = folder / kLatestFile;
   if (fs::symlink_status(path, ignored).type() == fs::file_type::not_found) return;
   try {
     std::string text = read_text_file(path, 64, Links::refuse);
@@ -77,6 +75,11 @@ void set_aside(const fs::path& path, std::string_view why, const Logger& logger)
 }
 
 }  // namespace
+
+std::optional<std::int64_t> newest_step(const fs::path& folder) {
+  const Listing listing = list_folder(folder);
+  return listing.steps.empty() ? std::nullopt : std::optional(listing.steps.front());
+}
 
 std::vector<std::int64_t> list_checkpoints(const fs::path& folder, const Logger& logger) {
   const Listing listing = list_folder(folder);
@@ -111,20 +114,6 @@ void refuse_damaged(const fs::path& folder, std::size_t num_checkpoints) {
       fmt::format("{}: none of the {} checkpoints is whole (see the warnings above); restore one, or move "
                   "them away to start afresh",
                   folder.string(), num_checkpoints));
-}
-
-void refuse_taken_names(const fs::path& folder, std::int64_t step) {
-  for (const auto& [taken, path] : list_folder(folder).no_folders)
-    if (taken > step)
-      throw UsageError(
-          fmt::format("{}: is {}, where the folder of a checkpoint is expected; put the folder itself there "
-                      "(cp -RL), or move it away",
-                      path.string(), kind_of(path)));
-  const fs::path latest = folder / kLatest;
-  std::error_code ignored;
-  if (const fs::file_status status = fs::symlink_status(latest, ignored);
-      fs::exists(status) && !fs::is_regular_file(status))
-    throw UsageError(fmt::format("{}: is no file, which a save would write; move it away", latest.string()));
 }
 
 std::optional<Checkpoint> find_newest_valid_checkpoint(const fs::path& folder, const Logger& logger,

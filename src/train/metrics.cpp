@@ -99,7 +99,7 @@ MetricsFile::MetricsFile(const fs::path& path, std::int64_t first_step, const Lo
     write_text_file(path, keep_lines(*text, path, first_step, logger));
   else if (first_step > 0)
     logger.warning("{}: is not there; it begins with step {}", path.string(), first_step + 1);
-  descriptor_ = ::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0644);
+  descriptor_ = ::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0666);
   if (descriptor_ < 0) throw IoError(fmt::format("{}: cannot open: {}", path.string(), std::strerror(errno)));
 }
 

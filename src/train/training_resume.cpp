@@ -158,9 +158,7 @@ class ResumeSearch {
   /// For the checkpoints that this run will save after `step`.
   void clear_way(std::int64_t step) const {
     run_together(world_, [&] {
-      if (!lead()) return;
-      refuse_taken_names(folder_, step);
-      set_aside_newer_checkpoints(folder_, step, logger_);
+      if (lead()) set_aside_newer_checkpoints(folder_, step, logger_);
     });
   }
 

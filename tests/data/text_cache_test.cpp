@@ -60,7 +60,10 @@ TEST_CASE("what a killed run left in the cache is removed, what a running one fi
   const fs::path cache = folder / "cache";
   write(folder / "a.txt", "some text");
   const fs::path place = fs::path(tokenize(folder / "a.txt", cache)).parent_path();
-  const fs::path abandoned = place.string() + ".tmp-0123abcd";
+  const pid_t killed = ::fork();
+  if (killed == 0) ::_exit(0);
+  ::waitpid(killed, nullptr, 0);
+  const fs::path abandoned = fmt::format("{}.tmp-{}-0123abcd", place.string(), killed);
   fs::create_directory(abandoned);
   write(abandoned / "tokens.bin.tmp-7", "half");
   CHECK(count_entries(cache) == 2);

@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -43,6 +44,11 @@ bool operator==(const ConfigNode& a, const ConfigNode& b);
 
 /// Equal nodes, and numbers of equal value however they are written (1e6, 1000000.0). Keys do not count.
 bool same_value(const ConfigNode& a, const ConfigNode& b);
+/// A value that two trees have not alike; one that is absent reads "nothing".
+struct Difference {
+  std::string path, left, right;
+};
+std::optional<Difference> first_difference(const ConfigNode& left, const ConfigNode& right);
 
 /// "an integer", "a list" and so on, for messages.
 std::string describe_kind(const ConfigNode& node);
@@ -54,6 +60,7 @@ std::string describe_difference(const ConfigNode& value, const ConfigNode& other
 /// Trees made by hand.
 ConfigNode make_node(bool value);
 ConfigNode make_node(std::int64_t value);
+ConfigNode make_node(int value);
 ConfigNode make_node(double value);  // shortest text that reads back the same, as a number with a point
 ConfigNode make_node(std::string_view value);
 ConfigNode make_node(const char* value);

@@ -24,6 +24,7 @@ namespace farskip {
 class SafetensorsFile;
 
 inline constexpr int kCheckpointVersion = 1;
+inline constexpr const char* kLatestFile = "latest";
 
 struct CheckpointFile {
   std::string name;  // one path component
@@ -64,6 +65,13 @@ std::vector<std::string> check_checkpoint_files(const fs::path& path, const Chec
 std::string make_run_id();
 /// N of a folder called exactly `step-N`; nothing for any other name.
 std::optional<std::int64_t> parse_step_name(std::string_view name);
+
+/// The highest N of the folders called step-N, whatever is in them; nothing where there are none.
+std::optional<std::int64_t> newest_step(const fs::path& folder);
+
+/// Before a run that will save in `folder`, which need not be there yet: throws IoError where nothing can be
+/// written into it, or where something else has a name that a checkpoint would get.
+void check_can_save(const fs::path& folder);
 
 /// Writes one checkpoint. Every rank makes one with the same arguments, rank 0 first (a barrier between);
 /// each writes its shards to shard_path(), and rank 0 alone adds their reports and commits. Unless commit()
@@ -153,10 +161,6 @@ std::optional<Checkpoint> open_newest(const fs::path& folder, std::vector<std::i
 /// starting afresh there must be the user's decision.
 std::optional<Checkpoint> find_newest_valid_checkpoint(const fs::path& folder, const Logger& logger,
                                                        Verify verify = Verify::hashes);
-
-/// UsageError where training that goes on after `step` would find a name taken when it saves: a `step-N` that
-/// is a file or a link, or a `latest` that is no file.
-void refuse_taken_names(const fs::path& folder, std::int64_t step);
 
 /// Renames checkpoints newer than `step` to step-M.WHY-*: after a fallback, or where a run begins anew, so
 /// that training can reach those steps again, which the writer would refuse to overwrite. Throws IoError.
