@@ -3,6 +3,8 @@
 
 #include <numeric>
 #include <random>
+#include <set>
+#include <string>
 
 #include "farskip/ops/ops.h"
 #include "rank_graph.h"
@@ -360,6 +362,16 @@ TEST_CASE("all rows may go to one rank, and some ranks may have none") {
     check_exchange({4, 4}, {1, 3, 9, {{0, 0, 5, 0}, {0, 0, 9, 0}, {0, 0, 0, 0}, {0, 0, 1, 0}}}, waits);
     check_exchange({4, 4}, {1, 3, 4, {{0, 0, 5, 0}, {0, 0, 9, 0}, {0, 0, 0, 0}, {0, 0, 1, 0}}}, waits);
     check_exchange({3, 3}, {2, 2, 4, std::vector(3, std::vector<std::int32_t>(6, 0))}, waits);
+  }
+}
+
+TEST_CASE("every collective of the catalogue has a test") {
+  // The last two, which only a GPU's graphs have: tests/gpu/exchange_test.cpp.
+  const std::set<std::string> tested{"all_reduce",  "reduce_scatter", "all_gather",  "exchange_rows",
+                                     "return_rows", "exchange_slabs", "return_slabs"};
+  for (const auto& [name, op] : op_table().all()) {
+    INFO(name);
+    CHECK((!op.collective || tested.contains(name)));
   }
 }
 

@@ -29,8 +29,8 @@ TrainEngineOptions options_of(DType compute, std::int64_t micro_batches) {
 /// And inference with the same weights.
 struct Training : test::Training {
   Training(const std::string& fixture, FarSkipMode mode, const std::shared_ptr<Device>& device,
-           const TrainEngineOptions& options)
-      : test::Training(fixture, mode, device, options),
+           const TrainEngineOptions& engine_options)
+      : test::Training(fixture, mode, device, engine_options),
         inference(config, layers, engine->weights(), arena, test::quiet_logger) {}
   Training(const std::string& fixture, FarSkipMode mode, const std::shared_ptr<Device>& device, DType compute,
            std::int64_t micro_batches = 1)

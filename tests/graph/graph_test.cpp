@@ -28,8 +28,9 @@ TEST_CASE("graph text keeps absent inputs, lists and row counts") {
 %1 = input "x" : f32[<=9:%0, 6]
 %2 = input "scores" : f32[4, 3]
 %3 = input "indices" : i32[4, 1]
-%4, %5 = split_columns(%1) {widths=[2 4]} @none.forward : f32[<=9:%0, 2], f32[<=9:%0, 4]
-%6 = route_grad(_, %2, %2, %3) {top_k=1, score=sigmoid, num_groups=1, top_groups=1, group_score=max, normalize=true, scaling=2.5} @none.backward : f32[4, 3]
+%4 = add(%1, %1) @none.forward : f32[<=9:%0, 6]
+%5, %6 = split_columns(%2) {widths=[1 2]} @none.forward : f32[4, 1], f32[4, 2]
+%7 = route_grad(_, %2, %2, %3) {top_k=1, score=sigmoid, num_groups=1, top_groups=1, group_score=max, normalize=true, scaling=2.5} @none.backward : f32[4, 3]
 output "a" = %5
 )";
   CHECK(print_graph(parse_graph(text)) == text);

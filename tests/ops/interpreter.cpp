@@ -28,10 +28,6 @@ const KernelTable& reference_table() {
   return table;
 }
 
-bool is_float(DType dtype) {
-  return dtype == DType::f32 || dtype == DType::f64;
-}
-
 }  // namespace
 
 Buffer::Buffer(const TensorType& type) : view_{nullptr, type.dtype, type.shape} {

@@ -120,8 +120,10 @@ class Session {
   std::set<std::string> ops_, missing_;
 };
 
-void run(const std::vector<OpCase>& cases, bool low) {
-  Session(low).run(cases);
+/// Without a GPU no cases are made.
+void run(std::vector<OpCase> (*cases)(), bool low) {
+  Session session(low);
+  session.run(cases());
 }
 
 TEST_CASE("every kernel of the CUDA backend has a case of its type") {
@@ -142,71 +144,71 @@ TEST_CASE("every kernel of the CUDA backend has a case of its type") {
 }
 
 TEST_CASE("f32 on the GPU is the CPU's: dense ops") {
-  run(dense_cases(), false);
+  run(dense_cases, false);
 }
 TEST_CASE("f32 on the GPU is the CPU's: row by row") {
-  run(rowwise_cases(), false);
+  run(rowwise_cases, false);
 }
 TEST_CASE("f32 on the GPU is the CPU's: attention") {
-  run(attention_cases(), false);
+  run(attention_cases, false);
 }
 TEST_CASE("f32 on the GPU is the CPU's: attention that need not repeat its bits") {
-  run(unrepeatable_attention_cases(), false);
+  run(unrepeatable_attention_cases, false);
 }
 TEST_CASE("f32 on the GPU is the CPU's: routing") {
-  run(routing_cases(), false);
+  run(routing_cases, false);
 }
 TEST_CASE("f32 on the GPU is the CPU's: optimizer and casts") {
-  run(optimizer_cases(), false);
-  run(cast_cases(), false);
+  run(optimizer_cases, false);
+  run(cast_cases, false);
 }
 TEST_CASE("f32 on the GPU is the CPU's: distillation") {
-  run(distill_cases(), false);
+  run(distill_cases, false);
 }
 TEST_CASE("f32 on the GPU is the CPU's: large distillation") {
-  run(large_distill_cases(), false);
+  run(large_distill_cases, false);
 }
 TEST_CASE("f32 on the GPU is the CPU's: large dense ops") {
-  run(large_dense_cases(), false);
+  run(large_dense_cases, false);
 }
 TEST_CASE("f32 on the GPU is the CPU's: large, row by row") {
-  run(large_rowwise_cases(), false);
+  run(large_rowwise_cases, false);
 }
 TEST_CASE("f32 on the GPU is the CPU's: large routing") {
-  run(large_routing_cases(), false);
+  run(large_routing_cases, false);
 }
 TEST_CASE("f32 on the GPU is the CPU's: large optimizer") {
-  run(large_optimizer_cases(), false);
+  run(large_optimizer_cases, false);
 }
 TEST_CASE("bf16 on the GPU is f32 of the rounded inputs, rounded: dense ops") {
-  run(dense_cases(), true);
+  run(dense_cases, true);
 }
 TEST_CASE("bf16 on the GPU is f32 of the rounded inputs, rounded: row by row") {
-  run(rowwise_cases(), true);
+  run(rowwise_cases, true);
 }
 TEST_CASE("bf16 on the GPU is f32 of the rounded inputs, rounded: attention") {
-  run(attention_cases(), true);
+  run(attention_cases, true);
 }
 TEST_CASE("bf16 on the GPU is f32 of the rounded inputs, rounded: attention that need not repeat its bits") {
-  run(unrepeatable_attention_cases(), true);
+  run(unrepeatable_attention_cases, true);
 }
 TEST_CASE("bf16 on the GPU is f32 of the rounded inputs, rounded: routing") {
-  run(routing_cases(), true);
+  run(routing_cases, true);
 }
 TEST_CASE("bf16 on the GPU is f32 of the rounded inputs, rounded: distillation") {
-  run(distill_cases(), true);
+  run(distill_cases, true);
 }
 TEST_CASE("bf16 on the GPU is f32 of the rounded inputs, rounded: large distillation") {
-  run(large_distill_cases(), true);
+  run(large_distill_cases, true);
 }
 TEST_CASE("bf16 on the GPU is f32 of the rounded inputs, rounded: large dense ops") {
-  run(large_dense_cases(), true);
+  run(large_dense_cases, true);
 }
 TEST_CASE("bf16 on the GPU is f32 of the rounded inputs, rounded: large, row by row") {
-  run(large_rowwise_cases(), true);
+  run(large_rowwise_cases, true);
 }
 TEST_CASE("bf16 on the GPU is f32 of the rounded inputs, rounded: large routing") {
-  run(large_routing_cases(), true);
+  run(large_routing_cases, true);
 }
 
 }  // namespace
