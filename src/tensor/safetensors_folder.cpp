@@ -1,7 +1,6 @@
 #include <algorithm>
+#include <map>
 #include <nlohmann/json.hpp>
-#include <numeric>
-#include <set>
 
 #include "farskip/base/error.h"
 #include "farskip/tensor/safetensors.h"
@@ -13,6 +12,41 @@ namespace {
 constexpr const char* kSingle = "model.safetensors";
 constexpr const char* kIndex = "model.safetensors.index.json";
 constexpr std::uint64_t kMaxIndexBytes = 100'000'000;
+
+/// What an index says, without the tree of JSON, which takes many times the bytes of the file.
+struct WeightMap {
+  std::vector<std::string> files;                              // sorted
+  std::vector<std::pair<std::string, std::uint32_t>> tensors;  // sorted; index into files
+
+  bool contains(const std::string& tensor) const {
+    const auto at = std::lower_bound(tensors.begin(), tensors.end(), std::pair(tensor, std::uint32_t{0}));
+    return at != tensors.end() && at->first == tensor;
+  }
+};
+
+WeightMap read_index(const fs::path& path) {
+  const std::string where = path.string();
+  const nlohmann::json index = parse_strict_json(read_text_file(path, kMaxIndexBytes, Links::refuse), where);
+  if (!index.is_object() || !index.contains("weight_map") || !index["weight_map"].is_object())
+    throw DataError(fmt::format("{}: an object `weight_map` from tensor to file name is expected", where));
+  const nlohmann::json& weight_map = index["weight_map"];
+  std::map<std::string, std::uint32_t> places;
+  for (const auto& [tensor, file] : weight_map.items()) {
+    if (!file.is_string())
+      throw DataError(fmt::format("{}: file of tensor \"{}\" is not a string", where, printable(tensor)));
+    check_file_name(file.get_ref<const std::string&>(), where);
+    places.emplace(file.get_ref<const std::string&>(), 0);
+  }
+  WeightMap map;
+  for (auto& [file, place] : places) {
+    place = static_cast<std::uint32_t>(map.files.size());
+    map.files.push_back(file);
+  }
+  map.tensors.reserve(weight_map.size());
+  for (const auto& [tensor, file] : weight_map.items())
+    map.tensors.emplace_back(tensor, places.at(file.get_ref<const std::string&>()));
+  return map;
+}
 
 }  // namespace
 
@@ -43,30 +77,20 @@ SafetensorsFolder::SafetensorsFolder(const fs::path& path) : path_(path) {
 
 void SafetensorsFolder::open_index(const fs::path& index_path) {
   const std::string where = index_path.string();
-  const nlohmann::json index =
-      parse_strict_json(read_text_file(index_path, kMaxIndexBytes, Links::refuse), where);
-  if (!index.is_object() || !index.contains("weight_map") || !index["weight_map"].is_object())
-    throw DataError(fmt::format("{}: an object `weight_map` from tensor to file name is expected", where));
-  const nlohmann::json& weight_map = index["weight_map"];
-  std::set<std::string> names;
-  for (const auto& [tensor, file] : weight_map.items()) {
-    if (!file.is_string())
-      throw DataError(fmt::format("{}: file of tensor \"{}\" is not a string", where, printable(tensor)));
-    check_file_name(file.get_ref<const std::string&>(), where);
-    names.insert(file.get<std::string>());
-  }
+  const WeightMap map = read_index(index_path);
   // Every name is checked before the first is opened.
-  for (const std::string& name : names) files_.emplace_back(path_ / name, Links::refuse);
+  for (const std::string& file : map.files) files_.emplace_back(path_ / file, Links::refuse);
   collect_tensors();
-  for (const auto& [tensor, file] : weight_map.items()) {
-    if (!contains(tensor) || file_of(tensor).path().filename() != file.get<std::string>())
+  for (const auto& [tensor, file] : map.tensors) {
+    const auto at = search(tensor);
+    if (!at || file_of_[*at] != file)
       throw DataError(fmt::format("{}: tensor \"{}\" is not in {}, where the index has it", where,
-                                  printable(tensor), file.get<std::string>()));
+                                  printable(tensor), map.files[file]));
   }
-  for (const TensorInfo* tensor : tensors_)
-    if (!weight_map.contains(tensor->name) && !is_derived_buffer(tensor->name))
-      throw DataError(fmt::format("{}: tensor \"{}\" of {} is not in the index", where,
-                                  printable(tensor->name), file_of(tensor->name).path().filename().string()));
+  for (std::size_t i = 0; i < tensors_.size(); ++i)
+    if (const std::string& name = tensors_[i]->name; !map.contains(name) && !is_derived_buffer(name))
+      throw DataError(fmt::format("{}: tensor \"{}\" of {} is not in the index", where, printable(name),
+                                  map.files[file_of_[i]]));
 }
 
 void SafetensorsFolder::collect_tensors() {

@@ -270,6 +270,18 @@ TEST_CASE("a million names cost at most four times the file") {
   CHECK(peak_resident_bytes() - std::min(before, peak_resident_bytes()) <= 4 * bytes.size());
 }
 
+TEST_CASE("notes without end in a header are refused before they cost memory") {
+  const TemporaryFolder folder;
+  const auto with_notes = [&](int count) {
+    std::string header = "{\"__metadata__\":{";
+    for (int i = 0; i < count; ++i) header += fmt::format("{}\"{}\":\"\"", i > 0 ? "," : "", i);
+    write_text_file(folder / "x", file_bytes(header + "}}", 0));
+    return folder / "x";
+  };
+  CHECK(SafetensorsFile(with_notes(10'000)).metadata().size() == 10'000);
+  CHECK_THROWS_WITH(SafetensorsFile(with_notes(10'001)), ContainsSubstring("more than 10000 entries"));
+}
+
 TEST_CASE("reading outside a tensor is refused") {
   const TemporaryFolder folder;
   const HostTensor tensor = patterned(DType::f32, {4, 3}, 1);

@@ -113,8 +113,16 @@ bool is_foreign_note(const std::string& key) {
 }  // namespace
 
 void read_fixed_choices(Reader& r, const ModelConfig& c) {
-  for (const auto& choice : kFlags) r.require_value(choice.key, choice.value, choice.why);
-  for (const auto& choice : kNumbers) r.require_value(choice.key, choice.value, choice.why);
+  // Only where it stands there: these are no keys to propose for another.
+  const auto read_present = [&](const auto& choices) {
+    for (const auto& choice : choices)
+      if (r.has(choice.key))
+        r.require_value(choice.key, choice.value, choice.why);
+      else
+        r.ignore(choice.key);
+  };
+  read_present(kFlags);
+  read_present(kNumbers);
   r.also_called("hidden_act", {"hidden_activation"});
   r.require_value("hidden_act", "silu", "the MLPs are SwiGLU");
   for (const std::string& type : r.strings("layer_types"))
