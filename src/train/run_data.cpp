@@ -85,7 +85,8 @@ RunSettings describe_contents(const RunConfig& config, const RunData& data) {
   for (const auto& source : data.validation) validation.push_back(source->contents_text());
   RunSettings contents{{kDataContents, data.train->contents_text()}};
   if (!validation.empty()) contents[kValidationContents] = fmt::format("{}", fmt::join(validation, " + "));
-  if (!data.tokenizer.empty()) contents[kTokenizerContents] = "hash " + hash_file(data.tokenizer);
+  if (const auto it = data.companions.texts.find("tokenizer.json"); it != data.companions.texts.end())
+    contents[kTokenizerContents] = "hash " + hash_text(it->second);
   if (config.distill) contents[kTeacherContents] = "hash " + fingerprint_model(config.distill->teacher);
   return contents;
 }

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "farskip/train/devices.h"
+
 namespace farskip {
 
 void log_model(const ModelConfig& model, const Mesh& mesh, const Device& device,

@@ -26,7 +26,7 @@ struct Case {
   Reads reads;  // by block: numbers of what it reads
 };
 
-FarSkipConfig delay(std::int64_t n) {
+FarSkipConfig delay(int n) {
   return {FarSkipMode::delay, {}, n};
 }
 LayerSelection range(std::int64_t first, std::int64_t last) {

@@ -352,9 +352,9 @@ TEST_CASE("what lies in a checkpoint and is no part of it is passed over and nam
 TEST_CASE("a stray that readers of model folders would take for weights is refused by them") {
   const TemporaryFolder folder;
   save(folder.path(), 1);
-  CHECK_NOTHROW(verify_if_checkpoint(folder / "step-1", make_self_communicator()));
+  CHECK_NOTHROW(verify_model_folder(folder / "step-1", make_self_communicator()));
   write_text_file(folder / "step-1" / "model.safetensors.index.json", "{}");
-  CHECK_THROWS_WITH(verify_if_checkpoint(folder / "step-1", make_self_communicator()),
+  CHECK_THROWS_WITH(verify_model_folder(folder / "step-1", make_self_communicator()),
                     ContainsSubstring("index.json: is no part of this checkpoint; move it away"));
   CHECK(find_newest_valid_checkpoint(folder.path(), kQuiet)->step() == 1);
 }
