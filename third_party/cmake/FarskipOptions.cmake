@@ -50,8 +50,10 @@ if(FARSKIP_FUZZ)
 endif()
 if(FARSKIP_SANITIZE)
   string(REPLACE ";" "," sanitizers "${FARSKIP_SANITIZE}")
-  # GCC sees uninitialised values in std::regex and std::optional once sanitizers are on.
-  farskip_compile_options(-fsanitize=${sanitizers} -fno-omit-frame-pointer -Wno-maybe-uninitialized)
+  farskip_compile_options(-fsanitize=${sanitizers} -fno-omit-frame-pointer)
+  if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")  # sees uninitialised values in std::regex and std::optional then
+    farskip_compile_options(-Wno-maybe-uninitialized)
+  endif()
   target_link_options(farskip_options INTERFACE -fsanitize=${sanitizers})
 endif()
 # Only release builds precompile headers: elsewhere a file that leaves out an include of its own does not compile.
