@@ -109,6 +109,10 @@ ExitCode run_overlap(const Options& options, const CommonOptions& common) {
   return run_job(common, request, [&](Job& job) {
     refuse_unsupported(run.config);
     const std::shared_ptr<Device> device = open_device(run.config.device, run.config.precision, job.world);
+    if (!repeats_bits(*device, compute_type(run.config.precision), run.config.deterministic))
+      throw UsageError(
+          "deterministic: false gives other last bits in each run, and bench overlap compares those of the "
+          "blocking and the overlapped step; use deterministic=true");
     const Mesh mesh = mesh_to_measure(options, run.config, job.world, *device);
     const OverlapReport report =
         measure_overlap(run.model, rewire_farskip(build_layer_graph(run.model), run.model.farskip),
