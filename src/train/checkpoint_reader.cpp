@@ -21,14 +21,9 @@ std::vector<std::string> check_checkpoint_files(const fs::path& path, const Chec
     if (const std::uint64_t size = InputFile(path / name, Links::refuse).size(); size != file.size)
       throw DataError(
           fmt::format("{}: has {} bytes, the manifest says {}", (path / name).string(), size, file.size));
-  std::vector<std::string> others;
-  std::error_code error;
-  for (fs::directory_iterator it(path, error), end; !error && it != end; it.increment(error)) {
-    const std::string name = it->path().filename().string();
-    if (name != kManifest && !manifest.files.contains(name)) others.push_back(name);
-  }
-  if (error) throw IoError(fmt::format("{}: cannot list: {}", path.string(), error.message()));
-  std::sort(others.begin(), others.end());
+  std::vector<std::string> others = list_entries(path);
+  std::erase_if(others,
+                [&](const std::string& name) { return name == kManifest || manifest.files.contains(name); });
   return others;
 }
 

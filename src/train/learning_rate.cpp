@@ -29,4 +29,17 @@ double learning_rate_at(const LearningRateConfig& config, std::int64_t step, std
   throw InternalError("unknown learning-rate schedule");
 }
 
+std::optional<std::string> describe_rate_jump(const TrainConfig& config, std::int64_t step,
+                                              std::optional<double> before) {
+  if (!before || step == 0 || step >= config.steps) return std::nullopt;
+  const auto same = [](double a, double b) { return std::abs(a - b) <= 1e-9 * std::max(a, b); };
+  const double next = learning_rate_at(config.learning_rate, step, config.steps);
+  if (same(*before, learning_rate_at(config.learning_rate, step - 1, config.steps)) || same(*before, next))
+    return std::nullopt;
+  return fmt::format(
+      "the learning rate was {:.3g} in step {} and is {:.3g} in step {}: the schedule is not that of the "
+      "checkpoint",
+      *before, step, next, step + 1);
+}
+
 }  // namespace farskip

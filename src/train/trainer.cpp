@@ -168,23 +168,9 @@ class TrainingRun {
     }
     if (distill_) {
       distill_->check_shared(weights_);
+      set_aside_best();
       note_start();
     }
-  }
-
-  // A schedule that is stretched or changed is not continued where it ended.
-  void note_rate() const {
-    const TrainConfig& t = config_.train;
-    if (!state_.learning_rate || state_.step == 0 || state_.step >= t.steps) return;
-    const double before = *state_.learning_rate,
-                 would_be = learning_rate_at(t.learning_rate, state_.step - 1, t.steps),
-                 next = learning_rate_at(t.learning_rate, state_.step, t.steps);
-    const auto same = [](double a, double b) { return std::abs(a - b) <= 1e-9 * std::max(a, b); };
-    if (same(before, would_be) || same(before, next)) return;
-    logger_.warning(
-        "the learning rate was {:.3g} in step {} and is {:.3g} in step {}: the schedule is not that of the "
-        "checkpoint",
-        before, state_.step, next, state_.step + 1);
   }
 
   // What conversion costs, before any training makes up for it.
@@ -205,7 +191,8 @@ class TrainingRun {
         engine_.upload_moments();
         take_over(*resumed);
         logger_.info("resumed at step {}", state_.step);
-        if (is_first()) note_rate();
+        const auto jump = describe_rate_jump(config_.train, state_.step, state_.learning_rate);
+        if (jump && is_first()) logger_.warning("{}", *jump);
         if (state_.step >= config_.train.steps)
           logger_.info("train.steps is {}: nothing is left to do", config_.train.steps);
         return true;
@@ -223,9 +210,19 @@ class TrainingRun {
     saved_step_ = state_.step;
     if (distill_) distill_->forget_old_numbers(resumed.settings, now, state_.numbers);
     state_.settings = now;
+  }
+
+  // A best checkpoint of steps that will be done again, or of looks that begin anew.
+  void set_aside_best() const {
     if (!is_first() || !fs::exists(best_folder())) return;
+<<<<<<< ours
     const bool has_best = state_.numbers.contains("best");
     set_aside_newer_checkpoints(best_folder(), has_best ? state_.step : -1, logger_, "replaced");
+=======
+    refuse_taken_names(best_folder(), state_.step);
+    set_aside_newer_checkpoints(best_folder(), state_.numbers.contains("best") ? state_.step : -1, logger_,
+                                "replaced");
+>>>>>>> theirs
   }
 
   void load_or_initialise() {
