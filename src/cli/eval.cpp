@@ -25,6 +25,7 @@ ExitCode run(const Options& options, const CommonOptions& common) {
   SamplerOptions sampling;
   sampling.sequence_length = options.sequence_length;
   sampling.shuffle = false;
+  sampling.whole_stream = true;
   std::vector<SamplerSource> sources;
   sources.push_back({std::make_shared<TokenFile>(options.data, model.config.vocab_size), 1.0});
   const Sampler sampler(std::move(sources), sampling);

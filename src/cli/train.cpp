@@ -17,8 +17,8 @@ struct Options {
 ExitCode train_on_ranks(const LoadedRun& loaded, const CommonOptions& common, const Job& job) {
   const TrainResult result = train(loaded.config, loaded.model, job.world, *job.heartbeat, job.logger);
   if (common.json && job.world.rank() == 0) {
-    nlohmann::ordered_json o{
-        {"run_dir", loaded.config.run_dir}, {"step", result.step}, {"loss", result.loss}};
+    nlohmann::ordered_json o{{"run_dir", loaded.config.run_dir}, {"step", result.step}, {"loss", nullptr}};
+    if (result.loss) o["loss"] = *result.loss;
     if (result.validation_loss) o["validation_loss"] = *result.validation_loss;
     o["stopped_early"] = result.stopped_early;
     if (loaded.config.distill) o["converged"] = result.converged;

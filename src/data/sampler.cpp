@@ -66,10 +66,11 @@ std::vector<std::uint64_t> apportion(const std::vector<double>& weights, std::ui
 
 Sampler::Sampler(std::vector<SamplerSource> sources, const SamplerOptions& options)
     : sources_(std::move(sources)), options_(options) {
-  const std::int64_t length = options.sequence_length;
   if (sources_.empty()) throw UsageError("no token source to sample from");
-  if (length < 1 || length > std::int64_t{1} << 30)
-    throw UsageError(fmt::format("sequence length {}: 1 to 2^30 is allowed", length));
+  if (options.sequence_length < 1 || options.sequence_length > std::int64_t{1} << 30)
+    throw UsageError(fmt::format("sequence length {}: 1 to 2^30 is allowed", options.sequence_length));
+  FARSKIP_CHECK(!(options.whole_stream && options.shuffle), "a shuffled stream has no last sample");
+  const auto length = static_cast<std::uint64_t>(options.sequence_length);
   std::vector<double> weights;
   for (const SamplerSource& source : sources_) {
     const std::string& name = source.tokens->prefix();
@@ -77,13 +78,15 @@ Sampler::Sampler(std::vector<SamplerSource> sources, const SamplerOptions& optio
       throw UsageError(fmt::format("{}: mixture weight {} must be positive; leave the source out instead",
                                    name, source.weight));
     weights.push_back(source.weight);
-    const std::uint64_t num_tokens = source.tokens->num_tokens();
-    if (num_tokens <= static_cast<std::uint64_t>(length))
+    const std::uint64_t num_tokens = source.tokens->num_tokens(),
+                        needed = options.whole_stream ? 2 : length + 1;
+    if (num_tokens < needed)
       throw DataError(
           fmt::format("{}: {} tokens, but one sample of sequence length {} needs {}; shorten the sequence or "
                       "add text",
-                      name, num_tokens, length, length + 1));
-    samples_per_epoch_.push_back((num_tokens - 1) / static_cast<std::uint64_t>(length));
+                      name, num_tokens, length, needed));
+    const std::uint64_t num_targets = num_tokens - 1;
+    samples_per_epoch_.push_back((num_targets + (options.whole_stream ? length - 1 : 0)) / length);
     if (options.prompt_end)
       prompt_ends_.push_back(std::make_unique<PromptEnds>(source.tokens, *options.prompt_end));
   }
@@ -131,19 +134,24 @@ SampleAddress Sampler::locate(std::uint64_t number) const {
 }
 
 Sample Sampler::sample(std::uint64_t number) const {
-  const auto length = static_cast<std::size_t>(options_.sequence_length);
+  const auto length = static_cast<std::uint64_t>(options_.sequence_length);
   Sample sample;
   sample.address = locate(number);
   const TokenFile& file = *sources_[sample.address.source].tokens;
   const std::uint64_t first = sample.address.index * length;
-  sample.tokens.resize(length + 1);
-  file.read(first, length + 1, sample.tokens.data());
+  const std::uint64_t count =
+      std::min(length, file.num_tokens() - 1 - first);  // fewer with whole_stream alone
+  sample.tokens.resize(count + 1);
+  file.read(first, count + 1, sample.tokens.data());
   sample.targets.assign(sample.tokens.begin() + 1, sample.tokens.end());
   if (options_.document_mask) mark_documents(file, first, sample);
   if (options_.prompt_end) mask_prompts(first, sample);
   if (options_.padding)
     std::replace(sample.targets.begin(), sample.targets.end(), *options_.padding, kIgnoredTarget);
   sample.tokens.pop_back();
+  sample.tokens.resize(length, 0);
+  sample.targets.resize(length, kIgnoredTarget);
+  if (options_.document_mask) sample.document_start.resize(length, static_cast<std::int32_t>(count));
   return sample;
 }
 
@@ -195,7 +203,7 @@ void Sampler::mask_prompts(std::uint64_t first, Sample& sample) const {
 }
 
 void Sampler::mark_documents(const TokenFile& file, std::uint64_t first, Sample& sample) const {
-  const auto length = static_cast<std::uint64_t>(options_.sequence_length);
+  const std::uint64_t length = sample.targets.size();
   const auto bounds = file.document_offsets();
   // The first bound inside the sequence; a target beyond a bound belongs to the next document.
   auto bound = std::upper_bound(bounds.begin(), bounds.end(), first);

@@ -121,8 +121,22 @@ TokenType token_type_for(std::int64_t vocabulary_size) {
   return vocabulary_size <= 65536 ? TokenType::u16 : TokenType::i32;
 }
 
+namespace {
+
+/// The prefix, unless it is the name of one of the two files.
+const std::string& check_prefix(const std::string& prefix) {
+  const fs::path path(prefix);
+  const bool one_of_two = path.extension() == ".bin" || path.extension() == ".idx";
+  if (one_of_two && !fs::exists(prefix + ".bin"))
+    throw MissingInputError(fmt::format("{}: is one file of a pair; name the prefix of both, {}", prefix,
+                                        path.parent_path().append(path.stem().string()).string()));
+  return prefix;
+}
+
+}  // namespace
+
 TokenFile::TokenFile(const std::string& prefix, std::optional<std::int64_t> vocabulary_size)
-    : prefix_(prefix), bin_(prefix + ".bin"), limit_(vocabulary_size.value_or(kMaxId)) {
+    : prefix_(check_prefix(prefix)), bin_(prefix + ".bin"), limit_(vocabulary_size.value_or(kMaxId)) {
   FARSKIP_CHECK(limit_ > 0 && limit_ <= kMaxId, "vocabulary size {}", limit_);
   load_index(InputFile(prefix + ".idx"));
 }

@@ -5,6 +5,7 @@
 
 #include <cerrno>
 #include <chrono>
+#include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <nlohmann/json.hpp>
@@ -136,9 +137,11 @@ void Progress::show(const StepMetrics& m) {
   last_shown_ = t;
   const double left =
       (t - started_) / static_cast<double>(m.step - first_step_) * static_cast<double>(steps_ - m.step);
-  std::string line =
-      fmt::format("step {}/{}  loss {:.4f}  grad norm {:.3f}  lr {:.2e}  {:.0f} tokens/s  {:.3f} TFLOP/s",
-                  m.step, steps_, m.loss, m.grad_norm, m.learning_rate, m.tokens_per_second, m.model_tflops);
+  const std::string result = std::isnan(m.loss)
+                                 ? "without targets"
+                                 : fmt::format("loss {:.4f}  grad norm {:.3f}", m.loss, m.grad_norm);
+  std::string line = fmt::format("step {}/{}  {}  lr {:.2e}  {:.0f} tokens/s  {:.3f} TFLOP/s", m.step, steps_,
+                                 result, m.learning_rate, m.tokens_per_second, m.model_tflops);
   if (const auto kl = m.distill.find("kl"); kl != m.distill.end())
     line += fmt::format("  kl {:.4f}", kl->second);
   if (m.validation_loss) line += fmt::format("  validation {:.4f}", *m.validation_loss);

@@ -11,12 +11,13 @@
 namespace farskip {
 namespace {
 
-// Sequences of a validation source are read in order, so the numbers of two runs compare.
+// Validation sources are read in order and to the end, so the numbers of two runs compare.
 SamplerOptions sampler_options(const RunConfig& config, bool training) {
   SamplerOptions options;
   options.seed = static_cast<std::uint64_t>(config.seed);
   options.sequence_length = config.train.sequence_length;
   options.shuffle = training && config.data.shuffle;
+  options.whole_stream = !training;
   options.document_mask = config.data.document_mask;
   options.prompt_end = config.data.prompt_end;
   options.padding = config.data.padding;
@@ -32,6 +33,38 @@ std::unique_ptr<Sampler> make_sampler(const std::vector<std::string>& prefixes,
     if (weight > 0) sources.push_back({std::make_shared<TokenFile>(prefixes[i], vocab_size), weight});
   }
   return std::make_unique<Sampler>(std::move(sources), options);
+}
+
+/// Whether any target of a source counts; looks no further than the first that does.
+bool has_targets(const Sampler& source) {
+  const SamplerOptions& o = source.options();
+  if (!o.document_mask && !o.prompt_end && !o.padding) return true;
+  for (std::uint64_t number = 0; number < source.samples_per_epoch(0); ++number)
+    if (count_targets(read_batch(source, number, 1)) > 0) return true;
+  return false;
+}
+
+// A source without targets has no mean. If all are so, they stay, and there is no validation loss.
+std::vector<std::unique_ptr<Sampler>> open_validation(const RunConfig& config, std::int64_t vocab_size,
+                                                      const Logger& logger) {
+  std::vector<std::unique_ptr<Sampler>> sources, without;
+  std::vector<std::string> names;
+  for (const std::string& prefix : config.data.validation) {
+    auto source = make_sampler({prefix}, {}, vocab_size, sampler_options(config, false));
+    const bool counts = has_targets(*source);
+    if (!counts) names.push_back(prefix);
+    (counts ? sources : without).push_back(std::move(source));
+  }
+  if (names.empty()) return sources;
+  const std::string problem = fmt::format("data.validation: {}: {}", fmt::join(names, ", "), kNoTargets);
+  if (!sources.empty()) {
+    logger.warning("{}; left out of the validation loss", problem);
+    return sources;
+  }
+  if (config.distill && config.distill->early_stopping)
+    throw DataError(fmt::format("{}, and distill.early_stopping has no metric to look at", problem));
+  logger.warning("{}; validation_loss is null", problem);
+  return without;
 }
 
 }  // namespace
@@ -75,8 +108,7 @@ RunData open_run_data(const RunConfig& config, const ModelConfig& model, const L
     }
   }
   data.train = make_sampler(sources, config.data.weights, model.vocab_size, sampler_options(config, true));
-  for (const std::string& prefix : config.data.validation)
-    data.validation.push_back(make_sampler({prefix}, {}, model.vocab_size, sampler_options(config, false)));
+  data.validation = open_validation(config, model.vocab_size, logger);
   return data;
 }
 

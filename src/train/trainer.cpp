@@ -177,6 +177,7 @@ class TrainingRun {
   void note_start() {
     if (data_.validation.empty() || state_.step > 0) return;
     const Evaluation e = validate(inference_);
+    if (e.tokens == 0) return;
     KeptTeacher* const kept = distill_->kept_teacher();
     distill_->note_start(e.loss, kept != nullptr ? validate(kept->engine()).loss : e.means.at("teacher_loss"),
                          state_.numbers);
@@ -215,14 +216,8 @@ class TrainingRun {
   // A best checkpoint of steps that will be done again, or of looks that begin anew.
   void set_aside_best() const {
     if (!is_first() || !fs::exists(best_folder())) return;
-<<<<<<< ours
-    const bool has_best = state_.numbers.contains("best");
-    set_aside_newer_checkpoints(best_folder(), has_best ? state_.step : -1, logger_, "replaced");
-=======
-    refuse_taken_names(best_folder(), state_.step);
     set_aside_newer_checkpoints(best_folder(), state_.numbers.contains("best") ? state_.step : -1, logger_,
                                 "replaced");
->>>>>>> theirs
   }
 
   void load_or_initialise() {
@@ -254,35 +249,46 @@ class TrainingRun {
 
   StepMetrics step(const StopSignals& signals) {
     const Clock::time_point started = Clock::now();
-    const double exposed_before = engine_.exposed_seconds(), transport_before = engine_.transport_seconds();
-    const std::int64_t repeated_before = engine_.num_repeated();
     heartbeat_.begin_step(state_.step + 1);
     const TrainConfig& t = config_.train;
     if (distill_) engine_.rewire(distill_->layers_at(state_.step));
-    auto [batches, counted] = read_step();
-    counted = std::max(counted, 1.0);
+    const auto [batches, counted] = read_step();
     // What all ranks must know at the end of a step travels with its sums.
     std::array<double, 2> flags{signals.requested() ? 1.0 : 0.0,
                                 saver_.open() && saver_.written() ? 1.0 : 0.0};
     StepMetrics m;
     m.learning_rate = learning_rate_at(t.learning_rate, state_.step, t.steps);
-    const StepResult result =
-        engine_.step(batches, static_cast<float>(1.0 / counted),
-                     static_cast<float>(t.aux_loss / static_cast<double>(t.global_batch)), m.learning_rate,
-                     state_.step + 1, flags);
-    stop_requested_ = flags[0] > 0;
-    all_written_ = flags[1] == world().size();
-    const BatchLoss& loss = result.loss;
-    m.loss = loss.loss_sum / counted;
-    m.grad_norm = result.grad_norm;
-    if (!result.updated || !result.loss_is_finite) end_at_bad_numbers(result, m);
+    m.step = state_.step + 1;
+    if (counted > 0)
+      compute_step(batches, counted, flags, m);
+    else
+      skip_step(flags, m);
     advance(m);
     const std::int64_t tokens = t.global_batch * t.sequence_length;
-    m.step = state_.step;
     m.tokens = state_.tokens;
     m.step_seconds = seconds_since(started);
     m.tokens_per_second = static_cast<double>(tokens) / m.step_seconds;
     m.model_tflops = flops_per_token_ * m.tokens_per_second * 1e-12;
+    m.deterministic = is_deterministic();
+    m.peak_memory_bytes = memory_in_use();
+    if (looks_at_validation(m.step)) look_at_validation(m);
+    if (counted > 0) last_loss_ = m.loss;
+    return m;
+  }
+
+  /// `counted`: targets of all ranks.
+  void compute_step(std::span<const Batch> batches, double counted, std::span<double> flags, StepMetrics& m) {
+    const double exposed_before = engine_.exposed_seconds(), transport_before = engine_.transport_seconds();
+    const std::int64_t repeated_before = engine_.num_repeated();
+    const TrainConfig& t = config_.train;
+    const StepResult result = engine_.step(
+        batches, static_cast<float>(1.0 / counted),
+        static_cast<float>(t.aux_loss / static_cast<double>(t.global_batch)), m.learning_rate, m.step, flags);
+    take_flags(flags);
+    const BatchLoss& loss = result.loss;
+    m.loss = loss.loss_sum / counted;
+    m.grad_norm = result.grad_norm;
+    if (!result.updated || !result.loss_is_finite) end_at_bad_numbers(result, m);
     // Between GPUs a recorded step does not say where it waits (farskip bench overlap does).
     if (world().size() == 1 || arena_.device().kind() == DeviceKind::cpu) {
       const double exposed = engine_.exposed_seconds() - exposed_before;
@@ -290,15 +296,30 @@ class TrainingRun {
       m.hidden_comm_seconds = std::max(0.0, engine_.transport_seconds() - transport_before - exposed);
     }
     m.repeated_steps = engine_.num_repeated() - repeated_before;
-    m.deterministic = is_deterministic();
-    m.peak_memory_bytes = memory_in_use();
     describe_load(loss, m);
     if (distill_) distill_->describe(loss, counted, m);
     if (t.aux_loss > 0) m.aux_loss = loss.balance_loss / static_cast<double>(t.global_batch);
     look_for_death(m);
-    if (looks_at_validation(m.step)) look_at_validation(m);
-    last_loss_ = m.loss;
-    return m;
+  }
+
+  /// There is nothing to learn from; an update would move weights by their decay and by old gradients.
+  void skip_step(std::span<double> flags, StepMetrics& m) {
+    {
+      const HeartbeatWait wait(&heartbeat_, "the end of a step without targets");
+      world().all_reduce(flags);
+    }
+    take_flags(flags);
+    m.loss = m.grad_norm = kNoNumber;
+    if (num_skipped_++ == 0 && is_first())
+      logger_.warning(
+          "step {}: in samples {} to {} {}; weights stay as they are in such steps, and loss is null", m.step,
+          state_.samples, state_.samples + config_.train.global_batch - 1, kNoTargets);
+  }
+
+  /// `flags`: summed over ranks.
+  void take_flags(std::span<const double> flags) {
+    stop_requested_ = flags[0] > 0;
+    all_written_ = flags[1] == world().size();
   }
 
   /// Of the process; on a GPU, of the device.
@@ -415,7 +436,13 @@ class TrainingRun {
     distill_->describe_validation(e, state_.numbers, m);
     const auto& stopping = distill_->early_stopping();
     if (!stopping || !stopping->looks_at(m.step)) return;
-    if (stopping->look(m.step, distill_->metric_value(e), state_.numbers)) save_best();
+    const double value = distill_->metric_value(e);
+    if (!std::isfinite(value)) {
+      logger_.warning("step {}: the metric of early stopping is {}: this evaluation does not count", m.step,
+                      value);
+      return;
+    }
+    if (stopping->look(m.step, value, state_.numbers)) save_best();
     if (converged())
       logger_.info(
           "no improvement on held-out text since step {:.0f}: stopping; the best checkpoint is in {}",
@@ -433,6 +460,7 @@ class TrainingRun {
     Evaluation sum;
     for (const auto& source : data_.validation) {
       const Evaluation e = evaluate(engine, *source, validation_batch(), 0);
+      if (e.tokens == 0) continue;
       const auto weight = static_cast<double>(e.tokens);
       sum.loss += e.loss * weight;
       sum.accuracy += e.accuracy * weight;
@@ -466,6 +494,8 @@ class TrainingRun {
   TrainResult finish() {
     save();
     saver_.wait();
+    if (num_skipped_ > 1 && is_first())
+      logger_.warning("in {} steps {}: weights stayed as they were", num_skipped_, kNoTargets);
     const bool early = state_.step < config_.train.steps && !converged();
     if (is_first())
       folder_->write_exit(early         ? "stopped on request"
@@ -500,7 +530,8 @@ class TrainingRun {
   DeadModelWatch dead_model_;
   std::optional<MetricsFile> metrics_;  // of rank 0
   std::optional<Progress> progress_;
-  double last_loss_ = 0;
+  std::int64_t num_skipped_ = 0;  // steps without targets
+  std::optional<double> last_loss_;
   std::optional<double> validation_loss_;
 };
 

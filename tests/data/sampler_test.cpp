@@ -223,6 +223,27 @@ TEST_CASE("Prompts and padding are no targets") {
   CHECK(targets(0) == Ids{5, 2, -1});
 }
 
+TEST_CASE("A whole stream ends with a sample that is filled up with targets that do not count") {
+  const test::TemporaryFolder folder;
+  const auto file = make_source(folder, "t", {{1, 2, 3, 4}, {5, 6, 7}});
+  SamplerOptions options = options_of(4, false);
+  options.whole_stream = true;
+  const Sampler sampler({{file}}, options);
+  REQUIRE(sampler.samples_per_epoch(0) == 2);
+  CHECK(sampler.sample(0).targets == Ids{2, 3, 4, 5});
+  CHECK(sampler.sample(1).tokens == Ids{5, 6, 0, 0});
+  CHECK(sampler.sample(1).targets == Ids{6, 7, -1, -1});
+  CHECK(sampler.sample(2).tokens == sampler.sample(0).tokens);  // the next epoch
+  options.document_mask = true;
+  CHECK(Sampler({{file}}, options).sample(1).document_start == Ids{0, 0, 2, 2});
+  options.sequence_length = 6;
+  CHECK(Sampler({{file}}, options).samples_per_epoch(0) == 1);  // nothing is left over
+  options.sequence_length = 100;
+  CHECK(Sampler({{file}}, options).samples_per_epoch(0) == 1);
+  const auto one = make_source(folder, "one", {{1}});
+  CHECK_THROWS_WITH(Sampler({{one}}, options), ContainsSubstring("1 tokens"));
+}
+
 TEST_CASE("Prompts are found wherever documents and samples meet") {
   const test::TemporaryFolder folder;
   std::vector<Ids> documents;

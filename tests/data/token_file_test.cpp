@@ -243,6 +243,9 @@ TEST_CASE("A missing half of the pair is missing input") {
   CHECK_THROWS_AS(TokenFile((folder / "none").string()), MissingInputError);
   std::ofstream(folder / "half.bin") << "";
   CHECK_THROWS_AS(TokenFile((folder / "half").string()), MissingInputError);
+  for (const char* name : {"half.bin", "half.idx"})
+    CHECK_THROWS_WITH(TokenFile((folder / name).string()),
+                      ContainsSubstring("one file of a pair; name the prefix"));
 }
 
 TEST_CASE("An id outside the vocabulary is named with file, document, position and range") {

@@ -217,5 +217,25 @@ TEST_CASE("a loss that is not finite stops all ranks with one message") {
   CHECK_THROWS_WITH(train_run(run), ContainsSubstring("finite") && ContainsSubstring("samples"));
 }
 
+TEST_CASE("ranks skip a step without targets together, and go on") {
+  const TemporaryFolder folder;
+  const std::int32_t padding = 9;
+  std::vector<std::int32_t> tokens(16 * 16 + 1, padding);  // the first step's
+  for (std::int32_t i = 0; i < 600; ++i) tokens.push_back(10 + i % 40);
+  TokenFileWriter writer((folder / "t").string(), TokenType::u16);
+  writer.add_document(tokens);
+  writer.commit();
+  const std::vector<std::string> overrides{"data.tokens=[" + (folder / "t").string() + "]",
+                                           "data.shuffle=false", fmt::format("data.padding={}", padding)};
+  train_run(make_run(folder / "one", {1, 1, false}, 3, overrides));
+  train_run(make_run(folder / "four", {2, 2, true}, 3, overrides));
+  const auto lines = read_metrics(folder / "four");
+  REQUIRE(lines.size() == 3);
+  CHECK(lines[0]["loss"].is_null());
+  CHECK(lines[1]["loss"].is_number());
+  const auto alone = read_metrics(folder / "one");
+  CHECK(lines[2]["loss"].get<double>() == Catch::Approx(alone[2]["loss"].get<double>()).epsilon(1e-4));
+}
+
 }  // namespace
 }  // namespace farskip::test

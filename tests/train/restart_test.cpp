@@ -58,7 +58,6 @@ TEST_CASE("a run that begins anew sets the checkpoints of an earlier one aside")
   CHECK(find_newest_valid_checkpoint(folder / "run" / "checkpoints", kSilent)->step() == 3);
 }
 
-<<<<<<< ours
 TEST_CASE("as many checkpoints are kept as the configuration says, beyond 32 bits too") {
   for (const auto& [keep, left] : {std::pair{"1", std::size_t{1}},
                                    {"4294967297", std::size_t{3}},
@@ -174,7 +173,8 @@ TEST_CASE("a stop request before the first step ends the start, and says that th
   }
   const test::TemporaryFolder folder;
   CHECK(run(folder / "run", {"train.steps=2"}).step == 2);  // the request is over with its run
-=======
+}
+
 TEST_CASE("a distillation that begins anew sets its best checkpoint aside") {
   const test::TemporaryFolder folder;
   const std::vector<std::string> overrides{"distill.early_stopping.every=1"};
@@ -184,7 +184,6 @@ TEST_CASE("a distillation that begins anew sets its best checkpoint aside") {
   for (const auto& entry : fs::directory_iterator(folder / "run" / "best"))
     set_aside += entry.path().string().find(".replaced-") != std::string::npos ? 1 : 0;
   CHECK(set_aside == 1);
->>>>>>> theirs
 }
 
 TEST_CASE("a checkpoint says with which settings the steps before it were done") {

@@ -58,7 +58,7 @@ TEST_CASE("a resumed run in bf16 gives the bytes of one in one piece") {
   const Run wide = make_run(folder / "wide");
   const TrainResult f32 = train(wide.config, wide.model, kQuiet);
   CHECK(checkpoint_bytes(folder / "whole", 6) != checkpoint_bytes(folder / "wide", 6));
-  CHECK(low.loss == Catch::Approx(f32.loss).epsilon(5e-3));
+  CHECK(*low.loss == Catch::Approx(*f32.loss).epsilon(5e-3));
   CHECK(*low.validation_loss == Catch::Approx(*f32.validation_loss).epsilon(5e-3));
 }
 

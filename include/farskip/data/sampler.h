@@ -38,7 +38,10 @@ struct SamplerOptions {
   /// without it has no prompt.
   std::optional<std::int32_t> prompt_end{};
   std::optional<std::int32_t> padding{};  // token that is never a target
-  std::uint64_t block_size = 1024;        // P: the mixture's ratios are exact in every block of P samples
+  /// The last sample of an epoch takes the rest of the stream, filled up with targets that do not count:
+  /// every token but the first is a target once. Only without shuffle.
+  bool whole_stream = false;
+  std::uint64_t block_size = 1024;  // P: the mixture's ratios are exact in every block of P samples
 };
 
 struct SamplerSource {
@@ -92,7 +95,7 @@ class Sampler {
   Sampler(std::vector<SamplerSource> sources, const SamplerOptions& options);
 
   const SamplerOptions& options() const { return options_; }
-  /// Whole samples in one pass over a source: (tokens - 1) / S.
+  /// Samples in one pass over a source: (tokens - 1) / S, rounded up with whole_stream.
   std::uint64_t samples_per_epoch(std::size_t source) const { return samples_per_epoch_[source]; }
   /// Samples that each source has in every block of the mixture.
   const std::vector<std::uint64_t>& samples_per_block() const { return samples_per_block_; }

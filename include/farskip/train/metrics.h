@@ -2,6 +2,7 @@
 // What a run says while it trains: metrics.jsonl, and a progress line or log lines.
 
 #include <cstdint>
+#include <limits>
 #include <map>
 #include <optional>
 #include <string>
@@ -12,10 +13,14 @@
 
 namespace farskip {
 
+/// A number that there is not, null in JSON: NaN proper ends a run before it is written.
+inline constexpr double kNoNumber = std::numeric_limits<double>::quiet_NaN();
+
 struct StepMetrics {
   std::int64_t step = 0;  // 1-based: steps done
-  double loss = 0;        // mean over the step's counted tokens, nats
-  double grad_norm = 0, learning_rate = 0;
+  double loss = 0;        // mean over the step's counted tokens, nats; kNoNumber without any
+  double grad_norm = 0;   // likewise
+  double learning_rate = 0;
   std::int64_t tokens = 0;  // of all steps so far
   double tokens_per_second = 0, step_seconds = 0, model_tflops = 0;
   std::optional<double> exposed_comm_seconds, hidden_comm_seconds;  // absent: not measured, null

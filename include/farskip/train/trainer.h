@@ -27,12 +27,16 @@ RunData open_run_data(const RunConfig& config, const ModelConfig& model, const L
 /// and of a teacher.
 RunSettings describe_contents(const RunConfig& config, const RunData& data);
 
+/// What is to be said where a loss has no target.
+inline constexpr std::string_view kNoTargets =
+    "no target counts (data.padding, data.prompt_end and data.document_mask leave targets out)";
+
 /// Samples [first, first + count) as one batch.
 Batch read_batch(const Sampler& sampler, std::uint64_t first, std::int64_t count);
 std::int64_t count_targets(const Batch& batch);
 
 struct Evaluation {
-  double loss = 0;      // cross-entropy, mean over counted tokens, nats
+  double loss = 0;      // cross-entropy, mean over counted tokens, nats; NaN without any
   double accuracy = 0;  // share of counted tokens with the target on top
   std::int64_t tokens = 0;
   std::map<std::string, double> means{};  // of BatchLoss::sums, over counted tokens
@@ -44,7 +48,7 @@ Evaluation evaluate(InferenceEngine& engine, const Sampler& sampler, std::int64_
 
 struct TrainResult {
   std::int64_t step = 0;
-  double loss = 0;
+  std::optional<double> loss;  // of the last step that had targets, if this run did one
   std::optional<double> validation_loss;
   bool stopped_early = false;  // on request: a checkpoint was saved, the run can be resumed
   bool converged = false;      // distillation: early stopping ended it

@@ -30,6 +30,19 @@ HostTensor coarse(Shape shape, std::uint64_t seed) {
   return x;
 }
 
+/// A student whose head is close to its teacher's, at a high temperature; logits are exact.
+OpCase close_case(const ops::DistillLoss& a, const Sizes& s) {
+  const HostTensor h = coarse({s.tokens, s.hidden}, 1006), w = coarse({s.vocab, s.hidden}, 1007);
+  HostTensor wt = coarse({s.vocab, s.hidden}, 1007);
+  for (std::size_t i = 0; i < wt.values<float>().size(); i += 5) wt.values<float>()[i] += 0.03125F;
+  return {"distill_loss",
+          "a student close to its teacher",
+          Attributes::of(a),
+          {h, w, h, wt, random_integers({s.tokens}, -1, static_cast<std::int32_t>(s.vocab), 1008)},
+          {0},
+          {2, 3}};
+}
+
 }  // namespace
 
 std::vector<OpCase> large_distill_cases() {
@@ -39,6 +52,11 @@ std::vector<OpCase> large_distill_cases() {
       loss_case("several blocks of tokens", {.kl = 0.5, .sft = 0.5, .temperature = 2.0, .top_k = 64}, many),
       loss_case("rows longer than shared memory", {.kl = 0.4, .jsd = 0.3, .sft = 0.3}, wide),
       loss_case("rows longer than shared memory", {.kl = 0.5, .reverse_kl = 0.5, .top_k = 1500}, wide)};
+  for (const std::int64_t top_k : {0, 300}) {
+    const ops::DistillLoss a{.kl = 0.4, .reverse_kl = 0.3, .jsd = 0.3, .temperature = 200.0, .top_k = top_k};
+    cases.push_back(close_case(a, {300, 2053, 20, 20}));
+    cases.push_back(close_case(a, wide));
+  }
   for (const auto& [tokens, vocab, top_k] :
        {std::tuple<std::int64_t, std::int64_t, std::int64_t>{300, 20011, 100},
         {50, 60013, 1025},
