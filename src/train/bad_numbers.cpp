@@ -45,11 +45,18 @@ std::string describe_bad_tensors(const TrainingTensors& tensors, const TensorMap
 
 namespace {
 
-/// Of the first rank that has a text, with its number; empty if there is none.
+/// What else is wrong follows from bad parameters, and then from bad moments, on whichever rank they are.
+int order_of(std::string_view text) {
+  if (text.empty()) return 3;
+  return text.starts_with("parameter ") ? 0 : text.starts_with("moment ") ? 1 : 2;
+}
+
+/// The text of the first rank among those whose text comes first, with its number; empty if there is none.
 std::string first_of_ranks(const Communicator& world, const std::string& mine) {
   const std::vector<std::string> all = all_gather_text(world, mine);
-  const auto first = std::find_if(all.begin(), all.end(), [](const auto& text) { return !text.empty(); });
-  if (first == all.end()) return {};
+  const auto first = std::min_element(all.begin(), all.end(),
+                                      [](const auto& a, const auto& b) { return order_of(a) < order_of(b); });
+  if (first->empty()) return {};
   return all.size() == 1 ? *first : fmt::format("{} of rank {}", *first, first - all.begin());
 }
 

@@ -61,11 +61,14 @@ void check_can_save(const fs::path& folder) {
         fmt::format("{}: checkpoints go there, and it is no folder; move it away", folder.string()));
   const std::int64_t newest = newest_step(folder).value_or(-1);
   for (const fs::directory_entry& entry : fs::directory_iterator(folder, error)) {
-    const bool is_folder = entry.symlink_status(error).type() == fs::file_type::directory;
+    const fs::file_type type = entry.symlink_status(error).type();
     const std::string name = entry.path().filename().string();
-    if ((parse_step_name(name).value_or(-1) > newest && !is_folder) || (name == kLatestFile && is_folder))
+    if ((parse_step_name(name).value_or(-1) > newest && type != fs::file_type::directory) ||
+        (name == kLatestFile && type != fs::file_type::regular))
       throw IoError(fmt::format("{}: is {}, where this run would write; move it away", entry.path().string(),
-                                is_folder ? "a folder" : "a file or link"));
+                                type == fs::file_type::directory ? "a folder"
+                                : type == fs::file_type::symlink ? "a link"
+                                                                 : "a file"));
   }
   const fs::path probe = folder / fmt::format("step-0.tmp-{}", make_run_id());
   if (!error) fs::create_directory(probe, error);

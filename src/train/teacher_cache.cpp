@@ -124,10 +124,10 @@ void TeacherCache::check_identity(int rank) const {
       text += fmt::format("\n  {}: folder {}, this run {}", name, printable(it->second), value);
   }
   if (text.empty()) text = "\n  lines that this program does not know";
-  throw UsageError(
-      fmt::format("distill.cache.path {} holds what another teacher said, or in another form:{}\nuse another "
-                  "folder, or the configuration that made it",
-                  folder_.string(), text));
+  throw UsageError(fmt::format(
+      "distill.cache.path {} holds outputs of another teacher, or in another form:{}\nuse another "
+      "folder, or the configuration that made it",
+      folder_.string(), text));
 }
 
 std::size_t TeacherCache::record_bytes() const {

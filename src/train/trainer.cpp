@@ -540,7 +540,8 @@ std::unique_ptr<RunFolder> open_run_folder(const RunConfig& config, const ModelC
                                            const Logger& logger) {
   auto folder = std::make_unique<RunFolder>(config.run_dir, logger);
   refuse_other_run(config, model);
-  check_can_save(folder->checkpoints());
+  // Where a run begins anew, what has the name of a checkpoint is set aside.
+  if (config.checkpoint.resume != Resume::never) check_can_save(folder->checkpoints());
   if (config.distill && config.distill->early_stopping) check_can_save(folder->best());
   return folder;
 }
@@ -559,6 +560,7 @@ TrainResult train(const RunConfig& config, const ModelConfig& model, const Commu
   try {
     return TrainingRun(config, model, world, heartbeat, logger, std::move(device), folder.get()).run(signals);
   } catch (const Error& error) {  // of this rank or, where they throw together, of another
+    signals.allow_leaving(false);
     if (folder && error.code() == ExitCode::resumable)
       folder->write_exit("stopped on request", newest_step(folder->checkpoints()).value_or(0), true);
     throw;

@@ -58,12 +58,12 @@ TEST_CASE("what another machine's process holds is not stale, though no process 
   const TemporaryFolder folder;
   const pid_t dead = dead_process();
   const fs::path file = folder / fmt::format("latest.tmp-{}", dead),
-                 inner = folder / fmt::format("key.tmp-{}", dead);
+                 inner = folder / fmt::format("key.tmp-{}-0123abcd", dead);
   {
     OutputFile output(folder / "latest");
     OutputFolder output_folder(folder / "key");
     fs::rename(temporary_name(folder / "latest"), file);  // as it would be called there
-    fs::rename(temporary_name(folder / "key"), inner);
+    fs::rename(output_folder.temporary(), inner);
     remove_stale_temporaries(folder.path());
     CHECK(fs::exists(file));
     CHECK(fs::exists(inner));

@@ -125,7 +125,9 @@ TEST_CASE("a run that ended is gone on with on the same ranks to the bit, and on
   const TemporaryFolder folder;
   train_run(make_run(folder / "whole", kFour, 6));
   REQUIRE(train_run(make_run(folder / "half", kFour, 3)).step == 3);
-  CHECK(checkpoint_bytes(folder / "half", 3) == checkpoint_bytes(folder / "whole", 3));
+  // Only their settings, train.steps among them, tell the two apart.
+  CHECK(checkpoint_difference(checkpoint_folder(folder / "half", 3),
+                              checkpoint_folder(folder / "whole", 3)) == 0);
   for (const Layout& layout : {kFour, Layout{1, 1, false}, Layout{2, 1, false}, Layout{2, 1, true},
                                Layout{4, 1, true}, Layout{1, 2, true}}) {
     INFO(layout.text());

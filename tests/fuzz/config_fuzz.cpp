@@ -11,9 +11,11 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* bytes, std::size_t siz
     const RunConfig config = read_run_config(tree, errors);
     errors.throw_if_any();
     ErrorList again;
-    const RunConfig same = read_run_config(
+    RunConfig same = read_run_config(
         parse_yaml_text(resolved_yaml(config, "version", "commit", "machine"), "resolved", again), again);
     again.throw_if_any();
+    same.file = config.file;  // which file it was, and whether that gave the name, is not written
+    same.named_by_file = config.named_by_file;
     fuzz::require(same == config);
   });
   return 0;

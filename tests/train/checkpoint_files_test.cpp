@@ -384,7 +384,7 @@ TEST_CASE("a step-N that is no folder is passed over, and refused where its name
   CHECK_NOTHROW(check_can_save(folder.path()));
   fs::create_directory_symlink("step-5", folder / "step-9");
   CHECK_THAT(refusal([&] { check_can_save(folder.path()); }),
-             ContainsSubstring("step-9: is a file or link, where this run would write"));
+             ContainsSubstring("step-9: is a link, where this run would write"));
   set_aside_newer_checkpoints(folder.path(), 5, kQuiet, "replaced");
   CHECK_NOTHROW(check_can_save(folder.path()));
 }

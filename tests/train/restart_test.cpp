@@ -119,8 +119,8 @@ TEST_CASE("a folder that could take no checkpoint is refused before the first st
     };
   };
   refused("checkpoints: checkpoints go there, and it is no folder", file("checkpoints"));
-  refused("step-4: is a file or link, where this run would write", file("checkpoints/step-4"));
-  refused("step-4: is a file or link", [](const fs::path& run_dir) {
+  refused("step-4: is a file, where this run would write", file("checkpoints/step-4"));
+  refused("step-4: is a link", [](const fs::path& run_dir) {
     fs::create_directories(run_dir / "checkpoints");
     fs::create_directory_symlink("/", run_dir / "checkpoints" / "step-4");
   });

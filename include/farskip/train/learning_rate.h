@@ -11,8 +11,8 @@ namespace farskip {
 /// `final` over the last decay_steps.
 double learning_rate_at(const LearningRateConfig& config, std::int64_t step, std::int64_t steps);
 
-/// After a resume at `step` (steps done) with `before`, the rate of the last one: says so where the schedule does
-/// not go on from there.
+/// After a resume at `step` (steps done) with `before`, the rate of the last one: says so where the schedule
+/// does not go on from there.
 std::optional<std::string> describe_rate_jump(const TrainConfig& config, std::int64_t step,
                                               std::optional<double> before);
 
