@@ -29,7 +29,9 @@ bool types_fit(const OpDef& op, const OpTypes& types) {
         break;
       case InputType::wide:  // those of an op that computes in nothing else agree among each other
         if (!wide_type) wide_type = dtype;
-        if (!is_float(dtype) || is_low(dtype) || dtype != *wide_type) return false;
+        // References in f64 read some tables in f32.
+        if (dtype != *wide_type && !(dtype == DType::f32 && *wide_type == DType::f64)) return false;
+        if (!is_float(dtype) || is_low(dtype)) return false;
         break;
       case InputType::integer:
         if (dtype != DType::i32) return false;

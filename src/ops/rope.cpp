@@ -20,13 +20,12 @@ void register_rope(OpTable& table) {
              .parse_attributes = &Attributes::parse<Rope>,
              .min_inputs = 2,
              .max_inputs = 2,
-             .inputs = {In::compute, In::any},
+             .inputs = {In::compute, In::wide},
              .infer = [](const OpTypes& t) -> std::vector<TensorType> {
                const auto& a = t.get<Rope>();
                FARSKIP_SHAPE(t.shape(0)[1] % a.head_dim == 0 && a.offset + a.dim <= a.head_dim &&
                                  t.shape(1)[1] == a.dim && t.shape(0)[0] % t.shape(1)[0] == 0,
                              "rope", t);
-               FARSKIP_SHAPE(!is_low(t.in(1).dtype), "rope", t);  // f32 whatever the graph computes in
                return {like(t.in(0))};
              },
              .gradient =

@@ -114,6 +114,11 @@ void add_rows(std::vector<OpCase>& cases) {
                    Attributes::of(NoAttributes{}),
                    {random_tensor({3}, 35), random_tensor({4}, 36)}});
   cases.push_back({"concat_rows", "one part", Attributes::of(NoAttributes{}), {random_tensor({2, 3}, 37)}});
+  cases.push_back({"concat_rows",
+                   "integers",
+                   Attributes::of(NoAttributes{}),
+                   {random_integers({4, 2}, 0, 100, 38), random_integers({3, 2}, 0, 100, 39)},
+                   {}});
 }
 
 void add_loss(std::vector<OpCase>& cases) {

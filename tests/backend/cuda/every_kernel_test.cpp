@@ -127,14 +127,16 @@ void run(std::vector<OpCase> (*cases)(), bool low) {
 }
 
 TEST_CASE("every kernel of the CUDA backend has a case of its type") {
-  if (cuda_kernel_table().all().empty()) skip(why_no_cuda_device());
-  std::vector<OpCase> cases = all_op_cases();
-  for (const OpCase& c : cast_cases()) cases.push_back(c);
   std::set<std::pair<std::string, DType>> tested;
-  for (const OpCase& c : cases)
-    for (const Job& job : jobs_of(c))
-      for (const bool low : {false, true})
+  const auto note = [&](const std::vector<OpCase>& cases, bool low) {
+    for (const OpCase& c : cases)
+      for (const Job& job : jobs_of(c))
         if (!low || job.op->takes_low()) tested.emplace(job.op->name, on_the_gpu(job, low).kernel_dtype());
+  };
+  note(all_op_cases(), false);
+  note(all_op_cases(), true);
+  note(cast_cases(), false);  // to bf16 and from it
+  if (cuda_kernel_table().all().empty()) skip(why_no_cuda_device());
   for (const auto& [key, kernel] : cuda_kernel_table().all()) {
     const auto& [op, dtype, device] = key;
     if (op_table().at(op).collective) continue;  // tests/gpu
