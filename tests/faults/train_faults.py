@@ -92,8 +92,8 @@ def expect_same_training(run, whole):
         expect(ours[name] == content, f"{name} of the last checkpoint differs")
 
 
-def whole_run(programs, folder):
-    run = Run(programs, folder, "whole")
+def whole_run(programs, folder, **changes):
+    run = Run(programs, folder, "whole", **changes)
     run.finish()
     expect(len(run.metrics()) == STEPS, "a line for each step")
     return run
@@ -116,10 +116,11 @@ def case_killed_and_repeated(programs, folder):
 
 def case_stopped_on_request(programs, folder):
     """SIGUSR1 at the launcher, as a batch system sends it: all ranks save the same step."""
-    whole = whole_run(programs, folder)
-    run = Run(programs, folder, "stopped")
+    more = {"train.global_batch": 32}  # so that a fast machine is not done before the signal reaches it
+    whole = whole_run(programs, folder, **more)
+    run = Run(programs, folder, "stopped", **more)
     with run.start() as job:
-        run.wait_for_step(2)  # early: on a fast machine all steps take half a second
+        run.wait_for_step(2)
         job.mpirun.send_signal(signal.SIGUSR1)
         job.expect_end(30, 75)
         expect(not job.errors(), f"{job.errors()}")
@@ -157,7 +158,8 @@ def case_stopped_in_a_save(programs, folder):
         with run.start({"FARSKIP_FAULT": f"{point}:{rank}:stop"}, parallel__timeout=3, checkpoint__async="false") as job:
             job.expect_end(20, 75)
             job.expect_one_error(f"rank {1 - rank}, step ", "no progress for ", f"waiting in {wait}", "resumed")
-        expect(run.checkpoints() == [], f"checkpoints {run.checkpoints()}")
+        # The launcher lets a stopped rank go on for a moment before it kills it: the rename may still happen.
+        expect(run.checkpoints() in ([], [EVERY] if point == "ckpt.rename" else []), f"checkpoints {run.checkpoints()}")
 
 
 def case_stopped_before_the_first_step(programs, folder):
@@ -217,7 +219,7 @@ def case_nan_in_one_expert(programs, folder):
     with run.start() as job:
         job.expect_end(30, 65)
         job.expect_one_error("step 1: the loss is not finite", "samples 0 to 1 of rank 0",
-                             f"parameter {broken} of rank 1", "no step was done")
+                             f"parameter {broken} (and ", " of rank 1; no update was made", "no step was done")
     expect(run.checkpoints() == [] and run.metrics() == {}, "nothing is left of it")
 
 

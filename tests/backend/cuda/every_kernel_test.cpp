@@ -95,7 +95,7 @@ class Session {
     GpuRun run = run_on_gpu(*device_, *job.op, prepared, in_place, count);
     if (!run.broken.empty()) fail(job, fmt::format("{}wrote past the end of {}", how, run.broken));
     for (std::size_t o = 0; o < prepared.outputs.size(); ++o) {
-      const double bound = error_bound(job.op->name, prepared.outputs[o].dtype, low_);
+      const double bound = error_bound(job, prepared.outputs[o].dtype, low_);
       const HostTensor& expected = prepared.expected[o];
       const std::string different = difference(
           run.outputs[o], expected.dtype() == DType::bf16 ? convert_dtype(expected, DType::f32) : expected,

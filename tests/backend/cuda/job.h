@@ -54,7 +54,7 @@ GpuRun run_on_gpu(Device& device, const OpDef& op, const Prepared& prepared,
 /// else the worst element.
 std::string difference(const HostTensor& actual, const HostTensor& expected, double bound, double floor = 0);
 /// Largest error an output may have.
-double error_bound(const std::string& op, DType output, bool low);
+double error_bound(const Job& job, DType output, bool low);
 
 /// For gradients that are differences of numbers of order one and may cancel to rounding errors; else 0.
 double error_floor(const std::string& op);
