@@ -116,7 +116,7 @@ def case_killed_and_repeated(programs, folder):
 
 def case_stopped_on_request(programs, folder):
     """SIGUSR1 at the launcher, as a batch system sends it: all ranks save the same step."""
-    more = {"train.global_batch": 32}  # so that a fast machine is not done before the signal reaches it
+    more = {"train.global_batch": 16}  # so that a fast machine is not done before the signal reaches it
     whole = whole_run(programs, folder, **more)
     run = Run(programs, folder, "stopped", **more)
     with run.start() as job:
