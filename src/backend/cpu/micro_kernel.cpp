@@ -14,7 +14,6 @@ constexpr std::int64_t kBlockRows = 252;
 using Vector = float __attribute__((vector_size(4 * kVectorWidth)));
 using UnalignedVector = float __attribute__((vector_size(4 * kVectorWidth), aligned(4)));
 using Four = float __attribute__((vector_size(16), aligned(4)));
-using FourIndices = int __attribute__((vector_size(16)));
 
 /// c[kMicroRows, kMicroColumns] of one pair of panels; all of it stays in registers.
 template <bool accumulate>
@@ -48,15 +47,15 @@ void micro_kernel(std::int64_t k, const float* __restrict a, const float* __rest
 void transpose_four(const float* from, std::int64_t from_stride, float* to, std::int64_t to_stride) {
   const auto load = [&](std::int64_t i) { return *reinterpret_cast<const Four*>(from + i * from_stride); };
   const Four r0 = load(0), r1 = load(1), r2 = load(2), r3 = load(3);
-  const Four low01 = __builtin_shuffle(r0, r1, FourIndices{0, 4, 1, 5});
-  const Four high01 = __builtin_shuffle(r0, r1, FourIndices{2, 6, 3, 7});
-  const Four low23 = __builtin_shuffle(r2, r3, FourIndices{0, 4, 1, 5});
-  const Four high23 = __builtin_shuffle(r2, r3, FourIndices{2, 6, 3, 7});
+  const Four low01 = __builtin_shufflevector(r0, r1, 0, 4, 1, 5);
+  const Four high01 = __builtin_shufflevector(r0, r1, 2, 6, 3, 7);
+  const Four low23 = __builtin_shufflevector(r2, r3, 0, 4, 1, 5);
+  const Four high23 = __builtin_shufflevector(r2, r3, 2, 6, 3, 7);
   const auto store = [&](std::int64_t p, Four x) { *reinterpret_cast<Four*>(to + p * to_stride) = x; };
-  store(0, __builtin_shuffle(low01, low23, FourIndices{0, 1, 4, 5}));
-  store(1, __builtin_shuffle(low01, low23, FourIndices{2, 3, 6, 7}));
-  store(2, __builtin_shuffle(high01, high23, FourIndices{0, 1, 4, 5}));
-  store(3, __builtin_shuffle(high01, high23, FourIndices{2, 3, 6, 7}));
+  store(0, __builtin_shufflevector(low01, low23, 0, 1, 4, 5));
+  store(1, __builtin_shufflevector(low01, low23, 2, 3, 6, 7));
+  store(2, __builtin_shufflevector(high01, high23, 0, 1, 4, 5));
+  store(3, __builtin_shufflevector(high01, high23, 2, 3, 6, 7));
 }
 
 /// One panel of `width` vectors of length k, stored one after the other (stride ld), interleaved.
