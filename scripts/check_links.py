@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 """Checks that what the pages (*.md) link to is there: files, folders, and headings named after a #.
 
     scripts/check_links.py

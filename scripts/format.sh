@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # Formats all C++ sources with clang-format; with --check changes nothing and fails if something would change.
 set -euo pipefail
 cd "$(dirname "$0")/.."

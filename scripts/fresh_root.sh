@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # Tries the committed tree as a new user would: in a root of a distribution that holds nothing else. --help says the rest.
 # shellcheck disable=SC1091  # os-release of the root
 set -euo pipefail

@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # Installs what building, testing and the quickstart need, on Debian 12, Debian 13 or Ubuntu 24.04.
 #
 #   scripts/install_dependencies.sh [--dev]

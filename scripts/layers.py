@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 """Holds the code and docs/architecture.md to the layers that CMakeLists.txt states.
 
   scripts/layers.py            draws the arrows of the page anew

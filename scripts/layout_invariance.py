@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 """Shows that the numbers of a training run do not depend on how it is laid out over ranks.
 
     scripts/layout_invariance.py [--tolerance 1e-5] [--layouts 1x1,1x2,2x1,2x2,4x1] [--keep] ...

@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # clang-tidy with the checks of .clang-tidy: scripts/lint.sh [FILE.cpp ...], without FILE on all sources but CUDA's.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 """Writes src/data/unicode_tables.cpp from Python's unicodedata: what normal form C needs.
 
 Run again to move to another Unicode version:  scripts/make_unicode_tables.py > src/data/unicode_tables.cpp

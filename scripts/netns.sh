@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # Two hosts on one machine: runs a command under mpirun, half of the ranks in each of two network namespaces
 # that a shaped link joins. --help says the rest.
 # shellcheck disable=SC2317  # functions that traps call

@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # From nothing to a FarSkip model, on a CPU, in minutes.
 #
 #   ./scripts/quickstart.sh

@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 """Keeps the bits of small runs, and compares those of another build of farskip with them.
 
     scripts/same_bits.sh keep FOLDER      # before a change: one text file a case

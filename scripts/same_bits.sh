@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # Keeps the bits of small training runs, and compares those of another build with them. For changes that must not
 # change any number; see same_bits.py, which does the work.
 #

@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 """Every source and script names its licence in its first line, or its second where the first names an interpreter.
 
     scripts/spdx.py --check    lists the files that do not; the exit code is 1 if there is one

@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # Builds a preset and runs every test: scripts/test.sh [--preset NAME] [ARGUMENT of ctest ...], e.g. -R parity. The last
 # line is always "N passed, N failed", with ", N skipped" after it where tests need what this machine or build lacks (a GPU,
 # MPI), which are named above it. The exit code is 0 only if nothing failed. The preset is release or, with CI=true in the

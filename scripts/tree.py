@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The files of the source tree, for scripts that check them: in a clone and in an unpacked archive alike."""
 
 import os

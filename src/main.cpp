@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // This file is compiled for every processor (CMakeLists.txt).
 #include "farskip/base/processor.h"
 #include "farskip/cli/command.h"

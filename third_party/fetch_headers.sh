@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # Headers that a CUDA build needs and no distribution packages: cuDNN's frontend. They come out of its wheel,
 # pinned by version and hash, into third_party/cudnn_frontend/include (not tracked by git).
 # Needs python3 with pip; nothing is installed. Run again, it does nothing unless the pin below has changed.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What running an optimizer beside matrix products gains on this GPU: AdamW over many parameters, on a stream
 // of its own and with few blocks, while cuBLASLt products of a training step run one after the other without
 // end.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs `farskip bench step` and its PyTorch peer in turns and prints one table; see cpu_step.sh.
 
 Both get the same cores and thread count. Memory is measured from outside in the same way for both: the peak

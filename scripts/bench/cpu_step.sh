@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # Compares a training step on the CPU with PyTorch: losses first, then time and memory, interleaved.
 #
 #   scripts/bench/cpu_step.sh [CONFIG] [--rounds 5] [--cores 0,1] [--steps 3] [--warmup 2]

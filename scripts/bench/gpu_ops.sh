@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # Times the ops of a layer and the same ones in PyTorch, one after the other on the same card, and prints both.
 #
 #   scripts/bench/gpu_ops.sh [CONFIG] [--rounds 20]

@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # Times a training step on the GPU and the same in PyTorch, in turns on the same card, and prints both.
 #
 #   scripts/bench/gpu_step.sh [CONFIG] [--rounds 3] [--steps 30] [key=value ...]

@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # All GPUs of this host at work: first whether the results are right, then how fast they come. One table last.
 #
 #   scripts/bench/multi_gpu.sh [--quick] [--only checks|times] [OUT_FOLDER]

@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 """Overlap over the ratio of transport to window (C/W), as a table for docs/results.md.
 
   scripts/bench/overlap_sweep.py [--rate 100mbit] [--hidden 32,64,96,160] [--modes full,off] [--in-flight 1,2]

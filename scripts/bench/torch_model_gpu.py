@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The model of torch_step_gpu.py: DeepSeek-V2's shape in pieces that are compiled one by one.
 
 Letters: B batch, S sequence, T = B S tokens, H hidden, N heads, E experts, K top-k, R = T K routed rows,

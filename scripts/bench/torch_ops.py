@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 """The PyTorch peer of `farskip bench ops`: grouped products and attention at the sizes of a configuration.
 
     torch_ops.py CONFIG.yaml [--rounds N] [--ours FILE]

@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 """The PyTorch CPU peer of `farskip bench step`: one training step of a DeepSeek-V2-shaped model in fp32.
 
     torch_step.py CONFIG.yaml [--steps N] [--warmup N] [--init DIR] [--tokens PREFIX] [--json]

@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 """The PyTorch GPU peer of `farskip bench step`: one training step of a DeepSeek-V2-shaped model, bf16 over fp32.
 
     torch_step_gpu.py CONFIG.yaml [key=value ...] [--steps N] [--warmup N] [--eager] [--optimizer compiled]

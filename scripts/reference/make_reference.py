@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 """Reference values from an independent implementation (PyTorch and transformers, CPU, fp32).
 
 The FarSkip wirings are written here over the library's own attention, norm, router and expert modules,

@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # Appendix: training from scratch in FarSkip wiring against the standard one, in pairs of equal seeds.
 #
 #   scripts/reproduce/appendix_from_scratch.sh --config configs/quickstart/teacher.yaml --seeds 1,2,3 --out runs/scratch

@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 """How much of the communication of a training step runs under computation: measured on the ranks at hand, predicted beyond.
 
 Used by table3.sh and fig5.sh. Needs nothing but the standard library, and the farskip binary.

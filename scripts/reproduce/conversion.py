@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 """Conversions of one teacher, trained in several ways and with several seeds, as a table.
 
 Used by table1.sh, table2.sh, fig3.sh, recovery.sh, sweep.sh and gpu_study.py. Needs nothing but the standard library,

@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 """The text of unpacked documentation packages as files for 'farskip data': one .txt a page, in a folder a package.
 
     apt-get download python3.11-doc && dpkg -x python3.11-doc_*.deb unpacked/python3.11-doc

@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # Fig. 3: conversion without training, of the first N and of the last N layers.
 #
 #   scripts/reproduce/fig3.sh --teacher runs/quickstart/teacher --validation runs/quickstart/tokens-validation \

@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 """Held-out loss of FarSkip and of standard wiring, trained from scratch, in pairs of equal seeds."""
 import argparse
 import json

@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 """Conversion of a teacher that is trained here, on one GPU: Tables 1 and 2, Fig. 3 and recovery by tokens.
 
     scripts/reproduce/gpu_study.py teacher    --data DATA --out runs/gpu_study --results RESULTS --seconds 480

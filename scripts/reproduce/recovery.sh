@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # The share of the gap that distillation closes, by tokens trained on: longer runs of KL and of SFT.
 #
 #   scripts/reproduce/recovery.sh --teacher runs/quickstart/teacher --validation runs/quickstart/tokens-validation \

@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # The hyperparameters of distillation, chosen as in the paper: the batch, then the learning rate, by training loss.
 #
 #   scripts/reproduce/sweep.sh --teacher runs/quickstart/teacher --validation runs/quickstart/tokens-validation \

@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # Table 1: what the teacher, its untrained conversion, SFT and self-distillation (FCSD) are worth.
 #
 #   scripts/reproduce/table1.sh --teacher runs/quickstart/teacher --validation runs/quickstart/tokens-validation \

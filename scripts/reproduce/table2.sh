@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # Table 2: ablations of distillation (losses, frozen tensors, batch size, share of converted layers).
 #
 #   scripts/reproduce/table2.sh --teacher runs/quickstart/teacher --validation runs/quickstart/tokens-validation \

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #include "farskip/autograd/gradient.h"
 
 #include "farskip/graph/gradient_call.h"

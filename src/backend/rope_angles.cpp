@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #include "farskip/backend/rope_angles.h"
 
 #include <algorithm>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // The instruction sets that compilers use of their own accord on x86-64 and that not every such processor
 // has: name in

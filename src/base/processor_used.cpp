@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Compiled with the options of all other files, to know them. Holds no code, which might not run.
 #include "processor_sets.h"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // farskip bench comm: what the collectives of a training step reach on the ranks at hand.
 #include <algorithm>
 #include <cstring>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // farskip bench distill: a distillation step against its two models one after the other.
 #include <nlohmann/json.hpp>
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // `farskip bench ops`: every op of a layer alone, in turns with what it is held against.
 #include <algorithm>
 #include <cmath>

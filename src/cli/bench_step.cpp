@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // farskip bench step: the time of a training step, and where it goes.
 #include <algorithm>
 #include <array>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // farskip plan: a training step predicted, without the ranks that it is planned for.
 #include <nlohmann/json.hpp>
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The group of one: no messages, so every exchange is done as soon as it is posted.
 #include "host/host_communicator.h"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #include "farskip/config/layer_selection.h"
 
 #include <fmt/format.h>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // RunConfig → tree → YAML, the reverse of run_config.cpp.
 #include <algorithm>
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // YAML and JSON text → ConfigNode. yaml-cpp's own node tree takes the first of two equal keys without a word
 // and shares nodes between aliases, so the tree is built from the parser's events instead.
 #include <yaml-cpp/eventhandler.h>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Tokens of raw text, kept by a hash of what they depend on.
 #include "farskip/base/error.h"
 #include "farskip/data/text_source.h"

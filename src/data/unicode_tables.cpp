@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Written by scripts/make_unicode_tables.py from Unicode 14.0.0; do not edit.
 // clang-format off
 // NOLINTBEGIN(modernize-use-bool-literals)

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #include "farskip/passes/fuse_loss.h"
 
 #include <algorithm>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Layers x experts as a map of cells.
 
 #include <algorithm>

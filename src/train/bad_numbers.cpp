@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #include "farskip/train/bad_numbers.h"
 
 #include <algorithm>

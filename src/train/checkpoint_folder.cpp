@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What lies in a folder of checkpoints: which of them is the newest, what stands in the way, what goes.
 #include <algorithm>
 #include <functional>

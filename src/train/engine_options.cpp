@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // From the configuration of a run to what its engine is told.
 #include "farskip/ops/ops.h"
 #include "farskip/train/devices.h"

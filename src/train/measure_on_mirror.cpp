@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Costs of the kernels of one rank of many, measured without the others.
 #include <algorithm>
 

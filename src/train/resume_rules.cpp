@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #include "farskip/train/resume_rules.h"
 
 #include "farskip/base/file.h"

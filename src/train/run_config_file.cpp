@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #include "farskip/train/run_config_file.h"
 
 #include "farskip/base/environment.h"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Whole models: gradients as the graph computes them in f32 against finite differences in double precision.
 
 #include "farskip/autograd/gradient.h"

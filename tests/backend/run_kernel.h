@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // Runs one CPU kernel on host tensors: outputs and workspace full of NaN before, guarded after.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What files are called until they are whole, who may read them, and what a dead process leaves.
 #include "farskip/base/file.h"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Files of a folder that someone else made.
 
 #include "farskip/base/folder.h"

@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 """The program on a processor of 2008 says what it lacks, instead of dying of an illegal instruction.
 
     old_processor.py FARSKIP

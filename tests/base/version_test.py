@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 """What third_party/cmake/version.cmake takes for the commit: in a clone, in an archive that git made, outside git.
 
     version_test.py CMAKE

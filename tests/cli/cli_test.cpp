@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The program as a person uses it: whole commands, exit codes, messages.
 
 #include <map>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The commands of `farskip data`, as a user runs them.
 #include <nlohmann/json.hpp>
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What commands read as a model.
 
 #include "farskip/cli/load.h"

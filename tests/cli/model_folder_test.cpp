@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Model folders as commands read and write them.
 
 #include <nlohmann/json.hpp>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // farskip plan: what it predicts is consistent, and what it cannot predict it refuses.
 
 #include <chrono>

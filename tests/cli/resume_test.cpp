@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What a person sees who starts a run again: changes, damage and what is in the way.
 #include "farskip/base/error.h"
 #include "farskip/base/file.h"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // A training step starts the same collectives again and again: after the first round they must not allocate.
 #include <cstdlib>
 #include <new>

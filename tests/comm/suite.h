@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // What every communicator must do, whatever carries it. Each case is run by all ranks of a world at once and
 // throws on a wrong result. (Test frameworks' assertions are for one thread and one process.)

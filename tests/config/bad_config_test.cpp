@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // A table of configurations with mistakes, and what the message must say: place, key, value, what is allowed.
 #include <vector>
 

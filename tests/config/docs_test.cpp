@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // docs/configuration.md is held to the schema: the same keys, ranges and defaults, no more and no fewer.
 #include <map>
 #include <sstream>

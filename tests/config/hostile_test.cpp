@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Texts made to hurt: every one ends in a typed error, soon, without much memory.
 #include <sys/resource.h>
 #include <unistd.h>

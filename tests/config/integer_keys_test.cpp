@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Every integer key at the edges of its range, and of the types that could hold it.
 #include <set>
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The typed reader: values, mistakes with their places, unknown keys.
 #include "farskip/config/reader.h"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The schema of a run: defaults, values, overrides, the resolved file.
 #include "farskip/config/run_config.h"
 

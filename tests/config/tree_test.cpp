@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What the parser accepts, with positions; what it writes; overrides.
 #include "farskip/config/tree.h"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The ops that move data between ranks, through plan and executor, against plain loops over what all ranks
 // hold.
 

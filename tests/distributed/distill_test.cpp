@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Distillation over ranks that are threads.
 #include <cmath>
 #include <set>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // A routed block with its experts spread over ranks, forward and backward, against the block on one rank.
 
 #include <cmath>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // One training run, on ranks laid out in every way: what it computes must not depend on the layout.
 
 #include <array>

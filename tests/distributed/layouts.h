@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // Training steps of one model on any mesh of ranks that are threads.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Training on plans whose collectives run under computation: another order, the same bits.
 
 #include <cmath>

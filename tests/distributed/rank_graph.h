@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // One rank's graph with the tensors that it works on, run over ranks that are threads.
 

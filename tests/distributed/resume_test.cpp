@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Whole training runs on several ranks, ended and gone on with on other ones.
 
 #include <csignal>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The order of a step is chosen from measured costs, may interleave micro-batches and repeat parts of the
 // forward: none of it may change a bit.
 #include <cmath>

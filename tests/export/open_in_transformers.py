@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 """Whether the newest transformers opens what FarSkip writes, and FarSkip what transformers writes.
 
     open_in_transformers.py --farskip FARSKIP --fixtures FOLDER

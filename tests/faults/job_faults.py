@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 """What becomes of a job of ranks when something fails: one message, the documented exit code, no process left.
 
     job_faults.py --mpirun MPIRUN --probe FARSKIP_PROBE --farskip FARSKIP --fixtures FOLDER CASE

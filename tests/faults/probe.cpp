@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // A job that does nothing but steps with a sum over all ranks, for job_faults.py to break:
 //   farskip_probe TAG STEPS TIMEOUT [RANK|all STEP]
 // TAG is what the script finds the processes by. With RANK (or all), that rank throws at STEP.

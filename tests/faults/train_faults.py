@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 """What becomes of training on two ranks when something fails, and of the run that goes on afterwards.
 
     train_faults.py --mpirun MPIRUN --farskip FARSKIP --fixtures FOLDER CASE

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // A run's configuration in YAML. What is read is written out in full and read again to the same.
 #include "farskip/config/run_config.h"
 #include "fuzz.h"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // A table of measured costs, as runs keep it.
 #include "farskip/schedule/costs.h"
 #include "fuzz.h"

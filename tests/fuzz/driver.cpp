@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The main function of a fuzz target where there is no libFuzzer: every file of a corpus as it is, then
 // changed copies of them, the same ones in each run and with every compiler.
 //   fuzz_NAME CORPUS_FOLDER NUMBER_OF_CHANGED_COPIES

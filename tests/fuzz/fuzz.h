@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // What the fuzz targets share. Each of them reads hostile bytes; CONTRIBUTING.md says how they are run.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // config.json of a model folder. What is read is written and read again to the same.
 #include "farskip/model/model_config.h"
 #include "fuzz.h"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // manifest.json of a checkpoint, below its first line: that holds the hash of the rest, which is made to fit.
 #include <nlohmann/json.hpp>
 

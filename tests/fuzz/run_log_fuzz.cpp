@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // metrics.jsonl of a run, as `farskip report` reads it.
 #include "farskip/report/run_log.h"
 #include "fuzz.h"

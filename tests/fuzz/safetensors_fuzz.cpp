@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The header of a safetensors file, and strict JSON.
 #include <nlohmann/json.hpp>
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The .idx of a token file, beside a .bin whose size the first byte says.
 #include "farskip/data/token_file.h"
 #include "fuzz.h"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Routed rows between emulated ranks on a GPU against the mirror of them on the CPU: the same rows, counts
 // and flags to the bit, launched one by one, recorded and replayed, and however often the bytes cross.
 #include <cstring>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Runs of training and of distillation on a GPU, from the configuration to the checkpoint, against those on
 // the CPU. Without a GPU they are skipped.
 #include <cmath>

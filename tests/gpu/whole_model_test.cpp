@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Whole models on a GPU against the CPU. Without a GPU they are skipped.
 #include "farskip/train/devices.h"
 #include "support/catch.h"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // config.json as other programs write it: one setting in two places, keys without effect, null, reals.
 
 #include <nlohmann/json.hpp>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Attention and the assembly of MLA keys and values.
 #include <cmath>
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Embedding, sums, matrix products, columns and the fused loss.
 #include "farskip/ops/ops.h"
 #include "op_case.h"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Router, balance loss, and the way to the experts and back.
 #include "farskip/ops/ops.h"
 #include "op_case.h"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Norm, rotary embedding and activation.
 #include "farskip/ops/ops.h"
 #include "op_case.h"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Every op of the catalogue, by one table (cases_*.cpp): its CPU kernel against the slow f64 one, its
 // gradient against finite differences, and what the backend promises of every kernel.
 #include <omp.h>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // Runs single ops and small graphs straight from a kernel table, without planner or executor, so that a
 // failure here is a failure of a kernel or of an op's rules.

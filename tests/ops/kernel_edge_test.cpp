@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What the table of every_op_test.cpp cannot say: values from elsewhere, and inputs that are wrong.
 #include <cmath>
 #include <limits>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Casts, the compute copy of AdamW, and which element types ops take together.
 #include <algorithm>
 #include <cmath>

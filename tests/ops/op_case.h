@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // One row of the table that tests every op: an op with attributes and inputs, and how exact it must be.
 

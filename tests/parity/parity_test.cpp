@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Whole models against values from independent public implementations (scripts/reference).
 
 #include <nlohmann/json.hpp>

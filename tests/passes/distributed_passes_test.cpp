@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Graphs of one rank out of graphs of all: experts split, gradients summed.
 
 #include <algorithm>

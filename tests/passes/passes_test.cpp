@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Graph text in, graph text out.
 
 #include "farskip/passes/dead_code.h"

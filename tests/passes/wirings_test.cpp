@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Every wiring of the residual stream: what each sub-block reads, written out, and that the lowered model
 // computes it.
 

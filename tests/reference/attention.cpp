@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Reference kernels of attention: one query position at a time, softmax over an explicit list.
 #include <algorithm>
 #include <cmath>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Reference kernels of the ops that move rows or multiply matrices.
 #include <Eigen/Dense>
 #include <cmath>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Reference kernels of the optimizer.
 #include <algorithm>
 #include <cmath>

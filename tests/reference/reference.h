@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // A second opinion on every forward op: naive double-precision loops written from the formulas in
 // farskip/ops/ops.h, not from the kernels they judge. Slow on purpose; only tests link it.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // bf16, and devices that are not the host, on the CPU, for tests. Each kernel reads its low inputs exactly,
 // computes in f32, and rounds its low outputs once, which is what the backends promise of bf16 kernels.

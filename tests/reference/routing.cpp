@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Reference kernels of the router and of the way to the experts and back.
 #include <algorithm>
 #include <cmath>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Reference kernels of norm, rotary embedding and activation.
 #include <algorithm>
 #include <cmath>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Curves, axes and traces before they become a page.
 
 #include "farskip/report/chart.h"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The page as a reader and a program see it: figures, escaping, size, faults of files.
 
 #include <map>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Plans with collectives, which are started in one step and waited for in another.
 
 #include <algorithm>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What has been measured, what is estimated from it, and its text.
 
 #include "farskip/schedule/costs.h"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // How much transport can be hidden at all: maximum flows by hand, and against the minimum cut.
 
 #include "farskip/schedule/hideable.h"

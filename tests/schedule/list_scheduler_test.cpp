@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Orders that put collectives under computation.
 
 #include "farskip/schedule/list_scheduler.h"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The clock of the planner, by hand.
 
 #include "farskip/schedule/simulate.h"

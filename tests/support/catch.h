@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // The one Catch2 include of the tests; hides the difference between v2 and v3.
 #ifdef FARSKIP_CATCH_V2

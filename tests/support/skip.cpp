@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #include "support/skip.h"
 
 #ifdef FARSKIP_CATCH_V2

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What tests/base/skip_test.cpp runs: test cases that are skipped, some of them too late.
 #include "support/catch.h"
 #include "support/skip.h"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // A run of few steps on the fixture deepseek_v2, from its configuration to its checkpoints.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // An engine over the weights of a fixture, for tests that link the train layer.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Numbers that are not finite: named, not saved, and the last good state is.
 #include "farskip/train/bad_numbers.h"
 

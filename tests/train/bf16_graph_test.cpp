@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The graphs of a step that computes in bf16: which value is of which type.
 #include <map>
 #include <set>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Distillation on a device whose memory the host cannot touch, and in bf16, on the CPU
 // (tests/reference/rounded.h).
 #include <cmath>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Distillation runs as a whole: exact zero, freezing, resume, kept teacher outputs, early stopping.
 #include <cmath>
 #include <cstring>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Model folders that leave: the files beside the weights, hashes, values that must not be written.
 
 #include "farskip/train/hub_folder.h"

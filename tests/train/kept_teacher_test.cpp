@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What a teacher said, on disk, and when the teacher itself is in memory.
 #include "farskip/train/kept_teacher.h"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Checkpoints written by several ranks and read by others.
 
 #include <algorithm>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What becomes of a checkpoint of several ranks when one of them fails.
 
 #include <cstdlib>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Plans of a step against the engine that they speak for.
 
 #include "farskip/train/plan_report.h"

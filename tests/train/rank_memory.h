@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // Ranks with memory of their own, filled with known values, for the tests of checkpoints.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Starts and restarts of runs, of one rank and of two that are threads: what is kept, what is refused, what
 // is said.
 #include <sys/wait.h>

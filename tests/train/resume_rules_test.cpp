@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What may change between a checkpoint and the start that resumes from it.
 #include "farskip/train/resume_rules.h"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Targets that do not count: steps and held-out sources without any, and the end of a stream.
 #include <algorithm>
 #include <cmath>

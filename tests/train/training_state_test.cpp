@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What a checkpoint remembers beside tensors: every field is checked before it is used.
 #include "farskip/train/training_state.h"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Training runs as a whole: resume, accumulation, metrics, faults.
 
 #include <omp.h>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Weights by rank: every layout starts from the same bits and reads its own part of a model folder.
 
 #include "farskip/train/weights.h"

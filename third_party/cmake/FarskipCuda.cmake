@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # The CUDA part: ON, OFF, or AUTO (where nvcc, cuBLASLt and cuDNN are found). Sets FARSKIP_CUDA_FOUND, enables the
 # language, and defines farskip::cuda, which everything that touches the toolkit links.
 set(FARSKIP_CUDA AUTO CACHE STRING "Build the CUDA backend: AUTO (where the toolkit and cuDNN are found), ON or OFF")

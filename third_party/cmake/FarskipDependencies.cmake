@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # Outside libraries, all from the distribution (Debian 12 and Ubuntu 24.04 differ in the names of a
 # few targets; the farskip::* aliases below are the only names the rest of the build uses).
 find_package(Threads REQUIRED)

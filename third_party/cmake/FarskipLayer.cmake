@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # farskip_generate_register(OUT function Table header PREFIX source...)
 #
 # Generates a source, named in OUT, with `void function(Table&)`, which calls `void register_<PREFIX><file>(Table&)` for

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # Flags shared by every target: warnings, instruction set, sanitizers, ccache.
 set(CMAKE_CXX_FLAGS_RELEASE "-O2 -DNDEBUG")  # layers may ask for another level (farskip_optimise)
 add_library(farskip_options INTERFACE)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # Headers that most files take from outside are parsed once, which is a third of a build's time. They are a matter of
 # time alone: files name every header that they use, and builds without FARSKIP_PRECOMPILE hold them to that. What is
 # listed costs every file: nlohmann/json.hpp, which a quarter of them include, would take more from the others than it

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # Writes OUTPUT, the source that states the version (version.cpp.in), unless it is right already. Every build runs this,
 # so that the version does not fall behind the commits: cmake -DSOURCE_DIR=… -DVERSION=… -DOUTPUT=… -P version.cmake
 #

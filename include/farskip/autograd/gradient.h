@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // Reverse-mode differentiation of a graph. Knows no op by name: each op's own rule emits its gradient as
 // ops, so the backward is open to every pass and to the scheduler like the forward.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // What the router and the load-balancing loss mean, the same for every backend.
 

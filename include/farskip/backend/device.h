@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // Where plans run: memory, copies, kernels of one device, and recorded runs of plans.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // Terms of the divergences between two distributions p and q, for kernels on any device.
 //

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // Kernels: what a backend runs for an op. Looked up once, when a plan is made executable.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // Errors. A UserError is the caller's to mend (its message says where, what value, what is allowed and
 // how to mend it) and carries the exit code of its kind; an InternalError is a broken invariant of ours.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // Failpoints: named places where a test can make the shipped program fail. Always compiled in, inert
 // unless the environment says FARSKIP_FAULT="name[:rank][:kill|stop|error|exit]".

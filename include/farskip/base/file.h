@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // Files with every return value checked. Errors are MissingInputError (no such file), IoError (the
 // system refused; message carries path and reason).

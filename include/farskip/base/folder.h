@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // Files inside a folder of unknown origin: a model, a checkpoint, a run. The folder is what the user named,
 // also through a link; what lies in it must not point out of it, so a link is refused, as is all but regular

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // Signs of life of one rank, for the thread that watches it: a peer that is lost or stuck shows only as a
 // wait that does not end.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // Strong integer identifiers: a ValueId is not a NodeId, and neither is an int.
 

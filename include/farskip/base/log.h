@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // Logging to stderr. A Logger is a cheap value handle; nothing is process-wide.
 

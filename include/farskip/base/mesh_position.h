@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // Where one rank stands in the mesh of all ranks, in plain numbers: enough to shard and to plan, without any
 // communication (comm/mesh.h has the groups themselves).

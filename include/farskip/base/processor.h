@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // The processor that this program was compiled for, and the one that it runs on. What is declared here runs
 // on every processor: it is compiled without the instruction sets that it looks for, and uses nothing of the

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // The command line: one file per command, each adding itself to the root here. The parser library stays
 // behind this header, in src/cli/command.cpp.

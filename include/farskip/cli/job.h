@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // A command as a job of ranks: mpirun -np N farskip train CONFIG. The job fails as a whole and fast: an error
 // on any rank, a rank that is killed, a launcher that is killed, a peer that hangs each end all ranks, with

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // The ops of one layer of a model at its sizes, as `farskip bench ops` times them.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // Quantities with units on the command line. UsageError naming the option, its text and the units otherwise.
 

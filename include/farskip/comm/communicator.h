@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // Collectives between ranks. A Communicator is a cheap handle on one group of ranks; what carries the bytes
 // (copies within the process, threads, MPI) is behind it. docs/decisions/003-communicators.md says why.

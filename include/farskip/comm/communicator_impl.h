@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // What a transport implements. Callers use Communicator; its arguments have been checked there.
 

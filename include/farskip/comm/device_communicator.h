@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // Transport between the memories of GPUs, in the order of a stream. A group moves bytes between peers and
 // nothing else: sums, slabs of rows and parts of tensors are made of that by kernels (src/backend/cuda/).

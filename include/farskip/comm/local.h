@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // Ranks as threads of this process, for tests: no launcher, any number of ranks, sanitizers work.
 

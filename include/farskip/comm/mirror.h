@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // One rank of many without the others: an instrument for measuring what a rank's kernels take, on a machine
 // that has not that many ranks. What such a run computes is of no use; the sizes and shapes that it works on

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // Ranks as processes started by mpirun. This header needs no MPI; a build without MPI links an implementation
 // that says so.

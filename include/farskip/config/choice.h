@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // Names of enumerators, kept in one table per enumeration that reading, writing and messages share.
 

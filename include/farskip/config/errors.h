@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // Positions in configuration files, and the list in which all mistakes of one configuration gather before
 // any is reported.

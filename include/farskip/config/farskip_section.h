@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 #include "farskip/config/reader.h"
 #include "farskip/config/run_config.h"

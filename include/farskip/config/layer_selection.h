@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // Which layers a FarSkip wiring covers: `all`, an inclusive range "A-B", or a list.
 

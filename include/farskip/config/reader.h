@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // Typed reading of a map that collects every mistake instead of stopping at the first.
 //

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // The configuration of a run as typed values. Every default, range and unit is here and in
 // src/config/run_config.cpp; docs/configuration.md is held to them by a test. Strings end here: the rest of

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // Texts of single values: numbers, true and false, sizes in bytes, rates, paths; and the ranges
 // of numbers. Each function gives a value or the

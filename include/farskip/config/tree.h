@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // Configuration text as a tree of values that remember where they stand. One parser for the YAML of a run
 // and for the config.json of a model (JSON is YAML's flow style).

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // Tokens that are found in text as they stand, before any other rule: <|endoftext|> and its like.
 

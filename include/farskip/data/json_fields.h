@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // Reading objects of tokenizer files so that nothing in them is passed over.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // Unigram and bigram language models: what a trained network must beat. All probabilities are over the
 // whole vocabulary and positive.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // Cutting text into the words inside which byte pairs merge. A pre-tokenizer is data: a list of splits by
 // regular expression, as tokenizer.json spells it.

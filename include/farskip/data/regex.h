@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // Unicode regular expressions (PCRE2, compiled to machine code), written in the dialect of tokenizer
 // files, which is Oniguruma's.

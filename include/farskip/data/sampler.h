@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // Which tokens make up training sample number n. A pure function of the options and n: there is nothing
 // to save on a checkpoint but n, and the world size does not matter. docs/data.md states the rule.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // Token files: the `.bin`/`.idx` pair of Megatron-LM (index version 1, magic "MMIDIDX"). docs/data.md has
 // the layout.

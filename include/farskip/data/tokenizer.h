@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // Byte-level BPE tokenizers in the tokenizer.json format of the Hugging Face `tokenizers` library.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // The little of Unicode that tokenizers need: UTF-8 checking and repair, and normal form C.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // Unicode's data for normal form C. Hangul syllables are left out: they are arithmetic.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // Attributes of an op: a plain struct that lists its fields once, from which text, parsing and equality
 // follow. Example:

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // What a gradient rule sees of the node it differentiates, and how it answers.
 

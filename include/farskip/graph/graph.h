@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // Graph: single-assignment ops over typed values, in an order in which every value is defined before it
 // is used. Passes are functions Graph → Graph; nothing edits a node in place.

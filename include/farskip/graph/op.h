@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // What the graph knows of an op: its rules, stated side by side in one file per op family (src/ops/).
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // What a model family states: how its hub config is read and written. Names of tensors: parameters.h.
 

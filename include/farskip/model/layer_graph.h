@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // LayerGraph: who reads what. The residual stream is an ordered list of contributions, one per sub-block;
 // the input of a sub-block is the sum, in order, of all contributions before it except the omitted ones.

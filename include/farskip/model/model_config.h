@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // A model's architecture as typed values, the same for every family. Families differ in how their hub
 // config and tensor names map to this (src/model/families/), not in what is built from it.

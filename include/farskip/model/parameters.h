@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // The tensors of a model: how they lie in memory, and under which names the hub's files hold them.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // Ops that compare a student with its teacher (part of the catalogue of ops.h, the same letters).
 //

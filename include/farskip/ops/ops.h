@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // Every op of the graph (those of distillation: distill_ops.h): attributes, and the function that emits it.
 // The rules (shape, gradient, cost) stand in src/ops/<family>.cpp, the kernels in

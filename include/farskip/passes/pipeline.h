@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // The passes a graph goes through between autograd and schedule, in one list.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // Routed rows put straight into what is sent, and taken straight from what has come back.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // Line charts as HTML around a stretched SVG: text stays text at any width, curves are thinned to what pixels
 // can show.

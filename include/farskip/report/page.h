@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // One self-contained HTML page about one run, or about several side by side.
 

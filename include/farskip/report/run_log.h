@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // What a run left in its folder, as the report reads it. Nothing in it is trusted: lines that cannot be read
 // are left out and counted, values that are not finite are gaps.

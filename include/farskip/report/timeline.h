@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // The overlap timeline of a trace: what computes, what waits, and which part of each transport runs under
 // computation.

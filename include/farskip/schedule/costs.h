@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // What nodes take: measured (a table by op, attributes and shapes, from which other sizes are estimated) or
 // by the rates of a device that is not there; and a model of the link.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // GPUs by name, for planning where there is none: what their data sheets promise, and the part of it that
 // training attains.

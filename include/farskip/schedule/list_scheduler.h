@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // The one scheduler: it orders what a graph holds, from data dependence and a table of costs. It knows no op,
 // layer or wiring; whatever is in the graph may fill the time of a transport.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // Liveness-based placement of values and scratch in one arena.
 

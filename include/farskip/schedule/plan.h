@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // Plan: the order in which the nodes of a graph run, and where every buffer lies. A value: printable,
 // comparable, and checked by a verifier of its own.

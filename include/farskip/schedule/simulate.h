@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // What a plan takes, by a table of costs: one compute stream, one link on which transports follow each other.
 

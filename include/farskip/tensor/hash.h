@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // XXH3-128: finds accidental damage (a flipped bit, a truncated or swapped file). Not a defence against
 // an author who means harm and can rewrite the hash as well.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // Reading safetensors: one file, or a model folder in hub layout. The header is checked completely before
 // anything is allocated by it, and data is read with pread, so a hostile or truncated file gives a

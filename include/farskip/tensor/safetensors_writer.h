@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // Writing safetensors, streamed: the header first, then each tensor's bytes in pieces of any size.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // JSON from files we did not write ourselves: the library's own parser keeps one of two equal keys
 // without a word and has no limit on depth.

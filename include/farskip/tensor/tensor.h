@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // Shapes, views of memory someone else owns, and host tensors that own theirs. Everything is row-major
 // and contiguous; a view of some rows of dim 0 is again contiguous.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // Numbers that are not finite, and models that have stopped learning: where they are, said in time.
 

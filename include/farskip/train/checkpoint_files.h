@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // Checkpoints on disk: the commit protocol and the manifest, whatever is stored (docs/checkpoints.md).
 //

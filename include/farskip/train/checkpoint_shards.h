@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // Which rows of which checkpoint tensors a rank holds, and which of them it writes. Every rank finds its own
 // share without asking the others.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // The files of a model folder that travel with its weights: tokenizer, templates, settings of generation.
 

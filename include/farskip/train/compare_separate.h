@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // A distillation step in one graph against its two models by themselves: the forward of the teacher, then a
 // step of the student on the data.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // Tensors of a step where its plans run, beside the host tensors that they are filled from and saved to.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // A distillation as it is known before any weights are read: for the run itself, for its plan, for measuring.
 

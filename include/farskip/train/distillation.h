@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // What a distillation run is beside a training run: its teacher, the terms it minimises, what it reports, and
 // when it stops.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // A model ready to run on this machine: weights, the graphs of a step turned into plans, one arena.
 

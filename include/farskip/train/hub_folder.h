@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // Model folders in hub layout that we write, and the hashes by which they are read again.
 

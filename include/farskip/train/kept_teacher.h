@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // What a teacher said, from a folder; and the teacher itself for what is not there yet.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // Costs of a training step, measured on the ranks at hand, so that the scheduler can plan with them.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // What a run says while it trains: metrics.jsonl, and a progress line or log lines.
 

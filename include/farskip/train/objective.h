@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // What a training step minimises: the seam between the engine, which runs steps, and what they are about.
 

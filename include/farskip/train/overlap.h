@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // How much of the communication of a training step runs under computation, measured: the same step blocking
 // and overlapped, in turns, in one process.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // A training step predicted without running it: time, memory and communication of the standard and of another
 // wiring on any number of ranks, from the graphs that training would run and a table of costs.

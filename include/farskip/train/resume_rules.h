@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // What may change between a checkpoint and the start that resumes from it: one row for every key of the
 // configuration, and for what its paths hold.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // RUN_DIR/config.yaml: which configuration a run directory is the run of.
 

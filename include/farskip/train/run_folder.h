@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // The run directory: one live writer, the resolved configuration, and how the run ended.
 

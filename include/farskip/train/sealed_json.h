@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // JSON whose first line holds the hash of all that follows it, so that any changed byte is found.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // The graphs of a training step. One micro-batch is a graph (forward, backward, gradients added to their
 // accumulators, the last one also sums them over replicas), the update another; a validation batch is the

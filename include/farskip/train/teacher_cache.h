@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // What a teacher said of each training sequence, on disk: its largest log-probabilities, rounded, and the
 // mass of the rest. docs/distillation.md has the format.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // The training run: data, steps, validation, metrics, checkpoints.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // What a training checkpoint holds: hub-layout weights (so that a checkpoint is also a model folder), the
 // moments under the same names, and the state in integers. Written by all ranks, readable on any mesh.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // What a training run has to remember beside its tensors, in memory and as `state` of a manifest.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // The weights of a model in memory, and their way from and to files in hub layout.
 

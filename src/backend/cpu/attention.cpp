@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Causal attention by blocks with an online softmax (Dao et al. 2022, arXiv 2205.14135). Heads are read and
 // written where they lie in the [T, heads * size] rows.
 #include <algorithm>

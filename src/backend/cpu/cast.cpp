@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #include "farskip/backend/cpu/parallel.h"
 #include "farskip/backend/cpu/reduce.h"
 #include "farskip/backend/kernel.h"

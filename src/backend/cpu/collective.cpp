@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Sums over replicas and the way back from shards. One tensor travels from where it lies; several are put
 // together in scratch memory, so that they cost one message a peer.
 #include <cstring>

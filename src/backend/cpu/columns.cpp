@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Cuts the columns of a matrix apart, and joins them.
 #include <cstring>
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Distributions over events: the largest logits of the teacher one by one, and the rest together.
 #include <algorithm>
 #include <cmath>

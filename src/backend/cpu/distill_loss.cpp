@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The losses of distillation, fused with both heads: logits of student and teacher are held for one block of
 // tokens at a time.
 #include <algorithm>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Products of the experts: every expert's tiles go into one parallel loop.
 #include <algorithm>
 #include <span>

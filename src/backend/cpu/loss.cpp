@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Cross-entropy fused with the head. The forward never holds more than a tile of logits; the gradient
 // holds the logits of one block of tokens.
 #include <algorithm>

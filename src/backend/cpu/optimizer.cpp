@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Gradient norm, clip factor and the AdamW update.
 #include <cmath>
 #include <cstring>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Rotary position embedding: the table of cosines and sines, and the rotation.
 #include <cmath>
 #include <cstring>

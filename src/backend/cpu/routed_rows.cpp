@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Routed rows to the ranks of their experts and back.
 #include <algorithm>
 #include <cstring>

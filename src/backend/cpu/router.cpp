@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Which experts a token goes to, with what weight, and the load-balancing loss.
 #include <cmath>
 #include <limits>

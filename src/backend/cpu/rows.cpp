@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Cuts the rows of a tensor apart, and joins them.
 #include <cstring>
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // SwiGLU: silu(gate) · up, optionally times the routing weight of the row. One warp a row.
 #include "backend/cuda/launch.cuh"
 

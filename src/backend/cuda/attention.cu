@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // ops "attention" and "attention_grad": cuDNN for bf16 where it has a plan, kernels of our own for all else.
 #include <algorithm>
 

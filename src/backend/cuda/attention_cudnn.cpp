@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Attention by cuDNN's graph API. A graph is built once per problem, outside of any capture of the stream.
 #include <cudnn_frontend.h>
 

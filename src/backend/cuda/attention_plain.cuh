@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // Causal attention by blocks with an online softmax (Dao et al. 2022, arXiv 2205.14135), in f32 on the
 // ordinary cores: for f32, and for masks and head sizes that cuDNN lacks. Every sum has one order. Blocks of

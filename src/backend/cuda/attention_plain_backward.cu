@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Backward of attention_plain.cuh.
 #include "backend/cuda/attention_plain.cuh"
 

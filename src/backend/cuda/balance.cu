@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Load-balancing loss (DeepSeek-V2, arXiv 2405.04434, eq. 23-25), one term per sequence.
 #include "backend/cuda/launch.cuh"
 #include "farskip/backend/balance_sizes.h"

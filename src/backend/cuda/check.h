@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // Return codes of the CUDA libraries: anything but success is an InternalError with the place and the name.
 

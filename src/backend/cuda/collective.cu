@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Sums over replicas and the way back from shards. Every rank receives what it is to sum from all others and
 // adds in rank order, so that the bits do not depend on a library's choice of algorithm. Several tensors are
 // put together first, rank by rank, so that they cost one message a peer.

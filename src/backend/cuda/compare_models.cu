@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Differences between a student and its teacher inside the layers: hidden states, routers.
 #include "backend/cuda/launch.cuh"
 #include "farskip/backend/divergence.h"

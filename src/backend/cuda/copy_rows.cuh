@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // Rows copied from places to places, as bytes: what dispatch, gather, scatter, embedding and columns have in
 // common.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // A stable counting sort on the device: items 0 .. n-1 by keys in [0, num_keys), equal keys in order of item.
 //

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // One GPU: its stream, library handles and memory.
 #include "farskip/backend/device.h"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The order in which routed rows stand, and rows and values moved into and out of it.
 #include "backend/cuda/copy_rows.cuh"
 #include "backend/cuda/counting_sort.cuh"

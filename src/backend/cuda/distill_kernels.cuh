@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // Kernels of the losses of distillation: one block of threads a token, its rows of logits in shared memory
 // where they fit. Included by distill_loss.cu alone.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The losses of distillation, fused with both heads: logits of student and teacher are held for one block of
 // tokens at a time. Logits are f32 also where the products are bf16, since a loss near zero is a difference
 // of almost equal numbers; their gradient is of the type that the two products after it read.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // What a block of threads computes about one row of logits, for the losses of distillation.
 //

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Conversions and sums, element by element.
 #include <type_traits>
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Rows of the embedding table, and the sum of gradients that fall on one row.
 #include "backend/cuda/copy_rows.cuh"
 #include "backend/cuda/counting_sort.cuh"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Routed rows to the ranks of their experts and back. What travels are slabs of fixed size, one for each
 // peer, since a recorded run cannot change what it sends; the counts that say how much of a slab is there
 // travel beside them.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // ops "grouped_matmul" and "grouped_matmul_wgrad": tensor cores where types and sizes allow, a plain kernel
 // elsewhere. The sizes of the groups stay on the device.
 #include <algorithm>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // A wgmma kernel of our own for products of experts (grouped_tiles.h). All experts' rows are one matrix and
 // all weights one array, so one descriptor serves all, and rows of the next expert at the end of one are

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // Grouped products of bf16 matrices on tensor cores: one product per expert, sizes read from offsets on the
 // device. Why by a kernel of our own: docs/decisions/006-expert-products.md.

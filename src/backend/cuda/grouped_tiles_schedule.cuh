@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // Which tile of which expert a block of grouped_tiles.cuh computes, and in what order: from the offsets on
 // the device, by every block alike.

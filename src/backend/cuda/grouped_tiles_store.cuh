@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // How sums of grouped_tiles.cuh leave the registers. bf16 straight from there, since where an expert's rows
 // end only a row is too much. f32, twice the bytes, by boxes in shared memory that the copy engine takes from

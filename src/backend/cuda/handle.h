@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // Things of the CUDA libraries that are given back when they go.
 

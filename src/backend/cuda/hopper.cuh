@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // Instructions of sm_90a that CUDA C++ has no name for: barriers in shared memory, loads and stores by the
 // copy engine, products by warp groups, registers by role. PTX ISA 9.0, sections "mbarrier",

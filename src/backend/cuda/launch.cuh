@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // How kernels are launched, and how they read and write rows: N elements per access (as wide as 16 bytes), in
 // float registers whatever the element type; N = 1 is the path for odd sizes and unaligned addresses.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // What cuBLASLt and cuDNN chose for a problem, kept so that a plan is searched for once. Of one device, used
 // by one thread at a time.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // ops "linear_cross_entropy" and its gradient: the logits of one block of tokens at a time.
 //
 // The gradient keeps bf16 logits where the products are bf16: one kernel turns them into their gradient in

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // op "matmul".
 #include "backend/cuda/product.h"
 #include "farskip/backend/kernel.h"

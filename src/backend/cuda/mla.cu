@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Keys and values of multi-head latent attention, put together from the up-projected latent and the rotated
 // part that all heads share.
 #include "backend/cuda/copy_rows.cuh"

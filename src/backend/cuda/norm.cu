@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Root-mean-square norm over groups of D elements (a row, or a head of it).
 #include "backend/cuda/launch.cuh"
 #include "farskip/ops/ops.h"

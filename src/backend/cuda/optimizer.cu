@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Gradient norm, clip factor and the AdamW update.
 #include "backend/cuda/launch.cuh"
 #include "farskip/ops/ops.h"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #include "backend/cuda/pinned_ring.h"
 
 #include <algorithm>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // Pinned host memory through which small inputs travel to the GPU, so that the host can go on at once.
 

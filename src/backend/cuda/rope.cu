@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Rotary position embedding: the table of cosines and sines, and the rotation.
 #include "backend/cuda/launch.cuh"
 #include "farskip/backend/rope_angles.h"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Routed rows of several ranks, put into the order of this rank's experts and back. (What travels between
 // ranks is not here.)
 #include "backend/cuda/copy_rows.cuh"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Which experts a token goes to, and with what weight. One warp a token; its scores stand in shared memory.
 #include "backend/cuda/launch.cuh"
 #include "farskip/backend/balance_sizes.h"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // A plain tiled product on the ordinary cores, for what the tensor-core kernels do not take: f32 and sizes
 // that are no multiple of 8.

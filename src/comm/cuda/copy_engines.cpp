@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Transport between GPUs of one host by their copy engines: a rank copies into the memory of its peers, and
 // tells them so there. No multiprocessor and no host takes part.
 #include <cuda.h>

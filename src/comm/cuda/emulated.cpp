@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // A link of one GPU to itself, by way of the host's memory.
 #include <algorithm>
 #include <array>

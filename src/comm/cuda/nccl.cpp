@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Transport by NCCL: one group call of sends and receives.
 #include <nccl.h>
 

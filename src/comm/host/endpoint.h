@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // What a transport between hosts (or threads) provides: messages between the ranks of one group. Everything
 // collective is built on it once, in operation.cpp.

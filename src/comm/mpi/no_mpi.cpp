@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Linked where the build found no MPI.
 #include "farskip/comm/mpi.h"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // DeepSeek-V2 (arXiv 2405.04434): multi-head latent attention, shared and routed experts, the first layers
 // dense. Field names are those of the hub's config.json.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Keys of hub configs that leave nothing to choose here: they name what is built anyway, or change nothing
 // that a model computes. A key that is in none of these lists is refused.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Qwen3-MoE: grouped-query attention with per-head query/key norms, routed experts only, dense layers
 // where decoder_sparse_step or mlp_only_layers say so. Field names are those of the hub's config.json.
 

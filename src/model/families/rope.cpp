@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Rotary embedding in hub configs, which have said it in two ways.
 
 #include <cmath>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Every op on the GPU, against the CPU kernels: in f32, and in bf16 on inputs rounded to it. One program run
 // per test case (ctest): what a kernel that breaks the device takes with it is its family's remaining cases.
 #include <chrono>

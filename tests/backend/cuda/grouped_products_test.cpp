@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The ops of the experts' products in bf16 on a GPU: results to the bit against the plain f32 kernel, on
 // whole numbers whose sums are exact.
 #include <algorithm>

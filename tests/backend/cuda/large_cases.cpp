@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Shapes that the table of every op leaves out because the slow f64 reference could not bear them: many
 // blocks, odd remainders, one token or expert that gets nearly everything, experts that get nothing.
 #include <algorithm>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Distillation: several blocks of tokens, rows that shared memory cannot hold, many events, equal logits.
 #include <cmath>
 

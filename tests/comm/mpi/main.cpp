@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The suite between processes: mpirun -np N test_comm_mpi
 // With --fail-rank R, rank R fails while the others wait for it: the job must end. With --drop, every rank
 // starts a collective and never waits for it.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // The one matrix product everything dense is built on. Two implementations of this header, chosen by
 // CMake: src/backend/blas/onednn.cpp and openblas.cpp.

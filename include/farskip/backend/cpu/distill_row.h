@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // One token's comparison of a student with its teacher: the rows of logits in, divergences and the gradient
 // with respect to the student's logits out. Definitions: farskip/ops/distill_ops.h. Divergences are never

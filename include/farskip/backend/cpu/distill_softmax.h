@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // Parts that the losses of distillation over the full vocabulary (distill_row.cpp) and over the largest
 // logits of the teacher (distill_events.cpp) have in common.

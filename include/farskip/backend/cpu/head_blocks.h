@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // What the losses that are fused with a head have in common: the logits of one block of tokens at a time, and
 // the products over such a block.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // The machine: quick measurements for `doctor`, and its cores among ranks.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // Dense products as lists of independent tiles, so that one parallel loop can serve one product or many.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // The inner part of every dense product: operands packed into panels, and a register-tiled kernel over
 // them. Each element of a product is summed over k in one fixed order (ascending inside blocks of kDepth,

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // The one parallel loop of the CPU kernels. Work is cut into tiles by shape alone and each tile is done
 // by one thread in a fixed order, so results do not depend on how many threads there are.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // Communication moves on only inside calls of its library: while collectives are in flight, the thread that
 // may make these calls looks after them between tiles of work, about once a millisecond.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // Sums inside one tile. The compiler may not reassociate, so the lanes are spelled out: they are what
 // makes a sum vectorisable, and since their number is fixed the result does not depend on the machine's

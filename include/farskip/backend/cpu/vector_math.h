@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // Branch-free f32 functions that GCC turns into vector code inside a loop (`#pragma omp simd`); libm's
 // would be calls. Same result on every lane width, so vectorised bodies and their remainders agree.

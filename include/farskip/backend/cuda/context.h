@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // What a CUDA kernel needs besides its tensors. Plain declarations: no CUDA header is included here, so that
 // everything above the kernels builds without the toolkit.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 // What this build and this machine offer for GPUs. Never fails: what is missing is said in `problem`.
 
