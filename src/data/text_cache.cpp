@@ -18,9 +18,12 @@ std::string text_cache_key(std::span<const fs::path> files, const Tokenizer& tok
 
 std::string tokenize_cached(std::span<const fs::path> files, const Tokenizer& tokenizer,
                             const fs::path& cache_dir, const Logger& logger) {
-  const fs::path folder = cache_dir / text_cache_key(files, tokenizer);
+  const std::string key = text_cache_key(files, tokenizer);
+  const fs::path folder = cache_dir / key;
   const std::string prefix = (folder / "tokens").string();
-  remove_stale_temporaries(cache_dir);
+  remove_stale_temporaries(cache_dir, [&](std::string_view name) {
+    return name.size() == key.size() && name.find_first_not_of("0123456789abcdef") == std::string_view::npos;
+  });
   if (fs::exists(prefix + ".idx")) return prefix;
   std::error_code error;
   fs::create_directories(cache_dir, error);

@@ -52,8 +52,11 @@ const std::string& check_prefix(const std::string& prefix) {
 
 TokenFileWriter::TokenFileWriter(const std::string& prefix, TokenType type)
     : prefix_(check_prefix(prefix)), type_(type), bin_(prefix + ".bin"), idx_(prefix + ".idx") {
-  const fs::path folder = fs::path(prefix).parent_path();
-  remove_stale_temporaries(folder.empty() ? fs::path(".") : folder);
+  const fs::path path(prefix), folder = path.parent_path();
+  const std::string name = path.filename().string();
+  remove_stale_temporaries(folder.empty() ? fs::path(".") : folder, [&](std::string_view other) {
+    return other == name + ".bin" || other == name + ".idx";
+  });
 }
 
 TokenFileWriter::~TokenFileWriter() = default;
