@@ -1,5 +1,6 @@
 #include "farskip/base/environment.h"
 
+#include <execinfo.h>
 #include <sched.h>
 #include <sys/resource.h>
 #include <sys/utsname.h>
@@ -7,6 +8,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <csignal>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
@@ -43,11 +45,23 @@ std::optional<std::string> environment_variable(const char* name) {
   return std::string(value);
 }
 
+namespace {
+
+std::string absolute_path_variable(const char* name) {
+  const auto path = environment_variable(name);
+  return path && path->starts_with('/') ? *path : std::string();
+}
+
+}  // namespace
+
+std::string user_home_folder() {
+  return absolute_path_variable("HOME");
+}
+
 std::string user_cache_folder() {
-  const auto absolute = [](const std::optional<std::string>& path) { return path && path->starts_with('/'); };
-  if (const auto cache = environment_variable("XDG_CACHE_HOME"); absolute(cache)) return *cache;
-  const auto home = environment_variable("HOME");
-  return absolute(home) ? *home + "/.cache" : std::string();
+  if (std::string cache = absolute_path_variable("XDG_CACHE_HOME"); !cache.empty()) return cache;
+  const std::string home = user_home_folder();
+  return home.empty() ? home : home + "/.cache";
 }
 
 std::optional<LauncherPlace> launcher_place() {
@@ -67,7 +81,29 @@ std::optional<LauncherPlace> launcher_place() {
   return place;
 }
 
-void raise_open_file_limit() {
+std::optional<ForeignLauncher> foreign_launcher() {
+  struct Variables {
+    const char *name, *rank, *size, *instead;
+  };
+  // SLURM_STEP_NUM_TASKS is set in a job step alone: a batch script, whatever its tasks, is one process.
+  constexpr Variables known[] = {
+      {"srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS",
+       "srun --mpi=pmix (srun --mpi=list shows what there is), or mpirun inside the allocation"},
+      {"torchrun", "RANK", "WORLD_SIZE", "mpirun -np N"},
+      {"MVAPICH", "MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "the mpirun of this program's MPI"}};
+  if (launcher_place()) return std::nullopt;
+  for (const Variables& v : known) {
+    const std::optional<int> rank = leading_number({v.rank}), size = leading_number({v.size});
+    if (rank && size && *size > 1) return ForeignLauncher{v.name, *rank, *size, v.instead, v.size};
+  }
+  return std::nullopt;
+}
+
+void prepare_process() {
+  std::signal(SIGXFSZ, SIG_IGN);
+  // The C library loads what it unwinds by at the first use, and aborts where there is no memory left for it.
+  void* frame = nullptr;
+  ::backtrace(&frame, 1);
   struct rlimit limit {};
   if (::getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur == limit.rlim_max) return;
   limit.rlim_cur = limit.rlim_max;

@@ -1,13 +1,19 @@
 #include "farskip/base/file.h"
 
 #include <fcntl.h>
+#include <signal.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
+#include <charconv>
 #include <cstring>
+#include <optional>
 
 #include "farskip/base/error.h"
+#include "farskip/base/stop_signals.h"
 
 namespace farskip {
 namespace {
@@ -47,16 +53,61 @@ InputFile::~InputFile() {
 }
 
 void InputFile::read_at(std::uint64_t offset, std::span<std::byte> buffer) const {
+  constexpr std::size_t most = std::size_t{64} << 20;  // at once, so that a request to stop is seen soon
   std::size_t done = 0;
   while (done < buffer.size()) {
-    const ssize_t n =
-        ::pread(descriptor_, buffer.data() + done, buffer.size() - done, static_cast<off_t>(offset + done));
+    leave_if_asked();
+    const ssize_t n = ::pread(descriptor_, buffer.data() + done, std::min(buffer.size() - done, most),
+                              static_cast<off_t>(offset + done));
     if (n < 0 && errno == EINTR) continue;
     if (n < 0) throw IoError(fmt::format("{}: read failed: {}", path_.string(), reason()));
     if (n == 0)
       throw DataError(fmt::format("{}: ends at byte {}, {} more expected", path_.string(), offset + done,
                                   buffer.size() - done));
     done += static_cast<std::size_t>(n);
+  }
+}
+
+namespace {
+
+/// The number after ".tmp-" in the name of a temporary file; nothing in any other.
+std::optional<pid_t> maker_of(const std::string& name) {
+  constexpr std::string_view mark = ".tmp-";
+  const std::size_t at = name.rfind(mark);
+  if (at == std::string::npos) return std::nullopt;
+  const char* const begin = name.data() + at + mark.size();
+  const char* const end = name.data() + name.size();
+  pid_t pid = 0;
+  const auto [rest, failure] = std::from_chars(begin, end, pid);
+  if (failure != std::errc{} || pid <= 0 || (rest != end && *rest != '-')) return std::nullopt;
+  return pid;
+}
+
+/// Files are locked by a writer. A folder is open for reading only, and so locked as by a reader: some
+/// network file systems allow no more.
+bool is_locked(const fs::path& path) {
+  const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+  if (descriptor < 0) return true;
+  struct stat info {};
+  const bool is_folder = ::fstat(descriptor, &info) == 0 && S_ISDIR(info.st_mode);
+  const bool free = ::flock(descriptor, (is_folder ? LOCK_EX : LOCK_SH) | LOCK_NB) == 0;
+  ::close(descriptor);
+  return !free;
+}
+
+}  // namespace
+
+fs::path temporary_name(const fs::path& path) {
+  return path.string() + fmt::format(".tmp-{}", ::getpid());
+}
+
+void remove_stale_temporaries(const fs::path& folder) {
+  std::error_code error;
+  for (fs::directory_iterator it(folder, error), end; !error && it != end; it.increment(error)) {
+    const std::optional<pid_t> maker = maker_of(it->path().filename().string());
+    const bool gone = maker && ::kill(*maker, 0) != 0 && errno == ESRCH;
+    std::error_code ignored;
+    if (gone && !is_locked(it->path())) fs::remove_all(it->path(), ignored);
   }
 }
 
@@ -78,10 +129,10 @@ fs::path replaceable(const fs::path& path) {
 
 }  // namespace
 
-OutputFile::OutputFile(const fs::path& path)
-    : path_(replaceable(path)), temporary_(path_.string() + fmt::format(".tmp-{}", ::getpid())) {
-  descriptor_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+OutputFile::OutputFile(const fs::path& path) : path_(replaceable(path)), temporary_(temporary_name(path_)) {
+  descriptor_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
   if (descriptor_ < 0) throw IoError(fmt::format("{}: cannot create: {}", path_.string(), reason()));
+  ::flock(descriptor_, LOCK_EX | LOCK_NB);  // for remove_stale_temporaries; some file systems have no locks
 }
 
 OutputFile::~OutputFile() {
@@ -116,6 +167,29 @@ void OutputFile::commit() {
     ::unlink(temporary_.c_str());
     throw IoError(fmt::format("{}: cannot finish writing: {}", path_.string(), why));
   }
+}
+
+OutputFolder::OutputFolder(const fs::path& path) : path_(path), temporary_(temporary_name(path)) {
+  std::error_code error;
+  fs::create_directory(temporary_, error);
+  if (error) throw IoError(fmt::format("{}: cannot create: {}", path_.string(), error.message()));
+  descriptor_ = ::open(temporary_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (descriptor_ >= 0) ::flock(descriptor_, LOCK_SH | LOCK_NB);
+}
+
+OutputFolder::~OutputFolder() {
+  if (descriptor_ >= 0) ::close(descriptor_);
+  std::error_code ignored;
+  fs::remove_all(temporary_, ignored);
+}
+
+bool OutputFolder::commit() {
+  std::error_code error;
+  fs::rename(temporary_, path_, error);
+  if (!error) return true;
+  if (!fs::is_directory(path_))
+    throw IoError(fmt::format("{}: cannot put it in place: {}", path_.string(), error.message()));
+  return false;
 }
 
 std::string read_text_file(const fs::path& path, std::uint64_t limit, Links links) {

@@ -14,7 +14,7 @@ namespace {
 struct Options {
   std::string config;
   std::vector<std::string> overrides;
-  std::int64_t steps = 5, warmup = 2, emulate = 0;
+  int steps = 5, warmup = 2, emulate = 0;
   double payload = 1;
   std::string device, trace;
 };
@@ -93,22 +93,25 @@ Mesh mesh_to_measure(const Options& options, const RunConfig& config, const Comm
   if (options.emulate == 0) return make_mesh(world, config.parallel, device);
   if (world.size() > 1)
     throw UsageError("--emulate: one process plays one rank of many; start it without mpirun");
-  return make_emulated_mesh(static_cast<int>(options.emulate), static_cast<int>(config.parallel.expert),
-                            options.payload, device);
+  return make_emulated_mesh(options.emulate, config.parallel.expert, options.payload, device);
 }
 
 ExitCode run_overlap(const Options& options, const CommonOptions& common) {
   LoadedRun run =
       load_run(options.config, options.overrides, {.model = true, .data = false}, common.logger());
   if (!options.device.empty()) run.config.device = parse_choice(device_names, options.device, "--device");
-  return run_job(common, static_cast<double>(run.config.parallel.timeout), [&](Job& job) {
+  JobRequest request = request_job("bench overlap", run);
+  request.alike.set("--steps", make_node(options.steps));
+  request.alike.set("--warmup", make_node(options.warmup));
+  request.alike.set("--trace", make_node(!options.trace.empty()));
+  return run_job(common, request, [&](Job& job) {
     refuse_unsupported(run.config);
     const std::shared_ptr<Device> device = open_device(run.config.device, run.config.precision, job.world);
     const Mesh mesh = mesh_to_measure(options, run.config, job.world, *device);
-    const OverlapReport report = measure_overlap(
-        run.model, rewire_farskip(build_layer_graph(run.model), run.model.farskip),
-        random_step_options(run, mesh, device), mesh, device, job.heartbeat.get(), job.logger,
-        {static_cast<int>(options.steps), static_cast<int>(options.warmup), !options.trace.empty()});
+    const OverlapReport report =
+        measure_overlap(run.model, rewire_farskip(build_layer_graph(run.model), run.model.farskip),
+                        random_step_options(run, mesh, device), mesh, device, job.heartbeat.get(), job.logger,
+                        {options.steps, options.warmup, !options.trace.empty()});
     if (job.world.rank() == 0) {
       if (!options.trace.empty()) write_text_file(options.trace, report.trace);
       if (common.json)
@@ -128,16 +131,16 @@ void add_bench(Subcommand& root) {
   add_bench_step(bench);
   Subcommand overlap = bench.add("overlap", "Blocking against overlapped communication, in turns");
   overlap.positional("CONFIG", o->config, "Run configuration (YAML)");
-  overlap.positionals("overrides", o->overrides, "key.path=value", false);
-  overlap.integer("--steps", o->steps, "Timed steps of each", 1);
-  overlap.integer("--warmup", o->warmup, "Steps before them", 0);
+  overlap.overrides(o->overrides);
+  overlap.integer("--steps", o->steps, "Timed steps of each", 1, Subcommand::kMostRepetitions);
+  overlap.integer("--warmup", o->warmup, "Steps before them", 0, Subcommand::kMostRepetitions);
   overlap.text("--device", o->device, "auto, cpu or cuda (default: the configuration's)");
   overlap.integer(
       "--emulate", o->emulate,
       "Play rank 0 of so many on one GPU: what goes to the others crosses the bus to the host and back", 0);
   overlap.real("--payload", o->payload, "With --emulate: how often each byte crosses, such as 0.5 or 2", 0,
                1000);
-  overlap.text("--trace", o->trace, "Write a Perfetto trace of the last steps of rank 0 to this file");
+  overlap.path("--trace", o->trace, "Write a Perfetto trace of the last steps of rank 0 to this file");
   overlap.run_on_ranks([o](const CommonOptions& common) { return run_overlap(*o, common); });
   add_bench_comm(bench);
   add_bench_distill(bench);

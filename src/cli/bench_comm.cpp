@@ -19,7 +19,8 @@ namespace {
 struct Options {
   std::string config, device;
   std::vector<std::string> overrides;
-  std::int64_t least = 64 << 10, most = 64 << 20, repetitions = 20, emulate = 0;
+  std::int64_t least = 64 << 10, most = 64 << 20, repetitions = 20;
+  int emulate = 0;
 };
 
 constexpr std::int64_t kRowElements = 2048;
@@ -130,8 +131,7 @@ ExitCode run_on_ranks(const Options& options, const RunConfig& config, const Com
   refuse_unsupported(config);
   Arena arena(open_device(config.device, config.precision, job.world));
   const Mesh mesh = options.emulate > 0
-                        ? make_emulated_mesh(static_cast<int>(options.emulate),
-                                             static_cast<int>(config.parallel.expert), 1.0, arena.device())
+                        ? make_emulated_mesh(options.emulate, config.parallel.expert, 1.0, arena.device())
                         : make_mesh(job.world, config.parallel, arena.device());
   if (mesh.world().size() == 1)
     throw UsageError("bench comm: one rank has nobody to speak to; use mpirun -np 2");
@@ -162,18 +162,22 @@ void add_bench_comm(Subcommand& bench) {
   auto o = std::make_shared<Options>();
   Subcommand comm = bench.add("comm", "Collectives alone, over sizes: time, rate, packing");
   comm.positional("CONFIG", o->config, "Run configuration (YAML): device, precision, parallel");
-  comm.positionals("overrides", o->overrides, "key.path=value", false);
+  comm.overrides(o->overrides);
+  constexpr std::int64_t most_bytes = std::int64_t{1} << 40;
   comm.integer("--least", o->least, "Bytes to each peer, the first size; each next one is four times that",
-               1024);
-  comm.integer("--most", o->most, "The last size", 1024);
-  comm.integer("--repetitions", o->repetitions, "Timed runs of each size", 1);
+               1024, most_bytes);
+  comm.integer("--most", o->most, "The last size", 1024, most_bytes);
+  comm.integer("--repetitions", o->repetitions, "Timed runs of each size", 1, Subcommand::kMostRepetitions);
   comm.integer("--emulate", o->emulate, "Play rank 0 of so many on one GPU over its bus to the host", 0);
   comm.text("--device", o->device, "auto, cpu or cuda (default: the configuration's)");
   comm.run_on_ranks([o](const CommonOptions& common) {
     LoadedRun run = load_run(o->config, o->overrides, {.model = true, .data = false}, common.logger());
     if (!o->device.empty()) run.config.device = parse_choice(device_names, o->device, "--device");
-    return run_job(common, static_cast<double>(run.config.parallel.timeout),
-                   [&](Job& job) { return run_on_ranks(*o, run.config, common, job); });
+    JobRequest request = request_job("bench comm", run);
+    request.alike.set("--least", make_node(o->least));
+    request.alike.set("--most", make_node(o->most));
+    request.alike.set("--repetitions", make_node(o->repetitions));
+    return run_job(common, request, [&](Job& job) { return run_on_ranks(*o, run.config, common, job); });
   });
 }
 

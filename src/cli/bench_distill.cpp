@@ -15,7 +15,7 @@ namespace {
 struct Options {
   std::string config;
   std::vector<std::string> overrides;
-  std::int64_t steps = 5, warmup = 1;
+  int steps = 5, warmup = 1;
 };
 
 double mib(std::size_t bytes) {
@@ -64,14 +64,16 @@ nlohmann::ordered_json report_json(const SeparateReport& r) {
 ExitCode run_distill(const Options& o, const CommonOptions& common) {
   const LoadedRun run =
       load_run(o.config, o.overrides, {.model = true, .data = false, .distill = true}, common.logger());
-  return run_job(common, static_cast<double>(run.config.parallel.timeout), [&](Job& job) {
+  JobRequest request = request_job("bench distill", run);
+  request.alike.set("--steps", make_node(o.steps));
+  request.alike.set("--warmup", make_node(o.warmup));
+  return run_job(common, request, [&](Job& job) {
     refuse_unsupported(run.config);
     const std::shared_ptr<Device> device = open_device(run.config.device, run.config.precision, job.world);
     const Mesh mesh = make_mesh(job.world, run.config.parallel, *device);
     const SeparateReport report = compare_with_separate(
         run.model, *run.distill, engine_options(run.config, job.world.size()), mesh, device,
-        job.heartbeat.get(), job.logger,
-        {static_cast<int>(o.steps), static_cast<int>(o.warmup), static_cast<std::uint64_t>(run.config.seed)});
+        job.heartbeat.get(), job.logger, {o.steps, o.warmup, static_cast<std::uint64_t>(run.config.seed)});
     if (job.world.rank() != 0) return ExitCode::ok;
     if (common.json)
       print_json(report_json(report));
@@ -88,9 +90,9 @@ void add_bench_distill(Subcommand& bench) {
   Subcommand distill = bench.add(
       "distill", "A distillation step against the teacher's forward and then the student's step, in turns");
   distill.positional("CONFIG", o->config, "Run configuration (YAML) with a section distill");
-  distill.positionals("overrides", o->overrides, "key.path=value", false);
-  distill.integer("--steps", o->steps, "Timed steps of each", 1);
-  distill.integer("--warmup", o->warmup, "Steps before them", 0);
+  distill.overrides(o->overrides);
+  distill.integer("--steps", o->steps, "Timed steps of each", 1, Subcommand::kMostRepetitions);
+  distill.integer("--warmup", o->warmup, "Steps before them", 0, Subcommand::kMostRepetitions);
   distill.run_on_ranks([o](const CommonOptions& common) { return run_distill(*o, common); });
 }
 

@@ -307,10 +307,10 @@ void add_bench_ops(Subcommand& bench) {
   Subcommand ops = bench.add("ops", "The ops of one layer, each against a dense product or a copy");
   ops.positional("CONFIG", o->config,
                  "Run configuration (YAML): sizes of the model and of a micro-batch, precision");
-  ops.positionals("overrides", o->overrides, "key.path=value", false);
+  ops.overrides(o->overrides);
   ops.text("--device", o->device, "auto, cpu or cuda (default: cuda)");
   ops.text("--only", o->only, "Ops whose name contains this");
-  ops.integer("--rounds", o->rounds, "Timed rounds of each", 1);
+  ops.integer("--rounds", o->rounds, "Timed rounds of each", 1, Subcommand::kMostRepetitions);
   ops.run([o](const CommonOptions& common) { return run_ops(*o, common); });
 }
 

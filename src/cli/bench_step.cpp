@@ -262,8 +262,10 @@ ExitCode run_step(const Options& options, const CommonOptions& common) {
   LoadedRun run =
       load_run(options.config, options.overrides, {.model = true, .data = false}, common.logger());
   if (!options.device.empty()) run.config.device = parse_choice(device_names, options.device, "--device");
-  return run_job(common, static_cast<double>(run.config.parallel.timeout),
-                 [&](Job& job) { return step_on_ranks(run, options, common, job); });
+  JobRequest request = request_job("bench step", run);
+  request.alike.set("--steps", make_node(options.steps));
+  request.alike.set("--warmup", make_node(options.warmup));
+  return run_job(common, request, [&](Job& job) { return step_on_ranks(run, options, common, job); });
 }
 
 }  // namespace
@@ -272,9 +274,9 @@ void add_bench_step(Subcommand& bench) {
   auto o = std::make_shared<Options>();
   Subcommand step = bench.add("step", "One training step: time, rate, memory, and where the time goes");
   step.positional("CONFIG", o->config, "Run configuration (YAML)");
-  step.positionals("overrides", o->overrides, "key.path=value", false);
-  step.integer("--steps", o->steps, "Timed steps", 1);
-  step.integer("--warmup", o->warmup, "Steps before them", 0);
+  step.overrides(o->overrides);
+  step.integer("--steps", o->steps, "Timed steps", 1, Subcommand::kMostRepetitions);
+  step.integer("--warmup", o->warmup, "Steps before them", 0, Subcommand::kMostRepetitions);
   step.text("--device", o->device, "auto, cpu or cuda (default: the configuration's)");
   step.flag("--ops", o->ops, "Also tables of time and rate by op and by part of the model (GPU: always)");
   step.run_on_ranks([o](const CommonOptions& common) { return run_step(*o, common); });

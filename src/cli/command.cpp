@@ -4,30 +4,62 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
+#include <exception>
 #include <iostream>
 #include <nlohmann/json.hpp>
 #include <thread>
 
+#include "farskip/backend/cpu/machine.h"
 #include "farskip/base/environment.h"
+#include "farskip/base/failpoint.h"
+#include "farskip/base/stop_signals.h"
 #include "farskip/base/version.h"
 #include "farskip/cli/failure.h"
+#include "farskip/config/errors.h"
 
 namespace farskip {
 namespace {
 
-bool is_first_process() {
-  const auto place = launcher_place();
-  return !place || place->rank == 0;
+/// Of this process among those that a launcher started, MPI's or another.
+int process_rank() {
+  if (const auto place = launcher_place()) return place->rank;
+  const auto foreign = foreign_launcher();
+  return foreign ? foreign->rank : 0;
 }
 
-/// The first process speaks for all. The others give it time: a launcher ends a job as soon as one process
-/// fails.
+bool is_first_process() {
+  return process_rank() == 0;
+}
+
+/// The first process speaks for all. The others give it time, since a launcher ends a job as soon as one
+/// process fails; one that is still there has an error of its own.
 int report(const Failure& failure) {
-  if (is_first_process())
-    print_error(failure.message);
-  else
-    std::this_thread::sleep_for(std::chrono::seconds(2));
+  const int rank = process_rank();
+  if (rank > 0) {
+    const DieOnTerminate guard;
+    std::this_thread::sleep_for(std::chrono::milliseconds(2000 + 20 * std::min(rank, 100)));
+  }
+  print_error(rank > 0 ? fmt::format("rank {}: {}", rank, failure.message) : failure.message);
   return static_cast<int>(failure.code);
+}
+
+void refuse_lonely_ranks() {
+  const auto launcher = foreign_launcher();
+  if (!launcher) return;
+  throw UsageError(
+      fmt::format("{0} started {1} processes without MPI, and each of them would believe to be alone; start "
+                  "the ranks with "
+                  "{2}. Processes that have nothing to do with each other are started with env -u {3}",
+                  launcher->name, launcher->size, launcher->instead, launcher->variable));
+}
+
+void check_threads(const Logger& logger) {
+  const int threads = cpu::check_threads(), processors = usable_cores(0);
+  if (processors > 0 && threads > processors)
+    logger.warning(
+        "OMP_NUM_THREADS is {}, and this process may use {} processors: its threads wait for each "
+        "other; use at most {}",
+        threads, processors, processors);
 }
 
 void refuse_many_ranks(const Command& command) {
@@ -40,11 +72,37 @@ void refuse_many_ranks(const Command& command) {
 
 int run_guarded(const Command& command) {
   try {
+    check_failpoint();
+    refuse_lonely_ranks();
     refuse_many_ranks(command);
+    check_threads(command.common.logger());
     return static_cast<int>(command.run(command.common));
   } catch (const std::exception&) {
     return report(describe_current_exception());
   }
+}
+
+const CLI::Validator is_path(
+    [](const std::string& text) {
+      const std::string why = parse_path(text).reason;
+      return why.empty() ? why : quote_for_message(text) + " " + why;
+    },
+    "", "path");
+
+/// An option whose text `parse` reads as a number of this range.
+template <class T, class Range>
+void add_number(CLI::App& app, const std::string& name, const std::string& fallback, const std::string& help,
+                const Range& range, Parsed<T> (*parse)(std::string_view),
+                std::type_identity_t<std::function<void(T)>> use) {
+  const auto read = [name, range, parse, use = std::move(use)](const std::string& text) {
+    Parsed<T> number = parse(text);
+    if (number.value && !contains(range, *number.value)) number = {{}, "is out of range"};
+    if (!number.value)
+      throw CLI::ValidationError(
+          name, fmt::format("{} {}; allowed: {}", quote_for_message(text), number.reason, describe(range)));
+    use(*number.value);
+  };
+  app.add_option_function<std::string>(name, read, help)->type_name(describe(range))->default_str(fallback);
 }
 
 /// "bench step"
@@ -66,12 +124,21 @@ Subcommand Subcommand::add(const std::string& name, const std::string& help) {
   return {*app_.add_subcommand(name, help), command_};
 }
 
-void Subcommand::positional(const std::string& name, std::string& value, const std::string& help) {
-  app_.add_option(name, value, help)->required();
+void Subcommand::positional(const std::string& name, std::string& path, const std::string& help) {
+  app_.add_option(name, path, help)->required()->check(is_path)->type_name("PATH");
 }
-void Subcommand::positionals(const std::string& name, std::vector<std::string>& values,
-                             const std::string& help, bool required) {
-  app_.add_option(name, values, help)->required(required);
+void Subcommand::positionals(const std::string& name, std::vector<std::string>& paths,
+                             const std::string& help) {
+  app_.add_option(name, paths, help)->required()->check(is_path)->type_name("PATH");
+}
+void Subcommand::overrides(std::vector<std::string>& values) {
+  app_.add_option("overrides", values, "key.path=value, for instance train.steps=20");
+}
+void Subcommand::path(const std::string& name, std::string& value, const std::string& help) {
+  app_.add_option(name, value, help)->check(is_path)->type_name("PATH");
+}
+void Subcommand::required_path(const std::string& name, std::string& value, const std::string& help) {
+  app_.add_option(name, value, help)->required()->check(is_path)->type_name("PATH");
 }
 void Subcommand::text(const std::string& name, std::string& value, const std::string& help) {
   app_.add_option(name, value, help)->capture_default_str();
@@ -79,13 +146,14 @@ void Subcommand::text(const std::string& name, std::string& value, const std::st
 void Subcommand::required_text(const std::string& name, std::string& value, const std::string& help) {
   app_.add_option(name, value, help)->required();
 }
-void Subcommand::integer(const std::string& name, std::int64_t& value, const std::string& help,
-                         std::int64_t min, std::int64_t max) {
-  app_.add_option(name, value, help)->check(CLI::Range(min, max))->capture_default_str();
+void Subcommand::add_integer(const std::string& name, std::int64_t value, const std::string& help,
+                             const IntegerRange& range, std::function<void(std::int64_t)> use) {
+  add_number(app_, name, fmt::format("{}", value), help, range, parse_integer, std::move(use));
 }
 void Subcommand::real(const std::string& name, double& value, const std::string& help, double min,
                       double max) {
-  app_.add_option(name, value, help)->check(CLI::Range(min, max))->capture_default_str();
+  add_number(app_, name, fmt::format("{}", value), help, RealRange{.min = min, .max = max}, parse_real,
+             [&value](double given) { value = given; });
 }
 void Subcommand::flag(const std::string& name, bool& value, const std::string& help) {
   app_.add_flag(name, value, help);
@@ -108,7 +176,9 @@ void Subcommand::bind(std::function<ExitCode(const CommonOptions&)> run, bool on
 }
 
 void print_json(const nlohmann::ordered_json& object) {
-  std::printf("%s\n", object.dump().c_str());
+  // Paths may hold any bytes, JSON text may not.
+  const auto replace = nlohmann::ordered_json::error_handler_t::replace;
+  std::printf("%s\n", object.dump(-1, ' ', false, replace).c_str());
   std::fflush(stdout);
 }
 
@@ -142,7 +212,8 @@ int end_of_output(int code) {
 }  // namespace
 
 int run_command_line(int argc, char** argv) {
-  raise_open_file_limit();
+  prepare_process();
+  std::set_terminate(end_with_message);
   CLI::App app(
       "FarSkip: train mixture-of-experts models, convert them to FarSkip wiring, and measure the overlap");
   app.name("farskip");

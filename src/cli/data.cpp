@@ -98,16 +98,16 @@ void add_data(Subcommand& root) {
   Subcommand data = root.add("data", "Tokenizers and token files");
 
   Subcommand tokenizer = data.add("train-tokenizer", "Learn a byte-level BPE vocabulary from text");
-  tokenizer.positionals("TEXT", o->text, "Text or JSONL files, folders", true);
+  tokenizer.positionals("TEXT", o->text, "Text or JSONL files, folders");
   tokenizer.integer("--vocab-size", o->vocab_size, "Tokens, with the 256 bytes and <|endoftext|>", 257,
                     1 << 20);
-  tokenizer.required_text("--out", o->out, "tokenizer.json to write");
+  tokenizer.required_path("--out", o->out, "tokenizer.json to write");
   tokenizer.run([o](const CommonOptions& common) { return train_tokenizer(*o, common); });
 
   Subcommand tokens = data.add("tokenize", "Text into a token file (PREFIX.bin, PREFIX.idx)");
-  tokens.positionals("TEXT", o->text, "Text or JSONL files, folders", true);
-  tokens.required_text("--tokenizer", o->tokenizer, "tokenizer.json");
-  tokens.required_text("--out", o->out, "Prefix to write");
+  tokens.positionals("TEXT", o->text, "Text or JSONL files, folders");
+  tokens.required_path("--tokenizer", o->tokenizer, "tokenizer.json");
+  tokens.required_path("--out", o->out, "Prefix to write");
   tokens.integer("--holdout-every", o->holdout_every,
                  "Put every Nth file into PREFIX-validation instead (0: none)", 0);
   tokens.run([o](const CommonOptions& common) { return tokenize(*o, common); });
@@ -120,8 +120,8 @@ void add_data(Subcommand& root) {
   });
 
   Subcommand baseline = data.add("baselines", "Held-out loss of unigram and bigram models");
-  baseline.required_text("--train", o->train, "Token file prefix to fit on");
-  baseline.required_text("--validation", o->validation, "Token file prefix to measure on");
+  baseline.required_path("--train", o->train, "Token file prefix to fit on");
+  baseline.required_path("--validation", o->validation, "Token file prefix to measure on");
   baseline.integer("--vocab-size", o->vocab_size, "Number of token ids", 2, 1 << 24);
   baseline.run([o](const CommonOptions& common) { return baselines(*o, common); });
 }

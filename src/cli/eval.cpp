@@ -48,8 +48,8 @@ ExitCode run(const Options& options, const CommonOptions& common) {
 void add_eval(Subcommand& root) {
   auto o = std::make_shared<Options>();
   Subcommand sub = root.add("eval", "Held-out loss, perplexity and top-1 accuracy");
-  sub.required_text("--model", o->model, "Model folder, checkpoint or run directory");
-  sub.required_text("--data", o->data, "Token file prefix (PREFIX.bin, PREFIX.idx)");
+  sub.required_path("--model", o->model, "Model folder, checkpoint or run directory");
+  sub.required_path("--data", o->data, "Token file prefix (PREFIX.bin, PREFIX.idx)");
   sub.integer("--sequence-length", o->sequence_length, "Tokens of context, at most", 1, 1 << 20);
   sub.integer("--batch", o->batch, "Sequences at a time", 1, 1 << 16);
   sub.integer("--max-sequences", o->max_sequences, "Stop after so many (0: all)", 0);

@@ -2,29 +2,27 @@
 
 #include <unistd.h>
 
-#include <filesystem>
-#include <new>
+#include <cstdlib>
+#include <exception>
 
 namespace farskip {
 
 Failure describe_current_exception() {
   try {
-    throw;
+    rethrow_as_error();
   } catch (const InternalError& e) {
     return {std::string(e.what()) + "\nThis is a bug in FarSkip; please report it with the command line.",
             e.code()};
   } catch (const Error& e) {
     return {e.what(), e.code()};
-  } catch (const std::bad_alloc&) {
-    return {
-        "out of memory; use more ranks (parallel.zero, parallel.expert), a smaller model, or a smaller "
-        "train.micro_batch or sequence_length",
-        ExitCode::io};
-  } catch (const std::filesystem::filesystem_error& e) {
-    return {fmt::format("{}: {}", e.path1().string(), e.code().message()), ExitCode::io};
-  } catch (const std::exception& e) {
-    return {e.what(), ExitCode::internal};
   }
+}
+
+void end_with_message() noexcept {
+  Failure failure{"the program ended itself", ExitCode::internal};
+  if (std::current_exception()) failure = describe_current_exception();
+  print_error(failure.message);
+  std::_Exit(static_cast<int>(failure.code));
 }
 
 void print_error(const std::string& message) {

@@ -72,9 +72,9 @@ ExitCode run(const Options& options, const CommonOptions& common) {
 void add_forward(Subcommand& root) {
   auto o = std::make_shared<Options>();
   Subcommand sub = root.add("forward", "Logits, loss and gradients of a model on given tokens");
-  sub.required_text("--model", o->model, "Model folder or checkpoint");
-  sub.required_text("--tokens", o->tokens, "safetensors file with tensor tokens [B, S], I32 or I64");
-  sub.required_text("--out", o->out, "safetensors file to write: logits, loss, grad.<tensor>");
+  sub.required_path("--model", o->model, "Model folder or checkpoint");
+  sub.required_path("--tokens", o->tokens, "safetensors file with tensor tokens [B, S], I32 or I64");
+  sub.required_path("--out", o->out, "safetensors file to write: logits, loss, grad.<tensor>");
   sub.text("--farskip", o->farskip,
            fmt::format("Wiring: {} (delay:N); default: the model's own", list_names(farskip_mode_names)));
   sub.text("--layers", o->layers, "Rewired layers: all, A-B or a list");

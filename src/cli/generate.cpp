@@ -50,9 +50,9 @@ ExitCode run(const Options& options, const CommonOptions& common) {
 void add_generate(Subcommand& root) {
   auto o = std::make_shared<Options>();
   Subcommand sub = root.add("generate", "Continue a text, greedily or by sampling");
-  sub.required_text("--model", o->model, "Model folder, checkpoint or run directory");
+  sub.required_path("--model", o->model, "Model folder, checkpoint or run directory");
   sub.required_text("--prompt", o->prompt, "Text to continue");
-  sub.text("--tokenizer", o->tokenizer, "tokenizer.json (default: the model folder's)");
+  sub.path("--tokenizer", o->tokenizer, "tokenizer.json (default: the model folder's)");
   GenerateOptions& g = o->generation;
   sub.integer("--max-tokens", g.max_tokens, "Stop after so many new tokens", 1, 1 << 20);
   sub.real("--temperature", g.temperature, "0: the most likely token each time", 0.0, 100.0);

@@ -1,6 +1,5 @@
 #include "farskip/cli/job.h"
 
-#include <signal.h>
 #include <sys/prctl.h>
 #include <unistd.h>
 
@@ -14,8 +13,12 @@
 
 #include "farskip/backend/cpu/machine.h"
 #include "farskip/base/environment.h"
+#include "farskip/base/stop_signals.h"
+#include "farskip/base/version.h"
 #include "farskip/cli/failure.h"
+#include "farskip/comm/agreement.h"
 #include "farskip/comm/mpi.h"
+#include "farskip/tensor/hash.h"
 
 namespace farskip {
 namespace {
@@ -34,22 +37,8 @@ std::chrono::milliseconds turn_of(int rank) {
   return rank == 0 ? 0ms : std::min(2000ms, 300ms + 20ms * rank);
 }
 
-/// SIGTERM ends the process, whatever handler a trainer has set: that is how the launcher ends the ranks
-/// that wait for their turn.
-class DieOnTerminate {
- public:
-  DieOnTerminate() {
-    struct sigaction action {};
-    action.sa_handler = SIG_DFL;
-    ::sigaction(SIGTERM, &action, &before_);
-  }
-  ~DieOnTerminate() { ::sigaction(SIGTERM, &before_, nullptr); }
-  DieOnTerminate(const DieOnTerminate&) = delete;
-  DieOnTerminate& operator=(const DieOnTerminate&) = delete;
-
- private:
-  struct sigaction before_ {};
-};
+/// The same where the error is that the job was asked to stop: rank 0 writes that down before it speaks.
+constexpr std::chrono::milliseconds kTurnOfStopped = 10s;
 
 /// Ends the process when the heartbeat stops. A blocked MPI call cannot be ended in any other way.
 class Watchdog {
@@ -92,7 +81,9 @@ class Watchdog {
 
   bool is_lifeless() const {
     const Heartbeat::Sign sign = heartbeat_->last_sign();
-    return sign.age_seconds > timeout_seconds_ * (sign.patient ? HeartbeatPatience::kPatience : 1);
+    const bool patient = sign.patient || sign.silence_seconds > 0;
+    return sign.silence_seconds > timeout_seconds_ ||
+           sign.age_seconds > timeout_seconds_ * (patient ? HeartbeatPatience::kPatience : 1);
   }
 
   [[noreturn]] void give_up() const {
@@ -102,7 +93,7 @@ class Watchdog {
                                  : fmt::format("waiting in {} (a peer is lost or stuck)", sign.waits_in);
     print_error(place_of(rank_, sign) +
                 fmt::format("no progress for {:.0f} s, {}; the run can be resumed from its last checkpoint",
-                            sign.age_seconds, wait));
+                            std::max(sign.age_seconds, sign.silence_seconds), wait));
     std::_Exit(static_cast<int>(ExitCode::resumable));
   }
 
@@ -143,19 +134,45 @@ void check_world(const LauncherPlace& place, int size) {
         place.size, mpi_library(), size));
 }
 
+/// Whatever ranks are started with, they have to do the same; MPI itself would only notice when messages do
+/// not fit, if at all.
+void check_alike(const Communicator& world, const ConfigNode& request) {
+  ConfigNode own;
+  own.set("program", make_node(fmt::format("farskip {} ({})", version(), commit())));
+  for (const ConfigNode& child : request.children) own.set(child.key, child);
+  const std::string text = to_yaml(own);
+  const std::vector<std::string> hashes = all_gather_text(world, hash_text(text));
+  const auto other =
+      std::find_if(hashes.begin(), hashes.end(), [&](const auto& h) { return h != hashes[0]; });
+  if (other == hashes.end()) return;
+  const std::vector<std::string> texts = all_gather_text(world, text);
+  const auto rank = static_cast<std::size_t>(other - hashes.begin());
+  const auto difference = first_difference(parse_yaml_text(texts[0], "rank 0"),
+                                           parse_yaml_text(texts[rank], fmt::format("rank {}", rank)));
+  FARSKIP_CHECK(difference, "requests of other hashes are equal");
+  throw UsageError(
+      fmt::format("the ranks of a job have to do the same, and {} is {} on rank 0 and {} on rank {}; start "
+                  "all of them with "
+                  "the same program, configuration and overrides",
+                  difference->path, difference->left, difference->right, rank));
+}
+
 [[noreturn]] void end_job(const MpiSession& session, int rank, const Heartbeat::Sign& sign,
                           const Failure& failure) {
   const DieOnTerminate guard;
-  std::this_thread::sleep_for(turn_of(rank));
+  std::this_thread::sleep_for(rank > 0 && failure.code == ExitCode::resumable ? kTurnOfStopped
+                                                                              : turn_of(rank));
   print_error(place_of(rank, sign) + failure.message);
   session.abort(static_cast<int>(failure.code));
 }
 
 ExitCode run_rank(const MpiSession& session, const LauncherPlace& place, const CommonOptions& common,
-                  const std::shared_ptr<Heartbeat>& heartbeat, const std::function<ExitCode(Job&)>& body) {
+                  const JobRequest& request, const std::shared_ptr<Heartbeat>& heartbeat,
+                  const std::function<ExitCode(Job&)>& body) {
   try {
     const Communicator world = session.world();
     check_world(place, world.size());
+    check_alike(world, request.alike);
     const Logger logger = world.rank() == 0
                               ? common.logger()
                               : Logger(LogLevel::warning, fmt::format("rank {}: ", world.rank()));
@@ -172,7 +189,18 @@ ExitCode run_rank(const MpiSession& session, const LauncherPlace& place, const C
 
 }  // namespace
 
-ExitCode run_job(const CommonOptions& common, double timeout_seconds,
+JobRequest request_job(const std::string& command, const LoadedRun& run) {
+  JobRequest request{static_cast<double>(run.config.parallel.timeout), {}};
+  request.alike.set("command", make_node(command));
+  const ConfigNode config = run_config_tree(run.config);
+  for (const ConfigNode& child : config.children) request.alike.set(child.key, child);
+  // Also where folders give the models, which need not be the same on all hosts.
+  request.alike.set("model", model_section(run.model));
+  if (run.distill) request.alike.set("teacher", model_section(run.distill->teacher));
+  return request;
+}
+
+ExitCode run_job(const CommonOptions& common, const JobRequest& request,
                  const std::function<ExitCode(Job&)>& body) {
   const std::optional<LauncherPlace> place = launcher_place();
   const auto heartbeat = std::make_shared<Heartbeat>();
@@ -182,11 +210,12 @@ ExitCode run_job(const CommonOptions& common, double timeout_seconds,
     return body(job);
   }
   std::optional<Watchdog> watchdog;  // outlives MPI, whose beginning and end wait for all ranks
-  if (timeout_seconds > 0 && place->size != 1) watchdog.emplace(heartbeat, timeout_seconds, place->rank);
+  if (request.timeout_seconds > 0 && place->size != 1)
+    watchdog.emplace(heartbeat, request.timeout_seconds, place->rank);
   heartbeat->enter("MPI_Init");
-  const MpiSession session;
+  const MpiSession session(heartbeat.get());
   heartbeat->leave();
-  const ExitCode code = run_rank(session, *place, common, heartbeat, body);
+  const ExitCode code = run_rank(session, *place, common, request, heartbeat, body);
   heartbeat->enter("MPI_Finalize");
   return code;
 }

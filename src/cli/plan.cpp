@@ -18,7 +18,7 @@ namespace {
 struct Options {
   std::string config;
   std::vector<std::string> overrides;
-  std::int64_t ranks = 0, local_ranks = 1;
+  int ranks = 0, local_ranks = 1;
   std::string link, latency = "20us", costs, device_rate;
   bool graph = false, verbose = false;
 };
@@ -46,7 +46,7 @@ void refuse_unplannable(RunConfig config, const Options& o) {
 }
 
 PlanRequest make_request(const LoadedRun& run, const Options& o, int ranks) {
-  const auto expert = static_cast<int>(run.config.parallel.expert);
+  const int expert = run.config.parallel.expert;
   if (ranks % expert != 0)
     throw UsageError(
         fmt::format("--ranks {}: parallel.expert is {}, which does not divide it; use a multiple of {}, or "
@@ -119,6 +119,7 @@ void write_cache(const fs::path& path, const CostTable& table, const Logger& log
   if (path.empty()) return;
   try {
     fs::create_directories(path.parent_path());
+    remove_stale_temporaries(path.parent_path());
     write_text_file(path, table.text());
   } catch (const std::exception& error) {
     logger.warning("the measurement is not kept: {}", error.what());
@@ -128,18 +129,17 @@ void write_cache(const fs::path& path, const CostTable& table, const Logger& log
 std::shared_ptr<const CostTable> measure_costs(const PlanRequest& request, const Options& o,
                                                const Logger& logger) {
   const MachineInfo machine = machine_info();
-  const auto local_ranks = static_cast<int>(o.local_ranks);
-  cpu::share_cores(local_ranks, machine.cores);
+  cpu::share_cores(o.local_ranks, machine.cores);
   const double rate = cpu::measure_machine().matmul_gflops * 1e9;
-  const MirrorMeasurement measurement = choose_measurement(request, rate, kMostSeconds, local_ranks);
+  const MirrorMeasurement measurement = choose_measurement(request, rate, kMostSeconds, o.local_ranks);
   const PlanRequest& shorter = measurement.request;
-  const auto needed = static_cast<double>(state_memory(shorter).total()) * local_ranks;
+  const auto needed = static_cast<double>(state_memory(shorter).total()) * o.local_ranks;
   if (needed > 0.8 * static_cast<double>(machine.memory_bytes))
     throw UsageError(fmt::format(
         "measuring three layers of this model takes {:.0f} GiB for the weights of {} ranks alone, and this "
         "machine has {:.0f}; "
         "give the rates of a device (--device-rate 400TFLOP/s,3TB/s) or a table of costs (--costs FILE)",
-        needed / (1 << 30), local_ranks, static_cast<double>(machine.memory_bytes) / (1 << 30)));
+        needed / (1 << 30), o.local_ranks, static_cast<double>(machine.memory_bytes) / (1 << 30)));
   const fs::path path = cache_file(shorter, o);
   if (auto kept = read_cache(path, logger)) {
     logger.info("kernels as measured before ({})", path.string());
@@ -157,7 +157,7 @@ ExitCode run_plan(const Options& o, const CommonOptions& common) {
   const Logger logger = common.logger();
   const LoadedRun run = load_run(o.config, o.overrides, {.model = true, .data = false}, logger);
   refuse_unplannable(run.config, o);
-  const int ranks = static_cast<int>(o.ranks > 0 ? o.ranks : run.config.parallel.expert);
+  const int ranks = o.ranks > 0 ? o.ranks : run.config.parallel.expert;
   PlanRequest request = make_request(run, o, ranks);
   const LayerGraph standard = build_layer_graph(request.model);
   const WiringPair wirings{standard, rewire_farskip(standard, request.model.farskip)};
@@ -184,11 +184,11 @@ void add_plan(Subcommand& root) {
   Subcommand plan =
       root.add("plan", "Predict a training step on any number of ranks: time, memory, communication");
   plan.positional("CONFIG", o->config, "Run configuration (YAML)");
-  plan.positionals("overrides", o->overrides, "key.path=value", false);
+  plan.overrides(o->overrides);
   plan.integer("--ranks", o->ranks, "Ranks of the job (0: parallel.expert)", 0, 1 << 20);
   plan.text("--link", o->link, "What one rank sends, each way: 48GB/s, 400Gb/s (GB/s, MB/s, Gb/s, Mb/s)");
   plan.text("--latency", o->latency, "Of one collective: 20us (us, ms, s)");
-  plan.text("--costs", o->costs,
+  plan.path("--costs", o->costs,
             "What kernels take: a table of a run (RUN_DIR/costs.txt); else it is measured");
   plan.text("--device-rate", o->device_rate,
             "A device that is not here: its matrix and memory rate, 400TFLOP/s,3TB/s");

@@ -37,8 +37,8 @@ ExitCode run(const Options& options, const CommonOptions& common) {
 void add_report(Subcommand& root) {
   auto o = std::make_shared<Options>();
   Subcommand sub = root.add("report", "One self-contained HTML page about one run, or several side by side");
-  sub.positionals("RUN_DIR", o->folders, "Run directories; the first gives the place of the page", true);
-  sub.text("--out", o->out, "File to write; default: RUN_DIR/report.html of the first run");
+  sub.positionals("RUN_DIR", o->folders, "Run directories; the first gives the place of the page");
+  sub.path("--out", o->out, "File to write; default: RUN_DIR/report.html of the first run");
   sub.run([o](const CommonOptions& common) { return run(*o, common); });
 }
 

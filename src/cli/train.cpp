@@ -1,5 +1,6 @@
 #include <nlohmann/json.hpp>
 
+#include "farskip/base/stop_signals.h"
 #include "farskip/cli/command.h"
 #include "farskip/cli/job.h"
 #include "farskip/cli/load.h"
@@ -29,6 +30,7 @@ ExitCode train_on_ranks(const LoadedRun& loaded, const CommonOptions& common, co
 }
 
 ExitCode run(const Options& options, bool distills, const CommonOptions& common) {
+  const StopSignals signals;  // first: a batch system may ask while files are read
   const LoadedRun loaded = load_run(options.config, options.overrides,
                                     {.model = true, .data = true, .distill = distills}, common.logger());
   if (!distills && loaded.config.distill)
@@ -36,7 +38,7 @@ ExitCode run(const Options& options, bool distills, const CommonOptions& common)
         "{} has a section distill, which 'farskip train' does not follow; use 'farskip distill', or "
         "remove the section",
         options.config));
-  return run_job(common, static_cast<double>(loaded.config.parallel.timeout),
+  return run_job(common, request_job(distills ? "distill" : "train", loaded),
                  [&](Job& job) { return train_on_ranks(loaded, common, job); });
 }
 
@@ -44,7 +46,7 @@ void add_run(Subcommand& root, const std::string& name, const std::string& help,
   auto o = std::make_shared<Options>();
   Subcommand sub = root.add(name, help);
   sub.positional("CONFIG", o->config, "Run configuration (YAML, docs/configuration.md)");
-  sub.positionals("overrides", o->overrides, "key.path=value, for instance train.steps=20", false);
+  sub.overrides(o->overrides);
   sub.run_on_ranks([o, distills](const CommonOptions& common) { return run(*o, distills, common); });
 }
 

@@ -1,9 +1,13 @@
 #include "farskip/comm/agreement.h"
 
 #include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <cstdint>
-#include <new>
 #include <numeric>
+#include <thread>
+
+#include "farskip/base/heartbeat.h"
 
 namespace farskip {
 namespace {
@@ -19,19 +23,17 @@ std::string pack(Kind kind, ExitCode code, const char* message) {
 std::string pack(const std::exception_ptr& error) {
   if (!error) return {};
   try {
-    std::rethrow_exception(error);
+    try {
+      std::rethrow_exception(error);
+    } catch (...) {
+      rethrow_as_error();
+    }
   } catch (const InternalError& e) {
     return pack(Kind::internal, e.code(), e.what());
   } catch (const UserError& e) {
     return pack(Kind::user, e.code(), e.what());
   } catch (const Error& e) {
     return pack(Kind::error, e.code(), e.what());
-  } catch (const std::bad_alloc&) {
-    return pack(Kind::error, ExitCode::internal, "out of memory");
-  } catch (const std::exception& e) {
-    return pack(Kind::error, ExitCode::internal, e.what());
-  } catch (...) {
-    return pack(Kind::error, ExitCode::internal, "unknown error");
   }
 }
 
@@ -81,6 +83,41 @@ void throw_together(const Communicator& group, const std::exception_ptr& mine) {
   const std::vector<std::string> errors = all_gather_text(group, pack(mine));
   const auto first = std::find_if(errors.begin(), errors.end(), [](const auto& e) { return !e.empty(); });
   if (first != errors.end()) throw_packed(static_cast<std::size_t>(first - errors.begin()), *first);
+}
+
+void wait_for_all(const Communicator& group, const char* what, const std::function<bool()>& done) {
+  using namespace std::chrono_literals;
+  Heartbeat* const heartbeat = group.heartbeat();
+  const HeartbeatWait wait(heartbeat, what);
+  for (auto pause = 1ms;; pause = std::min(2 * pause, 64ms)) {
+    std::int32_t open = done() ? 0 : 1;
+    group.all_reduce(std::span(&open, 1), Reduction::max);
+    if (open == 0) return;
+    if (heartbeat != nullptr) heartbeat->hear_from_peers();
+    std::this_thread::sleep_for(pause);
+  }
+}
+
+void work_together(const Communicator& group, const char* what, const std::function<void()>& work) {
+  std::exception_ptr failure;
+  const auto run = [&] {
+    try {
+      if (work) work();
+    } catch (...) {
+      failure = std::current_exception();
+    }
+  };
+  if (group.size() == 1) {
+    run();
+  } else {
+    std::atomic<bool> done = false;
+    const std::jthread thread([&] {
+      run();
+      done = true;
+    });
+    wait_for_all(group, what, [&] { return done.load(); });
+  }
+  throw_together(group, failure);
 }
 
 }  // namespace farskip

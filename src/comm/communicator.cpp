@@ -121,6 +121,9 @@ int Communicator::size() const {
 std::string Communicator::name() const {
   return impl_->name();
 }
+Heartbeat* Communicator::heartbeat() const {
+  return impl_->heartbeat();
+}
 void Communicator::poll() const noexcept {
   impl_->poll();
 }

@@ -89,7 +89,7 @@ void read_compared_layers(Reader& reader, DistillConfig& config) {
 std::optional<TeacherCacheConfig> read_teacher_cache(Reader& parent, const DistillConfig& distill) {
   Reader reader = parent.section("cache");
   TeacherCacheConfig config;
-  config.path = reader.optional_string("path").value_or("");
+  config.path = reader.optional_path("path").value_or("");
   config.top_k = reader.integer("top_k", {.min = 1, .max = 65536}, config.top_k);
   const bool present = parent.has("cache");
   if (present && config.path.empty() && reader.sound("path"))
@@ -143,7 +143,7 @@ std::optional<DistillConfig> read_distill_section(Reader& root, bool required) {
   Reader reader = root.section("distill");
   const bool present = root.has("distill");
   DistillConfig config;
-  config.teacher = reader.optional_string("teacher").value_or("");
+  config.teacher = reader.optional_path("teacher").value_or("");
   if (config.teacher.empty() && reader.sound("teacher") && (present || required))
     reader.fail("teacher", "this key is missing; allowed: the folder of the teacher model");
   config.loss = read_loss(reader);

@@ -32,7 +32,7 @@ FarSkipConfig read_farskip_section(Reader reader) {
   FarSkipConfig config;
   config.mode = reader.choice("mode", farskip_mode_names, config.mode);
   config.layers = read_layers(reader);
-  const auto delay = reader.optional_integer("delay", {.min = 1, .max = kMaxDelay});
+  const auto delay = reader.optional_integer<int>("delay", {.min = 1, .max = kMaxDelay});
   const bool delays = config.mode == FarSkipMode::delay;
   if (delays && !delay && reader.sound("delay"))
     reader.fail("delay",

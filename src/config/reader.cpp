@@ -2,8 +2,6 @@
 
 #include <algorithm>
 
-#include "farskip/config/scalar.h"
-
 namespace farskip {
 namespace {
 
@@ -26,17 +24,14 @@ std::optional<T> parse_unquoted(const ConfigNode& node, Parsed<T> (*parse)(std::
 std::optional<std::int64_t> check_integer(const ConfigNode& node, const IntegerRange& range,
                                           std::string& reason) {
   const auto value = parse_unquoted(node, parse_integer, reason);
-  if (!value || (*value >= range.min && *value <= range.max)) return value;
+  if (!value || contains(range, *value)) return value;
   reason = fmt::format("{} is out of range", *value);
   return {};
 }
 
 std::optional<double> check_real(const ConfigNode& node, const RealRange& range, std::string& reason) {
   const auto value = parse_unquoted(node, parse_real, reason);
-  if (!value) return value;
-  const bool above = range.above_min ? *value > range.min : *value >= range.min;
-  const bool below = range.below_max ? *value < range.max : *value <= range.max;
-  if (above && below) return value;
+  if (!value || contains(range, *value)) return value;
   reason = fmt::format("{} is out of range", node.text);
   return {};
 }
@@ -52,6 +47,14 @@ std::optional<std::string> check_string(const ConfigNode& node, std::string& rea
   else
     return node.text;
   return {};
+}
+
+std::optional<std::string> check_path(const ConfigNode& node, std::string& reason) {
+  const std::optional<std::string> text = check_string(node, reason);
+  if (!text) return {};
+  Parsed<std::string> path = parse_path(*text);
+  if (!path.value) reason = quote_for_message(*text) + " " + path.reason;
+  return path.value;
 }
 
 std::string describe_list(const std::string& item, const ListSize& size) {
@@ -75,23 +78,6 @@ const ConfigNode& empty_map() {
 }
 
 }  // namespace
-
-std::string describe(const IntegerRange& range) {
-  const IntegerRange all;
-  if (range.min == all.min && range.max == all.max) return "integer";
-  if (range.max == all.max) return fmt::format("integer >= {}", range.min);
-  if (range.min == all.min) return fmt::format("integer <= {}", range.max);
-  return fmt::format("integer, {} to {}", range.min, range.max);
-}
-
-std::string describe(const RealRange& range) {
-  const RealRange all;
-  const std::string low =
-      range.min == all.min ? "" : fmt::format(" {} {}", range.above_min ? ">" : ">=", range.min);
-  const std::string high =
-      range.max == all.max ? "" : fmt::format(" {} {}", range.below_max ? "<" : "<=", range.max);
-  return fmt::format("number{}{}{}", low, !low.empty() && !high.empty() ? " and" : "", high);
-}
 
 Reader::Reader(const ConfigNode& map, ErrorList& errors, std::string path)
     : map_(&map), errors_(&errors), path_(std::move(path)) {
@@ -166,19 +152,9 @@ std::optional<std::int64_t> Reader::read_integer(std::string_view key, const Int
     return check_integer(node, range, reason);
   });
 }
-std::int64_t Reader::integer(std::string_view key, IntegerRange range) {
-  return read_integer(key, range, "required", Absent::required)
-      .value_or(std::clamp<std::int64_t>(1, range.min, range.max));
-}
-std::int64_t Reader::integer(std::string_view key, IntegerRange range, std::int64_t fallback) {
-  return read_integer(key, range, std::to_string(fallback), Absent::fallback).value_or(fallback);
-}
-std::optional<std::int64_t> Reader::optional_integer(std::string_view key, IntegerRange range) {
-  return read_integer(key, range, "-", Absent::optional);
-}
 
-std::optional<std::int64_t> Reader::integer_or(std::string_view automatic, std::string_view key,
-                                               IntegerRange range, std::int64_t fallback) {
+std::optional<std::int64_t> Reader::read_integer_or(std::string_view automatic, std::string_view key,
+                                                    const IntegerRange& range, std::int64_t fallback) {
   using Number = std::optional<std::int64_t>;
   const auto check = [&](const ConfigNode& node, std::string& reason) -> std::optional<Number> {
     if (node.kind == ConfigNode::Kind::scalar && node.text == automatic) return Number{};
@@ -232,6 +208,13 @@ std::string Reader::string(std::string_view key, const std::string& fallback) {
 }
 std::optional<std::string> Reader::optional_string(std::string_view key) {
   return read<std::string>(key, "text", "-", Absent::optional, check_string);
+}
+
+std::optional<std::string> Reader::optional_path(std::string_view key) {
+  return read<std::string>(key, "path", "-", Absent::optional, check_path);
+}
+std::vector<std::string> Reader::paths(std::string_view key, ListSize size) {
+  return read_list<std::string>(key, "path", "[]", size, check_path).value_or(std::vector<std::string>{});
 }
 
 namespace {

@@ -21,25 +21,22 @@ bool is_file_name(const std::string& name) {
          });
 }
 
-std::string default_name(const ConfigNode& tree) {
-  const std::string stem =
-      tree.position.file ? std::filesystem::path(*tree.position.file).stem().string() : "";
-  return is_file_name(stem) ? stem : "run";
-}
-
-void read_name(Reader& reader, RunConfig& config, const std::string& fallback) {
-  config.name = reader.optional_string("name").value_or(fallback);
+void read_name(Reader& reader, RunConfig& config, const std::string& stem) {
+  const auto name = reader.optional_string("name"), folder = reader.optional_path("run_dir");
+  config.named_by_file = !reader.has("name") && !reader.has("run_dir") && !config.file.empty();
+  config.name = name.value_or(stem.empty() || (folder && !is_file_name(stem)) ? "run" : stem);
   if (reader.sound("name") && !is_file_name(config.name))
-    reader.fail(
-        "name",
-        fmt::format("{} cannot name a folder; allowed: letters, digits, _ - and ., not beginning with .",
-                    quote_for_message(config.name)));
-  config.run_dir = reader.optional_string("run_dir").value_or("runs/" + config.name);
+    reader.fail("name",
+                fmt::format("{}{} cannot name a folder; allowed: letters, digits, _ - and ., not beginning "
+                            "with .",
+                            quote_for_message(config.name),
+                            name ? "" : ", the name of this file without its ending,"));
+  config.run_dir = folder.value_or("runs/" + config.name);
 }
 
 ParallelConfig read_parallel(Reader reader) {
   ParallelConfig config;
-  config.expert = reader.integer("expert", {.min = 1, .max = 1'000'000}, config.expert);
+  config.expert = reader.integer<int>("expert", {.min = 1, .max = 1'000'000}, config.expert);
   config.zero = reader.integer("zero", {.min = 0, .max = 1}, config.zero);
   config.timeout = reader.integer("timeout", {.min = 0, .max = 1'000'000}, config.timeout);
   config.gpu_transport = reader.choice("gpu_transport", gpu_transport_names, config.gpu_transport);
@@ -51,9 +48,9 @@ ScheduleConfig read_schedule(Reader reader) {
   ScheduleConfig config;
   config.overlap = reader.boolean("overlap", config.overlap);
   config.micro_batches_in_flight =
-      reader.integer("micro_batches_in_flight", {.min = 1, .max = 64}, config.micro_batches_in_flight);
+      reader.integer<int>("micro_batches_in_flight", {.min = 1, .max = 64}, config.micro_batches_in_flight);
   config.expert_chunks =
-      reader.integer_or("auto", "expert_chunks", {.min = 1, .max = config.kMostExpertChunks}, 1);
+      reader.integer_or<int>("auto", "expert_chunks", {.min = 1, .max = config.kMostExpertChunks}, 1);
   config.recompute = reader.choice("recompute", recompute_names, config.recompute);
   config.routed_rows_memory = reader.optional_memory("routed_rows_memory", "auto");
   if (config.routed_rows_memory == std::uint64_t{0})
@@ -78,15 +75,15 @@ void check_weights(Reader& reader, DataConfig& config) {
 /// `own_tokenizer`: a model is started from that may bring its tokenizer.
 DataConfig read_data(Reader reader, const RunNeeds& needs, bool own_tokenizer) {
   DataConfig config;
-  config.tokens = reader.strings("tokens");
-  config.text = reader.strings("text");
-  config.tokenizer = reader.optional_string("tokenizer").value_or("");
-  config.validation = reader.strings("validation");
+  config.tokens = reader.paths("tokens");
+  config.text = reader.paths("text");
+  config.tokenizer = reader.optional_path("tokenizer").value_or("");
+  config.validation = reader.paths("validation");
   config.weights = reader.reals("weights", not_negative, {}, {});
   config.document_mask = reader.boolean("document_mask", config.document_mask);
   config.shuffle = reader.boolean("shuffle", config.shuffle);
-  config.prompt_end = reader.optional_integer("prompt_end", {.min = 0, .max = 1 << 30});
-  config.padding = reader.optional_integer("padding", {.min = 0, .max = 1 << 30});
+  config.prompt_end = reader.optional_integer<std::int32_t>("prompt_end", at_least_zero);
+  config.padding = reader.optional_integer<std::int32_t>("padding", at_least_zero);
   const bool sound = reader.sound("tokens") && reader.sound("text");
   if (!config.tokens.empty() && !config.text.empty())
     reader.fail("text", "given beside data.tokens; allowed: only one of the two");
@@ -188,7 +185,7 @@ CheckpointConfig read_checkpoint(Reader reader) {
 
 void read_model_source(Reader& reader, RunConfig& config, const LoadOptions& options) {
   Reader init = reader.section("init");
-  config.init_from = init.optional_string("from").value_or("");
+  config.init_from = init.optional_path("from").value_or("");
   if (reader.has("init") && config.init_from.empty() && init.sound("from"))
     init.fail("from", "this key is missing; allowed: the folder of a model or checkpoint");
   init.finish();
@@ -220,13 +217,14 @@ std::optional<FarSkipConfig> parse_wiring_name(std::string_view text) {
   if (!has_delay) return FarSkipConfig{*mode, {}};
   const auto delay = parse_integer(text.substr(colon + 1)).value;
   if (!delay || *delay < 1 || *delay > kMaxDelay) return std::nullopt;
-  return FarSkipConfig{*mode, {}, *delay};
+  return FarSkipConfig{*mode, {}, static_cast<int>(*delay)};
 }
 
 RunConfig read_run_config(const ConfigNode& tree, ErrorList& errors, const LoadOptions& options) {
   RunConfig config;
   Reader reader(tree, errors);
-  read_name(reader, config, default_name(tree));
+  if (tree.position.file) config.file = *tree.position.file;
+  read_name(reader, config, std::filesystem::path(config.file).stem().string());
   config.seed = reader.integer("seed", at_least_zero, config.seed);
   config.device = reader.choice("device", device_names, config.device);
   config.precision = reader.choice("precision", precision_names, config.precision);

@@ -8,6 +8,8 @@
 #include <system_error>
 #include <utility>
 
+#include "farskip/base/environment.h"
+
 namespace farskip {
 namespace {
 
@@ -94,6 +96,32 @@ Parsed<double> parse_quantity(std::string_view text, const Unit (&units)[N]) {
 
 }  // namespace
 
+bool contains(const IntegerRange& range, std::int64_t value) {
+  return value >= range.min && value <= range.max;
+}
+
+bool contains(const RealRange& range, double value) {
+  return (range.above_min ? value > range.min : value >= range.min) &&
+         (range.below_max ? value < range.max : value <= range.max);
+}
+
+std::string describe(const IntegerRange& range) {
+  const IntegerRange all;
+  if (range.min == all.min && range.max == all.max) return "integer";
+  if (range.max == all.max) return fmt::format("integer >= {}", range.min);
+  if (range.min == all.min) return fmt::format("integer <= {}", range.max);
+  return fmt::format("integer, {} to {}", range.min, range.max);
+}
+
+std::string describe(const RealRange& range) {
+  const RealRange all;
+  const std::string low =
+      range.min == all.min ? "" : fmt::format(" {} {}", range.above_min ? ">" : ">=", range.min);
+  const std::string high =
+      range.max == all.max ? "" : fmt::format(" {} {}", range.below_max ? "<" : "<=", range.max);
+  return fmt::format("number{}{}{}", low, !low.empty() && !high.empty() ? " and" : "", high);
+}
+
 Parsed<std::int64_t> parse_integer(std::string_view text) {
   const std::size_t sign = !text.empty() && text[0] == '-' ? 1 : 0;
   const std::size_t digits = count_digits(text.substr(sign));
@@ -152,6 +180,25 @@ Parsed<double> parse_rate(std::string_view text) {
   text.remove_suffix(2);
   if (text.size() > 3 && text.substr(text.size() - 3) == "bit") return parse_quantity(text, bit_units);
   return parse_quantity(text, memory_units);
+}
+
+Parsed<std::string> parse_path(std::string_view text) {
+  if (text.starts_with('~')) {
+    const std::string home = text == "~" || text.starts_with("~/") ? user_home_folder() : "";
+    return {
+        {},
+        fmt::format("begins with ~, which a shell expands and this program does not; write {}, or ./{} for "
+                    "a name that begins so",
+                    home.empty() ? "the whole path" : home + std::string(text.substr(1)), text)};
+  }
+  for (std::size_t at = text.find('$'); at != std::string_view::npos; at = text.find('$', at + 1)) {
+    const char next = at + 1 < text.size() ? text[at + 1] : ' ';
+    if (next == '{' || next == '_' || (next >= 'a' && next <= 'z') || (next >= 'A' && next <= 'Z'))
+      return {{},
+              "names a variable, which a shell expands and this program does not; write the path itself, or "
+              "give it on the command line without quotes"};
+  }
+  return {std::string(text), ""};
 }
 
 }  // namespace farskip

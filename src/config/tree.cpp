@@ -126,6 +126,46 @@ bool operator==(const ConfigNode& a, const ConfigNode& b) {
   return a.children == b.children;
 }
 
+namespace {
+
+std::string text_of(const ConfigNode* node) {
+  if (node == nullptr || node->kind == ConfigNode::Kind::null) return "nothing";
+  std::string text;
+  write_flow(*node, text);
+  return text;
+}
+
+std::optional<Difference> first_difference(const std::string& path, const ConfigNode* left,
+                                           const ConfigNode* right) {
+  constexpr auto map = ConfigNode::Kind::map;
+  const auto is_map = [](const ConfigNode* node) { return node != nullptr && node->kind == map; };
+  if (!is_map(left) && !is_map(right)) {
+    const ConfigNode nothing;
+    ConfigNode a = left == nullptr ? nothing : *left, b = right == nullptr ? nothing : *right;
+    a.key = b.key;
+    return a == b ? std::nullopt : std::optional(Difference{path, text_of(left), text_of(right)});
+  }
+  // What only one of them has is compared with nothing, key by key.
+  std::vector<std::string_view> keys;
+  for (const ConfigNode* side : {left, right})
+    if (is_map(side))
+      for (const ConfigNode& child : side->children)
+        if (std::find(keys.begin(), keys.end(), child.key) == keys.end()) keys.push_back(child.key);
+  const auto below = [](const ConfigNode* node, std::string_view key) {
+    return node == nullptr ? nullptr : node->find(key);
+  };
+  for (const std::string_view key : keys)
+    if (auto found = first_difference(join_path(path, key), below(left, key), below(right, key)))
+      return found;
+  return {};
+}
+
+}  // namespace
+
+std::optional<Difference> first_difference(const ConfigNode& left, const ConfigNode& right) {
+  return first_difference("", &left, &right);
+}
+
 std::string describe_kind(const ConfigNode& node) {
   switch (node.kind) {
     case ConfigNode::Kind::null:
@@ -148,6 +188,9 @@ ConfigNode make_node(bool value) {
 }
 ConfigNode make_node(std::int64_t value) {
   return make_scalar(std::to_string(value), false);
+}
+ConfigNode make_node(int value) {
+  return make_node(std::int64_t{value});
 }
 ConfigNode make_node(double value) {
   FARSKIP_CHECK(std::isfinite(value), "a configuration holds finite numbers only, not {}", value);

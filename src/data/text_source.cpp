@@ -1,10 +1,6 @@
 #include "farskip/data/text_source.h"
 
-#include <stdlib.h>
-
 #include <algorithm>
-#include <cerrno>
-#include <cstring>
 #include <nlohmann/json.hpp>
 
 #include "farskip/base/error.h"
@@ -165,31 +161,15 @@ std::string tokenize_cached(std::span<const fs::path> sources, const Tokenizer& 
   if (fs::exists(prefix + ".idx")) return prefix;
   std::error_code error;
   fs::create_directories(cache_dir, error);
-  std::string pattern = folder.string() + ".tmp-XXXXXX";
-  if (error || ::mkdtemp(pattern.data()) == nullptr)
-    throw IoError(fmt::format("{}: cannot create the token cache: {}", cache_dir.string(),
-                              error ? error.message() : std::strerror(errno)));
-  const fs::path temporary = pattern;
-  try {
-    tokenize_text(sources, tokenizer, (temporary / "tokens").string());
-    fs::permissions(temporary, fs::perms::owner_all | fs::perms::group_read | fs::perms::group_exec |
-                                   fs::perms::others_read | fs::perms::others_exec);
-    fs::rename(temporary, folder, error);
-  } catch (...) {
-    std::error_code ignored;
-    fs::remove_all(temporary, ignored);
-    throw;
-  }
-  if (!error) {
+  if (error)
+    throw IoError(fmt::format("{}: cannot create the token cache: {}", cache_dir.string(), error.message()));
+  remove_stale_temporaries(cache_dir);
+  OutputFolder output(folder);
+  tokenize_text(sources, tokenizer, (output.temporary() / "tokens").string());
+  if (output.commit())
     sync_directory(cache_dir);
-    return prefix;
-  }
-  // Another process was first: its folder stands, and holds the same tokens.
-  std::error_code ignored;
-  fs::remove_all(temporary, ignored);
-  if (!fs::exists(prefix + ".idx"))
-    throw IoError(
-        fmt::format("{}: cannot put the token cache in place: {}", folder.string(), error.message()));
+  else if (!fs::exists(prefix + ".idx"))  // another process was first, and its folder holds the same tokens
+    throw IoError(fmt::format("{}: is there and holds no tokens; remove it", folder.string()));
   return prefix;
 }
 

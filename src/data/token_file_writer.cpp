@@ -32,7 +32,10 @@ std::int64_t largest_id(TokenType type) {
 }  // namespace
 
 TokenFileWriter::TokenFileWriter(const std::string& prefix, TokenType type)
-    : prefix_(prefix), type_(type), bin_(prefix + ".bin") {}
+    : prefix_(prefix), type_(type), bin_(prefix + ".bin") {
+  const fs::path folder = fs::path(prefix).parent_path();
+  remove_stale_temporaries(folder.empty() ? fs::path(".") : folder);
+}
 
 TokenFileWriter::~TokenFileWriter() = default;
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "farskip/base/error.h"
+#include "farskip/base/stop_signals.h"
 #include "farskip/data/tokenizer_file.h"
 #include "farskip/data/unicode.h"
 
@@ -109,7 +110,10 @@ struct Tokenizer::Encoder::State {
   }
 
   void encode_plain(std::string_view text, std::vector<std::int32_t>& ids) {
-    splitter.split(text, [&](std::string_view word) { encode_word(word, ids); });
+    splitter.split(text, [&](std::string_view word) {
+      leave_if_asked();
+      encode_word(word, ids);
+    });
   }
 };
 

@@ -60,7 +60,7 @@ bool omits(const Wiring& wiring, int reach, const LayerBlock& reader, const Laye
 
 LayerGraph rewire_farskip(const LayerGraph& graph, const FarSkipConfig& config) {
   const Wiring& wiring = find_wiring(config.mode);
-  const int reach = config.mode == FarSkipMode::delay ? static_cast<int>(config.delay) : 1;
+  const int reach = config.mode == FarSkipMode::delay ? config.delay : 1;
   LayerGraph out = graph;
   for (std::size_t i = 0; i < out.blocks.size(); ++i) {
     LayerBlock& block = out.blocks[i];

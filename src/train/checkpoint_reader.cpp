@@ -11,7 +11,6 @@ namespace farskip {
 namespace {
 
 constexpr const char* kManifest = "manifest.json";
-constexpr const char* kLatest = "latest";
 constexpr std::uint64_t kMaxManifestBytes = 1'000'000'000;
 
 struct Listing {
@@ -46,7 +45,7 @@ fs::path step_folder(const fs::path& folder, std::int64_t step) {
 /// Warns when the hint `latest` is damaged, or points at what is not there.
 void check_latest(const fs::path& folder, const Listing& listing, const Logger& logger) {
   std::error_code ignored;
-  const fs::path path = folder / kLatest;
+  const fs::path path = folder / kLatestFile;
   if (fs::symlink_status(path, ignored).type() == fs::file_type::not_found) return;
   try {
     std::string text = read_text_file(path, 64, Links::refuse);
@@ -63,6 +62,11 @@ void check_latest(const fs::path& folder, const Listing& listing, const Logger& 
 }
 
 }  // namespace
+
+std::optional<std::int64_t> newest_step(const fs::path& folder) {
+  const Listing listing = list_folder(folder);
+  return listing.steps.empty() ? std::nullopt : std::optional(listing.steps.front());
+}
 
 void check_checkpoint_files(const fs::path& path, const CheckpointManifest& manifest) {
   for (const auto& [name, file] : manifest.files)
@@ -204,7 +208,8 @@ void set_aside_newer_checkpoints(const fs::path& folder, std::int64_t step, cons
   }
 }
 
-void remove_old_checkpoints(const fs::path& folder, int keep, std::string_view run_id, const Logger& logger) {
+void remove_old_checkpoints(const fs::path& folder, std::int64_t keep, std::string_view run_id,
+                            const Logger& logger) {
   FARSKIP_CHECK(keep >= 1, "keep {}", keep);
   Listing listing = list_folder(folder);
   std::erase_if(listing.temporary, [&](const fs::path& path) {

@@ -53,6 +53,26 @@ std::optional<std::int64_t> parse_step_name(std::string_view name) {
   return step;
 }
 
+void check_can_save(const fs::path& folder) {
+  std::error_code error;
+  if (fs::symlink_status(folder, error).type() == fs::file_type::not_found) return;
+  if (!fs::is_directory(folder, error))
+    throw IoError(
+        fmt::format("{}: checkpoints go there, and it is no folder; move it away", folder.string()));
+  const std::int64_t newest = newest_step(folder).value_or(-1);
+  for (const fs::directory_entry& entry : fs::directory_iterator(folder, error)) {
+    const bool is_folder = entry.symlink_status(error).type() == fs::file_type::directory;
+    const std::string name = entry.path().filename().string();
+    if ((parse_step_name(name).value_or(-1) > newest && !is_folder) || (name == kLatestFile && is_folder))
+      throw IoError(fmt::format("{}: is {}, where this run would write; move it away", entry.path().string(),
+                                is_folder ? "a folder" : "a file or link"));
+  }
+  const fs::path probe = folder / fmt::format("step-0.tmp-{}", make_run_id());
+  if (!error) fs::create_directory(probe, error);
+  if (!error) fs::remove(probe, error);
+  if (error) throw IoError(fmt::format("{}: cannot write checkpoints: {}", folder.string(), error.message()));
+}
+
 CheckpointWriter::CheckpointWriter(const fs::path& folder, std::int64_t step, std::string run_id, int rank)
     : folder_(folder), temporary_(folder / fmt::format("step-{}.tmp-{}", step, run_id)), rank_(rank) {
   FARSKIP_CHECK(step >= 0, "step {}", step);
@@ -113,7 +133,7 @@ fs::path CheckpointWriter::commit(const nlohmann::json& state,
   committed_ = true;
   sync_directory(folder_);
   failpoint("ckpt.latest", rank_);
-  write_text_file(folder_ / "latest", target.filename().string() + "\n");
+  write_text_file(folder_ / kLatestFile, target.filename().string() + "\n");
   sync_directory(folder_);
   return target;
 }

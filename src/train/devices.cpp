@@ -55,7 +55,7 @@ std::shared_ptr<DeviceCommunicator> connect(const Communicator& group, GpuTransp
 }  // namespace
 
 Mesh make_mesh(const Communicator& world, const ParallelConfig& config, const Device& device) {
-  Mesh mesh(world, static_cast<int>(config.expert));
+  Mesh mesh(world, config.expert);
   if (device.kind() == DeviceKind::cpu) return mesh;
   Mesh::DeviceGroups groups;
   for (const MeshAxis axis : {MeshAxis::world, MeshAxis::expert, MeshAxis::data}) {

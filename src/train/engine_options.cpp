@@ -17,14 +17,14 @@ TrainEngineOptions engine_options(const RunConfig& config, int world_size) {
   options.micro_batch = config.train.micro_batch;
   options.sequence_length = config.train.sequence_length;
   options.micro_batches = config.train.global_batch / at_once;
-  options.in_flight = static_cast<int>(config.schedule.micro_batches_in_flight);
+  options.in_flight = config.schedule.micro_batches_in_flight;
   if (options.micro_batches % options.in_flight != 0)
     throw UsageError(
         fmt::format("schedule.micro_batches_in_flight is {}, and each of {} ranks has {} micro-batches in a "
                     "step, which it does "
                     "not divide; use a divisor of {}, or another train.micro_batch",
                     options.in_flight, world_size, options.micro_batches, options.micro_batches));
-  options.expert_chunks = static_cast<int>(config.schedule.expert_chunks.value_or(0));
+  options.expert_chunks = config.schedule.expert_chunks.value_or(0);
   static_assert(ScheduleConfig::kMostExpertChunks <= ops::kMostRowParts);
   if (config.parallel.expert > 1 && options.expert_chunks > options.sequence_length)
     throw UsageError(

@@ -69,7 +69,7 @@ std::string StepMetrics::json() const {
 
 MetricsFile::MetricsFile(const fs::path& path, std::int64_t first_step) : path_(path) {
   if (fs::exists(path)) write_text_file(path, keep_lines(read_text_file(path, kMostMetrics), first_step));
-  descriptor_ = ::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
+  descriptor_ = ::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
   if (descriptor_ < 0) throw IoError(fmt::format("{}: cannot open: {}", path.string(), std::strerror(errno)));
 }
 

@@ -15,8 +15,8 @@ SamplerOptions sampler_options(const RunConfig& config, bool training) {
   options.sequence_length = config.train.sequence_length;
   options.shuffle = training && config.data.shuffle;
   options.document_mask = config.data.document_mask;
-  if (config.data.prompt_end) options.prompt_end = static_cast<std::int32_t>(*config.data.prompt_end);
-  if (config.data.padding) options.padding = static_cast<std::int32_t>(*config.data.padding);
+  options.prompt_end = config.data.prompt_end;
+  options.padding = config.data.padding;
   return options;
 }
 

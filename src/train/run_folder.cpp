@@ -4,48 +4,21 @@
 #include <sys/file.h>
 #include <unistd.h>
 
-#include <atomic>
 #include <cerrno>
-#include <csignal>
 #include <cstring>
-#include <mutex>
 #include <nlohmann/json.hpp>
 
 #include "farskip/base/environment.h"
 #include "farskip/base/error.h"
 
 namespace farskip {
-namespace {
-
-// A handler can reach nothing else.
-std::atomic<int> stop_requested{0};
-static_assert(std::atomic<int>::is_always_lock_free);  // so that a handler may write it
-
-void on_stop(int signal) {
-  if (signal == SIGTERM && stop_requested == SIGTERM) ::_exit(128 + SIGTERM);
-  stop_requested = signal;
-}
-
-// Handlers are the process's, ranks may be its threads.
-std::mutex listeners_mutex;
-int num_listeners = 0;
-
-void install(void (*handler)(int)) {
-  struct sigaction action {};
-  action.sa_handler = handler;
-  action.sa_flags = SA_RESTART;
-  ::sigaction(SIGUSR1, &action, nullptr);
-  ::sigaction(SIGTERM, &action, nullptr);
-}
-
-}  // namespace
 
 RunFolder::RunFolder(const fs::path& path, const Logger& logger) : path_(path) {
   std::error_code failure;
   fs::create_directories(path, failure);
   if (failure) throw IoError(fmt::format("run_dir {}: cannot create: {}", path.string(), failure.message()));
   const fs::path lock = path / "lock";
-  descriptor_ = ::open(lock.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+  descriptor_ = ::open(lock.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
   if (descriptor_ < 0)
     throw IoError(fmt::format("run_dir {}: cannot write: {}", path.string(), std::strerror(errno)));
   if (::flock(descriptor_, LOCK_EX | LOCK_NB) != 0) {
@@ -60,6 +33,7 @@ RunFolder::RunFolder(const fs::path& path, const Logger& logger) : path_(path) {
   const std::string me = fmt::format("process {} on {}", ::getpid(), machine_info().hostname);
   if (::ftruncate(descriptor_, 0) != 0 || ::pwrite(descriptor_, me.data(), me.size(), 0) < 0)
     throw IoError(fmt::format("{}: cannot write: {}", lock.string(), std::strerror(errno)));
+  for (const fs::path& folder : {path_, checkpoints(), best()}) remove_stale_temporaries(folder);
 }
 
 RunFolder::~RunFolder() {
@@ -77,20 +51,6 @@ void RunFolder::forget_exit() const {
 void RunFolder::write_exit(const std::string& reason, std::int64_t step, bool resumable) const {
   const nlohmann::ordered_json text{{"reason", reason}, {"step", step}, {"resumable", resumable}};
   write_text_file(path_ / "exit.json", text.dump() + "\n");
-}
-
-StopSignals::StopSignals() {
-  const std::lock_guard lock(listeners_mutex);
-  if (num_listeners++ > 0) return;
-  stop_requested = 0;
-  install(on_stop);
-}
-StopSignals::~StopSignals() {
-  const std::lock_guard lock(listeners_mutex);
-  if (--num_listeners == 0) install(SIG_DFL);
-}
-bool StopSignals::requested() const {
-  return stop_requested != 0;
 }
 
 }  // namespace farskip

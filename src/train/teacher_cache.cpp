@@ -68,7 +68,7 @@ TeacherCache::TeacherCache(fs::path folder, TeacherCacheIdentity identity, int r
   check_identity(rank);
   refresh();
   own_path_ = folder_ / fmt::format("{}{}-{}.bin", kPrefix, make_run_id(), rank);
-  descriptor_ = ::open(own_path_.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_EXCL, 0644);
+  descriptor_ = ::open(own_path_.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_EXCL, 0666);
   if (descriptor_ < 0)
     throw IoError(fmt::format("{}: cannot create: {}", own_path_.string(), std::strerror(errno)));
 }

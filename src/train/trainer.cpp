@@ -5,7 +5,7 @@
 #include <cmath>
 
 #include "farskip/base/environment.h"
-#include "farskip/base/version.h"
+#include "farskip/base/stop_signals.h"
 #include "farskip/comm/agreement.h"
 #include "farskip/config/scalar.h"
 #include "farskip/passes/farskip.h"
@@ -15,6 +15,7 @@
 #include "farskip/train/measure.h"
 #include "farskip/train/metrics.h"
 #include "farskip/train/plan_report.h"
+#include "farskip/train/run_config_file.h"
 #include "farskip/train/run_folder.h"
 #include "farskip/train/training_checkpoint.h"
 
@@ -65,7 +66,8 @@ auto rank_zero_first(const Communicator& world, Heartbeat& heartbeat, const F& f
 class TrainingRun {
  public:
   TrainingRun(const RunConfig& config, const ModelConfig& model, const Communicator& world,
-              Heartbeat& heartbeat, const Logger& logger, std::shared_ptr<Device> device)
+              Heartbeat& heartbeat, const Logger& logger, std::shared_ptr<Device> device,
+              const RunFolder* folder)
       : config_(config),
         model_(model),
         heartbeat_(heartbeat),
@@ -75,7 +77,7 @@ class TrainingRun {
         mesh_(make_mesh(world, config.parallel, arena_.device())),
         specs_(list_parameters(model)),
         parameters_(local_parameters(specs_, mesh_.position(), engine_options(config, world.size()).zero)),
-        folder_(world.rank() == 0 ? std::make_unique<RunFolder>(config.run_dir, logger) : nullptr),
+        folder_(folder),
         data_(rank_zero_first(world, heartbeat, [&] { return open_run_data(config, model, logger); })),
         layers_(rewire_farskip(build_layer_graph(model), model.farskip)),
         weights_(make_parameter_tensors(specs_of(parameters_))),
@@ -91,9 +93,8 @@ class TrainingRun {
                model, data_.tokenizer, logger, mesh_.position(), world),
         flops_per_token_(train_flops_per_token(model, config.train.sequence_length)) {}
 
-  TrainResult run() {
+  TrainResult run(const StopSignals& signals) {
     start();
-    const StopSignals signals;
     std::optional<MetricsFile> metrics;
     std::optional<Progress> progress;
     if (is_first()) {
@@ -101,11 +102,12 @@ class TrainingRun {
       progress.emplace(config_.train.steps, state_.step, logger_);
     }
     starting_.reset();
+    signals.allow_leaving(false);
     while (state_.step < config_.train.steps && !stop_requested_ && !converged()) {
       const StepMetrics m = step(signals);
       if (metrics) metrics->append(m);
       if (progress) progress->show(m);
-      if (all_written_) commit_save();
+      if (all_written_) saver_.commit();
       if (config_.checkpoint.every > 0 && state_.step % config_.checkpoint.every == 0) save();
     }
     return finish();
@@ -178,7 +180,7 @@ class TrainingRun {
     state_.seed = static_cast<std::uint64_t>(config_.seed);
     if (!resume()) load_or_initialise();
     if (is_first()) {  // a start that nothing refused
-      write_resolved_config();
+      write_run_config(config_, model_, world().size());
       folder_->forget_exit();
     }
     note_order();
@@ -208,18 +210,6 @@ class TrainingRun {
     KeptTeacher* const kept = distill_->kept_teacher();
     distill_->note_start(e.loss, kept != nullptr ? validate(kept->engine()).loss : e.means.at("teacher_loss"),
                          state_.numbers);
-  }
-
-  void write_resolved_config() const {
-    const MachineInfo machine = machine_info();
-    RunConfig resolved = config_;
-    resolved.farskip = model_.farskip;
-    if (resolved.model.kind != ConfigNode::Kind::null) resolved.model = model_section(model_);
-    write_text_file(
-        folder_->path() / "config.yaml",
-        resolved_yaml(resolved, version(), commit(),
-                      fmt::format("{}, {} cores, {}", machine.processor, machine.cores, machine.system),
-                      world().size()));
   }
 
   bool resume() {
@@ -341,7 +331,7 @@ class TrainingRun {
   // All ranks see the same numbers and come here together, so that a save under way is not lost.
   void check_finite(const StepMetrics& m) {
     if (std::isfinite(m.loss) && std::isfinite(m.grad_norm)) return;
-    wait_for_save();
+    saver_.wait();
     throw Error(
         ExitCode::bad_data,
         fmt::format(
@@ -399,25 +389,14 @@ class TrainingRun {
 
   // Late training can lose again what it had won.
   void save_best() {
-    const HeartbeatPatience patience(heartbeat_);
     engine_.download_state();
     CheckpointSaver saver(best_folder(), 1, false, model_, data_.tokenizer, logger_, mesh_.position(),
                           world());
     saver.save(state_, tensors());
   }
 
-  void wait_for_save() {
-    const HeartbeatPatience patience(heartbeat_);
-    saver_.wait();
-  }
-  void commit_save() {
-    const HeartbeatPatience patience(heartbeat_);
-    saver_.commit();
-  }
-
   void save() {
     if (saved_step_ == state_.step) return;
-    const HeartbeatPatience patience(heartbeat_);
     engine_.download_state();
     saver_.save(state_, tensors());
     saved_step_ = state_.step;
@@ -425,7 +404,7 @@ class TrainingRun {
 
   TrainResult finish() {
     save();
-    wait_for_save();
+    saver_.wait();
     const bool early = state_.step < config_.train.steps && !converged();
     if (is_first())
       folder_->write_exit(early         ? "stopped on request"
@@ -444,7 +423,7 @@ class TrainingRun {
   Mesh mesh_;
   std::vector<ParameterSpec> specs_;
   std::vector<LocalParameter> parameters_;
-  std::unique_ptr<RunFolder> folder_;  // of rank 0
+  const RunFolder* folder_;  // of rank 0
   RunData data_;
   LayerGraph layers_;
   TensorMap weights_;
@@ -461,15 +440,34 @@ class TrainingRun {
   std::optional<double> validation_loss_;
 };
 
+/// The folder of a run that may begin there, held by rank 0; the others have none.
+std::unique_ptr<RunFolder> open_run_folder(const RunConfig& config, const ModelConfig& model,
+                                           const Logger& logger) {
+  auto folder = std::make_unique<RunFolder>(config.run_dir, logger);
+  refuse_other_run(config, model);
+  check_can_save(folder->checkpoints());
+  if (config.distill && config.distill->early_stopping) check_can_save(folder->best());
+  return folder;
+}
+
 }  // namespace
 
 TrainResult train(const RunConfig& config, const ModelConfig& model, const Communicator& world,
                   Heartbeat& heartbeat, const Logger& logger, std::shared_ptr<Device> device) {
+  const StopSignals signals;
   if (!device) {
     refuse_unsupported(config);
     device = open_device(config.device, config.precision, world);
   }
-  return TrainingRun(config, model, world, heartbeat, logger, std::move(device)).run();
+  const auto folder = world.rank() == 0 ? open_run_folder(config, model, logger) : nullptr;
+  signals.allow_leaving(true);
+  try {
+    return TrainingRun(config, model, world, heartbeat, logger, std::move(device), folder.get()).run(signals);
+  } catch (const Error& error) {  // of this rank or, where they throw together, of another
+    if (folder && error.code() == ExitCode::resumable)
+      folder->write_exit("stopped on request", newest_step(folder->checkpoints()).value_or(0), true);
+    throw;
+  }
 }
 
 }  // namespace farskip

@@ -173,21 +173,19 @@ void CheckpointSaver::save(const TrainingState& state, const TrainingTensors& te
     if (asynchronous_) {
       copy_tensors(weights);
       copy_tensors(moments);
-      save.thread = std::thread([this, &save, weights = std::move(weights), moments = std::move(moments)] {
-        try {
-          write_own_files(save, weights, moments);
-        } catch (...) {
-          save.failure = std::current_exception();
-        }
-        save.written = true;
-      });
-      return;
     }
-    write_own_files(save, weights, moments);
+    save.thread = std::thread([this, &save, weights = std::move(weights), moments = std::move(moments)] {
+      try {
+        write_own_files(save, weights, moments);
+      } catch (...) {
+        save.failure = std::current_exception();
+      }
+      save.written = true;
+    });
   } catch (...) {
     save.failure = std::current_exception();
+    save.written = true;
   }
-  save.written = true;
   if (!asynchronous_) commit();
 }
 
@@ -249,16 +247,13 @@ void CheckpointSaver::write_own_files(OpenSave& save, const TensorRowsMap& weigh
 void CheckpointSaver::commit() {
   FARSKIP_CHECK(open(), "no save is under way");
   const std::unique_ptr<OpenSave> save = std::move(open_);  // over, whatever comes of it
+  if (world_.size() > 1)
+    wait_for_all(world_, "the files of a checkpoint", [&] { return save->written.load(); });
   save->join();
   throw_together(world_, save->failure);
   const std::vector<std::string> reports = all_gather_text(world_, save->report);
-  std::exception_ptr failure;
-  try {
-    if (mesh_.world_rank == 0) publish(*save, reports);
-  } catch (...) {
-    failure = std::current_exception();
-  }
-  throw_together(world_, failure);
+  const std::function<void()> own_part = [&] { publish(*save, reports); };
+  work_together(world_, "the end of a checkpoint", mesh_.world_rank == 0 ? own_part : nullptr);
 }
 
 /// Rank 0 alone.
@@ -278,7 +273,7 @@ void CheckpointSaver::publish(OpenSave& save, const std::vector<std::string>& re
     save.writer.add_file(write_text_shard(save.writer, "model.safetensors.index.json", index_text(weights)));
   const fs::path path = save.writer.commit(state_json(save.state, config_), std::move(tensors));
   logger_.info("saved {}", path.string());
-  remove_old_checkpoints(folder_, static_cast<int>(keep_), run_id_, logger_);
+  remove_old_checkpoints(folder_, keep_, run_id_, logger_);
 }
 
 }  // namespace farskip

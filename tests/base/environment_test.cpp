@@ -22,14 +22,31 @@ const std::vector<const char*> launcher_variables{"OMPI_COMM_WORLD_RANK",
                                                   "MPI_LOCALNRANKS",
                                                   "PMIX_RANK",
                                                   "SLURM_STEP_NUM_TASKS",
+                                                  "SLURM_PROCID",
+                                                  "SLURM_NTASKS",
+                                                  "RANK",
+                                                  "WORLD_SIZE",
+                                                  "MV2_COMM_WORLD_RANK",
+                                                  "MV2_COMM_WORLD_SIZE",
                                                   "SLURM_STEP_TASKS_PER_NODE"};
 
-std::optional<LauncherPlace> place_under(const std::vector<std::pair<const char*, const char*>>& variables) {
+using Variables = std::vector<std::pair<const char*, const char*>>;
+
+/// What `ask` answers where the environment has these variables and no other of a launcher.
+template <class Answer>
+Answer ask_under(const Variables& variables, Answer (*ask)()) {
   for (const char* const name : launcher_variables) ::unsetenv(name);
   for (const auto& [name, value] : variables) ::setenv(name, value, 1);
-  const auto place = launcher_place();
+  Answer answer = ask();
   for (const char* const name : launcher_variables) ::unsetenv(name);
-  return place;
+  return answer;
+}
+
+std::optional<LauncherPlace> place_under(const Variables& variables) {
+  return ask_under(variables, launcher_place);
+}
+std::optional<ForeignLauncher> foreign_under(const Variables& variables) {
+  return ask_under(variables, foreign_launcher);
 }
 
 void check_place(const std::optional<LauncherPlace>& place, int rank, int size, int local_size) {
@@ -67,6 +84,26 @@ TEST_CASE("what a launcher does not say is not invented") {
   check_place(place_under({{"PMIX_RANK", "2"}}), 2, 3, 1);  // at least
   check_place(place_under({{"PMI_RANK", "1"}, {"PMI_SIZE", "99999999999"}, {"MPI_LOCALNRANKS", "0"}}), 1, 2,
               1);
+}
+
+TEST_CASE("a launcher that MPI does not know of is told from one that it knows, and from a batch script") {
+  const auto srun =
+      foreign_under({{"SLURM_PROCID", "2"}, {"SLURM_STEP_NUM_TASKS", "4"}, {"SLURM_NTASKS", "4"}});
+  REQUIRE(srun);
+  CHECK(srun->name == "srun");
+  CHECK((srun->rank == 2 && srun->size == 4));
+  CHECK_THAT(srun->instead, ContainsSubstring("srun --mpi="));
+  CHECK(foreign_under({{"RANK", "0"}, {"WORLD_SIZE", "2"}})->name == "torchrun");
+  CHECK(foreign_under({{"MV2_COMM_WORLD_RANK", "0"}, {"MV2_COMM_WORLD_SIZE", "2"}})->size == 2);
+  // One task; a batch script with several, in which no step has begun; mpirun in such a script.
+  CHECK_FALSE(foreign_under({}));
+  CHECK_FALSE(foreign_under({{"SLURM_PROCID", "0"}, {"SLURM_STEP_NUM_TASKS", "1"}, {"SLURM_NTASKS", "8"}}));
+  CHECK_FALSE(foreign_under({{"SLURM_PROCID", "0"}, {"SLURM_NTASKS", "8"}}));
+  CHECK_FALSE(foreign_under({{"SLURM_STEP_NUM_TASKS", "8"}}));
+  CHECK_FALSE(foreign_under({{"RANK", "0"}, {"WORLD_SIZE", "1"}}));
+  CHECK_FALSE(foreign_under({{"RANK", "0"}}));
+  for (const char* mpi : {"OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK"})
+    CHECK_FALSE(foreign_under({{"SLURM_PROCID", "0"}, {"SLURM_STEP_NUM_TASKS", "8"}, {mpi, "0"}}));
 }
 
 TEST_CASE("cores are told of a living process only") {

@@ -33,6 +33,34 @@ TEST_CASE("a heartbeat knows step, wait and age, and every call is a sign of lif
   CHECK(heartbeat.last_sign().waits_in == nullptr);
 }
 
+TEST_CASE("of nested waits the outermost has the name") {
+  Heartbeat heartbeat;
+  {
+    const HeartbeatWait outer(&heartbeat, "the end of a checkpoint");
+    { const HeartbeatWait inner(&heartbeat, "all_reduce"); }
+    CHECK(heartbeat.last_sign().waits_in == std::string("the end of a checkpoint"));
+  }
+  CHECK(heartbeat.last_sign().waits_in == nullptr);
+}
+
+TEST_CASE("answers of peers end their silence, but are no progress") {
+  Heartbeat heartbeat;
+  CHECK(heartbeat.last_sign().silence_seconds == 0);
+  heartbeat.enter("the files of a checkpoint");
+  sleep_100_ms();
+  CHECK(heartbeat.last_sign().silence_seconds == 0);  // not yet a wait in which they answer
+  heartbeat.hear_from_peers();
+  sleep_100_ms();
+  CHECK(heartbeat.last_sign().silence_seconds > 0.09);
+  CHECK(heartbeat.last_sign().age_seconds > 0.19);
+  heartbeat.hear_from_peers();
+  CHECK(heartbeat.last_sign().silence_seconds < 0.09);
+  CHECK(heartbeat.last_sign().age_seconds > 0.19);
+  heartbeat.leave();
+  sleep_100_ms();
+  CHECK(heartbeat.last_sign().silence_seconds == 0);
+}
+
 TEST_CASE("a heartbeat is patient while any long work lives, and the end of it is a sign of life") {
   Heartbeat heartbeat;
   CHECK_FALSE(heartbeat.last_sign().patient);

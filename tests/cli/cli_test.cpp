@@ -33,6 +33,8 @@ TEST_CASE("mistakes end with one clear message and the documented exit code") {
   write_text_file(folder / "broken.safetensors", "\x10");
   write_text_file(folder / "latin1.txt", "caf\xe9");
   write_text_file(folder / "typo.yaml", "trian: {steps: 3}\n");
+  write_text_file(folder / "run.yaml", "init: {from: " + model + "}\n");
+  write_text_file(folder / "lr small.yaml", "init: {from: " + model + "}\n");
   const std::vector<Mistake> mistakes{
       {"", 64, "subcommand"},
       {"trian", 64, "'trian' is no command; allowed: train, distill"},
@@ -69,6 +71,20 @@ TEST_CASE("mistakes end with one clear message and the documented exit code") {
       {"forward --device tpu --model " + model + " --tokens x --out y", 64, "allowed: auto, cpu, cuda"},
       {"forward --device cpu --precision bf16 --model " + model + " --tokens x --out y", 64,
        "the CPU computes in fp32"},
+      {"bench step " + tmp + "/run.yaml --steps 010", 64,
+       "--steps: \"010\" has a leading zero, which some read as octal; write 10; allowed: integer, 1 to 1000000"},
+      {"bench step " + tmp + "/run.yaml --steps 4294967297", 64, "--steps: \"4294967297\" is out of range"},
+      {"plan " + tmp + "/run.yaml --ranks 2147483648", 64, "allowed: integer, 0 to 1048576"},
+      {"generate --model x --prompt y --seed 99999999999999999999", 64, "does not fit into 64 bits"},
+      {"generate --model x --prompt y --temperature nan", 64, "--temperature: \"nan\" is not finite"},
+      {"train '~/run.yaml'", 64, "CONFIG: \"~/run.yaml\" begins with ~, which a shell expands"},
+      {"train " + tmp + "/run.yaml 'run_dir=~/x'", 64, "run_dir: \"~/x\" begins with ~"},
+      {"train " + tmp + "/run.yaml 'data.tokens=[$HOME/t]'", 64, "data.tokens[0]: \"$HOME/t\" names a variable"},
+      {"eval --model '~' --data x", 64, "--model: \"~\" begins with ~"},
+      {"data tokenize a '~/b' --tokenizer t --out x", 64, "TEXT: \"~/b\" begins with ~"},
+      {"data tokenize a --tokenizer t --out '${DATA}/x'", 64, "--out: \"${DATA}/x\" names a variable"},
+      {"convert '~/a' b", 64, "SRC: \"~/a\" begins with ~"},
+      {"train '" + tmp + "/lr small.yaml'", 64, "name: \"lr small\", the name of this file without its ending"},
       {"report", 64, "RUN_DIR"},
       {"report " + tmp + "/nowhere", 66, "nowhere"},
       {"report " + tmp, 66, "metrics.jsonl"},
@@ -80,8 +96,49 @@ TEST_CASE("mistakes end with one clear message and the documented exit code") {
     CHECK_THAT(result.err, ContainsSubstring(m.message));
     CHECK(result.out.empty());
   }
+  CHECK_FALSE(std::filesystem::exists("~"));
   CHECK_FALSE(std::filesystem::exists(folder / "t.json"));
   CHECK_FALSE(std::filesystem::exists(folder / "out"));
+}
+
+struct Surroundings {
+  std::string before;  // the command, in a shell
+  int status;
+  std::string message;
+};
+
+TEST_CASE("what the environment asks for or forbids is said at the start") {
+  const test::TemporaryFolder folder;
+  const std::string model = fixture("qwen3_moe"), tmp = folder.path().string();
+  write_text_file(folder / "run.yaml", "init: {from: " + model + "}\ndata: {tokens: [" + model +
+                                           "/tokens]}\nrun_dir: " + tmp +
+                                           "/run\ntrain: {steps: 1, sequence_length: 8, global_batch: 1}\n");
+  const std::vector<Surroundings> all{
+      {"OMP_NUM_THREADS=65536", 64, "OMP_NUM_THREADS is 65536, and at most 1024 threads compute"},
+      {"FARSKIP_FAULT=ckpt.bgein", 64, "there is no failpoint ckpt.bgein; allowed: ckpt.begin, ckpt.shard"},
+      {"FARSKIP_FAULT=ckpt.begin:x", 64, "expected name[:rank][:kill|stop|error|exit]"},
+      {"ulimit -f 8;", 74, "File too large"},
+      {"ulimit -f 8; trap '' XFSZ;", 74, "File too large"},
+  };
+  for (const Surroundings& s : all) {
+    CAPTURE(s.before);
+    const auto result = run_command(s.before + " " + FARSKIP_BINARY + " train " + tmp + "/run.yaml");
+    CHECK(result.status == s.status);
+    CHECK_THAT(result.err, ContainsSubstring(s.message));
+    CHECK_FALSE(std::filesystem::exists(folder / "run" / "checkpoints" / "step-1"));
+  }
+  const auto many = run_command("OMP_NUM_THREADS=1000 " FARSKIP_BINARY " inspect " + model);
+  CHECK(many.status == 0);
+  CHECK_THAT(many.err, ContainsSubstring("its threads wait for each other"));
+}
+
+TEST_CASE("a path of any bytes is read, and shown in JSON as far as it is text") {
+  const test::TemporaryFolder folder;
+  const std::filesystem::path odd = folder / "caf\xe9";
+  std::filesystem::copy(test::fixtures() / "qwen3_moe", odd);
+  const auto result = farskip_command("inspect --json '" + odd.string() + "'");
+  CHECK(result.status == 0);
+  CHECK(nlohmann::json::accept(result.out));
 }
 
 TEST_CASE("help and version answer on stdout with exit code 0") {

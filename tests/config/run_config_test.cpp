@@ -14,7 +14,11 @@ RunConfig load(const std::string& text, const std::vector<std::string>& override
                LoadOptions options = {}) {
   const test::TemporaryFolder folder;
   write_text_file(folder / "run.yaml", text);
-  return load_run_config(folder / "run.yaml", overrides, options);
+  RunConfig config = load_run_config(folder / "run.yaml", overrides, options);
+  CHECK(config.file == (folder / "run.yaml").string());
+  config.file.clear();  // which no two of them share
+  config.named_by_file = false;
+  return config;
 }
 
 // The example of the interface, every section in it.
@@ -197,6 +201,35 @@ TEST_CASE("every wiring is read, written and named") {
     INFO(text);
     CHECK(parse_wiring_name(text) == std::nullopt);
   }
+}
+
+TEST_CASE("a file without a name gives its own to the run, and is refused where it is none") {
+  const test::TemporaryFolder folder;
+  const auto load_as = [&](const std::string& file, const std::vector<std::string>& overrides = {}) {
+    write_text_file(folder / file, "model: {}\n");
+    return load_run_config(folder / file, overrides);
+  };
+  CHECK(load_as("lr-0.1.yaml").name == "lr-0.1");
+  CHECK(load_as("lr-0.1.yaml").named_by_file);
+  CHECK_FALSE(load_as("a.yaml", {"name=b"}).named_by_file);
+  CHECK_FALSE(load_as("a.yaml", {"run_dir=b"}).named_by_file);
+  for (const char* file : {"lr small.yaml", "lr large.yaml", ".yaml", "é.yaml", "\xff.yaml"}) {
+    INFO(file);
+    CHECK_THROWS_WITH(load_as(file),
+                      ContainsSubstring("name: \"") &&
+                          ContainsSubstring("\", the name of this file without its ending, cannot "
+                                            "name a folder; allowed: letters, digits, _ - and ."));
+    CHECK(load_as(file, {"name=lr"}).run_dir == "runs/lr");
+    CHECK(load_as(file, {"run_dir=elsewhere"}).run_dir == "elsewhere");
+  }
+}
+
+TEST_CASE("a resolved configuration says from which file it was made") {
+  RunConfig config = load(example);
+  config.file = "configs/a b.yaml";
+  const std::string yaml = resolved_yaml(config, "", "", "");
+  CHECK(resolved_from(yaml) == "configs/a b.yaml");
+  CHECK(resolved_from("# no such line\nname: x\n").empty());
 }
 
 TEST_CASE("commands say what they need") {

@@ -147,6 +147,21 @@ TEST_CASE("malformed overrides are refused with the words of the command line") 
   CHECK_THAT(refuse(deep + "=1"), ContainsSubstring("not of the form"));
 }
 
+TEST_CASE("the first difference of two trees has its path and both values") {
+  const auto difference = [](const std::string& left, const std::string& right) -> std::string {
+    const auto found = first_difference(parse_yaml_text(left, "l"), parse_yaml_text(right, "r"));
+    return found ? fmt::format("{}: {} | {}", found->path, found->left, found->right) : "";
+  };
+  CHECK(difference("a: {b: 1, c: [x, 2]}\n", "a:\n  c: [\"x\", 2]\n  b: 1\n").empty());
+  CHECK(difference("a: {b: 1e-3}", "a: {b: 1e-2}") == "a.b: 1e-3 | 1e-2");
+  CHECK(difference("a: 1\nb: 1\nc: 1", "a: 1\nb: 2\nc: 2") == "b: 1 | 2");
+  CHECK(difference("a: [1, 2]", "a: [1, 3]") == "a: [1, 2] | [1, 3]");
+  CHECK(difference("a: 1", "a: \"1\"") == "a: 1 | \"1\"");
+  CHECK(difference("a: 1", "a: 1\nb: {c: 2}") == "b.c: nothing | 2");
+  CHECK(difference("a: 1\nb: {c: 2}", "a: 1\nb: null") == "b.c: 2 | nothing");
+  CHECK(difference("a: null", "b: null").empty());
+}
+
 TEST_CASE("a missing file is no input, a folder is an I/O error") {
   const test::TemporaryFolder folder;
   CHECK_THROWS_AS(parse_yaml_file(folder / "none.yaml"), MissingInputError);

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What becomes of a job of ranks when something fails: one message, the documented exit code, no process left.
 
-    job_faults.py --mpirun MPIRUN --probe FARSKIP_PROBE --farskip FARSKIP CASE
+    job_faults.py --mpirun MPIRUN --probe FARSKIP_PROBE --farskip FARSKIP --fixtures FOLDER CASE
 
 Runs one case (the functions named case_*), prints what the job printed, exits 1 if a claim does not hold.
 Finds the ranks by a tag in their command lines and signals only those and the mpirun it has started.
@@ -215,6 +215,55 @@ def case_foreign_launcher(programs):
         job.expect_one_error("rank 0: the launcher started 3 processes", "connected 1")
 
 
+    # One that starts processes without any MPI. Each has the same error, and its first process says it.
+    others = [
+        ({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "4", "SLURM_NTASKS": "4"}, "srun started 4 processes", "--mpi="),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "torchrun started 2 processes", "mpirun"),
+    ]
+    for places, message, cure in others:
+        for arguments in (["train", "none.yaml"], ["eval", "--model", "x", "--data", "y"]):
+            with Job(programs, 1, programs.farskip, arguments, places, launcher=["env"]) as job:
+                job.expect_end(15, 64)
+                job.expect_one_error(message, cure)
+    # A batch script with several tasks is one process, and a job that mpirun starts in it is one of MPI's.
+    batch = {"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}
+    with Job(programs, 1, programs.farskip, ["train", "none.yaml"], batch, launcher=["env"]) as job:
+        job.expect_end(15, 66)
+    with start_probe(programs, 2, steps=2, environment={**batch, "SLURM_STEP_NUM_TASKS": "4"}) as job:
+        job.expect_end(30, 0)
+
+
+def case_different_requests(programs):
+    """Ranks that are asked for different things say what, before they do anything."""
+    with tempfile.TemporaryDirectory() as folder:
+        config = Path(folder) / "run.yaml"
+        config.write_text(f"init: {{from: {programs.fixtures}/qwen3_moe}}\n"
+                          f"data: {{tokens: [{programs.fixtures}/qwen3_moe/tokens]}}\nrun_dir: {folder}/run\n"
+                          "train: {steps: 2, sequence_length: 32, global_batch: 2, micro_batch: 1}\n")
+        train, step = ["train", config], ["bench", "step", config, "--warmup", "0"]
+        different = [
+            (train, train + ["train.learning_rate.peak=1e-2"],
+             "train.learning_rate.peak is 0.001 on rank 0 and 0.01 on rank 1"),
+            (train + ["parallel.zero=1"], train, "parallel.zero is 1 on rank 0 and 0 on rank 1"),
+            (train, train + ["farskip.mode=mlp"], "farskip.mode is nothing on rank 0 and mlp on rank 1"),
+            (train, train + [f"init.from={programs.fixtures}/qwen3_moe_tied"], "init.from is"),
+            (train, step, "command is \"train\" on rank 0 and \"bench step\" on rank 1"),
+            (step + ["--steps", "1"], step + ["--steps", "2"], "--steps is 1 on rank 0 and 2 on rank 1"),
+        ]
+        for first, second, message in different:
+            launcher = [programs.mpirun, "--oversubscribe", "-np", "1", programs.farskip, *map(str, first), ":",
+                        "-np", "1"]
+            with Job(programs, 2, programs.farskip, second, launcher=launcher) as job:
+                job.expect_end(15, 64)
+                job.expect_one_error("rank 0: the ranks of a job have to do the same", message)
+        expect(not (Path(folder) / "run").exists(), "nothing was begun")
+        # What is wrong on one rank alone is said as well.
+        launcher = [programs.mpirun, "--oversubscribe", "-np", "1", programs.farskip, *map(str, train), ":", "-np", "1"]
+        with Job(programs, 2, programs.farskip, train + ["trian=1"], launcher=launcher) as job:
+            job.expect_end(15, 64)
+            job.expect_one_error("rank 1: command line: trian=1: trian: unknown key")
+
+
 def case_own_exit_code_on_one_rank(programs):
     """Under mpirun -np 1 as without it."""
     with start_probe(programs, 1, fail=(0, 3)) as job:
@@ -228,6 +277,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("mpirun", "probe", "farskip"):
         parser.add_argument(f"--{name}", required=True)
+    parser.add_argument("--fixtures", required=True, type=Path)
     parser.add_argument("case", choices=[n[5:] for n in sorted(globals()) if n.startswith("case_")])
     arguments = parser.parse_args()
     try:

@@ -51,9 +51,9 @@ ExitCode run_steps(const std::vector<std::string>& arguments, const Job& job) {
 int main(int argc, char** argv) {
   const std::vector<std::string> arguments(argv + 1, argv + argc);
   try {
-    return static_cast<int>(farskip::run_job({}, std::stod(arguments.at(2)), [&](farskip::Job& job) {
-      return farskip::run_steps(arguments, job);
-    }));
+    return static_cast<int>(
+        farskip::run_job({}, {.timeout_seconds = std::stod(arguments.at(2))},
+                         [&](farskip::Job& job) { return farskip::run_steps(arguments, job); }));
   } catch (const std::exception&) {
     const farskip::Failure failure = farskip::describe_current_exception();
     farskip::print_error(failure.message);

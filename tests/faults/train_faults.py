@@ -12,6 +12,7 @@ import os
 import shutil
 import signal
 import struct
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -145,6 +146,46 @@ def case_save_fails_on_one_rank(programs, folder):
         job.expect_end(30, 0)
         expect("resumed at step 20" in job.err.read_text(), "it goes on from step 20")
     expect(run.checkpoints() == [10, 20, 30, 40], f"checkpoints {run.checkpoints()}")
+
+
+def case_stopped_in_a_save(programs, folder):
+    """Whichever rank it is, and whatever of a checkpoint it is at."""
+    for point, rank, wait in (("ckpt.shard", 1, "the files of a checkpoint"), ("ckpt.begin", 0, "all_gather"),
+                              ("ckpt.rename", 0, "the end of a checkpoint")):
+        run = Run(programs, folder, f"stopped-{point}")
+        with run.start({"FARSKIP_FAULT": f"{point}:{rank}:stop"}, parallel__timeout=3) as job:
+            job.expect_end(20, 75)
+            job.expect_one_error(f"rank {1 - rank}, step ", "no progress for ", f"waiting in {wait}", "resumed")
+        expect(run.checkpoints() == [], f"checkpoints {run.checkpoints()}")
+
+
+def case_stopped_before_the_first_step(programs, folder):
+    """While text is tokenized: by either signal, on one rank and on two, training and distilling."""
+    text, tokenizer = Path(folder) / "text.txt", Path(folder) / "tokenizer.json"
+    text.write_text("".join(f"{n} bottles of beer, {n * n} on the wall\n" for n in range(1_000_000)))
+    (Path(folder) / "few.txt").write_text("99 bottles of beer\n" * 100)
+    subprocess.run([programs.farskip, "data", "train-tokenizer", Path(folder) / "few.txt", "--vocab-size", "257", "--out",
+                    tokenizer], check=True, capture_output=True)
+    model = programs.fixtures / "qwen3_moe"
+    for name, ranks, asked in (("train", 1, signal.SIGTERM), ("train", 1, signal.SIGUSR1), ("train", 2, signal.SIGUSR1),
+                               ("distill", 1, signal.SIGTERM), ("distill", 2, signal.SIGUSR1)):
+        run = Run(programs, folder, f"{name}-{ranks}-{asked.name}/run")
+        run.dir.mkdir(parents=True)
+        (run.dir / "exit.json").write_text('{"reason":"done","step":3,"resumable":false}')
+        config = run.dir / "c.yaml"
+        source = f"init: {{from: {model}}}" if name == "train" else f"distill: {{teacher: {model}}}"
+        config.write_text(f"{source}\ndata: {{text: [{text}], tokenizer: {tokenizer}}}\n")
+        launcher = None if ranks > 1 else ["env"]
+        job = Job(programs, ranks, programs.farskip, [name, config, f"run_dir={run.dir}", "train.micro_batch=1"],
+                  launcher=launcher)
+        with job:
+            wait_until(lambda: list((run.dir.parent / "cache").glob("*.tmp-*")), 60, "the cache that is being written")
+            job.mpirun.send_signal(asked)
+            job.expect_end(10, 75)
+            job.expect_one_error("stopped on request before the first step")
+        end = json.loads((run.dir / "exit.json").read_text())
+        expect(end == {"reason": "stopped on request", "step": 0, "resumable": True}, f"{end}")
+        expect(not list((run.dir.parent / "cache").iterdir()), "no half a cache")
 
 
 def copy_model_with_nan(source, target, tensor_part):

@@ -1,7 +1,14 @@
 // Starts and restarts of runs, of one rank and of two that are threads: what is kept, what is refused, what
 // is said.
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <csignal>
+#include <functional>
+#include <nlohmann/json.hpp>
 #include <set>
 
+#include "farskip/base/stop_signals.h"
 #include "farskip/comm/local.h"
 #include "farskip/train/checkpoint_files.h"
 #include "farskip/train/run_folder.h"
@@ -48,6 +55,120 @@ TEST_CASE("a run that begins anew sets the checkpoints of an earlier one aside")
   CHECK(checkpoints_of(folder / "run") ==
         std::set<std::string>{"step-2", "step-2.replaced", "step-3", "step-4.replaced", "step-6.replaced"});
   CHECK(find_newest_valid_checkpoint(folder / "run" / "checkpoints", kSilent)->step() == 3);
+}
+
+TEST_CASE("as many checkpoints are kept as the configuration says, beyond 32 bits too") {
+  for (const auto& [keep, left] : {std::pair{"1", 1}, {"4294967297", 3}, {"9223372036854775807", 3}}) {
+    const test::TemporaryFolder folder;
+    run(folder / "run", {std::string("checkpoint.keep=") + keep});
+    INFO(keep);
+    CHECK(checkpoints_of(folder / "run").size() == left);
+  }
+}
+
+/// The same run from a file of this name.
+test::SmallRun from_file(const fs::path& run_dir, const std::string& file, bool named_by_file,
+                         const std::vector<std::string>& overrides = {}) {
+  test::SmallRun small = make_small_run(run_dir, SmallRunKind::train, overrides);
+  small.config.file = file;
+  small.config.named_by_file = named_by_file;
+  return small;
+}
+
+TEST_CASE("a run folder is not shared by two configurations by accident") {
+  const test::TemporaryFolder folder;
+  const fs::path runs = folder / "run";
+  run_small(from_file(runs, "a/lr.yaml", true, {"train.steps=2"}));
+  const std::string other_rate = "train.learning_rate.peak=0.01";
+  // The same file may change and go on, also by another way to it, as may a copy that says the same.
+  run_small(from_file(runs, "a/lr.yaml", true, {"train.steps=4"}));
+  run_small(from_file(runs, "b/../a/./lr.yaml", true, {"train.steps=6", other_rate}));
+  run_small(from_file(runs, "b/lr.yaml", true, {"train.steps=6", other_rate}));
+  run_small(from_file(runs, (fs::current_path() / "b" / "lr.yaml").string(), true, {"train.steps=6"}));
+  // Another one may not where only the name of its file has led it here,
+  CHECK_THROWS_WITH(run_small(from_file(runs, "c/lr.yaml", true, {"train.steps=8", other_rate})),
+                    ContainsSubstring("holds the run of b/lr.yaml, and c/lr.yaml is another configuration: "
+                                      "train.steps is 6 there and 8 here; give this run a name or run_dir"));
+  // nor where nothing would be left to do; to take a run over on purpose stays possible.
+  CHECK_THROWS_WITH(run_small(from_file(runs, "c/lr.yaml", false, {"train.steps=6", other_rate})),
+                    ContainsSubstring("holds the finished run of b/lr.yaml"));
+  CHECK(run_small(from_file(runs, "c/lr.yaml", false, {"train.steps=8", other_rate})).step == 8);
+  CHECK(run_small(from_file(runs, (runs / "config.yaml").string(), false, {"train.steps=8"})).step == 8);
+  CHECK(run_small(from_file(runs, "d/lr.yaml", false, {"train.steps=2", "checkpoint.resume=never"})).step == 2);
+}
+
+TEST_CASE("a folder that could take no checkpoint is refused before the first step") {
+  const auto refused = [](const std::string& message, const std::function<void(const fs::path&)>& spoil,
+                          SmallRunKind kind = SmallRunKind::train,
+                          const std::vector<std::string>& overrides = {}) {
+    const test::TemporaryFolder folder;
+    fs::create_directories(folder / "run");
+    spoil(folder / "run");
+    INFO(message);
+    CHECK_THROWS_WITH(run(folder / "run", overrides, kind), ContainsSubstring(message));
+    CHECK_FALSE(fs::exists(folder / "run" / "metrics.jsonl"));
+  };
+  const auto file = [](const char* name) {
+    return [name](const fs::path& run_dir) {
+      fs::create_directories((run_dir / name).parent_path());
+      write_text_file(run_dir / name, "text");
+    };
+  };
+  refused("checkpoints: checkpoints go there, and it is no folder", file("checkpoints"));
+  refused("step-4: is a file or link, where this run would write", file("checkpoints/step-4"));
+  refused("step-4: is a file or link", [](const fs::path& run_dir) {
+    fs::create_directories(run_dir / "checkpoints");
+    fs::create_directory_symlink("/", run_dir / "checkpoints" / "step-4");
+  });
+  refused("latest: is a folder, where this run would write",
+          [](const fs::path& run_dir) { fs::create_directories(run_dir / "checkpoints" / "latest"); });
+  refused("best: checkpoints go there, and it is no folder", file("best"), SmallRunKind::distill,
+          {"distill.early_stopping={every: 2}"});
+  if (::geteuid() == 0) return;  // whom no permissions stop
+  refused("checkpoints: cannot write checkpoints: Permission denied", [](const fs::path& run_dir) {
+    fs::create_directories(run_dir / "checkpoints");
+    fs::permissions(run_dir / "checkpoints", fs::perms::owner_read | fs::perms::owner_exec);
+  });
+}
+
+TEST_CASE("a link to an old checkpoint disturbs no run that has gone beyond it") {
+  const test::TemporaryFolder folder;
+  run(folder / "run", {"train.steps=4"});
+  const fs::path old = checkpoint_folder(folder / "run", 2);
+  fs::rename(old, folder / "archive");
+  fs::create_directory_symlink(folder / "archive", old);
+  CHECK(run(folder / "run").step == 6);
+}
+
+TEST_CASE("what a run that died has left half written is gone at the next start") {
+  const test::TemporaryFolder folder;
+  run(folder / "run", {"train.steps=2"});
+  const pid_t child = ::fork();
+  if (child == 0) ::_exit(0);
+  ::waitpid(child, nullptr, 0);
+  const std::string dead = fmt::format(".tmp-{}", child);
+  const fs::path half = folder / "run" / "checkpoints" / ("step-4" + dead + "-0123456789abcdef");
+  fs::create_directories(half);
+  write_text_file(folder / "run" / ("config.yaml" + dead), "");
+  write_text_file(folder / "run" / "checkpoints" / ("latest" + dead), "");
+  run(folder / "run", {"train.steps=2"});
+  CHECK_FALSE(fs::exists(half));
+  CHECK_FALSE(fs::exists(folder / "run" / ("config.yaml" + dead)));
+  CHECK_FALSE(fs::exists(folder / "run" / "checkpoints" / ("latest" + dead)));
+}
+
+TEST_CASE("a stop request before the first step ends the start, and says that the run can go on") {
+  for (const SmallRunKind kind : {SmallRunKind::train, SmallRunKind::distill}) {
+    const test::TemporaryFolder folder;
+    run(folder / "run", {"train.steps=2"}, kind);
+    const StopSignals signals;  // the command has its own, from its first moment
+    ::raise(SIGUSR1);
+    CHECK_THROWS_AS(run(folder / "run", {}, kind), StopRequested);
+    CHECK(nlohmann::json::parse(read_text_file(folder / "run" / "exit.json")) ==
+          nlohmann::json{{"reason", "stopped on request"}, {"step", 2}, {"resumable", true}});
+  }
+  const test::TemporaryFolder folder;
+  CHECK(run(folder / "run", {"train.steps=2"}).step == 2);  // the request is over with its run
 }
 
 TEST_CASE("a checkpoint says of which samples it is") {

@@ -9,6 +9,8 @@ namespace farskip {
 
 std::optional<std::string> environment_variable(const char* name);
 
+/// $HOME where it is an absolute path, else empty.
+std::string user_home_folder();
 /// Where this user's programs keep what can be made again: $XDG_CACHE_HOME, else $HOME/.cache; empty where
 /// neither is an absolute path.
 std::string user_cache_folder();
@@ -23,8 +25,20 @@ struct LauncherPlace {
 /// nullopt: no launcher started this process.
 std::optional<LauncherPlace> launcher_place();
 
-/// As many open files as the system allows this process: a checkpoint has files of every rank.
-void raise_open_file_limit();
+/// A launcher that has started this process as one of several, and that MPI does not know of: each of them
+/// would believe to be alone.
+struct ForeignLauncher {
+  std::string name;
+  int rank = 0, size = 0;
+  std::string instead;   // how ranks are started
+  std::string variable;  // that says so
+};
+std::optional<ForeignLauncher> foreign_launcher();
+
+/// What this program sets for its process: as many open files as the system allows, since a checkpoint has files
+/// of every rank; and so that limits end in errors, a file beyond the size limit is one of its write, not a
+/// signal, and exceptions can be thrown when memory has run out.
+void prepare_process();
 
 /// Resident memory of this process, bytes: now, and the highest so far.
 std::uint64_t resident_bytes();

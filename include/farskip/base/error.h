@@ -54,6 +54,11 @@ class InternalError : public Error {
   explicit InternalError(const std::string& message) : Error(ExitCode::internal, message) {}
 };
 
+/// In a catch block: throws on what is being handled, as an Error. What the system refuses (memory, threads,
+/// files) is an IoError that says how to mend it; any other exception that is none of ours is an
+/// InternalError.
+[[noreturn]] void rethrow_as_error();
+
 /// What a false FARSKIP_CHECK throws: an InternalError. Out of line, since there are many.
 [[noreturn]] void throw_check_failure(const char* file, int line, const char* condition,
                                       const std::string& message);

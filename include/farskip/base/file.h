@@ -28,7 +28,8 @@ class InputFile {
 
   std::uint64_t size() const { return size_; }
   const fs::path& path() const { return path_; }
-  /// Reads exactly buffer.size() bytes from `offset`, else throws IoError (DataError past the end).
+  /// Reads exactly buffer.size() bytes from `offset`, else throws IoError (DataError past the end), or
+  /// StopRequested (stop_signals.h).
   void read_at(std::uint64_t offset, std::span<std::byte> buffer) const;
 
  private:
@@ -36,6 +37,14 @@ class InputFile {
   int descriptor_ = -1;
   std::uint64_t size_ = 0;
 };
+
+/// NAME.tmp-PID: what NAME is called until it is whole. The process that makes it holds a lock on it, which
+/// the system frees with the process.
+fs::path temporary_name(const fs::path& path);
+/// Removes the files and folders of `folder` with such names (more may follow the PID) that a process has
+/// left which is not there any more: no process here has that number, and none, also of another machine or
+/// container, holds the lock. What cannot be looked at stays.
+void remove_stale_temporaries(const fs::path& folder);
 
 /// Writes a file under a temporary name beside its place; commit() fsyncs and renames it there. Without
 /// commit() the temporary file is removed: a reader never sees a half-written file.
@@ -55,6 +64,23 @@ class OutputFile {
   fs::path path_, temporary_;
   int descriptor_ = -1;
   std::uint64_t written_ = 0;
+};
+
+/// The same for a folder of files: it is made under a temporary name, and commit() renames it.
+class OutputFolder {
+ public:
+  explicit OutputFolder(const fs::path& path);
+  OutputFolder(const OutputFolder&) = delete;
+  OutputFolder& operator=(const OutputFolder&) = delete;
+  ~OutputFolder();
+
+  const fs::path& temporary() const { return temporary_; }
+  /// False where a folder of this name has come about meanwhile: it stands, and this one is removed.
+  bool commit();
+
+ private:
+  fs::path path_, temporary_;
+  int descriptor_ = -1;
 };
 
 /// Whole file as text; refuses files larger than `limit` bytes (DataError).

@@ -15,9 +15,12 @@ class Heartbeat {
 
   void begin_step(std::int64_t step);
   /// The rank waits from here to leave(); `what` lives as long as the program, and names the wait in messages
-  /// ("expert.all_to_all"). Waits do not nest.
+  /// ("expert.all_to_all"). Of nested waits the outermost gives its name.
   void enter(const char* what);
   void leave();
+  /// The peers have answered, and the wait for slow work of one of them goes on. Such a wait has two limits:
+  /// the usual one for the next answer, and that of patience for the whole of it. leave() ends it too.
+  void hear_from_peers();
   void beat();
   /// Calls nest.
   void begin_patience() { patience_.fetch_add(1, std::memory_order_relaxed); }
@@ -27,6 +30,7 @@ class Heartbeat {
     std::int64_t step = -1;          // -1: no step has begun
     const char* waits_in = nullptr;  // nullptr: it does not wait
     double age_seconds = 0;          // since the last sign of life, on the monotonic clock
+    double silence_seconds = 0;      // since the peers last answered, in a wait where they do
     bool patient = false;            // see HeartbeatPatience
   };
   Sign last_sign() const;
@@ -34,12 +38,14 @@ class Heartbeat {
  private:
   std::atomic<std::int64_t> step_{-1};
   std::atomic<const char*> waits_in_{nullptr};
+  std::atomic<int> depth_{0};  // of nested waits
   std::atomic<std::int64_t> last_nanoseconds_;
+  std::atomic<std::int64_t> heard_nanoseconds_{0};  // 0: no wait in which peers answer
   std::atomic<int> patience_{0};
 };
 
 /// Between steps: work of which one rank may have much and the others wait for it (reading and checking
-/// files, saving). While it lives, a rank may be without a sign of life kPatience times as long.
+/// files). While it lives, a rank may be without a sign of life kPatience times as long.
 class HeartbeatPatience {
  public:
   static constexpr double kPatience = 10;

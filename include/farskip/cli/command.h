@@ -2,14 +2,17 @@
 // The command line: one file per command, each adding itself to the root here. The parser library stays
 // behind this header, in src/cli/command.cpp.
 
+#include <concepts>
 #include <cstdint>
 #include <functional>
+#include <limits>
 #include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <vector>
 
 #include "farskip/base/error.h"
 #include "farskip/base/log.h"
+#include "farskip/config/scalar.h"
 
 namespace CLI {
 class App;
@@ -40,15 +43,28 @@ class Subcommand {
  public:
   Subcommand(CLI::App& app, Command& command) : app_(app), command_(command) {}
 
+  /// Of what is only repeated for a better median.
+  static constexpr int kMostRepetitions = 1'000'000;
+
   /// A subcommand of this one.
   Subcommand add(const std::string& name, const std::string& help);
-  void positional(const std::string& name, std::string& value, const std::string& help);
-  void positionals(const std::string& name, std::vector<std::string>& values, const std::string& help,
-                   bool required);
+  /// A path that must be given, or several. Paths are refused where a shell should have expanded them
+  /// (config/scalar.h).
+  void positional(const std::string& name, std::string& path, const std::string& help);
+  void positionals(const std::string& name, std::vector<std::string>& paths, const std::string& help);
+  /// Assignments `key.path=value` to keys of the configuration.
+  void overrides(std::vector<std::string>& values);
+  void path(const std::string& name, std::string& value, const std::string& help);
+  void required_path(const std::string& name, std::string& value, const std::string& help);
   void text(const std::string& name, std::string& value, const std::string& help);
   void required_text(const std::string& name, std::string& value, const std::string& help);
-  void integer(const std::string& name, std::int64_t& value, const std::string& help, std::int64_t min,
-               std::int64_t max = std::int64_t{1} << 40);
+  /// Read as configurations are: decimal, and no more than T holds.
+  template <std::signed_integral T>
+  void integer(const std::string& name, T& value, const std::string& help, std::int64_t min,
+               std::int64_t max = std::numeric_limits<T>::max()) {
+    add_integer(name, value, help, within<T>({min, max}),
+                [&value](std::int64_t given) { value = static_cast<T>(given); });
+  }
   void real(const std::string& name, double& value, const std::string& help, double min, double max);
   void flag(const std::string& name, bool& value, const std::string& help);
   /// Adds --json and --quiet, and says what the subcommand does, in one process.
@@ -57,6 +73,8 @@ class Subcommand {
   void run_on_ranks(std::function<ExitCode(const CommonOptions&)> run);
 
  private:
+  void add_integer(const std::string& name, std::int64_t value, const std::string& help,
+                   const IntegerRange& range, std::function<void(std::int64_t)> use);
   void bind(std::function<ExitCode(const CommonOptions&)> run, bool on_ranks);
   CLI::App& app_;
   Command& command_;

@@ -11,6 +11,7 @@
 #include "farskip/base/heartbeat.h"
 #include "farskip/base/log.h"
 #include "farskip/cli/command.h"
+#include "farskip/cli/load.h"
 #include "farskip/comm/communicator.h"
 
 namespace farskip {
@@ -23,11 +24,21 @@ struct Job {
   Logger logger;  // rank 0: as the options say; other ranks: warnings and errors, as lines "rank N: …"
 };
 
+struct JobRequest {
+  double timeout_seconds = 0;
+  ConfigNode alike{};  // what has to be the same on all ranks, beside the program
+};
+/// A command on a configuration; options that all ranks must have alike are added under their names.
+JobRequest request_job(const std::string& command, const LoadedRun& run);
+
 /// Runs `body` on this rank: under a launcher of MPI one of its ranks, otherwise the only one.
 ///
 /// An exception of `body` on a rank of several ends the job: one message that names rank and step, and the
 /// exit code of the error. (Rank 0 speaks at once and ends the others, each of which first waits whether rank
 /// 0 has the same error.) With one rank it is thrown on.
+///
+/// With several ranks, UsageError before anything else where they are asked for different things: the first
+/// key that differs, both values, both ranks.
 ///
 /// With several ranks, and unless `timeout_seconds` is 0, a rank whose heartbeat shows no sign of life for so
 /// long says what it waits in and ends with ExitCode::resumable. Time in which this process was stopped as a
@@ -35,7 +46,7 @@ struct Job {
 ///
 /// Ranks that share a machine share its cores (cpu::share_cores). Under a launcher this process is killed
 /// when its parent dies.
-ExitCode run_job(const CommonOptions& common, double timeout_seconds,
+ExitCode run_job(const CommonOptions& common, const JobRequest& request,
                  const std::function<ExitCode(Job&)>& body);
 
 }  // namespace farskip

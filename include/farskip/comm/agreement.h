@@ -2,6 +2,7 @@
 // What ranks tell each other in text, and how they fail together.
 
 #include <exception>
+#include <functional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -22,5 +23,13 @@ std::string read_on_first_rank(const Communicator& group, const fs::path& path);
 /// 2: message": with its ExitCode, and as an InternalError or a UserError where it is one. A group of one
 /// throws `mine` as it is.
 void throw_together(const Communicator& group, const std::exception_ptr& mine);
+
+/// Waits until `done()` holds on every rank, which may take long. The ranks meet several times a second, so
+/// that one that is lost or stopped meanwhile is noticed as in any other wait. `what` names the wait in
+/// messages and lives as long as the program. Collective.
+void wait_for_all(const Communicator& group, const char* what, const std::function<bool()>& done);
+
+/// Runs `work` on the ranks that have any, beside such a wait, then throws together. Collective.
+void work_together(const Communicator& group, const char* what, const std::function<void()>& work);
 
 }  // namespace farskip

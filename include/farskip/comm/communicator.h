@@ -66,6 +66,7 @@ struct RowReturn {
 };
 
 class CommunicatorImpl;
+class Heartbeat;
 class CollectiveOperation;
 
 /// A collective in flight. Wait for it, or test() until true. Destroying an unfinished one is a mistake
@@ -98,6 +99,8 @@ class Communicator {
   int size() const;
   /// "expert (mpi)": the group and its transport, as messages show it.
   std::string name() const;
+  /// What is told of every wait of this rank; absent in most tests.
+  Heartbeat* heartbeat() const;
 
   /// data[i] of all ranks reduced into data[i] of every rank. Same length everywhere.
   Pending start_all_reduce(std::span<float> data, Reduction reduction = Reduction::sum) const;

@@ -40,6 +40,7 @@ class CommunicatorImpl {
   virtual int rank() const = 0;
   virtual int size() const = 0;
   virtual std::string name() const = 0;
+  virtual Heartbeat* heartbeat() const { return nullptr; }
 
   virtual CollectiveOperation* start(const Collective& collective) = 0;
   /// True: finished, and `operation` is no longer the caller's.

@@ -21,8 +21,9 @@ struct MpiState;
 /// only one that calls MPI). Communicators must not be used after it.
 class MpiSession {
  public:
-  /// Throws UsageError if this build has no MPI, CommunicationError if MPI does not start.
-  MpiSession();
+  /// Throws UsageError if this build has no MPI, CommunicationError if MPI does not start. `heartbeat`, which
+  /// may be absent, hears of every wait for other ranks and must outlive the session.
+  explicit MpiSession(Heartbeat* heartbeat = nullptr);
   MpiSession(const MpiSession&) = delete;
   MpiSession& operator=(const MpiSession&) = delete;
   /// Ends MPI; where an exception passes through or a collective failed or was given up, ends the whole job

@@ -18,6 +18,8 @@
 // such a value must not reach work, hence throw_if_any() before the result is used, and sound() before a
 // check that compares several keys.
 
+#include <algorithm>
+#include <concepts>
 #include <cstdint>
 #include <functional>
 #include <limits>
@@ -30,32 +32,15 @@
 #include <vector>
 
 #include "farskip/config/choice.h"
+#include "farskip/config/scalar.h"
 #include "farskip/config/tree.h"
 
 namespace farskip {
-
-struct IntegerRange {
-  std::int64_t min = std::numeric_limits<std::int64_t>::min();
-  std::int64_t max = std::numeric_limits<std::int64_t>::max();
-};
-inline constexpr IntegerRange at_least_zero{.min = 0}, at_least_one{.min = 1};
-
-struct RealRange {
-  double min = -std::numeric_limits<double>::infinity();
-  double max = std::numeric_limits<double>::infinity();
-  bool above_min = false;  // min itself is not allowed
-  bool below_max = false;
-};
-inline constexpr RealRange not_negative{.min = 0}, below_one{.min = 0, .max = 1, .below_max = true};
 
 struct ListSize {
   std::size_t min = 0;
   std::size_t max = std::numeric_limits<std::size_t>::max();
 };
-
-/// "integer >= 1", "number > 0 and <= 1": the words of messages and of the reference page.
-std::string describe(const IntegerRange& range);
-std::string describe(const RealRange& range);
 
 class Reader {
  public:
@@ -64,13 +49,29 @@ class Reader {
   Reader(const ConfigNode& map, ErrorList& errors, std::string path = "");
 
   // Three forms of each: required; with a default (null is a mistake); optional (absent and null are
-  // nothing).
-  std::int64_t integer(std::string_view key, IntegerRange range = {});
-  std::int64_t integer(std::string_view key, IntegerRange range, std::int64_t fallback);
-  std::optional<std::int64_t> optional_integer(std::string_view key, IntegerRange range = {});
+  // nothing). Integers are read as the type of the field that takes them, `reader.integer<int>(…)`, so that a
+  // number which the field cannot hold is out of range, and no cast cuts it later.
+  template <std::signed_integral T = std::int64_t>
+  T integer(std::string_view key, IntegerRange range = {}) {
+    range = within<T>(range);
+    return static_cast<T>(read_integer(key, range, "required", Absent::required)
+                              .value_or(std::clamp<std::int64_t>(1, range.min, range.max)));
+  }
+  template <std::signed_integral T = std::int64_t>
+  T integer(std::string_view key, IntegerRange range, std::type_identity_t<T> fallback) {
+    return static_cast<T>(
+        read_integer(key, within<T>(range), std::to_string(fallback), Absent::fallback).value_or(fallback));
+  }
+  template <std::signed_integral T = std::int64_t>
+  std::optional<T> optional_integer(std::string_view key, IntegerRange range = {}) {
+    return narrow<T>(read_integer(key, within<T>(range), "-", Absent::optional));
+  }
   /// A number, or the word `automatic` for "none given".
-  std::optional<std::int64_t> integer_or(std::string_view automatic, std::string_view key, IntegerRange range,
-                                         std::int64_t fallback);
+  template <std::signed_integral T = std::int64_t>
+  std::optional<T> integer_or(std::string_view automatic, std::string_view key, IntegerRange range,
+                              std::type_identity_t<T> fallback) {
+    return narrow<T>(read_integer_or(automatic, key, within<T>(range), fallback));
+  }
 
   double real(std::string_view key, RealRange range = {});
   double real(std::string_view key, RealRange range, double fallback);
@@ -84,6 +85,10 @@ class Reader {
   std::string string(std::string_view key);
   std::string string(std::string_view key, const std::string& fallback);
   std::optional<std::string> optional_string(std::string_view key);
+
+  /// The path of a file or folder: a string that no shell would have to expand (parse_path).
+  std::optional<std::string> optional_path(std::string_view key);
+  std::vector<std::string> paths(std::string_view key, ListSize size = {});
 
   template <class E, std::size_t N>
   E choice(std::string_view key, const Choice<E> (&table)[N]) {
@@ -169,6 +174,12 @@ class Reader {
                                           const std::string& fallback, ListSize size, const Check<T>& check);
   std::optional<std::int64_t> read_integer(std::string_view key, const IntegerRange& range,
                                            const std::string& fallback, Absent absent);
+  std::optional<std::int64_t> read_integer_or(std::string_view automatic, std::string_view key,
+                                              const IntegerRange& range, std::int64_t fallback);
+  template <class T>
+  static std::optional<T> narrow(std::optional<std::int64_t> value) {
+    return value ? std::optional(static_cast<T>(*value)) : std::nullopt;
+  }
   std::optional<double> read_real(std::string_view key, const RealRange& range, const std::string& fallback,
                                   Absent absent);
   std::string choose(std::string_view key, const std::string& names, std::optional<std::string_view> fallback,

@@ -84,17 +84,17 @@ inline constexpr Choice<Resume> resume_names[] = {
 struct FarSkipConfig {
   FarSkipMode mode = FarSkipMode::full;
   LayerSelection layers;
-  std::int64_t delay = 1;  // of mode delay: sub-blocks that are omitted
+  int delay = 1;  // of mode delay: sub-blocks that are omitted
   bool operator==(const FarSkipConfig&) const = default;
 };
-inline constexpr std::int64_t kMaxDelay = 8;
+inline constexpr int kMaxDelay = 8;
 /// The mode as messages and command lines have it: "ladder", "delay:2".
 std::string wiring_name(const FarSkipConfig& config);
 /// The same back, without layers; nothing for any other text. Mode delay needs its number.
 std::optional<FarSkipConfig> parse_wiring_name(std::string_view text);
 
 struct ParallelConfig {
-  std::int64_t expert = 1;     // ranks that share one set of experts
+  int expert = 1;              // ranks that share one set of experts
   std::int64_t zero = 0;       // 1: optimizer state is sharded
   std::int64_t timeout = 600;  // seconds without progress after which a rank gives up; 0: never
   GpuTransport gpu_transport = GpuTransport::automatic;
@@ -103,9 +103,9 @@ struct ParallelConfig {
 
 struct ScheduleConfig {
   bool overlap = true;
-  std::int64_t micro_batches_in_flight = 1;
-  static constexpr std::int64_t kMostExpertChunks = 16;
-  std::optional<std::int64_t> expert_chunks = 1;  // absent: chosen by a plan at the first start (auto)
+  int micro_batches_in_flight = 1;
+  static constexpr int kMostExpertChunks = 16;
+  std::optional<int> expert_chunks = 1;  // absent: chosen by a plan at the first start (auto)
   Recompute recompute = Recompute::none;
   std::optional<std::uint64_t> routed_rows_memory;  // bytes; absent: chosen by the planner (auto)
   bool operator==(const ScheduleConfig&) const = default;
@@ -119,8 +119,8 @@ struct DataConfig {
   std::vector<double> weights;  // one per source
   bool document_mask = false;
   bool shuffle = true;
-  std::optional<std::int64_t> prompt_end;  // token that ends a document's prompt, which is not counted
-  std::optional<std::int64_t> padding;     // token that is not counted
+  std::optional<std::int32_t> prompt_end;  // token that ends a document's prompt, which is not counted
+  std::optional<std::int32_t> padding;     // token that is not counted
   bool operator==(const DataConfig&) const = default;
 };
 
@@ -201,6 +201,8 @@ struct CheckpointConfig {
 };
 
 struct RunConfig {
+  std::string file;            // that it was read from, as it was named; no key
+  bool named_by_file = false;  // neither name nor run_dir is given, and the file's name stands for both
   std::string name;
   std::string run_dir;
   std::int64_t seed = 1;
@@ -247,8 +249,11 @@ RunConfig load_run_config(const std::filesystem::path& path, const std::vector<s
 /// The configuration with every default spelled out.
 ConfigNode run_config_tree(const RunConfig& config);
 
-/// The same as YAML that loads to an equal RunConfig; provenance stands in comments at the top.
+/// The same as YAML that loads to an equal RunConfig, but for `file`; provenance stands in comments at the
+/// top.
 std::string resolved_yaml(const RunConfig& config, const std::string& version, const std::string& commit,
                           const std::string& machine, std::int64_t ranks = 1);
+/// The file that a text of resolved_yaml says it was made from; empty where it does not.
+std::string resolved_from(std::string_view yaml);
 
 }  // namespace farskip

@@ -1,13 +1,43 @@
 #pragma once
-// Texts of single values: numbers, true and false, sizes in bytes, rates. Each function gives a value or the
+// Texts of single values: numbers, true and false, sizes in bytes, rates, paths; and the ranges
+// of numbers. Each function gives a value or the
 // reason why there is none; the caller adds where the text stands and what is allowed.
 
+#include <algorithm>
+#include <concepts>
 #include <cstdint>
+#include <limits>
 #include <optional>
 #include <string>
 #include <string_view>
 
 namespace farskip {
+
+struct IntegerRange {
+  std::int64_t min = std::numeric_limits<std::int64_t>::min();
+  std::int64_t max = std::numeric_limits<std::int64_t>::max();
+};
+inline constexpr IntegerRange at_least_zero{.min = 0}, at_least_one{.min = 1};
+
+/// What of `range` a value of type T can hold.
+template <std::signed_integral T>
+constexpr IntegerRange within(IntegerRange range) {
+  return {std::max<std::int64_t>(range.min, std::numeric_limits<T>::min()),
+          std::min<std::int64_t>(range.max, std::numeric_limits<T>::max())};
+}
+
+struct RealRange {
+  double min = -std::numeric_limits<double>::infinity();
+  double max = std::numeric_limits<double>::infinity();
+  bool above_min = false;  // min itself is not allowed
+  bool below_max = false;
+};
+inline constexpr RealRange not_negative{.min = 0}, below_one{.min = 0, .max = 1, .below_max = true};
+bool contains(const IntegerRange& range, std::int64_t value);
+bool contains(const RealRange& range, double value);
+/// "integer >= 1", "number > 0 and <= 1": the words of messages and of the reference page.
+std::string describe(const IntegerRange& range);
+std::string describe(const RealRange& range);
 
 template <class T>
 struct Parsed {
@@ -26,5 +56,9 @@ Parsed<bool> parse_boolean(std::string_view text);
 Parsed<std::uint64_t> parse_memory(std::string_view text);
 /// Bytes per second: 48GB/s, 25GiB/s, 100Gbit/s (8 bits a byte).
 Parsed<double> parse_rate(std::string_view text);
+
+/// The path of a file or folder as it stands. What a shell would expand is none: `~` and `~name` at its
+/// beginning, `$NAME` and `${NAME}` anywhere. Taken literally it would name a folder that nobody meant.
+Parsed<std::string> parse_path(std::string_view text);
 
 }  // namespace farskip

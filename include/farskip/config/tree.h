@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -41,12 +42,19 @@ struct ConfigNode {
 /// Same values; positions do not count, and quotes only where they change the meaning.
 bool operator==(const ConfigNode& a, const ConfigNode& b);
 
+/// A value that two trees have not alike; one that is absent reads "nothing".
+struct Difference {
+  std::string path, left, right;
+};
+std::optional<Difference> first_difference(const ConfigNode& left, const ConfigNode& right);
+
 /// "an integer", "a list" and so on, for messages.
 std::string describe_kind(const ConfigNode& node);
 
 /// Trees made by hand.
 ConfigNode make_node(bool value);
 ConfigNode make_node(std::int64_t value);
+ConfigNode make_node(int value);
 ConfigNode make_node(double value);  // shortest text that reads back the same
 ConfigNode make_node(std::string_view value);
 ConfigNode make_node(const char* value);

@@ -23,6 +23,7 @@ namespace farskip {
 class SafetensorsFile;
 
 inline constexpr int kCheckpointVersion = 1;
+inline constexpr const char* kLatestFile = "latest";
 
 struct CheckpointFile {
   std::string name;  // one path component
@@ -62,6 +63,13 @@ void check_checkpoint_files(const fs::path& path, const CheckpointManifest& mani
 std::string make_run_id();
 /// N of a folder called exactly `step-N`; nothing for any other name.
 std::optional<std::int64_t> parse_step_name(std::string_view name);
+
+/// The highest N of the folders called step-N, whatever is in them; nothing where there are none.
+std::optional<std::int64_t> newest_step(const fs::path& folder);
+
+/// Before a run that will save in `folder`, which need not be there yet: throws IoError where nothing can be
+/// written into it, or where something else has a name that a checkpoint would get.
+void check_can_save(const fs::path& folder);
 
 /// Writes one checkpoint. Every rank makes one with the same arguments, rank 0 first (a barrier between);
 /// each writes its shards to shard_path(), and rank 0 alone adds their reports and commits. Unless commit()
@@ -134,6 +142,7 @@ void set_aside_newer_checkpoints(const fs::path& folder, std::int64_t step, cons
                                  std::string_view why = "damaged");
 
 /// Removes all but the `keep` (>= 1) newest checkpoints, and temporary folders of runs other than `run_id`.
-void remove_old_checkpoints(const fs::path& folder, int keep, std::string_view run_id, const Logger& logger);
+void remove_old_checkpoints(const fs::path& folder, std::int64_t keep, std::string_view run_id,
+                            const Logger& logger);
 
 }  // namespace farskip

@@ -20,6 +20,7 @@ class RunFolder {
 
   const fs::path& path() const { return path_; }
   fs::path checkpoints() const { return path_ / "checkpoints"; }
+  fs::path best() const { return path_ / "best"; }
   /// Removes exit.json of an earlier start: this one has not ended.
   void forget_exit() const;
   /// Writes exit.json: {"reason", "step", "resumable"}. Batch scripts read it: mpirun's own status does not
@@ -29,18 +30,6 @@ class RunFolder {
  private:
   fs::path path_;
   int descriptor_ = -1;
-};
-
-/// Requests to stop: SIGUSR1 and SIGTERM ask for a checkpoint at the next step boundary and exit code 75; a
-/// second SIGTERM leaves at once. Signal handlers are process-wide by nature: all instances of a process (its
-/// ranks may be threads) hear of the same signal, from the first until the last of them has gone.
-class StopSignals {
- public:
-  StopSignals();
-  ~StopSignals();
-  StopSignals(const StopSignals&) = delete;
-  StopSignals& operator=(const StopSignals&) = delete;
-  bool requested() const;
 };
 
 }  // namespace farskip

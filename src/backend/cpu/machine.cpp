@@ -1,13 +1,16 @@
 #include "farskip/backend/cpu/machine.h"
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstring>
+#include <thread>
 #include <vector>
 
 #include "farskip/backend/cpu/matmul.h"
 #include "farskip/backend/cpu/parallel.h"
 #include "farskip/base/environment.h"
+#include "farskip/base/error.h"
 
 namespace farskip::cpu {
 namespace {
@@ -55,6 +58,28 @@ Measured measure_machine() {
                                   });
                                 });
   return measured;
+}
+
+int check_threads() {
+  constexpr int most = 1024;  // the OpenMP library keeps a team's threads on the stack
+  const int threads = omp_get_max_threads();
+  if (threads > std::max(most, usable_cores(0)))
+    throw UsageError(fmt::format(
+        "OMP_NUM_THREADS is {}, and at most {} threads compute; this process may use {} processors", threads,
+        most, usable_cores(0)));
+  std::atomic<bool> all_there = false;
+  std::vector<std::jthread> others;
+  try {
+    // All but this one; one that watches over the job, and one that writes checkpoints.
+    while (static_cast<int>(others.size()) < threads + 1) others.emplace_back([&] { all_there.wait(false); });
+  } catch (...) {
+    all_there = true;
+    all_there.notify_all();
+    rethrow_as_error();
+  }
+  all_there = true;
+  all_there.notify_all();
+  return threads;
 }
 
 int share_cores(int num_ranks, int cores) {

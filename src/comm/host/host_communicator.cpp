@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "farskip/base/stop_signals.h"
+
 namespace farskip {
 
 void Progress::remove(HostOperation* operation) {
@@ -78,12 +80,14 @@ bool HostCommunicator::test(CollectiveOperation* operation) {
 
 void HostCommunicator::wait(CollectiveOperation* operation) {
   auto* const own = static_cast<HostOperation*>(operation);
+  const HeartbeatWait watched(progress_->heartbeat(), own->name());
   guard([&] {
     const auto since = std::chrono::steady_clock::now();
     for (;;) {
       const std::uint64_t seen = endpoint_->changes();
       progress_->advance();
       if (own->finished()) return;
+      leave_if_asked();
       endpoint_->wait_for_change(seen, since);
     }
   });

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "endpoint.h"
+#include "farskip/base/heartbeat.h"
 #include "farskip/comm/communicator_impl.h"
 #include "operation.h"
 
@@ -16,6 +17,9 @@ namespace farskip {
 /// that waits in one group must go on serving the others: their second halves and sums are its work.
 class Progress {
  public:
+  /// `heartbeat`, which may be absent, hears of every wait.
+  explicit Progress(Heartbeat* heartbeat = nullptr) : heartbeat_(heartbeat) {}
+  Heartbeat* heartbeat() const { return heartbeat_; }
   void add(HostOperation* operation) {
     in_flight_.push_back(operation);
     ++outstanding_;
@@ -34,6 +38,7 @@ class Progress {
   bool idle() const { return outstanding_ == 0; }
 
  private:
+  Heartbeat* const heartbeat_;
   const std::thread::id thread_ = std::this_thread::get_id();
   std::vector<HostOperation*> in_flight_;
   int outstanding_ = 0;
@@ -47,6 +52,7 @@ class HostCommunicator final : public CommunicatorImpl {
   int rank() const override { return endpoint_->rank(); }
   int size() const override { return endpoint_->size(); }
   std::string name() const override { return endpoint_->name(); }
+  Heartbeat* heartbeat() const override { return progress_->heartbeat(); }
   CollectiveOperation* start(const Collective& collective) override;
   bool test(CollectiveOperation* operation) override;
   void wait(CollectiveOperation* operation) override;

@@ -25,6 +25,26 @@ void copy_bytes(void* to, const void* from, std::int64_t bytes) {
 
 }  // namespace
 
+const char* HostOperation::name() const {
+  switch (collective_.kind) {
+    case Kind::all_reduce:
+      return "all_reduce";
+    case Kind::reduce_scatter:
+      return "reduce_scatter";
+    case Kind::all_gather:
+      return "all_gather";
+    case Kind::broadcast:
+      return "broadcast";
+    case Kind::barrier:
+      return "barrier";
+    case Kind::exchange_rows:
+      return "exchange_rows";
+    case Kind::return_rows:
+      return "return_rows";
+  }
+  return "";
+}
+
 HostOperation::HostOperation(Endpoint& endpoint)
     : endpoint_(endpoint), rank_(endpoint.rank()), size_(endpoint.size()) {
   for (Messages* messages : {&first_, &second_}) {

@@ -21,6 +21,8 @@ class HostOperation final : public CollectiveOperation {
   bool advance();
   void abandon() noexcept;
   bool finished() const { return stage_ == Stage::finished; }
+  /// Of the collective, "all_reduce".
+  const char* name() const;
 
  private:
   enum class Stage { exchange, gather, finished };

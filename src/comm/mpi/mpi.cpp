@@ -173,7 +173,7 @@ std::string mpi_library() {
   return all.substr(0, all.find_first_of(",\n"));
 }
 
-MpiSession::MpiSession() : state_(std::make_shared<MpiState>()) {
+MpiSession::MpiSession(Heartbeat* heartbeat) : state_(std::make_shared<MpiState>()) {
   int initialized = 0;
   MPI_Initialized(&initialized);
   FARSKIP_CHECK(!initialized, "MPI has been started before in this process");
@@ -186,7 +186,7 @@ MpiSession::MpiSession() : state_(std::make_shared<MpiState>()) {
   check(MPI_Comm_dup(MPI_COMM_WORLD, &world), "MPI_Comm_dup", "mpi");
   state_->groups.push_back(world);
   state_->world = std::make_shared<HostCommunicator>(
-      std::make_unique<MpiEndpoint>(world, "world (mpi)", state_), std::make_shared<Progress>());
+      std::make_unique<MpiEndpoint>(world, "world (mpi)", state_), std::make_shared<Progress>(heartbeat));
 }
 
 MpiSession::~MpiSession() {

@@ -9,7 +9,7 @@ std::string mpi_library() {
 
 struct MpiState {};
 
-MpiSession::MpiSession() {
+MpiSession::MpiSession(Heartbeat*) {
   throw UsageError(
       "this build of farskip has no MPI and runs on one rank only; start it without mpirun, or install Open "
       "MPI "

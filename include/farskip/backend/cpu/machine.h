@@ -13,6 +13,11 @@ struct Measured {
 };
 Measured measure_machine();
 
+/// UsageError where OMP_NUM_THREADS asks for more threads than this program works with; IoError where the
+/// system does not allow as many as will compute (the OpenMP library would end the process at its first
+/// loop). Returns their number.
+int check_threads();
+
 /// Where `num_ranks` > 1 ranks share `cores` cores, the calling thread's parallel loops use this rank's share
 /// of them from here on: at least 1, and no more than the cores this process is bound to. OMP_NUM_THREADS, if
 /// set, stays. Returns the number of threads.
