@@ -3,7 +3,6 @@
 #include "farskip/base/environment.h"
 #include "farskip/base/file.h"
 #include "farskip/base/version.h"
-#include "farskip/train/checkpoint_files.h"
 
 namespace farskip {
 namespace {
@@ -32,9 +31,27 @@ std::optional<KeptConfig> read_kept(const fs::path& path) {
   }
 }
 
-bool is_finished(const RunConfig& config) {
-  return config.checkpoint.resume != Resume::never &&
-         newest_step(fs::path(config.run_dir) / "checkpoints").value_or(0) >= config.train.steps;
+/// The keys that say what is learnt from what.
+ConfigNode work_of(const ConfigNode& config) {
+  ConfigNode work;
+  for (const ConfigNode& child : config.children) {
+    const std::string_view key = child.key;
+    if (key == "name" || key == "run_dir" || key == "device" || key == "parallel" || key == "schedule" ||
+        key == "checkpoint")
+      continue;
+    work.set(key, child);
+  }
+  if (const ConfigNode* const found = work.find("train")) {
+    ConfigNode train = *found;
+    train.set("steps", {});
+    if (const ConfigNode* const rate = train.find("learning_rate")) {
+      ConfigNode without = *rate;
+      without.set("decay_steps", {});  // by default a share of the steps
+      train.set("learning_rate", std::move(without));
+    }
+    work.set("train", std::move(train));
+  }
+  return work;
 }
 
 }  // namespace
@@ -56,20 +73,30 @@ void write_run_config(const RunConfig& config, const ModelConfig& model, std::in
                                                      ranks));
 }
 
-void refuse_other_run(const RunConfig& config, const ModelConfig& model) {
+void refuse_other_file(const RunConfig& config, const ModelConfig& model) {
   const auto kept = read_kept(config_path(config));
-  if (!kept || kept->file.empty() || config.file.empty()) return;
+  if (!config.named_by_file || !kept || kept->file.empty()) return;
   const fs::path own = normal_path(config.file);
-  if (own == normal_path(kept->file) || own == normal_path(config_path(config).string())) return;
-  const bool finished = is_finished(config);
-  if (!config.named_by_file && !finished) return;  // a run may be taken over on purpose
+  if (own == normal_path(kept->file)) return;
   const auto difference = first_difference(kept->tree, run_config_tree(resolved_config(config, model)));
   if (!difference) return;
-  throw UsageError(
-      fmt::format("run_dir {} holds the {}run of {}, and {} is another configuration: {} is {} there and {} "
-                  "here; give this run a name or run_dir of its own",
-                  config.run_dir, finished ? "finished " : "", printable(kept->file), own.string(),
-                  difference->path, difference->left, difference->right));
+  throw UsageError(fmt::format(
+      "run_dir {} holds the run of {}, and {} is another configuration: {} is {} there and {} here; "
+      "give this run a name or run_dir of its own",
+      config.run_dir, printable(kept->file), own.string(), difference->path, difference->left,
+      difference->right));
+}
+
+void refuse_other_work(const RunConfig& config, const ModelConfig& model) {
+  const auto kept = read_kept(config_path(config));
+  if (!kept) return;
+  const auto difference =
+      first_difference(work_of(kept->tree), work_of(run_config_tree(resolved_config(config, model))));
+  if (!difference) return;
+  throw UsageError(fmt::format(
+      "run_dir {} holds a finished run, and this configuration asks for another: {} is {} there and {} here; "
+      "give this run a name or run_dir of its own, or raise train.steps to go on with that one",
+      config.run_dir, difference->path, difference->left, difference->right));
 }
 
 }  // namespace farskip

@@ -3,6 +3,8 @@
 #include <array>
 #include <chrono>
 #include <cmath>
+#include <functional>
+#include <optional>
 
 #include "farskip/base/environment.h"
 #include "farskip/base/stop_signals.h"
@@ -52,15 +54,12 @@ void log_routed_rows(const RoutedRowsPlan& rows, const Logger& logger) {
 
 /// Rank 0 first, then the others at once: what it leaves on disk they find there.
 template <class F>
-auto rank_zero_first(const Communicator& world, Heartbeat& heartbeat, const F& f) {
-  const auto meet = [&] {
-    const HeartbeatWait wait(&heartbeat, "files that rank 0 prepares");
-    world.barrier();
-  };
-  if (world.rank() != 0) meet();
-  auto result = f();
-  if (world.rank() == 0) meet();
-  return result;
+auto rank_zero_first(const Communicator& world, const F& f) {
+  std::optional<decltype(f())> result;
+  const std::function<void()> own = [&] { result.emplace(f()); };
+  work_together(world, "files that rank 0 prepares", world.rank() == 0 ? own : nullptr);
+  if (!result) own();
+  return std::move(*result);
 }
 
 class TrainingRun {
@@ -78,7 +77,7 @@ class TrainingRun {
         specs_(list_parameters(model)),
         parameters_(local_parameters(specs_, mesh_.position(), engine_options(config, world.size()).zero)),
         folder_(folder),
-        data_(rank_zero_first(world, heartbeat, [&] { return open_run_data(config, model, logger); })),
+        data_(rank_zero_first(world, [&] { return open_run_data(config, model, logger); })),
         layers_(rewire_farskip(build_layer_graph(model), model.farskip)),
         weights_(make_parameter_tensors(specs_of(parameters_))),
         distill_(config.distill
@@ -222,8 +221,10 @@ class TrainingRun {
         state_ = *resumed;
         saved_step_ = state_.step;
         logger_.info("resumed at step {}", state_.step);
-        if (state_.step >= config_.train.steps)
+        if (state_.step >= config_.train.steps || converged()) {
+          if (is_first()) refuse_other_work(config_, model_);
           logger_.info("train.steps is {}: nothing is left to do", config_.train.steps);
+        }
         return true;
       }
     if (config_.checkpoint.resume == Resume::required)
@@ -444,7 +445,7 @@ class TrainingRun {
 std::unique_ptr<RunFolder> open_run_folder(const RunConfig& config, const ModelConfig& model,
                                            const Logger& logger) {
   auto folder = std::make_unique<RunFolder>(config.run_dir, logger);
-  refuse_other_run(config, model);
+  refuse_other_file(config, model);
   check_can_save(folder->checkpoints());
   if (config.distill && config.distill->early_stopping) check_can_save(folder->best());
   return folder;

@@ -204,6 +204,7 @@ std::span<const CommunicatorCase> communicator_cases() {
       {"of too many routed rows those that fit go, the flag is set and zeros come back", check_row_overflow},
       {"texts of all ranks: empty, binary, long", check_gather_text},
       {"an error of any rank is the same error on every rank", check_throw_together},
+      {"ranks wait for slow work of one of them, and throw its error", check_work_together},
   };
   return kCases;
 }

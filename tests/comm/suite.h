@@ -38,5 +38,6 @@ void check_row_overflow(const Communicator& world);
 void check_poll(const Communicator& world);
 void check_gather_text(const Communicator& world);
 void check_throw_together(const Communicator& world);
+void check_work_together(const Communicator& world);
 
 }  // namespace farskip::test

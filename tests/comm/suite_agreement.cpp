@@ -1,4 +1,8 @@
+#include <atomic>
+#include <chrono>
+#include <functional>
 #include <new>
+#include <thread>
 
 #include "farskip/comm/agreement.h"
 #include "suite.h"
@@ -27,6 +31,19 @@ std::exception_ptr made(const E& error) {
 
 std::string prefix(const Communicator& world, int rank) {
   return world.size() == 1 ? "" : fmt::format("rank {}: ", rank);
+}
+
+/// What is said of memory that ran out.
+std::string out_of_memory() {
+  try {
+    try {
+      throw std::bad_alloc();
+    } catch (...) {
+      rethrow_as_error();
+    }
+  } catch (const Error& error) {
+    return error.what();
+  }
 }
 
 /// All ranks throw an E of this code and message, and can go on afterwards.
@@ -61,12 +78,38 @@ void check_throw_together(const Communicator& world) {
   expect_thrown<Error>(world, me == 0 ? made(Error(ExitCode::resumable, "later")) : nullptr,
                        ExitCode::resumable, prefix(world, 0) + "later");
   if (world.size() == 1) return;  // as they are
-  expect_thrown<Error>(world, me == last ? made(std::bad_alloc()) : nullptr, ExitCode::internal,
-                       prefix(world, last) + "out of memory");
+  expect_thrown<UserError>(world, me == last ? made(std::bad_alloc()) : nullptr, ExitCode::io,
+                           prefix(world, last) + out_of_memory());
   expect_thrown<Error>(world, me == last ? made(std::runtime_error("")) : nullptr, ExitCode::internal,
                        prefix(world, last));
   expect_thrown<Error>(world, me == last ? made(7) : nullptr, ExitCode::internal,
                        prefix(world, last) + "unknown error");
+}
+
+void check_work_together(const Communicator& world) {
+  using namespace std::chrono_literals;
+  const int last = world.size() - 1, me = world.rank();
+  std::atomic<bool> done = false;
+  // Only the last rank works, longer than a round takes; nobody returns before it is done.
+  const std::function<void()> work = [&] {
+    std::this_thread::sleep_for(150ms);
+    done = true;
+  };
+  const auto before = std::chrono::steady_clock::now();
+  work_together(world, "work", me == last ? work : nullptr);
+  expect(std::chrono::steady_clock::now() - before > 100ms, "rank {} did not wait", me);
+  expect(done == (me == last), "work of another rank was done here");
+  const std::function<void()> fail = [] { throw DataError("bad bytes"); };
+  bool thrown = false;
+  try {
+    work_together(world, "work", me == last ? fail : nullptr);
+  } catch (const UserError& error) {
+    thrown = error.code() == ExitCode::bad_data;
+  }
+  expect(thrown, "the error of the last rank was not thrown on rank {}", me);
+  int asked = 0;
+  wait_for_all(world, "a number of rounds", [&] { return ++asked > me; });
+  expect(asked > me, "asked {} times", asked);
 }
 
 }  // namespace farskip::test

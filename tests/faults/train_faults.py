@@ -153,10 +153,11 @@ def case_stopped_in_a_save(programs, folder):
     for point, rank, wait in (("ckpt.shard", 1, "the files of a checkpoint"), ("ckpt.begin", 0, "all_gather"),
                               ("ckpt.rename", 0, "the end of a checkpoint")):
         run = Run(programs, folder, f"stopped-{point}")
-        with run.start({"FARSKIP_FAULT": f"{point}:{rank}:stop"}, parallel__timeout=3) as job:
+        with run.start({"FARSKIP_FAULT": f"{point}:{rank}:stop"}, parallel__timeout=3, checkpoint__async="false") as job:
             job.expect_end(20, 75)
             job.expect_one_error(f"rank {1 - rank}, step ", "no progress for ", f"waiting in {wait}", "resumed")
-        expect(run.checkpoints() == [], f"checkpoints {run.checkpoints()}")
+        # The launcher lets a stopped rank go on before it ends it, which may then still put a whole one in place.
+        expect(run.checkpoints() in ([], [EVERY]), f"checkpoints {run.checkpoints()}")
 
 
 def case_stopped_before_the_first_step(programs, folder):
@@ -166,14 +167,21 @@ def case_stopped_before_the_first_step(programs, folder):
     (Path(folder) / "few.txt").write_text("99 bottles of beer\n" * 100)
     subprocess.run([programs.farskip, "data", "train-tokenizer", Path(folder) / "few.txt", "--vocab-size", "257", "--out",
                     tokenizer], check=True, capture_output=True)
-    model = programs.fixtures / "qwen3_moe"
+    model = ("model: {family: qwen3_moe, vocab_size: 257, hidden_size: 16, num_hidden_layers: 2, num_attention_heads: 2, "
+             "num_key_value_heads: 1, head_dim: 8, num_experts: 2, num_experts_per_tok: 1, moe_intermediate_size: 8}\n")
+    teacher = Path(folder) / "teacher"
+    (Path(folder) / "teacher.yaml").write_text(
+        f"{model}run_dir: {teacher}\ndata: {{text: [{folder}/few.txt], tokenizer: {tokenizer}}}\n"
+        "train: {steps: 1, sequence_length: 8, global_batch: 1}\n")
+    subprocess.run([programs.farskip, "train", Path(folder) / "teacher.yaml"], check=True, capture_output=True)
+    shutil.rmtree(Path(folder) / "cache")
     for name, ranks, asked in (("train", 1, signal.SIGTERM), ("train", 1, signal.SIGUSR1), ("train", 2, signal.SIGUSR1),
                                ("distill", 1, signal.SIGTERM), ("distill", 2, signal.SIGUSR1)):
         run = Run(programs, folder, f"{name}-{ranks}-{asked.name}/run")
         run.dir.mkdir(parents=True)
         (run.dir / "exit.json").write_text('{"reason":"done","step":3,"resumable":false}')
         config = run.dir / "c.yaml"
-        source = f"init: {{from: {model}}}" if name == "train" else f"distill: {{teacher: {model}}}"
+        source = model if name == "train" else f"distill: {{teacher: {teacher}}}"
         config.write_text(f"{source}\ndata: {{text: [{text}], tokenizer: {tokenizer}}}\n")
         launcher = None if ranks > 1 else ["env"]
         job = Job(programs, ranks, programs.farskip, [name, config, f"run_dir={run.dir}", "train.micro_batch=1"],

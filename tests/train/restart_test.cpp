@@ -75,26 +75,41 @@ test::SmallRun from_file(const fs::path& run_dir, const std::string& file, bool 
   return small;
 }
 
-TEST_CASE("a run folder is not shared by two configurations by accident") {
+TEST_CASE("a run folder is not shared by two configurations because their files have one name") {
   const test::TemporaryFolder folder;
   const fs::path runs = folder / "run";
-  run_small(from_file(runs, "a/lr.yaml", true, {"train.steps=2"}));
   const std::string other_rate = "train.learning_rate.peak=0.01";
+  run_small(from_file(runs, "a/lr.yaml", true, {"train.steps=2"}));
   // The same file may change and go on, also by another way to it, as may a copy that says the same.
-  run_small(from_file(runs, "a/lr.yaml", true, {"train.steps=4"}));
-  run_small(from_file(runs, "b/../a/./lr.yaml", true, {"train.steps=6", other_rate}));
-  run_small(from_file(runs, "b/lr.yaml", true, {"train.steps=6", other_rate}));
-  run_small(from_file(runs, (fs::current_path() / "b" / "lr.yaml").string(), true, {"train.steps=6"}));
-  // Another one may not where only the name of its file has led it here,
+  run_small(from_file(runs, "a/lr.yaml", true, {"train.steps=3"}));
+  run_small(from_file(runs, "b/../a/./lr.yaml", true, {"train.steps=4", other_rate}));
+  run_small(from_file(runs, "b/lr.yaml", true, {"train.steps=4", other_rate}));
+  run_small(
+      from_file(runs, (fs::current_path() / "b" / "lr.yaml").string(), true, {"train.steps=5", other_rate}));
   CHECK_THROWS_WITH(run_small(from_file(runs, "c/lr.yaml", true, {"train.steps=8", other_rate})),
                     ContainsSubstring("holds the run of b/lr.yaml, and c/lr.yaml is another configuration: "
-                                      "train.steps is 6 there and 8 here; give this run a name or run_dir"));
-  // nor where nothing would be left to do; to take a run over on purpose stays possible.
-  CHECK_THROWS_WITH(run_small(from_file(runs, "c/lr.yaml", false, {"train.steps=6", other_rate})),
-                    ContainsSubstring("holds the finished run of b/lr.yaml"));
-  CHECK(run_small(from_file(runs, "c/lr.yaml", false, {"train.steps=8", other_rate})).step == 8);
-  CHECK(run_small(from_file(runs, (runs / "config.yaml").string(), false, {"train.steps=8"})).step == 8);
-  CHECK(run_small(from_file(runs, "d/lr.yaml", false, {"train.steps=2", "checkpoint.resume=never"})).step == 2);
+                                      "train.steps is 5 there and 8 here; give this run a name or run_dir"));
+  // A run can be taken over on purpose.
+  CHECK(run_small(from_file(runs, "c/lr.yaml", false, {"train.steps=6", other_rate})).step == 6);
+}
+
+TEST_CASE("a finished run is not the answer to another request") {
+  const test::TemporaryFolder folder;
+  const fs::path runs = folder / "run";
+  run_small(from_file(runs, "a.yaml", false));
+  const std::string other_rate = "train.learning_rate.peak=0.01";
+  for (const char* file : {"a.yaml", "b.yaml"})
+    CHECK_THROWS_WITH(
+        run_small(from_file(runs, file, false, {other_rate})),
+        ContainsSubstring("holds a finished run, and this configuration asks for another: "
+                          "train.learning_rate.peak is 0.001 there and 0.01 here; give this run a "
+                          "name or run_dir of its own, or raise train.steps"));
+  // The same, fewer steps, and what does not change what is learnt.
+  for (const char* same : {"train.steps=6", "train.steps=3", "checkpoint.keep=5", "schedule.recompute=full",
+                           "parallel.timeout=7"})
+    CHECK(run_small(from_file(runs, "b.yaml", false, {same})).step == 6);
+  CHECK(run_small(from_file(runs, "b.yaml", false, {other_rate, "train.steps=8"})).step == 8);
+  CHECK(run_small(from_file(runs, "b.yaml", false, {"train.steps=2", "checkpoint.resume=never"})).step == 2);
 }
 
 TEST_CASE("a folder that could take no checkpoint is refused before the first step") {

@@ -35,9 +35,9 @@ struct ForeignLauncher {
 };
 std::optional<ForeignLauncher> foreign_launcher();
 
-/// What this program sets for its process: as many open files as the system allows, since a checkpoint has files
-/// of every rank; and so that limits end in errors, a file beyond the size limit is one of its write, not a
-/// signal, and exceptions can be thrown when memory has run out.
+/// What this program sets for its process: as many open files as the system allows, since a checkpoint has
+/// files of every rank; and so that limits end in errors, a file beyond the size limit is one of its write,
+/// not a signal, and exceptions can be thrown when memory has run out.
 void prepare_process();
 
 /// Resident memory of this process, bytes: now, and the highest so far.

@@ -12,9 +12,12 @@ RunConfig resolved_config(const RunConfig& config, const ModelConfig& model);
 
 void write_run_config(const RunConfig& config, const ModelConfig& model, std::int64_t ranks);
 
-/// UsageError where the run directory holds the run of another file and of another configuration, and it is
-/// only by accident that they share it: the file's name alone has chosen the folder, or that run is finished,
-/// so that this one would do nothing.
-void refuse_other_run(const RunConfig& config, const ModelConfig& model);
+/// UsageError where the run directory holds the run of another file and of another configuration, and nothing
+/// but the names of the two files has brought them together.
+void refuse_other_file(const RunConfig& config, const ModelConfig& model);
+
+/// For a run that has nothing left to do: UsageError where the configuration asks for something else than was
+/// done (how it is done, on how many ranks or with how many checkpoints, does not count, nor fewer steps).
+void refuse_other_work(const RunConfig& config, const ModelConfig& model);
 
 }  // namespace farskip
