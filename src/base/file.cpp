@@ -169,9 +169,11 @@ void OutputFile::commit() {
   }
 }
 
-OutputFolder::OutputFolder(const fs::path& path) : path_(path), temporary_(temporary_name(path)) {
+OutputFolder::OutputFolder(const fs::path& path) : path_(path) {
   std::error_code error;
-  fs::create_directory(temporary_, error);
+  int number = 0;  // threads may make the same folder
+  do temporary_ = temporary_name(path).string() + fmt::format("-{}", number++);
+  while (!fs::create_directory(temporary_, error) && !error);
   if (error) throw IoError(fmt::format("{}: cannot create: {}", path_.string(), error.message()));
   descriptor_ = ::open(temporary_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   if (descriptor_ >= 0) ::flock(descriptor_, LOCK_SH | LOCK_NB);

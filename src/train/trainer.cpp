@@ -465,6 +465,7 @@ TrainResult train(const RunConfig& config, const ModelConfig& model, const Commu
   try {
     return TrainingRun(config, model, world, heartbeat, logger, std::move(device), folder.get()).run(signals);
   } catch (const Error& error) {  // of this rank or, where they throw together, of another
+    signals.allow_leaving(false);
     if (folder && error.code() == ExitCode::resumable)
       folder->write_exit("stopped on request", newest_step(folder->checkpoints()).value_or(0), true);
     throw;

@@ -63,7 +63,7 @@ TEST_CASE("what another machine's process holds is not stale, though no process 
     OutputFile output(folder / "latest");
     OutputFolder output_folder(folder / "key");
     fs::rename(temporary_name(folder / "latest"), file);  // as it would be called there
-    fs::rename(temporary_name(folder / "key"), inner);
+    fs::rename(output_folder.temporary(), inner);
     remove_stale_temporaries(folder.path());
     CHECK(fs::exists(file));
     CHECK(fs::exists(inner));

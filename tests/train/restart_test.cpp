@@ -58,7 +58,7 @@ TEST_CASE("a run that begins anew sets the checkpoints of an earlier one aside")
 }
 
 TEST_CASE("as many checkpoints are kept as the configuration says, beyond 32 bits too") {
-  for (const auto& [keep, left] : {std::pair{"1", 1}, {"4294967297", 3}, {"9223372036854775807", 3}}) {
+  for (const auto& [keep, left] : {std::pair{"1", 1U}, {"4294967297", 3U}, {"9223372036854775807", 3U}}) {
     const test::TemporaryFolder folder;
     run(folder / "run", {std::string("checkpoint.keep=") + keep});
     INFO(keep);
