@@ -40,6 +40,18 @@ void log_memory(const MemoryReport& m, const Logger& logger) {
       mib(m.weights), mib(m.gradients), mib(m.moments), mib(m.arena), mib(m.snapshot), mib(m.total()));
 }
 
+/// Libraries crash where they find no memory for the kernels that they make at the first step.
+void check_free_memory(const MemoryReport& memory) {
+  constexpr std::uint64_t kLibraries = std::uint64_t{64} << 20;
+  const std::uint64_t needed = memory.snapshot + kLibraries;
+  const auto left = free_address_space();
+  if (left && *left < needed)
+    throw IoError(fmt::format(
+        "the limit of memory (ulimit -v) leaves {} MiB for the first steps and saves, which need {}; "
+        "raise it by at least {} MiB",
+        *left >> 20, needed >> 20, ((needed - *left) >> 20) + 1));
+}
+
 void log_routed_rows(const RoutedRowsPlan& rows, const Logger& logger) {
   if (rows.max_rows == 0) return;
   std::string text = fmt::format(
@@ -175,6 +187,7 @@ class TrainingRun {
     MemoryReport memory = engine_.memory();
     memory.snapshot = saver_.snapshot_bytes(tensors());
     log_memory(memory, logger_);
+    check_free_memory(memory);
     log_routed_rows(engine_.routed_rows(), logger_);
     state_.seed = static_cast<std::uint64_t>(config_.seed);
     if (!resume()) load_or_initialise();

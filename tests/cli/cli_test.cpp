@@ -120,6 +120,7 @@ TEST_CASE("what the environment asks for or forbids is said at the start") {
       {"OMP_NUM_THREADS=65536", 64, "OMP_NUM_THREADS is 65536, and at most 1024 threads compute"},
       {"FARSKIP_FAULT=ckpt.bgein", 64, "there is no failpoint ckpt.bgein; allowed: ckpt.begin, ckpt.shard"},
       {"FARSKIP_FAULT=ckpt.begin:x", 64, "expected name[:rank][:kill|stop|error|exit]"},
+      {"ulimit -v 115000;", 74, "memory"},
       {"ulimit -f 8;", 74, "File too large"},
       {"ulimit -f 8; trap '' XFSZ;", 74, "File too large"},
   };
