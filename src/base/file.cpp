@@ -70,17 +70,21 @@ void InputFile::read_at(std::uint64_t offset, std::span<std::byte> buffer) const
 
 namespace {
 
-/// The number after ".tmp-" in the name of a temporary file; nothing in any other.
-std::optional<pid_t> maker_of(const std::string& name) {
+/// What the name of a temporary file says; nothing for any other name.
+struct TemporaryName {
+  std::string_view of;
+  pid_t maker = 0;
+};
+std::optional<TemporaryName> parse_temporary_name(std::string_view name) {
   constexpr std::string_view mark = ".tmp-";
   const std::size_t at = name.rfind(mark);
-  if (at == std::string::npos) return std::nullopt;
+  if (at == std::string_view::npos) return std::nullopt;
   const char* const begin = name.data() + at + mark.size();
   const char* const end = name.data() + name.size();
-  pid_t pid = 0;
-  const auto [rest, failure] = std::from_chars(begin, end, pid);
-  if (failure != std::errc{} || pid <= 0 || (rest != end && *rest != '-')) return std::nullopt;
-  return pid;
+  TemporaryName parsed{name.substr(0, at)};
+  const auto [rest, failure] = std::from_chars(begin, end, parsed.maker);
+  if (failure != std::errc{} || parsed.maker <= 0 || (rest != end && *rest != '-')) return std::nullopt;
+  return parsed;
 }
 
 /// Files are locked by a writer. A folder is open for reading only, and so locked as by a reader: some
@@ -101,11 +105,13 @@ fs::path temporary_name(const fs::path& path) {
   return path.string() + fmt::format(".tmp-{}", ::getpid());
 }
 
-void remove_stale_temporaries(const fs::path& folder) {
+void remove_stale_temporaries(const fs::path& folder, const std::function<bool(std::string_view)>& is_ours) {
   std::error_code error;
   for (fs::directory_iterator it(folder, error), end; !error && it != end; it.increment(error)) {
-    const std::optional<pid_t> maker = maker_of(it->path().filename().string());
-    const bool gone = maker && ::kill(*maker, 0) != 0 && errno == ESRCH;
+    const std::string name = it->path().filename().string();
+    const std::optional<TemporaryName> temporary = parse_temporary_name(name);
+    if (!temporary || !is_ours(temporary->of)) continue;
+    const bool gone = ::kill(temporary->maker, 0) != 0 && errno == ESRCH;
     std::error_code ignored;
     if (gone && !is_locked(it->path())) fs::remove_all(it->path(), ignored);
   }

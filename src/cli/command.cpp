@@ -47,9 +47,9 @@ void refuse_lonely_ranks() {
   const auto launcher = foreign_launcher();
   if (!launcher) return;
   throw UsageError(
-      fmt::format("{0} started {1} processes without MPI, and each of them would believe to be alone; start "
-                  "the ranks with "
-                  "{2}. Processes that have nothing to do with each other are started with env -u {3}",
+      fmt::format("{} started {} processes without MPI, and each of them would believe to be alone; start "
+                  "the ranks with {}. "
+                  "Processes that have nothing to do with each other are started with env -u {}",
                   launcher->name, launcher->size, launcher->instead, launcher->variable));
 }
 

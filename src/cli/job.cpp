@@ -124,6 +124,10 @@ void share_cores(const LauncherPlace& place, const Logger& logger) {
         "(mpirun "
         "--bind-to none)",
         own, all, threads, fair);
+  if (place.rank == 0 && threads <= own && threads > std::max(1, fair))
+    logger.warning(
+        "OMP_NUM_THREADS is {}, so the {} ranks on this machine share {} cores in {} threads; use at most {}",
+        threads, place.local_size, all, threads * place.local_size, std::max(1, fair));
 }
 
 /// A launcher of another MPI starts processes that each believe to be alone.
@@ -153,8 +157,8 @@ void check_alike(const Communicator& world, const ConfigNode& request) {
   FARSKIP_CHECK(difference, "requests of other hashes are equal");
   throw UsageError(
       fmt::format("the ranks of a job have to do the same, and {} is {} on rank 0 and {} on rank {}; start "
-                  "all of them with "
-                  "the same program, configuration and overrides",
+                  "all of them with the "
+                  "same program, configuration and overrides",
                   difference->path, difference->left, difference->right, rank));
 }
 

@@ -119,7 +119,9 @@ void write_cache(const fs::path& path, const CostTable& table, const Logger& log
   if (path.empty()) return;
   try {
     fs::create_directories(path.parent_path());
-    remove_stale_temporaries(path.parent_path());
+    remove_stale_temporaries(path.parent_path(), [](std::string_view name) {
+      return name.starts_with("costs-") && name.ends_with(".txt");
+    });
     write_text_file(path, table.text());
   } catch (const std::exception& error) {
     logger.warning("the measurement is not kept: {}", error.what());

@@ -156,14 +156,17 @@ std::string text_cache_key(std::span<const fs::path> sources, const Tokenizer& t
 
 std::string tokenize_cached(std::span<const fs::path> sources, const Tokenizer& tokenizer,
                             const fs::path& cache_dir) {
-  const fs::path folder = cache_dir / text_cache_key(sources, tokenizer);
+  const std::string key = text_cache_key(sources, tokenizer);
+  const fs::path folder = cache_dir / key;
   const std::string prefix = (folder / "tokens").string();
   if (fs::exists(prefix + ".idx")) return prefix;
   std::error_code error;
   fs::create_directories(cache_dir, error);
   if (error)
     throw IoError(fmt::format("{}: cannot create the token cache: {}", cache_dir.string(), error.message()));
-  remove_stale_temporaries(cache_dir);
+  remove_stale_temporaries(cache_dir, [&](std::string_view name) {
+    return name.size() == key.size() && name.find_first_not_of("0123456789abcdef") == std::string_view::npos;
+  });
   OutputFolder output(folder);
   tokenize_text(sources, tokenizer, (output.temporary() / "tokens").string());
   if (output.commit())

@@ -33,8 +33,11 @@ std::int64_t largest_id(TokenType type) {
 
 TokenFileWriter::TokenFileWriter(const std::string& prefix, TokenType type)
     : prefix_(prefix), type_(type), bin_(prefix + ".bin") {
-  const fs::path folder = fs::path(prefix).parent_path();
-  remove_stale_temporaries(folder.empty() ? fs::path(".") : folder);
+  const fs::path path(prefix), folder = path.parent_path();
+  const std::string name = path.filename().string();
+  remove_stale_temporaries(folder.empty() ? fs::path(".") : folder, [&](std::string_view other) {
+    return other == name + ".bin" || other == name + ".idx";
+  });
 }
 
 TokenFileWriter::~TokenFileWriter() = default;

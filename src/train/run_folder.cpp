@@ -4,12 +4,15 @@
 #include <sys/file.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <iterator>
 #include <nlohmann/json.hpp>
 
 #include "farskip/base/environment.h"
 #include "farskip/base/error.h"
+#include "farskip/train/checkpoint_files.h"
 
 namespace farskip {
 
@@ -33,7 +36,15 @@ RunFolder::RunFolder(const fs::path& path, const Logger& logger) : path_(path) {
   const std::string me = fmt::format("process {} on {}", ::getpid(), machine_info().hostname);
   if (::ftruncate(descriptor_, 0) != 0 || ::pwrite(descriptor_, me.data(), me.size(), 0) < 0)
     throw IoError(fmt::format("{}: cannot write: {}", lock.string(), std::strerror(errno)));
-  for (const fs::path& folder : {path_, checkpoints(), best()}) remove_stale_temporaries(folder);
+  remove_stale_temporaries(path_, [](std::string_view name) {
+    constexpr std::string_view own[] = {"config.yaml", "exit.json",         "metrics.jsonl",
+                                        "costs.txt",   "expert_chunks.txt", "report.html"};
+    return std::find(std::begin(own), std::end(own), name) != std::end(own);
+  });
+  for (const fs::path& folder : {checkpoints(), best()})
+    remove_stale_temporaries(folder, [](std::string_view name) {
+      return name == kLatestFile || parse_step_name(name).has_value();
+    });
 }
 
 RunFolder::~RunFolder() {

@@ -233,7 +233,6 @@ void write_hub_folder(const fs::path& folder, const ModelConfig& config, const T
   std::error_code failure;
   fs::create_directories(folder, failure);
   if (failure) throw IoError(fmt::format("{}: cannot create folder: {}", folder.string(), failure.message()));
-  remove_stale_temporaries(folder);
   write_tensors(folder / "model.safetensors", hub_views(weights, list_parameters(config)), dtype);
   if (!tokenizer.empty()) write_text_file(folder / "tokenizer.json", read_text_file(tokenizer));
   std::string text = hub_config_text(config);

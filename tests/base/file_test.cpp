@@ -26,6 +26,10 @@ pid_t dead_process() {
   return child;
 }
 
+bool any(std::string_view) {
+  return true;
+}
+
 mode_t mode_of(const fs::path& path) {
   struct stat info {};
   REQUIRE(::stat(path.c_str(), &info) == 0);
@@ -43,15 +47,18 @@ TEST_CASE("what dead processes have left is removed, and nothing else") {
   fs::create_directories(folder / "target" / "inside");
   fs::create_directory_symlink(folder / "target", folder / ("link.tmp-" + dead));
   OutputFile open(folder / "open");
-  remove_stale_temporaries(folder.path());
+  for (const std::string& name : {"another.tmp-" + dead, "another.tmp-" + dead + "-1"})
+    std::ofstream(folder / name) << "of another program";
+  remove_stale_temporaries(folder.path(), [](std::string_view name) { return name != "another"; });
   std::set<std::string> left;
   for (const auto& entry : fs::directory_iterator(folder.path()))
     left.insert(entry.path().filename().string());
   CHECK(left == std::set<std::string>{"latest", "latest.tmp-" + living, "x.tmp-" + dead + "x", "x.tmp-",
                                       "x.tmp--5", "tmp-" + dead, "target", "link.tmp-" + dead,
+                                      "another.tmp-" + dead, "another.tmp-" + dead + "-1",
                                       "open.tmp-" + std::to_string(::getpid())});
   CHECK(fs::exists(folder / "target" / "inside"));
-  CHECK_NOTHROW(remove_stale_temporaries(folder / "none"));
+  CHECK_NOTHROW(remove_stale_temporaries(folder / "none", any));
 }
 
 TEST_CASE("what another machine's process holds is not stale, though no process here has its number") {
@@ -64,11 +71,11 @@ TEST_CASE("what another machine's process holds is not stale, though no process 
     OutputFolder output_folder(folder / "key");
     fs::rename(temporary_name(folder / "latest"), file);  // as it would be called there
     fs::rename(output_folder.temporary(), inner);
-    remove_stale_temporaries(folder.path());
+    remove_stale_temporaries(folder.path(), any);
     CHECK(fs::exists(file));
     CHECK(fs::exists(inner));
   }
-  remove_stale_temporaries(folder.path());
+  remove_stale_temporaries(folder.path(), any);
   CHECK_FALSE(fs::exists(file));
   CHECK_FALSE(fs::exists(inner));
 }

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -43,8 +44,9 @@ class InputFile {
 fs::path temporary_name(const fs::path& path);
 /// Removes the files and folders of `folder` with such names (more may follow the PID) that a process has
 /// left which is not there any more: no process here has that number, and none, also of another machine or
-/// container, holds the lock. What cannot be looked at stays.
-void remove_stale_temporaries(const fs::path& folder);
+/// container, holds the lock. Only where `is_ours(NAME)`, since other programs name their files so as well;
+/// what cannot be looked at stays.
+void remove_stale_temporaries(const fs::path& folder, const std::function<bool(std::string_view)>& is_ours);
 
 /// Writes a file under a temporary name beside its place; commit() fsyncs and renames it there. Without
 /// commit() the temporary file is removed: a reader never sees a half-written file.
