@@ -19,8 +19,11 @@ TEST_CASE("a skipped test case has an exit code of its own, and says why") {
 }
 
 TEST_CASE("skipping hides no check that failed before it, and no test case that ran") {
-  CHECK(run_probe("skipped after a failure").status == 1);
-  CHECK(run_probe("skipped,skipped after a failure").status == 1);
+  for (const char* cases : {"skipped after a failure", "skipped,skipped after a failure"}) {
+    const int status = run_probe(cases).status;  // 1 or, with Catch2 3.7, 42
+    CHECK(status != 0);
+    CHECK(status != kSkipped);
+  }
   CHECK(run_probe("skipped,not skipped").status == 0);
   CHECK(run_probe("not skipped").status == 0);
 }

@@ -92,7 +92,7 @@ RankOutcome train_rank(const Task& task, const Layout& layout, const Communicato
     expect(also_summed == std::array<double, 2>{static_cast<double>(world.size()),
                                                 world.size() * (world.size() - 1) / 2.0},
            "what travels with the sums of a step is not summed once");
-    const float norm = engine.update(1e-2, step + 1);
+    const float norm = engine.update(static_cast<float>(kLearningRate), step + 1);
     out.steps.push_back({loss.loss_sum / counted, loss.num_correct, loss.balance_loss,
                          static_cast<double>(norm), loss.load_max_over_mean()});
   }
@@ -174,9 +174,7 @@ TrainEngineOptions options_of(const Task& task, const Layout& layout) {
   options.expert_chunks = layout.chunks;
   options.recompute = layout.recompute;
   options.routed_rows_memory = task.routed_rows_memory;
-  // Large beside the rounding of a gradient, so that a weight whose gradient is almost nothing does not go
-  // up on one layout and down on another.
-  options.optimizer.eps = 1e-4;
+  options.optimizer.eps = kAdamEps;
   return options;
 }
 

@@ -55,6 +55,11 @@ struct Outcome {
   std::int64_t repeated = 0;
 };
 
+inline constexpr double kLearningRate = 1e-2;
+/// The optimizer's eps: large beside the rounding of a gradient, so that a weight whose gradient is almost
+/// nothing does not go up on one layout and down on another.
+inline constexpr double kAdamEps = 1e-4;
+
 TrainEngineOptions options_of(const Task& task, const Layout& layout);
 /// Trains. Throws std::runtime_error if ranks disagree about a number, or replicas about a bit of a weight.
 Outcome train_on(const Task& task, const Layout& layout);
