@@ -5,10 +5,11 @@
 #include "farskip/cli/command.h"
 #include "farskip/cli/job.h"
 #include "farskip/cli/load.h"
+#include "farskip/engine/devices.h"
+#include "farskip/engine/engine_options.h"
+#include "farskip/measure/overlap.h"
 #include "farskip/passes/farskip.h"
-#include "farskip/train/devices.h"
-#include "farskip/train/overlap.h"
-#include "farskip/train/trainer.h"
+#include "farskip/run/trainer.h"
 
 namespace farskip {
 namespace {

@@ -8,11 +8,12 @@
 #include "farskip/cli/command.h"
 #include "farskip/cli/job.h"
 #include "farskip/cli/load.h"
+#include "farskip/engine/devices.h"
+#include "farskip/engine/engine.h"
+#include "farskip/engine/engine_options.h"
+#include "farskip/measure/measure.h"
 #include "farskip/ops/ops.h"
-#include "farskip/train/devices.h"
-#include "farskip/train/engine.h"
-#include "farskip/train/measure.h"
-#include "farskip/train/trainer.h"
+#include "farskip/run/trainer.h"
 
 namespace farskip {
 namespace {

@@ -6,9 +6,10 @@
 #include "farskip/cli/command.h"
 #include "farskip/cli/job.h"
 #include "farskip/cli/load.h"
-#include "farskip/train/compare_separate.h"
-#include "farskip/train/devices.h"
-#include "farskip/train/trainer.h"
+#include "farskip/engine/devices.h"
+#include "farskip/engine/engine_options.h"
+#include "farskip/measure/compare_separate.h"
+#include "farskip/run/trainer.h"
 
 namespace farskip {
 namespace {

@@ -10,9 +10,9 @@
 #include "farskip/cli/command.h"
 #include "farskip/cli/load.h"
 #include "farskip/cli/op_cases.h"
+#include "farskip/engine/devices.h"
 #include "farskip/ops/ops.h"
 #include "farskip/runtime/executor.h"
-#include "farskip/train/devices.h"
 
 namespace farskip {
 namespace {

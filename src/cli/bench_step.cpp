@@ -10,11 +10,12 @@
 #include "farskip/cli/command.h"
 #include "farskip/cli/job.h"
 #include "farskip/cli/load.h"
+#include "farskip/engine/devices.h"
+#include "farskip/engine/engine_options.h"
+#include "farskip/measure/measure.h"
 #include "farskip/passes/farskip.h"
-#include "farskip/train/devices.h"
-#include "farskip/train/learning_rate.h"
-#include "farskip/train/measure.h"
-#include "farskip/train/trainer.h"
+#include "farskip/run/learning_rate.h"
+#include "farskip/run/trainer.h"
 
 namespace farskip {
 namespace {

@@ -3,7 +3,7 @@
 
 #include "farskip/cli/command.h"
 #include "farskip/cli/load.h"
-#include "farskip/train/hub_folder.h"
+#include "farskip/hub/hub_folder.h"
 
 namespace farskip {
 namespace {

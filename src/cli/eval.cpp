@@ -4,8 +4,9 @@
 
 #include "farskip/cli/command.h"
 #include "farskip/cli/load.h"
+#include "farskip/infer/evaluate.h"
 #include "farskip/passes/farskip.h"
-#include "farskip/train/trainer.h"
+#include "farskip/run/trainer.h"
 
 namespace farskip {
 namespace {

@@ -5,9 +5,9 @@
 #include "farskip/base/folder.h"
 #include "farskip/cli/command.h"
 #include "farskip/cli/load.h"
+#include "farskip/engine/engine.h"
 #include "farskip/passes/farskip.h"
 #include "farskip/tensor/safetensors_writer.h"
-#include "farskip/train/engine.h"
 
 namespace farskip {
 namespace {

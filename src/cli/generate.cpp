@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/train/generate.h"
+#include "farskip/infer/generate.h"
 
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
 #include "farskip/cli/command.h"
 #include "farskip/cli/load.h"
+#include "farskip/hub/companions.h"
 #include "farskip/passes/farskip.h"
-#include "farskip/train/companions.h"
 
 namespace farskip {
 namespace {

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <nlohmann/json.hpp>
 
+#include "farskip/checkpoint/checkpoint_files.h"
+#include "farskip/checkpoint/training_state.h"
 #include "farskip/cli/command.h"
 #include "farskip/cli/load.h"
 #include "farskip/data/token_file.h"
+#include "farskip/hub/companions.h"
 #include "farskip/tensor/safetensors.h"
-#include "farskip/train/checkpoint_files.h"
-#include "farskip/train/companions.h"
-#include "farskip/train/training_state.h"
 
 namespace farskip {
 namespace {

@@ -2,11 +2,13 @@
 #include "farskip/cli/load.h"
 
 #include "farskip/base/folder.h"
+#include "farskip/checkpoint/checkpoint_files.h"
+#include "farskip/checkpoint/training_checkpoint.h"
 #include "farskip/cli/command.h"
-#include "farskip/train/checkpoint_files.h"
-#include "farskip/train/devices.h"
-#include "farskip/train/trainer.h"
-#include "farskip/train/training_checkpoint.h"
+#include "farskip/engine/devices.h"
+#include "farskip/engine/engine_options.h"
+#include "farskip/run/run_data.h"
+#include "farskip/run/trainer.h"
 
 namespace farskip {
 namespace {

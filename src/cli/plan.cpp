@@ -9,9 +9,10 @@
 #include "farskip/cli/load.h"
 #include "farskip/cli/plan_text.h"
 #include "farskip/cli/units.h"
+#include "farskip/engine/engine_options.h"
 #include "farskip/passes/farskip.h"
+#include "farskip/run/trainer.h"
 #include "farskip/tensor/hash.h"
-#include "farskip/train/trainer.h"
 
 namespace farskip {
 namespace {

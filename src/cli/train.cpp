@@ -5,7 +5,7 @@
 #include "farskip/cli/command.h"
 #include "farskip/cli/job.h"
 #include "farskip/cli/load.h"
-#include "farskip/train/trainer.h"
+#include "farskip/run/trainer.h"
 
 namespace farskip {
 namespace {

@@ -5,8 +5,8 @@
 
 #include <cstring>
 
+#include "farskip/checkpoint/training_checkpoint.h"
 #include "farskip/comm/local.h"
-#include "farskip/train/training_checkpoint.h"
 #include "support/catch.h"
 #include "support/support.h"
 

@@ -4,9 +4,10 @@
 #include <set>
 
 #include "farskip/comm/local.h"
+#include "farskip/distill/distillation.h"
 #include "farskip/passes/farskip.h"
+#include "farskip/run/trainer.h"
 #include "farskip/schedule/list_scheduler.h"
-#include "farskip/train/distillation.h"
 #include "rank_graph.h"
 #include "support/catch.h"
 #include "support/run_files.h"

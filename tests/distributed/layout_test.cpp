@@ -6,6 +6,7 @@
 #include <random>
 
 #include "farskip/data/sampler.h"
+#include "farskip/engine/engine_options.h"
 #include "layouts.h"
 #include "support/catch.h"
 

@@ -6,7 +6,7 @@
 #include <cmath>
 
 #include "farskip/base/random.h"
-#include "farskip/train/measure.h"
+#include "farskip/measure/measure.h"
 
 namespace farskip::test {
 namespace {

@@ -4,9 +4,9 @@
 
 #include <optional>
 
+#include "farskip/engine/engine.h"
+#include "farskip/infer/evaluate.h"
 #include "farskip/passes/farskip.h"
-#include "farskip/train/engine.h"
-#include "farskip/train/trainer.h"
 #include "rank_graph.h"
 #include "support/support.h"
 

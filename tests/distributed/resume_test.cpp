@@ -5,7 +5,8 @@
 #include <nlohmann/json.hpp>
 #include <thread>
 
-#include "farskip/train/training_checkpoint.h"
+#include "farskip/checkpoint/training_checkpoint.h"
+#include "farskip/run/trainer.h"
 #include "layouts.h"
 #include "support/catch.h"
 #include "support/run_files.h"

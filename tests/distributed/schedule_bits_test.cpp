@@ -6,7 +6,7 @@
 #include <sstream>
 
 #include "farskip/base/random.h"
-#include "farskip/train/measure.h"
+#include "farskip/measure/measure.h"
 #include "layouts.h"
 #include "support/catch.h"
 

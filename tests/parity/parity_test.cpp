@@ -4,9 +4,9 @@
 #include <nlohmann/json.hpp>
 
 #include "farskip/data/token_file.h"
+#include "farskip/engine/engine.h"
 #include "farskip/passes/farskip.h"
-#include "farskip/train/engine.h"
-#include "farskip/train/learning_rate.h"
+#include "farskip/run/learning_rate.h"
 #include "support/catch.h"
 #include "support/models.h"
 #include "support/support.h"

@@ -7,7 +7,8 @@
 #include <vector>
 
 #include "farskip/config/run_config.h"
-#include "farskip/train/distillation.h"
+#include "farskip/distill/distillation.h"
+#include "farskip/run/trainer.h"
 #include "support/support.h"
 
 namespace farskip::test {

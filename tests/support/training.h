@@ -5,9 +5,9 @@
 #include <algorithm>
 #include <cmath>
 
+#include "farskip/measure/measure.h"
 #include "farskip/passes/farskip.h"
-#include "farskip/train/measure.h"
-#include "farskip/train/trainer.h"
+#include "farskip/run/trainer.h"
 #include "support/support.h"
 
 namespace farskip::test {

@@ -9,9 +9,9 @@
 #include "farskip/base/log.h"
 #include "farskip/config/run_config.h"
 #include "farskip/data/tokenizer.h"
-#include "farskip/train/device_tensors.h"
-#include "farskip/train/distill_setup.h"
-#include "farskip/train/weights.h"
+#include "farskip/distill/distill_setup.h"
+#include "farskip/state/device_tensors.h"
+#include "farskip/state/weights.h"
 
 namespace farskip {
 

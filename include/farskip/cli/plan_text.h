@@ -4,7 +4,7 @@
 
 #include <nlohmann/json_fwd.hpp>
 
-#include "farskip/train/plan_report.h"
+#include "farskip/measure/plan_report.h"
 
 namespace farskip {
 

@@ -32,7 +32,7 @@ struct LaneTotals {
 };
 LaneTotals measure_lane(const TraceLane& lane);
 
-/// Reads a Chrome/Perfetto trace as train/trace.h writes it. DataError for anything else.
+/// Reads a Chrome/Perfetto trace as measure/trace.h writes it. DataError for anything else.
 std::vector<TraceProcess> read_trace(const std::string& text);
 
 /// All processes on one axis of time, as fine as `most_bytes` allow; empty if there is no span.

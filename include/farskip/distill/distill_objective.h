@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+// Distillation as an objective: teacher and student in one graph.
+
+#include <utility>
+#include <vector>
+
+#include "farskip/distill/teacher.h"
+#include "farskip/ops/distill_ops.h"
+#include "farskip/program/objective.h"
+#include "farskip/state/device_tensors.h"
+
+namespace farskip {
+
+struct DistillTerms {
+  ops::DistillLoss loss;
+  double hidden_l2 = 0.0;                                       // 0: not compared
+  std::vector<std::pair<std::int64_t, std::int64_t>> hidden{};  // layers of student and teacher
+  double router_agreement = 0.0;
+};
+
+/// The teacher's final hidden states are all that leaves it (and what else is compared); both heads are part
+/// of the loss. Outputs beside those of a loss: "distill_stats", "sum.routing_flips.<layer>" where both
+/// models have as many experts and choices, "sum.hidden_l2", "sum.router_agreement".
+class DistillObjective final : public StepObjective {
+ public:
+  /// Puts the teacher on the device, rounded once where the graphs compute in bf16 with a parameter; its f32
+  /// weights are not kept then.
+  DistillObjective(DistillTerms terms, Teacher teacher, std::shared_ptr<Device> device, DType compute);
+
+  Graph build_forward(const ModelConfig& config, const LayerGraph& layers, const LowerOptions& options,
+                      const StepSharding& sharding) const override;
+  std::vector<std::string> terms() const override;
+  const TensorMap& tensors() const override { return tensors_; }
+  void bind(Executor& executor) const override;
+
+ private:
+  void compare_layers(Graph& graph, const std::map<std::string, ValueId, std::less<>>& values,
+                      const ModelConfig& student) const;
+
+  DistillTerms terms_;
+  Teacher teacher_;
+  TensorMap tensors_;  // by external name
+  DeviceTensors on_device_;
+};
+
+/// Names of the inputs of a graph that has kept outputs instead of a teacher.
+inline constexpr std::string_view kCachedIndices = "cached.indices";                // i32[T, K]
+inline constexpr std::string_view kCachedLogProbs = "cached.log_probs";             // f32[T, K]
+inline constexpr std::string_view kCachedLogTail = "cached.log_tail";               // f32[T]
+inline constexpr std::string_view kCachedTargetLogProb = "cached.target_log_prob";  // f32[T]
+
+/// The same with the teacher's outputs as inputs: only the student is in the graph. terms.loss.top_k is K.
+class CachedDistillObjective final : public StepObjective {
+ public:
+  explicit CachedDistillObjective(ops::DistillLoss loss) : loss_(loss) {}
+  Graph build_forward(const ModelConfig& config, const LayerGraph& layers, const LowerOptions& options,
+                      const StepSharding& sharding) const override;
+  const TensorMap& tensors() const override { return none_; }
+  void bind(Executor& /*executor*/) const override {}
+  void complete_random_batch(Batch& batch) const override;
+
+ private:
+  ops::DistillLoss loss_;
+  TensorMap none_;
+};
+
+/// The teacher alone, its parameters under their own names (read_name()), with outputs under the names above
+/// instead of a loss.
+Graph build_teacher_graph(const Teacher& teacher, const LowerOptions& options, const StepSharding& sharding,
+                          const ops::KeepTopK& keep);
+
+}  // namespace farskip

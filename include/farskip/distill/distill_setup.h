@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+// A distillation as it is known before any weights are read: for the run itself, for its plan, for measuring.
+
+#include <memory>
+#include <set>
+#include <string>
+
+#include "farskip/config/run_config.h"
+#include "farskip/distill/distill_objective.h"
+#include "farskip/engine/engine.h"
+
+namespace farskip {
+
+struct DistillSetup {
+  DistillConfig config;
+  ModelConfig teacher;
+  bool from_teacher = true;  // the student begins with the teacher's weights
+};
+
+/// Of a run with a section `distill` whose teacher is a model folder.
+DistillSetup read_distill_setup(const RunConfig& config);
+
+/// What is minimised. UsageError where teacher and student do not fit.
+DistillTerms make_terms(const DistillConfig& config, const ModelConfig& student, const ModelConfig& teacher);
+
+/// Frozen parameters that both models have and begin with alike, which are then one tensor. With kept outputs
+/// there are none: no teacher is in memory.
+std::set<std::string> shared_parameters(const DistillSetup& setup, const ModelConfig& student);
+
+/// Adds what a step minimises and what it leaves as it is. `teacher`: of setup.teacher; with weights, which
+/// go to the device in the type that options.compute asks for, if steps are to run; not needed with kept
+/// outputs.
+void add_distillation(TrainEngineOptions& options, const DistillSetup& setup, const ModelConfig& student,
+                      Teacher teacher, std::shared_ptr<Device> device);
+
+}  // namespace farskip

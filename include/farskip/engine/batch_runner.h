@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+// Batches on their way into plans, and losses on their way out.
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "farskip/runtime/executor.h"
+#include "farskip/state/device_tensors.h"
+
+namespace farskip {
+
+/// Tokens of some sequences of equal length, as the graphs want them.
+struct Batch {
+  std::vector<std::int32_t> tokens, targets;  // [B*S]; target -1: not counted
+  std::vector<std::int32_t> document_start;   // [B*S] or empty
+  /// What the objective's graph reads beside these, by external name (a teacher's kept outputs).
+  std::map<std::string, HostTensor> more{};
+};
+
+/// Sums over the batches that were run, on this rank or over all of them.
+struct BatchLoss {
+  double loss_sum = 0;       // Σ over counted tokens, nats
+  double num_correct = 0;    // counted tokens whose target has the largest logit
+  double balance_loss = 0;   // Σ over layers and sequences
+  double num_overflows = 0;  // batches in which routed rows did not fit: all other numbers are then void
+  std::map<int, std::vector<double>> expert_rows;  // by layer: rows routed to each expert
+  std::map<std::string, double> sums;              // more sums of the objective (program/objective.h)
+
+  /// Largest over layers: rows of the busiest expert over the mean.
+  double load_max_over_mean() const;
+  BatchLoss& operator+=(const BatchLoss& other);
+};
+
+/// An executor of a graph over batches, with the buffers in device memory that its inputs are bound to.
+class BatchRunner {
+ public:
+  explicit BatchRunner(std::unique_ptr<Executor> executor);
+  /// `number`: of the micro-batches that are in flight at once. Does not wait for earlier runs.
+  void set_batch(const Batch& batch, int number = 0);
+  void set_scales(float loss_scale, float balance_scale);
+  Executor& executor() { return *executor_; }
+  const Executor& executor() const { return *executor_; }
+
+ private:
+  void set(const std::string& name, const void* values, const TensorView& like);
+
+  std::unique_ptr<Executor> executor_;
+  // Bound once, when first set: binding again would make the executor resolve every address anew.
+  std::map<std::string, DeviceBuffer> inputs_;
+};
+
+/// Losses of several runs, set aside on the device and read together: one wait a step.
+class KeptLosses {
+ public:
+  explicit KeptLosses(std::shared_ptr<Device> device) : device_(std::move(device)) {}
+  /// Sets aside what the last run has put out, before another plan runs in its arena. Does not wait.
+  void keep(const Executor& executor);
+  /// Their sum, in order; waits. Nothing is kept afterwards.
+  BatchLoss read();
+
+ private:
+  struct Part {
+    std::string name;
+    TensorView device;  // where the copy lies
+  };
+  std::shared_ptr<Device> device_;
+  std::vector<DeviceBuffer> buffers_;  // one a kept run; used again in the next step
+  std::size_t num_kept_ = 0;
+  std::vector<Part> parts_;
+};
+
+}  // namespace farskip

@@ -1,0 +1,250 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+// A model ready to run on this machine: weights, the graphs of a step turned into plans, one arena.
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "farskip/base/log.h"
+#include "farskip/comm/mesh.h"
+#include "farskip/engine/batch_runner.h"
+#include "farskip/passes/pipeline.h"
+#include "farskip/program/objective.h"
+#include "farskip/runtime/executor.h"
+#include "farskip/schedule/costs.h"
+#include "farskip/state/device_tensors.h"
+#include "farskip/state/weights.h"
+
+namespace farskip {
+
+/// How the order of a plan is chosen.
+struct PlanOptions {
+  Waits waits = Waits::at_once;      // of the serial plan
+  const CostTable* costs = nullptr;  // set: an overlapped plan by these costs (schedule/list_scheduler.h)
+  int in_flight = 1;                 // micro-batches whose activations may be alive at once
+};
+/// The overlapped plan of a training step by these costs, within the memory that training allows it.
+Plan make_step_plan(const Graph& graph, const WorkspaceRule& workspace, const NodeSeconds& seconds,
+                    int in_flight = 1);
+
+/// Without the passes that are for other devices than this one.
+PipelineOptions pipeline_for(DeviceKind device, PipelineOptions options);
+
+/// Graph → passes → plan → executor. With costs and ranks, collective: rank 0 plans by the mean of what their
+/// tables say, and all take its order.
+std::unique_ptr<Executor> compile(Graph graph, Arena& arena, const PipelineOptions& options,
+                                  const Logger& logger, RankContext ranks = {}, PlanOptions plan = {});
+
+/// Bytes that a run takes above the program itself, in the memory where plans run; weights with their compute
+/// copies and a teacher's.
+struct MemoryReport {
+  std::size_t weights = 0, gradients = 0, moments = 0, arena = 0;
+  std::size_t snapshot = 0;  // copy that an asynchronous save writes from
+  std::size_t total() const { return weights + gradients + moments + arena + snapshot; }
+};
+
+/// Forward-only use of a model (evaluation, logits). Plans are made on first use of a batch shape. The arena
+/// may serve other engines too: results in it are valid until any of them runs. Where experts are spread over
+/// ranks, all of them call together, with batches of one shape; buffers are made for the worst routing. Plans
+/// run on the arena's device and compute in the weights' compute type.
+class InferenceEngine {
+ public:
+  InferenceEngine(ModelConfig config, LayerGraph layers, std::shared_ptr<const DeviceWeights> weights,
+                  Arena& arena, Logger logger, Mesh mesh = make_self_mesh(), Heartbeat* heartbeat = nullptr,
+                  std::shared_ptr<const StepObjective> objective = nullptr);
+  /// In f32. What is in `weights` now is copied to the device, unless that shares the host's memory.
+  InferenceEngine(ModelConfig config, LayerGraph layers, const TensorMap& weights, Arena& arena,
+                  Logger logger, Mesh mesh = make_self_mesh(), Heartbeat* heartbeat = nullptr);
+
+  const ModelConfig& config() const { return config_; }
+  const Mesh& mesh() const { return mesh_; }
+  /// Makes the plan of loss() for batches of this shape, so that its memory is taken now. Collective.
+  void prepare_loss(std::int64_t sequences, std::int64_t sequence_length, bool document_mask) {
+    runner(sequences, sequence_length, false, document_mask);
+  }
+  BatchLoss loss(const Batch& batch, std::int64_t sequence_length);
+  /// logits[B*S, V] f32 in host memory, valid until the next call.
+  TensorView logits(std::span<const std::int32_t> tokens, std::int64_t sequence_length);
+
+ private:
+  BatchRunner& runner(std::int64_t batch, std::int64_t sequence_length, bool logits, bool document_mask);
+
+  ModelConfig config_;
+  LayerGraph layers_;
+  std::shared_ptr<const DeviceWeights> weights_;
+  Logger logger_;
+  Arena& arena_;
+  KeptLosses losses_;
+  HostTensor logits_;  // where the device does not share the host's memory
+  Mesh mesh_;
+  Heartbeat* heartbeat_;
+  std::shared_ptr<const StepObjective> objective_;
+  std::map<std::tuple<std::int64_t, std::int64_t, bool, bool>, BatchRunner> runners_;
+};
+
+struct TrainEngineOptions {
+  std::int64_t micro_batch = 1, sequence_length = 1;
+  std::int64_t micro_batches = 1;  // of this rank in a step
+  int in_flight = 1;               // of them at once in one graph; divides micro_batches
+  int expert_chunks = 1;           // parts of the tokens whose routed rows travel one by one; 0: not chosen
+                                   // yet (measure.h), and an engine takes one
+  bool document_mask = false;
+  bool balance_loss = false;
+  Recompute recompute = Recompute::none;
+  OptimizerConfig optimizer;
+  PipelineOptions pipeline;
+  bool zero = false;
+  DType compute = DType::f32;              // or bf16: activations and what products read; state stays f32
+  bool deterministic = true;               // false: kernels that do not repeat their bits may be taken
+  bool overlap = true;                     // collectives are waited for late; false: at once
+  std::shared_ptr<const CostTable> costs;  // with overlap: the order is chosen by these
+  bool align = false;  // all ranks meet before each collective (for measuring its transport alone)
+  std::optional<std::uint64_t> routed_rows_memory;  // bytes; absent: room for twice an even share
+  std::shared_ptr<const StepObjective> objective;   // none: cross-entropy on the data
+  std::set<std::string> frozen;                     // parameters that stay as they are, by name
+};
+
+/// The micro-batch graphs of a step of `count` of them, and how often each runs: all but the first add to
+/// what is there, and the last sums over ranks, if there are `several`. By (accumulate, reduce).
+std::map<std::pair<bool, bool>, std::int64_t> micro_batch_runs(std::int64_t count, bool several);
+
+/// What the graphs of `sequences` sequences are lowered with.
+LowerOptions lower_options(const TrainEngineOptions& options, std::int64_t sequences);
+
+/// How many routed rows one rank may send to one other, and what is done when a batch has more.
+struct RoutedRowsPlan {
+  std::int64_t even_rows = 0;       // if all experts were equally busy
+  std::int64_t max_rows = 0;        // in the usual plan
+  std::int64_t fallback_batch = 0;  // sequences at once when that does not hold; 0: it always holds
+  std::int64_t fallback_rows = 0;
+  std::uint64_t bytes = 0, fallback_bytes = 0;  // of routed activations that either keeps for the backward
+};
+/// UsageError when `routed_rows_memory` is too small for one sequence that is routed to one rank entirely.
+RoutedRowsPlan plan_routed_rows(const ModelConfig& config, const TrainEngineOptions& options,
+                                int expert_size);
+
+/// What a whole step gives.
+struct StepResult {
+  BatchLoss loss;              // sums over all ranks
+  float grad_norm = 0;         // before clipping; NaN where it was not asked for, as the loss is not finite
+  bool loss_is_finite = true;  // with all terms that are minimised
+  bool updated = true;         // false: parameters and moments are as they were
+};
+
+/// Training use: gradients and moments beside the weights, all in the memory of the arena's device. Where
+/// that does not share the host's, the host tensors are a second copy for what is done on the host, and the
+/// owner of the engine says when they are copied: upload_weights, upload_moments, download_state.
+class TrainEngine {
+ public:
+  /// `weights`: of local_parameters() at the mesh's position; they must stay. The mesh is connected on the
+  /// arena's device (engine/devices.h). Collective.
+  TrainEngine(const ModelConfig& config, const LayerGraph& layers, TensorMap& weights,
+              const TrainEngineOptions& options, Arena& arena, const Logger& logger,
+              Mesh mesh = make_self_mesh(), Heartbeat* heartbeat = nullptr);
+
+  /// Forward and backward of this rank's micro-batches of a step, gradients summed over ranks. Collective.
+  /// Returns sums over all ranks; `also_summed` is summed over ranks in the same message. When routed rows do
+  /// not fit anywhere, the step is repeated in smaller parts by all ranks.
+  BatchLoss compute_gradients(std::span<const Batch> batches, float loss_scale, float balance_scale,
+                              std::span<double> also_summed = {});
+  /// Clip and AdamW with the 1-based step number of the moments. Returns the gradient norm before clipping;
+  /// when that is not finite nothing was changed. Collective.
+  float update(double learning_rate, std::int64_t step);
+  /// Both. Without an update where the loss or the gradient norm is not finite; one GPU alone does not wait
+  /// for the loss, and updates where only the loss is not finite. Collective.
+  StepResult step(std::span<const Batch> batches, float loss_scale, float balance_scale, double learning_rate,
+                  std::int64_t step, std::span<double> also_summed = {});
+
+  /// The host's weights to the device, and the compute copies that belong to them. To be called whenever the
+  /// host's weights were changed (not needed in f32 on a device that shares memory).
+  void upload_weights() { weights_->upload(); }
+  void upload_moments();
+  /// Weights to the host's tensors; with moments. Collective: a rank that computes in bf16 has only the rows
+  /// that it updates of some.
+  void download_weights();
+  void download_state();
+  /// Where inference finds the weights that this engine trains.
+  std::shared_ptr<const DeviceWeights> weights() const { return weights_; }
+
+  /// From the next step on the model is wired like this; its parameters, gradients and moments stay.
+  /// Collective.
+  void rewire(const LayerGraph& layers);
+
+  const std::vector<LocalParameter>& parameters() const { return parameters_; }
+  const RoutedRowsPlan& routed_rows() const { return routed_rows_; }
+  /// Steps that were repeated because routed rows did not fit.
+  std::int64_t num_repeated() const { return num_repeated_; }
+  /// Of this rank's micro-batches until compute_gradients has summed them; then of the whole step, but with
+  /// ZeRO only in the rows that this rank updates.
+  /// Copied to the host first where it must be.
+  const TensorMap& gradients() const;
+  /// This rank's part of the loss of the last step.
+  const BatchLoss& own_loss() const { return own_loss_; }
+  TensorMap& first_moments() { return first_moments_; }
+  TensorMap& second_moments() { return second_moments_; }
+  MemoryReport memory() const;
+  /// Time in which this rank could do nothing but communicate, since the start.
+  double exposed_seconds() const;
+  /// What all transports since the start take by themselves, by the costs; 0 without costs.
+  double transport_seconds() const { return transport_seconds_; }
+  /// Called after each executed plan with the seconds of its steps; an empty function turns the measuring
+  /// off.
+  using Observer = std::function<void(const Executor&, const std::vector<StepTime>&)>;
+  void observe(Observer observer) { observer_ = std::move(observer); }
+
+ private:
+  /// Which micro-batch graph: sequences in it, routed rows that one rank may send to one other, gradients
+  /// added to what is there, and summed over ranks.
+  struct Variant {
+    std::int64_t sequences, max_rows;
+    int in_flight;
+    bool accumulate, reduce;
+    auto operator<=>(const Variant&) const = default;
+  };
+  BatchRunner& runner(const Variant& variant);
+  /// Their losses are kept in losses_.
+  void run_micro_batches(std::span<const Batch> batches, std::int64_t max_rows, int in_flight,
+                         float loss_scale, float balance_scale);
+  void launch_update(double learning_rate, std::int64_t step);
+  BatchLoss read_losses();
+  float grad_norm() const;
+  bool is_finite(const BatchLoss& loss) const;
+  BatchLoss sum_over_ranks(const BatchLoss& loss, std::span<double> also_summed) const;
+  void bind_state(Executor& executor);
+  void run(Executor& executor);
+  void compile_all();
+  void check_same_order() const;
+  void note_transports(const Executor& executor);
+  RankContext ranks() const { return {&mesh_, heartbeat_, options_.align}; }
+  PlanOptions plan_options() const;
+
+  ModelConfig config_;
+  LayerGraph layers_;
+  TrainEngineOptions options_;
+  std::vector<LocalParameter> parameters_, trained_;
+  RoutedRowsPlan routed_rows_;
+  TensorMap gradients_, first_moments_, second_moments_;  // the host's
+  std::shared_ptr<DeviceWeights> weights_;
+  DeviceTensors device_gradients_, device_first_, device_second_;
+  Arena& arena_;
+  Device& device_;
+  KeptLosses losses_;
+  BatchLoss own_loss_;
+  Logger logger_;
+  Mesh mesh_;
+  Heartbeat* heartbeat_;
+  std::map<Variant, BatchRunner> runners_;
+  std::unique_ptr<Executor> update_;
+  std::unique_ptr<Executor> gather_;  // of what the update leaves behind; may be none
+  DeviceBuffer hyper_;
+  std::int64_t num_repeated_ = 0;
+  std::map<const Executor*, double> transports_;
+  double transport_seconds_ = 0, past_exposed_seconds_ = 0;
+  Observer observer_;
+};
+
+}  // namespace farskip

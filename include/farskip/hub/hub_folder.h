@@ -1,0 +1,19 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+// Model folders in hub layout that we write, and the hashes by which they are read again.
+
+#include "farskip/hub/companions.h"
+#include "farskip/state/weights.h"
+
+namespace farskip {
+
+/// Writes config.json, model.safetensors, the companions and model.manifest.json. UsageError where the folder
+/// holds one of them, or a run. DataError, before anything is written, naming a weight that is not finite.
+void write_hub_folder(const fs::path& folder, const ModelConfig& config, const TensorMap& weights,
+                      DType dtype, const Companions& companions);
+
+/// Compares size and hash of every file that model.manifest.json lists; nothing where there is none.
+/// DataError naming the first file that differs, MissingInputError for one that is gone.
+void verify_hub_folder(const fs::path& folder);
+
+}  // namespace farskip

@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+// What a training step minimises: the seam between the engine, which runs steps, and what they are about.
+
+#include <memory>
+
+#include "farskip/program/step_graphs.h"
+#include "farskip/state/weights.h"
+
+namespace farskip {
+
+class Executor;
+
+struct Batch;  // batch_runner.h
+
+/// Immutable; shared by the engines of a run.
+class StepObjective {
+ public:
+  StepObjective() = default;
+  StepObjective(const StepObjective&) = delete;
+  StepObjective& operator=(const StepObjective&) = delete;
+  virtual ~StepObjective() = default;
+
+  /// The forward of one micro-batch of the model that is trained, with outputs and externals as
+  /// build_forward_graph() has them. More outputs: those named "sum.<name>", [1], are summed over
+  /// micro-batches and ranks (BatchLoss::sums), and so are the kDistillStats of "distill_stats".
+  virtual Graph build_forward(const ModelConfig& config, const LayerGraph& layers,
+                              const LowerOptions& options, const StepSharding& sharding) const = 0;
+  /// Outputs beside "loss_sum" that are minimised with the same scale.
+  virtual std::vector<std::string> terms() const { return {}; }
+  /// Tensors of these graphs that do not belong to the trained model, by external name.
+  virtual const TensorMap& tensors() const = 0;
+  /// Binds those of them that are externals of the graph.
+  virtual void bind(Executor& executor) const = 0;
+  /// Adds to a batch of random tokens, for measuring, whatever else the graphs read.
+  virtual void complete_random_batch(Batch& /*batch*/) const {}
+};
+
+/// The forward graph of an objective; without one, that of cross-entropy on the data.
+Graph build_objective_graph(const StepObjective* objective, const ModelConfig& config,
+                            const LayerGraph& layers, const LowerOptions& options,
+                            const StepSharding& sharding);
+
+}  // namespace farskip

@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+// The graphs of a training step. One micro-batch is a graph (forward, backward, gradients added to their
+// accumulators, the last one also sums them over replicas), the update another; a validation batch is the
+// forward alone.
+
+#include <set>
+#include <string>
+
+#include "farskip/config/run_config.h"
+#include "farskip/model/lower.h"
+
+namespace farskip {
+
+class StepObjective;  // objective.h
+
+/// How a step is spread over ranks.
+struct StepSharding {
+  MeshPosition mesh;
+  bool zero = false;          // optimizer state is dealt out to the replicas of a parameter (ZeRO-1)
+  std::int64_t max_rows = 0;  // routed rows from one rank to one other; not used where expert_size is 1
+  int expert_chunks = 1;      // parts of the tokens that travel one by one (passes/chunk_experts.h); likewise
+};
+
+/// Names of externals beside tokens, targets and parameters.
+inline constexpr std::string_view kLossScale = "loss_scale";        // f32[1]: weight of each counted token
+inline constexpr std::string_view kBalanceScale = "balance_scale";  // f32[1]: weight of each sequence
+inline constexpr std::string_view kHyper = "hyper";                 // f32[3], see ops::adamw
+
+/// lower(); where experts are on several ranks, in chunks and with the experts split. Parameters have the
+/// shapes of local_parameters().
+Graph build_forward_graph(const ModelConfig& config, const LayerGraph& layers, const LowerOptions& options,
+                          const StepSharding& sharding);
+
+/// Forward and backward of one micro-batch. The gradient of each parameter is state under gradient_name:
+/// with `accumulate` the new value is old + gradient, otherwise the gradient. With `reduce` it is then summed
+/// over the replicas (passes/reduce_gradients.h). Outputs as build_forward_graph() has them. `in_flight`: so
+/// many micro-batches in one graph (passes/join_micro_batches.h), each with inputs and outputs of its own.
+struct MicroBatchKind {
+  bool accumulate = false, reduce = false;
+  int in_flight = 1;
+  Recompute recompute = Recompute::none;     // what the backward computes again (passes/recompute.h)
+  const StepObjective* objective = nullptr;  // none: cross-entropy on the data
+  std::set<std::string> frozen = {};         // parameters without a gradient, by name
+};
+Graph build_micro_batch_graph(const ModelConfig& config, const LayerGraph& layers,
+                              const LowerOptions& options, const StepSharding& sharding,
+                              const MicroBatchKind& kind);
+
+/// Without those whose names are in `frozen`.
+std::vector<LocalParameter> without_frozen(std::vector<LocalParameter> parameters,
+                                           const std::set<std::string>& frozen);
+
+/// Clip and AdamW over all parameters (decay on tensors of rank >= 2 as the hub counts ranks: an expert's
+/// matrices, not norms). All tensors are seen as matrices [rows, row size], vectors as they are; state, and
+/// only the optimizer_rows of each: own_rows_name, gradient_name and the moments. Output "grad_norm" f32[1],
+/// over all ranks, before clipping. `compute` bf16: also these rows of the compute copy of each parameter
+/// that has one (own_rows_name of compute_copy_name), so that micro-batches need not round again.
+///
+/// Where these are not all rows, the whole of what micro-batches read is then put together from all replicas:
+/// the compute copy (under compute_copy_name) of a parameter that has one, whose other rows are then behind
+/// on this rank (build_gather_graph); else the parameter (under its name).
+Graph build_update_graph(const std::vector<LocalParameter>& parameters, const StepSharding& sharding,
+                         const OptimizerConfig& optimizer, DType compute = DType::f32);
+
+/// Puts together what build_update_graph leaves behind: the parameters of which a rank has its own rows
+/// alone. Without nodes where there are none. Externals as there.
+Graph build_gather_graph(const std::vector<LocalParameter>& parameters, const StepSharding& sharding,
+                         DType compute);
+
+}  // namespace farskip

@@ -1,0 +1,17 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+// Names, in graphs and in files, of what a training step keeps beside its parameters (and beside compute
+// copies, which model/parameters.h names).
+
+#include <string>
+#include <string_view>
+
+namespace farskip {
+
+std::string gradient_name(std::string_view parameter);
+std::string first_moment_name(std::string_view parameter);
+std::string second_moment_name(std::string_view parameter);
+/// In the update graph: the rows of a parameter that this rank updates.
+std::string own_rows_name(std::string_view parameter);
+
+}  // namespace farskip

@@ -1,0 +1,229 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "farskip/distill/distill_objective.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "farskip/engine/engine.h"
+#include "farskip/passes/join_models.h"
+#include "farskip/passes/pipeline.h"
+
+namespace farskip {
+namespace {
+
+LowerOptions hidden_options(const LowerOptions& options, std::vector<std::int64_t> streams) {
+  LowerOptions hidden = options;
+  hidden.hidden = true;
+  hidden.streams = std::move(streams);
+  return hidden;
+}
+
+/// A forward graph that ends before the head, as the first half of an objective's.
+JoinedModels lower_student(const ModelConfig& config, const LayerGraph& layers, const LowerOptions& options,
+                           const StepSharding& sharding) {
+  return join_models(build_forward_graph(config, layers, hidden_options(options, {}), sharding), Graph(),
+                     [](std::string_view name) { return std::string(name); });
+}
+
+/// Counts of rows and overflow, and the balance loss, leave the graph as those of a plain forward do.
+void add_common_outputs(JoinedModels& joined) {
+  const std::string overflow = teacher_name("row_overflow.");
+  for (const auto& [name, value] : joined.values) {
+    if (name == "balance_loss" || name.starts_with("expert_offsets.") || name.starts_with("row_overflow."))
+      joined.graph.add_output(name, value);
+    if (name.starts_with(overflow))
+      joined.graph.add_output(fmt::format("row_overflow.{}", teacher_name(name.substr(overflow.size()))),
+                              value);
+  }
+}
+
+void add_loss_outputs(Graph& graph, const ops::DistillResult& loss) {
+  graph.add_output("loss_sum", loss.loss_sum);
+  graph.add_output("distill_stats", loss.stats);
+}
+
+/// Room for a teacher's routed rows as there is for the student's, in the ratio of their choices.
+StepSharding teacher_sharding(const StepSharding& sharding, const ModelConfig& student,
+                              const ModelConfig& teacher, const LowerOptions& options) {
+  StepSharding out = sharding;
+  const std::int64_t all = options.batch * options.sequence_length * teacher.moe.top_k;
+  const std::int64_t ours = student.moe.num_experts > 0 ? student.moe.top_k : 0;
+  out.max_rows = ours == 0 ? all : std::min(all, (sharding.max_rows * teacher.moe.top_k + ours - 1) / ours);
+  return out;
+}
+
+Scope head_scope() {
+  return {0, 0, -1, SubBlock::head, Phase::forward};
+}
+
+/// What graphs that compute in `compute` read of a teacher, by external name. Takes the weights.
+TensorMap read_tensors(Teacher& teacher, DType compute) {
+  TensorMap tensors;
+  for (const ParameterSpec& spec : list_parameters(teacher.config)) {
+    const auto it = teacher.weights.find(spec.name);
+    if (it == teacher.weights.end()) continue;
+    HostTensor weight = std::move(it->second);
+    teacher.weights.erase(it);
+    if (spec.has_compute_copy() && compute != weight.dtype()) weight = convert_dtype(weight, compute);
+    tensors.emplace(teacher.external_name(read_name(spec, compute)), std::move(weight));
+  }
+  return tensors;
+}
+
+/// The tensor that the head multiplies with, as graphs that compute in `compute` read it.
+std::string read_head_name(const ModelConfig& config, DType compute) {
+  const std::string name(head_name(config));
+  return is_low(compute) ? compute_copy_name(name) : name;
+}
+
+}  // namespace
+
+DistillObjective::DistillObjective(DistillTerms terms, Teacher teacher, std::shared_ptr<Device> device,
+                                   DType compute)
+    : terms_(std::move(terms)),
+      teacher_(std::move(teacher)),
+      tensors_(read_tensors(teacher_, compute)),
+      on_device_(std::move(device), tensors_) {
+  on_device_.upload();
+}
+
+void DistillObjective::bind(Executor& executor) const {
+  for (const auto& [name, tensor] : tensors_)
+    if (executor.has_external(name)) executor.bind(name, on_device_.at(name));
+}
+
+std::vector<std::string> DistillObjective::terms() const {
+  std::vector<std::string> names;
+  if (terms_.hidden_l2 > 0) names.emplace_back("sum.hidden_l2");
+  if (terms_.router_agreement > 0) names.emplace_back("sum.router_agreement");
+  return names;
+}
+
+Graph DistillObjective::build_forward(const ModelConfig& config, const LayerGraph& layers,
+                                      const LowerOptions& options, const StepSharding& sharding) const {
+  std::vector<std::int64_t> ours, theirs;
+  if (terms_.hidden_l2 > 0)
+    for (const auto& [own, other] : terms_.hidden) {
+      ours.push_back(own);
+      theirs.push_back(other);
+    }
+  LowerOptions teacher_options = hidden_options(options, std::move(theirs));
+  teacher_options.balance_loss = false;
+  JoinedModels joined =
+      join_models(build_forward_graph(config, layers, hidden_options(options, std::move(ours)), sharding),
+                  build_forward_graph(teacher_.config, teacher_.layers, teacher_options,
+                                      teacher_sharding(sharding, config, teacher_.config, options)),
+                  [&](std::string_view name) { return teacher_.external_name(name); });
+  Graph& graph = joined.graph;
+  const auto parameter = [&](const std::string& name) { return *graph.find_external(name); };
+  Builder b{graph, head_scope()};
+  add_loss_outputs(
+      graph,
+      ops::distill_loss(b, joined.values.at("hidden"), parameter(read_head_name(config, options.dtype)),
+                        joined.values.at(teacher_name("hidden")),
+                        parameter(teacher_.external_name(read_head_name(teacher_.config, options.dtype))),
+                        *graph.find_external("targets"), terms_.loss));
+  compare_layers(graph, joined.values, config);
+  add_common_outputs(joined);
+  return verified("join_models", std::move(joined.graph));
+}
+
+void DistillObjective::compare_layers(Graph& graph, const std::map<std::string, ValueId, std::less<>>& values,
+                                      const ModelConfig& student) const {
+  const ValueId targets = *graph.find_external("targets");
+  const auto find = [&](const std::string& name) {
+    const auto it = values.find(name);
+    return it == values.end() ? ValueId() : it->second;
+  };
+  Builder b{graph, head_scope()};
+  ValueId hidden, routers;
+  const auto add = [&](ValueId& sum, ValueId term) { sum = sum ? ops::add(b, sum, term) : term; };
+  const double share = terms_.hidden_l2 / static_cast<double>(std::max<std::size_t>(terms_.hidden.size(), 1));
+  if (terms_.hidden_l2 > 0)
+    for (const auto& [own, other] : terms_.hidden) {
+      b.scope = {0, 0, static_cast<std::int32_t>(own), SubBlock::none, Phase::forward};
+      add(hidden,
+          ops::squared_difference(b, find(fmt::format("stream.{}", own)),
+                                  find(teacher_name(fmt::format("stream.{}", other))), targets, share));
+    }
+  std::vector<std::int32_t> moe;
+  for (std::int32_t layer = 0; layer < student.num_layers; ++layer) {
+    const ValueId theirs = find(teacher_name(fmt::format("router_choice.{}", layer)));
+    const ValueId ours = find(fmt::format("router_choice.{}", layer));
+    if (ours && theirs && graph.type(ours) == graph.type(theirs)) moe.push_back(layer);
+  }
+  for (const std::int32_t layer : moe) {
+    b.scope = {0, 0, layer, SubBlock::none, Phase::forward};
+    graph.add_output(
+        fmt::format("sum.routing_flips.{}", layer),
+        ops::count_routing_flips(b, find(fmt::format("router_choice.{}", layer)),
+                                 find(teacher_name(fmt::format("router_choice.{}", layer))), targets));
+    if (terms_.router_agreement > 0)
+      add(routers, ops::router_divergence(b, find(fmt::format("router_logits.{}", layer)),
+                                          find(teacher_name(fmt::format("router_logits.{}", layer))), targets,
+                                          terms_.router_agreement / static_cast<double>(moe.size())));
+  }
+  if (hidden) graph.add_output("sum.hidden_l2", hidden);
+  if (routers) graph.add_output("sum.router_agreement", routers);
+}
+
+Graph CachedDistillObjective::build_forward(const ModelConfig& config, const LayerGraph& layers,
+                                            const LowerOptions& options, const StepSharding& sharding) const {
+  JoinedModels joined = lower_student(config, layers, options, sharding);
+  Graph& graph = joined.graph;
+  const std::int64_t tokens = options.batch * options.sequence_length;
+  const auto input = [&](std::string_view name, DType dtype, Shape shape) {
+    return graph.add_external(ExternalKind::input, std::string(name), {dtype, std::move(shape), {}});
+  };
+  ops::TeacherTopK teacher;
+  teacher.indices = input(kCachedIndices, DType::i32, {tokens, loss_.top_k});
+  teacher.log_probs = input(kCachedLogProbs, DType::f32, {tokens, loss_.top_k});
+  teacher.log_tail = input(kCachedLogTail, DType::f32, {tokens});
+  teacher.target_log_prob = input(kCachedTargetLogProb, DType::f32, {tokens});
+  Builder b{graph, head_scope()};
+  add_loss_outputs(
+      graph, ops::cached_distill_loss(b, joined.values.at("hidden"),
+                                      *graph.find_external(read_head_name(config, options.dtype)), teacher,
+                                      *graph.find_external("targets"), loss_));
+  add_common_outputs(joined);
+  return verified("join_models", std::move(joined.graph));
+}
+
+void CachedDistillObjective::complete_random_batch(Batch& batch) const {
+  const auto tokens = static_cast<std::int64_t>(batch.tokens.size());
+  const auto fill = [&](std::string_view name, Shape shape, float value) {
+    HostTensor tensor(DType::f32, std::move(shape));
+    std::fill(tensor.values<float>().begin(), tensor.values<float>().end(), value);
+    batch.more[std::string(name)] = std::move(tensor);
+  };
+  HostTensor indices(DType::i32, {tokens, loss_.top_k});
+  for (std::size_t i = 0; i < indices.values<std::int32_t>().size(); ++i)
+    indices.values<std::int32_t>()[i] = static_cast<std::int32_t>(i % static_cast<std::size_t>(loss_.top_k));
+  batch.more[std::string(kCachedIndices)] = std::move(indices);
+  const auto even = static_cast<float>(-std::log(static_cast<double>(loss_.top_k + 1)));
+  fill(kCachedLogProbs, {tokens, loss_.top_k}, even);
+  fill(kCachedLogTail, {tokens}, even);
+  fill(kCachedTargetLogProb, {tokens}, even);
+}
+
+Graph build_teacher_graph(const Teacher& teacher, const LowerOptions& options, const StepSharding& sharding,
+                          const ops::KeepTopK& keep) {
+  JoinedModels joined = join_models(
+      Graph(), build_forward_graph(teacher.config, teacher.layers, hidden_options(options, {}), sharding),
+      [](std::string_view name) { return std::string(name); });
+  Graph& graph = joined.graph;
+  Scope scope = head_scope();
+  scope.model = 1;
+  Builder b{graph, scope};
+  const ops::TeacherTopK kept =
+      ops::teacher_top_k(b, joined.values.at(teacher_name("hidden")),
+                         *graph.find_external(read_head_name(teacher.config, options.dtype)),
+                         *graph.find_external("targets"), keep);
+  graph.add_output(std::string(kCachedIndices), kept.indices);
+  graph.add_output(std::string(kCachedLogProbs), kept.log_probs);
+  graph.add_output(std::string(kCachedLogTail), kept.log_tail);
+  graph.add_output(std::string(kCachedTargetLogProb), kept.target_log_prob);
+  return verified("join_models", std::move(joined.graph));
+}
+
+}  // namespace farskip

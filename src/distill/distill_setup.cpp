@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "farskip/distill/distill_setup.h"
+
+#include <algorithm>
+
+#include "farskip/distill/freeze.h"
+
+namespace farskip {
+namespace {
+
+void check_fit(const DistillConfig& config, const ModelConfig& student, const ModelConfig& teacher) {
+  if (student.vocab_size != teacher.vocab_size)
+    throw UsageError(fmt::format(
+        "distill.teacher {} has {} tokens in its vocabulary, the student {}; they must be the same "
+        "tokens",
+        config.teacher, teacher.vocab_size, student.vocab_size));
+  const std::int64_t top_k = config.cache ? config.cache->top_k : config.top_k;
+  if (top_k > teacher.vocab_size)
+    throw UsageError(fmt::format("{} is {}, and the vocabulary has {} tokens; use at most that, or 0 for all",
+                                 config.cache ? "distill.cache.top_k" : "distill.top_k", top_k,
+                                 teacher.vocab_size));
+  if (config.hidden_l2 > 0 && student.hidden_size != teacher.hidden_size)
+    throw UsageError(
+        fmt::format("distill.hidden_l2 compares hidden states of {} and {} elements; use 0 with this teacher",
+                    student.hidden_size, teacher.hidden_size));
+  const MoeConfig &ours = student.moe, &theirs = teacher.moe;
+  if (config.router_agreement > 0 && (ours.num_experts != theirs.num_experts || ours.top_k != theirs.top_k))
+    throw UsageError(
+        fmt::format("distill.router_agreement compares routers that choose {} of {} experts and {} of {}; "
+                    "use 0 with this "
+                    "teacher",
+                    ours.top_k, ours.num_experts, theirs.top_k, theirs.num_experts));
+}
+
+/// Which layers hidden_l2 compares.
+std::vector<std::pair<std::int64_t, std::int64_t>> compared_layers(const DistillConfig& config,
+                                                                   const ModelConfig& student,
+                                                                   const ModelConfig& teacher) {
+  std::vector<std::pair<std::int64_t, std::int64_t>> pairs;
+  if (config.hidden_l2 == 0) return pairs;
+  if (config.hidden_layers.empty() && student.num_layers != teacher.num_layers)
+    throw UsageError(
+        fmt::format("the student has {} layers and the teacher {}; say with distill.hidden_layers and "
+                    "distill.teacher_layers which are compared",
+                    student.num_layers, teacher.num_layers));
+  const auto count = config.hidden_layers.empty() ? static_cast<std::size_t>(student.num_layers)
+                                                  : config.hidden_layers.size();
+  for (std::size_t i = 0; i < count; ++i) {
+    const std::int64_t own =
+        config.hidden_layers.empty() ? static_cast<std::int64_t>(i) : config.hidden_layers[i];
+    const std::int64_t other = config.teacher_layers.empty() ? own : config.teacher_layers[i];
+    if (own >= student.num_layers || other >= teacher.num_layers)
+      throw UsageError(
+          fmt::format("distill.hidden_layers compares layer {} of the student with {} of the teacher; they "
+                      "have 0 to {} and 0 "
+                      "to {}",
+                      own, other, student.num_layers - 1, teacher.num_layers - 1));
+    pairs.emplace_back(own, other);
+  }
+  return pairs;
+}
+
+}  // namespace
+
+DistillSetup read_distill_setup(const RunConfig& config) {
+  return {*config.distill, read_hub_config(config.distill->teacher),
+          config.init_from.empty() && config.model.kind == ConfigNode::Kind::null};
+}
+
+DistillTerms make_terms(const DistillConfig& config, const ModelConfig& student, const ModelConfig& teacher) {
+  check_fit(config, student, teacher);
+  return {{.kl = config.loss.kl,
+           .reverse_kl = config.loss.reverse_kl,
+           .jsd = config.loss.jsd,
+           .sft = config.loss.sft,
+           .temperature = config.temperature,
+           .top_k = config.cache ? config.cache->top_k : config.top_k},
+          config.hidden_l2,
+          compared_layers(config, student, teacher),
+          config.router_agreement};
+}
+
+std::set<std::string> shared_parameters(const DistillSetup& setup, const ModelConfig& student) {
+  std::set<std::string> shared;
+  if (!setup.from_teacher || setup.config.cache) return shared;
+  const std::set<std::string> frozen = frozen_parameters(setup.config.freeze, student);
+  const std::vector<ParameterSpec> theirs = list_parameters(setup.teacher);
+  for (const ParameterSpec& mine : list_parameters(student))
+    if (frozen.contains(mine.name) && std::any_of(theirs.begin(), theirs.end(), [&](const ParameterSpec& p) {
+          return p.name == mine.name && p.shape == mine.shape;
+        }))
+      shared.insert(mine.name);
+  return shared;
+}
+
+void add_distillation(TrainEngineOptions& options, const DistillSetup& setup, const ModelConfig& student,
+                      Teacher teacher, std::shared_ptr<Device> device) {
+  const DistillTerms terms = make_terms(setup.config, student, setup.teacher);
+  options.frozen = frozen_parameters(setup.config.freeze, student);
+  if (setup.config.cache) {
+    options.objective = std::make_shared<CachedDistillObjective>(terms.loss);
+    return;
+  }
+  teacher.shared = shared_parameters(setup, student);
+  for (const std::string& name : teacher.shared) teacher.weights.erase(name);
+  options.objective =
+      std::make_shared<DistillObjective>(terms, std::move(teacher), std::move(device), options.compute);
+}
+
+}  // namespace farskip

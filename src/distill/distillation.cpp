@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "farskip/distill/distillation.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "farskip/checkpoint/training_checkpoint.h"
+#include "farskip/distill/distill_setup.h"
+#include "farskip/engine/devices.h"
+#include "farskip/passes/farskip.h"
+#include "farskip/tensor/hash.h"
+
+namespace farskip {
+Distillation::Distillation(const RunConfig& config, const ModelConfig& student,
+                           const std::vector<LocalParameter>& parameters, TensorMap& weights,
+                           std::shared_ptr<Device> device, const Mesh& mesh, Heartbeat& heartbeat,
+                           const Logger& logger)
+    : config_(*config.distill),
+      student_(student),
+      mesh_(mesh),
+      logger_(logger),
+      frozen_(frozen_parameters(config_.freeze, student)) {
+  const DistillSetup setup = read_distill_setup(config);
+  const DistillTerms terms = make_terms(config_, student, setup.teacher);
+  if (config_.early_stopping) early_stopping_.emplace(*config_.early_stopping);
+  const std::string& start = setup.from_teacher ? config_.teacher : config.init_from;
+  if (start.empty()) {
+    initialise_weights(weights, parameters, static_cast<std::uint64_t>(config.seed),
+                       student.initializer_range);
+  } else {
+    if (start != config_.teacher || config_.cache)
+      verify_model_folder(start, mesh.world());  // else it is below
+    load_weights(weights, parameters, list_parameters(student), SafetensorsFolder(start));
+  }
+  if (config_.cache) {
+    objective_ = std::make_shared<CachedDistillObjective>(terms.loss);
+    kept_ =
+        std::make_unique<KeptTeacher>(config, student.vocab_size, std::move(device), mesh, heartbeat, logger);
+    return;
+  }
+  Teacher teacher = load_teacher(config_.teacher, mesh, logger);
+  share_frozen(teacher, parameters, weights);
+  objective_ = std::make_shared<DistillObjective>(terms, std::move(teacher), std::move(device),
+                                                  compute_type(config.precision));
+}
+
+// A tensor that stays as it is and is the same in both models is kept once. All ranks must decide alike, also
+// where each holds other experts: their graphs are to be the same.
+void Distillation::share_frozen(Teacher& teacher, const std::vector<LocalParameter>& parameters,
+                                const TensorMap& weights) {
+  std::vector<const LocalParameter*> candidates;
+  std::vector<double> equal;
+  for (const LocalParameter& p : parameters) {
+    const auto it = teacher.weights.find(p.spec.name);
+    if (!frozen_.contains(p.spec.name) || it == teacher.weights.end() || it->second.shape() != p.spec.shape)
+      continue;
+    const std::span<const std::byte> mine = weights.at(p.spec.name).bytes(), theirs = it->second.bytes();
+    candidates.push_back(&p);
+    equal.push_back(std::memcmp(mine.data(), theirs.data(), mine.size()) == 0 ? 1.0 : 0.0);
+  }
+  if (candidates.empty()) return;
+  mesh_.world().all_reduce(std::span(equal), Reduction::min);
+  std::size_t bytes = 0;
+  for (std::size_t i = 0; i < candidates.size(); ++i) {
+    if (equal[i] == 0.0) continue;
+    const std::string& name = candidates[i]->spec.name;
+    bytes += weights.at(name).bytes().size();
+    teacher.weights.erase(name);
+    teacher.shared.insert(name);
+    shared_hashes_[name] = hash_bytes(weights.at(name).bytes());
+  }
+  if (!frozen_.empty())
+    logger_.info("{} parameters are frozen; teacher and student share {} of them, {:.0f} MiB", frozen_.size(),
+                 teacher.shared.size(), static_cast<double>(bytes) / (1 << 20));
+}
+
+void Distillation::check_shared(const TensorMap& weights) const {
+  for (const auto& [name, hash] : shared_hashes_)
+    if (hash_bytes(weights.at(name).bytes()) != hash)
+      throw UsageError(fmt::format(
+          "{} is frozen (distill.freeze), and the checkpoint has trained it; use the list that the "
+          "checkpoint was made with, or another run_dir",
+          name));
+}
+
+void Distillation::forget_old_numbers(const RunSettings& saved, const RunSettings& now, RunNumbers& numbers) {
+  const auto changed = [&](const std::string& key) {
+    const auto before = saved.find(key), after = now.find(key);
+    return before != saved.end() && after != now.end() && before->second != after->second;
+  };
+  const bool other_text = changed(kValidationContents);
+  if (other_text || changed("distill.early_stopping.metric")) EarlyStopping::forget(numbers);
+  if (!other_text) return;
+  numbers.erase("teacher_loss");
+  numbers.erase("untrained_loss");
+}
+
+LayerGraph Distillation::layers_at(std::int64_t step) const {
+  const LayerGraph standard = build_layer_graph(student_);
+  FarSkipConfig wiring = student_.farskip;
+  if (config_.curriculum_every > 0) {
+    std::vector<std::int64_t> selected;  // last first
+    for (std::int64_t layer = student_.num_layers; layer-- > 0;)
+      if (wiring.layers.contains(layer)) selected.push_back(layer);
+    const std::int64_t count = 1 + step / config_.curriculum_every;
+    if (count < static_cast<std::int64_t>(selected.size())) selected.resize(static_cast<std::size_t>(count));
+    std::sort(selected.begin(), selected.end());
+    wiring.layers = {.kind = LayerSelection::Kind::list, .layers = selected};
+  }
+  return rewire_farskip(standard, wiring);
+}
+
+void Distillation::note_start(double student_loss, double teacher_loss, RunNumbers& numbers) const {
+  numbers["teacher_loss"] = teacher_loss;
+  numbers["untrained_loss"] = student_loss;
+  logger_.info("held-out loss: teacher {:.4f}, student before training {:.4f} (+{:.4f})", teacher_loss,
+               student_loss, student_loss - teacher_loss);
+}
+
+void Distillation::describe(const BatchLoss& loss, double counted, StepMetrics& m) const {
+  constexpr std::string_view flips = "routing_flips.";
+  for (const auto& [name, sum] : loss.sums) {
+    const double mean = sum / counted;
+    if (name == "reverse_kl" && config_.loss.reverse_kl == 0) continue;
+    if (name == "jsd" && config_.loss.jsd == 0) continue;
+    if (name.starts_with(flips))
+      m.routing_flips[std::stoi(name.substr(flips.size()))] = mean / static_cast<double>(student_.moe.top_k);
+    else
+      m.distill[name == "correct" ? "accuracy" : name] = mean;
+  }
+  for (const char* term : {"hidden_l2", "router_agreement"})
+    if (m.distill.contains(term)) m.loss += m.distill.at(term);
+}
+
+void Distillation::describe_validation(const Evaluation& e, const RunNumbers& numbers, StepMetrics& m) const {
+  m.distill["validation_accuracy"] = e.accuracy;
+  for (const char* name : {"kl", "agreement", "teacher_loss"})
+    if (const auto it = e.means.find(name); it != e.means.end())
+      m.distill[fmt::format("validation_{}", name)] = it->second;
+  if (!numbers.contains("untrained_loss")) return;  // there was no held-out text when it began
+  const double teacher = numbers.at("teacher_loss"), untrained = numbers.at("untrained_loss");
+  m.distill["validation_teacher_loss"] = teacher;
+  m.distill["validation_untrained_loss"] = untrained;
+  if (std::abs(untrained - teacher) > 1e-6)
+    m.distill["recovered"] = (untrained - e.loss) / (untrained - teacher);
+}
+
+double Distillation::metric_value(const Evaluation& e) const {
+  switch (config_.early_stopping->metric) {
+    case HeldOutMetric::validation_loss:
+      return e.loss;
+    case HeldOutMetric::validation_accuracy:
+      return e.accuracy;
+    case HeldOutMetric::validation_kl:
+      return e.means.at("kl");
+    case HeldOutMetric::validation_agreement:
+      return e.means.at("agreement");
+  }
+  throw InternalError("a metric without value");
+}
+
+}  // namespace farskip

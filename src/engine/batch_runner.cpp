@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "farskip/engine/batch_runner.h"
+
+#include <algorithm>
+
+#include "farskip/ops/distill_ops.h"
+#include "farskip/passes/join_micro_batches.h"
+#include "farskip/program/step_graphs.h"
+
+namespace farskip {
+namespace {
+
+constexpr std::string_view kOffsets = "expert_offsets.", kOverflow = "row_overflow.", kSum = "sum.",
+                           kStats = "distill_stats";
+
+double first_element(const TensorView& view) {
+  return view.dtype == DType::i32 ? *view.as<std::int32_t>() : static_cast<double>(*view.as<float>());
+}
+
+std::vector<double> rows_by_expert(const TensorView& offsets) {
+  const auto* at = offsets.as<std::int32_t>();
+  std::vector<double> rows;
+  for (std::int64_t e = 0; e + 1 < offsets.num_elements(); ++e) rows.push_back(at[e + 1] - at[e]);
+  return rows;
+}
+
+}  // namespace
+
+double BatchLoss::load_max_over_mean() const {
+  double load = 0;
+  for (const auto& [layer, rows] : expert_rows) {
+    double sum = 0, busiest = 0;
+    for (const double r : rows) {
+      sum += r;
+      busiest = std::max(busiest, r);
+    }
+    if (sum > 0) load = std::max(load, busiest * static_cast<double>(rows.size()) / sum);
+  }
+  return load;
+}
+
+BatchLoss& BatchLoss::operator+=(const BatchLoss& other) {
+  loss_sum += other.loss_sum;
+  num_correct += other.num_correct;
+  balance_loss += other.balance_loss;
+  num_overflows += other.num_overflows;
+  for (const auto& [layer, rows] : other.expert_rows) {
+    std::vector<double>& sum = expert_rows[layer];
+    sum.resize(rows.size());
+    for (std::size_t e = 0; e < rows.size(); ++e) sum[e] += rows[e];
+  }
+  for (const auto& [name, value] : other.sums) sums[name] += value;
+  return *this;
+}
+
+BatchRunner::BatchRunner(std::unique_ptr<Executor> executor) : executor_(std::move(executor)) {}
+
+/// `like`: type and shape; its data is not looked at.
+void BatchRunner::set(const std::string& name, const void* values, const TensorView& like) {
+  if (!executor_->has_external(name)) return;
+  Device& device = executor_->device();
+  DeviceBuffer& buffer = inputs_[name];
+  if (buffer.memory == nullptr || buffer.bytes != like.num_bytes()) {
+    buffer = allocate_on(device, like.num_bytes());
+    executor_->bind(name, {buffer.memory.get(), like.dtype, like.shape});
+  }
+  device.copy_in(buffer.memory.get(), values, buffer.bytes);
+}
+
+void BatchRunner::set_batch(const Batch& batch, int number) {
+  const auto set_values = [&](std::string_view input, const std::vector<std::int32_t>& values) {
+    set(micro_batch_name(input, number), values.data(),
+        {nullptr, DType::i32, Shape{static_cast<std::int64_t>(values.size())}});
+  };
+  set_values("tokens", batch.tokens);
+  set_values("targets", batch.targets);
+  set_values("document_start", batch.document_start);
+  for (const auto& [input, tensor] : batch.more)
+    set(micro_batch_name(input, number), tensor.view().data, tensor.view());
+}
+
+void BatchRunner::set_scales(float loss_scale, float balance_scale) {
+  const TensorView scalar{nullptr, DType::f32, Shape{1}};
+  set(std::string(kLossScale), &loss_scale, scalar);
+  set(std::string(kBalanceScale), &balance_scale, scalar);
+}
+
+namespace {
+
+bool is_loss(std::string_view name) {
+  return name == "loss_sum" || name == "num_correct" || name == "balance_loss" || name == kStats ||
+         name.starts_with(kSum) || name.starts_with(kOverflow) || name.starts_with(kOffsets);
+}
+
+/// `view`: in host memory.
+BatchLoss loss_of(std::string_view name, const TensorView& view) {
+  BatchLoss loss;
+  if (name == "loss_sum") loss.loss_sum = *view.as<float>();
+  if (name == "num_correct") loss.num_correct = *view.as<std::int32_t>();
+  if (name == "balance_loss") loss.balance_loss = *view.as<float>();
+  if (name.starts_with(kSum)) loss.sums[std::string(name.substr(kSum.size()))] = first_element(view);
+  if (name == kStats)
+    for (std::size_t i = 0; i < ops::kDistillStats.size(); ++i) {
+      loss.sums[std::string(ops::kDistillStats[i])] = view.as<double>()[i];
+      if (ops::kDistillStats[i] == "correct") loss.num_correct = view.as<double>()[i];
+    }
+  if (name.starts_with(kOverflow)) loss.num_overflows = *view.as<std::int32_t>();
+  if (name.starts_with(kOffsets))
+    loss.expert_rows[std::stoi(std::string(name.substr(kOffsets.size())))] = rows_by_expert(view);
+  return loss;
+}
+
+}  // namespace
+
+void KeptLosses::keep(const Executor& executor) {
+  constexpr std::size_t alignment = 16;
+  std::vector<Part> parts;
+  std::size_t bytes = 0;
+  std::vector<std::size_t> offsets;
+  for (const Output& o : executor.graph().outputs()) {
+    const std::string_view name = base_name(o.name);
+    if (!is_loss(name)) continue;
+    parts.push_back({std::string(name), executor.output(o.name)});
+    offsets.push_back(bytes);
+    bytes += (parts.back().device.num_bytes() + alignment - 1) / alignment * alignment;
+  }
+  if (num_kept_ == buffers_.size()) buffers_.emplace_back();
+  DeviceBuffer& buffer = buffers_[num_kept_++];
+  if (buffer.bytes < bytes) buffer = allocate_on(*device_, bytes);
+  for (std::size_t i = 0; i < parts.size(); ++i) {
+    std::byte* const to = buffer.memory.get() + offsets[i];
+    device_->copy_within(to, parts[i].device.data, parts[i].device.num_bytes());
+    parts[i].device.data = to;
+  }
+  parts_.insert(parts_.end(), parts.begin(), parts.end());
+}
+
+BatchLoss KeptLosses::read() {
+  std::vector<HostTensor> values;
+  std::vector<CopyOut> copies;
+  for (const Part& part : parts_) {
+    values.emplace_back(part.device.dtype, part.device.shape);
+    copies.push_back({values.back().view().data, part.device.data, part.device.num_bytes()});
+  }
+  device_->copy_out(copies);
+  BatchLoss sum;
+  for (std::size_t i = 0; i < parts_.size(); ++i) sum += loss_of(parts_[i].name, values[i].view());
+  parts_.clear();
+  num_kept_ = 0;
+  return sum;
+}
+
+}  // namespace farskip

@@ -1,0 +1,451 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "farskip/engine/engine.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "farskip/comm/agreement.h"
+#include "farskip/engine/devices.h"
+#include "farskip/passes/reduce_gradients.h"
+#include "farskip/schedule/list_scheduler.h"
+#include "farskip/state/state_names.h"
+#include "farskip/tensor/hash.h"
+
+namespace farskip {
+namespace {
+
+/// Rows of a tensor as the update graph sees them: a matrix, or a vector.
+TensorView rows_view(const TensorView& tensor, const Range& rows) {
+  const auto first = static_cast<std::size_t>(rows.first * row_size(tensor.shape)) * dtype_size(tensor.dtype);
+  return {tensor.as<std::byte>() + first, tensor.dtype, shape_of_rows(tensor.shape, rows.count)};
+}
+
+HostTensor copy_rows(const HostTensor& tensor, std::int64_t first, std::int64_t count) {
+  std::vector<std::int64_t> dims = tensor.shape().dims();
+  const std::size_t row = dims[0] == 0 ? 0 : tensor.bytes().size() / static_cast<std::size_t>(dims[0]);
+  dims[0] = count;
+  HostTensor rows(tensor.dtype(), Shape(std::move(dims)));
+  std::memcpy(rows.bytes().data(), tensor.bytes().data() + static_cast<std::size_t>(first) * row,
+              rows.bytes().size());
+  return rows;
+}
+
+/// Sequences [first, first + count) of a batch.
+Batch part_of_batch(const Batch& batch, std::int64_t first, std::int64_t count, std::int64_t length) {
+  const auto cut = [&](const std::vector<std::int32_t>& values) {
+    if (values.empty()) return std::vector<std::int32_t>();
+    return std::vector<std::int32_t>(values.begin() + first * length,
+                                     values.begin() + (first + count) * length);
+  };
+  std::map<std::string, HostTensor> more;
+  for (const auto& [name, tensor] : batch.more)
+    more.emplace(name, copy_rows(tensor, first * length, count * length));
+  return {cut(batch.tokens), cut(batch.targets), cut(batch.document_start), std::move(more)};
+}
+
+}  // namespace
+
+namespace {
+
+// Weight gradients that wait for a window hold what they read; an order may take this much more than the
+// serial one.
+constexpr double kMemoryForOverlap = 1.3;
+
+// What ranks know of a node may differ: the shards of ZeRO have other shapes on each. The order must not.
+NodeSeconds agree_on_costs(const Graph& graph, const CostTable& costs, const Mesh* mesh) {
+  NodeSeconds seconds = costs.estimate(graph);
+  if (mesh == nullptr) return seconds;
+  mesh->world().all_reduce(std::span(seconds));
+  for (double& s : seconds) s /= mesh->world().size();
+  return seconds;
+}
+
+/// The order of rank 0's plan on every rank. Collective.
+std::vector<OrderedStep> share_order(const Plan& plan, const Communicator& world) {
+  constexpr std::size_t fields = 5;
+  std::vector<std::int64_t> numbers;
+  for (const PlanStep& s : plan.steps)
+    numbers.insert(numbers.end(),
+                   {static_cast<std::int64_t>(s.node.index()), static_cast<std::int64_t>(s.kind),
+                    s.portion.first, s.portion.count, s.portion.of});
+  auto count = static_cast<std::int64_t>(numbers.size());
+  world.broadcast(std::span(&count, 1), 0);
+  numbers.resize(static_cast<std::size_t>(count));
+  world.broadcast(std::span(numbers), 0);
+  std::vector<OrderedStep> order;
+  for (std::size_t i = 0; i < numbers.size(); i += fields)
+    order.push_back({NodeId(static_cast<std::size_t>(numbers[i])),
+                     static_cast<StepKind>(numbers[i + 1]),
+                     {numbers[i + 2], numbers[i + 3], numbers[i + 4]}});
+  return order;
+}
+
+// Memory steers the search, and shards of ZeRO differ in size: only one rank may choose the order.
+Plan make_plan(const Graph& graph, const Device& device, const PlanOptions& options, const Mesh* mesh) {
+  const WorkspaceRule workspace = workspace_rule(device);
+  if (options.costs == nullptr) return make_serial_plan(graph, workspace, options.waits);
+  const NodeSeconds seconds = agree_on_costs(graph, *options.costs, mesh);
+  const bool alone = mesh == nullptr || mesh->world().size() == 1;
+  Plan plan;
+  if (alone || mesh->world().rank() == 0) plan = make_step_plan(graph, workspace, seconds, options.in_flight);
+  return alone ? plan : make_plan(graph, workspace, share_order(plan, mesh->world()));
+}
+
+}  // namespace
+
+Plan make_step_plan(const Graph& graph, const WorkspaceRule& workspace, const NodeSeconds& seconds,
+                    int in_flight) {
+  const std::size_t serial = make_serial_plan(graph, workspace, Waits::late).live_bytes;
+  const auto limit = static_cast<std::size_t>(kMemoryForOverlap * in_flight * static_cast<double>(serial));
+  return make_overlapped_plan(graph, workspace, seconds, {.memory_limit = limit});
+}
+
+PipelineOptions pipeline_for(DeviceKind device, PipelineOptions options) {
+  if (device == DeviceKind::cpu) options.skip.insert(std::string(kRowsInSlabs));
+  return options;
+}
+
+std::unique_ptr<Executor> compile(Graph graph, Arena& arena, const PipelineOptions& options,
+                                  const Logger& logger, RankContext ranks, PlanOptions plan_options) {
+  graph = run_pipeline(std::move(graph), pipeline_for(arena.device().kind(), options), logger);
+  Plan plan = make_plan(graph, arena.device(), plan_options, ranks.mesh);
+  return std::make_unique<Executor>(std::move(graph), std::move(plan), arena.device().kernels(), arena,
+                                    ranks);
+}
+
+std::map<std::pair<bool, bool>, std::int64_t> micro_batch_runs(std::int64_t count, bool several) {
+  std::map<std::pair<bool, bool>, std::int64_t> runs;
+  for (std::int64_t i = 0; i < count; ++i) ++runs[{i > 0, several && i + 1 == count}];
+  return runs;
+}
+
+LowerOptions lower_options(const TrainEngineOptions& options, std::int64_t sequences) {
+  LowerOptions lowering;
+  lowering.batch = sequences;
+  lowering.sequence_length = options.sequence_length;
+  lowering.balance_loss = options.balance_loss;
+  lowering.document_mask = options.document_mask;
+  lowering.dtype = options.compute;
+  lowering.deterministic = options.deterministic;
+  return lowering;
+}
+
+RoutedRowsPlan plan_routed_rows(const ModelConfig& config, const TrainEngineOptions& options,
+                                int expert_size) {
+  RoutedRowsPlan plan;
+  if (expert_size == 1 || config.moe.num_experts == 0) return plan;
+  const std::int64_t row_floats = config.hidden_size + 3 * config.moe.expert_size + 1;
+  const std::int64_t layers = std::count(config.moe_layers.begin(), config.moe_layers.end(), true);
+  const std::int64_t bytes_per_row =
+      layers * expert_size * row_floats * static_cast<std::int64_t>(sizeof(float));
+  const std::int64_t per_sequence = options.sequence_length * config.moe.top_k;
+  const std::int64_t all = options.micro_batch * per_sequence;
+  plan.even_rows = (all + expert_size - 1) / expert_size;
+  plan.max_rows = std::min(all, 2 * plan.even_rows);
+  if (options.routed_rows_memory) {
+    plan.max_rows = std::min(all, static_cast<std::int64_t>(*options.routed_rows_memory) / bytes_per_row);
+    if (plan.max_rows < per_sequence)
+      throw UsageError(fmt::format(
+          "schedule.routed_rows_memory is {} bytes; one sequence of {} tokens, all routed to one of {} "
+          "ranks, "
+          "takes {} bytes over {} layers, and no token is ever dropped: allow at least that, or use a "
+          "shorter sequence",
+          *options.routed_rows_memory, options.sequence_length, expert_size, per_sequence * bytes_per_row,
+          layers));
+  }
+  plan.bytes = static_cast<std::uint64_t>(plan.max_rows * bytes_per_row);
+  if (plan.max_rows == all) return plan;
+  plan.fallback_batch = std::max<std::int64_t>(1, plan.max_rows / per_sequence);
+  while (options.micro_batch % plan.fallback_batch != 0) --plan.fallback_batch;
+  plan.fallback_rows = plan.fallback_batch * per_sequence;
+  plan.fallback_bytes = static_cast<std::uint64_t>(plan.fallback_rows * bytes_per_row);
+  return plan;
+}
+
+TrainEngine::TrainEngine(const ModelConfig& config, const LayerGraph& layers, TensorMap& weights,
+                         const TrainEngineOptions& options, Arena& arena, const Logger& logger, Mesh mesh,
+                         Heartbeat* heartbeat)
+    : config_(config),
+      layers_(layers),
+      options_(options),
+      parameters_(local_parameters(list_parameters(config), mesh.position(), options.zero)),
+      trained_(without_frozen(parameters_, options.frozen)),
+      routed_rows_(plan_routed_rows(config, options, mesh.expert().size())),
+      gradients_(make_parameter_tensors(specs_of(trained_))),
+      first_moments_(make_optimizer_tensors(trained_)),
+      second_moments_(make_optimizer_tensors(trained_)),
+      weights_(std::make_shared<DeviceWeights>(arena.shared_device(), weights, parameters_, options.compute)),
+      device_gradients_(arena.shared_device(), gradients_),
+      device_first_(arena.shared_device(), first_moments_),
+      device_second_(arena.shared_device(), second_moments_),
+      arena_(arena),
+      device_(arena.device()),
+      losses_(arena.shared_device()),
+      logger_(logger),
+      mesh_(std::move(mesh)),
+      heartbeat_(heartbeat),
+      hyper_(allocate_on(device_, 3 * sizeof(float))) {
+  device_first_.fill_zero();
+  device_second_.fill_zero();
+  compile_all();
+  check_same_order();
+}
+
+void TrainEngine::rewire(const LayerGraph& layers) {
+  if (layers == layers_) return;
+  mesh_.forget_device_addresses();  // the arena may move
+  layers_ = layers;
+  past_exposed_seconds_ = exposed_seconds();
+  runners_.clear();
+  transports_.clear();
+  update_.reset();
+  gather_.reset();
+  compile_all();
+  check_same_order();
+}
+
+// Everything that a step may need, so that its memory is known before the first one.
+void TrainEngine::compile_all() {
+  const bool several = mesh_.world().size() > 1;
+  const auto prepare = [&](std::int64_t sequences, std::int64_t max_rows, int in_flight, std::int64_t count) {
+    for (const auto& [kind, runs] : micro_batch_runs(count, several))
+      runner({sequences, max_rows, in_flight, kind.first, kind.second});
+  };
+  prepare(options_.micro_batch, routed_rows_.max_rows, options_.in_flight,
+          options_.micro_batches / options_.in_flight);
+  if (routed_rows_.fallback_batch > 0)
+    prepare(routed_rows_.fallback_batch, routed_rows_.fallback_rows, 1,
+            options_.micro_batches * options_.micro_batch / routed_rows_.fallback_batch);
+  update_ = compile(build_update_graph(trained_, {mesh_.position(), options_.zero, 0}, options_.optimizer,
+                                       options_.compute),
+                    arena_, options_.pipeline, logger_, ranks(), plan_options());
+  bind_state(*update_);
+  note_transports(*update_);
+  update_->bind(kHyper, {hyper_.memory.get(), DType::f32, Shape{3}});
+  if (Graph gather = build_gather_graph(trained_, {mesh_.position(), options_.zero, 0}, options_.compute);
+      !gather.nodes().empty()) {
+    gather_ = compile(std::move(gather), arena_, options_.pipeline, logger_, ranks(), {});
+    bind_state(*gather_);
+  }
+}
+
+PlanOptions TrainEngine::plan_options() const {
+  return {.waits = options_.overlap ? Waits::late : Waits::at_once,
+          .costs = options_.overlap ? options_.costs.get() : nullptr,
+          .in_flight = options_.in_flight};
+}
+
+BatchRunner& TrainEngine::runner(const Variant& variant) {
+  if (const auto it = runners_.find(variant); it != runners_.end()) return it->second;
+  const LowerOptions lowering = lower_options(options_, variant.sequences);
+  const StepSharding sharding{mesh_.position(), options_.zero, variant.max_rows,
+                              std::max(1, options_.expert_chunks)};
+  auto executor =
+      compile(build_micro_batch_graph(config_, layers_, lowering, sharding,
+                                      {variant.accumulate, variant.reduce, variant.in_flight,
+                                       options_.recompute, options_.objective.get(), options_.frozen}),
+              arena_, options_.pipeline, logger_, ranks(), plan_options());
+  bind_state(*executor);
+  note_transports(*executor);
+  return runners_.emplace(variant, BatchRunner(std::move(executor))).first->second;
+}
+
+// Own rows of a tensor are part of its memory: where a graph sums into a shard or gathers from one, nothing
+// is copied.
+void TrainEngine::bind_state(Executor& e) {
+  const auto bind = [&](const std::string& name, const TensorView& view) {
+    if (e.has_external(name)) e.bind(name, view);
+  };
+  const bool is_update = &e == update_.get() || &e == gather_.get();
+  if (!is_update) weights_->bind(e);
+  if (options_.objective && !is_update) options_.objective->bind(e);
+  for (const LocalParameter& p : trained_) {
+    const std::string& name = p.spec.name;
+    const TensorView weight = weights_->at(name), gradient = device_gradients_.at(name);
+    const Range all{0, p.spec.num_rows()};
+    if (is_update) bind(name, rows_view(weight, all));
+    if (const TensorView copy = weights_->copy_of(name); copy && is_update) {
+      bind(compute_copy_name(name), rows_view(copy, all));
+      bind(own_rows_name(compute_copy_name(name)), rows_view(copy, p.optimizer_rows));
+    }
+    bind(own_rows_name(name), rows_view(weight, p.optimizer_rows));
+    bind(gradient_name(name), is_update ? rows_view(gradient, p.optimizer_rows) : gradient);
+    bind(gradient_shard_name(gradient_name(name)), rows_view(gradient, p.optimizer_rows));
+    const Range kept{0, p.optimizer_rows.count};
+    bind(first_moment_name(name), rows_view(device_first_.at(name), kept));
+    bind(second_moment_name(name), rows_view(device_second_.at(name), kept));
+  }
+}
+
+// A rank that calls another collective than its peers, or in another order, would hang all of them.
+void TrainEngine::check_same_order() const {
+  std::string text;
+  for (const auto& [variant, runner] : runners_)
+    text += collective_order(runner.executor().graph(), runner.executor().plan());
+  text += collective_order(update_->graph(), update_->plan());
+  const std::vector<std::string> hashes = all_gather_text(mesh_.world(), hash_text(text));
+  for (std::size_t r = 0; r < hashes.size(); ++r)
+    FARSKIP_CHECK(hashes[r] == hashes[0], "ranks 0 and {} would run different collectives", r);
+}
+
+void TrainEngine::run(Executor& executor) {
+  if (const auto it = transports_.find(&executor); it != transports_.end()) transport_seconds_ += it->second;
+  if (!observer_) return executor.run();
+  std::vector<StepTime> times;
+  executor.run(&times);
+  observer_(executor, times);
+}
+
+void TrainEngine::run_micro_batches(std::span<const Batch> batches, std::int64_t max_rows, int in_flight,
+                                    float loss_scale, float balance_scale) {
+  const auto step = static_cast<std::size_t>(in_flight);
+  FARSKIP_CHECK(batches.size() % step == 0, "{} micro-batches, {} at once", batches.size(), step);
+  for (std::size_t i = 0; i < batches.size(); i += step) {
+    const auto sequences = static_cast<std::int64_t>(batches[i].tokens.size()) / options_.sequence_length;
+    const bool last = i + step == batches.size();
+    BatchRunner& r = runner({sequences, max_rows, in_flight, i > 0, last && mesh_.world().size() > 1});
+    for (std::size_t m = 0; m < step; ++m) r.set_batch(batches[i + m], static_cast<int>(m));
+    r.set_scales(loss_scale, balance_scale);
+    if (heartbeat_ != nullptr) heartbeat_->beat();
+    run(r.executor());
+    losses_.keep(r.executor());
+  }
+}
+
+BatchLoss TrainEngine::sum_over_ranks(const BatchLoss& loss, std::span<double> also_summed) const {
+  BatchLoss sum = loss;
+  std::vector<double> values{loss.loss_sum, loss.num_correct, loss.balance_loss, loss.num_overflows};
+  values.insert(values.end(), also_summed.begin(), also_summed.end());
+  for (const auto& [layer, rows] : loss.expert_rows) values.insert(values.end(), rows.begin(), rows.end());
+  for (const auto& [name, value] : loss.sums) values.push_back(value);
+  {
+    const HeartbeatWait wait(heartbeat_, "sums of a step");
+    mesh_.world().all_reduce(std::span(values));
+  }
+  auto at = values.begin();
+  for (double* value : {&sum.loss_sum, &sum.num_correct, &sum.balance_loss, &sum.num_overflows})
+    *value = *at++;
+  for (double& value : also_summed) value = *at++;
+  for (auto& [layer, rows] : sum.expert_rows)
+    for (double& value : rows) value = *at++;
+  for (auto& [name, value] : sum.sums) value = *at++;
+  return sum;
+}
+
+// A GPU is waited for here, and in it transports for peers.
+BatchLoss TrainEngine::read_losses() {
+  const HeartbeatWait wait(heartbeat_, "the losses of a step");
+  return losses_.read();
+}
+
+BatchLoss TrainEngine::compute_gradients(std::span<const Batch> batches, float loss_scale,
+                                         float balance_scale, std::span<double> also_summed) {
+  const std::vector<double> mine(also_summed.begin(), also_summed.end());
+  run_micro_batches(batches, routed_rows_.max_rows, options_.in_flight, loss_scale, balance_scale);
+  own_loss_ = read_losses();
+  BatchLoss loss = sum_over_ranks(own_loss_, also_summed);
+  if (loss.num_overflows == 0) return loss;
+  ++num_repeated_;
+  std::vector<Batch> parts;
+  for (const Batch& batch : batches)
+    for (std::int64_t first = 0; first < options_.micro_batch; first += routed_rows_.fallback_batch)
+      parts.push_back(part_of_batch(batch, first, routed_rows_.fallback_batch, options_.sequence_length));
+  std::copy(mine.begin(), mine.end(), also_summed.begin());
+  run_micro_batches(parts, routed_rows_.fallback_rows, 1, loss_scale, balance_scale);
+  own_loss_ = read_losses();
+  loss = sum_over_ranks(own_loss_, also_summed);
+  FARSKIP_CHECK(loss.num_overflows == 0, "routed rows do not fit the worst case");
+  return loss;
+}
+
+void TrainEngine::launch_update(double learning_rate, std::int64_t step) {
+  const auto t = static_cast<double>(step);
+  const std::array<float, 3> hyper{static_cast<float>(learning_rate),
+                                   static_cast<float>(1.0 / (1.0 - std::pow(options_.optimizer.beta1, t))),
+                                   static_cast<float>(1.0 / (1.0 - std::pow(options_.optimizer.beta2, t)))};
+  device_.copy_in(hyper_.memory.get(), hyper.data(), sizeof(hyper));
+  run(*update_);
+}
+
+float TrainEngine::grad_norm() const {
+  const HeartbeatWait wait(heartbeat_, "the gradient norm of a step");
+  return update_->read_output("grad_norm").values<float>()[0];
+}
+
+float TrainEngine::update(double learning_rate, std::int64_t step) {
+  launch_update(learning_rate, step);
+  return grad_norm();
+}
+
+StepResult TrainEngine::step(std::span<const Batch> batches, float loss_scale, float balance_scale,
+                             double learning_rate, std::int64_t step, std::span<double> also_summed) {
+  if (mesh_.world().size() > 1 || device_.shares_host_memory()) {
+    const BatchLoss loss = compute_gradients(batches, loss_scale, balance_scale, also_summed);
+    if (!is_finite(loss)) return {loss, std::numeric_limits<float>::quiet_NaN(), false, false};
+    const float norm = update(learning_rate, step);
+    return {loss, norm, true, std::isfinite(norm)};
+  }
+  // One GPU alone does not stand still while the host reads the losses: the update does not need them.
+  run_micro_batches(batches, routed_rows_.max_rows, options_.in_flight, loss_scale, balance_scale);
+  launch_update(learning_rate, step);
+  own_loss_ = read_losses();
+  const float norm = grad_norm();
+  return {own_loss_, norm, is_finite(own_loss_), std::isfinite(norm)};
+}
+
+bool TrainEngine::is_finite(const BatchLoss& loss) const {
+  double sum = loss.loss_sum + loss.balance_loss;
+  if (options_.objective)
+    for (const std::string& term : options_.objective->terms())
+      if (const auto it = loss.sums.find(term.substr(term.find('.') + 1)); it != loss.sums.end())
+        sum += it->second;
+  return std::isfinite(sum);
+}
+
+void TrainEngine::upload_moments() {
+  device_first_.upload();
+  device_second_.upload();
+}
+
+void TrainEngine::download_weights() {
+  if (gather_) gather_->run();
+  weights_->download();
+}
+
+void TrainEngine::download_state() {
+  download_weights();
+  device_first_.download();
+  device_second_.download();
+}
+
+const TensorMap& TrainEngine::gradients() const {
+  device_gradients_.download();
+  return gradients_;
+}
+
+MemoryReport TrainEngine::memory() const {
+  std::size_t teacher = 0;
+  if (options_.objective) teacher = total_bytes(options_.objective->tensors());
+  return {weights_->num_bytes() + teacher, device_gradients_.num_bytes(),
+          device_first_.num_bytes() + device_second_.num_bytes(), arena_.size()};
+}
+
+// How long the transports of a plan take by themselves, as the costs say.
+void TrainEngine::note_transports(const Executor& executor) {
+  if (!options_.costs) return;
+  const NodeSeconds seconds = options_.costs->estimate(executor.graph());
+  double& sum = transports_[&executor];
+  for (std::size_t n = 0; n < seconds.size(); ++n)
+    if (executor.graph().nodes()[n].op->collective) sum += seconds[n];
+}
+
+double TrainEngine::exposed_seconds() const {
+  double seconds = past_exposed_seconds_ + update_->exposed_seconds();
+  for (const auto& [variant, runner] : runners_) seconds += runner.executor().exposed_seconds();
+  return seconds;
+}
+
+}  // namespace farskip

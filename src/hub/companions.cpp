@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "farskip/hub/companions.h"
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+#include "farskip/base/folder.h"
+#include "farskip/data/unicode.h"
+#include "farskip/tensor/strict_json.h"
+
+namespace farskip {
+namespace {
+
+constexpr const char* kTokenizer = "tokenizer.json";
+constexpr const char* kGeneration = "generation_config.json";
+constexpr const char* kTravelling[] = {kTokenizer,
+                                       "tokenizer_config.json",
+                                       "special_tokens_map.json",
+                                       "added_tokens.json",
+                                       "vocab.json",
+                                       "merges.txt",
+                                       kGeneration,
+                                       "chat_template.json",
+                                       "chat_template.jinja",
+                                       "LICENSE"};
+constexpr std::uint64_t kMaxBytes = 256 << 20;
+
+/// Written anew for the model that leaves, or of the folder alone.
+bool is_rewritten(const std::string& name) {
+  const bool weights = name.starts_with("model") && name.find(".safetensors") != std::string::npos;
+  return weights || name.starts_with('.') || name == "config.json" || name == "manifest.json" ||
+         name == "model.manifest.json";
+}
+
+nlohmann::json parse_object(const std::string& text, const std::string& where) {
+  nlohmann::json value = parse_strict_json(text, where);
+  if (!value.is_object())
+    throw DataError(fmt::format("{}: an object is expected, found {}", where, value.type_name()));
+  return value;
+}
+
+/// A tokenizer of a kind that is not built travels all the same, but nothing else called by its name.
+void read_tokenizer(const std::string& text, const std::string& where, Companions& companions) {
+  try {
+    companions.tokenizer = Tokenizer::from_json(text, where);
+  } catch (const DataError& fault) {
+    const nlohmann::json file = parse_object(text, where);
+    if (!file.contains("model") || !file["model"].is_object()) throw;
+    companions.tokenizer_fault = fault.what();
+  }
+}
+
+void check_content(const std::string& name, const std::string& text, const std::string& where,
+                   Companions& companions) {
+  if (name == kTokenizer)
+    read_tokenizer(text, where, companions);
+  else if (name.ends_with(".json"))
+    parse_object(text, where);
+  else if (const auto bad = find_invalid_utf8(text))
+    throw DataError(fmt::format("{}: not UTF-8 text: byte {:#04x} at offset {}", where,
+                                static_cast<unsigned char>(text[*bad]), *bad));
+}
+
+std::vector<std::int64_t> read_ids(const nlohmann::json& value, const std::string& where) {
+  std::vector<std::int64_t> ids;
+  if (value.is_null()) return ids;
+  for (const nlohmann::json& id : value.is_array() ? value : nlohmann::json::array({value})) {
+    if (!id.is_number_unsigned() || id.get<std::uint64_t>() > INT32_MAX)
+      throw DataError(
+          fmt::format("{}: eos_token_id: {} is no token id; allowed: an integer from 0 on, or a "
+                      "list of them",
+                      where, printable(id.dump())));
+    ids.push_back(id.get<std::int64_t>());
+  }
+  return ids;
+}
+
+bool contains_all(const std::vector<std::int64_t>& ids, const std::vector<std::int64_t>& wanted) {
+  return std::all_of(wanted.begin(), wanted.end(),
+                     [&](std::int64_t id) { return std::find(ids.begin(), ids.end(), id) != ids.end(); });
+}
+
+}  // namespace
+
+Companions read_companions(const std::filesystem::path& folder) {
+  Companions companions;
+  for (const char* name : kTravelling)
+    if (std::optional<std::string> text = read_if_inside(folder, name, kMaxBytes)) {
+      check_content(name, *text, (folder / name).string(), companions);
+      companions.texts.emplace(name, *std::move(text));
+    }
+  for (const std::string& name : list_entries(folder))
+    if (!companions.texts.contains(name) && !is_rewritten(name)) companions.left_behind.push_back(name);
+  return companions;
+}
+
+Companions read_companions(const std::filesystem::path& folder, const Tokenizer& tokenizer) {
+  Companions companions = folder.empty() ? Companions{} : read_companions(folder);
+  std::string& text = companions.texts[kTokenizer];
+  if (text == tokenizer.json()) return companions;
+  companions = {};
+  companions.texts[kTokenizer] = tokenizer.json();
+  companions.tokenizer = tokenizer;
+  return companions;
+}
+
+std::vector<std::int64_t> find_end_tokens(const ModelConfig& config, const Companions& companions) {
+  std::vector<std::int64_t> ids = config.eos_tokens;
+  if (const auto file = companions.texts.find(kGeneration); file != companions.texts.end()) {
+    const std::vector<std::int64_t> more = read_ids(
+        parse_object(file->second, kGeneration).value("eos_token_id", nlohmann::json()), kGeneration);
+    if (!contains_all(ids, more) && !contains_all(more, ids))
+      throw DataError(fmt::format(
+          "eos_token_id is [{}] in config.json and [{}] in {}, and each has ids that the other has "
+          "not; make them agree, or remove one of them",
+          fmt::join(ids, ", "), fmt::join(more, ", "), kGeneration));
+    if (contains_all(more, ids)) ids = more;
+  }
+  if (ids.empty() && companions.tokenizer)
+    if (const auto eos = companions.tokenizer->eos()) ids.push_back(*eos);
+  return ids;
+}
+
+}  // namespace farskip

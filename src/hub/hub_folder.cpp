@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "farskip/hub/hub_folder.h"
+
+#include <nlohmann/json.hpp>
+
+#include "farskip/base/folder.h"
+#include "farskip/tensor/hash.h"
+#include "farskip/tensor/sealed_json.h"
+
+namespace farskip {
+namespace {
+
+constexpr const char* kConfig = "config.json";
+constexpr const char* kWeights = "model.safetensors";
+constexpr const char* kManifest = "model.manifest.json";
+constexpr std::string_view kFormat = "farskip-model";
+constexpr int kVersion = 1;
+constexpr std::uint64_t kMaxManifestBytes = 1 << 20;
+
+void refuse_used_folder(const fs::path& folder, const Companions& companions) {
+  const auto refuse_entry = [&](const std::string& name) {
+    if (has_entry(folder, name))
+      throw UsageError(fmt::format("{} holds a model already ({}); choose another folder or remove it",
+                                   folder.string(), name));
+  };
+  for (const char* name : {kConfig, kWeights, "model.safetensors.index.json", kManifest}) refuse_entry(name);
+  for (const auto& [name, text] : companions.texts) refuse_entry(name);
+  if (has_entry(folder, "checkpoints") || has_entry(folder, "metrics.jsonl"))
+    throw UsageError(
+        fmt::format("{} is the folder of a run, whose checkpoints the model would hide; choose another "
+                    "folder",
+                    folder.string()));
+}
+
+/// Writes files into one folder and remembers what it has written.
+class HashedFolder {
+ public:
+  explicit HashedFolder(fs::path folder) : folder_(std::move(folder)) {}
+
+  void write(const std::string& name, const std::string& text) {
+    add(name, {text.size(), hash_text(text)});
+    write_text_file(folder_ / name, text);
+  }
+  void add(const std::string& name, const WrittenFile& file) {
+    files_[name] = {{"size", file.size}, {"xxh3_128", file.hash}};
+  }
+  void write_manifest() const {
+    write_text_file(folder_ / kManifest,
+                    print_sealed({{"format", kFormat}, {"version", kVersion}, {"files", files_}}));
+  }
+
+ private:
+  fs::path folder_;
+  nlohmann::json files_ = nlohmann::json::object();
+};
+
+void verify_file(const fs::path& folder, const std::string& name, const nlohmann::json& expected) {
+  check_file_name(name, (folder / kManifest).string());
+  const InputFile file(folder / name, Links::refuse);
+  const std::string hash = hash_file(file);
+  if (expected.value("size", nlohmann::json()) != file.size() ||
+      expected.value("xxh3_128", nlohmann::json()) != hash)
+    throw DataError(fmt::format(
+        "{}: {} bytes with hash {} are not what {} says; the file is damaged, or was changed: if on purpose, "
+        "remove {}",
+        file.path().string(), file.size(), hash, kManifest, kManifest));
+}
+
+}  // namespace
+
+void write_hub_folder(const fs::path& folder, const ModelConfig& config, const TensorMap& weights,
+                      DType dtype, const Companions& companions) {
+  refuse_used_folder(folder, companions);
+  const ViewMap tensors = hub_views(weights, list_parameters(config));
+  for (const auto& [name, view] : tensors)
+    if (!all_finite(view))
+      throw DataError(fmt::format("tensor {} holds values that are not finite; nothing is written", name));
+  std::error_code failure;
+  fs::create_directories(folder, failure);
+  if (failure) throw IoError(fmt::format("{}: cannot create folder: {}", folder.string(), failure.message()));
+  HashedFolder files(folder);
+  files.add(kWeights, write_tensors(folder / kWeights, tensors, dtype));
+  for (const auto& [name, text] : companions.texts) files.write(name, text);
+  const std::string text = hub_config_text(config, dtype);
+  files.add(kConfig, {text.size(), hash_text(text)});
+  files.write_manifest();
+  write_text_file(folder / kConfig, text);  // last: a folder with it is whole
+}
+
+void verify_hub_folder(const fs::path& folder) {
+  const std::string where = (folder / kManifest).string();
+  const auto text = read_if_inside(folder, kManifest, kMaxManifestBytes);
+  if (!text) return;
+  const nlohmann::json manifest = parse_sealed(*text, where);
+  if (manifest.value("format", nlohmann::json()) != kFormat ||
+      manifest.value("version", nlohmann::json()) != kVersion || !manifest.contains("files") ||
+      !manifest["files"].is_object())
+    throw DataError(
+        fmt::format("{}: format {}, version {}, with files is expected", where, kFormat, kVersion));
+  for (const auto& [name, expected] : manifest["files"].items()) {
+    if (!expected.is_object()) throw DataError(fmt::format("{}: {}: no object", where, printable(name)));
+    verify_file(folder, name, expected);
+  }
+}
+
+}  // namespace farskip

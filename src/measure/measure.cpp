@@ -1,0 +1,205 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "farskip/measure/measure.h"
+
+#include <chrono>
+
+#include "farskip/base/environment.h"
+#include "farskip/base/random.h"
+#include "farskip/base/version.h"
+#include "farskip/comm/agreement.h"
+#include "farskip/measure/plan_report.h"
+#include "farskip/program/step_graphs.h"
+#include "farskip/tensor/hash.h"
+
+namespace farskip {
+
+Batch random_batch(std::uint64_t seed, std::uint64_t number, std::int64_t tokens, std::int64_t vocab_size) {
+  Batch batch;
+  const auto draw = [&](std::uint64_t stream, std::int64_t i) {
+    const double u = uniform_double(
+        seed, stream, number * static_cast<std::uint64_t>(tokens) + static_cast<std::uint64_t>(i));
+    return static_cast<std::int32_t>(u * static_cast<double>(vocab_size));
+  };
+  for (std::int64_t i = 0; i < tokens; ++i) {
+    batch.tokens.push_back(draw(1, i));
+    batch.targets.push_back(draw(2, i));
+  }
+  return batch;
+}
+
+std::vector<Batch> random_step(std::uint64_t seed, std::uint64_t number, const TrainEngineOptions& options,
+                               const Communicator& world, std::int64_t vocab_size) {
+  std::vector<Batch> batches;
+  const auto count = static_cast<std::uint64_t>(options.micro_batches);
+  for (std::uint64_t m = 0; m < count; ++m) {
+    batches.push_back(random_batch(seed,
+                                   (number * count + m) * static_cast<std::uint64_t>(world.size()) +
+                                       static_cast<std::uint64_t>(world.rank()),
+                                   options.micro_batch * options.sequence_length, vocab_size));
+    if (options.document_mask) batches.back().document_start.resize(batches.back().tokens.size(), 0);
+    if (options.objective) options.objective->complete_random_batch(batches.back());
+  }
+  return batches;
+}
+
+NodeSeconds agree_on_seconds(const Graph& graph, const std::vector<StepTime>& times,
+                             const Communicator& world) {
+  NodeSeconds mean(graph.nodes().size(), 0.0);
+  for (const StepTime& t : times) mean[t.node.index()] += t.seconds - t.packing_seconds;
+  NodeSeconds longest = mean;
+  world.all_reduce(std::span(mean));
+  world.all_reduce(std::span(longest), Reduction::max);
+  for (std::size_t n = 0; n < mean.size(); ++n)
+    mean[n] = graph.nodes()[n].op->collective ? longest[n] : mean[n] / world.size();
+  return mean;
+}
+
+void add_step_costs(CostTable& table, const ExecutedPlans& plans, const Communicator& world) {
+  for (const auto& [executor, times] : plans) {
+    const NodeSeconds seconds = agree_on_seconds(executor->graph(), times, world);
+    for (std::size_t n = 0; n < seconds.size(); ++n) table.add(executor->graph(), NodeId(n), seconds[n]);
+  }
+}
+
+namespace {
+
+/// Seconds that every node of a step takes, chunks as they are in the options.
+CostTable measure_as_chosen(const ModelConfig& model, const LayerGraph& layers,
+                            const TrainEngineOptions& options, const Mesh& mesh,
+                            std::shared_ptr<Device> device, Heartbeat* heartbeat, const Logger& logger,
+                            int steps) {
+  TrainEngineOptions blocking = options;
+  blocking.overlap = false;
+  blocking.align = true;
+  const auto parameters = local_parameters(list_parameters(model), mesh.position(), options.zero);
+  TensorMap weights = make_parameter_tensors(specs_of(parameters));
+  initialise_weights(weights, parameters, 0, model.initializer_range);
+  Arena arena(std::move(device));
+  TrainEngine engine(model, layers, weights, blocking, arena, logger, mesh, heartbeat);
+  engine.upload_weights();
+  const std::int64_t tokens = options.micro_batch * options.sequence_length;
+  const std::vector<Batch> batches = random_step(0, 0, options, mesh.world(), model.vocab_size);
+
+  // A GPU that was idle takes a while to raise its clocks and those of its bus.
+  using Clock = std::chrono::steady_clock;
+  const auto warm_time =
+      Clock::now() + std::chrono::milliseconds(arena.device().kind() == DeviceKind::cpu ? 0 : 1500);
+  CostTable table;
+  bool warm = false;
+  for (int measured = 0; measured < steps;) {
+    ExecutedPlans plans;
+    engine.observe([&](const Executor& executor, const std::vector<StepTime>& times) {
+      plans.emplace_back(&executor, times);
+    });
+    engine.compute_gradients(batches, 1.0F / static_cast<float>(tokens), 0.0F);
+    engine.update(0.0, 1);
+    if (warm) {
+      add_step_costs(table, plans, mesh.world());
+      ++measured;
+      continue;
+    }
+    double cold = Clock::now() < warm_time ? 1 : 0;
+    mesh.world().all_reduce(std::span(&cold, 1), Reduction::max);
+    warm = cold == 0;
+  }
+  mesh.forget_device_addresses();  // before memory is given back that peers have open
+  return table;
+}
+
+}  // namespace
+
+CostTable measure_step_costs(const ModelConfig& model, const LayerGraph& layers,
+                             const TrainEngineOptions& options, const Mesh& mesh,
+                             const std::shared_ptr<Device>& device, Heartbeat* heartbeat,
+                             const Logger& logger, int steps) {
+  CostTable table = measure_as_chosen(model, layers, options, mesh, device, heartbeat, logger, steps);
+  if (options.expert_chunks == 0 && can_chunk(model, options, mesh.position())) {
+    TrainEngineOptions two = options;
+    two.expert_chunks = 2;
+    table.add(measure_as_chosen(model, layers, two, mesh, device, heartbeat, logger, steps));
+  }
+  return table;
+}
+
+void plan_by(std::shared_ptr<const CostTable> costs, const ModelConfig& model, const Mesh& mesh,
+             Heartbeat* heartbeat, const Logger& logger, TrainEngineOptions& options) {
+  if (options.expert_chunks == 0) {
+    PlanRequest request;
+    request.model = model;
+    request.options = options;
+    request.mesh = mesh.position();
+    request.dtype = options.compute;
+    request.costs.table = costs;
+    std::int64_t chunks = mesh.world().rank() == 0 ? choose_expert_chunks(request, logger) : 1;
+    const HeartbeatWait wait(heartbeat, "the choice of chunks");
+    mesh.world().broadcast(std::span(&chunks, 1), 0);
+    options.expert_chunks = static_cast<int>(chunks);
+    logger.info("schedule.expert_chunks: auto chooses {} by measured costs", chunks);
+  }
+  options.costs = std::move(costs);
+}
+
+namespace {
+
+// A file of kept costs: the hash of what they depend on, a space, the hash of what follows this line; the
+// table.
+
+void write_kept_costs(const std::string& key, const CostTable& table, const fs::path& path,
+                      const Logger& logger) {
+  const std::string text = table.text();
+  try {
+    write_text_file(path, fmt::format("{} {}\n{}", key, hash_text(text), text));
+  } catch (const IoError& error) {
+    logger.warning("{}; the costs are measured again at the next start", error.what());
+  }
+}
+
+/// nullptr, and said, if the text is damaged.
+std::shared_ptr<const CostTable> read_kept_costs(std::string_view text, const fs::path& path,
+                                                 const Logger& logger) {
+  const std::size_t end = text.find('\n');
+  try {
+    if (end != std::string_view::npos && text.substr(0, end).ends_with(" " + hash_text(text.substr(end + 1))))
+      return std::make_shared<const CostTable>(CostTable::parse(text.substr(end + 1)));
+    logger.warning("{}: is damaged and passed over; the costs are measured again", path.string());
+  } catch (const DataError& error) {
+    logger.warning("{}: {}; the costs are measured again", path.string(), printable(error.what(), 300));
+  }
+  return nullptr;
+}
+
+}  // namespace
+
+std::shared_ptr<const CostTable> kept_step_costs(const fs::path& path, std::string_view more_key,
+                                                 const ModelConfig& model, const LayerGraph& layers,
+                                                 const TrainEngineOptions& options, const Mesh& mesh,
+                                                 const std::shared_ptr<Device>& device, Heartbeat* heartbeat,
+                                                 const Logger& logger) {
+  const MicroBatchKind kind{.reduce = mesh.world().size() > 1,
+                            .in_flight = options.in_flight,
+                            .recompute = options.recompute,
+                            .objective = options.objective.get(),
+                            .frozen = options.frozen};
+  const Graph step = build_micro_batch_graph(
+      model, layers, lower_options(options, options.micro_batch),
+      {mesh.position(), options.zero, plan_routed_rows(model, options, mesh.expert().size()).max_rows,
+       std::max(1, options.expert_chunks)},
+      kind);
+  const std::string key = hash_text(fmt::format(
+      "{} {} {} {} {} {} {}\n{}", machine_info().processor, device->name(), commit(), mesh.world().size(),
+      options.micro_batches, options.expert_chunks, more_key, print_graph(step)));
+  const std::string text = read_on_first_rank(mesh.world(), path, logger);
+  // Rank 0 alone says whether these are they: the processors of others may have another name.
+  std::int64_t known = text.starts_with(key + " ") ? 1 : 0;
+  mesh.world().broadcast(std::span(&known, 1), 0);
+  if (known != 0)
+    if (auto table = read_kept_costs(text, path, mesh.world().rank() == 0 ? logger : Logger(LogLevel::off)))
+      return table;
+  auto table = std::make_shared<const CostTable>(
+      measure_step_costs(model, layers, options, mesh, device, heartbeat, logger));
+  if (mesh.world().rank() == 0) write_kept_costs(key, *table, path, logger);
+  logger.info("measured the costs of a step for the scheduler ({})", path.string());
+  return table;
+}
+
+}  // namespace farskip

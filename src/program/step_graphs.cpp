@@ -1,0 +1,288 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "farskip/program/step_graphs.h"
+
+#include <map>
+
+#include "farskip/autograd/gradient.h"
+#include "farskip/passes/chunk_experts.h"
+#include "farskip/passes/join_micro_batches.h"
+#include "farskip/passes/pipeline.h"
+#include "farskip/passes/recompute.h"
+#include "farskip/passes/reduce_gradients.h"
+#include "farskip/passes/shard_experts.h"
+#include "farskip/program/objective.h"
+#include "farskip/state/state_names.h"
+
+namespace farskip {
+
+Graph build_forward_graph(const ModelConfig& config, const LayerGraph& layers, const LowerOptions& options,
+                          const StepSharding& sharding) {
+  const int chunks = sharding.mesh.expert_size > 1 ? sharding.expert_chunks : 1;
+  const Graph chunked = verified("chunk_experts", chunk_experts(lower(config, layers, options), chunks));
+  return verified("shard_experts", shard_experts(chunked, {.peers = sharding.mesh.expert_size,
+                                                           .max_rows = sharding.max_rows,
+                                                           .rows = options.batch * options.sequence_length *
+                                                                   config.moe.top_k}));
+}
+
+namespace {
+
+std::set<SubBlock> recomputed_blocks(Recompute choice) {
+  switch (choice) {
+    case Recompute::none:
+      return {};
+    case Recompute::attention:
+      return {SubBlock::attention};
+    case Recompute::experts:
+      return {SubBlock::routed, SubBlock::shared};
+    case Recompute::full:
+      return {SubBlock::attention, SubBlock::routed, SubBlock::shared, SubBlock::dense};
+  }
+  return {};
+}
+
+std::vector<LocalParameter> trained_parameters(const ModelConfig& config, const StepSharding& sharding,
+                                               const MicroBatchKind& kind) {
+  return without_frozen(local_parameters(list_parameters(config), sharding.mesh, sharding.zero), kind.frozen);
+}
+
+Graph build_gradient_graph(const ModelConfig& config, const LayerGraph& layers, const LowerOptions& options,
+                           const StepSharding& sharding, const MicroBatchKind& kind, bool accumulate) {
+  Graph graph = build_objective_graph(kind.objective, config, layers, options, sharding);
+  const DType sums = wide(options.dtype);
+  const TensorType scalar{sums, Shape{1}, {}};
+  const ValueId scale = graph.add_external(ExternalKind::input, std::string(kLossScale), scalar);
+  std::vector<Objective> objectives{{*graph.find_output("loss_sum"), scale}};
+  if (kind.objective != nullptr)
+    for (const std::string& term : kind.objective->terms())
+      objectives.push_back({*graph.find_output(term), scale});
+  if (const auto balance = graph.find_output("balance_loss"))
+    objectives.push_back(
+        {*balance, graph.add_external(ExternalKind::input, std::string(kBalanceScale), scalar)});
+
+  const auto local = trained_parameters(config, sharding, kind);
+  std::vector<ValueId> parameters, accumulators;
+  for (const LocalParameter& p : local) {
+    const std::string name = gradient_name(p.spec.name);
+    parameters.push_back(*graph.find_external(read_name(p.spec, options.dtype)));
+    accumulators.push_back(graph.add_external(ExternalKind::state, name, {sums, p.spec.shape, {}}));
+  }
+  const std::vector<ValueId> gradients = differentiate(graph, objectives, parameters);
+  for (std::size_t i = 0; i < local.size(); ++i) {
+    FARSKIP_CHECK(gradients[i], "the loss does not depend on {}", local[i].spec.name);
+    ValueId gradient = gradients[i];
+    if (accumulate) {
+      Builder b{graph, {0, 0, local[i].spec.layer, local[i].spec.block, Phase::backward}};
+      gradient = ops::add(b, accumulators[i], gradient);
+    }
+    graph.add_update(accumulators[i], gradient);
+  }
+  return verified("recompute", recompute(graph, recomputed_blocks(kind.recompute)));
+}
+
+}  // namespace
+
+Graph build_objective_graph(const StepObjective* objective, const ModelConfig& config,
+                            const LayerGraph& layers, const LowerOptions& options,
+                            const StepSharding& sharding) {
+  if (objective == nullptr) return build_forward_graph(config, layers, options, sharding);
+  return objective->build_forward(config, layers, options, sharding);
+}
+
+std::vector<LocalParameter> without_frozen(std::vector<LocalParameter> parameters,
+                                           const std::set<std::string>& frozen) {
+  std::erase_if(parameters, [&](const LocalParameter& p) { return frozen.contains(p.spec.name); });
+  return parameters;
+}
+
+Graph build_micro_batch_graph(const ModelConfig& config, const LayerGraph& layers,
+                              const LowerOptions& options, const StepSharding& sharding,
+                              const MicroBatchKind& kind) {
+  Graph graph = build_gradient_graph(config, layers, options, sharding, kind, kind.accumulate);
+  if (kind.in_flight > 1) {
+    const Graph next = build_gradient_graph(config, layers, options, sharding, kind, true);
+    for (int i = 1; i < kind.in_flight; ++i)
+      graph = verified("join_micro_batches", join_micro_batches(graph, next, i));
+  }
+  if (!kind.reduce) return graph;
+  std::vector<ReplicatedGradient> replicated;
+  for (const LocalParameter& p : trained_parameters(config, sharding, kind))
+    replicated.push_back({gradient_name(p.spec.name), p.replicas});
+  return verified("reduce_gradients",
+                  reduce_gradients(graph, replicated, {.mesh = sharding.mesh, .scatter = sharding.zero}));
+}
+
+namespace {
+
+TensorType matrix_type(const ParameterSpec& spec, std::int64_t rows) {
+  return {DType::f32, shape_of_rows(spec.shape, rows), {}};
+}
+
+/// Whole tensors from the rows that each replica has, several in one message.
+class Gatherer {
+ public:
+  Gatherer(Graph& graph, Builder& b, const MeshPosition& mesh) : graph_(graph), b_(b), mesh_(mesh) {}
+
+  /// The whole of `part`, rows of a tensor of `p`'s shape, becomes the state `name`.
+  void add(const LocalParameter& p, ValueId part, const std::string& name) {
+    TensorType whole = matrix_type(p.spec, p.spec.num_rows());
+    whole.dtype = graph_.type(part).dtype;
+    Message& m = messages_[{p.replicas, whole.dtype}];
+    if (m.elements + p.spec.shape.num_elements() > kBucketElements) send(p.replicas, m);
+    m.elements += p.spec.shape.num_elements();
+    m.parts.push_back(part);
+    m.rows.push_back(p.spec.num_rows());
+    m.wholes.push_back(graph_.add_external(ExternalKind::state, name, std::move(whole)));
+  }
+  void finish() {
+    for (auto& [key, message] : messages_) send(key.first, message);
+  }
+
+ private:
+  static constexpr std::int64_t kBucketElements = std::int64_t{1} << 20;
+  struct Message {
+    std::vector<ValueId> parts, wholes;
+    std::vector<std::int64_t> rows;
+    std::int64_t elements = 0;
+  };
+
+  void send(MeshAxis axis, Message& m) {
+    if (m.parts.empty()) return;
+    b_.scope.layer = -1;
+    const auto gathered = ops::all_gather(
+        b_, m.parts, {.axis = axis, .size = mesh_.size(axis), .rank = mesh_.rank(axis), .rows = m.rows});
+    for (std::size_t i = 0; i < gathered.size(); ++i) graph_.add_update(m.wholes[i], gathered[i]);
+    m = {};
+  }
+
+  Graph& graph_;
+  Builder& b_;
+  MeshPosition mesh_;
+  std::map<std::pair<MeshAxis, DType>, Message> messages_;
+};
+
+bool has_copy(const ParameterSpec& spec, DType compute) {
+  return is_low(compute) && spec.has_compute_copy();
+}
+bool is_gathered(const LocalParameter& p, const StepSharding& sharding) {
+  return sharding.zero && sharding.mesh.size(p.replicas) > 1;
+}
+
+class UpdateGraph {
+ public:
+  UpdateGraph(const std::vector<LocalParameter>& parameters, const StepSharding& sharding,
+              const OptimizerConfig& optimizer, DType compute)
+      : parameters_(parameters), sharding_(sharding), optimizer_(optimizer), compute_(compute) {}
+
+  Graph run() {
+    for (const LocalParameter& p : parameters_) {
+      const auto state = [&](const std::string& name) {
+        return graph_.add_external(ExternalKind::state, name, matrix_type(p.spec, p.optimizer_rows.count));
+      };
+      states_.push_back({state(own_rows_name(p.spec.name)), state(first_moment_name(p.spec.name)),
+                         state(second_moment_name(p.spec.name))});
+      gradients_.push_back(state(gradient_name(p.spec.name)));
+    }
+    const ValueId hyper =
+        graph_.add_external(ExternalKind::input, std::string(kHyper), {DType::f32, Shape{3}, {}});
+    const auto [norm, factor] = ops::clip_factor(b_, sums_of_squares(), optimizer_.clip_grad_norm);
+    graph_.add_output("grad_norm", norm);
+    for (std::size_t i = 0; i < parameters_.size(); ++i)
+      update(parameters_[i], states_[i], gradients_[i], factor, hyper);
+    gatherer_.finish();
+    return std::move(graph_);
+  }
+
+ private:
+  const MeshPosition& mesh() const { return sharding_.mesh; }
+
+  /// Squares of every gradient of the model, each counted once.
+  std::vector<ValueId> sums_of_squares() {
+    const auto over_ranks = [&](ValueId sum, MeshAxis axis) {
+      if (mesh().size(axis) == 1) return sum;
+      return ops::all_reduce(b_, {sum},
+                             {.axis = axis, .size = mesh().size(axis), .rank = mesh().rank(axis)})[0];
+    };
+    if (sharding_.zero || mesh().world_size == 1)  // no two ranks have the same rows
+      return {over_ranks(ops::sum_of_squares(b_, gradients_), MeshAxis::world)};
+    std::vector<ValueId> replicated, experts;
+    for (std::size_t i = 0; i < parameters_.size(); ++i)
+      (parameters_[i].spec.is_expert ? experts : replicated).push_back(gradients_[i]);
+    std::vector<ValueId> sums;
+    if (!replicated.empty()) sums.push_back(ops::sum_of_squares(b_, replicated));
+    if (!experts.empty()) sums.push_back(over_ranks(ops::sum_of_squares(b_, experts), MeshAxis::expert));
+    return sums;
+  }
+
+  ops::AdamWState next_state(const ParameterSpec& spec, const ops::AdamWState& state, ValueId gradient,
+                             ValueId factor, ValueId hyper) {
+    switch (optimizer_.name) {
+      case OptimizerName::adamw:
+        return ops::adamw(b_, state, gradient, factor, hyper,
+                          {.beta1 = optimizer_.beta1,
+                           .beta2 = optimizer_.beta2,
+                           .eps = optimizer_.eps,
+                           .weight_decay = spec.shape.rank() >= 2 ? optimizer_.weight_decay : 0.0,
+                           .low_copy = has_copy(spec, compute_)});
+    }
+    throw InternalError("no such optimizer");
+  }
+
+  void update(const LocalParameter& p, const ops::AdamWState& state, ValueId gradient, ValueId factor,
+              ValueId hyper) {
+    const ParameterSpec& spec = p.spec;
+    b_.scope.layer = spec.layer;
+    const bool copies = has_copy(spec, compute_);
+    const ops::AdamWState next = next_state(spec, state, gradient, factor, hyper);
+    graph_.add_update(state.parameter, next.parameter);
+    graph_.add_update(state.m, next.m);
+    graph_.add_update(state.v, next.v);
+    if (copies) {
+      TensorType type = matrix_type(spec, p.optimizer_rows.count);
+      type.dtype = compute_;
+      graph_.add_update(graph_.add_external(ExternalKind::state, own_rows_name(compute_copy_name(spec.name)),
+                                            std::move(type)),
+                        next.low_copy);
+    }
+    if (!is_gathered(p, sharding_)) return;
+    // What micro-batches read: of a parameter with a copy that alone.
+    if (copies)
+      gatherer_.add(p, next.low_copy, compute_copy_name(spec.name));
+    else
+      gatherer_.add(p, next.parameter, spec.name);
+  }
+
+  const std::vector<LocalParameter>& parameters_;
+  const StepSharding& sharding_;
+  const OptimizerConfig& optimizer_;
+  const DType compute_;
+  Graph graph_;
+  Builder b_{graph_, {0, 0, -1, SubBlock::optimizer, Phase::update}};
+  Gatherer gatherer_{graph_, b_, sharding_.mesh};
+  std::vector<ops::AdamWState> states_;
+  std::vector<ValueId> gradients_;
+};
+
+}  // namespace
+
+Graph build_update_graph(const std::vector<LocalParameter>& parameters, const StepSharding& sharding,
+                         const OptimizerConfig& optimizer, DType compute) {
+  return UpdateGraph(parameters, sharding, optimizer, compute).run();
+}
+
+Graph build_gather_graph(const std::vector<LocalParameter>& parameters, const StepSharding& sharding,
+                         DType compute) {
+  Graph graph;
+  Builder b{graph, {0, 0, -1, SubBlock::optimizer, Phase::update}};
+  Gatherer gatherer(graph, b, sharding.mesh);
+  for (const LocalParameter& p : parameters)
+    if (has_copy(p.spec, compute) && is_gathered(p, sharding))
+      gatherer.add(p,
+                   graph.add_external(ExternalKind::state, own_rows_name(p.spec.name),
+                                      matrix_type(p.spec, p.optimizer_rows.count)),
+                   p.spec.name);
+  gatherer.finish();
+  return graph;
+}
+
+}  // namespace farskip

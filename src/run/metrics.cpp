@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "farskip/run/metrics.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <nlohmann/json.hpp>
+#include <sstream>
+
+#include "farskip/base/error.h"
+#include "farskip/base/folder.h"
+#include "farskip/base/run_files.h"
+
+namespace farskip {
+namespace {
+
+double now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+std::string duration_text(double seconds) {
+  const auto s = static_cast<std::int64_t>(seconds);
+  if (s < 3600) return fmt::format("{}:{:02}", s / 60, s % 60);
+  return fmt::format("{}h{:02}m", s / 3600, s / 60 % 60);
+}
+
+/// The step of a line; none: it is damaged.
+std::optional<std::int64_t> step_of(const std::string& line) {
+  const auto object = nlohmann::json::parse(line, nullptr, false);
+  if (!object.is_object() || !object.contains("step") || !object["step"].is_number_unsigned())
+    return std::nullopt;
+  const auto step = object["step"].get<std::uint64_t>();
+  if (step < 1 || step > INT64_MAX) return std::nullopt;
+  return static_cast<std::int64_t>(step);
+}
+
+/// What of an older file stays: whole lines of steps up to `first_step`. A last line without an end was being
+/// written when its run died.
+std::string keep_lines(const std::string& text, const fs::path& path, std::int64_t first_step,
+                       const Logger& logger) {
+  std::string kept;
+  std::int64_t number = 0, num_kept = 0, first_damaged = 0, damaged = 0;
+  std::istringstream lines(text);
+  for (std::string line; std::getline(lines, line);) {
+    ++number;
+    const std::optional<std::int64_t> step = step_of(line);
+    if (!step && !lines.eof()) {
+      if (damaged++ == 0) first_damaged = number;
+    } else if (step && *step <= first_step) {
+      kept += line + "\n";
+      ++num_kept;
+    }
+  }
+  if (damaged > 0)
+    logger.warning("{}: {} damaged lines are left out, the first is line {}", path.string(), damaged,
+                   first_damaged);
+  if (num_kept < first_step)
+    logger.warning("{}: has lines for {} of the {} steps before this start", path.string(), num_kept,
+                   first_step);
+  return kept;
+}
+
+}  // namespace
+
+MetricsFile::MetricsFile(const fs::path& path, std::int64_t first_step, const Logger& logger) : path_(path) {
+  if (const auto text = read_if_inside(path.parent_path(), path.filename().string(), kMostMetricsBytes))
+    write_text_file(path, keep_lines(*text, path, first_step, logger));
+  else if (first_step > 0)
+    logger.warning("{}: is not there; it begins with step {}", path.string(), first_step + 1);
+  descriptor_ = ::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0666);
+  if (descriptor_ < 0) throw IoError(fmt::format("{}: cannot open: {}", path.string(), std::strerror(errno)));
+}
+
+MetricsFile::~MetricsFile() {
+  if (descriptor_ >= 0) ::close(descriptor_);
+}
+
+void MetricsFile::append(const StepMetrics& metrics) {
+  const std::string line = metrics.json() + "\n";
+  for (std::size_t done = 0; done < line.size();) {  // what is left of a line tells why it was cut
+    const ssize_t n = ::write(descriptor_, line.data() + done, line.size() - done);
+    if (n < 0 && errno == EINTR) continue;
+    if (n <= 0) throw IoError(fmt::format("{}: write failed: {}", path_.string(), std::strerror(errno)));
+    done += static_cast<std::size_t>(n);
+  }
+}
+
+Progress::Progress(std::int64_t steps, std::int64_t first_step, Logger logger)
+    : steps_(steps),
+      first_step_(first_step),
+      logger_(std::move(logger)),
+      terminal_(::isatty(2) == 1),
+      started_(now()) {}
+
+Progress::~Progress() {
+  if (line_open_) std::fputc('\n', stderr);
+}
+
+void Progress::show(const StepMetrics& m) {
+  const double t = now();
+  const bool last = m.step == steps_;
+  const double wait = terminal_ ? 0.1 : 10.0;
+  if (!last && !m.validation_loss && m.step > first_step_ + 1 && t - last_shown_ < wait) return;
+  last_shown_ = t;
+  const double left =
+      (t - started_) / static_cast<double>(m.step - first_step_) * static_cast<double>(steps_ - m.step);
+  const std::string result = std::isnan(m.loss)
+                                 ? "without targets"
+                                 : fmt::format("loss {:.4f}  grad norm {:.3f}", m.loss, m.grad_norm);
+  std::string line = fmt::format("step {}/{}  {}  lr {:.2e}  {:.0f} tokens/s  {:.3f} TFLOP/s", m.step, steps_,
+                                 result, m.learning_rate, m.tokens_per_second, m.model_tflops);
+  if (const auto kl = m.distill.find("kl"); kl != m.distill.end())
+    line += fmt::format("  kl {:.4f}", kl->second);
+  if (m.validation_loss) line += fmt::format("  validation {:.4f}", *m.validation_loss);
+  if (const auto r = m.distill.find("recovered"); r != m.distill.end())
+    line += fmt::format("  recovered {:.1f}%", 100.0 * r->second);
+  line += fmt::format("  {} left", duration_text(left));
+  if (!terminal_) {
+    logger_.info("{}", line);
+    return;
+  }
+  std::fprintf(stderr, "\r\033[K%s", line.c_str());
+  if (m.validation_loss || last) std::fputc('\n', stderr);
+  line_open_ = !(m.validation_loss || last);
+  std::fflush(stderr);
+}
+
+}  // namespace farskip

@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "farskip/run/run_data.h"
+
+#include "farskip/base/environment.h"
+#include "farskip/data/text_source.h"
+#include "farskip/distill/teacher.h"
+#include "farskip/infer/evaluate.h"
+#include "farskip/tensor/hash.h"
+
+namespace farskip {
+namespace {
+
+// Validation sources are read in order and to the end, so the numbers of two runs compare.
+SamplerOptions sampler_options(const RunConfig& config, bool training) {
+  SamplerOptions options;
+  options.seed = static_cast<std::uint64_t>(config.seed);
+  options.sequence_length = config.train.sequence_length;
+  options.shuffle = training && config.data.shuffle;
+  options.whole_stream = !training;
+  options.document_mask = config.data.document_mask;
+  options.prompt_end = config.data.prompt_end;
+  options.padding = config.data.padding;
+  return options;
+}
+
+std::unique_ptr<Sampler> make_sampler(const std::vector<std::string>& prefixes,
+                                      const std::vector<double>& weights, std::int64_t vocab_size,
+                                      const SamplerOptions& options) {
+  std::vector<SamplerSource> sources;
+  for (std::size_t i = 0; i < prefixes.size(); ++i) {
+    const double weight = i < weights.size() ? weights[i] : 1.0;
+    if (weight > 0) sources.push_back({std::make_shared<TokenFile>(prefixes[i], vocab_size), weight});
+  }
+  return std::make_unique<Sampler>(std::move(sources), options);
+}
+
+/// Whether any target of a source counts; looks no further than the first that does.
+bool has_targets(const Sampler& source) {
+  const SamplerOptions& o = source.options();
+  if (!o.document_mask && !o.prompt_end && !o.padding) return true;
+  for (std::uint64_t number = 0; number < source.samples_per_epoch(0); ++number)
+    if (count_targets(read_batch(source, number, 1)) > 0) return true;
+  return false;
+}
+
+// A source without targets has no mean. If all are so, they stay, and there is no validation loss.
+std::vector<std::unique_ptr<Sampler>> open_validation(const RunConfig& config, std::int64_t vocab_size,
+                                                      const Logger& logger) {
+  std::vector<std::unique_ptr<Sampler>> sources, without;
+  std::vector<std::string> names;
+  for (const std::string& prefix : config.data.validation) {
+    auto source = make_sampler({prefix}, {}, vocab_size, sampler_options(config, false));
+    const bool counts = has_targets(*source);
+    if (!counts) names.push_back(prefix);
+    (counts ? sources : without).push_back(std::move(source));
+  }
+  if (names.empty()) return sources;
+  const std::string problem = fmt::format("data.validation: {}: {}", fmt::join(names, ", "), kNoTargets);
+  if (!sources.empty()) {
+    logger.warning("{}; left out of the validation loss", problem);
+    return sources;
+  }
+  if (config.distill && config.distill->early_stopping)
+    throw DataError(fmt::format("{}, and distill.early_stopping has no metric to look at", problem));
+  logger.warning("{}; validation_loss is null", problem);
+  return without;
+}
+
+}  // namespace
+
+Companions read_run_companions(const RunConfig& config) {
+  const std::string& source =
+      config.init_from.empty() && config.distill ? config.distill->teacher : config.init_from;
+  if (!config.data.tokenizer.empty()) return read_companions(source, Tokenizer::load(config.data.tokenizer));
+  return source.empty() ? Companions{} : read_companions(source);
+}
+
+RunData open_run_data(const RunConfig& config, const ModelConfig& model, const Logger& logger) {
+  for (const auto& [key, id] :
+       {std::pair{"prompt_end", config.data.prompt_end}, {"padding", config.data.padding}})
+    if (id && *id >= model.vocab_size)
+      throw UsageError(
+          fmt::format("data.{} is {}, and the model's vocabulary ends with {}; no token has that id", key,
+                      *id, model.vocab_size - 1));
+  RunData data;
+  data.companions = read_run_companions(config);
+  const std::optional<Tokenizer>& named = data.companions.tokenizer;
+  std::vector<std::string> sources = config.data.tokens;
+  if (!config.data.text.empty() && !named) {
+    const std::string& fault = data.companions.tokenizer_fault;
+    if (!fault.empty()) throw DataError(fault);
+    throw UsageError(
+        "data.text needs data.tokenizer (a tokenizer.json; 'farskip data train-tokenizer' makes one)");
+  }
+  if (!config.data.text.empty() || !config.data.tokenizer.empty())
+    if (named->vocab_size() > model.vocab_size)
+      throw UsageError(
+          fmt::format("data.tokenizer {} has {} tokens, model.vocab_size is {}; raise vocab_size",
+                      config.data.tokenizer, named->vocab_size(), model.vocab_size));
+  if (!config.data.text.empty()) {
+    const Tokenizer& tokenizer = *named;
+    const fs::path cache = fs::path(config.run_dir).parent_path() / "cache";
+    for (const std::string& text : config.data.text) {
+      const std::vector<fs::path> one{text};
+      sources.push_back(tokenize_cached(list_text_files(one, logger), tokenizer, cache, logger));
+      logger.info("{}: tokens in {}", text, sources.back());
+    }
+  }
+  data.train = make_sampler(sources, config.data.weights, model.vocab_size, sampler_options(config, true));
+  data.validation = open_validation(config, model.vocab_size, logger);
+  return data;
+}
+
+RunSettings describe_contents(const RunConfig& config, const RunData& data) {
+  std::vector<std::string> validation;
+  for (const auto& source : data.validation) validation.push_back(source->contents_text());
+  RunSettings contents{{kDataContents, data.train->contents_text()}};
+  if (!validation.empty()) contents[kValidationContents] = fmt::format("{}", fmt::join(validation, " + "));
+  if (const auto it = data.companions.texts.find("tokenizer.json"); it != data.companions.texts.end())
+    contents[kTokenizerContents] = "hash " + hash_text(it->second);
+  if (config.distill) contents[kTeacherContents] = "hash " + fingerprint_model(config.distill->teacher);
+  return contents;
+}
+
+}  // namespace farskip

@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "farskip/run/start_report.h"
+
+#include <algorithm>
+
+#include "farskip/engine/devices.h"
+
+namespace farskip {
+
+void log_model(const ModelConfig& model, const Mesh& mesh, const Device& device,
+               const TrainEngineOptions& options, const Logger& logger) {
+  const ParameterCounts counts = count_parameters(model);
+  logger.info("{}: {:.2f}M parameters, {:.2f}M active per token; {} layers, {} experts, top {}", model.family,
+              static_cast<double>(counts.total) * 1e-6, static_cast<double>(counts.active) * 1e-6,
+              model.num_layers, model.moe.num_experts, model.moe.top_k);
+  if (mesh.world().size() > 1)
+    logger.info("{} ranks: experts over {}, data over {}, {} micro-batches per step on each",
+                mesh.world().size(), mesh.expert().size(), mesh.data().size(), options.micro_batches);
+  const bool repeats = repeats_bits(device, options.compute, options.deterministic);
+  logger.info("device {}, computing in {}{}", device.name(), dtype_name(options.compute),
+              repeats ? "" : ", by kernels that do not repeat their bits (deterministic: false)");
+}
+
+void log_memory(const MemoryReport& m, const Logger& logger) {
+  constexpr double kMiB = 1 << 20;
+  const auto mib = [](std::size_t bytes) { return static_cast<double>(bytes) / kMiB; };
+  logger.info(
+      "planned memory: weights {:.0f}, gradients {:.0f}, moments {:.0f}, activations and scratch {:.0f}, "
+      "copy for saving {:.0f}, "
+      "together {:.0f} MiB",
+      mib(m.weights), mib(m.gradients), mib(m.moments), mib(m.arena), mib(m.snapshot), mib(m.total()));
+}
+
+void log_routed_rows(const RoutedRowsPlan& rows, const Logger& logger) {
+  if (rows.max_rows == 0) return;
+  std::string text = fmt::format(
+      "routed rows: room for {} from one rank to one other ({:.2f} times an even share), {:.0f} MiB over all "
+      "layers",
+      rows.max_rows, static_cast<double>(rows.max_rows) / static_cast<double>(rows.even_rows),
+      static_cast<double>(std::max(rows.bytes, rows.fallback_bytes)) / (1 << 20));
+  if (rows.fallback_batch > 0)
+    text += fmt::format("; a step with more is repeated {} sequences at a time", rows.fallback_batch);
+  logger.info("{}", text);
+}
+
+}  // namespace farskip

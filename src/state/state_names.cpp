@@ -1,0 +1,21 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "farskip/state/state_names.h"
+
+#include <fmt/format.h>
+
+namespace farskip {
+
+std::string gradient_name(std::string_view parameter) {
+  return fmt::format("grad.{}", parameter);
+}
+std::string first_moment_name(std::string_view parameter) {
+  return fmt::format("adam.m.{}", parameter);
+}
+std::string second_moment_name(std::string_view parameter) {
+  return fmt::format("adam.v.{}", parameter);
+}
+std::string own_rows_name(std::string_view parameter) {
+  return fmt::format("own.{}", parameter);
+}
+
+}  // namespace farskip

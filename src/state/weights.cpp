@@ -1,0 +1,248 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "farskip/state/weights.h"
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+#include <set>
+#include <thread>
+
+#include "farskip/base/random.h"
+
+namespace farskip {
+namespace {
+
+TensorView piece_view(const HostTensor& tensor, const HubPiece& piece) {
+  const auto row_bytes = static_cast<std::size_t>(row_size(tensor.shape())) * dtype_size(tensor.dtype());
+  auto* data =
+      static_cast<std::byte*>(tensor.view().data) + static_cast<std::size_t>(piece.first_row) * row_bytes;
+  return {data, tensor.dtype(), piece.shape};
+}
+
+/// Whether the folder holds a parameter as one tensor: packed as newer files have it, or never split.
+bool is_packed(const SafetensorsFolder& folder, const ParameterSpec& spec) {
+  return folder.contains(spec.name);
+}
+
+/// The embedding is the head too.
+bool is_tied(const std::vector<ParameterSpec>& model) {
+  return std::none_of(model.begin(), model.end(),
+                      [](const ParameterSpec& spec) { return spec.name == kHeadName; });
+}
+
+/// Compares a folder with a model by names, shapes and types; nothing is read. A problem names the file that
+/// holds the tensor.
+class FolderCheck {
+ public:
+  FolderCheck(const SafetensorsFolder& folder, const std::vector<ParameterSpec>& model) : folder_(folder) {
+    const bool tied = is_tied(model);
+    for (const ParameterSpec& spec : model) {
+      if (is_packed(folder, spec))
+        check(spec.name, spec.shape);
+      else
+        for (const HubPiece& piece : spec.pieces) check(piece.name, piece.shape);
+    }
+    for (const TensorInfo* info : folder.tensors()) {
+      const bool twice = tied && info->name == kHeadName;  // a tied head is often stored twice
+      if (!twice && !is_derived_buffer(info->name) && !known_.contains(info->name))
+        add_problem([&] {
+          return fmt::format("{} {} is not part of the model", place(info->name), info->shape.text());
+        });
+    }
+  }
+
+  void throw_if_any() const {
+    if (num_problems_ == 0) return;
+    std::string text = fmt::format(
+        "{}: {} tensors do not fit the model's config.json:", folder_.path().string(), num_problems_);
+    for (const std::string& problem : shown_) text += "\n  " + problem;
+    if (shown_.size() < num_problems_) text += fmt::format("\n  and {} more", num_problems_ - shown_.size());
+    throw DataError(text);
+  }
+
+ private:
+  /// A folder may hold any number of tensors that do not fit; the first few are told.
+  template <class Text>
+  void add_problem(const Text& text) {
+    constexpr std::size_t most_shown = 10;
+    if (++num_problems_ <= most_shown) shown_.push_back(text());
+  }
+
+  /// "model-00002-of-00004.safetensors: model.norm.weight": a tensor and the file that holds it.
+  std::string place(const std::string& name) const {
+    return fmt::format("{}: {}", folder_.file_of(name).path().filename().string(), printable(name));
+  }
+
+  void check(const std::string& name, const Shape& shape) {
+    if (!folder_.contains(name)) {
+      add_problem([&] { return fmt::format("{} {} is missing", name, shape.text()); });
+      return;
+    }
+    known_.insert(name);
+    const TensorInfo& info = folder_.find(name);
+    if (info.shape != shape)
+      add_problem([&] {
+        return fmt::format("{} is {}, the model has {}", place(name), info.shape.text(), shape.text());
+      });
+    else if (info.dtype != DType::f32 && info.dtype != DType::bf16 && info.dtype != DType::f16 &&
+             info.dtype != DType::f64)
+      add_problem([&] {
+        return fmt::format("{} is {}; f32, bf16, f16 and f64 are read", place(name), dtype_name(info.dtype));
+      });
+  }
+
+  const SafetensorsFolder& folder_;
+  std::set<std::string> known_;
+  std::vector<std::string> shown_;
+  std::size_t num_problems_ = 0;
+};
+
+/// Fills `destination` (f32) from element `first` on of a tensor of the folder.
+void read_elements(const SafetensorsFolder& folder, const std::string& name, std::int64_t first,
+                   const TensorView& destination) {
+  const DType dtype = folder.find(name).dtype;
+  const std::uint64_t offset = static_cast<std::uint64_t>(first) * dtype_size(dtype);
+  if (dtype == DType::f32) {
+    folder.read_into(name, offset, destination.bytes());
+    return;
+  }
+  HostTensor stored(dtype, destination.shape);
+  folder.read_into(name, offset, stored.bytes());
+  const HostTensor converted = convert_dtype(stored, DType::f32);
+  std::copy(converted.bytes().begin(), converted.bytes().end(), destination.bytes().begin());
+}
+
+/// A head that is stored beside the embedding it is tied to must be that embedding.
+void check_tied_head(const std::vector<ParameterSpec>& model, const SafetensorsFolder& folder) {
+  const std::string head(kHeadName), embedding(kEmbeddingName);
+  if (!is_tied(model) || !folder.contains(head)) return;
+  const TensorInfo &a = folder.find(head), &b = folder.find(embedding);
+  bool same = a.shape == b.shape && a.dtype == b.dtype;
+  const auto bytes = static_cast<std::uint64_t>(a.shape.num_elements()) * dtype_size(a.dtype);
+  std::vector<std::byte> left(std::min<std::uint64_t>(bytes, 16 << 20)), right(left.size());
+  for (std::uint64_t at = 0; same && at < bytes; at += left.size()) {
+    const std::size_t count = std::min<std::uint64_t>(left.size(), bytes - at);
+    folder.read_into(head, at, std::span(left).first(count));
+    folder.read_into(embedding, at, std::span(right).first(count));
+    same = std::equal(left.begin(), left.begin() + static_cast<std::ptrdiff_t>(count), right.begin());
+  }
+  if (!same)
+    throw DataError(
+        fmt::format("{}: config.json has tie_word_embeddings: true, but {} is not {}; set it to false, "
+                    "or remove the tensor",
+                    folder.file_of(head).path().string(), head, embedding));
+}
+
+/// Each element is a function of its position, so that several threads may share the work.
+void fill_normal_in_parts(std::uint64_t seed, std::uint64_t stream, std::uint64_t first, double range,
+                          std::span<float> values) {
+  constexpr std::size_t least = std::size_t{1} << 21;  // elements for which a thread is worth its start
+  const std::size_t parts =
+      std::clamp<std::size_t>(values.size() / least, 1, std::max(1U, std::thread::hardware_concurrency()));
+  const std::size_t size = (values.size() + parts - 1) / parts;
+  std::vector<std::jthread> threads;
+  for (std::size_t begin = 0; begin < values.size(); begin += size) {
+    const std::span<float> part = values.subspan(begin, std::min(size, values.size() - begin));
+    const auto fill = [=] { fill_normal(seed, stream, first + begin, 0.0, range, part); };
+    if (parts == 1)
+      fill();
+    else
+      threads.emplace_back(fill);
+  }
+}
+
+}  // namespace
+
+std::vector<LocalParameter> whole_parameters(const std::vector<ParameterSpec>& specs) {
+  return local_parameters(specs, {}, false);
+}
+
+TensorMap make_parameter_tensors(const std::vector<ParameterSpec>& specs) {
+  TensorMap tensors;
+  for (const ParameterSpec& spec : specs) tensors.emplace(spec.name, HostTensor(DType::f32, spec.shape));
+  return tensors;
+}
+
+TensorMap make_optimizer_tensors(const std::vector<LocalParameter>& parameters) {
+  TensorMap tensors;
+  for (const auto& p : parameters) {
+    const std::int64_t rows = p.optimizer_rows.count;
+    tensors.emplace(
+        p.spec.name,
+        HostTensor(DType::f32, rows == p.spec.num_rows() ? p.spec.shape : shape_of_rows(p.spec.shape, rows)));
+  }
+  return tensors;
+}
+
+std::size_t total_bytes(const TensorMap& tensors) {
+  std::size_t bytes = 0;
+  for (const auto& [name, tensor] : tensors) bytes += tensor.view().num_bytes();
+  return bytes;
+}
+
+void initialise_weights(TensorMap& weights, const std::vector<LocalParameter>& parameters, std::uint64_t seed,
+                        double initializer_range) {
+  for (const LocalParameter& p : parameters) {
+    const ParameterSpec& spec = p.spec;
+    const std::span<float> values = weights.at(spec.name).values<float>();
+    const auto first = static_cast<std::uint64_t>(p.first_row * spec.row_size());
+    if (spec.initializer == Initializer::normal)
+      fill_normal_in_parts(seed, stream_id(spec.name), first, initializer_range, values);
+    else
+      std::fill(values.begin(), values.end(), spec.initializer == Initializer::ones ? 1.0F : 0.0F);
+  }
+}
+
+void load_weights(TensorMap& weights, const std::vector<LocalParameter>& parameters,
+                  const std::vector<ParameterSpec>& model, const SafetensorsFolder& folder) {
+  FolderCheck(folder, model).throw_if_any();
+  check_tied_head(model, folder);
+  for (const LocalParameter& p : parameters) {
+    const HostTensor& tensor = weights.at(p.spec.name);
+    if (is_packed(folder, p.spec))
+      read_elements(folder, p.spec.name, p.first_row * p.spec.row_size(), tensor.view());
+    else
+      for (const HubPiece& piece : p.spec.pieces)
+        read_elements(folder, piece.name, 0, piece_view(tensor, piece));
+  }
+}
+
+bool all_finite(const TensorView& values) {
+  float sum = 0;  // x * 0 is NaN where x is not finite
+  const float* x = values.as<float>();
+#pragma omp simd reduction(+ : sum)
+  for (std::int64_t i = 0; i < values.num_elements(); ++i) sum += x[i] * 0.0F;
+  return sum == 0;
+}
+
+ViewMap hub_views(const TensorMap& tensors, const std::vector<ParameterSpec>& specs,
+                  std::string_view prefix) {
+  ViewMap views;
+  for (const ParameterSpec& spec : specs)
+    for (const HubPiece& piece : spec.pieces)
+      views.emplace(std::string(prefix) + piece.name, piece_view(tensors.at(spec.name), piece));
+  return views;
+}
+
+WrittenFile write_tensors(const fs::path& path, const ViewMap& tensors, DType dtype) {
+  constexpr std::uint16_t kBf16Infinity = 0x7f80;  // and NaN: all bits of the exponent
+  if (dtype == DType::f32) return write_safetensors(path, tensors);
+  FARSKIP_CHECK(dtype == DType::bf16, "weights are written as f32 or bf16");
+  std::vector<TensorSpec> specs;
+  for (const auto& [name, view] : tensors) specs.push_back({name, dtype, view.shape});
+  SafetensorsWriter writer(path, std::move(specs));
+  std::vector<std::uint16_t> converted;
+  for (const TensorInfo& info : writer.tensors()) {
+    const TensorView& view = tensors.at(info.name);
+    converted.resize(static_cast<std::size_t>(view.num_elements()));
+    for (std::size_t i = 0; i < converted.size(); ++i) {
+      converted[i] = f32_to_bf16(view.as<float>()[i]);
+      if ((converted[i] & kBf16Infinity) == kBf16Infinity)
+        throw DataError(fmt::format("tensor {}: {} is beyond the range of bf16; write f32", info.name,
+                                    view.as<float>()[i]));
+    }
+    writer.write(info.name, std::as_bytes(std::span(converted)));
+  }
+  return writer.finish();
+}
+
+}  // namespace farskip

@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+// Ranks with memory of their own, filled with known values, for the tests of checkpoints.
+
+#include <set>
+
+#include "farskip/base/random.h"
+#include "farskip/checkpoint/training_checkpoint.h"
+#include "farskip/comm/local.h"
+#include "support/catch.h"
+#include "support/support.h"
+
+namespace farskip::test {
+
+inline const Logger kQuiet(LogLevel::off);
+
+struct Layout {
+  int ranks, expert;
+  bool zero;
+  MeshPosition mesh(int rank) const { return {ranks, rank, expert}; }
+  std::string text() const {
+    return fmt::format("{} ranks, expert {}, {} ZeRO", ranks, expert, zero ? "with" : "without");
+  }
+};
+
+inline const ModelConfig& model() {
+  static const ModelConfig config = read_hub_config(fixtures() / "qwen3_moe");
+  return config;
+}
+
+/// The model, and parameters so small that some ranks keep no row of their state.
+inline std::vector<ParameterSpec> all_specs() {
+  std::vector<ParameterSpec> specs = list_parameters(model());
+  for (const auto& [name, shape] : {std::pair{"tiny.matrix", Shape{1, 3}}, {"tiny.vector", Shape{2}}})
+    specs.push_back({name, shape, SubBlock::none, -1, false, Initializer::normal, {{name, shape, 0}}});
+  return specs;
+}
+
+enum Kind : std::uint64_t { weight, first_moment, second_moment };
+
+/// What element `position` of a whole parameter holds: of no meaning, but neighbours, parameters and kinds
+/// differ.
+class Values {
+ public:
+  Values(Kind kind, const std::string& parameter) : base_(stream_id(parameter) + kind) {}
+  float operator()(std::int64_t position) const {
+    const std::uint64_t mixed = (base_ ^ static_cast<std::uint64_t>(position)) * 0x9E3779B97F4A7C15u;
+    return static_cast<float>(mixed >> 40);
+  }
+
+ private:
+  std::uint64_t base_;
+};
+
+template <class... Args>
+void expect(bool condition, fmt::format_string<Args...> format, Args&&... args) {
+  if (!condition) throw std::runtime_error(fmt::format(format, std::forward<Args>(args)...));
+}
+
+/// The memory of one rank.
+struct Rank {
+  explicit Rank(const Layout& layout, int rank)
+      : parameters(local_parameters(all_specs(), layout.mesh(rank), layout.zero)),
+        weights(make_parameter_tensors(specs_of(parameters))),
+        first(make_optimizer_tensors(parameters)),
+        second(make_optimizer_tensors(parameters)) {
+    set_all(-1);
+  }
+  TrainingTensors tensors() { return {parameters, weights, first, second}; }
+
+  /// Calls visitor(values, position in the whole parameter, element) for all that is here.
+  template <class Visitor>
+  void visit(const Visitor& visitor) {
+    for (const LocalParameter& p : parameters) {
+      const auto each = [&](Kind kind, TensorMap& tensors, std::int64_t first_row) {
+        const Values values(kind, p.spec.name);
+        std::int64_t position = first_row * p.spec.row_size();
+        for (float& value : tensors.at(p.spec.name).values<float>()) visitor(values, position++, value);
+      };
+      each(weight, weights, p.first_row);
+      each(first_moment, first, p.first_row + p.optimizer_rows.first);
+      each(second_moment, second, p.first_row + p.optimizer_rows.first);
+    }
+  }
+  void set_all(float to) {
+    visit([to](const Values&, std::int64_t, float& value) { value = to; });
+  }
+  void fill() {
+    visit([](const Values& values, std::int64_t position, float& value) { value = values(position); });
+  }
+  void check() {
+    std::int64_t wrong = 0;
+    visit([&](const Values& values, std::int64_t position, const float& value) {
+      wrong += value == values(position) ? 0 : 1;
+    });
+    expect(wrong == 0, "{} values differ", wrong);
+  }
+
+  std::vector<LocalParameter> parameters;
+  TensorMap weights, first, second;
+};
+
+inline TrainingState state_of(std::int64_t step) {
+  return {step, step * 8, step * 8 * 32, {{"seed", "7"}}};
+}
+
+/// Calls body(world, rank's memory, its saver) on every rank.
+template <class Body>
+void on_ranks(const Layout& layout, const fs::path& folder, bool asynchronous, const Body& body) {
+  run_local_ranks(layout.ranks, [&](const Communicator& world) {
+    Rank rank(layout, world.rank());
+    CheckpointSaver saver(folder, 10, asynchronous, model(), {}, kQuiet, layout.mesh(world.rank()), world);
+    body(world, rank, saver);
+  });
+}
+
+inline void save_on(const Layout& layout, const fs::path& folder, std::int64_t step,
+                    bool asynchronous = false) {
+  on_ranks(layout, folder, asynchronous, [&](const Communicator&, Rank& rank, CheckpointSaver& saver) {
+    rank.fill();
+    saver.save(state_of(step), rank.tensors());
+    saver.wait();
+  });
+}
+
+/// The whole tensors of a checkpoint, under hub names, hold what they should.
+inline void check_content(const fs::path& path) {
+  const Checkpoint checkpoint = open_checkpoint(path);
+  std::size_t count = 0;
+  for (const ParameterSpec& spec : all_specs())
+    for (const HubPiece& piece : spec.pieces)
+      for (const auto& [kind, prefix] :
+           {std::pair{weight, ""}, {first_moment, "adam.m."}, {second_moment, "adam.v."}}) {
+        const HostTensor tensor = checkpoint.read(prefix + piece.name);
+        REQUIRE(tensor.shape() == piece.shape);
+        const Values values(kind, spec.name);
+        bool equal = true;
+        for (std::int64_t i = 0; i < tensor.num_elements(); ++i)
+          equal = equal && tensor.values<float>()[static_cast<std::size_t>(i)] ==
+                               values(piece.first_row * spec.row_size() + i);
+        INFO(prefix << piece.name);
+        CHECK(equal);
+        ++count;
+      }
+  CHECK(checkpoint.manifest().tensors.size() == count);
+}
+
+inline std::set<std::string> names_in(const fs::path& folder) {
+  std::set<std::string> names;
+  for (const auto& entry : fs::directory_iterator(folder)) names.insert(entry.path().filename().string());
+  return names;
+}
+
+}  // namespace farskip::test

@@ -1,0 +1,246 @@
+// SPDX-License-Identifier: Apache-2.0
+// Engines on a device whose memory the host cannot touch, and computation in bf16, on the CPU
+// (tests/reference/rounded.h).
+#include <algorithm>
+#include <cmath>
+
+#include "farskip/engine/devices.h"
+#include "farskip/engine/engine_options.h"
+#include "farskip/run/trainer.h"
+#include "reference/rounded.h"
+#include "support/catch.h"
+#include "support/skip.h"
+#include "support/training.h"
+
+namespace farskip {
+namespace {
+
+using test::relative_error;
+using test::Training;
+
+constexpr std::int64_t kLength = 16;
+
+TrainEngineOptions two_micro_batches(DType compute) {
+  TrainEngineOptions options;
+  options.micro_batch = 2;
+  options.sequence_length = kLength;
+  options.micro_batches = 2;
+  options.balance_loss = true;
+  options.compute = compute;
+  return options;
+}
+
+bool same_bits(const TensorMap& a, const TensorMap& b) {
+  return std::all_of(a.begin(), a.end(),
+                     [&](const auto& entry) { return test::same_bytes(entry.second, b.at(entry.first)); }) &&
+         a.size() == b.size();
+}
+
+std::shared_ptr<Device> make_device(bool gpu) {
+  return gpu ? make_pretended_gpu() : make_rounded_device();
+}
+
+TEST_CASE("steps on a device with memory of its own give the bits of steps in the host's memory") {
+  const bool gpu = GENERATE(false, true);
+  CAPTURE(gpu);
+  Training here("deepseek_v2", FarSkipMode::full, make_cpu_device(), two_micro_batches(DType::f32));
+  Training there("deepseek_v2", FarSkipMode::full, make_device(gpu), two_micro_batches(DType::f32));
+  for (std::int64_t step = 0; step < 5; ++step) {  // launched, recorded, replayed
+    const StepResult a = here.step(step), b = there.step(step);
+    CHECK(a.loss.loss_sum == b.loss.loss_sum);
+    CHECK(a.loss.balance_loss == b.loss.balance_loss);
+    CHECK(a.loss.num_correct == b.loss.num_correct);
+    CHECK(a.loss.expert_rows == b.loss.expert_rows);
+    CHECK(a.grad_norm == b.grad_norm);
+  }
+  CHECK(!same_bits(here.weights, there.weights));  // still those from the file
+  there.engine->download_state();
+  CHECK(same_bits(here.weights, there.weights));
+  CHECK(same_bits(here.engine->gradients(), there.engine->gradients()));
+  CHECK(same_bits(here.engine->first_moments(), there.engine->first_moments()));
+  CHECK(same_bits(here.engine->second_moments(), there.engine->second_moments()));
+}
+
+TEST_CASE("a step in one piece is the gradients and then the update") {
+  Training whole("qwen3_moe", FarSkipMode::off, make_rounded_device(), two_micro_batches(DType::f32));
+  Training parts("qwen3_moe", FarSkipMode::off, make_rounded_device(), two_micro_batches(DType::f32));
+  for (std::int64_t step = 0; step < 2; ++step) {
+    const StepResult a = whole.step(step);
+    const BatchLoss loss = parts.engine->compute_gradients(parts.batches(step), parts.scale(), 1e-3F);
+    CHECK(a.loss.loss_sum == loss.loss_sum);
+    CHECK(a.grad_norm == parts.engine->update(1e-3, step + 1));
+  }
+}
+
+TEST_CASE("moments that were put on the device are what the next update continues from") {
+  Training first("qwen3_moe", FarSkipMode::off, make_rounded_device(), two_micro_batches(DType::f32));
+  first.step(0);
+  first.engine->download_state();
+  Training resumed("qwen3_moe", FarSkipMode::off, make_rounded_device(), two_micro_batches(DType::f32));
+  const auto copy = [](const TensorMap& from, TensorMap& to) {
+    for (const auto& [name, tensor] : from)
+      std::copy(tensor.bytes().begin(), tensor.bytes().end(), to.at(name).bytes().begin());
+  };
+  copy(first.weights, resumed.weights);
+  copy(first.engine->first_moments(), resumed.engine->first_moments());
+  copy(first.engine->second_moments(), resumed.engine->second_moments());
+  resumed.engine->upload_weights();
+  resumed.engine->upload_moments();
+  CHECK(first.step(1).grad_norm == resumed.step(1).grad_norm);
+  first.engine->download_state();
+  resumed.engine->download_state();
+  CHECK(same_bits(first.weights, resumed.weights));
+  CHECK(same_bits(first.engine->second_moments(), resumed.engine->second_moments()));
+}
+
+TEST_CASE("inference on a device reads the weights that training left there") {
+  const bool gpu = GENERATE(false, true);
+  Training there("deepseek_v2", FarSkipMode::full, make_device(gpu), two_micro_batches(DType::f32));
+  InferenceEngine shared(there.config, there.layers, there.engine->weights(), there.arena,
+                         test::quiet_logger);
+  there.step(0);
+  const Batch batch = there.batches(7)[0];
+  const double loss = shared.loss(batch, kLength).loss_sum;
+  const HostTensor logits = [&] {
+    const TensorView view = shared.logits(batch.tokens, kLength);
+    HostTensor copy(view.dtype, view.shape);
+    std::copy(view.bytes().begin(), view.bytes().end(), copy.bytes().begin());
+    return copy;
+  }();
+  there.engine->download_state();
+  Arena arena;
+  InferenceEngine here(there.config, there.layers, there.weights, arena, test::quiet_logger);
+  CHECK(here.loss(batch, kLength).loss_sum == loss);
+  CHECK(relative_error(here.logits(batch.tokens, kLength), logits.view()) == 0.0);
+}
+
+TEST_CASE("gradients computed in bf16 are those of f32 but for rounding") {
+  const auto* name = GENERATE("deepseek_v2", "deepseek_v2_yarn", "qwen3_moe", "qwen3_moe_tied");
+  const auto mode = GENERATE(FarSkipMode::off, FarSkipMode::full);
+  CAPTURE(name);
+  Training wide(name, mode, make_cpu_device(), two_micro_batches(DType::f32));
+  Training low(name, mode, make_rounded_device(), two_micro_batches(DType::bf16));
+  const BatchLoss a = wide.compute_gradients(), b = low.compute_gradients();
+  CHECK(b.loss_sum == Catch::Approx(a.loss_sum).epsilon(2e-3));
+  CHECK(b.balance_loss == Catch::Approx(a.balance_loss).epsilon(2e-2));
+  CHECK(b.loss_sum != a.loss_sum);
+  const TensorMap &want = wide.engine->gradients(), &got = low.engine->gradients();
+  std::vector<double> errors;
+  for (const auto& [parameter, tensor] : want) {
+    CAPTURE(parameter);
+    errors.push_back(relative_error(got.at(parameter).view(), tensor.view()));
+    CHECK(errors.back() < (test::depends_on_routing(parameter) ? 0.8 : 0.15));
+  }
+  std::sort(errors.begin(), errors.end());
+  CHECK(errors[errors.size() / 2] < 0.05);
+}
+
+TEST_CASE("training in bf16 goes the way of f32, and its compute copies follow the weights") {
+  const auto* name = GENERATE("deepseek_v2", "qwen3_moe_tied");
+  CAPTURE(name);
+  Training wide(name, FarSkipMode::full, make_cpu_device(), two_micro_batches(DType::f32));
+  Training low(name, FarSkipMode::full, make_pretended_gpu(), two_micro_batches(DType::bf16));
+  for (std::int64_t step = 0; step < 6; ++step) {
+    const StepResult a = wide.step(step), b = low.step(step);
+    CAPTURE(step);
+    CHECK(b.loss.loss_sum == Catch::Approx(a.loss.loss_sum).epsilon(5e-3));
+    CHECK(b.grad_norm == Catch::Approx(a.grad_norm).epsilon(0.05));
+  }
+  low.engine->download_state();
+  const auto weights = low.engine->weights();
+  for (const ParameterSpec& spec : low.specs) {
+    CAPTURE(spec.name);
+    const TensorView copy = weights->copy_of(spec.name), whole = low.weights.at(spec.name).view();
+    REQUIRE(static_cast<bool>(copy) == spec.has_compute_copy());
+    if (!copy) continue;
+    bool equal = true;
+    for (std::int64_t i = 0; i < whole.num_elements(); ++i)
+      equal = equal && copy.as<std::uint16_t>()[i] == f32_to_bf16(whole.as<float>()[i]);
+    CHECK(equal);
+  }
+}
+
+TEST_CASE("observed steps are launched kernel by kernel and give the bits of replayed ones") {
+  Training plain("qwen3_moe", FarSkipMode::off, make_pretended_gpu(), two_micro_batches(DType::bf16));
+  Training observed("qwen3_moe", FarSkipMode::off, make_pretended_gpu(), two_micro_batches(DType::bf16));
+  std::size_t num_times = 0;
+  for (std::int64_t step = 0; step < 5; ++step) {
+    if (step % 2 == 1)
+      observed.engine->observe([&](const Executor& executor, const std::vector<StepTime>& times) {
+        CHECK(times.size() == executor.plan().steps.size());
+        num_times += times.size();
+      });
+    else
+      observed.engine->observe({});
+    const StepResult a = plain.step(step), b = observed.step(step);
+    CHECK(a.loss.loss_sum == b.loss.loss_sum);
+    CHECK(a.grad_norm == b.grad_norm);
+  }
+  CHECK(num_times > 0);
+}
+
+TEST_CASE("work is recorded again when an external is bound to another place") {
+  const std::shared_ptr<Device> device = make_pretended_gpu();
+  Graph graph;
+  const TensorType type{DType::f32, Shape{4}, {}};
+  const ValueId x = graph.add_external(ExternalKind::input, "x", type);
+  Builder b{graph, {}};
+  graph.add_output("y", ops::add(b, x, x));
+  Arena arena(device);
+  Plan plan = make_serial_plan(graph, workspace_rule(*device));
+  Executor executor(std::move(graph), std::move(plan), device->kernels(), arena);
+  const std::vector<float> ones(4, 1.0F), twos(4, 2.0F), threes(4, 3.0F);
+  const DeviceBuffer first = allocate_on(*device, 16), second = allocate_on(*device, 16);
+  const auto result = [&] {
+    executor.run();
+    return executor.read_output("y").values<float>()[3];
+  };
+  device->copy_in(first.memory.get(), ones.data(), 16);
+  device->copy_in(second.memory.get(), threes.data(), 16);
+  executor.bind("x", {first.memory.get(), DType::f32, Shape{4}});
+  for (int run = 0; run < 3; ++run) CHECK(result() == 2.0F);
+  device->copy_in(first.memory.get(), twos.data(), 16);
+  CHECK(result() == 4.0F);
+  executor.bind("x", {second.memory.get(), DType::f32, Shape{4}});
+  for (int run = 0; run < 3; ++run) CHECK(result() == 6.0F);
+  arena.reserve(std::size_t{1} << 20);  // moves
+  for (int run = 0; run < 2; ++run) CHECK(result() == 6.0F);
+}
+
+TEST_CASE("emulated ranks ask for a GPU and for experts that can be dealt out") {
+  CHECK_THROWS_WITH(make_emulated_mesh(8, 8, 1.0, *make_cpu_device()), ContainsSubstring("need a GPU"));
+  CHECK_THROWS_WITH(make_emulated_mesh(8, 3, 1.0, *make_pretended_gpu()), ContainsSubstring("divide"));
+}
+
+TEST_CASE("kernels of the CPU repeat their bits whether they must or not") {
+  RunConfig config;
+  CHECK(engine_options(config, 1).deterministic);
+  config.deterministic = false;
+  CHECK_FALSE(engine_options(config, 1).deterministic);
+  TrainEngineOptions must = two_micro_batches(DType::f32), may = must;
+  may.deterministic = false;
+  Training a("deepseek_v2", FarSkipMode::full, make_cpu_device(), must);
+  Training b("deepseek_v2", FarSkipMode::full, make_cpu_device(), may);
+  CHECK(a.compute_gradients().loss_sum == b.compute_gradients().loss_sum);
+  CHECK(same_bits(a.engine->gradients(), b.engine->gradients()));
+  CHECK(repeats_bits(*make_cpu_device(), DType::f32, false));
+  CHECK(repeats_bits(*make_pretended_gpu(), DType::bf16, true));
+  CHECK_FALSE(repeats_bits(*make_pretended_gpu(), DType::bf16, false));
+}
+
+TEST_CASE("a bf16 run on the CPU is refused with what to do") {
+  CHECK_THROWS_WITH(open_device(DeviceChoice::cpu, Precision::bf16),
+                    ContainsSubstring("precision: the CPU computes in fp32; use fp32, or device cuda"));
+  CHECK(open_device(DeviceChoice::cpu, Precision::fp32)->name() == "cpu");
+}
+
+TEST_CASE("a GPU where there is none is refused with what to do") {
+  if (why_no_cuda_device().empty()) test::skip("there is a GPU");
+  CHECK_THROWS_AS(open_device(DeviceChoice::cuda, Precision::fp32), UsageError);
+  CHECK_THROWS_WITH(open_device(DeviceChoice::automatic, Precision::bf16),
+                    ContainsSubstring("precision: bf16 needs a GPU"));
+  CHECK(open_device(DeviceChoice::automatic, Precision::fp32)->name() == "cpu");
+}
+
+}  // namespace
+}  // namespace farskip

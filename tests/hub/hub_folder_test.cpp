@@ -1,0 +1,235 @@
+// SPDX-License-Identifier: Apache-2.0
+// Model folders that leave: the files beside the weights, hashes, values that must not be written.
+
+#include "farskip/hub/hub_folder.h"
+
+#include <sys/stat.h>
+
+#include <cmath>
+#include <limits>
+#include <nlohmann/json.hpp>
+
+#include "farskip/checkpoint/training_checkpoint.h"
+#include "farskip/comm/communicator.h"
+#include "support/catch.h"
+#include "support/support.h"
+
+namespace farskip {
+namespace {
+
+using test::TemporaryFolder;
+
+struct Model {
+  explicit Model(const std::string& fixture) : config(read_hub_config(test::fixtures() / fixture)) {
+    const std::vector<ParameterSpec> specs = list_parameters(config);
+    weights = make_parameter_tensors(specs);
+    load_weights(weights, whole_parameters(specs), specs, SafetensorsFolder(test::fixtures() / fixture));
+  }
+  ModelConfig config;
+  TensorMap weights;
+};
+
+std::string tokenizer_text(const std::string& fixture) {
+  return read_text_file(test::fixtures() / fixture / "tokenizer.json");
+}
+
+void flip_byte(const fs::path& path, std::size_t at) {
+  std::string bytes = read_text_file(path);
+  bytes[at] = static_cast<char>(bytes[at] ^ 1);
+  write_text_file(path, bytes);
+}
+
+TEST_CASE("the files beside the weights travel as they are, and the others are named") {
+  const TemporaryFolder from, to;
+  const std::map<std::string, std::string> texts{{"tokenizer.json", tokenizer_text("tokenizer_qwen")},
+                                                 {"tokenizer_config.json", "{\"model_max_length\": 64}"},
+                                                 {"special_tokens_map.json", "{}"},
+                                                 {"generation_config.json", "{\"eos_token_id\": [1, 2]}"},
+                                                 {"chat_template.jinja", "{{ messages }}\n"}};
+  for (const auto& [name, text] : texts) write_text_file(from / name, text);
+  for (const char* name : {"README.md", "modeling.py", "optimizer.safetensors"})
+    write_text_file(from / name, "x");
+  for (const char* name : {"config.json", "model.safetensors", "model-00001-of-00002.safetensors",
+                           "model.safetensors.index.json", "manifest.json", ".gitattributes"})
+    write_text_file(from / name, "x");
+  const Companions companions = read_companions(from.path());
+  CHECK(companions.texts == texts);
+  CHECK(companions.tokenizer.has_value());
+  CHECK(companions.left_behind ==
+        std::vector<std::string>{"README.md", "modeling.py", "optimizer.safetensors"});
+  const Model model("qwen3_moe");
+  write_hub_folder(to / "model", model.config, model.weights, DType::f32, companions);
+  for (const auto& [name, text] : texts) CHECK(read_text_file(to / "model" / name) == text);
+}
+
+TEST_CASE("a file that travels must be what its name says, and no link") {
+  const TemporaryFolder outside;
+  write_text_file(outside / "secret", "root:x:0:0");
+  for (const char* name : {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+                           "generation_config.json", "chat_template.jinja", "merges.txt"}) {
+    CAPTURE(name);
+    const TemporaryFolder folder;
+    fs::create_symlink(outside / "secret", folder / name);
+    CHECK_THROWS_WITH(read_companions(folder.path()),
+                      ContainsSubstring(name) && ContainsSubstring("is a symbolic link"));
+    fs::remove(folder / name);
+    fs::create_directory(folder / name);
+    CHECK_THROWS_AS(read_companions(folder.path()), IoError);
+    fs::remove(folder / name);
+    REQUIRE(::mkfifo((folder / name).c_str(), 0600) == 0);
+    CHECK_THROWS_AS(read_companions(folder.path()), IoError);
+    fs::remove(folder / name);
+    write_text_file(folder / name, "caf\xe9");
+    CHECK_THROWS_AS(read_companions(folder.path()), DataError);
+    if (std::string(name).ends_with(".json")) {
+      write_text_file(folder / name, "[1, 2]");
+      CHECK_THROWS_WITH(read_companions(folder.path()), ContainsSubstring("an object is expected"));
+    }
+  }
+  const TemporaryFolder folder;
+  write_text_file(folder / "tokenizer.json", "{\"password\": \"x\"}");
+  CHECK_THROWS_AS(read_companions(folder.path()), DataError);
+}
+
+TEST_CASE("a tokenizer of a kind that is not built travels, and says why it cannot be used") {
+  const TemporaryFolder folder;
+  const std::string text = R"({"version": "1.0", "model": {"type": "Unigram", "vocab": []}})";
+  write_text_file(folder / "tokenizer.json", text);
+  const Companions companions = read_companions(folder.path());
+  CHECK(companions.texts.at("tokenizer.json") == text);
+  CHECK_FALSE(companions.tokenizer.has_value());
+  CHECK_THAT(companions.tokenizer_fault, ContainsSubstring("tokenizer.json") && ContainsSubstring("Unigram"));
+}
+
+TEST_CASE("with another tokenizer the files that describe the folder's own stay behind") {
+  const TemporaryFolder folder;
+  write_text_file(folder / "tokenizer.json", tokenizer_text("tokenizer_qwen"));
+  write_text_file(folder / "chat_template.jinja", "{{ messages }}");
+  const auto load = [](const char* name) {
+    return Tokenizer::load(test::fixtures() / name / "tokenizer.json");
+  };
+  CHECK(read_companions(folder.path(), load("tokenizer_qwen")).texts.size() == 2);
+  const Companions other = read_companions(folder.path(), load("tokenizer_llama3"));
+  CHECK(other.texts.size() == 1);
+  CHECK(other.tokenizer->json() == tokenizer_text("tokenizer_llama3"));
+}
+
+TEST_CASE(
+    "texts end with what config.json and generation_config.json say, else with what the tokenizer says") {
+  using Ids = std::vector<std::int64_t>;
+  ModelConfig config;
+  Companions companions;
+  const auto generation = [&](const std::string& ids) {
+    companions.texts["generation_config.json"] = "{\"eos_token_id\": " + ids + "}";
+  };
+  CHECK(find_end_tokens(config, companions).empty());
+  companions.tokenizer = Tokenizer::load(test::fixtures() / "tokenizer_gpt2" / "tokenizer.json");
+  const auto own = static_cast<std::int64_t>(companions.tokenizer->eos().value());
+  CHECK(find_end_tokens(config, companions) == Ids{own});
+  generation("null");
+  CHECK(find_end_tokens(config, companions) == Ids{own});
+  generation("[5, 7]");
+  CHECK(find_end_tokens(config, companions) == Ids{5, 7});
+  config.eos_tokens = {5};
+  CHECK(find_end_tokens(config, companions) == Ids{5, 7});
+  generation("5");
+  config.eos_tokens = {5, 9};
+  CHECK(find_end_tokens(config, companions) == Ids{5, 9});
+  generation("7");
+  CHECK_THROWS_WITH(find_end_tokens(config, companions),
+                    ContainsSubstring("[5, 9] in config.json and [7] in generation_config.json"));
+  for (const char* bad : {"-1", "\"5\"", "[1.5]", "{}", "99999999999"}) {
+    CAPTURE(bad);
+    generation(bad);
+    CHECK_THROWS_WITH(find_end_tokens(config, companions), ContainsSubstring("is no token id"));
+  }
+}
+
+TEST_CASE("a model that we wrote is read back only as it was written") {
+  const Model model("deepseek_v2");
+  Companions companions;
+  companions.texts["chat_template.jinja"] = "{{ messages }}";
+  for (const char* name :
+       {"model.safetensors", "config.json", "chat_template.jinja", "model.manifest.json"}) {
+    CAPTURE(name);
+    const TemporaryFolder folder;
+    const fs::path path = folder / "model";
+    write_hub_folder(path, model.config, model.weights, DType::bf16, companions);
+    CHECK(read_hub_config(path) == model.config);
+    verify_hub_folder(path);
+    verify_model_folder(path, make_self_communicator());
+    write_text_file(path / "more.txt", "files of others do not matter");
+    verify_hub_folder(path);
+    flip_byte(path / name, fs::file_size(path / name) / 2);
+    CHECK_THROWS_WITH(verify_hub_folder(path), ContainsSubstring(name));
+    CHECK_THROWS_AS(verify_model_folder(path, make_self_communicator()), DataError);
+    fs::remove(path / name);
+    if (std::string(name) == "model.manifest.json")
+      verify_hub_folder(path);
+    else
+      CHECK_THROWS_AS(verify_hub_folder(path), MissingInputError);
+  }
+}
+
+TEST_CASE("a hash file cannot name anything outside of its folder") {
+  const Model model("qwen3_moe");
+  const TemporaryFolder folder;
+  const fs::path path = folder / "model";
+  write_hub_folder(path, model.config, model.weights, DType::f32, {});
+  fs::rename(path / "model.safetensors", folder / "moved");
+  fs::create_symlink(folder / "moved", path / "model.safetensors");
+  CHECK_THROWS_WITH(verify_hub_folder(path), ContainsSubstring("is a symbolic link"));
+}
+
+TEST_CASE("values that are not finite are not written, in whatever type") {
+  const TemporaryFolder folder;
+  Model model("qwen3_moe");
+  float& value = model.weights.at("model.norm.weight").values<float>()[3];
+  for (const float bad : {std::nanf(""), std::numeric_limits<float>::infinity()}) {
+    value = bad;
+    CHECK_THROWS_WITH(write_hub_folder(folder / "model", model.config, model.weights, DType::f32, {}),
+                      ContainsSubstring("model.norm.weight") && ContainsSubstring("not finite"));
+    CHECK_FALSE(fs::exists(folder / "model"));
+  }
+  value = 3.4e38F;  // rounds to infinity
+  CHECK_THROWS_WITH(write_hub_folder(folder / "bf16", model.config, model.weights, DType::bf16, {}),
+                    ContainsSubstring("beyond the range of bf16"));
+  CHECK_FALSE(fs::exists(folder / "bf16" / "model.safetensors"));
+  write_hub_folder(folder / "f32", model.config, model.weights, DType::f32, {});
+}
+
+TEST_CASE("a folder that holds any file of a model is not written to") {
+  const Model model("qwen3_moe");
+  Companions companions;
+  companions.texts["chat_template.jinja"] = "{{ messages }}";
+  for (const char* name : {"config.json", "model.safetensors", "model.safetensors.index.json",
+                           "model.manifest.json", "chat_template.jinja", "metrics.jsonl", "checkpoints"}) {
+    CAPTURE(name);
+    const TemporaryFolder folder;
+    fs::create_symlink("/nowhere", folder / name);
+    CHECK_THROWS_AS(write_hub_folder(folder.path(), model.config, model.weights, DType::f32, companions),
+                    UsageError);
+  }
+}
+
+TEST_CASE("a checkpoint without its manifest is no plain model, whatever way leads to it") {
+  const TemporaryFolder folder;
+  const Model model("qwen3_moe");
+  for (const char* name : {"step-20", "step-20.tmp-1-ab", "step-0.damaged-1", "step-7.replaced-x"}) {
+    CAPTURE(name);
+    write_hub_folder(folder / name, model.config, model.weights, DType::f32, {});
+    CHECK_THROWS_WITH(refuse_bare_checkpoint(folder / name), ContainsSubstring("without its manifest.json"));
+    CHECK_THROWS_AS(verify_model_folder(folder / name, make_self_communicator()), DataError);
+    fs::create_directory_symlink(folder / name, folder / (std::string("link-") + name));
+    CHECK_THROWS_AS(refuse_bare_checkpoint(folder / (std::string("link-") + name)), DataError);
+    CHECK_THROWS_AS(refuse_bare_checkpoint(folder.path() / name / "."), DataError);
+  }
+  for (const char* name : {"step-3.5-flash", "steps", "step-x", "model-step-20"}) {
+    CAPTURE(name);
+    fs::create_directory(folder / name);
+    refuse_bare_checkpoint(folder / name);
+  }
+}
+
+}  // namespace
+}  // namespace farskip
