@@ -110,22 +110,17 @@ struct CheckpointSaver::OpenSave {
   std::string report;
 };
 
-CheckpointSaver::CheckpointSaver(fs::path folder, std::int64_t keep, bool asynchronous, ModelConfig config,
-                                 std::map<std::string, std::string> texts, Logger logger,
-                                 const MeshPosition& mesh, const Communicator& world)
-    : folder_(std::move(folder)),
-      keep_(keep),
-      asynchronous_(asynchronous),
+CheckpointSaver::CheckpointSaver(Options options, ModelConfig config,
+                                 std::map<std::string, std::string> texts, const Context& context)
+    : folder_(std::move(options.folder)),
+      keep_(options.keep),
+      asynchronous_(options.asynchronous),
       config_(std::move(config)),
       texts_(std::move(texts)),
-      logger_(std::move(logger)),
-      mesh_(mesh),
-      world_(world),
-      run_id_(make_run_id()) {
-  FARSKIP_CHECK(world.rank() == mesh.world_rank && world.size() == mesh.world_size,
-                "rank {} of {} is {} of {} in the mesh", world.rank(), world.size(), mesh.world_rank,
-                mesh.world_size);
-}
+      logger_(context.logger),
+      mesh_(context.mesh.position()),
+      world_(context.world()),
+      run_id_(make_run_id()) {}
 
 CheckpointSaver::~CheckpointSaver() {
   if (!open()) return;

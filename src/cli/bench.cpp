@@ -8,7 +8,6 @@
 #include "farskip/engine/devices.h"
 #include "farskip/engine/engine_options.h"
 #include "farskip/measure/overlap.h"
-#include "farskip/passes/farskip.h"
 #include "farskip/run/trainer.h"
 
 namespace farskip {
@@ -115,10 +114,9 @@ ExitCode run_overlap(const Options& options, const CommonOptions& common) {
       throw UsageError(
           "deterministic: false gives other last bits in each run, and bench overlap compares those of the "
           "blocking and the overlapped step; use deterministic=true");
-    const Mesh mesh = mesh_to_measure(options, run.config, job.world, *device);
+    const Context context = job.context(mesh_to_measure(options, run.config, job.world, *device), device);
     const OverlapReport report =
-        measure_overlap(run.model, rewire_farskip(build_layer_graph(run.model), run.model.farskip),
-                        random_step_options(run, mesh, device), mesh, device, job.heartbeat.get(), job.logger,
+        measure_overlap(wire_model(run.model), random_step_options(run, context), context,
                         {options.steps, options.warmup, !options.trace.empty()});
     if (job.world.rank() == 0) {
       if (!options.trace.empty()) write_text_file(options.trace, report.trace);

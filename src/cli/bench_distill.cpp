@@ -72,10 +72,10 @@ ExitCode run_distill(const Options& o, const CommonOptions& common) {
   return run_job(common, request, [&](Job& job) {
     refuse_unsupported(run.config);
     const std::shared_ptr<Device> device = open_device(run.config.device, run.config.precision, job.world);
-    const Mesh mesh = make_mesh(job.world, run.config.parallel, *device);
-    const SeparateReport report = compare_with_separate(
-        run.model, *run.distill, engine_options(run.config, job.world.size()), mesh, device,
-        job.heartbeat.get(), job.logger, {o.steps, o.warmup, static_cast<std::uint64_t>(run.config.seed)});
+    const Context context = job.context(make_mesh(job.world, run.config.parallel, *device), device);
+    const SeparateReport report =
+        compare_with_separate(run.model, *run.distill, engine_options(run.config, job.world.size()), context,
+                              {o.steps, o.warmup, static_cast<std::uint64_t>(run.config.seed)});
     if (job.world.rank() != 0) return ExitCode::ok;
     if (common.json)
       print_json(report_json(report));

@@ -13,7 +13,7 @@
 #include "farskip/engine/devices.h"
 #include "farskip/engine/engine_options.h"
 #include "farskip/measure/measure.h"
-#include "farskip/passes/farskip.h"
+#include "farskip/measure/random_engine.h"
 #include "farskip/run/learning_rate.h"
 #include "farskip/run/trainer.h"
 
@@ -226,33 +226,23 @@ ExitCode step_on_ranks(const LoadedRun& run, const Options& options, const Commo
                        const Job& job) {
   refuse_unsupported(run.config);
   const std::uint64_t before = resident_bytes();
-  Arena arena(open_device(run.config.device, run.config.precision, job.world));
-  const Mesh mesh = make_mesh(job.world, run.config.parallel, arena.device());
-  const bool on_gpu = !arena.device().shares_host_memory();
-  const LayerGraph layers = rewire_farskip(build_layer_graph(run.model), run.model.farskip);
-  TrainEngineOptions engine_settings = random_step_options(run, mesh, arena.shared_device());
-  if (engine_settings.overlap && job.world.size() > 1)
-    plan_by(std::make_shared<const CostTable>(measure_step_costs(run.model, layers, engine_settings, mesh,
-                                                                 arena.shared_device(), job.heartbeat.get(),
-                                                                 job.logger)),
-            run.model, mesh, job.heartbeat.get(), job.logger, engine_settings);
-  const auto parameters = local_parameters(list_parameters(run.model), mesh.position(), engine_settings.zero);
-  TensorMap weights = make_parameter_tensors(specs_of(parameters));
-  initialise_weights(weights, parameters, static_cast<std::uint64_t>(run.config.seed),
-                     run.model.initializer_range);
-  TrainEngine engine(run.model, layers, weights, engine_settings, arena, job.logger, mesh,
-                     job.heartbeat.get());
-  engine.upload_weights();
+  const std::shared_ptr<Device> device = open_device(run.config.device, run.config.precision, job.world);
+  const Context context = job.context(make_mesh(job.world, run.config.parallel, *device), device);
+  const bool on_gpu = !device->shares_host_memory();
+  const Model model = wire_model(run.model);
+  TrainEngineOptions engine_settings = random_step_options(run, context);
+  plan_by_measuring(model, context, engine_settings);
+  RandomEngine engine(model, engine_settings, context, static_cast<std::uint64_t>(run.config.seed));
   BenchReport report;
-  report.times = StepTimer(run, engine_settings, engine, job.world, on_gpu).run(options);
+  report.times = StepTimer(run, engine_settings, *engine, job.world, on_gpu).run(options);
   if (job.world.rank() != 0) return ExitCode::ok;
 
   const TrainConfig& t = run.config.train;
-  const DeviceMemory device_memory = arena.device().memory();
-  report.device = arena.device().name();
+  const DeviceMemory device_memory = device->memory();
+  report.device = device->name();
   report.precision = name_of(precision_names, run.config.precision);
-  report.deterministic = repeats_bits(arena.device(), engine_settings.compute, engine_settings.deterministic);
-  report.memory = engine.memory();
+  report.deterministic = repeats_bits(*device, engine_settings.compute, engine_settings.deterministic);
+  report.memory = engine->memory();
   report.measured_memory = on_gpu ? device_memory.total - device_memory.free : peak_resident_bytes() - before;
   report.tokens = static_cast<double>(t.global_batch * t.sequence_length);
   report.flops = train_flops_per_token(run.model, t.sequence_length) * report.tokens;

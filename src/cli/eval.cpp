@@ -5,7 +5,6 @@
 #include "farskip/cli/command.h"
 #include "farskip/cli/load.h"
 #include "farskip/infer/evaluate.h"
-#include "farskip/passes/farskip.h"
 #include "farskip/run/trainer.h"
 
 namespace farskip {
@@ -31,9 +30,8 @@ ExitCode run(const Options& options, const CommonOptions& common) {
   std::vector<SamplerSource> sources;
   sources.push_back({std::make_shared<TokenFile>(options.data, model.config.vocab_size), 1.0});
   const Sampler sampler(std::move(sources), sampling);
-  Arena arena(device.device);
-  InferenceEngine engine(model.config, rewire_farskip(build_layer_graph(model.config), model.config.farskip),
-                         put_weights(model, device), arena, logger);
+  InferenceEngine engine(wire_model(model.config), put_weights(model, device),
+                         make_context(device.device, logger));
   const Evaluation e = evaluate(engine, sampler, options.batch, options.max_sequences);
   if (!std::isfinite(e.loss))
     throw DataError(fmt::format("{}: the loss is {}; check the weights with farskip inspect --verify",

@@ -6,7 +6,6 @@
 #include "farskip/cli/command.h"
 #include "farskip/cli/load.h"
 #include "farskip/engine/engine.h"
-#include "farskip/passes/farskip.h"
 #include "farskip/tensor/safetensors_writer.h"
 
 namespace farskip {
@@ -42,10 +41,10 @@ ExitCode run(const Options& options, const CommonOptions& common) {
   refuse_overwriting("--out", options.out, model.folder);
   warn_beyond_context(model.config, "the length of the sequences", matrix.sequence_length, logger);
   const Batch batch = next_token_batch(matrix);
-  const LayerGraph layers = rewire_farskip(build_layer_graph(model.config), model.config.farskip);
+  const Model wired = wire_model(model.config);
   const auto counted = static_cast<double>(matrix.batch * (matrix.sequence_length - 1));
 
-  Arena arena(device.device);
+  const Context context = make_context(device.device, logger);
   std::map<std::string, TensorView> out;
   std::unique_ptr<TrainEngine> engine;
   if (options.grads) {
@@ -53,14 +52,13 @@ ExitCode run(const Options& options, const CommonOptions& common) {
     train.micro_batch = matrix.batch;
     train.sequence_length = matrix.sequence_length;
     train.compute = device.compute;
-    engine = std::make_unique<TrainEngine>(model.config, layers, model.weights, train, arena, logger);
+    engine = std::make_unique<TrainEngine>(wired, model.weights, train, context);
     engine->upload_weights();
     engine->compute_gradients(std::span(&batch, 1), static_cast<float>(1.0 / counted), 0.0F);
     out.merge(hub_views(engine->gradients(), list_parameters(model.config), "grad."));
   }
   // Last: the logits lie in the arena.
-  InferenceEngine inference(model.config, layers, engine ? engine->weights() : put_weights(model, device),
-                            arena, logger);
+  InferenceEngine inference(wired, engine ? engine->weights() : put_weights(model, device), context);
   auto loss = static_cast<float>(inference.loss(batch, matrix.sequence_length).loss_sum / counted);
   out["loss"] = {&loss, DType::f32, Shape{}};
   TensorView logits = inference.logits(matrix.ids, matrix.sequence_length);

@@ -7,7 +7,6 @@
 #include "farskip/cli/command.h"
 #include "farskip/cli/load.h"
 #include "farskip/hub/companions.h"
-#include "farskip/passes/farskip.h"
 
 namespace farskip {
 namespace {
@@ -41,9 +40,8 @@ ExitCode run(const Options& options, const CommonOptions& common) {
       throw DataError(fmt::format("{}: token {} of the prompt is not in the model's vocabulary of {}",
                                   options.tokenizer.empty() ? model.folder.string() : options.tokenizer, id,
                                   model.config.vocab_size));
-  Arena arena(device.device);
-  InferenceEngine engine(model.config, rewire_farskip(build_layer_graph(model.config), model.config.farskip),
-                         put_weights(model, device), arena, logger);
+  InferenceEngine engine(wire_model(model.config), put_weights(model, device),
+                         make_context(device.device, logger));
   GenerateOptions generation = options.generation;
   generation.num_ids = tokenizer.vocab_size();
   const Generated made = generate(engine, prompt, generation, [](std::int32_t) {});

@@ -63,14 +63,13 @@ LoadedRun load_run(const std::string& path, const std::vector<std::string>& over
   return run;
 }
 
-TrainEngineOptions random_step_options(const LoadedRun& run, const Mesh& mesh,
-                                       const std::shared_ptr<Device>& device) {
-  TrainEngineOptions options = engine_options(run.config, mesh.world().size());
+TrainEngineOptions random_step_options(const LoadedRun& run, const Context& context) {
+  TrainEngineOptions options = engine_options(run.config, context.world().size());
   if (run.distill)
     add_distillation(options, *run.distill, run.model,
-                     make_random_teacher(run.distill->teacher, mesh.position(),
+                     make_random_teacher(run.distill->teacher, context.mesh.position(),
                                          static_cast<std::uint64_t>(run.config.seed)),
-                     device);
+                     context.device());
   return options;
 }
 

@@ -19,9 +19,8 @@ LowerOptions hidden_options(const LowerOptions& options, std::vector<std::int64_
 }
 
 /// A forward graph that ends before the head, as the first half of an objective's.
-JoinedModels lower_student(const ModelConfig& config, const LayerGraph& layers, const LowerOptions& options,
-                           const StepSharding& sharding) {
-  return join_models(build_forward_graph(config, layers, hidden_options(options, {}), sharding), Graph(),
+JoinedModels lower_student(const Model& model, const LowerOptions& options, const StepSharding& sharding) {
+  return join_models(build_forward_graph(model, hidden_options(options, {}), sharding), Graph(),
                      [](std::string_view name) { return std::string(name); });
 }
 
@@ -59,7 +58,7 @@ Scope head_scope() {
 /// What graphs that compute in `compute` read of a teacher, by external name. Takes the weights.
 TensorMap read_tensors(Teacher& teacher, DType compute) {
   TensorMap tensors;
-  for (const ParameterSpec& spec : list_parameters(teacher.config)) {
+  for (const ParameterSpec& spec : list_parameters(teacher.model.config)) {
     const auto it = teacher.weights.find(spec.name);
     if (it == teacher.weights.end()) continue;
     HostTensor weight = std::move(it->second);
@@ -99,8 +98,9 @@ std::vector<std::string> DistillObjective::terms() const {
   return names;
 }
 
-Graph DistillObjective::build_forward(const ModelConfig& config, const LayerGraph& layers,
-                                      const LowerOptions& options, const StepSharding& sharding) const {
+Graph DistillObjective::build_forward(const Model& model, const LowerOptions& options,
+                                      const StepSharding& sharding) const {
+  const ModelConfig &student = model.config, &teacher = teacher_.model.config;
   std::vector<std::int64_t> ours, theirs;
   if (terms_.hidden_l2 > 0)
     for (const auto& [own, other] : terms_.hidden) {
@@ -110,20 +110,20 @@ Graph DistillObjective::build_forward(const ModelConfig& config, const LayerGrap
   LowerOptions teacher_options = hidden_options(options, std::move(theirs));
   teacher_options.balance_loss = false;
   JoinedModels joined =
-      join_models(build_forward_graph(config, layers, hidden_options(options, std::move(ours)), sharding),
-                  build_forward_graph(teacher_.config, teacher_.layers, teacher_options,
-                                      teacher_sharding(sharding, config, teacher_.config, options)),
+      join_models(build_forward_graph(model, hidden_options(options, std::move(ours)), sharding),
+                  build_forward_graph(teacher_.model, teacher_options,
+                                      teacher_sharding(sharding, student, teacher, options)),
                   [&](std::string_view name) { return teacher_.external_name(name); });
   Graph& graph = joined.graph;
   const auto parameter = [&](const std::string& name) { return *graph.find_external(name); };
   Builder b{graph, head_scope()};
   add_loss_outputs(
       graph,
-      ops::distill_loss(b, joined.values.at("hidden"), parameter(read_head_name(config, options.dtype)),
+      ops::distill_loss(b, joined.values.at("hidden"), parameter(read_head_name(student, options.dtype)),
                         joined.values.at(teacher_name("hidden")),
-                        parameter(teacher_.external_name(read_head_name(teacher_.config, options.dtype))),
+                        parameter(teacher_.external_name(read_head_name(teacher, options.dtype))),
                         *graph.find_external("targets"), terms_.loss));
-  compare_layers(graph, joined.values, config);
+  compare_layers(graph, joined.values, student);
   add_common_outputs(joined);
   return verified("join_models", std::move(joined.graph));
 }
@@ -167,9 +167,9 @@ void DistillObjective::compare_layers(Graph& graph, const std::map<std::string, 
   if (routers) graph.add_output("sum.router_agreement", routers);
 }
 
-Graph CachedDistillObjective::build_forward(const ModelConfig& config, const LayerGraph& layers,
-                                            const LowerOptions& options, const StepSharding& sharding) const {
-  JoinedModels joined = lower_student(config, layers, options, sharding);
+Graph CachedDistillObjective::build_forward(const Model& model, const LowerOptions& options,
+                                            const StepSharding& sharding) const {
+  JoinedModels joined = lower_student(model, options, sharding);
   Graph& graph = joined.graph;
   const std::int64_t tokens = options.batch * options.sequence_length;
   const auto input = [&](std::string_view name, DType dtype, Shape shape) {
@@ -181,10 +181,10 @@ Graph CachedDistillObjective::build_forward(const ModelConfig& config, const Lay
   teacher.log_tail = input(kCachedLogTail, DType::f32, {tokens});
   teacher.target_log_prob = input(kCachedTargetLogProb, DType::f32, {tokens});
   Builder b{graph, head_scope()};
-  add_loss_outputs(
-      graph, ops::cached_distill_loss(b, joined.values.at("hidden"),
-                                      *graph.find_external(read_head_name(config, options.dtype)), teacher,
-                                      *graph.find_external("targets"), loss_));
+  add_loss_outputs(graph,
+                   ops::cached_distill_loss(b, joined.values.at("hidden"),
+                                            *graph.find_external(read_head_name(model.config, options.dtype)),
+                                            teacher, *graph.find_external("targets"), loss_));
   add_common_outputs(joined);
   return verified("join_models", std::move(joined.graph));
 }
@@ -208,16 +208,16 @@ void CachedDistillObjective::complete_random_batch(Batch& batch) const {
 
 Graph build_teacher_graph(const Teacher& teacher, const LowerOptions& options, const StepSharding& sharding,
                           const ops::KeepTopK& keep) {
-  JoinedModels joined = join_models(
-      Graph(), build_forward_graph(teacher.config, teacher.layers, hidden_options(options, {}), sharding),
-      [](std::string_view name) { return std::string(name); });
+  JoinedModels joined =
+      join_models(Graph(), build_forward_graph(teacher.model, hidden_options(options, {}), sharding),
+                  [](std::string_view name) { return std::string(name); });
   Graph& graph = joined.graph;
   Scope scope = head_scope();
   scope.model = 1;
   Builder b{graph, scope};
   const ops::TeacherTopK kept =
       ops::teacher_top_k(b, joined.values.at(teacher_name("hidden")),
-                         *graph.find_external(read_head_name(teacher.config, options.dtype)),
+                         *graph.find_external(read_head_name(teacher.model.config, options.dtype)),
                          *graph.find_external("targets"), keep);
   graph.add_output(std::string(kCachedIndices), kept.indices);
   graph.add_output(std::string(kCachedLogProbs), kept.log_probs);

@@ -14,12 +14,10 @@
 namespace farskip {
 Distillation::Distillation(const RunConfig& config, const ModelConfig& student,
                            const std::vector<LocalParameter>& parameters, TensorMap& weights,
-                           std::shared_ptr<Device> device, const Mesh& mesh, Heartbeat& heartbeat,
-                           const Logger& logger)
+                           const Context& context)
     : config_(*config.distill),
       student_(student),
-      mesh_(mesh),
-      logger_(logger),
+      context_(context),
       frozen_(frozen_parameters(config_.freeze, student)) {
   const DistillSetup setup = read_distill_setup(config);
   const DistillTerms terms = make_terms(config_, student, setup.teacher);
@@ -30,18 +28,17 @@ Distillation::Distillation(const RunConfig& config, const ModelConfig& student,
                        student.initializer_range);
   } else {
     if (start != config_.teacher || config_.cache)
-      verify_model_folder(start, mesh.world());  // else it is below
+      verify_model_folder(start, context.world());  // else it is below
     load_weights(weights, parameters, list_parameters(student), SafetensorsFolder(start));
   }
   if (config_.cache) {
     objective_ = std::make_shared<CachedDistillObjective>(terms.loss);
-    kept_ =
-        std::make_unique<KeptTeacher>(config, student.vocab_size, std::move(device), mesh, heartbeat, logger);
+    kept_ = std::make_unique<KeptTeacher>(config, student.vocab_size, context);
     return;
   }
-  Teacher teacher = load_teacher(config_.teacher, mesh, logger);
+  Teacher teacher = load_teacher(config_.teacher, context);
   share_frozen(teacher, parameters, weights);
-  objective_ = std::make_shared<DistillObjective>(terms, std::move(teacher), std::move(device),
+  objective_ = std::make_shared<DistillObjective>(terms, std::move(teacher), context.device(),
                                                   compute_type(config.precision));
 }
 
@@ -60,7 +57,7 @@ void Distillation::share_frozen(Teacher& teacher, const std::vector<LocalParamet
     equal.push_back(std::memcmp(mine.data(), theirs.data(), mine.size()) == 0 ? 1.0 : 0.0);
   }
   if (candidates.empty()) return;
-  mesh_.world().all_reduce(std::span(equal), Reduction::min);
+  context_.world().all_reduce(std::span(equal), Reduction::min);
   std::size_t bytes = 0;
   for (std::size_t i = 0; i < candidates.size(); ++i) {
     if (equal[i] == 0.0) continue;
@@ -71,8 +68,8 @@ void Distillation::share_frozen(Teacher& teacher, const std::vector<LocalParamet
     shared_hashes_[name] = hash_bytes(weights.at(name).bytes());
   }
   if (!frozen_.empty())
-    logger_.info("{} parameters are frozen; teacher and student share {} of them, {:.0f} MiB", frozen_.size(),
-                 teacher.shared.size(), static_cast<double>(bytes) / (1 << 20));
+    context_.logger.info("{} parameters are frozen; teacher and student share {} of them, {:.0f} MiB",
+                         frozen_.size(), teacher.shared.size(), static_cast<double>(bytes) / (1 << 20));
 }
 
 void Distillation::check_shared(const TensorMap& weights) const {
@@ -114,8 +111,8 @@ LayerGraph Distillation::layers_at(std::int64_t step) const {
 void Distillation::note_start(double student_loss, double teacher_loss, RunNumbers& numbers) const {
   numbers["teacher_loss"] = teacher_loss;
   numbers["untrained_loss"] = student_loss;
-  logger_.info("held-out loss: teacher {:.4f}, student before training {:.4f} (+{:.4f})", teacher_loss,
-               student_loss, student_loss - teacher_loss);
+  context_.logger.info("held-out loss: teacher {:.4f}, student before training {:.4f} (+{:.4f})",
+                       teacher_loss, student_loss, student_loss - teacher_loss);
 }
 
 void Distillation::describe(const BatchLoss& loss, double counted, StepMetrics& m) const {

@@ -85,14 +85,12 @@ class KeptTeacher::Alone {
   Alone(Teacher teacher, const KeptTeacher& owner)
       : owner_(owner),
         teacher_(std::move(teacher)),
+        context_(owner.context_.with_own_arena()),
         weights_(upload_weights()),
-        arena_(owner.device_),
         runner_(compile_graph()) {}
 
   InferenceEngine& engine() {
-    if (!engine_)
-      engine_.emplace(teacher_.config, teacher_.layers, weights_, arena_, owner_.logger_, owner_.mesh_,
-                      &owner_.heartbeat_);
+    if (!engine_) engine_.emplace(teacher_.model, weights_, context_);
     return *engine_;
   }
 
@@ -116,8 +114,9 @@ class KeptTeacher::Alone {
  private:
   std::shared_ptr<DeviceWeights> upload_weights() const {
     auto weights = std::make_shared<DeviceWeights>(
-        owner_.device_, teacher_.weights,
-        local_parameters(list_parameters(teacher_.config), owner_.mesh_.position(), false), owner_.compute_);
+        context_.device(), teacher_.weights,
+        local_parameters(list_parameters(teacher_.model.config), context_.mesh.position(), false),
+        owner_.compute_);
     weights->upload();
     return weights;
   }
@@ -128,11 +127,12 @@ class KeptTeacher::Alone {
     lowering.sequence_length = owner_.sequence_length_;
     lowering.document_mask = owner_.document_mask_;
     lowering.dtype = owner_.compute_;
-    const StepSharding sharding{owner_.mesh_.position(), false,
-                                owner_.micro_batch_ * owner_.sequence_length_ * teacher_.config.moe.top_k};
+    const StepSharding sharding{
+        context_.mesh.position(), false,
+        owner_.micro_batch_ * owner_.sequence_length_ * teacher_.model.config.moe.top_k};
     auto executor = compile(build_teacher_graph(teacher_, lowering, sharding,
                                                 {owner_.config_.cache->top_k, owner_.config_.temperature}),
-                            arena_, {}, owner_.logger_, {&owner_.mesh_, &owner_.heartbeat_});
+                            context_, {});
     weights_->bind(*executor);
     return executor;
   }
@@ -147,31 +147,28 @@ class KeptTeacher::Alone {
 
   const KeptTeacher& owner_;
   Teacher teacher_;
+  Context context_;
   std::shared_ptr<DeviceWeights> weights_;
-  Arena arena_;
   BatchRunner runner_;
   std::optional<InferenceEngine> engine_;
 };
 
-KeptTeacher::KeptTeacher(const RunConfig& config, std::int64_t vocab_size, std::shared_ptr<Device> device,
-                         const Mesh& mesh, Heartbeat& heartbeat, const Logger& logger)
+KeptTeacher::KeptTeacher(const RunConfig& config, std::int64_t vocab_size, const Context& context)
     : config_(*config.distill),
       micro_batch_(config.train.micro_batch),
       sequence_length_(config.train.sequence_length),
       document_mask_(config.data.document_mask),
-      device_(std::move(device)),
       compute_(compute_type(config.precision)),
-      mesh_(mesh),
-      heartbeat_(heartbeat),
-      logger_(logger),
-      cache_(open_cache(config_, sequence_length_, vocab_size, mesh.world(), logger)) {
-  logger_.info("{}: holds outputs of this teacher for {} sequences", config_.cache->path, cache_->size());
+      context_(context),
+      cache_(open_cache(config_, sequence_length_, vocab_size, context.world(), context.logger)) {
+  context_.logger.info("{}: holds outputs of this teacher for {} sequences", config_.cache->path,
+                       cache_->size());
 }
 
 KeptTeacher::~KeptTeacher() = default;
 
 KeptTeacher::Alone& KeptTeacher::alone() {
-  if (!alone_) alone_ = std::make_unique<Alone>(load_teacher(config_.teacher, mesh_, logger_), *this);
+  if (!alone_) alone_ = std::make_unique<Alone>(load_teacher(config_.teacher, context_), *this);
   return *alone_;
 }
 
@@ -182,9 +179,9 @@ InferenceEngine& KeptTeacher::engine() {
 void KeptTeacher::note_use(bool used) {
   steps_without_use_ = used ? 0 : steps_without_use_ + 1;
   if (!alone_ || steps_without_use_ < kIdleSteps) return;
-  mesh_.forget_device_addresses();  // before memory is given back that peers have open
+  context_.mesh.forget_device_addresses();  // before memory is given back that peers have open
   alone_.reset();
-  logger_.info("the teacher was not needed for {} steps; its memory is released", kIdleSteps);
+  context_.logger.info("the teacher was not needed for {} steps; its memory is released", kIdleSteps);
 }
 
 std::vector<std::string> KeptTeacher::keys_of(const Batch& batch) const {
@@ -221,7 +218,7 @@ void KeptTeacher::ask(const Batch& batch, Known& known) {
   } catch (...) {
     failure = std::current_exception();
   }
-  throw_together(mesh_.world(), failure);
+  throw_together(context_.world(), failure);
 }
 
 void KeptTeacher::complete(std::vector<Batch>& batches) {
@@ -237,8 +234,8 @@ void KeptTeacher::complete(std::vector<Batch>& batches) {
   std::vector<double> missing;  // ranks that miss something, by micro-batch
   for (Known& k : known) missing.push_back(find_records(k) ? 0.0 : 1.0);
   {
-    const HeartbeatWait wait(&heartbeat_, "cached outputs of the teacher");
-    mesh_.world().all_reduce(std::span(missing));
+    const HeartbeatWait wait(context_.heartbeat, "cached outputs of the teacher");
+    context_.world().all_reduce(std::span(missing));
   }
   for (std::size_t i = 0; i < batches.size(); ++i) {
     if (missing[i] > 0) ask(batches[i], known[i]);

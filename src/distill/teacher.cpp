@@ -4,7 +4,6 @@
 #include <algorithm>
 
 #include "farskip/checkpoint/training_checkpoint.h"
-#include "farskip/passes/farskip.h"
 #include "farskip/passes/join_models.h"
 #include "farskip/tensor/hash.h"
 
@@ -18,19 +17,19 @@ std::string Teacher::external_name(std::string_view read_name) const {
 }
 
 Teacher make_teacher(const ModelConfig& config) {
-  return {config, rewire_farskip(build_layer_graph(config), config.farskip), {}, {}};
+  return {wire_model(config), {}, {}};
 }
 
-Teacher load_teacher(const fs::path& folder, const Mesh& mesh, const Logger& logger) {
+Teacher load_teacher(const fs::path& folder, const Context& context) {
   Teacher teacher = make_teacher(read_hub_config(folder));
-  const auto specs = list_parameters(teacher.config);
-  const auto local = local_parameters(specs, mesh.position(), false);
+  const auto specs = list_parameters(teacher.model.config);
+  const auto local = local_parameters(specs, context.mesh.position(), false);
   teacher.weights = make_parameter_tensors(specs_of(local));
-  verify_model_folder(folder, mesh.world());
+  verify_model_folder(folder, context.world());
   load_weights(teacher.weights, local, specs, SafetensorsFolder(folder));
-  logger.info("teacher {}: {:.2f}M parameters, {} wiring", folder.string(),
-              static_cast<double>(count_parameters(teacher.config).total) * 1e-6,
-              wiring_name(teacher.config.farskip));
+  context.logger.info("teacher {}: {:.2f}M parameters, {} wiring", folder.string(),
+                      static_cast<double>(count_parameters(teacher.model.config).total) * 1e-6,
+                      wiring_name(teacher.model.config.farskip));
   return teacher;
 }
 

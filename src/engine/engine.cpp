@@ -55,11 +55,10 @@ namespace {
 constexpr double kMemoryForOverlap = 1.3;
 
 // What ranks know of a node may differ: the shards of ZeRO have other shapes on each. The order must not.
-NodeSeconds agree_on_costs(const Graph& graph, const CostTable& costs, const Mesh* mesh) {
+NodeSeconds agree_on_costs(const Graph& graph, const CostTable& costs, const Communicator& world) {
   NodeSeconds seconds = costs.estimate(graph);
-  if (mesh == nullptr) return seconds;
-  mesh->world().all_reduce(std::span(seconds));
-  for (double& s : seconds) s /= mesh->world().size();
+  world.all_reduce(std::span(seconds));
+  for (double& s : seconds) s /= world.size();
   return seconds;
 }
 
@@ -84,14 +83,14 @@ std::vector<OrderedStep> share_order(const Plan& plan, const Communicator& world
 }
 
 // Memory steers the search, and shards of ZeRO differ in size: only one rank may choose the order.
-Plan make_plan(const Graph& graph, const Device& device, const PlanOptions& options, const Mesh* mesh) {
+Plan make_plan(const Graph& graph, const Device& device, const PlanOptions& options,
+               const Communicator& world) {
   const WorkspaceRule workspace = workspace_rule(device);
   if (options.costs == nullptr) return make_serial_plan(graph, workspace, options.waits);
-  const NodeSeconds seconds = agree_on_costs(graph, *options.costs, mesh);
-  const bool alone = mesh == nullptr || mesh->world().size() == 1;
+  const NodeSeconds seconds = agree_on_costs(graph, *options.costs, world);
   Plan plan;
-  if (alone || mesh->world().rank() == 0) plan = make_step_plan(graph, workspace, seconds, options.in_flight);
-  return alone ? plan : make_plan(graph, workspace, share_order(plan, mesh->world()));
+  if (world.rank() == 0) plan = make_step_plan(graph, workspace, seconds, options.in_flight);
+  return world.size() == 1 ? plan : make_plan(graph, workspace, share_order(plan, world));
 }
 
 }  // namespace
@@ -108,12 +107,13 @@ PipelineOptions pipeline_for(DeviceKind device, PipelineOptions options) {
   return options;
 }
 
-std::unique_ptr<Executor> compile(Graph graph, Arena& arena, const PipelineOptions& options,
-                                  const Logger& logger, RankContext ranks, PlanOptions plan_options) {
-  graph = run_pipeline(std::move(graph), pipeline_for(arena.device().kind(), options), logger);
-  Plan plan = make_plan(graph, arena.device(), plan_options, ranks.mesh);
-  return std::make_unique<Executor>(std::move(graph), std::move(plan), arena.device().kernels(), arena,
-                                    ranks);
+std::unique_ptr<Executor> compile(Graph graph, const Context& context, const PipelineOptions& options,
+                                  PlanOptions plan_options, bool align) {
+  const Device& device = *context.device();
+  graph = run_pipeline(std::move(graph), pipeline_for(device.kind(), options), context.logger);
+  Plan plan = make_plan(graph, device, plan_options, context.world());
+  return std::make_unique<Executor>(std::move(graph), std::move(plan), device.kernels(), *context.arena,
+                                    RankContext{&context.mesh, context.heartbeat, align});
 }
 
 std::map<std::pair<bool, bool>, std::int64_t> micro_batch_runs(std::int64_t count, bool several) {
@@ -165,29 +165,23 @@ RoutedRowsPlan plan_routed_rows(const ModelConfig& config, const TrainEngineOpti
   return plan;
 }
 
-TrainEngine::TrainEngine(const ModelConfig& config, const LayerGraph& layers, TensorMap& weights,
-                         const TrainEngineOptions& options, Arena& arena, const Logger& logger, Mesh mesh,
-                         Heartbeat* heartbeat)
-    : config_(config),
-      layers_(layers),
+TrainEngine::TrainEngine(const Model& model, TensorMap& weights, const TrainEngineOptions& options,
+                         const Context& context)
+    : model_(model),
       options_(options),
-      parameters_(local_parameters(list_parameters(config), mesh.position(), options.zero)),
+      context_(context),
+      parameters_(local_parameters(list_parameters(model.config), context.mesh.position(), options.zero)),
       trained_(without_frozen(parameters_, options.frozen)),
-      routed_rows_(plan_routed_rows(config, options, mesh.expert().size())),
+      routed_rows_(plan_routed_rows(model.config, options, context.mesh.expert().size())),
       gradients_(make_parameter_tensors(specs_of(trained_))),
       first_moments_(make_optimizer_tensors(trained_)),
       second_moments_(make_optimizer_tensors(trained_)),
-      weights_(std::make_shared<DeviceWeights>(arena.shared_device(), weights, parameters_, options.compute)),
-      device_gradients_(arena.shared_device(), gradients_),
-      device_first_(arena.shared_device(), first_moments_),
-      device_second_(arena.shared_device(), second_moments_),
-      arena_(arena),
-      device_(arena.device()),
-      losses_(arena.shared_device()),
-      logger_(logger),
-      mesh_(std::move(mesh)),
-      heartbeat_(heartbeat),
-      hyper_(allocate_on(device_, 3 * sizeof(float))) {
+      weights_(std::make_shared<DeviceWeights>(context.device(), weights, parameters_, options.compute)),
+      device_gradients_(context.device(), gradients_),
+      device_first_(context.device(), first_moments_),
+      device_second_(context.device(), second_moments_),
+      losses_(context.device()),
+      hyper_(allocate_on(*context.device(), 3 * sizeof(float))) {
   device_first_.fill_zero();
   device_second_.fill_zero();
   compile_all();
@@ -195,9 +189,9 @@ TrainEngine::TrainEngine(const ModelConfig& config, const LayerGraph& layers, Te
 }
 
 void TrainEngine::rewire(const LayerGraph& layers) {
-  if (layers == layers_) return;
-  mesh_.forget_device_addresses();  // the arena may move
-  layers_ = layers;
+  if (layers == model_.layers) return;
+  context_.mesh.forget_device_addresses();  // the arena may move
+  model_.layers = layers;
   past_exposed_seconds_ = exposed_seconds();
   runners_.clear();
   transports_.clear();
@@ -209,7 +203,7 @@ void TrainEngine::rewire(const LayerGraph& layers) {
 
 // Everything that a step may need, so that its memory is known before the first one.
 void TrainEngine::compile_all() {
-  const bool several = mesh_.world().size() > 1;
+  const bool several = world().size() > 1;
   const auto prepare = [&](std::int64_t sequences, std::int64_t max_rows, int in_flight, std::int64_t count) {
     for (const auto& [kind, runs] : micro_batch_runs(count, several))
       runner({sequences, max_rows, in_flight, kind.first, kind.second});
@@ -219,17 +213,20 @@ void TrainEngine::compile_all() {
   if (routed_rows_.fallback_batch > 0)
     prepare(routed_rows_.fallback_batch, routed_rows_.fallback_rows, 1,
             options_.micro_batches * options_.micro_batch / routed_rows_.fallback_batch);
-  update_ = compile(build_update_graph(trained_, {mesh_.position(), options_.zero, 0}, options_.optimizer,
-                                       options_.compute),
-                    arena_, options_.pipeline, logger_, ranks(), plan_options());
+  const StepSharding sharding{context_.mesh.position(), options_.zero, 0};
+  update_ = make_executor(build_update_graph(trained_, sharding, options_.optimizer, options_.compute),
+                          plan_options());
   bind_state(*update_);
   note_transports(*update_);
   update_->bind(kHyper, {hyper_.memory.get(), DType::f32, Shape{3}});
-  if (Graph gather = build_gather_graph(trained_, {mesh_.position(), options_.zero, 0}, options_.compute);
-      !gather.nodes().empty()) {
-    gather_ = compile(std::move(gather), arena_, options_.pipeline, logger_, ranks(), {});
+  if (Graph gather = build_gather_graph(trained_, sharding, options_.compute); !gather.nodes().empty()) {
+    gather_ = make_executor(std::move(gather), {});
     bind_state(*gather_);
   }
+}
+
+std::unique_ptr<Executor> TrainEngine::make_executor(Graph graph, PlanOptions plan) const {
+  return compile(std::move(graph), context_, options_.pipeline, plan, options_.align);
 }
 
 PlanOptions TrainEngine::plan_options() const {
@@ -241,13 +238,13 @@ PlanOptions TrainEngine::plan_options() const {
 BatchRunner& TrainEngine::runner(const Variant& variant) {
   if (const auto it = runners_.find(variant); it != runners_.end()) return it->second;
   const LowerOptions lowering = lower_options(options_, variant.sequences);
-  const StepSharding sharding{mesh_.position(), options_.zero, variant.max_rows,
+  const StepSharding sharding{context_.mesh.position(), options_.zero, variant.max_rows,
                               std::max(1, options_.expert_chunks)};
   auto executor =
-      compile(build_micro_batch_graph(config_, layers_, lowering, sharding,
-                                      {variant.accumulate, variant.reduce, variant.in_flight,
-                                       options_.recompute, options_.objective.get(), options_.frozen}),
-              arena_, options_.pipeline, logger_, ranks(), plan_options());
+      make_executor(build_micro_batch_graph(model_, lowering, sharding,
+                                            {variant.accumulate, variant.reduce, variant.in_flight,
+                                             options_.recompute, options_.objective.get(), options_.frozen}),
+                    plan_options());
   bind_state(*executor);
   note_transports(*executor);
   return runners_.emplace(variant, BatchRunner(std::move(executor))).first->second;
@@ -286,7 +283,7 @@ void TrainEngine::check_same_order() const {
   for (const auto& [variant, runner] : runners_)
     text += collective_order(runner.executor().graph(), runner.executor().plan());
   text += collective_order(update_->graph(), update_->plan());
-  const std::vector<std::string> hashes = all_gather_text(mesh_.world(), hash_text(text));
+  const std::vector<std::string> hashes = all_gather_text(world(), hash_text(text));
   for (std::size_t r = 0; r < hashes.size(); ++r)
     FARSKIP_CHECK(hashes[r] == hashes[0], "ranks 0 and {} would run different collectives", r);
 }
@@ -306,10 +303,10 @@ void TrainEngine::run_micro_batches(std::span<const Batch> batches, std::int64_t
   for (std::size_t i = 0; i < batches.size(); i += step) {
     const auto sequences = static_cast<std::int64_t>(batches[i].tokens.size()) / options_.sequence_length;
     const bool last = i + step == batches.size();
-    BatchRunner& r = runner({sequences, max_rows, in_flight, i > 0, last && mesh_.world().size() > 1});
+    BatchRunner& r = runner({sequences, max_rows, in_flight, i > 0, last && world().size() > 1});
     for (std::size_t m = 0; m < step; ++m) r.set_batch(batches[i + m], static_cast<int>(m));
     r.set_scales(loss_scale, balance_scale);
-    if (heartbeat_ != nullptr) heartbeat_->beat();
+    if (context_.heartbeat != nullptr) context_.heartbeat->beat();
     run(r.executor());
     losses_.keep(r.executor());
   }
@@ -322,8 +319,8 @@ BatchLoss TrainEngine::sum_over_ranks(const BatchLoss& loss, std::span<double> a
   for (const auto& [layer, rows] : loss.expert_rows) values.insert(values.end(), rows.begin(), rows.end());
   for (const auto& [name, value] : loss.sums) values.push_back(value);
   {
-    const HeartbeatWait wait(heartbeat_, "sums of a step");
-    mesh_.world().all_reduce(std::span(values));
+    const HeartbeatWait wait(context_.heartbeat, "sums of a step");
+    world().all_reduce(std::span(values));
   }
   auto at = values.begin();
   for (double* value : {&sum.loss_sum, &sum.num_correct, &sum.balance_loss, &sum.num_overflows})
@@ -337,7 +334,7 @@ BatchLoss TrainEngine::sum_over_ranks(const BatchLoss& loss, std::span<double> a
 
 // A GPU is waited for here, and in it transports for peers.
 BatchLoss TrainEngine::read_losses() {
-  const HeartbeatWait wait(heartbeat_, "the losses of a step");
+  const HeartbeatWait wait(context_.heartbeat, "the losses of a step");
   return losses_.read();
 }
 
@@ -366,12 +363,12 @@ void TrainEngine::launch_update(double learning_rate, std::int64_t step) {
   const std::array<float, 3> hyper{static_cast<float>(learning_rate),
                                    static_cast<float>(1.0 / (1.0 - std::pow(options_.optimizer.beta1, t))),
                                    static_cast<float>(1.0 / (1.0 - std::pow(options_.optimizer.beta2, t)))};
-  device_.copy_in(hyper_.memory.get(), hyper.data(), sizeof(hyper));
+  context_.device()->copy_in(hyper_.memory.get(), hyper.data(), sizeof(hyper));
   run(*update_);
 }
 
 float TrainEngine::grad_norm() const {
-  const HeartbeatWait wait(heartbeat_, "the gradient norm of a step");
+  const HeartbeatWait wait(context_.heartbeat, "the gradient norm of a step");
   return update_->read_output("grad_norm").values<float>()[0];
 }
 
@@ -382,7 +379,7 @@ float TrainEngine::update(double learning_rate, std::int64_t step) {
 
 StepResult TrainEngine::step(std::span<const Batch> batches, float loss_scale, float balance_scale,
                              double learning_rate, std::int64_t step, std::span<double> also_summed) {
-  if (mesh_.world().size() > 1 || device_.shares_host_memory()) {
+  if (world().size() > 1 || context_.device()->shares_host_memory()) {
     const BatchLoss loss = compute_gradients(batches, loss_scale, balance_scale, also_summed);
     if (!is_finite(loss)) return {loss, std::numeric_limits<float>::quiet_NaN(), false, false};
     const float norm = update(learning_rate, step);
@@ -430,7 +427,7 @@ MemoryReport TrainEngine::memory() const {
   std::size_t teacher = 0;
   if (options_.objective) teacher = total_bytes(options_.objective->tensors());
   return {weights_->num_bytes() + teacher, device_gradients_.num_bytes(),
-          device_first_.num_bytes() + device_second_.num_bytes(), arena_.size()};
+          device_first_.num_bytes() + device_second_.num_bytes(), context_.arena->size()};
 }
 
 // How long the transports of a plan take by themselves, as the costs say.

@@ -4,81 +4,60 @@
 #include <chrono>
 
 #include "farskip/measure/measure.h"
-#include "farskip/passes/farskip.h"
+#include "farskip/measure/random_engine.h"
 
 namespace farskip {
 namespace {
 
-/// A student with weights of its own, in a step that distils or that does not.
+TrainEngineOptions planned(const Model& model, TrainEngineOptions options, const Context& context) {
+  plan_by_measuring(model, context, options);
+  return options;
+}
+
+/// A student with weights and memory of its own, in a step that distils or that does not.
 class Student {
  public:
-  Student(const ModelConfig& model, TrainEngineOptions options, const Mesh& mesh,
-          const std::shared_ptr<Device>& device, Heartbeat* heartbeat, const Logger& logger,
-          std::uint64_t seed)
-      : layers_(rewire_farskip(build_layer_graph(model), model.farskip)),
-        parameters_(local_parameters(list_parameters(model), mesh.position(), options.zero)),
-        weights_(make_parameter_tensors(specs_of(parameters_))),
-        arena_(device),
-        options_(with_costs(model, std::move(options), mesh, heartbeat, logger)),
-        engine_(model, layers_, weights_, options_, arena_, logger, mesh, heartbeat) {
-    initialise_weights(weights_, parameters_, seed, model.initializer_range);
-    engine_.upload_weights();
-  }
+  Student(const Model& model, const TrainEngineOptions& options, const Context& context, std::uint64_t seed)
+      : options_(planned(model, options, context)),
+        engine_(model, options_, context.with_own_arena(), seed) {}
 
   void step(const std::vector<Batch>& batches, float scale, std::int64_t number) {
-    engine_.step(batches, scale, 0.0F, 1e-4, number);
+    engine_->step(batches, scale, 0.0F, 1e-4, number);
   }
   const TrainEngineOptions& options() const { return options_; }
-  MemoryReport memory() const { return engine_.memory(); }
+  MemoryReport memory() const { return engine_->memory(); }
 
  private:
-  TrainEngineOptions with_costs(const ModelConfig& model, TrainEngineOptions options, const Mesh& mesh,
-                                Heartbeat* heartbeat, const Logger& logger) const {
-    if (options.overlap && mesh.world().size() > 1)
-      plan_by(std::make_shared<const CostTable>(measure_step_costs(
-                  model, layers_, options, mesh, arena_.shared_device(), heartbeat, logger)),
-              model, mesh, heartbeat, logger, options);
-    return options;
-  }
-
-  LayerGraph layers_;
-  std::vector<LocalParameter> parameters_;
-  TensorMap weights_;
-  Arena arena_;
   TrainEngineOptions options_;
-  TrainEngine engine_;
+  RandomEngine engine_;
 };
 
 /// A teacher that no student is joined to.
 class TeacherForward {
  public:
-  TeacherForward(const ModelConfig& model, DType compute, const Mesh& mesh,
-                 const std::shared_ptr<Device>& device, Heartbeat* heartbeat, const Logger& logger,
-                 std::uint64_t seed)
-      : weights_(random_weights(model, compute, mesh.position(), device, seed)),
-        arena_(device),
-        engine_(model, rewire_farskip(build_layer_graph(model), model.farskip), weights_, arena_, logger,
-                mesh, heartbeat) {}
+  TeacherForward(const ModelConfig& model, DType compute, const Context& shared, std::uint64_t seed)
+      : context_(shared.with_own_arena()),
+        weights_(random_weights(model, compute, seed)),
+        engine_(wire_model(model), weights_, context_) {}
 
   void run(const std::vector<Batch>& batches, std::int64_t sequence_length) {
     for (const Batch& batch : batches) engine_.loss(batch, sequence_length);
   }
-  MemoryReport memory() const { return {.weights = weights_->num_bytes(), .arena = arena_.size()}; }
+  MemoryReport memory() const { return {.weights = weights_->num_bytes(), .arena = context_.arena->size()}; }
 
  private:
-  static std::shared_ptr<const DeviceWeights> random_weights(const ModelConfig& model, DType compute,
-                                                             const MeshPosition& mesh,
-                                                             const std::shared_ptr<Device>& device,
-                                                             std::uint64_t seed) {
+  std::shared_ptr<const DeviceWeights> random_weights(const ModelConfig& model, DType compute,
+                                                      std::uint64_t seed) const {
+    const MeshPosition mesh = context_.mesh.position();
     auto weights =
-        std::make_shared<DeviceWeights>(device, make_random_teacher(model, mesh, seed).weights,
+        std::make_shared<DeviceWeights>(context_.device(), make_random_teacher(model, mesh, seed).weights,
                                         local_parameters(list_parameters(model), mesh, false), compute);
     weights->upload();
     return weights;
   }
 
+  Context context_;
   std::shared_ptr<const DeviceWeights> weights_;
-  Arena arena_;
   InferenceEngine engine_;
 };
 
@@ -95,18 +74,19 @@ double seconds_of(const Communicator& world, const F& f) {
 }  // namespace
 
 SeparateReport compare_with_separate(const ModelConfig& student, const DistillSetup& setup,
-                                     const TrainEngineOptions& options, const Mesh& mesh,
-                                     const std::shared_ptr<Device>& device, Heartbeat* heartbeat,
-                                     const Logger& logger, const SeparateOptions& separate) {
+                                     const TrainEngineOptions& options, const Context& context,
+                                     const SeparateOptions& separate) {
   TrainEngineOptions joined_options = options, alone_options = options;
   add_distillation(joined_options, setup, student,
-                   make_random_teacher(setup.teacher, mesh.position(), separate.seed), device);
+                   make_random_teacher(setup.teacher, context.mesh.position(), separate.seed),
+                   context.device());
   alone_options.frozen = joined_options.frozen;
-  Student joined(student, std::move(joined_options), mesh, device, heartbeat, logger, separate.seed);
-  Student alone(student, std::move(alone_options), mesh, device, heartbeat, logger, separate.seed);
-  TeacherForward teacher(setup.teacher, options.compute, mesh, device, heartbeat, logger, separate.seed);
+  const Model model = wire_model(student);
+  Student joined(model, joined_options, context, separate.seed);
+  Student alone(model, alone_options, context, separate.seed);
+  TeacherForward teacher(setup.teacher, options.compute, context, separate.seed);
 
-  const Communicator& world = mesh.world();
+  const Communicator& world = context.world();
   const auto scale = 1.0F / static_cast<float>(options.micro_batch * options.sequence_length *
                                                options.micro_batches * world.size());
   SeparateReport report;

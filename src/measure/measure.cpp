@@ -8,6 +8,7 @@
 #include "farskip/base/version.h"
 #include "farskip/comm/agreement.h"
 #include "farskip/measure/plan_report.h"
+#include "farskip/measure/random_engine.h"
 #include "farskip/program/step_graphs.h"
 #include "farskip/tensor/hash.h"
 
@@ -64,79 +65,77 @@ void add_step_costs(CostTable& table, const ExecutedPlans& plans, const Communic
 namespace {
 
 /// Seconds that every node of a step takes, chunks as they are in the options.
-CostTable measure_as_chosen(const ModelConfig& model, const LayerGraph& layers,
-                            const TrainEngineOptions& options, const Mesh& mesh,
-                            std::shared_ptr<Device> device, Heartbeat* heartbeat, const Logger& logger,
+CostTable measure_as_chosen(const Model& model, const TrainEngineOptions& options, const Context& shared,
                             int steps) {
   TrainEngineOptions blocking = options;
   blocking.overlap = false;
   blocking.align = true;
-  const auto parameters = local_parameters(list_parameters(model), mesh.position(), options.zero);
-  TensorMap weights = make_parameter_tensors(specs_of(parameters));
-  initialise_weights(weights, parameters, 0, model.initializer_range);
-  Arena arena(std::move(device));
-  TrainEngine engine(model, layers, weights, blocking, arena, logger, mesh, heartbeat);
-  engine.upload_weights();
+  const Context context = shared.with_own_arena();
+  RandomEngine engine(model, blocking, context, 0);
   const std::int64_t tokens = options.micro_batch * options.sequence_length;
-  const std::vector<Batch> batches = random_step(0, 0, options, mesh.world(), model.vocab_size);
+  const std::vector<Batch> batches = random_step(0, 0, options, context.world(), model.config.vocab_size);
 
   // A GPU that was idle takes a while to raise its clocks and those of its bus.
   using Clock = std::chrono::steady_clock;
   const auto warm_time =
-      Clock::now() + std::chrono::milliseconds(arena.device().kind() == DeviceKind::cpu ? 0 : 1500);
+      Clock::now() + std::chrono::milliseconds(context.device()->kind() == DeviceKind::cpu ? 0 : 1500);
   CostTable table;
   bool warm = false;
   for (int measured = 0; measured < steps;) {
     ExecutedPlans plans;
-    engine.observe([&](const Executor& executor, const std::vector<StepTime>& times) {
+    engine->observe([&](const Executor& executor, const std::vector<StepTime>& times) {
       plans.emplace_back(&executor, times);
     });
-    engine.compute_gradients(batches, 1.0F / static_cast<float>(tokens), 0.0F);
-    engine.update(0.0, 1);
+    engine->compute_gradients(batches, 1.0F / static_cast<float>(tokens), 0.0F);
+    engine->update(0.0, 1);
     if (warm) {
-      add_step_costs(table, plans, mesh.world());
+      add_step_costs(table, plans, context.world());
       ++measured;
       continue;
     }
     double cold = Clock::now() < warm_time ? 1 : 0;
-    mesh.world().all_reduce(std::span(&cold, 1), Reduction::max);
+    context.world().all_reduce(std::span(&cold, 1), Reduction::max);
     warm = cold == 0;
   }
-  mesh.forget_device_addresses();  // before memory is given back that peers have open
+  context.mesh.forget_device_addresses();  // before memory is given back that peers have open
   return table;
 }
 
 }  // namespace
 
-CostTable measure_step_costs(const ModelConfig& model, const LayerGraph& layers,
-                             const TrainEngineOptions& options, const Mesh& mesh,
-                             const std::shared_ptr<Device>& device, Heartbeat* heartbeat,
-                             const Logger& logger, int steps) {
-  CostTable table = measure_as_chosen(model, layers, options, mesh, device, heartbeat, logger, steps);
-  if (options.expert_chunks == 0 && can_chunk(model, options, mesh.position())) {
+CostTable measure_step_costs(const Model& model, const TrainEngineOptions& options, const Context& context,
+                             int steps) {
+  CostTable table = measure_as_chosen(model, options, context, steps);
+  if (options.expert_chunks == 0 && can_chunk(model.config, options, context.mesh.position())) {
     TrainEngineOptions two = options;
     two.expert_chunks = 2;
-    table.add(measure_as_chosen(model, layers, two, mesh, device, heartbeat, logger, steps));
+    table.add(measure_as_chosen(model, two, context, steps));
   }
   return table;
 }
 
-void plan_by(std::shared_ptr<const CostTable> costs, const ModelConfig& model, const Mesh& mesh,
-             Heartbeat* heartbeat, const Logger& logger, TrainEngineOptions& options) {
+void plan_by(std::shared_ptr<const CostTable> costs, const ModelConfig& model, const Context& context,
+             TrainEngineOptions& options) {
   if (options.expert_chunks == 0) {
     PlanRequest request;
     request.model = model;
     request.options = options;
-    request.mesh = mesh.position();
+    request.mesh = context.mesh.position();
     request.dtype = options.compute;
     request.costs.table = costs;
-    std::int64_t chunks = mesh.world().rank() == 0 ? choose_expert_chunks(request, logger) : 1;
-    const HeartbeatWait wait(heartbeat, "the choice of chunks");
-    mesh.world().broadcast(std::span(&chunks, 1), 0);
+    std::int64_t chunks = context.world().rank() == 0 ? choose_expert_chunks(request, context.logger) : 1;
+    const HeartbeatWait wait(context.heartbeat, "the choice of chunks");
+    context.world().broadcast(std::span(&chunks, 1), 0);
     options.expert_chunks = static_cast<int>(chunks);
-    logger.info("schedule.expert_chunks: auto chooses {} by measured costs", chunks);
+    context.logger.info("schedule.expert_chunks: auto chooses {} by measured costs", chunks);
   }
   options.costs = std::move(costs);
+}
+
+void plan_by_measuring(const Model& model, const Context& context, TrainEngineOptions& options) {
+  if (!options.overlap || context.world().size() == 1) return;
+  plan_by(std::make_shared<const CostTable>(measure_step_costs(model, options, context)), model.config,
+          context, options);
 }
 
 namespace {
@@ -171,33 +170,33 @@ std::shared_ptr<const CostTable> read_kept_costs(std::string_view text, const fs
 }  // namespace
 
 std::shared_ptr<const CostTable> kept_step_costs(const fs::path& path, std::string_view more_key,
-                                                 const ModelConfig& model, const LayerGraph& layers,
-                                                 const TrainEngineOptions& options, const Mesh& mesh,
-                                                 const std::shared_ptr<Device>& device, Heartbeat* heartbeat,
-                                                 const Logger& logger) {
-  const MicroBatchKind kind{.reduce = mesh.world().size() > 1,
+                                                 const Model& model, const TrainEngineOptions& options,
+                                                 const Context& context) {
+  const Mesh& mesh = context.mesh;
+  const Communicator& world = context.world();
+  const Logger& logger = context.logger;
+  const MicroBatchKind kind{.reduce = world.size() > 1,
                             .in_flight = options.in_flight,
                             .recompute = options.recompute,
                             .objective = options.objective.get(),
                             .frozen = options.frozen};
   const Graph step = build_micro_batch_graph(
-      model, layers, lower_options(options, options.micro_batch),
-      {mesh.position(), options.zero, plan_routed_rows(model, options, mesh.expert().size()).max_rows,
+      model, lower_options(options, options.micro_batch),
+      {mesh.position(), options.zero, plan_routed_rows(model.config, options, mesh.expert().size()).max_rows,
        std::max(1, options.expert_chunks)},
       kind);
-  const std::string key = hash_text(fmt::format(
-      "{} {} {} {} {} {} {}\n{}", machine_info().processor, device->name(), commit(), mesh.world().size(),
-      options.micro_batches, options.expert_chunks, more_key, print_graph(step)));
-  const std::string text = read_on_first_rank(mesh.world(), path, logger);
+  const std::string key = hash_text(
+      fmt::format("{} {} {} {} {} {} {}\n{}", machine_info().processor, context.device()->name(), commit(),
+                  world.size(), options.micro_batches, options.expert_chunks, more_key, print_graph(step)));
+  const std::string text = read_on_first_rank(world, path, logger);
   // Rank 0 alone says whether these are they: the processors of others may have another name.
   std::int64_t known = text.starts_with(key + " ") ? 1 : 0;
-  mesh.world().broadcast(std::span(&known, 1), 0);
+  world.broadcast(std::span(&known, 1), 0);
   if (known != 0)
-    if (auto table = read_kept_costs(text, path, mesh.world().rank() == 0 ? logger : Logger(LogLevel::off)))
+    if (auto table = read_kept_costs(text, path, world.rank() == 0 ? logger : Logger(LogLevel::off)))
       return table;
-  auto table = std::make_shared<const CostTable>(
-      measure_step_costs(model, layers, options, mesh, device, heartbeat, logger));
-  if (mesh.world().rank() == 0) write_kept_costs(key, *table, path, logger);
+  auto table = std::make_shared<const CostTable>(measure_step_costs(model, options, context));
+  if (world.rank() == 0) write_kept_costs(key, *table, path, logger);
   logger.info("measured the costs of a step for the scheduler ({})", path.string());
   return table;
 }

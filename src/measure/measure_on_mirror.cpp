@@ -8,7 +8,6 @@
 #include "farskip/comm/mirror.h"
 #include "farskip/measure/measure.h"
 #include "farskip/measure/plan_report.h"
-#include "farskip/passes/farskip.h"
 
 namespace farskip {
 namespace {
@@ -69,17 +68,16 @@ namespace {
 
 CostTable measure_one(const MirrorMeasurement& measurement, const Logger& logger) {
   const PlanRequest& r = measurement.request;
-  const LayerGraph layers = rewire_farskip(build_layer_graph(r.model), r.model.farskip);
   TrainEngineOptions options = r.options;
-  const std::shared_ptr<Device> device = make_cpu_device();
+  Context context = make_context(make_cpu_device(), logger);
+  context.mesh = make_mirror_mesh(r.mesh);
   if (r.distill)
     add_distillation(options, *r.distill, r.model, make_random_teacher(r.distill->teacher, r.mesh, 0),
-                     device);
+                     context.device());
   CostTable table;
   for (const int chunks : measurement.expert_chunks) {
     options.expert_chunks = chunks;
-    table.add(measure_step_costs(r.model, layers, options, make_mirror_mesh(r.mesh), device, nullptr, logger,
-                                 measurement.steps));
+    table.add(measure_step_costs(wire_model(r.model), options, context, measurement.steps));
   }
   return table;
 }

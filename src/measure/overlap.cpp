@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "farskip/base/statistics.h"
+#include "farskip/measure/random_engine.h"
 #include "farskip/measure/trace.h"
 
 namespace farskip {
@@ -31,19 +32,12 @@ bool begins_backward(const Scope& scope) {
 /// One of the two: its own weights and gradients, so that both go the same way.
 class Runner {
  public:
-  Runner(const ModelConfig& model, const LayerGraph& layers, const TrainEngineOptions& options,
-         const Mesh& mesh, Arena& arena, Heartbeat* heartbeat, const Logger& logger)
-      : mesh_(mesh),
-        parameters_(local_parameters(list_parameters(model), mesh.position(), options.zero)),
-        weights_(make_parameter_tensors(specs_of(parameters_))),
-        engine_(model, layers, weights_, options, arena, logger, mesh, heartbeat) {
-    initialise_weights(weights_, parameters_, 1, model.initializer_range);
-    engine_.upload_weights();
-  }
+  Runner(const Model& model, const TrainEngineOptions& options, const Context& context)
+      : world_(context.world()), engine_(model, options, context, 1) {}
 
   StepTimes step(const std::vector<Batch>& batches, float scale, std::int64_t number) {
     executed_.clear();
-    engine_.observe([&](const Executor& executor, const std::vector<StepTime>& times) {
+    engine_->observe([&](const Executor& executor, const std::vector<StepTime>& times) {
       executed_.emplace_back(&executor, times);
     });
     return summarise(run(batches, scale, number));
@@ -52,9 +46,9 @@ class Runner {
   /// Seconds of a step as training runs it, without marks: on a GPU, from the third on, as a recording.
   /// Slowest rank. executed() stays that of the last timed step.
   double whole_step(const std::vector<Batch>& batches, float scale, std::int64_t number) {
-    engine_.observe({});
+    engine_->observe({});
     double seconds = run(batches, scale, number);
-    mesh_.world().all_reduce(std::span(&seconds, 1), Reduction::max);
+    world_.all_reduce(std::span(&seconds, 1), Reduction::max);
     return seconds;
   }
 
@@ -62,8 +56,8 @@ class Runner {
   bool same_sums_as(const Runner& other) const { return loss_ == other.loss_ && norm_ == other.norm_; }
   /// Gradients of the last step, and weights, which hold what all steps did; to the bit. Collective.
   bool same_tensors_as(Runner& other) {
-    engine_.download_weights();
-    other.engine_.download_weights();
+    engine_->download_weights();
+    other.engine_->download_weights();
     double differs = 0;
     for (const TensorMap& (*maps)(const Runner&) : {&Runner::weights_of, &Runner::gradients_of}) {
       const TensorMap &mine = maps(*this), &theirs = maps(other);
@@ -71,7 +65,7 @@ class Runner {
         if (std::memcmp(tensor.bytes().data(), theirs.at(name).bytes().data(), tensor.bytes().size()) != 0)
           differs = 1;
     }
-    mesh_.world().all_reduce(std::span(&differs, 1), Reduction::max);
+    world_.all_reduce(std::span(&differs, 1), Reduction::max);
     return differs == 0;
   }
 
@@ -85,15 +79,15 @@ class Runner {
 
  private:
   double run(const std::vector<Batch>& batches, float scale, std::int64_t number) {
-    mesh_.world().barrier();
+    world_.barrier();
     const auto start = std::chrono::steady_clock::now();
-    loss_ = engine_.compute_gradients(batches, scale, 0.0F).loss_sum;
-    norm_ = engine_.update(1e-4, number);
+    loss_ = engine_->compute_gradients(batches, scale, 0.0F).loss_sum;
+    norm_ = engine_->update(1e-4, number);
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   }
 
-  static const TensorMap& weights_of(const Runner& r) { return r.weights_; }
-  static const TensorMap& gradients_of(const Runner& r) { return r.engine_.gradients(); }
+  static const TensorMap& weights_of(const Runner& r) { return r.engine_.weights(); }
+  static const TensorMap& gradients_of(const Runner& r) { return r.engine_->gradients(); }
 
   StepTimes summarise(double seconds) const {
     StepTimes t;
@@ -115,18 +109,16 @@ class Runner {
         t.exposed[direction] += step.seconds - computed;
       }
     }
-    mesh_.world().all_reduce(std::span<double>(t.wall), Reduction::max);
+    world_.all_reduce(std::span<double>(t.wall), Reduction::max);
     for (PerDirection* sums : {&t.exposed, &t.compute, &t.skew}) {
-      mesh_.world().all_reduce(std::span<double>(*sums));
-      for (double& sum : *sums) sum /= mesh_.world().size();
+      world_.all_reduce(std::span<double>(*sums));
+      for (double& sum : *sums) sum /= world_.size();
     }
     return t;
   }
 
-  const Mesh& mesh_;
-  std::vector<LocalParameter> parameters_;
-  TensorMap weights_;
-  TrainEngine engine_;
+  Communicator world_;
+  RandomEngine engine_;
   double loss_ = 0;
   float norm_ = 0;
   ExecutedPlans executed_;
@@ -208,30 +200,28 @@ std::vector<TracedPlan> traced(const Runner& runner, const CostTable& costs) {
 
 }  // namespace
 
-OverlapReport measure_overlap(const ModelConfig& model, const LayerGraph& layers,
-                              const TrainEngineOptions& options, const Mesh& mesh,
-                              const std::shared_ptr<Device>& device, Heartbeat* heartbeat,
-                              const Logger& logger, const OverlapOptions& overlap) {
+OverlapReport measure_overlap(const Model& model, const TrainEngineOptions& options, const Context& shared,
+                              const OverlapOptions& overlap) {
   const std::int64_t tokens = options.micro_batch * options.sequence_length;
-  const auto costs = std::make_shared<const CostTable>(
-      measure_step_costs(model, layers, options, mesh, device, heartbeat, logger));
+  const auto costs = std::make_shared<const CostTable>(measure_step_costs(model, options, shared));
   TrainEngineOptions overlapped_options = options;
   overlapped_options.overlap = true;
-  plan_by(costs, model, mesh, heartbeat, logger, overlapped_options);
+  plan_by(costs, model.config, shared, overlapped_options);
   TrainEngineOptions blocking_options = overlapped_options;  // in the same chunks
   blocking_options.overlap = false;
   blocking_options.align = true;
-  Arena arena(device);  // of both, which run in turns
-  Runner blocking(model, layers, blocking_options, mesh, arena, heartbeat, logger);
-  Runner overlapped(model, layers, overlapped_options, mesh, arena, heartbeat, logger);
+  const Context context = shared.with_own_arena();  // of both, which run in turns
+  const Communicator& world = context.world();
+  Runner blocking(model, blocking_options, context);
+  Runner overlapped(model, overlapped_options, context);
 
   OverlapReport report;
   std::vector<StepTimes> a, b;
   CostTable measured;
-  const auto scale = 1.0F / static_cast<float>(tokens * options.micro_batches * mesh.world().size());
+  const auto scale = 1.0F / static_cast<float>(tokens * options.micro_batches * world.size());
   for (int i = 0; i < overlap.warmup + overlap.repetitions; ++i) {
     const std::vector<Batch> batches =
-        random_step(7, static_cast<std::uint64_t>(i), options, mesh.world(), model.vocab_size);
+        random_step(7, static_cast<std::uint64_t>(i), options, world, model.config.vocab_size);
     StepTimes first, second;
     // Which goes first changes from pair to pair: a machine that grows warmer favours neither.
     if (i % 2 == 0) first = blocking.step(batches, scale, i + 1);
@@ -241,15 +231,15 @@ OverlapReport measure_overlap(const ModelConfig& model, const LayerGraph& layers
     if (i < overlap.warmup) continue;
     a.push_back(first);
     b.push_back(second);
-    add_step_costs(measured, blocking.executed(), mesh.world());
+    add_step_costs(measured, blocking.executed(), world);
   }
   // On a GPU the marks around every kernel, and launching one by one, take time of their own.
   std::vector<double> whole_blocking, whole_overlapped;
   constexpr int to_record = 2;
-  for (int i = 0; device->kind() != DeviceKind::cpu && i < to_record + overlap.repetitions; ++i) {
+  for (int i = 0; context.device()->kind() != DeviceKind::cpu && i < to_record + overlap.repetitions; ++i) {
     const int number = overlap.warmup + overlap.repetitions + i;
     const std::vector<Batch> batches =
-        random_step(7, static_cast<std::uint64_t>(number), options, mesh.world(), model.vocab_size);
+        random_step(7, static_cast<std::uint64_t>(number), options, world, model.config.vocab_size);
     const double first = blocking.whole_step(batches, scale, number + 1);
     const double second = overlapped.whole_step(batches, scale, number + 1);
     report.identical = report.identical && blocking.same_sums_as(overlapped);
@@ -275,7 +265,7 @@ OverlapReport measure_overlap(const ModelConfig& model, const LayerGraph& layers
   if (overlap.trace)
     report.trace =
         trace_json({{"blocking", traced(blocking, *costs)}, {"overlapped", traced(overlapped, *costs)}});
-  report.collectives = describe_collectives(overlapped, measured, mesh.world());
+  report.collectives = describe_collectives(overlapped, measured, world);
   return report;
 }
 

@@ -5,7 +5,6 @@
 #include <chrono>
 
 #include "farskip/distill/freeze.h"
-#include "farskip/passes/farskip.h"
 #include "farskip/schedule/dependence.h"
 #include "farskip/schedule/hideable.h"
 
@@ -84,7 +83,7 @@ class Planner {
       : r_(request),
         options_(options_of(request)),
         logger_(logger),
-        layers_(rewire_farskip(build_layer_graph(request.model), wiring)),
+        model_(wire_model(request.model, wiring)),
         rows_(plan_routed_rows(request.model, request.options, request.mesh.expert_size)),
         workspace_(workspace_of(request)) {}
 
@@ -117,7 +116,7 @@ class Planner {
     lowering.dtype = r_.dtype;
     return run_pipeline(
         build_micro_batch_graph(
-            r_.model, layers_, lowering, {r_.mesh, options_.zero, max_rows, options_.expert_chunks},
+            model_, lowering, {r_.mesh, options_.zero, max_rows, options_.expert_chunks},
             {accumulate, reduce, in_flight, options_.recompute, options_.objective.get(), options_.frozen}),
         pipeline_of(r_), logger_);
   }
@@ -233,7 +232,7 @@ class Planner {
   const PlanRequest& r_;
   const TrainEngineOptions options_;
   const Logger& logger_;
-  const LayerGraph layers_;
+  const Model model_;
   const RoutedRowsPlan rows_;
   const WorkspaceRule workspace_;
   WiringReport report_;
@@ -290,14 +289,14 @@ namespace {
 /// What its engine takes for the held-out loss of a micro-batch.
 MemoryReport forward_memory(const Teacher& teacher, const PlanRequest& request, const Logger& logger) {
   const TrainEngineOptions& o = request.options;
-  const std::int64_t max_rows = o.micro_batch * o.sequence_length * teacher.config.moe.top_k;
+  const std::int64_t max_rows = o.micro_batch * o.sequence_length * teacher.model.config.moe.top_k;
   LowerOptions lowering = lower_options(o, o.micro_batch);
   lowering.dtype = request.dtype;
-  const Graph graph = run_pipeline(
-      build_forward_graph(teacher.config, teacher.layers, lowering, {request.mesh, false, max_rows}),
-      pipeline_of(request), logger);
+  const Graph graph =
+      run_pipeline(build_forward_graph(teacher.model, lowering, {request.mesh, false, max_rows}),
+                   pipeline_of(request), logger);
   MemoryReport memory;
-  for (const LocalParameter& p : local_parameters(list_parameters(teacher.config), request.mesh, false))
+  for (const LocalParameter& p : local_parameters(list_parameters(teacher.model.config), request.mesh, false))
     memory.weights += weight_bytes(p.spec, request.dtype);
   memory.arena = make_serial_plan(graph, workspace_of(request), Waits::at_once).arena_bytes;
   return memory;

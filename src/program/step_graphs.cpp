@@ -15,14 +15,14 @@
 
 namespace farskip {
 
-Graph build_forward_graph(const ModelConfig& config, const LayerGraph& layers, const LowerOptions& options,
-                          const StepSharding& sharding) {
+Graph build_forward_graph(const Model& model, const LowerOptions& options, const StepSharding& sharding) {
   const int chunks = sharding.mesh.expert_size > 1 ? sharding.expert_chunks : 1;
-  const Graph chunked = verified("chunk_experts", chunk_experts(lower(config, layers, options), chunks));
+  const Graph chunked =
+      verified("chunk_experts", chunk_experts(lower(model.config, model.layers, options), chunks));
   return verified("shard_experts", shard_experts(chunked, {.peers = sharding.mesh.expert_size,
                                                            .max_rows = sharding.max_rows,
                                                            .rows = options.batch * options.sequence_length *
-                                                                   config.moe.top_k}));
+                                                                   model.config.moe.top_k}));
 }
 
 namespace {
@@ -46,9 +46,9 @@ std::vector<LocalParameter> trained_parameters(const ModelConfig& config, const 
   return without_frozen(local_parameters(list_parameters(config), sharding.mesh, sharding.zero), kind.frozen);
 }
 
-Graph build_gradient_graph(const ModelConfig& config, const LayerGraph& layers, const LowerOptions& options,
-                           const StepSharding& sharding, const MicroBatchKind& kind, bool accumulate) {
-  Graph graph = build_objective_graph(kind.objective, config, layers, options, sharding);
+Graph build_gradient_graph(const Model& model, const LowerOptions& options, const StepSharding& sharding,
+                           const MicroBatchKind& kind, bool accumulate) {
+  Graph graph = build_objective_graph(kind.objective, model, options, sharding);
   const DType sums = wide(options.dtype);
   const TensorType scalar{sums, Shape{1}, {}};
   const ValueId scale = graph.add_external(ExternalKind::input, std::string(kLossScale), scalar);
@@ -60,7 +60,7 @@ Graph build_gradient_graph(const ModelConfig& config, const LayerGraph& layers, 
     objectives.push_back(
         {*balance, graph.add_external(ExternalKind::input, std::string(kBalanceScale), scalar)});
 
-  const auto local = trained_parameters(config, sharding, kind);
+  const auto local = trained_parameters(model.config, sharding, kind);
   std::vector<ValueId> parameters, accumulators;
   for (const LocalParameter& p : local) {
     const std::string name = gradient_name(p.spec.name);
@@ -82,11 +82,10 @@ Graph build_gradient_graph(const ModelConfig& config, const LayerGraph& layers, 
 
 }  // namespace
 
-Graph build_objective_graph(const StepObjective* objective, const ModelConfig& config,
-                            const LayerGraph& layers, const LowerOptions& options,
+Graph build_objective_graph(const StepObjective* objective, const Model& model, const LowerOptions& options,
                             const StepSharding& sharding) {
-  if (objective == nullptr) return build_forward_graph(config, layers, options, sharding);
-  return objective->build_forward(config, layers, options, sharding);
+  if (objective == nullptr) return build_forward_graph(model, options, sharding);
+  return objective->build_forward(model, options, sharding);
 }
 
 std::vector<LocalParameter> without_frozen(std::vector<LocalParameter> parameters,
@@ -95,18 +94,17 @@ std::vector<LocalParameter> without_frozen(std::vector<LocalParameter> parameter
   return parameters;
 }
 
-Graph build_micro_batch_graph(const ModelConfig& config, const LayerGraph& layers,
-                              const LowerOptions& options, const StepSharding& sharding,
+Graph build_micro_batch_graph(const Model& model, const LowerOptions& options, const StepSharding& sharding,
                               const MicroBatchKind& kind) {
-  Graph graph = build_gradient_graph(config, layers, options, sharding, kind, kind.accumulate);
+  Graph graph = build_gradient_graph(model, options, sharding, kind, kind.accumulate);
   if (kind.in_flight > 1) {
-    const Graph next = build_gradient_graph(config, layers, options, sharding, kind, true);
+    const Graph next = build_gradient_graph(model, options, sharding, kind, true);
     for (int i = 1; i < kind.in_flight; ++i)
       graph = verified("join_micro_batches", join_micro_batches(graph, next, i));
   }
   if (!kind.reduce) return graph;
   std::vector<ReplicatedGradient> replicated;
-  for (const LocalParameter& p : trained_parameters(config, sharding, kind))
+  for (const LocalParameter& p : trained_parameters(model.config, sharding, kind))
     replicated.push_back({gradient_name(p.spec.name), p.replicas});
   return verified("reduce_gradients",
                   reduce_gradients(graph, replicated, {.mesh = sharding.mesh, .scatter = sharding.zero}));

@@ -7,8 +7,10 @@
 
 namespace farskip {
 
-void log_model(const ModelConfig& model, const Mesh& mesh, const Device& device,
-               const TrainEngineOptions& options, const Logger& logger) {
+void log_model(const ModelConfig& model, const TrainEngineOptions& options, const Context& context) {
+  const Mesh& mesh = context.mesh;
+  const Device& device = *context.device();
+  const Logger& logger = context.logger;
   const ParameterCounts counts = count_parameters(model);
   logger.info("{}: {:.2f}M parameters, {:.2f}M active per token; {} layers, {} experts, top {}", model.family,
               static_cast<double>(counts.total) * 1e-6, static_cast<double>(counts.active) * 1e-6,

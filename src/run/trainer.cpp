@@ -17,7 +17,6 @@
 #include "farskip/infer/evaluate.h"
 #include "farskip/measure/measure.h"
 #include "farskip/measure/plan_report.h"
-#include "farskip/passes/farskip.h"
 #include "farskip/run/bad_numbers.h"
 #include "farskip/run/learning_rate.h"
 #include "farskip/run/metrics.h"
@@ -37,55 +36,48 @@ double seconds_since(Clock::time_point start) {
 
 /// Rank 0 first, then the others at once: what it leaves on disk they find there.
 template <class F>
-auto rank_zero_first(const Communicator& world, Heartbeat& heartbeat, const F& f) {
+auto rank_zero_first(const Context& context, const F& f) {
   const auto meet = [&] {
-    const HeartbeatWait wait(&heartbeat, "files that rank 0 prepares");
-    world.barrier();
+    const HeartbeatWait wait(context.heartbeat, "files that rank 0 prepares");
+    context.world().barrier();
   };
-  if (world.rank() != 0) meet();
+  if (context.world().rank() != 0) meet();
   auto result = f();
-  if (world.rank() == 0) meet();
+  if (context.world().rank() == 0) meet();
   return result;
 }
 
 class TrainingRun {
  public:
-  TrainingRun(const RunConfig& config, const ModelConfig& model, const Communicator& world,
-              Heartbeat& heartbeat, const Logger& logger, std::shared_ptr<Device> device,
+  TrainingRun(const RunConfig& config, const ModelConfig& model, const Context& context,
               const RunFolder* folder)
       : config_(config),
-        model_(model),
-        heartbeat_(heartbeat),
-        starting_(std::in_place, heartbeat),
-        logger_(logger),
-        arena_(std::move(device)),
-        mesh_(make_mesh(world, config.parallel, arena_.device())),
+        model_(wire_model(model)),
+        context_(context),
         specs_(list_parameters(model)),
-        parameters_(local_parameters(specs_, mesh_.position(), engine_options(config, world.size()).zero)),
+        parameters_(local_parameters(specs_, context.mesh.position(), configured_options().zero)),
         folder_(folder),
-        data_(rank_zero_first(world, heartbeat, [&] { return open_run_data(config, model, logger); })),
-        layers_(rewire_farskip(build_layer_graph(model), model.farskip)),
+        data_(rank_zero_first(context, [&] { return open_run_data(config, model, context.logger); })),
         weights_(make_parameter_tensors(specs_of(parameters_))),
         distill_(config.distill
-                     ? std::make_unique<Distillation>(config, model, parameters_, weights_,
-                                                      arena_.shared_device(), mesh_, heartbeat, logger)
+                     ? std::make_unique<Distillation>(config, model, parameters_, weights_, context)
                      : nullptr),
-        options_(with_costs(with_objective(engine_options(config, world.size())))),
-        engine_(model, layers_, weights_, options_, arena_, logger, mesh_, &heartbeat),
-        inference_(model, layers_, engine_.weights(), arena_, logger, mesh_, &heartbeat,
-                   distill_ ? distill_->validation_objective() : nullptr),
-        saver_(fs::path(config.run_dir) / "checkpoints", config.checkpoint.keep, config.checkpoint.async,
-               model, data_.companions.texts, logger, mesh_.position(), world),
+        options_(with_costs(with_objective(configured_options()))),
+        engine_(model_, weights_, options_, context),
+        inference_(model_, engine_.weights(), context, distill_ ? distill_->validation_objective() : nullptr),
+        saver_({fs::path(config.run_dir) / "checkpoints", config.checkpoint.keep, config.checkpoint.async},
+               model, data_.companions.texts, context),
         flops_per_token_(train_flops_per_token(model, config.train.sequence_length)),
         dead_model_(model.vocab_size) {}
 
-  TrainResult run(const StopSignals& signals) {
+  /// `starting`: ends with the first step.
+  TrainResult run(const StopSignals& signals, std::optional<HeartbeatPatience>& starting) {
     start();
     if (is_first()) {
-      metrics_.emplace(folder_->path() / "metrics.jsonl", state_.step, logger_);
-      progress_.emplace(config_.train.steps, state_.step, logger_);
+      metrics_.emplace(folder_->path() / "metrics.jsonl", state_.step, context_.logger);
+      progress_.emplace(config_.train.steps, state_.step, context_.logger);
     }
-    starting_.reset();
+    starting.reset();
     signals.allow_leaving(false);
     while (state_.step < config_.train.steps && !stop_requested_ && !converged()) {
       note(step(signals));
@@ -96,16 +88,19 @@ class TrainingRun {
   }
 
  private:
+  TrainEngineOptions configured_options() const { return engine_options(config_, world().size()); }
+
   TrainEngineOptions with_costs(TrainEngineOptions options) const {
     // Chosen once a run: bits depend on it, and not on what later starts measure.
     const fs::path kept = fs::path(config_.run_dir) / "expert_chunks.txt";
     const TrainEngineOptions configured = options;  // what is measured, at every start
     if (options.expert_chunks == 0) options.expert_chunks = read_chunks(kept);
-    const bool chooses = options.expert_chunks == 0 && can_chunk(model_, options, mesh_.position());
+    const bool chooses =
+        options.expert_chunks == 0 && can_chunk(model_.config, options, context_.mesh.position());
     if (options.overlap && world().size() > 1)
-      plan_by(kept_step_costs(fs::path(config_.run_dir) / "costs.txt", cost_key(), model_, layers_,
-                              configured, mesh_, arena_.shared_device(), &heartbeat_, logger_),
-              model_, mesh_, &heartbeat_, logger_, options);
+      plan_by(
+          kept_step_costs(fs::path(config_.run_dir) / "costs.txt", cost_key(), model_, configured, context_),
+          model_.config, context_, options);
     if (chooses && options.expert_chunks > 0 && is_first())
       write_text_file(kept, fmt::format("{}\n", options.expert_chunks));
     return options;
@@ -113,12 +108,12 @@ class TrainingRun {
 
   /// The number that was chosen before; 0: none.
   int read_chunks(const fs::path& kept) const {
-    const std::string text = read_on_first_rank(world(), kept, logger_);
+    const std::string text = read_on_first_rank(world(), kept, context_.logger);
     const std::int64_t number = parse_integer(text.substr(0, text.find('\n'))).value.value_or(0);
     if (number >= 1 && number <= ScheduleConfig::kMostExpertChunks) return static_cast<int>(number);
     if (!text.empty() && is_first())
-      logger_.warning("{}: holds \"{}\", where a number from 1 to {} is expected: it is chosen again",
-                      kept.string(), printable(text), ScheduleConfig::kMostExpertChunks);
+      context_.logger.warning("{}: holds \"{}\", where a number from 1 to {} is expected: it is chosen again",
+                              kept.string(), printable(text), ScheduleConfig::kMostExpertChunks);
     return 0;
   }
 
@@ -145,29 +140,28 @@ class TrainingRun {
   }
 
   bool is_first() const { return world().rank() == 0; }
-  bool is_deterministic() const {
-    return repeats_bits(arena_.device(), options_.compute, options_.deterministic);
-  }
-  const Communicator& world() const { return mesh_.world(); }
+  bool is_deterministic() const { return repeats_bits(device(), options_.compute, options_.deterministic); }
+  const Communicator& world() const { return context_.world(); }
+  Device& device() const { return *context_.device(); }
   TrainingTensors tensors() {
     return {parameters_, weights_, engine_.first_moments(), engine_.second_moments()};
   }
 
   void start() {
-    log_model(model_, mesh_, arena_.device(), options_, logger_);
+    log_model(model_.config, options_, context_);
     // Evaluation takes its share of the arena now: later the arena would move, which peers have open.
     for (const auto& source : data_.validation)
       inference_.prepare_loss(validation_batch(), source->options().sequence_length,
                               source->options().document_mask);
     MemoryReport memory = engine_.memory();
     memory.snapshot = saver_.snapshot_bytes(tensors());
-    log_memory(memory, logger_);
-    log_routed_rows(engine_.routed_rows(), logger_);
+    log_memory(memory, context_.logger);
+    log_routed_rows(engine_.routed_rows(), context_.logger);
     state_.settings =
         share_settings(world(), [&] { return settings_of(config_, describe_contents(config_, data_)); });
     if (!resume()) load_or_initialise();
     if (is_first()) {  // a start that nothing refused
-      write_run_config(config_, model_, world().size());
+      write_run_config(config_, model_.config, world().size());
       folder_->forget_exit();
     }
     if (distill_) {
@@ -190,22 +184,23 @@ class TrainingRun {
   bool resume() {
     const fs::path checkpoints = fs::path(config_.run_dir) / "checkpoints";
     if (config_.checkpoint.resume != Resume::never)
-      if (const auto resumed =
-              resume_training(checkpoints, model_, state_.settings, tensors(), world(), logger_)) {
+      if (const auto resumed = resume_training(checkpoints, model_.config, state_.settings, tensors(),
+                                               world(), context_.logger)) {
         engine_.upload_weights();
         engine_.upload_moments();
         take_over(*resumed);
-        logger_.info("resumed at step {}", state_.step);
+        context_.logger.info("resumed at step {}", state_.step);
         const auto jump = describe_rate_jump(config_.train, state_.step, state_.learning_rate);
-        if (jump && is_first()) logger_.warning("{}", *jump);
+        if (jump && is_first()) context_.logger.warning("{}", *jump);
         if (state_.step >= config_.train.steps)
-          logger_.info("train.steps is {}: nothing is left to do", config_.train.steps);
+          context_.logger.info("train.steps is {}: nothing is left to do", config_.train.steps);
         return true;
       }
     if (config_.checkpoint.resume == Resume::required)
       throw MissingInputError(fmt::format("{}: no checkpoint to resume from (checkpoint.resume: required)",
                                           checkpoints.string()));
-    if (config_.checkpoint.resume == Resume::never) set_aside_all_checkpoints(checkpoints, world(), logger_);
+    if (config_.checkpoint.resume == Resume::never)
+      set_aside_all_checkpoints(checkpoints, world(), context_.logger);
     return false;
   }
 
@@ -220,15 +215,15 @@ class TrainingRun {
   // A best checkpoint of steps that will be done again, or of looks that begin anew.
   void set_aside_best() const {
     if (!is_first() || !fs::exists(best_folder())) return;
-    set_aside_newer_checkpoints(best_folder(), state_.numbers.contains("best") ? state_.step : -1, logger_,
-                                "replaced");
+    set_aside_newer_checkpoints(best_folder(), state_.numbers.contains("best") ? state_.step : -1,
+                                context_.logger, "replaced");
   }
 
   void load_or_initialise() {
     if (!distill_) {  // whose weights are there: what the teacher shares depends on them
       if (config_.init_from.empty()) {
         initialise_weights(weights_, parameters_, static_cast<std::uint64_t>(config_.seed),
-                           model_.initializer_range);
+                           model_.config.initializer_range);
       } else {
         verify_model_folder(config_.init_from, world());
         load_weights(weights_, parameters_, specs_, SafetensorsFolder(config_.init_from));
@@ -253,7 +248,7 @@ class TrainingRun {
 
   StepMetrics step(const StopSignals& signals) {
     const Clock::time_point started = Clock::now();
-    heartbeat_.begin_step(state_.step + 1);
+    context_.heartbeat->begin_step(state_.step + 1);
     const TrainConfig& t = config_.train;
     if (distill_) engine_.rewire(distill_->layers_at(state_.step));
     const auto [batches, counted] = read_step();
@@ -294,7 +289,7 @@ class TrainingRun {
     m.grad_norm = result.grad_norm;
     if (!result.updated || !result.loss_is_finite) end_at_bad_numbers(result, m);
     // Between GPUs a recorded step does not say where it waits (farskip bench overlap does).
-    if (world().size() == 1 || arena_.device().kind() == DeviceKind::cpu) {
+    if (world().size() == 1 || device().kind() == DeviceKind::cpu) {
       const double exposed = engine_.exposed_seconds() - exposed_before;
       m.exposed_comm_seconds = exposed;
       m.hidden_comm_seconds = std::max(0.0, engine_.transport_seconds() - transport_before - exposed);
@@ -309,13 +304,13 @@ class TrainingRun {
   /// There is nothing to learn from; an update would move weights by their decay and by old gradients.
   void skip_step(std::span<double> flags, StepMetrics& m) {
     {
-      const HeartbeatWait wait(&heartbeat_, "the end of a step without targets");
+      const HeartbeatWait wait(context_.heartbeat, "the end of a step without targets");
       world().all_reduce(flags);
     }
     take_flags(flags);
     m.loss = m.grad_norm = kNoNumber;
     if (num_skipped_++ == 0 && is_first())
-      logger_.warning(
+      context_.logger.warning(
           "step {}: in samples {} to {} {}; weights stay as they are in such steps, and loss is null", m.step,
           state_.samples, state_.samples + config_.train.global_batch - 1, kNoTargets);
   }
@@ -328,8 +323,8 @@ class TrainingRun {
 
   /// Of the process; on a GPU, of the device.
   std::uint64_t memory_in_use() const {
-    if (arena_.device().shares_host_memory()) return peak_resident_bytes();
-    const DeviceMemory memory = arena_.device().memory();
+    if (device().shares_host_memory()) return peak_resident_bytes();
+    const DeviceMemory memory = device().memory();
     return memory.total - memory.free;
   }
 
@@ -344,7 +339,7 @@ class TrainingRun {
     const auto student = m.distill.find("student_loss");  // a distance to a teacher has no uniform guess
     const auto warning =
         dead_model_.look(m.step, student == m.distill.end() ? m.loss : student->second, m.grad_norm);
-    if (warning && is_first()) logger_.warning("{}", *warning);
+    if (warning && is_first()) context_.logger.warning("{}", *warning);
   }
 
   /// What this rank read for the next step, or the error of one of them on all ranks.
@@ -360,7 +355,7 @@ class TrainingRun {
       sums[1] = 1;
     }
     {
-      const HeartbeatWait wait(&heartbeat_, "number of tokens of a step");
+      const HeartbeatWait wait(context_.heartbeat, "number of tokens of a step");
       world().all_reduce(std::span<double>(sums));
     }
     try {
@@ -442,13 +437,13 @@ class TrainingRun {
     if (!stopping || !stopping->looks_at(m.step)) return;
     const double value = distill_->metric_value(e);
     if (!std::isfinite(value)) {
-      logger_.warning("step {}: the metric of early stopping is {}: this evaluation does not count", m.step,
-                      value);
+      context_.logger.warning("step {}: the metric of early stopping is {}: this evaluation does not count",
+                              m.step, value);
       return;
     }
     if (stopping->look(m.step, value, state_.numbers)) save_best();
     if (converged())
-      logger_.info(
+      context_.logger.info(
           "no improvement on held-out text since step {:.0f}: stopping; the best checkpoint is in {}",
           state_.numbers.at("best_step"), best_folder().string());
   }
@@ -483,8 +478,7 @@ class TrainingRun {
   // Late training can lose again what it had won.
   void save_best() {
     engine_.download_state();
-    CheckpointSaver saver(best_folder(), 1, false, model_, data_.companions.texts, logger_, mesh_.position(),
-                          world());
+    CheckpointSaver saver({best_folder()}, model_.config, data_.companions.texts, context_);
     saver.save(state_, tensors());
   }
 
@@ -499,7 +493,7 @@ class TrainingRun {
     save();
     saver_.wait();
     if (num_skipped_ > 1 && is_first())
-      logger_.warning("in {} steps {}: weights stayed as they were", num_skipped_, kNoTargets);
+      context_.logger.warning("in {} steps {}: weights stayed as they were", num_skipped_, kNoTargets);
     const bool early = state_.step < config_.train.steps && !converged();
     if (is_first())
       folder_->write_exit(early         ? "stopped on request"
@@ -510,17 +504,12 @@ class TrainingRun {
   }
 
   const RunConfig& config_;
-  const ModelConfig& model_;
-  Heartbeat& heartbeat_;
-  std::optional<HeartbeatPatience> starting_;  // until the first step
-  Logger logger_;
-  Arena arena_;
-  Mesh mesh_;
+  Model model_;
+  Context context_;
   std::vector<ParameterSpec> specs_;
   std::vector<LocalParameter> parameters_;
   const RunFolder* folder_;  // of rank 0
   RunData data_;
-  LayerGraph layers_;
   TensorMap weights_;
   std::unique_ptr<Distillation> distill_;  // none: training on data
   TrainEngineOptions options_;
@@ -562,7 +551,10 @@ TrainResult train(const RunConfig& config, const ModelConfig& model, const Commu
   const auto folder = world.rank() == 0 ? open_run_folder(config, model, logger) : nullptr;
   signals.allow_leaving(true);
   try {
-    return TrainingRun(config, model, world, heartbeat, logger, std::move(device), folder.get()).run(signals);
+    std::optional<HeartbeatPatience> starting(std::in_place, heartbeat);
+    const Context context{make_mesh(world, config.parallel, *device), std::make_shared<Arena>(device),
+                          &heartbeat, logger};
+    return TrainingRun(config, model, context, folder.get()).run(signals, starting);
   } catch (const Error& error) {  // of this rank or, where they throw together, of another
     signals.allow_leaving(false);
     if (folder && error.code() == ExitCode::resumable)

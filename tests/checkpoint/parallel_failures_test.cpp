@@ -145,7 +145,7 @@ TEST_CASE("old checkpoints are removed once, by rank 0, after the commit") {
   run_local_ranks(2, [&](const Communicator& world) {
     Rank rank(layout, world.rank());
     rank.fill();
-    CheckpointSaver saver(folder.path(), 2, true, model(), {}, kQuiet, layout.mesh(world.rank()), world);
+    CheckpointSaver saver({folder.path(), 2, true}, model(), {}, quiet_context(Mesh(world, layout.expert)));
     for (const std::int64_t step : {1, 2, 3}) saver.save(state_of(step), rank.tensors());
     saver.wait();
   });

@@ -8,6 +8,7 @@
 #include "farskip/checkpoint/training_checkpoint.h"
 #include "farskip/comm/local.h"
 #include "support/catch.h"
+#include "support/context.h"
 #include "support/support.h"
 
 namespace farskip::test {
@@ -109,7 +110,7 @@ template <class Body>
 void on_ranks(const Layout& layout, const fs::path& folder, bool asynchronous, const Body& body) {
   run_local_ranks(layout.ranks, [&](const Communicator& world) {
     Rank rank(layout, world.rank());
-    CheckpointSaver saver(folder, 10, asynchronous, model(), {}, kQuiet, layout.mesh(world.rank()), world);
+    CheckpointSaver saver({folder, 10, asynchronous}, model(), {}, quiet_context(Mesh(world, layout.expert)));
     body(world, rank, saver);
   });
 }

@@ -8,6 +8,7 @@
 #include "farskip/checkpoint/training_checkpoint.h"
 #include "farskip/comm/local.h"
 #include "support/catch.h"
+#include "support/context.h"
 #include "support/support.h"
 
 namespace farskip {
@@ -28,7 +29,8 @@ TEST_CASE("a checkpoint of any number of ranks loads as the model it was made fr
       TensorMap first = make_optimizer_tensors(parameters), second = make_optimizer_tensors(parameters);
       for (TensorMap* moments : {&first, &second})
         for (auto& [name, tensor] : *moments) std::memset(tensor.view().data, 0, tensor.bytes().size());
-      CheckpointSaver saver(run / "checkpoints", 1, false, model.config, {}, quiet, mesh, world);
+      CheckpointSaver saver({run / "checkpoints", 1, false}, model.config, {},
+                            test::quiet_context(Mesh(world, ranks)));
       saver.save({3, 12, 384}, {parameters, weights, first, second});
     });
     for (const fs::path& path : {run.path(), run / "checkpoints", run / "checkpoints/step-3"}) {

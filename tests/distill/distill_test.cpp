@@ -6,6 +6,7 @@
 
 #include "farskip/tensor/safetensors.h"
 #include "support/catch.h"
+#include "support/context.h"
 #include "support/run_files.h"
 #include "support/small_run.h"
 
@@ -32,8 +33,8 @@ struct Prepared {
       : run(make_run(run_dir, overrides)),
         parameters(whole_parameters(list_parameters(run.model))),
         weights(make_parameter_tensors(specs_of(parameters))),
-        distillation(run.config, run.model, parameters, weights, make_cpu_device(), make_self_mesh(),
-                     heartbeat, kQuiet) {}
+        distillation(run.config, run.model, parameters, weights,
+                     test::quiet_context(make_self_mesh(), make_cpu_device(), &heartbeat)) {}
 
   Run run;
   std::vector<LocalParameter> parameters;
@@ -120,7 +121,7 @@ TEST_CASE(
   kind.objective = d.objective().get();
   kind.frozen = d.frozen();
   const Graph graph =
-      run_pipeline(build_micro_batch_graph(p.run.model, d.layers_at(0), lowering, {}, kind), {}, kQuiet);
+      run_pipeline(build_micro_batch_graph({p.run.model, d.layers_at(0)}, lowering, {}, kind), {}, kQuiet);
   std::map<std::string, int> ops;
   int teacher_nodes = 0;
   for (const Node& node : graph.nodes()) {

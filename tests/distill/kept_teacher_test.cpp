@@ -8,6 +8,7 @@
 #include "farskip/distill/distill_objective.h"
 #include "farskip/measure/measure.h"
 #include "support/catch.h"
+#include "support/context.h"
 #include "support/support.h"
 
 namespace farskip {
@@ -165,8 +166,7 @@ TEST_CASE("the teacher is in memory while something is missing, and goes when it
   const test::TemporaryFolder folder;
   const RunConfig config = make_config(folder / "kept");
   const std::int64_t vocabulary = read_hub_config(config.distill->teacher).vocab_size;
-  Heartbeat heartbeat;
-  KeptTeacher kept(config, vocabulary, make_cpu_device(), make_self_mesh(), heartbeat, kQuiet);
+  KeptTeacher kept(config, vocabulary, test::quiet_context());
   const auto complete = [&](std::uint64_t number) {
     std::vector<Batch> batches{random_batch(1, number, 32, vocabulary)};
     kept.complete(batches);
@@ -193,7 +193,7 @@ TEST_CASE("the teacher is in memory while something is missing, and goes when it
   CHECK(kept.holds_teacher());
   CHECK(same(complete(0), said));
 
-  KeptTeacher again(config, vocabulary, make_cpu_device(), make_self_mesh(), heartbeat, kQuiet);
+  KeptTeacher again(config, vocabulary, test::quiet_context());
   std::vector<Batch> batches{random_batch(1, 0, 32, vocabulary)};
   again.complete(batches);
   CHECK(same(batches[0].more, said));

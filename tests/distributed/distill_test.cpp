@@ -131,13 +131,12 @@ TEST_CASE("the teacher runs while the student's rows travel") {
   const ModelConfig model = read_hub_config(fixtures() / "deepseek_v2");
   ModelConfig student = model;
   student.farskip = {FarSkipMode::full, {}};
-  Teacher teacher{model, build_layer_graph(model), {}, {}};
+  Teacher teacher{wire_model(model), {}, {}};
   const DistillObjective objective({}, std::move(teacher), make_cpu_device(), DType::f32);
   LowerOptions options;
   options.batch = 2;
   options.sequence_length = 32;
-  const Graph graph = objective.build_forward(
-      student, rewire_farskip(build_layer_graph(student), student.farskip), options, {{2, 0, 2}, false, 192});
+  const Graph graph = objective.build_forward(wire_model(student), options, {{2, 0, 2}, false, 192});
   NodeSeconds seconds;
   for (std::size_t n = 0; n < graph.nodes().size(); ++n)
     seconds.push_back(graph.nodes()[n].op->collective ? 3.0 : graph.cost(NodeId(n)).flops * 1e-6);

@@ -343,9 +343,7 @@ Evaluation evaluate_on(const Task& task, const Layout& layout, const Sampler& sa
     const auto parameters = local_parameters(specs, mesh.position(), false);
     TensorMap weights = make_parameter_tensors(specs_of(parameters));
     load_weights(weights, parameters, specs, SafetensorsFolder(task.weights));
-    Arena arena;
-    InferenceEngine engine(task.model, rewire_farskip(build_layer_graph(task.model), {task.wiring, {}}),
-                           weights, arena, kQuiet, mesh);
+    InferenceEngine engine(wire_model(task.model, {task.wiring, {}}), weights, quiet_context(mesh));
     return evaluate(engine, sampler, batch, max_sequences);
   });
   for (const Evaluation& e : results)

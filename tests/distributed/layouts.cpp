@@ -70,14 +70,13 @@ RankOutcome train_rank(const Task& task, const Layout& layout, const Communicato
     initialise_weights(weights, parameters, kSeed, 0.1);
   else
     load_weights(weights, parameters, specs, SafetensorsFolder(task.weights));
-  Arena arena;
   Heartbeat heartbeat;
-  const LayerGraph layers = rewire_farskip(build_layer_graph(task.model), {task.wiring, {}});
+  const Context context = quiet_context(mesh, make_cpu_device(), &heartbeat);
+  const Model model = wire_model(task.model, {task.wiring, {}});
   TrainEngineOptions options = options_of(task, layout);
   if (layout.scheduled)
-    options.costs = std::make_shared<const CostTable>(
-        measure_step_costs(task.model, layers, options, mesh, make_cpu_device(), &heartbeat, kQuiet, 1));
-  TrainEngine engine(task.model, layers, weights, options, arena, kQuiet, mesh, &heartbeat);
+    options.costs = std::make_shared<const CostTable>(measure_step_costs(model, options, context, 1));
+  TrainEngine engine(model, weights, options, context);
   RankOutcome out;
   for (std::int64_t step = 0; step < task.steps; ++step) {
     const std::vector<Batch> batches = batches_of(task, step, world);

@@ -8,6 +8,7 @@
 #include "farskip/infer/evaluate.h"
 #include "farskip/passes/farskip.h"
 #include "rank_graph.h"
+#include "support/context.h"
 #include "support/support.h"
 
 namespace farskip::test {

@@ -81,9 +81,7 @@ RankSteps train(const Setup& setup, const Communicator& world, std::shared_ptr<c
   options.overlap = costs != nullptr;
   options.costs = costs;
   options.optimizer.eps = 1e-4;
-  Arena arena;
-  const LayerGraph layers = rewire_farskip(build_layer_graph(model), {setup.wiring, {}});
-  TrainEngine engine(model, layers, weights, options, arena, kQuiet, mesh);
+  TrainEngine engine(wire_model(model, {setup.wiring, {}}), weights, options, quiet_context(mesh));
   RankSteps out;
   engine.observe([&](const Executor& executor, const std::vector<StepTime>&) {
     out.orders.push_back(order_text(executor.plan()));
@@ -171,8 +169,8 @@ TEST_CASE("with FarSkip rows travel while attention runs, in the standard wiring
   options.batch = 2;
   options.sequence_length = 32;
   for (const FarSkipMode wiring : {FarSkipMode::off, FarSkipMode::full}) {
-    const LayerGraph layers = rewire_farskip(build_layer_graph(model), {wiring, {}});
-    const Graph graph = build_forward_graph(model, layers, options, {{2, 0, 2}, false, 192});
+    const Graph graph =
+        build_forward_graph(wire_model(model, {wiring, {}}), options, {{2, 0, 2}, false, 192});
     NodeSeconds seconds;
     for (std::size_t n = 0; n < graph.nodes().size(); ++n) {
       const OpCost cost = graph.cost(NodeId(n));

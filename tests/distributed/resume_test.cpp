@@ -168,7 +168,7 @@ void save_again(const ModelConfig& model, const Layout& layout, const fs::path& 
     auto state = resume_training(from, model, {}, tensors, world, kQuiet);
     if (!state) throw std::runtime_error("nothing to resume from");
     state->step = step;
-    CheckpointSaver saver(to, 10, true, model, {}, kQuiet, mesh, world);
+    CheckpointSaver saver({to, 10, true}, model, {}, quiet_context(Mesh(world, mesh.expert_size)));
     saver.save(*state, tensors);
     saver.wait();
     return 0;

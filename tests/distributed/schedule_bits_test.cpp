@@ -86,25 +86,21 @@ TEST_CASE("steps in chunks have the bits of the blocking ones in chunks, whateve
 }
 
 TEST_CASE("ranks whose tables of costs differ start their collectives in one order") {
-  const ModelConfig model = small_model(4, 2);
-  const LayerGraph layers = rewire_farskip(build_layer_graph(model), {FarSkipMode::full, {}});
+  const Model model = wire_model(small_model(4, 2), {FarSkipMode::full, {}});
   TrainEngineOptions options;
   options.micro_batch = 2;
   options.sequence_length = 16;
   options.zero = true;
-  const Logger quiet(LogLevel::off);
   const auto ranks = on_ranks(4, [&](const Communicator& world) {
-    const Mesh mesh(world, 2);
-    const CostTable measured =
-        measure_step_costs(model, layers, options, mesh, make_cpu_device(), nullptr, quiet, 1);
+    const Context context = quiet_context(Mesh(world, 2));
+    const CostTable measured = measure_step_costs(model, options, context, 1);
     for (int round = 0; round < 5; ++round) {
       TrainEngineOptions planned = options;
       planned.costs = std::make_shared<const CostTable>(
           spoil(measured, static_cast<std::uint64_t>(round * world.size() + world.rank())));
-      TensorMap weights =
-          make_parameter_tensors(specs_of(local_parameters(list_parameters(model), mesh.position(), true)));
-      Arena arena;
-      const TrainEngine engine(model, layers, weights, planned, arena, quiet, mesh);  // throws if they differ
+      TensorMap weights = make_parameter_tensors(
+          specs_of(local_parameters(list_parameters(model.config), context.mesh.position(), true)));
+      const TrainEngine engine(model, weights, planned, context.with_own_arena());  // throws if they differ
     }
     return 1;
   });
@@ -119,8 +115,7 @@ TEST_CASE("what is computed again is not kept") {
     options.micro_batch = 4;
     options.sequence_length = 64;
     options.recompute = again;
-    Arena arena;
-    const TrainEngine engine(model, build_layer_graph(model), weights, options, arena, Logger(LogLevel::off));
+    const TrainEngine engine(wire_model(model, {}), weights, options, quiet_context());
     return engine.memory().arena;
   };
   const std::size_t kept = arena_of(Recompute::none);

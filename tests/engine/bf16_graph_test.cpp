@@ -101,15 +101,12 @@ void check_kernels(const Graph& graph) {
   }
 }
 
-struct Model {
-  ModelConfig config;
-  LayerGraph layers;
+struct LoadedModel : Model {
   std::vector<LocalParameter> parameters;
 };
 
-Model load(const std::string& name, FarSkipMode mode) {
-  Model m{read_hub_config(test::fixtures() / name), {}, {}};
-  m.layers = rewire_farskip(build_layer_graph(m.config), {mode, {}});
+LoadedModel load(const std::string& name, FarSkipMode mode) {
+  LoadedModel m{wire_model(read_hub_config(test::fixtures() / name), {mode, {}}), {}};
   m.parameters = local_parameters(list_parameters(m.config), {}, false);
   return m;
 }
@@ -131,10 +128,10 @@ TEST_CASE("a micro-batch in bf16 asks only for kernels that backends have") {
   const bool accumulate = GENERATE(false, true);
   const int in_flight = GENERATE(1, 2);
   CAPTURE(name, accumulate, in_flight);
-  const Model m = load(name, mode);
-  const Graph graph = run_pipeline(
-      build_micro_batch_graph(m.config, m.layers, lowering(), {}, {accumulate, false, in_flight, recompute}),
-      {}, Logger(LogLevel::off));
+  const LoadedModel m = load(name, mode);
+  const Graph graph =
+      run_pipeline(build_micro_batch_graph(m, lowering(), {}, {accumulate, false, in_flight, recompute}), {},
+                   Logger(LogLevel::off));
   check_kernels(graph);
   for (const LocalParameter& p : m.parameters) {
     CAPTURE(p.spec.name);
@@ -155,11 +152,11 @@ TEST_CASE("a micro-batch in bf16 asks only for kernels that backends have") {
 
 TEST_CASE("whether attention has to repeat its bits stands in every node of it") {
   const bool deterministic = GENERATE(true, false);
-  const Model m = load("deepseek_v2", FarSkipMode::full);
+  const LoadedModel m = load("deepseek_v2", FarSkipMode::full);
   LowerOptions options = lowering();
   CHECK(options.deterministic);
   options.deterministic = deterministic;
-  const Graph graph = build_micro_batch_graph(m.config, m.layers, options, {}, {});
+  const Graph graph = build_micro_batch_graph(m, options, {}, {});
   int nodes = 0;
   for (const Node& node : graph.nodes()) {
     if (node.op->name != "attention" && node.op->name != "attention_grad") continue;
@@ -170,9 +167,8 @@ TEST_CASE("whether attention has to repeat its bits stands in every node of it")
 }
 
 /// A teacher with weights of zero.
-Teacher teacher_of(const Model& m, const std::set<std::string>& shared) {
-  Teacher teacher{m.config, build_layer_graph(m.config), make_parameter_tensors(specs_of(m.parameters)),
-                  shared};
+Teacher teacher_of(const LoadedModel& m, const std::set<std::string>& shared) {
+  Teacher teacher{wire_model(m.config, {}), make_parameter_tensors(specs_of(m.parameters)), shared};
   for (const std::string& name : shared) teacher.weights.erase(name);
   return teacher;
 }
@@ -184,7 +180,7 @@ TEST_CASE("distillation in bf16 asks only for kernels that backends have") {
       GENERATE(values<std::pair<std::int64_t, bool>>({{0, false}, {5, false}, {5, true}}));
   const bool freezes_head = GENERATE(false, true);
   CAPTURE(name, top_k, freezes_head, cached);
-  const Model m = load(name, FarSkipMode::full);
+  const LoadedModel m = load(name, FarSkipMode::full);
   const std::string head(head_name(m.config));
   const std::set<std::string> frozen = freezes_head ? std::set<std::string>{head} : std::set<std::string>{};
   const ops::DistillLoss loss{.kl = 0.5, .jsd = 0.3, .sft = 0.2, .top_k = top_k};
@@ -195,8 +191,8 @@ TEST_CASE("distillation in bf16 asks only for kernels that backends have") {
   kind.accumulate = GENERATE(false, true);
   kind.objective = cached ? static_cast<const StepObjective*>(&kept) : &live;
   kind.frozen = frozen;
-  const Graph graph = run_pipeline(build_micro_batch_graph(m.config, m.layers, lowering(), {}, kind), {},
-                                   Logger(LogLevel::off));
+  const Graph graph =
+      run_pipeline(build_micro_batch_graph(m, lowering(), {}, kind), {}, Logger(LogLevel::off));
   check_kernels(graph);
   int losses = 0;
   for (const Node& node : graph.nodes())
@@ -218,7 +214,7 @@ TEST_CASE("distillation in bf16 asks only for kernels that backends have") {
 }
 
 TEST_CASE("a teacher alone in bf16 gives what is kept of it in f32") {
-  const Model m = load("deepseek_v2", FarSkipMode::off);
+  const LoadedModel m = load("deepseek_v2", FarSkipMode::off);
   LowerOptions options = lowering();
   options.balance_loss = false;
   const Graph graph =
@@ -229,12 +225,11 @@ TEST_CASE("a teacher alone in bf16 gives what is kept of it in f32") {
 
 TEST_CASE("the forward in bf16 gives losses and logits in f32") {
   const auto* name = GENERATE("deepseek_v2", "qwen3_moe_tied");
-  const Model m = load(name, FarSkipMode::off);
+  const LoadedModel m = load(name, FarSkipMode::off);
   LowerOptions options = lowering();
   for (const bool logits : {false, true}) {
     options.logits = logits;
-    const Graph graph =
-        run_pipeline(build_forward_graph(m.config, m.layers, options, {}), {}, Logger(LogLevel::off));
+    const Graph graph = run_pipeline(build_forward_graph(m, options, {}), {}, Logger(LogLevel::off));
     check_kernels(graph);
     for (const Output& o : graph.outputs()) {
       CAPTURE(o.name);
@@ -244,11 +239,11 @@ TEST_CASE("the forward in bf16 gives losses and logits in f32") {
 }
 
 TEST_CASE("experts over ranks in bf16 send low rows, and weights of rows in f32") {
-  const Model m = load("deepseek_v2", FarSkipMode::full);
+  const LoadedModel m = load("deepseek_v2", FarSkipMode::full);
   const MeshPosition mesh{4, 1, 2};
-  const Graph graph = run_pipeline(
-      build_micro_batch_graph(m.config, m.layers, lowering(), {mesh, true, 64}, {true, true, 1, {}}), {},
-      Logger(LogLevel::off));
+  const Graph graph =
+      run_pipeline(build_micro_batch_graph(m, lowering(), {mesh, true, 64}, {true, true, 1, {}}), {},
+                   Logger(LogLevel::off));
   std::set<std::string> sent;
   for (const Node& node : graph.nodes()) {
     if (node.op->name == "exchange_slabs" || node.op->name == "return_slabs")
@@ -262,7 +257,7 @@ TEST_CASE("experts over ranks in bf16 send low rows, and weights of rows in f32"
 
 TEST_CASE("the update in bf16 writes the compute copy of every matrix that has one") {
   const auto* name = GENERATE("deepseek_v2", "qwen3_moe_tied");
-  const Model m = load(name, FarSkipMode::off);
+  const LoadedModel m = load(name, FarSkipMode::off);
   for (const bool zero : {false, true}) {
     const MeshPosition mesh = zero ? MeshPosition{4, 1, 2} : MeshPosition{};
     const auto parameters = local_parameters(list_parameters(m.config), mesh, zero);

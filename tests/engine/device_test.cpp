@@ -96,8 +96,7 @@ TEST_CASE("moments that were put on the device are what the next update continue
 TEST_CASE("inference on a device reads the weights that training left there") {
   const bool gpu = GENERATE(false, true);
   Training there("deepseek_v2", FarSkipMode::full, make_device(gpu), two_micro_batches(DType::f32));
-  InferenceEngine shared(there.config, there.layers, there.engine->weights(), there.arena,
-                         test::quiet_logger);
+  InferenceEngine shared(there.model, there.engine->weights(), there.context);
   there.step(0);
   const Batch batch = there.batches(7)[0];
   const double loss = shared.loss(batch, kLength).loss_sum;
@@ -108,8 +107,7 @@ TEST_CASE("inference on a device reads the weights that training left there") {
     return copy;
   }();
   there.engine->download_state();
-  Arena arena;
-  InferenceEngine here(there.config, there.layers, there.weights, arena, test::quiet_logger);
+  InferenceEngine here(there.model, there.weights, test::quiet_context());
   CHECK(here.loss(batch, kLength).loss_sum == loss);
   CHECK(relative_error(here.logits(batch.tokens, kLength), logits.view()) == 0.0);
 }

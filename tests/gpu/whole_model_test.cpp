@@ -31,8 +31,7 @@ TrainEngineOptions options_of(DType compute, std::int64_t micro_batches) {
 struct Training : test::Training {
   Training(const std::string& fixture, FarSkipMode mode, const std::shared_ptr<Device>& device,
            const TrainEngineOptions& engine_options)
-      : test::Training(fixture, mode, device, engine_options),
-        inference(config, layers, engine->weights(), arena, test::quiet_logger) {}
+      : test::Training(fixture, mode, device, engine_options), inference(model, engine->weights(), context) {}
   Training(const std::string& fixture, FarSkipMode mode, const std::shared_ptr<Device>& device, DType compute,
            std::int64_t micro_batches = 1)
       : Training(fixture, mode, device, options_of(compute, micro_batches)) {}

@@ -11,6 +11,7 @@
 #include "farskip/passes/farskip.h"
 #include "reference/rounded.h"
 #include "support/catch.h"
+#include "support/context.h"
 #include "support/support.h"
 
 namespace farskip {
@@ -36,14 +37,12 @@ TEST_CASE("a plan has the collectives, the memory and the rows of the engine at 
   for (const std::int64_t micro_batches : {1, 2, 4}) {
     const PlanRequest request = make_request({4, 0, 2}, micro_batches);
     const Mesh mesh = make_mirror_mesh(request.mesh);
-    const LayerGraph layers = rewire_farskip(build_layer_graph(request.model), request.model.farskip);
     const auto parameters = local_parameters(list_parameters(request.model), request.mesh, true);
     TensorMap weights = make_parameter_tensors(specs_of(parameters));
     initialise_weights(weights, parameters, 0, 0.02);
-    Arena arena;
     TrainEngineOptions options = request.options;
     options.overlap = false;
-    TrainEngine engine(request.model, layers, weights, options, arena, kQuiet, mesh);
+    TrainEngine engine(wire_model(request.model), weights, options, test::quiet_context(mesh));
     double bytes = 0;
     std::int64_t count = 0;
     engine.observe([&](const Executor& executor, const std::vector<StepTime>& times) {
@@ -143,9 +142,8 @@ TEST_CASE("the plan of a distillation has the memory of the joined step, and of 
   for (const DistillConfig& config : {plain, terms, frozen, cached}) {
     const PlanRequest request = make_distill_request({1, 0, 1}, config);
     const PlanReport plan = plan_step(request, kQuiet);
-    const SeparateReport measured =
-        compare_with_separate(request.model, *request.distill, request.options, make_self_mesh(),
-                              make_cpu_device(), nullptr, kQuiet, {1, 0, 3});
+    const SeparateReport measured = compare_with_separate(request.model, *request.distill, request.options,
+                                                          test::quiet_context(), {1, 0, 3});
     const auto check = [](const MemoryReport& planned, const MemoryReport& taken) {
       CHECK(planned.weights == taken.weights);
       CHECK(planned.gradients == taken.gradients);
@@ -174,8 +172,8 @@ TEST_CASE("the plan of a distillation in bf16 has the weights that a device hold
     request.dtype = request.options.compute = DType::bf16;
     const PlanReport plan = plan_step(request, kQuiet);
     const SeparateReport measured =
-        compare_with_separate(request.model, *request.distill, request.options, make_self_mesh(),
-                              make_pretended_gpu(), nullptr, kQuiet, {1, 0, 3});
+        compare_with_separate(request.model, *request.distill, request.options,
+                              test::quiet_context(make_self_mesh(), make_pretended_gpu()), {1, 0, 3});
     const auto check = [](const MemoryReport& planned, const MemoryReport& taken) {
       CHECK(static_cast<double>(planned.weights) ==
             Catch::Approx(static_cast<double>(taken.weights)).epsilon(0.005));  // tensors are aligned there

@@ -8,6 +8,7 @@
 #include "farskip/passes/farskip.h"
 #include "farskip/run/learning_rate.h"
 #include "support/catch.h"
+#include "support/context.h"
 #include "support/models.h"
 #include "support/support.h"
 
@@ -23,10 +24,6 @@ struct Reference {
         values(folder / "reference.safetensors"),
         numbers(nlohmann::json::parse(read_text_file(folder / "reference.json"))) {
     load_weights(weights, whole_parameters(specs), specs, SafetensorsFolder(folder));
-  }
-
-  LayerGraph layers(const FarSkipConfig& wiring) const {
-    return rewire_farskip(build_layer_graph(config), wiring);
   }
 
   // tokens [B, S]; targets are the next tokens, none for the last of a sequence
@@ -83,8 +80,7 @@ TEST_CASE("logits and losses equal the reference for every wiring") {
       std::count_if(batch.targets.begin(), batch.targets.end(), [](int t) { return t >= 0; }));
   for (const std::string& mode : modes(r)) {
     CAPTURE(r.folder, mode);
-    Arena arena;
-    InferenceEngine engine(r.config, r.layers(parse_wiring(mode)), r.weights, arena, Logger(LogLevel::off));
+    InferenceEngine engine(wire_model(r.config, parse_wiring(mode)), r.weights, test::quiet_context());
     const TensorView logits = engine.logits(batch.tokens, r.sequence_length());
     const HostTensor want = r.values.read("logits." + mode);
     CHECK(relative_error({logits.as<float>(), want.values<float>().size()}, want.values<float>()) < 2e-5);
@@ -102,8 +98,7 @@ TEST_CASE("every parameter's gradient equals the reference") {
   TrainEngineOptions options;
   options.sequence_length = r.sequence_length();
   options.micro_batch = static_cast<std::int64_t>(batch.tokens.size()) / options.sequence_length;
-  Arena arena;
-  TrainEngine engine(r.config, r.layers(parse_wiring(mode)), weights, options, arena, Logger(LogLevel::off));
+  TrainEngine engine(wire_model(r.config, parse_wiring(mode)), weights, options, test::quiet_context());
   const auto counted = options.micro_batch * (options.sequence_length - 1);
   engine.compute_gradients(std::span(&batch, 1), 1.0F / static_cast<float>(counted), 0.0F);
 
@@ -139,8 +134,7 @@ TEST_CASE("twenty steps of AdamW follow the reference's losses and gradient norm
   options.micro_batch = micro_batch;
   options.micro_batches = kBatch / micro_batch;
   options.optimizer = {.beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.1, .clip_grad_norm = 1.0};
-  Arena arena;
-  TrainEngine engine(r.config, r.layers(parse_wiring(mode)), weights, options, arena, Logger(LogLevel::off));
+  TrainEngine engine(wire_model(r.config, parse_wiring(mode)), weights, options, test::quiet_context());
   const TokenFile tokens((r.folder / "tokens").string());
   std::int64_t sample = 0;
   for (std::int64_t step = 0; step < 20; ++step) {

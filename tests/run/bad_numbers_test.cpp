@@ -9,6 +9,7 @@
 #include "farskip/checkpoint/training_checkpoint.h"
 #include "farskip/comm/local.h"
 #include "support/catch.h"
+#include "support/context.h"
 #include "support/run_files.h"
 #include "support/small_run.h"
 #include "support/training.h"
@@ -209,7 +210,7 @@ TEST_CASE("moments that are not finite are not saved, and not taken from a check
   const test::TemporaryFolder folder;
   const Communicator alone = make_self_communicator();
   const TrainingTensors tensors{m.parameters, m.weights, m.first, m.second};
-  CheckpointSaver saver(folder.path(), 5, false, model, {}, kSilent, {}, alone);
+  CheckpointSaver saver({folder.path(), 5, false}, model, {}, test::quiet_context());
   saver.save({1}, tensors);
   m.spoil(m.second, "model.norm.weight", kInf);
   CHECK_THROWS_WITH(saver.save({2}, tensors),

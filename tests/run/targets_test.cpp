@@ -6,6 +6,7 @@
 #include "farskip/infer/evaluate.h"
 #include "farskip/passes/farskip.h"
 #include "support/catch.h"
+#include "support/context.h"
 #include "support/run_files.h"
 #include "support/small_run.h"
 
@@ -119,8 +120,7 @@ TEST_CASE("an evaluation counts every token but the first once, whatever the seq
   const auto specs = list_parameters(config);
   TensorMap weights = make_parameter_tensors(specs);
   load_weights(weights, whole_parameters(specs), specs, SafetensorsFolder(small_model()));
-  Arena arena(make_cpu_device());
-  InferenceEngine engine(config, build_layer_graph(config), weights, arena, kQuiet);
+  InferenceEngine engine(wire_model(config), weights, test::quiet_context());
   for (const bool document_mask : {false, true})
     for (const std::int64_t length : {std::int64_t{7}, std::int64_t{100}, count - 1, count + 50}) {
       CAPTURE(document_mask, length);

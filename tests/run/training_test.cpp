@@ -15,6 +15,7 @@
 #include "farskip/run/trainer.h"
 #include "reference/rounded.h"
 #include "support/catch.h"
+#include "support/context.h"
 #include "support/run_files.h"
 #include "support/small_run.h"
 
@@ -256,8 +257,7 @@ moe_intermediate_size: 256
   TrainEngineOptions options;
   options.micro_batch = 2;
   options.sequence_length = 256;
-  Arena arena;
-  TrainEngine engine(model, build_layer_graph(model), weights, options, arena, kQuiet);
+  TrainEngine engine(wire_model(model), weights, options, test::quiet_context());
   Batch batch;
   for (int i = 0; i < 512; ++i) {
     batch.tokens.push_back(i * 13 % 8192);

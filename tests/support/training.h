@@ -6,8 +6,8 @@
 #include <cmath>
 
 #include "farskip/measure/measure.h"
-#include "farskip/passes/farskip.h"
 #include "farskip/run/trainer.h"
+#include "support/context.h"
 #include "support/support.h"
 
 namespace farskip::test {
@@ -22,11 +22,11 @@ struct Training {
         config(read_hub_config(fixtures() / fixture)),
         specs(list_parameters(config)),
         weights(make_parameter_tensors(specs)),
-        layers(rewire_farskip(build_layer_graph(config), {mode, {}})),
-        arena(device) {
+        model(wire_model(config, {mode, {}})),
+        context(quiet_context(make_self_mesh(), device)) {
     options.optimizer.weight_decay = 0.1;
     load_weights(weights, whole_parameters(specs), specs, SafetensorsFolder(fixtures() / fixture));
-    engine = std::make_unique<TrainEngine>(config, layers, weights, options, arena, quiet_logger);
+    engine = std::make_unique<TrainEngine>(model, weights, options, context);
     engine->upload_weights();
   }
 
@@ -50,8 +50,8 @@ struct Training {
   ModelConfig config;
   std::vector<ParameterSpec> specs;
   TensorMap weights;
-  LayerGraph layers;
-  Arena arena;
+  Model model;
+  Context context;
   std::unique_ptr<TrainEngine> engine;
 };
 

@@ -12,7 +12,7 @@
 #include "farskip/checkpoint/checkpoint_files.h"
 #include "farskip/checkpoint/checkpoint_shards.h"
 #include "farskip/checkpoint/training_state.h"
-#include "farskip/comm/communicator.h"
+#include "farskip/runtime/context.h"
 
 namespace farskip {
 
@@ -24,10 +24,14 @@ namespace farskip {
 /// were.
 class CheckpointSaver {
  public:
-  /// `world` are the ranks of `mesh`. `texts`: more files that each checkpoint gets, by name. Not collective.
-  CheckpointSaver(fs::path folder, std::int64_t keep, bool asynchronous, ModelConfig config,
-                  std::map<std::string, std::string> texts, Logger logger, const MeshPosition& mesh,
-                  const Communicator& world);
+  struct Options {
+    fs::path folder;
+    std::int64_t keep = 1;
+    bool asynchronous = false;
+  };
+  /// `texts`: more files that each checkpoint gets, by name. Not collective.
+  CheckpointSaver(Options options, ModelConfig config, std::map<std::string, std::string> texts,
+                  const Context& context);
   CheckpointSaver(const CheckpointSaver&) = delete;
   CheckpointSaver& operator=(const CheckpointSaver&) = delete;
   /// Not collective: joins the thread, logs a failure that nobody was told of, and gives up a save that is

@@ -23,6 +23,11 @@ struct Job {
   /// Must be told of every step and wait, or the watchdog takes this rank for stuck.
   std::shared_ptr<Heartbeat> heartbeat;
   Logger logger;  // rank 0: as the options say; other ranks: warnings and errors, as lines "rank N: …"
+
+  /// Of this rank in a mesh that is connected on `device`.
+  Context context(Mesh mesh, std::shared_ptr<Device> device) const {
+    return {std::move(mesh), std::make_shared<Arena>(std::move(device)), heartbeat.get(), logger};
+  }
 };
 
 struct JobRequest {

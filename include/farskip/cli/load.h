@@ -10,6 +10,7 @@
 #include "farskip/config/run_config.h"
 #include "farskip/data/tokenizer.h"
 #include "farskip/distill/distill_setup.h"
+#include "farskip/runtime/context.h"
 #include "farskip/state/device_tensors.h"
 #include "farskip/state/weights.h"
 
@@ -26,8 +27,7 @@ struct LoadedRun {
 LoadedRun load_run(const std::string& path, const std::vector<std::string>& overrides, const RunNeeds& needs,
                    const Logger& logger);
 /// Of each rank of the mesh, for measuring: a teacher has random weights, on the device.
-TrainEngineOptions random_step_options(const LoadedRun& run, const Mesh& mesh,
-                                       const std::shared_ptr<Device>& device);
+TrainEngineOptions random_step_options(const LoadedRun& run, const Context& context);
 
 struct LoadedModel {
   ModelConfig config;

@@ -28,7 +28,7 @@ class DistillObjective final : public StepObjective {
   /// weights are not kept then.
   DistillObjective(DistillTerms terms, Teacher teacher, std::shared_ptr<Device> device, DType compute);
 
-  Graph build_forward(const ModelConfig& config, const LayerGraph& layers, const LowerOptions& options,
+  Graph build_forward(const Model& model, const LowerOptions& options,
                       const StepSharding& sharding) const override;
   std::vector<std::string> terms() const override;
   const TensorMap& tensors() const override { return tensors_; }
@@ -54,7 +54,7 @@ inline constexpr std::string_view kCachedTargetLogProb = "cached.target_log_prob
 class CachedDistillObjective final : public StepObjective {
  public:
   explicit CachedDistillObjective(ops::DistillLoss loss) : loss_(loss) {}
-  Graph build_forward(const ModelConfig& config, const LayerGraph& layers, const LowerOptions& options,
+  Graph build_forward(const Model& model, const LowerOptions& options,
                       const StepSharding& sharding) const override;
   const TensorMap& tensors() const override { return none_; }
   void bind(Executor& /*executor*/) const override {}

@@ -18,11 +18,9 @@ namespace farskip {
 class Distillation {
  public:
   /// `student`: with its final wiring. `weights`: of local_parameters at the mesh's position; filled with
-  /// those that the run begins with. `device`: where teacher and student run. Collective. Errors: UsageError
-  /// where teacher and student do not fit.
+  /// those that the run begins with. Collective. Errors: UsageError where teacher and student do not fit.
   Distillation(const RunConfig& config, const ModelConfig& student,
-               const std::vector<LocalParameter>& parameters, TensorMap& weights,
-               std::shared_ptr<Device> device, const Mesh& mesh, Heartbeat& heartbeat, const Logger& logger);
+               const std::vector<LocalParameter>& parameters, TensorMap& weights, const Context& context);
 
   const std::set<std::string>& frozen() const { return frozen_; }
   const std::shared_ptr<const StepObjective>& objective() const { return objective_; }
@@ -53,8 +51,7 @@ class Distillation {
 
   DistillConfig config_;
   ModelConfig student_;
-  Mesh mesh_;
-  Logger logger_;
+  Context context_;
   std::set<std::string> frozen_;
   std::shared_ptr<const StepObjective> objective_;
   std::map<std::string, std::string> shared_hashes_;  // of tensors that are the teacher's too

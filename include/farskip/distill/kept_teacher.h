@@ -15,10 +15,9 @@ namespace farskip {
 
 class KeptTeacher {
  public:
-  /// Collective. `vocab_size`: of the student. `device`: where a teacher is to run. UsageError where the
+  /// Collective. `vocab_size`: of the student. A teacher runs in memory of its own. UsageError where the
   /// folder is of another teacher or shape.
-  KeptTeacher(const RunConfig& config, std::int64_t vocab_size, std::shared_ptr<Device> device,
-              const Mesh& mesh, Heartbeat& heartbeat, const Logger& logger);
+  KeptTeacher(const RunConfig& config, std::int64_t vocab_size, const Context& context);
   KeptTeacher(const KeptTeacher&) = delete;
   KeptTeacher& operator=(const KeptTeacher&) = delete;
   ~KeptTeacher();
@@ -50,11 +49,8 @@ class KeptTeacher {
   DistillConfig config_;
   std::int64_t micro_batch_, sequence_length_;
   bool document_mask_;
-  std::shared_ptr<Device> device_;
   DType compute_;
-  Mesh mesh_;
-  Heartbeat& heartbeat_;
-  Logger logger_;
+  Context context_;
   std::unique_ptr<TeacherCache> cache_;
   std::unique_ptr<Alone> alone_;  // while it is needed
   int steps_without_use_ = 0;

@@ -5,9 +5,8 @@
 #include <set>
 #include <string>
 
-#include "farskip/base/log.h"
-#include "farskip/comm/mesh.h"
-#include "farskip/model/layer_graph.h"
+#include "farskip/program/model.h"
+#include "farskip/runtime/context.h"
 #include "farskip/state/weights.h"
 
 namespace farskip {
@@ -15,8 +14,7 @@ namespace farskip {
 /// A teacher on this rank. In the graph of both models what its graph reads (read_name()) is called
 /// teacher_name() of that, but for parameters in `shared`, which are the student's own tensors.
 struct Teacher {
-  ModelConfig config;
-  LayerGraph layers;  // in the wiring that the configuration names
+  Model model;        // in the wiring that the configuration names
   TensorMap weights;  // f32, by the names of list_parameters(); none where only plans are made
   std::set<std::string> shared;
 
@@ -26,7 +24,7 @@ struct Teacher {
 /// Without weights.
 Teacher make_teacher(const ModelConfig& config);
 /// With this rank's part of the weights in a model folder.
-Teacher load_teacher(const fs::path& folder, const Mesh& mesh, const Logger& logger);
+Teacher load_teacher(const fs::path& folder, const Context& context);
 /// Tells this teacher from others, wherever its folder lies: a hash of its configuration and of
 /// fingerprint_file of its weights' files.
 std::string fingerprint_model(const fs::path& folder);

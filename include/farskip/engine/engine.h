@@ -9,11 +9,10 @@
 #include <span>
 #include <vector>
 
-#include "farskip/base/log.h"
-#include "farskip/comm/mesh.h"
 #include "farskip/engine/batch_runner.h"
 #include "farskip/passes/pipeline.h"
 #include "farskip/program/objective.h"
+#include "farskip/runtime/context.h"
 #include "farskip/runtime/executor.h"
 #include "farskip/schedule/costs.h"
 #include "farskip/state/device_tensors.h"
@@ -36,8 +35,10 @@ PipelineOptions pipeline_for(DeviceKind device, PipelineOptions options);
 
 /// Graph → passes → plan → executor. With costs and ranks, collective: rank 0 plans by the mean of what their
 /// tables say, and all take its order.
-std::unique_ptr<Executor> compile(Graph graph, Arena& arena, const PipelineOptions& options,
-                                  const Logger& logger, RankContext ranks = {}, PlanOptions plan = {});
+///
+/// The executor speaks to the context's mesh, which has to outlive it. `align`: RankContext's.
+std::unique_ptr<Executor> compile(Graph graph, const Context& context, const PipelineOptions& options,
+                                  PlanOptions plan = {}, bool align = false);
 
 /// Bytes that a run takes above the program itself, in the memory where plans run; weights with their compute
 /// copies and a teacher's.
@@ -53,15 +54,15 @@ struct MemoryReport {
 /// run on the arena's device and compute in the weights' compute type.
 class InferenceEngine {
  public:
-  InferenceEngine(ModelConfig config, LayerGraph layers, std::shared_ptr<const DeviceWeights> weights,
-                  Arena& arena, Logger logger, Mesh mesh = make_self_mesh(), Heartbeat* heartbeat = nullptr,
+  InferenceEngine(Model model, std::shared_ptr<const DeviceWeights> weights, Context context,
                   std::shared_ptr<const StepObjective> objective = nullptr);
   /// In f32. What is in `weights` now is copied to the device, unless that shares the host's memory.
-  InferenceEngine(ModelConfig config, LayerGraph layers, const TensorMap& weights, Arena& arena,
-                  Logger logger, Mesh mesh = make_self_mesh(), Heartbeat* heartbeat = nullptr);
+  InferenceEngine(Model model, const TensorMap& weights, Context context);
+  InferenceEngine(const InferenceEngine&) = delete;  // executors speak to its mesh
+  InferenceEngine& operator=(const InferenceEngine&) = delete;
 
-  const ModelConfig& config() const { return config_; }
-  const Mesh& mesh() const { return mesh_; }
+  const ModelConfig& config() const { return model_.config; }
+  const Mesh& mesh() const { return context_.mesh; }
   /// Makes the plan of loss() for batches of this shape, so that its memory is taken now. Collective.
   void prepare_loss(std::int64_t sequences, std::int64_t sequence_length, bool document_mask) {
     runner(sequences, sequence_length, false, document_mask);
@@ -73,15 +74,11 @@ class InferenceEngine {
  private:
   BatchRunner& runner(std::int64_t batch, std::int64_t sequence_length, bool logits, bool document_mask);
 
-  ModelConfig config_;
-  LayerGraph layers_;
+  Model model_;
   std::shared_ptr<const DeviceWeights> weights_;
-  Logger logger_;
-  Arena& arena_;
+  Context context_;
   KeptLosses losses_;
   HostTensor logits_;  // where the device does not share the host's memory
-  Mesh mesh_;
-  Heartbeat* heartbeat_;
   std::shared_ptr<const StepObjective> objective_;
   std::map<std::tuple<std::int64_t, std::int64_t, bool, bool>, BatchRunner> runners_;
 };
@@ -140,11 +137,11 @@ struct StepResult {
 /// owner of the engine says when they are copied: upload_weights, upload_moments, download_state.
 class TrainEngine {
  public:
-  /// `weights`: of local_parameters() at the mesh's position; they must stay. The mesh is connected on the
-  /// arena's device (engine/devices.h). Collective.
-  TrainEngine(const ModelConfig& config, const LayerGraph& layers, TensorMap& weights,
-              const TrainEngineOptions& options, Arena& arena, const Logger& logger,
-              Mesh mesh = make_self_mesh(), Heartbeat* heartbeat = nullptr);
+  /// `weights`: of local_parameters() at the mesh's position; they must stay. Collective.
+  TrainEngine(const Model& model, TensorMap& weights, const TrainEngineOptions& options,
+              const Context& context);
+  TrainEngine(const TrainEngine&) = delete;  // executors speak to its mesh
+  TrainEngine& operator=(const TrainEngine&) = delete;
 
   /// Forward and backward of this rank's micro-batches of a step, gradients summed over ranks. Collective.
   /// Returns sums over all ranks; `also_summed` is summed over ranks in the same message. When routed rows do
@@ -219,24 +216,20 @@ class TrainEngine {
   void compile_all();
   void check_same_order() const;
   void note_transports(const Executor& executor);
-  RankContext ranks() const { return {&mesh_, heartbeat_, options_.align}; }
+  std::unique_ptr<Executor> make_executor(Graph graph, PlanOptions plan) const;
+  const Communicator& world() const { return context_.world(); }
   PlanOptions plan_options() const;
 
-  ModelConfig config_;
-  LayerGraph layers_;
+  Model model_;
   TrainEngineOptions options_;
+  Context context_;
   std::vector<LocalParameter> parameters_, trained_;
   RoutedRowsPlan routed_rows_;
   TensorMap gradients_, first_moments_, second_moments_;  // the host's
   std::shared_ptr<DeviceWeights> weights_;
   DeviceTensors device_gradients_, device_first_, device_second_;
-  Arena& arena_;
-  Device& device_;
   KeptLosses losses_;
   BatchLoss own_loss_;
-  Logger logger_;
-  Mesh mesh_;
-  Heartbeat* heartbeat_;
   std::map<Variant, BatchRunner> runners_;
   std::unique_ptr<Executor> update_;
   std::unique_ptr<Executor> gather_;  // of what the update leaves behind; may be none

@@ -24,8 +24,7 @@ struct SeparateReport {
 /// head's product of teacher and student, so that all of them do the same arithmetic. `options`: of the
 /// student's step, without objective. Collective.
 SeparateReport compare_with_separate(const ModelConfig& student, const DistillSetup& setup,
-                                     const TrainEngineOptions& options, const Mesh& mesh,
-                                     const std::shared_ptr<Device>& device, Heartbeat* heartbeat,
-                                     const Logger& logger, const SeparateOptions& separate);
+                                     const TrainEngineOptions& options, const Context& context,
+                                     const SeparateOptions& separate);
 
 }  // namespace farskip

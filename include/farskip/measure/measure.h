@@ -26,25 +26,23 @@ using ExecutedPlans = std::vector<std::pair<const Executor*, std::vector<StepTim
 void add_step_costs(CostTable& table, const ExecutedPlans& plans, const Communicator& world);
 
 /// Runs `steps` blocking, aligned steps of an engine with these options on random weights and tokens, after
-/// one to warm up, and returns what their nodes took; where chunks are not chosen yet, with one and with two.
-/// Collective; the same table on every rank.
-CostTable measure_step_costs(const ModelConfig& model, const LayerGraph& layers,
-                             const TrainEngineOptions& options, const Mesh& mesh,
-                             const std::shared_ptr<Device>& device, Heartbeat* heartbeat,
-                             const Logger& logger, int steps = 2);
+/// one to warm up, in memory of its own, and returns what their nodes took; where chunks are not chosen yet,
+/// with one and with two. Collective; the same table on every rank.
+CostTable measure_step_costs(const Model& model, const TrainEngineOptions& options, const Context& context,
+                             int steps = 2);
 
 /// The step is planned by these costs from here on. Chunks that are not chosen yet become one, or two where a
 /// plan with two is quicker by more than kLeastGain. Collective: rank 0 decides.
-void plan_by(std::shared_ptr<const CostTable> costs, const ModelConfig& model, const Mesh& mesh,
-             Heartbeat* heartbeat, const Logger& logger, TrainEngineOptions& options);
+void plan_by(std::shared_ptr<const CostTable> costs, const ModelConfig& model, const Context& context,
+             TrainEngineOptions& options);
+/// Measures, and plans by what was found, where there is something to overlap. Collective.
+void plan_by_measuring(const Model& model, const Context& context, TrainEngineOptions& options);
 
 /// The costs kept in the file `path` if they are of this machine, build and shape (and `more_key`, what else
 /// the step's graph depends on), else measured, and kept there. The order of a step depends on them, its bits
 /// do not. Collective.
 std::shared_ptr<const CostTable> kept_step_costs(const fs::path& path, std::string_view more_key,
-                                                 const ModelConfig& model, const LayerGraph& layers,
-                                                 const TrainEngineOptions& options, const Mesh& mesh,
-                                                 const std::shared_ptr<Device>& device, Heartbeat* heartbeat,
-                                                 const Logger& logger);
+                                                 const Model& model, const TrainEngineOptions& options,
+                                                 const Context& context);
 
 }  // namespace farskip

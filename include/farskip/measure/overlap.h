@@ -68,9 +68,7 @@ struct OverlapOptions {
 };
 
 /// Collective over the mesh; the same report on every rank.
-OverlapReport measure_overlap(const ModelConfig& model, const LayerGraph& layers,
-                              const TrainEngineOptions& options, const Mesh& mesh,
-                              const std::shared_ptr<Device>& device, Heartbeat* heartbeat,
-                              const Logger& logger, const OverlapOptions& overlap);
+OverlapReport measure_overlap(const Model& model, const TrainEngineOptions& options, const Context& context,
+                              const OverlapOptions& overlap);
 
 }  // namespace farskip

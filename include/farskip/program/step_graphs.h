@@ -9,6 +9,7 @@
 
 #include "farskip/config/run_config.h"
 #include "farskip/model/lower.h"
+#include "farskip/program/model.h"
 
 namespace farskip {
 
@@ -29,8 +30,7 @@ inline constexpr std::string_view kHyper = "hyper";                 // f32[3], s
 
 /// lower(); where experts are on several ranks, in chunks and with the experts split. Parameters have the
 /// shapes of local_parameters().
-Graph build_forward_graph(const ModelConfig& config, const LayerGraph& layers, const LowerOptions& options,
-                          const StepSharding& sharding);
+Graph build_forward_graph(const Model& model, const LowerOptions& options, const StepSharding& sharding);
 
 /// Forward and backward of one micro-batch. The gradient of each parameter is state under gradient_name:
 /// with `accumulate` the new value is old + gradient, otherwise the gradient. With `reduce` it is then summed
@@ -43,8 +43,7 @@ struct MicroBatchKind {
   const StepObjective* objective = nullptr;  // none: cross-entropy on the data
   std::set<std::string> frozen = {};         // parameters without a gradient, by name
 };
-Graph build_micro_batch_graph(const ModelConfig& config, const LayerGraph& layers,
-                              const LowerOptions& options, const StepSharding& sharding,
+Graph build_micro_batch_graph(const Model& model, const LowerOptions& options, const StepSharding& sharding,
                               const MicroBatchKind& kind);
 
 /// Without those whose names are in `frozen`.

@@ -7,8 +7,7 @@
 
 namespace farskip {
 
-void log_model(const ModelConfig& model, const Mesh& mesh, const Device& device,
-               const TrainEngineOptions& options, const Logger& logger);
+void log_model(const ModelConfig& model, const TrainEngineOptions& options, const Context& context);
 void log_memory(const MemoryReport& memory, const Logger& logger);
 void log_routed_rows(const RoutedRowsPlan& rows, const Logger& logger);
 

@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+// What measurements run.
+
+#include "farskip/engine/engine.h"
+
+namespace farskip {
+
+/// A training engine on weights of its own, those that a model of this seed begins with. Collective.
+class RandomEngine {
+ public:
+  RandomEngine(const Model& model, const TrainEngineOptions& options, const Context& context,
+               std::uint64_t seed);
+
+  TrainEngine& operator*() { return engine_; }
+  TrainEngine* operator->() { return &engine_; }
+  const TrainEngine* operator->() const { return &engine_; }
+  /// The host's; on a GPU as they were at the last TrainEngine::download_weights.
+  const TensorMap& weights() const { return weights_; }
+
+ private:
+  TensorMap weights_;
+  TrainEngine engine_;
+};
+
+}  // namespace farskip
