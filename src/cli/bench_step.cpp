@@ -21,7 +21,7 @@ namespace farskip {
 namespace {
 
 struct Options {
-  std::string config, device;
+  std::string config, device, dump_graphs;
   std::vector<std::string> overrides;
   std::int64_t steps = 5, warmup = 2;
   bool ops = false;
@@ -258,6 +258,7 @@ ExitCode run_step(const Options& options, const CommonOptions& common) {
   LoadedRun run =
       load_run(options.config, options.overrides, {.model = true, .data = false}, common.logger());
   if (!options.device.empty()) run.config.device = parse_choice(device_names, options.device, "--device");
+  run.config.dump_graphs = options.dump_graphs;
   JobRequest request = request_job("bench step", run);
   request.alike.set("--steps", make_node(options.steps));
   request.alike.set("--warmup", make_node(options.warmup));
@@ -272,6 +273,7 @@ void add_bench_step(Subcommand& bench) {
       bench.add("step", "Measure one training step: time, rate, memory, and where the time goes");
   step.positional("CONFIG", o->config, "Run configuration (YAML)");
   step.overrides(o->overrides);
+  add_dump_option(step, o->dump_graphs);
   step.integer("--steps", o->steps, "Timed steps", 1, Subcommand::kMostRepetitions);
   step.integer("--warmup", o->warmup, "Untimed steps before them", 0, Subcommand::kMostRepetitions);
   step.text("--device", o->device, "auto, cpu or cuda (default: the configuration's)");

@@ -63,6 +63,11 @@ LoadedRun load_run(const std::string& path, const std::vector<std::string>& over
   return run;
 }
 
+void add_dump_option(Subcommand& command, std::string& folder) {
+  command.path("--dump-graphs", folder,
+               "Write the graphs of a step into this folder, as text, after each pass that changes them");
+}
+
 TrainEngineOptions random_step_options(const LoadedRun& run, const Context& context) {
   TrainEngineOptions options = engine_options(run.config, context.world().size());
   if (run.distill)

@@ -18,7 +18,7 @@ namespace farskip {
 namespace {
 
 struct Options {
-  std::string config;
+  std::string config, dump_graphs;
   std::vector<std::string> overrides;
   int ranks = 0, local_ranks = 1;
   std::string link, latency = "20us", costs, device_rate, gpu;
@@ -196,6 +196,7 @@ ExitCode run_plan(const Options& o, const CommonOptions& common) {
     request.costs.table = std::make_shared<const CostTable>(read_costs(o.costs));
   else if (card == nullptr && o.device_rate.empty())
     request.costs.table = measure_costs(request, o, logger);
+  request.options.pipeline.dump_folder = o.dump_graphs;  // not of what was measured
   const PlanReport report = plan_step(request, Logger(LogLevel::warning));
   if (common.json)
     print_json(plan_json(request, report, o.graph ? &wirings : nullptr));
@@ -212,6 +213,7 @@ void add_plan(Subcommand& root) {
       root.add("plan", "Predict a training step on any number of ranks: time, memory, communication");
   plan.positional("CONFIG", o->config, "Run configuration (YAML)");
   plan.overrides(o->overrides);
+  add_dump_option(plan, o->dump_graphs);
   plan.integer("--ranks", o->ranks, "Ranks of the job (0: parallel.expert)", 0, 1 << 20);
   plan.text("--link", o->link,
             "Rate of a rank, each way: 48GB/s, 400Gb/s (GB/s, MB/s, Gb/s, Mb/s); up to 8 GPUs: NVLink's");

@@ -11,7 +11,7 @@ namespace farskip {
 namespace {
 
 struct Options {
-  std::string config;
+  std::string config, dump_graphs;
   std::vector<std::string> overrides;
 };
 
@@ -32,8 +32,9 @@ ExitCode train_on_ranks(const LoadedRun& loaded, const CommonOptions& common, co
 
 ExitCode run(const Options& options, bool distills, const CommonOptions& common) {
   const StopSignals signals;  // first: a batch system may ask while files are read
-  const LoadedRun loaded = load_run(options.config, options.overrides,
-                                    {.model = true, .data = true, .distill = distills}, common.logger());
+  LoadedRun loaded = load_run(options.config, options.overrides,
+                              {.model = true, .data = true, .distill = distills}, common.logger());
+  loaded.config.dump_graphs = options.dump_graphs;
   if (!distills && loaded.config.distill)
     throw UsageError(
         fmt::format("{} has a distill section, which 'farskip train' does not use; use 'farskip distill', or "
@@ -48,6 +49,7 @@ void add_run(Subcommand& root, const std::string& name, const std::string& help,
   Subcommand sub = root.add(name, help);
   sub.positional("CONFIG", o->config, "Run configuration (YAML, docs/configuration.md)");
   sub.overrides(o->overrides);
+  add_dump_option(sub, o->dump_graphs);
   sub.run_on_ranks([o, distills](const CommonOptions& common) { return run(*o, distills, common); });
 }
 

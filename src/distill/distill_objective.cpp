@@ -6,7 +6,6 @@
 
 #include "farskip/engine/engine.h"
 #include "farskip/passes/join_models.h"
-#include "farskip/passes/pipeline.h"
 
 namespace farskip {
 namespace {
@@ -19,9 +18,8 @@ LowerOptions hidden_options(const LowerOptions& options, std::vector<std::int64_
 }
 
 /// A forward graph that ends before the head, as the first half of an objective's.
-JoinedModels lower_student(const Model& model, const LowerOptions& options, const StepSharding& sharding) {
-  return join_models(build_forward_graph(model, hidden_options(options, {}), sharding), Graph(),
-                     [](std::string_view name) { return std::string(name); });
+JoinedModels student_alone(const Graph& student) {
+  return join_models(student, Graph(), [](std::string_view name) { return std::string(name); });
 }
 
 /// Counts of rows and overflow, and the balance loss, leave the graph as those of a plain forward do.
@@ -98,21 +96,30 @@ std::vector<std::string> DistillObjective::terms() const {
   return names;
 }
 
-Graph DistillObjective::build_forward(const Model& model, const LowerOptions& options,
-                                      const StepSharding& sharding) const {
-  const ModelConfig &student = model.config, &teacher = teacher_.model.config;
-  std::vector<std::int64_t> ours, theirs;
+PassPipeline DistillObjective::forward(const Model& model, const LowerOptions& options,
+                                       const StepSharding& sharding) const {
+  std::vector<std::int64_t> compared;
   if (terms_.hidden_l2 > 0)
-    for (const auto& [own, other] : terms_.hidden) {
-      ours.push_back(own);
-      theirs.push_back(other);
-    }
-  LowerOptions teacher_options = hidden_options(options, std::move(theirs));
+    for (const auto& [own, other] : terms_.hidden) compared.push_back(own);
+  PassPipeline pipeline = forward_pipeline(model, hidden_options(options, std::move(compared)), sharding);
+  pipeline.passes.push_back({"join_models", [=, this](const Graph& student) {
+                               return join(student, model.config, options, sharding);
+                             }});
+  return pipeline;
+}
+
+Graph DistillObjective::join(const Graph& student_graph, const ModelConfig& student,
+                             const LowerOptions& options, const StepSharding& sharding) const {
+  const ModelConfig& teacher = teacher_.model.config;
+  std::vector<std::int64_t> compared;
+  if (terms_.hidden_l2 > 0)
+    for (const auto& [own, other] : terms_.hidden) compared.push_back(other);
+  LowerOptions teacher_options = hidden_options(options, std::move(compared));
   teacher_options.balance_loss = false;
   JoinedModels joined =
-      join_models(build_forward_graph(model, hidden_options(options, std::move(ours)), sharding),
-                  build_forward_graph(teacher_.model, teacher_options,
-                                      teacher_sharding(sharding, student, teacher, options)),
+      join_models(student_graph,
+                  build_graph(forward_pipeline(teacher_.model, teacher_options,
+                                               teacher_sharding(sharding, student, teacher, options))),
                   [&](std::string_view name) { return teacher_.external_name(name); });
   Graph& graph = joined.graph;
   const auto parameter = [&](const std::string& name) { return *graph.find_external(name); };
@@ -125,7 +132,7 @@ Graph DistillObjective::build_forward(const Model& model, const LowerOptions& op
                         *graph.find_external("targets"), terms_.loss));
   compare_layers(graph, joined.values, student);
   add_common_outputs(joined);
-  return verified("join_models", std::move(joined.graph));
+  return std::move(joined.graph);
 }
 
 void DistillObjective::compare_layers(Graph& graph, const std::map<std::string, ValueId, std::less<>>& values,
@@ -167,9 +174,17 @@ void DistillObjective::compare_layers(Graph& graph, const std::map<std::string, 
   if (routers) graph.add_output("sum.router_agreement", routers);
 }
 
-Graph CachedDistillObjective::build_forward(const Model& model, const LowerOptions& options,
-                                            const StepSharding& sharding) const {
-  JoinedModels joined = lower_student(model, options, sharding);
+PassPipeline CachedDistillObjective::forward(const Model& model, const LowerOptions& options,
+                                             const StepSharding& sharding) const {
+  PassPipeline pipeline = forward_pipeline(model, hidden_options(options, {}), sharding);
+  pipeline.passes.push_back(
+      {"add_loss", [=, this](const Graph& student) { return add_loss(student, model.config, options); }});
+  return pipeline;
+}
+
+Graph CachedDistillObjective::add_loss(const Graph& student, const ModelConfig& config,
+                                       const LowerOptions& options) const {
+  JoinedModels joined = student_alone(student);
   Graph& graph = joined.graph;
   const std::int64_t tokens = options.batch * options.sequence_length;
   const auto input = [&](std::string_view name, DType dtype, Shape shape) {
@@ -181,12 +196,12 @@ Graph CachedDistillObjective::build_forward(const Model& model, const LowerOptio
   teacher.log_tail = input(kCachedLogTail, DType::f32, {tokens});
   teacher.target_log_prob = input(kCachedTargetLogProb, DType::f32, {tokens});
   Builder b{graph, head_scope()};
-  add_loss_outputs(graph,
-                   ops::cached_distill_loss(b, joined.values.at("hidden"),
-                                            *graph.find_external(read_head_name(model.config, options.dtype)),
-                                            teacher, *graph.find_external("targets"), loss_));
+  add_loss_outputs(
+      graph, ops::cached_distill_loss(b, joined.values.at("hidden"),
+                                      *graph.find_external(read_head_name(config, options.dtype)), teacher,
+                                      *graph.find_external("targets"), loss_));
   add_common_outputs(joined);
-  return verified("join_models", std::move(joined.graph));
+  return std::move(joined.graph);
 }
 
 void CachedDistillObjective::complete_random_batch(Batch& batch) const {
@@ -206,24 +221,28 @@ void CachedDistillObjective::complete_random_batch(Batch& batch) const {
   fill(kCachedTargetLogProb, {tokens}, even);
 }
 
-Graph build_teacher_graph(const Teacher& teacher, const LowerOptions& options, const StepSharding& sharding,
-                          const ops::KeepTopK& keep) {
-  JoinedModels joined =
-      join_models(Graph(), build_forward_graph(teacher.model, hidden_options(options, {}), sharding),
-                  [](std::string_view name) { return std::string(name); });
-  Graph& graph = joined.graph;
-  Scope scope = head_scope();
-  scope.model = 1;
-  Builder b{graph, scope};
-  const ops::TeacherTopK kept =
-      ops::teacher_top_k(b, joined.values.at(teacher_name("hidden")),
-                         *graph.find_external(read_head_name(teacher.model.config, options.dtype)),
-                         *graph.find_external("targets"), keep);
-  graph.add_output(std::string(kCachedIndices), kept.indices);
-  graph.add_output(std::string(kCachedLogProbs), kept.log_probs);
-  graph.add_output(std::string(kCachedLogTail), kept.log_tail);
-  graph.add_output(std::string(kCachedTargetLogProb), kept.target_log_prob);
-  return verified("join_models", std::move(joined.graph));
+PassPipeline teacher_pipeline(const Teacher& teacher, const LowerOptions& options,
+                              const StepSharding& sharding, const ops::KeepTopK& keep) {
+  PassPipeline pipeline = forward_pipeline(teacher.model, hidden_options(options, {}), sharding);
+  pipeline.name = "teacher";
+  const std::string head = read_head_name(teacher.model.config, options.dtype);
+  pipeline.passes.push_back({"keep_top_k", [=](const Graph& alone) {
+                               JoinedModels joined = join_models(
+                                   Graph(), alone, [](std::string_view name) { return std::string(name); });
+                               Graph& graph = joined.graph;
+                               Scope scope = head_scope();
+                               scope.model = 1;
+                               Builder b{graph, scope};
+                               const ops::TeacherTopK kept = ops::teacher_top_k(
+                                   b, joined.values.at(teacher_name("hidden")), *graph.find_external(head),
+                                   *graph.find_external("targets"), keep);
+                               graph.add_output(std::string(kCachedIndices), kept.indices);
+                               graph.add_output(std::string(kCachedLogProbs), kept.log_probs);
+                               graph.add_output(std::string(kCachedLogTail), kept.log_tail);
+                               graph.add_output(std::string(kCachedTargetLogProb), kept.target_log_prob);
+                               return std::move(joined.graph);
+                             }});
+  return pipeline;
 }
 
 }  // namespace farskip

@@ -130,8 +130,8 @@ class KeptTeacher::Alone {
     const StepSharding sharding{
         context_.mesh.position(), false,
         owner_.micro_batch_ * owner_.sequence_length_ * teacher_.model.config.moe.top_k};
-    auto executor = compile(build_teacher_graph(teacher_, lowering, sharding,
-                                                {owner_.config_.cache->top_k, owner_.config_.temperature}),
+    auto executor = compile(teacher_pipeline(teacher_, lowering, sharding,
+                                             {owner_.config_.cache->top_k, owner_.config_.temperature}),
                             context_, {});
     weights_->bind(*executor);
     return executor;

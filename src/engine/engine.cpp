@@ -107,10 +107,10 @@ PipelineOptions pipeline_for(DeviceKind device, PipelineOptions options) {
   return options;
 }
 
-std::unique_ptr<Executor> compile(Graph graph, const Context& context, const PipelineOptions& options,
-                                  PlanOptions plan_options, bool align) {
+std::unique_ptr<Executor> compile(const PassPipeline& pipeline, const Context& context,
+                                  const PipelineOptions& options, PlanOptions plan_options, bool align) {
   const Device& device = *context.device();
-  graph = run_pipeline(std::move(graph), pipeline_for(device.kind(), options), context.logger);
+  Graph graph = run_pipeline(pipeline, pipeline_for(device.kind(), options), context.logger);
   Plan plan = make_plan(graph, device, plan_options, context.world());
   return std::make_unique<Executor>(std::move(graph), std::move(plan), device.kernels(), *context.arena,
                                     RankContext{&context.mesh, context.heartbeat, align});
@@ -214,19 +214,23 @@ void TrainEngine::compile_all() {
     prepare(routed_rows_.fallback_batch, routed_rows_.fallback_rows, 1,
             options_.micro_batches * options_.micro_batch / routed_rows_.fallback_batch);
   const StepSharding sharding{context_.mesh.position(), options_.zero, 0};
-  update_ = make_executor(build_update_graph(trained_, sharding, options_.optimizer, options_.compute),
+  update_ = make_executor(update_pipeline(trained_, sharding, options_.optimizer, options_.compute),
                           plan_options());
   bind_state(*update_);
   note_transports(*update_);
   update_->bind(kHyper, {hyper_.memory.get(), DType::f32, Shape{3}});
-  if (Graph gather = build_gather_graph(trained_, sharding, options_.compute); !gather.nodes().empty()) {
-    gather_ = make_executor(std::move(gather), {});
+  gather_ = make_executor(gather_pipeline(trained_, sharding, options_.compute), {});
+  if (gather_->graph().nodes().empty())
+    gather_.reset();
+  else
     bind_state(*gather_);
-  }
 }
 
-std::unique_ptr<Executor> TrainEngine::make_executor(Graph graph, PlanOptions plan) const {
-  return compile(std::move(graph), context_, options_.pipeline, plan, options_.align);
+std::unique_ptr<Executor> TrainEngine::make_executor(const PassPipeline& pipeline, PlanOptions plan) const {
+  PipelineOptions options = options_.pipeline;
+  if (world().rank() != 0)
+    options.dump_folder.clear();  // graphs of other ranks differ in the sizes of shards
+  return compile(pipeline, context_, options, plan, options_.align);
 }
 
 PlanOptions TrainEngine::plan_options() const {
@@ -241,9 +245,9 @@ BatchRunner& TrainEngine::runner(const Variant& variant) {
   const StepSharding sharding{context_.mesh.position(), options_.zero, variant.max_rows,
                               std::max(1, options_.expert_chunks)};
   auto executor =
-      make_executor(build_micro_batch_graph(model_, lowering, sharding,
-                                            {variant.accumulate, variant.reduce, variant.in_flight,
-                                             options_.recompute, options_.objective.get(), options_.frozen}),
+      make_executor(micro_batch_pipeline(model_, lowering, sharding,
+                                         {variant.accumulate, variant.reduce, variant.in_flight,
+                                          options_.recompute, options_.objective.get(), options_.frozen}),
                     plan_options());
   bind_state(*executor);
   note_transports(*executor);

@@ -40,7 +40,7 @@ BatchRunner& InferenceEngine::runner(std::int64_t batch, std::int64_t sequence_l
   const StepSharding sharding{context_.mesh.position(), false,
                               batch * sequence_length * model_.config.moe.top_k};
   const StepObjective* objective = logits ? nullptr : objective_.get();
-  auto executor = compile(build_objective_graph(objective, model_, options, sharding), context_, {});
+  auto executor = compile(objective_pipeline(objective, model_, options, sharding), context_, {});
   weights_->bind(*executor);
   if (objective != nullptr) objective->bind(*executor);
   return runners_.emplace(key, BatchRunner(std::move(executor))).first->second;

@@ -180,11 +180,11 @@ std::shared_ptr<const CostTable> kept_step_costs(const fs::path& path, std::stri
                             .recompute = options.recompute,
                             .objective = options.objective.get(),
                             .frozen = options.frozen};
-  const Graph step = build_micro_batch_graph(
+  const Graph step = build_graph(micro_batch_pipeline(
       model, lower_options(options, options.micro_batch),
       {mesh.position(), options.zero, plan_routed_rows(model.config, options, mesh.expert().size()).max_rows,
        std::max(1, options.expert_chunks)},
-      kind);
+      kind));
   const std::string key = hash_text(
       fmt::format("{} {} {} {} {} {} {}\n{}", machine_info().processor, context.device()->name(), commit(),
                   world.size(), options.micro_batches, options.expert_chunks, more_key, print_graph(step)));

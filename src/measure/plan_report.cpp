@@ -82,10 +82,14 @@ class Planner {
   Planner(const PlanRequest& request, const FarSkipConfig& wiring, const Logger& logger)
       : r_(request),
         options_(options_of(request)),
+        pipeline_(pipeline_of(request)),
         logger_(logger),
         model_(wire_model(request.model, wiring)),
         rows_(plan_routed_rows(request.model, request.options, request.mesh.expert_size)),
-        workspace_(workspace_of(request)) {}
+        workspace_(workspace_of(request)) {
+    if (std::string& folder = pipeline_.dump_folder; !folder.empty())
+      folder = (fs::path(folder) / wiring_name(wiring)).string();
+  }
 
   WiringReport run() {
     report_.memory = report_.blocking_memory = state_memory(r_);
@@ -115,10 +119,10 @@ class Planner {
     LowerOptions lowering = lower_options(options_, sequences);
     lowering.dtype = r_.dtype;
     return run_pipeline(
-        build_micro_batch_graph(
+        micro_batch_pipeline(
             model_, lowering, {r_.mesh, options_.zero, max_rows, options_.expert_chunks},
             {accumulate, reduce, in_flight, options_.recompute, options_.objective.get(), options_.frozen}),
-        pipeline_of(r_), logger_);
+        pipeline_, logger_);
   }
 
   std::size_t worst_routing_arena() const {
@@ -138,8 +142,8 @@ class Planner {
     const auto trained =
         without_frozen(local_parameters(list_parameters(r_.model), r_.mesh, options_.zero), options_.frozen);
     graphs.push_back(
-        {run_pipeline(build_update_graph(trained, {r_.mesh, options_.zero, 0}, options_.optimizer, r_.dtype),
-                      pipeline_of(r_), logger_)});
+        {run_pipeline(update_pipeline(trained, {r_.mesh, options_.zero, 0}, options_.optimizer, r_.dtype),
+                      pipeline_, logger_)});
     return graphs;
   }
 
@@ -231,6 +235,7 @@ class Planner {
 
   const PlanRequest& r_;
   const TrainEngineOptions options_;
+  PipelineOptions pipeline_;
   const Logger& logger_;
   const Model model_;
   const RoutedRowsPlan rows_;
@@ -292,9 +297,8 @@ MemoryReport forward_memory(const Teacher& teacher, const PlanRequest& request, 
   const std::int64_t max_rows = o.micro_batch * o.sequence_length * teacher.model.config.moe.top_k;
   LowerOptions lowering = lower_options(o, o.micro_batch);
   lowering.dtype = request.dtype;
-  const Graph graph =
-      run_pipeline(build_forward_graph(teacher.model, lowering, {request.mesh, false, max_rows}),
-                   pipeline_of(request), logger);
+  const Graph graph = run_pipeline(forward_pipeline(teacher.model, lowering, {request.mesh, false, max_rows}),
+                                   pipeline_of(request), logger);
   MemoryReport memory;
   for (const LocalParameter& p : local_parameters(list_parameters(teacher.model.config), request.mesh, false))
     memory.weights += weight_bytes(p.spec, request.dtype);

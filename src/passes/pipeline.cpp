@@ -12,7 +12,7 @@
 
 namespace farskip {
 
-std::span<const Pass> graph_passes() {
+std::span<const Pass> common_passes() {
   static const std::array<Pass, 5> passes{{
       {"fuse_loss", fuse_loss},
       {"fuse_accumulate", fuse_accumulate},
@@ -25,9 +25,9 @@ std::span<const Pass> graph_passes() {
 
 namespace {
 
-void check_names(const PipelineOptions& options) {
+void check_names(std::span<const Pass> passes, const PipelineOptions& options) {
   std::set<std::string> names;
-  for (const Pass& pass : graph_passes()) names.insert(pass.name);
+  for (const Pass& pass : passes) names.insert(pass.name);
   std::set<std::string> asked = options.skip;
   if (!options.stop_after.empty()) asked.insert(options.stop_after);
   for (const std::string& name : asked)
@@ -35,35 +35,58 @@ void check_names(const PipelineOptions& options) {
       throw UsageError(fmt::format("no pass named '{}'; the passes are {}", name, fmt::join(names, ", ")));
 }
 
-}  // namespace
-
-Graph verified(std::string_view pass, Graph graph) {
+/// What `pass` makes of a graph, if that is sound.
+Graph run_verified(const Pass& pass, const Graph& graph) {
+  Graph result = pass.run(graph);
   try {
-    verify_graph(graph);
+    verify_graph(result);
   } catch (const InternalError& error) {
-    throw InternalError(fmt::format("the pass {} gave a graph that is not sound: {}", pass, error.what()));
+    throw InternalError(
+        fmt::format("the pass {} gave a graph that is not sound: {}", pass.name, error.what()));
+  }
+  return result;
+}
+
+Graph run_passes(Graph graph, const PassPipeline& pipeline, const PipelineOptions& options,
+                 const Logger& logger) {
+  check_names(pipeline.passes, options);
+  verify_graph(graph);
+  const fs::path folder = fs::path(options.dump_folder) / pipeline.name;
+  std::string text = options.dump_folder.empty() ? "" : print_graph(graph);  // as it is
+  int number = 0;
+  for (const Pass& pass : pipeline.passes) {
+    ++number;
+    if (options.skip.contains(pass.name)) continue;
+    const std::size_t nodes_before = graph.nodes().size();
+    graph = run_verified(pass, graph);
+    logger.debug("{}: pass {:02} {}: {} -> {} nodes", pipeline.name, number, pass.name, nodes_before,
+                 graph.nodes().size());
+    if (!options.dump_folder.empty())
+      if (std::string now = print_graph(graph); now != text) {
+        fs::create_directories(folder);
+        write_text_file(folder / fmt::format("{:02}-{}.txt", number, pass.name), now);
+        text = std::move(now);
+      }
+    if (pass.name == options.stop_after) break;
   }
   return graph;
 }
 
+}  // namespace
+
+Graph run_pipeline(const PassPipeline& pipeline, const PipelineOptions& options, const Logger& logger) {
+  PassPipeline whole = pipeline;
+  whole.passes.insert(whole.passes.end(), common_passes().begin(), common_passes().end());
+  return run_passes(Graph(), whole, options, logger);
+}
+
 Graph run_pipeline(Graph graph, const PipelineOptions& options, const Logger& logger) {
-  check_names(options);
-  verify_graph(graph);
-  int number = 0;
-  for (const Pass& pass : graph_passes()) {
-    ++number;
-    if (options.skip.contains(pass.name)) continue;
-    const std::size_t nodes_before = graph.nodes().size();
-    const std::string before = options.dump_folder.empty() ? std::string() : print_graph(graph);
-    graph = verified(pass.name, pass.run(graph));
-    logger.debug("pass {:02} {}: {} -> {} nodes", number, pass.name, nodes_before, graph.nodes().size());
-    if (!options.dump_folder.empty())
-      if (const std::string after = print_graph(graph); after != before)
-        write_text_file(fs::path(options.dump_folder) / fmt::format("{:02}-{}.txt", number, pass.name),
-                        after);
-    if (pass.name == options.stop_after) break;
-  }
-  return graph;
+  return run_passes(std::move(graph), {"graph", {common_passes().begin(), common_passes().end()}}, options,
+                    logger);
+}
+
+Graph build_graph(const PassPipeline& pipeline) {
+  return run_passes(Graph(), pipeline, {}, Logger(LogLevel::off));
 }
 
 }  // namespace farskip

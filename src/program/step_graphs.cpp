@@ -15,14 +15,15 @@
 
 namespace farskip {
 
-Graph build_forward_graph(const Model& model, const LowerOptions& options, const StepSharding& sharding) {
+PassPipeline forward_pipeline(const Model& model, const LowerOptions& options, const StepSharding& sharding) {
+  const ExpertSharding experts{.peers = sharding.mesh.expert_size,
+                               .max_rows = sharding.max_rows,
+                               .rows = options.batch * options.sequence_length * model.config.moe.top_k};
   const int chunks = sharding.mesh.expert_size > 1 ? sharding.expert_chunks : 1;
-  const Graph chunked =
-      verified("chunk_experts", chunk_experts(lower(model.config, model.layers, options), chunks));
-  return verified("shard_experts", shard_experts(chunked, {.peers = sharding.mesh.expert_size,
-                                                           .max_rows = sharding.max_rows,
-                                                           .rows = options.batch * options.sequence_length *
-                                                                   model.config.moe.top_k}));
+  return {"forward",
+          {{"lower", [=](const Graph&) { return lower(model.config, model.layers, options); }},
+           {"chunk_experts", [=](const Graph& graph) { return chunk_experts(graph, chunks); }},
+           {"shard_experts", [=](const Graph& graph) { return shard_experts(graph, experts); }}}};
 }
 
 namespace {
@@ -46,9 +47,10 @@ std::vector<LocalParameter> trained_parameters(const ModelConfig& config, const 
   return without_frozen(local_parameters(list_parameters(config), sharding.mesh, sharding.zero), kind.frozen);
 }
 
-Graph build_gradient_graph(const Model& model, const LowerOptions& options, const StepSharding& sharding,
-                           const MicroBatchKind& kind, bool accumulate) {
-  Graph graph = build_objective_graph(kind.objective, model, options, sharding);
+/// Adds the backward, and the update of what gradients are summed up in.
+Graph add_gradients(const Graph& forward, const std::vector<LocalParameter>& local,
+                    const LowerOptions& options, const MicroBatchKind& kind, bool accumulate) {
+  Graph graph = forward;
   const DType sums = wide(options.dtype);
   const TensorType scalar{sums, Shape{1}, {}};
   const ValueId scale = graph.add_external(ExternalKind::input, std::string(kLossScale), scalar);
@@ -60,7 +62,6 @@ Graph build_gradient_graph(const Model& model, const LowerOptions& options, cons
     objectives.push_back(
         {*balance, graph.add_external(ExternalKind::input, std::string(kBalanceScale), scalar)});
 
-  const auto local = trained_parameters(model.config, sharding, kind);
   std::vector<ValueId> parameters, accumulators;
   for (const LocalParameter& p : local) {
     const std::string name = gradient_name(p.spec.name);
@@ -77,15 +78,29 @@ Graph build_gradient_graph(const Model& model, const LowerOptions& options, cons
     }
     graph.add_update(accumulators[i], gradient);
   }
-  return verified("recompute", recompute(graph, recomputed_blocks(kind.recompute)));
+  return graph;
+}
+
+/// One micro-batch, not yet summed over replicas.
+PassPipeline gradient_pipeline(const Model& model, const LowerOptions& options, const StepSharding& sharding,
+                               const MicroBatchKind& kind, bool accumulate) {
+  PassPipeline pipeline = objective_pipeline(kind.objective, model, options, sharding);
+  const auto trained = trained_parameters(model.config, sharding, kind);
+  pipeline.passes.push_back({"differentiate", [=](const Graph& graph) {
+                               return add_gradients(graph, trained, options, kind, accumulate);
+                             }});
+  pipeline.passes.push_back({"recompute", [blocks = recomputed_blocks(kind.recompute)](const Graph& graph) {
+                               return recompute(graph, blocks);
+                             }});
+  return pipeline;
 }
 
 }  // namespace
 
-Graph build_objective_graph(const StepObjective* objective, const Model& model, const LowerOptions& options,
-                            const StepSharding& sharding) {
-  if (objective == nullptr) return build_forward_graph(model, options, sharding);
-  return objective->build_forward(model, options, sharding);
+PassPipeline objective_pipeline(const StepObjective* objective, const Model& model,
+                                const LowerOptions& options, const StepSharding& sharding) {
+  if (objective == nullptr) return forward_pipeline(model, options, sharding);
+  return objective->forward(model, options, sharding);
 }
 
 std::vector<LocalParameter> without_frozen(std::vector<LocalParameter> parameters,
@@ -94,20 +109,32 @@ std::vector<LocalParameter> without_frozen(std::vector<LocalParameter> parameter
   return parameters;
 }
 
-Graph build_micro_batch_graph(const Model& model, const LowerOptions& options, const StepSharding& sharding,
-                              const MicroBatchKind& kind) {
-  Graph graph = build_gradient_graph(model, options, sharding, kind, kind.accumulate);
-  if (kind.in_flight > 1) {
-    const Graph next = build_gradient_graph(model, options, sharding, kind, true);
-    for (int i = 1; i < kind.in_flight; ++i)
-      graph = verified("join_micro_batches", join_micro_batches(graph, next, i));
-  }
-  if (!kind.reduce) return graph;
+PassPipeline micro_batch_pipeline(const Model& model, const LowerOptions& options,
+                                  const StepSharding& sharding, const MicroBatchKind& kind) {
+  PassPipeline pipeline = gradient_pipeline(model, options, sharding, kind, kind.accumulate);
+  pipeline.name = fmt::format("micro-batch-{}x{}", options.batch, options.sequence_length);
+  if (kind.in_flight > 1) pipeline.name += fmt::format("-{}-in-flight", kind.in_flight);
+  if (sharding.expert_chunks > 1) pipeline.name += fmt::format("-{}-chunks", sharding.expert_chunks);
+  if (kind.accumulate) pipeline.name += "-accumulate";
+  if (kind.reduce) pipeline.name += "-reduce";
+  if (kind.in_flight > 1)
+    pipeline.passes.push_back({"join_micro_batches", [=](const Graph& first) {
+                                 const Graph next =
+                                     build_graph(gradient_pipeline(model, options, sharding, kind, true));
+                                 Graph joined = first;
+                                 for (int i = 1; i < kind.in_flight; ++i)
+                                   joined = join_micro_batches(joined, next, i);
+                                 return joined;
+                               }});
+  if (!kind.reduce) return pipeline;
   std::vector<ReplicatedGradient> replicated;
   for (const LocalParameter& p : trained_parameters(model.config, sharding, kind))
     replicated.push_back({gradient_name(p.spec.name), p.replicas});
-  return verified("reduce_gradients",
-                  reduce_gradients(graph, replicated, {.mesh = sharding.mesh, .scatter = sharding.zero}));
+  pipeline.passes.push_back({"reduce_gradients", [=](const Graph& graph) {
+                               return reduce_gradients(graph, replicated,
+                                                       {.mesh = sharding.mesh, .scatter = sharding.zero});
+                             }});
+  return pipeline;
 }
 
 namespace {
@@ -263,24 +290,29 @@ class UpdateGraph {
 
 }  // namespace
 
-Graph build_update_graph(const std::vector<LocalParameter>& parameters, const StepSharding& sharding,
-                         const OptimizerConfig& optimizer, DType compute) {
-  return UpdateGraph(parameters, sharding, optimizer, compute).run();
+PassPipeline update_pipeline(const std::vector<LocalParameter>& parameters, const StepSharding& sharding,
+                             const OptimizerConfig& optimizer, DType compute) {
+  return {"update", {{"update", [=](const Graph&) {
+                        return UpdateGraph(parameters, sharding, optimizer, compute).run();
+                      }}}};
 }
 
-Graph build_gather_graph(const std::vector<LocalParameter>& parameters, const StepSharding& sharding,
-                         DType compute) {
-  Graph graph;
-  Builder b{graph, {0, 0, -1, SubBlock::optimizer, Phase::update}};
-  Gatherer gatherer(graph, b, sharding.mesh);
-  for (const LocalParameter& p : parameters)
-    if (has_copy(p.spec, compute) && is_gathered(p, sharding))
-      gatherer.add(p,
-                   graph.add_external(ExternalKind::state, own_rows_name(p.spec.name),
-                                      matrix_type(p.spec, p.optimizer_rows.count)),
-                   p.spec.name);
-  gatherer.finish();
-  return graph;
+PassPipeline gather_pipeline(const std::vector<LocalParameter>& parameters, const StepSharding& sharding,
+                             DType compute) {
+  const auto gather = [=](const Graph&) {
+    Graph graph;
+    Builder b{graph, {0, 0, -1, SubBlock::optimizer, Phase::update}};
+    Gatherer gatherer(graph, b, sharding.mesh);
+    for (const LocalParameter& p : parameters)
+      if (has_copy(p.spec, compute) && is_gathered(p, sharding))
+        gatherer.add(p,
+                     graph.add_external(ExternalKind::state, own_rows_name(p.spec.name),
+                                        matrix_type(p.spec, p.optimizer_rows.count)),
+                     p.spec.name);
+    gatherer.finish();
+    return graph;
+  };
+  return {"gather", {{"gather", gather}}};
 }
 
 }  // namespace farskip

@@ -59,6 +59,23 @@ struct Folder {
 // Slow enough a device that its transports do not all hide, fast enough that they do not fill the step.
 const std::string kDevice = " --device-rate 20GFLOP/s,10GB/s --link 100MB/s";
 
+TEST_CASE("the graphs of both wirings are written after each pass that changes them") {
+  const Folder f;
+  const auto dump = f.folder / "graphs";
+  REQUIRE(f.plan(fmt::format("--ranks 4 --dump-graphs {}{}", dump.string(), kDevice)).status == 0);
+  const std::filesystem::path graph = "micro-batch-2x64-reduce";
+  for (const char* wiring : {"off", "full"})
+    for (const char* pass : {"01-lower", "03-shard_experts", "04-differentiate", "06-reduce_gradients"})
+      CHECK(std::filesystem::exists(dump / wiring / graph / fmt::format("{}.txt", pass)));
+  const std::string before = read_text_file(dump / "full" / graph / "01-lower.txt");
+  const std::string after = read_text_file(dump / "full" / graph / "06-reduce_gradients.txt");
+  CHECK_THAT(before, !ContainsSubstring("reduce_scatter") && ContainsSubstring("input \"tokens\""));
+  CHECK_THAT(after, ContainsSubstring("reduce_scatter") && ContainsSubstring("exchange_rows"));
+  CHECK(before != read_text_file(dump / "off" / graph / "01-lower.txt"));
+  CHECK_THAT(read_text_file(dump / "full" / "update" / "01-update.txt"), ContainsSubstring("adamw("));
+  CHECK_FALSE(std::filesystem::exists(dump / "full" / "gather"));  // nothing to gather in fp32
+}
+
 TEST_CASE("link rates, times and device rates are numbers with units") {
   CHECK(parse_link_rate("--link", "48GB/s") == Catch::Approx(48e9));
   CHECK(parse_link_rate("--link", "400Gb/s") == Catch::Approx(50e9));

@@ -121,7 +121,7 @@ TEST_CASE(
   kind.objective = d.objective().get();
   kind.frozen = d.frozen();
   const Graph graph =
-      run_pipeline(build_micro_batch_graph({p.run.model, d.layers_at(0)}, lowering, {}, kind), {}, kQuiet);
+      run_pipeline(micro_batch_pipeline({p.run.model, d.layers_at(0)}, lowering, {}, kind), {}, kQuiet);
   std::map<std::string, int> ops;
   int teacher_nodes = 0;
   for (const Node& node : graph.nodes()) {

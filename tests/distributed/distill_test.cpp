@@ -136,7 +136,7 @@ TEST_CASE("the teacher runs while the student's rows travel") {
   LowerOptions options;
   options.batch = 2;
   options.sequence_length = 32;
-  const Graph graph = objective.build_forward(wire_model(student), options, {{2, 0, 2}, false, 192});
+  const Graph graph = build_graph(objective.forward(wire_model(student), options, {{2, 0, 2}, false, 192}));
   NodeSeconds seconds;
   for (std::size_t n = 0; n < graph.nodes().size(); ++n)
     seconds.push_back(graph.nodes()[n].op->collective ? 3.0 : graph.cost(NodeId(n)).flops * 1e-6);

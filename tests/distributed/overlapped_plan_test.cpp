@@ -170,7 +170,7 @@ TEST_CASE("with FarSkip rows travel while attention runs, in the standard wiring
   options.sequence_length = 32;
   for (const FarSkipMode wiring : {FarSkipMode::off, FarSkipMode::full}) {
     const Graph graph =
-        build_forward_graph(wire_model(model, {wiring, {}}), options, {{2, 0, 2}, false, 192});
+        build_graph(forward_pipeline(wire_model(model, {wiring, {}}), options, {{2, 0, 2}, false, 192}));
     NodeSeconds seconds;
     for (std::size_t n = 0; n < graph.nodes().size(); ++n) {
       const OpCost cost = graph.cost(NodeId(n));

@@ -130,7 +130,7 @@ TEST_CASE("a micro-batch in bf16 asks only for kernels that backends have") {
   CAPTURE(name, accumulate, in_flight);
   const LoadedModel m = load(name, mode);
   const Graph graph =
-      run_pipeline(build_micro_batch_graph(m, lowering(), {}, {accumulate, false, in_flight, recompute}), {},
+      run_pipeline(micro_batch_pipeline(m, lowering(), {}, {accumulate, false, in_flight, recompute}), {},
                    Logger(LogLevel::off));
   check_kernels(graph);
   for (const LocalParameter& p : m.parameters) {
@@ -156,7 +156,7 @@ TEST_CASE("whether attention has to repeat its bits stands in every node of it")
   LowerOptions options = lowering();
   CHECK(options.deterministic);
   options.deterministic = deterministic;
-  const Graph graph = build_micro_batch_graph(m, options, {}, {});
+  const Graph graph = build_graph(micro_batch_pipeline(m, options, {}, {}));
   int nodes = 0;
   for (const Node& node : graph.nodes()) {
     if (node.op->name != "attention" && node.op->name != "attention_grad") continue;
@@ -191,8 +191,7 @@ TEST_CASE("distillation in bf16 asks only for kernels that backends have") {
   kind.accumulate = GENERATE(false, true);
   kind.objective = cached ? static_cast<const StepObjective*>(&kept) : &live;
   kind.frozen = frozen;
-  const Graph graph =
-      run_pipeline(build_micro_batch_graph(m, lowering(), {}, kind), {}, Logger(LogLevel::off));
+  const Graph graph = run_pipeline(micro_batch_pipeline(m, lowering(), {}, kind), {}, Logger(LogLevel::off));
   check_kernels(graph);
   int losses = 0;
   for (const Node& node : graph.nodes())
@@ -218,7 +217,7 @@ TEST_CASE("a teacher alone in bf16 gives what is kept of it in f32") {
   LowerOptions options = lowering();
   options.balance_loss = false;
   const Graph graph =
-      run_pipeline(build_teacher_graph(teacher_of(m, {}), options, {}, {7, 1.0}), {}, Logger(LogLevel::off));
+      run_pipeline(teacher_pipeline(teacher_of(m, {}), options, {}, {7, 1.0}), {}, Logger(LogLevel::off));
   check_kernels(graph);
   CHECK(graph.type(*graph.find_output(kCachedLogProbs)).dtype == DType::f32);
 }
@@ -229,7 +228,7 @@ TEST_CASE("the forward in bf16 gives losses and logits in f32") {
   LowerOptions options = lowering();
   for (const bool logits : {false, true}) {
     options.logits = logits;
-    const Graph graph = run_pipeline(build_forward_graph(m, options, {}), {}, Logger(LogLevel::off));
+    const Graph graph = run_pipeline(forward_pipeline(m, options, {}), {}, Logger(LogLevel::off));
     check_kernels(graph);
     for (const Output& o : graph.outputs()) {
       CAPTURE(o.name);
@@ -241,9 +240,8 @@ TEST_CASE("the forward in bf16 gives losses and logits in f32") {
 TEST_CASE("experts over ranks in bf16 send low rows, and weights of rows in f32") {
   const LoadedModel m = load("deepseek_v2", FarSkipMode::full);
   const MeshPosition mesh{4, 1, 2};
-  const Graph graph =
-      run_pipeline(build_micro_batch_graph(m, lowering(), {mesh, true, 64}, {true, true, 1, {}}), {},
-                   Logger(LogLevel::off));
+  const Graph graph = run_pipeline(micro_batch_pipeline(m, lowering(), {mesh, true, 64}, {true, true, 1, {}}),
+                                   {}, Logger(LogLevel::off));
   std::set<std::string> sent;
   for (const Node& node : graph.nodes()) {
     if (node.op->name == "exchange_slabs" || node.op->name == "return_slabs")
@@ -261,7 +259,7 @@ TEST_CASE("the update in bf16 writes the compute copy of every matrix that has o
   for (const bool zero : {false, true}) {
     const MeshPosition mesh = zero ? MeshPosition{4, 1, 2} : MeshPosition{};
     const auto parameters = local_parameters(list_parameters(m.config), mesh, zero);
-    const Graph graph = run_pipeline(build_update_graph(parameters, {mesh, zero, 0}, {}, DType::bf16), {},
+    const Graph graph = run_pipeline(update_pipeline(parameters, {mesh, zero, 0}, {}, DType::bf16), {},
                                      Logger(LogLevel::off));
     if (!zero) check_kernels(graph);
     for (const LocalParameter& p : parameters) {
@@ -280,7 +278,7 @@ TEST_CASE("the update in bf16 writes the compute copy of every matrix that has o
       CHECK(is_written(copy, p.spec.num_rows()) == (has_copy && gathered));
       // Of a parameter with a copy nothing else travels in a step.
       CHECK(graph.find_external(p.spec.name).has_value() == (!has_copy && gathered));
-      const Graph later = build_gather_graph(parameters, {mesh, zero, 0}, DType::bf16);
+      const Graph later = build_graph(gather_pipeline(parameters, {mesh, zero, 0}, DType::bf16));
       CHECK(later.find_external(p.spec.name).has_value() == (has_copy && gathered));
     }
   }

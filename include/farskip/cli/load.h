@@ -26,6 +26,8 @@ struct LoadedRun {
 /// Reads and checks everything, model section included, before anything is loaded.
 LoadedRun load_run(const std::string& path, const std::vector<std::string>& overrides, const RunNeeds& needs,
                    const Logger& logger);
+/// The option --dump-graphs, whose value goes into RunConfig::dump_graphs.
+void add_dump_option(Subcommand& command, std::string& folder);
 /// Of each rank of the mesh, for measuring: a teacher has random weights, on the device.
 TrainEngineOptions random_step_options(const LoadedRun& run, const Context& context);
 

@@ -203,6 +203,7 @@ struct CheckpointConfig {
 struct RunConfig {
   std::string file;            // that it was read from, as it was named; no key
   bool named_by_file = false;  // neither name nor run_dir is given, and the file's name stands for both
+  std::string dump_graphs;     // --dump-graphs: the folder for the text of graphs; empty: none; no key
   std::string name;
   std::string run_dir;
   std::int64_t seed = 1;

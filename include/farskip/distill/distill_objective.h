@@ -28,13 +28,15 @@ class DistillObjective final : public StepObjective {
   /// weights are not kept then.
   DistillObjective(DistillTerms terms, Teacher teacher, std::shared_ptr<Device> device, DType compute);
 
-  Graph build_forward(const Model& model, const LowerOptions& options,
-                      const StepSharding& sharding) const override;
+  PassPipeline forward(const Model& model, const LowerOptions& options,
+                       const StepSharding& sharding) const override;
   std::vector<std::string> terms() const override;
   const TensorMap& tensors() const override { return tensors_; }
   void bind(Executor& executor) const override;
 
  private:
+  Graph join(const Graph& student_graph, const ModelConfig& student, const LowerOptions& options,
+             const StepSharding& sharding) const;
   void compare_layers(Graph& graph, const std::map<std::string, ValueId, std::less<>>& values,
                       const ModelConfig& student) const;
 
@@ -54,20 +56,22 @@ inline constexpr std::string_view kCachedTargetLogProb = "cached.target_log_prob
 class CachedDistillObjective final : public StepObjective {
  public:
   explicit CachedDistillObjective(ops::DistillLoss loss) : loss_(loss) {}
-  Graph build_forward(const Model& model, const LowerOptions& options,
-                      const StepSharding& sharding) const override;
+  PassPipeline forward(const Model& model, const LowerOptions& options,
+                       const StepSharding& sharding) const override;
   const TensorMap& tensors() const override { return none_; }
   void bind(Executor& /*executor*/) const override {}
   void complete_random_batch(Batch& batch) const override;
 
  private:
+  Graph add_loss(const Graph& student, const ModelConfig& config, const LowerOptions& options) const;
+
   ops::DistillLoss loss_;
   TensorMap none_;
 };
 
 /// The teacher alone, its parameters under their own names (read_name()), with outputs under the names above
 /// instead of a loss.
-Graph build_teacher_graph(const Teacher& teacher, const LowerOptions& options, const StepSharding& sharding,
-                          const ops::KeepTopK& keep);
+PassPipeline teacher_pipeline(const Teacher& teacher, const LowerOptions& options,
+                              const StepSharding& sharding, const ops::KeepTopK& keep);
 
 }  // namespace farskip

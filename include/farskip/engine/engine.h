@@ -37,8 +37,8 @@ PipelineOptions pipeline_for(DeviceKind device, PipelineOptions options);
 /// tables say, and all take its order.
 ///
 /// The executor speaks to the context's mesh, which has to outlive it. `align`: RankContext's.
-std::unique_ptr<Executor> compile(Graph graph, const Context& context, const PipelineOptions& options,
-                                  PlanOptions plan = {}, bool align = false);
+std::unique_ptr<Executor> compile(const PassPipeline& pipeline, const Context& context,
+                                  const PipelineOptions& options, PlanOptions plan = {}, bool align = false);
 
 /// Bytes that a run takes above the program itself, in the memory where plans run; weights with their compute
 /// copies and a teacher's.
@@ -216,7 +216,7 @@ class TrainEngine {
   void compile_all();
   void check_same_order() const;
   void note_transports(const Executor& executor);
-  std::unique_ptr<Executor> make_executor(Graph graph, PlanOptions plan) const;
+  std::unique_ptr<Executor> make_executor(const PassPipeline& pipeline, PlanOptions plan) const;
   const Communicator& world() const { return context_.world(); }
   PlanOptions plan_options() const;
 

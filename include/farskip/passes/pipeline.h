@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// The passes a graph goes through between autograd and schedule, in one list.
+// How graphs are made: in passes, one list for each kind of graph.
 
+#include <functional>
 #include <set>
 #include <span>
 #include <string>
@@ -15,27 +16,35 @@ namespace farskip {
 
 struct Pass {
   std::string name;
-  Graph (*run)(const Graph&);
+  std::function<Graph(const Graph&)> run;
+};
+
+/// Passes in order, under the name of the graph that they make. The first one makes it from an empty graph.
+struct PassPipeline {
+  std::string name;
+  std::vector<Pass> passes;
 };
 
 struct PipelineOptions {
   std::set<std::string> skip;  // names of passes to leave out
   std::string stop_after;      // empty: run all
-  std::string dump_folder;     // empty: none; otherwise NN-name.txt after each pass that changed the graph
+  std::string
+      dump_folder;  // empty: none; otherwise gets NAME/NN-pass.txt after each pass that changed the graph
 };
 
 /// The one pass that is for some devices only (passes/rows_in_slabs.h); others skip it.
 inline constexpr std::string_view kRowsInSlabs = "rows_in_slabs";
 
-/// All passes, top to bottom.
-std::span<const Pass> graph_passes();
+/// The last passes of every graph, top to bottom.
+std::span<const Pass> common_passes();
 
-/// Runs them, logs each by name with node counts, and verifies the graph after each. An unknown name in
-/// the options is a UsageError that lists the passes.
+/// Runs the pipeline, then the common passes; logs each pass with node counts, and verifies the graph after
+/// it: InternalError that names the pass. An unknown name in the options is a UsageError that lists the
+/// passes.
+Graph run_pipeline(const PassPipeline& pipeline, const PipelineOptions& options, const Logger& logger);
+/// The common passes alone.
 Graph run_pipeline(Graph graph, const PipelineOptions& options, const Logger& logger);
-
-/// The graph that `pass` has given, if it is sound (verify_graph); else an InternalError that names the pass.
-/// For passes outside of the list.
-Graph verified(std::string_view pass, Graph graph);
+/// The pipeline alone, without a word.
+Graph build_graph(const PassPipeline& pipeline);
 
 }  // namespace farskip

@@ -22,10 +22,10 @@ class StepObjective {
   virtual ~StepObjective() = default;
 
   /// The forward of one micro-batch of the model that is trained, with outputs and externals as
-  /// build_forward_graph() has them. More outputs: those named "sum.<name>", [1], are summed over
+  /// forward_pipeline() has them. More outputs: those named "sum.<name>", [1], are summed over
   /// micro-batches and ranks (BatchLoss::sums), and so are the kDistillStats of "distill_stats".
-  virtual Graph build_forward(const Model& model, const LowerOptions& options,
-                              const StepSharding& sharding) const = 0;
+  virtual PassPipeline forward(const Model& model, const LowerOptions& options,
+                               const StepSharding& sharding) const = 0;
   /// Outputs beside "loss_sum" that are minimised with the same scale.
   virtual std::vector<std::string> terms() const { return {}; }
   /// Tensors of these graphs that do not belong to the trained model, by external name.
@@ -36,8 +36,8 @@ class StepObjective {
   virtual void complete_random_batch(Batch& /*batch*/) const {}
 };
 
-/// The forward graph of an objective; without one, that of cross-entropy on the data.
-Graph build_objective_graph(const StepObjective* objective, const Model& model, const LowerOptions& options,
-                            const StepSharding& sharding);
+/// The forward of an objective; without one, that of cross-entropy on the data.
+PassPipeline objective_pipeline(const StepObjective* objective, const Model& model,
+                                const LowerOptions& options, const StepSharding& sharding);
 
 }  // namespace farskip

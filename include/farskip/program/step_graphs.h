@@ -9,6 +9,7 @@
 
 #include "farskip/config/run_config.h"
 #include "farskip/model/lower.h"
+#include "farskip/passes/pipeline.h"
 #include "farskip/program/model.h"
 
 namespace farskip {
@@ -30,11 +31,11 @@ inline constexpr std::string_view kHyper = "hyper";                 // f32[3], s
 
 /// lower(); where experts are on several ranks, in chunks and with the experts split. Parameters have the
 /// shapes of local_parameters().
-Graph build_forward_graph(const Model& model, const LowerOptions& options, const StepSharding& sharding);
+PassPipeline forward_pipeline(const Model& model, const LowerOptions& options, const StepSharding& sharding);
 
 /// Forward and backward of one micro-batch. The gradient of each parameter is state under gradient_name:
 /// with `accumulate` the new value is old + gradient, otherwise the gradient. With `reduce` it is then summed
-/// over the replicas (passes/reduce_gradients.h). Outputs as build_forward_graph() has them. `in_flight`: so
+/// over the replicas (passes/reduce_gradients.h). Outputs as the forward has them. `in_flight`: so
 /// many micro-batches in one graph (passes/join_micro_batches.h), each with inputs and outputs of its own.
 struct MicroBatchKind {
   bool accumulate = false, reduce = false;
@@ -43,8 +44,8 @@ struct MicroBatchKind {
   const StepObjective* objective = nullptr;  // none: cross-entropy on the data
   std::set<std::string> frozen = {};         // parameters without a gradient, by name
 };
-Graph build_micro_batch_graph(const Model& model, const LowerOptions& options, const StepSharding& sharding,
-                              const MicroBatchKind& kind);
+PassPipeline micro_batch_pipeline(const Model& model, const LowerOptions& options,
+                                  const StepSharding& sharding, const MicroBatchKind& kind);
 
 /// Without those whose names are in `frozen`.
 std::vector<LocalParameter> without_frozen(std::vector<LocalParameter> parameters,
@@ -58,13 +59,13 @@ std::vector<LocalParameter> without_frozen(std::vector<LocalParameter> parameter
 ///
 /// Where these are not all rows, the whole of what micro-batches read is then put together from all replicas:
 /// the compute copy (under compute_copy_name) of a parameter that has one, whose other rows are then behind
-/// on this rank (build_gather_graph); else the parameter (under its name).
-Graph build_update_graph(const std::vector<LocalParameter>& parameters, const StepSharding& sharding,
-                         const OptimizerConfig& optimizer, DType compute = DType::f32);
+/// on this rank (gather_pipeline); else the parameter (under its name).
+PassPipeline update_pipeline(const std::vector<LocalParameter>& parameters, const StepSharding& sharding,
+                             const OptimizerConfig& optimizer, DType compute = DType::f32);
 
-/// Puts together what build_update_graph leaves behind: the parameters of which a rank has its own rows
-/// alone. Without nodes where there are none. Externals as there.
-Graph build_gather_graph(const std::vector<LocalParameter>& parameters, const StepSharding& sharding,
-                         DType compute);
+/// Puts together what the update leaves behind: the parameters of which a rank has its own rows alone.
+/// Without nodes where there are none. Externals as there.
+PassPipeline gather_pipeline(const std::vector<LocalParameter>& parameters, const StepSharding& sharding,
+                             DType compute);
 
 }  // namespace farskip
