@@ -4,6 +4,8 @@
 #include <array>
 #include <chrono>
 #include <cmath>
+#include <functional>
+#include <optional>
 #include <utility>
 
 #include "farskip/base/environment.h"
@@ -34,15 +36,12 @@ double seconds_since(Clock::time_point start) {
 
 /// Rank 0 first, then the others at once: what it leaves on disk they find there.
 template <class F>
-auto rank_zero_first(const Communicator& world, Heartbeat& heartbeat, const F& f) {
-  const auto meet = [&] {
-    const HeartbeatWait wait(&heartbeat, "files that rank 0 prepares");
-    world.barrier();
-  };
-  if (world.rank() != 0) meet();
-  auto result = f();
-  if (world.rank() == 0) meet();
-  return result;
+auto rank_zero_first(const Communicator& world, const F& f) {
+  std::optional<decltype(f())> result;  // of rank 0; the others are not there yet
+  const std::function<void()> own = [&] { result.emplace(f()); };
+  work_together(world, "files that rank 0 prepares", world.rank() == 0 ? own : nullptr);
+  if (!result) own();
+  return std::move(*result);
 }
 
 class TrainingRun {
@@ -60,7 +59,7 @@ class TrainingRun {
         specs_(list_parameters(model)),
         parameters_(local_parameters(specs_, mesh_.position(), engine_options(config, world.size()).zero)),
         folder_(folder),
-        data_(rank_zero_first(world, heartbeat, [&] { return open_run_data(config, model, logger); })),
+        data_(rank_zero_first(world, [&] { return open_run_data(config, model, logger); })),
         layers_(rewire_farskip(build_layer_graph(model), model.farskip)),
         weights_(make_parameter_tensors(specs_of(parameters_))),
         distill_(config.distill
@@ -195,8 +194,10 @@ class TrainingRun {
         logger_.info("resumed at step {}", state_.step);
         const auto jump = describe_rate_jump(config_.train, state_.step, state_.learning_rate);
         if (jump && is_first()) logger_.warning("{}", *jump);
-        if (state_.step >= config_.train.steps)
-          logger_.info("train.steps is {}: nothing is left to do", config_.train.steps);
+        const bool all_done = state_.step >= config_.train.steps;
+        if ((all_done || converged()) && is_first())
+          refuse_other_work(config_, resumed->settings, state_.settings);
+        if (all_done) logger_.info("train.steps is {}: nothing is left to do", config_.train.steps);
         return true;
       }
     if (config_.checkpoint.resume == Resume::required)
@@ -540,7 +541,7 @@ class TrainingRun {
 std::unique_ptr<RunFolder> open_run_folder(const RunConfig& config, const ModelConfig& model,
                                            const Logger& logger) {
   auto folder = std::make_unique<RunFolder>(config.run_dir, logger);
-  refuse_other_run(config, model);
+  refuse_other_file(config, model);
   // Where a run begins anew, what has the name of a checkpoint is set aside.
   if (config.checkpoint.resume != Resume::never) check_can_save(folder->checkpoints());
   if (config.distill && config.distill->early_stopping) check_can_save(folder->best());
