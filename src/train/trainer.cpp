@@ -158,6 +158,7 @@ class TrainingRun {
     MemoryReport memory = engine_.memory();
     memory.snapshot = saver_.snapshot_bytes(tensors());
     log_memory(memory, logger_);
+    check_free_memory(memory);
     log_routed_rows(engine_.routed_rows(), logger_);
     state_.settings =
         share_settings(world(), [&] { return settings_of(config_, describe_contents(config_, data_)); });
