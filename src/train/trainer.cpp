@@ -135,8 +135,13 @@ class TrainingRun {
     return distill_ && distill_->early_stopping() && distill_->early_stopping()->over(state_.numbers);
   }
 
+  /// A line that cannot be written ends the run where all ranks hear of it: the step itself was done.
   void note(const StepMetrics& m) {
-    if (metrics_) metrics_->append(m);
+    try {
+      if (metrics_) metrics_->append(m);
+    } catch (const IoError&) {
+      note_failure_ = std::current_exception();
+    }
     if (progress_) progress_->show(m);
   }
 
@@ -349,26 +354,35 @@ class TrainingRun {
   /// What this rank read for the next step, or the error of one of them on all ranks.
   std::pair<std::vector<Batch>, double> read_step() {
     std::vector<Batch> batches;
-    std::array<double, 2> sums{};  // counted targets, ranks that failed
-    std::exception_ptr failure;
+    std::array<double, 2> sums{};                // counted targets, ranks that failed
+    std::exception_ptr failure = note_failure_;  // of the step before
     try {
       batches = read_batches();
       for (const Batch& batch : batches) sums[0] += static_cast<double>(count_targets(batch));
     } catch (...) {
       failure = std::current_exception();
-      sums[1] = 1;
     }
+    if (failure) sums[1] = 1;
     {
       const HeartbeatWait wait(&heartbeat_, "number of tokens of a step");
       world().all_reduce(std::span<double>(sums));
     }
+    if (sums[1] > 0) end_if_failed(failure);
     try {
-      if (sums[1] > 0) throw_together(world(), failure);
       if (KeptTeacher* const kept = distill_ ? distill_->kept_teacher() : nullptr) kept->complete(batches);
     } catch (const UserError& error) {
       end_with(error.code(), error.what());
     }
     return {std::move(batches), sums[0]};
+  }
+
+  /// Ends the run of all ranks if one of them has an error. Collective.
+  void end_if_failed(const std::exception_ptr& failure) {
+    try {
+      throw_together(world(), failure);
+    } catch (const UserError& error) {
+      end_with(error.code(), error.what());
+    }
   }
 
   /// Ends the run of all ranks with an error that they have together, after the last whole step was saved.
@@ -495,6 +509,7 @@ class TrainingRun {
   }
 
   TrainResult finish() {
+    end_if_failed(note_failure_);
     save();
     saver_.wait();
     if (num_skipped_ > 1 && is_first())
@@ -532,6 +547,7 @@ class TrainingRun {
   bool stop_requested_ = false, all_written_ = false;  // agreed by all ranks
   DeadModelWatch dead_model_;
   std::optional<MetricsFile> metrics_;  // of rank 0
+  std::exception_ptr note_failure_;
   std::optional<Progress> progress_;
   std::int64_t num_skipped_ = 0;  // steps without targets
   std::optional<double> last_loss_;

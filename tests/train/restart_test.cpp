@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <csignal>
+#include <cstdlib>
 #include <functional>
 #include <nlohmann/json.hpp>
 #include <set>
@@ -320,6 +321,20 @@ TEST_CASE("damaged lines of the metrics are left out, and the others stay") {
   std::vector<std::int64_t> steps;
   for (const auto& line : test::read_metrics(folder / "run")) steps.push_back(line.at("step"));
   CHECK(steps == std::vector<std::int64_t>{1, 2, 3, 4, 5, 6});
+}
+
+TEST_CASE("a line of metrics that cannot be written ends a run with its last step saved, the last one too") {
+  const test::TemporaryFolder folder;
+  for (const char* steps : {"1", "6"}) {
+    const fs::path run_dir = folder / steps;
+    ::setenv("FARSKIP_FAULT", "metrics.append:error", 1);
+    CHECK_THROWS_WITH(
+        run(run_dir, {std::string("train.steps=") + steps}),
+        ContainsSubstring("failure at metrics.append") && ContainsSubstring("the state of step 1 is saved"));
+    ::unsetenv("FARSKIP_FAULT");
+    CHECK(checkpoints_of(run_dir) == std::set<std::string>{"step-1"});
+    CHECK_FALSE(fs::exists(run_dir / "exit.json"));
+  }
 }
 
 TEST_CASE("a run writes through no link in its folder, and finds what is in its way at the start") {
