@@ -119,6 +119,13 @@ std::uint64_t peak_resident_bytes() {
   return proc_kilobytes("/proc/self/status", "VmHWM:");
 }
 
+std::optional<std::uint64_t> free_address_space() {
+  struct rlimit limit {};
+  if (::getrlimit(RLIMIT_AS, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY) return std::nullopt;
+  const std::uint64_t used = proc_kilobytes("/proc/self/status", "VmSize:");
+  return limit.rlim_cur > used ? limit.rlim_cur - used : 0;
+}
+
 MachineInfo machine_info() {
   MachineInfo info;
   char host[256] = {};

@@ -156,4 +156,13 @@ ChangedSettings compare_settings(const RunSettings& saved, const RunSettings& no
   return changed;
 }
 
+std::vector<std::string> find_other_work(const RunSettings& done, RunSettings asked) {
+  const auto steps = asked.find("train.steps"), warmup = asked.find("train.learning_rate.warmup_steps");
+  if (steps != asked.end() && warmup != asked.end() && steps->second == warmup->second)
+    asked.erase(warmup);  // fewer steps have shortened it
+  for (const char* key : {"train.steps", "train.learning_rate.decay_steps", "train.micro_batch"})
+    asked.erase(key);
+  return compare_settings(done, asked).warned;
+}
+
 }  // namespace farskip

@@ -26,6 +26,9 @@ ExitCode train_tokenizer(const Options& options, const CommonOptions& common) {
   const std::vector<fs::path> files = text_files(options, common.logger());
   for (const fs::path& file : files) refuse_overwriting("--out", options.out, file);
   OutputFile out(options.out);  // now: one that cannot be written is found before the work
+  const fs::path path(options.out), folder = path.parent_path();
+  remove_stale_temporaries(folder.empty() ? fs::path(".") : folder,
+                           [&](std::string_view name) { return name == path.filename().string(); });
   BpeTrainer trainer;
   std::uint64_t bytes = 0;
   for (const fs::path& file : files)

@@ -19,6 +19,7 @@
 #include "farskip/cli/failure.h"
 #include "farskip/comm/agreement.h"
 #include "farskip/comm/mpi.h"
+#include "farskip/run/run_config_file.h"
 #include "farskip/tensor/hash.h"
 
 namespace farskip {
@@ -197,7 +198,7 @@ ExitCode run_rank(const MpiSession& session, const LauncherPlace& place, const C
 JobRequest request_job(const std::string& command, const LoadedRun& run) {
   JobRequest request{static_cast<double>(run.config.parallel.timeout), {}};
   request.alike.set("command", make_node(command));
-  const ConfigNode config = run_config_tree(run.config);
+  const ConfigNode config = run_config_tree(resolved_config(run.config, run.model));
   for (const ConfigNode& child : config.children) request.alike.set(child.key, child);
   // Also where folders give the models, which need not be the same on all hosts.
   request.alike.set("model", model_section(run.model));

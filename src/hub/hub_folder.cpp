@@ -78,6 +78,10 @@ void write_hub_folder(const fs::path& folder, const ModelConfig& config, const T
   std::error_code failure;
   fs::create_directories(folder, failure);
   if (failure) throw IoError(fmt::format("{}: cannot create folder: {}", folder.string(), failure.message()));
+  remove_stale_temporaries(folder, [&](std::string_view name) {
+    return name == kConfig || name == kWeights || name == kManifest ||
+           companions.texts.contains(std::string(name));
+  });
   HashedFolder files(folder);
   files.add(kWeights, write_tensors(folder / kWeights, tensors, dtype));
   for (const auto& [name, text] : companions.texts) files.write(name, text);

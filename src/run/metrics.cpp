@@ -13,6 +13,7 @@
 #include <sstream>
 
 #include "farskip/base/error.h"
+#include "farskip/base/failpoint.h"
 #include "farskip/base/folder.h"
 #include "farskip/base/run_files.h"
 
@@ -81,6 +82,7 @@ MetricsFile::~MetricsFile() {
 }
 
 void MetricsFile::append(const StepMetrics& metrics) {
+  failpoint("metrics.append");
   const std::string line = metrics.json() + "\n";
   for (std::size_t done = 0; done < line.size();) {  // what is left of a line tells why it was cut
     const ssize_t n = ::write(descriptor_, line.data() + done, line.size() - done);

@@ -4,7 +4,6 @@
 #include "farskip/base/environment.h"
 #include "farskip/base/file.h"
 #include "farskip/base/version.h"
-#include "farskip/checkpoint/checkpoint_files.h"
 
 namespace farskip {
 namespace {
@@ -33,9 +32,19 @@ std::optional<KeptConfig> read_kept(const fs::path& path) {
   }
 }
 
-bool is_finished(const RunConfig& config) {
-  return config.checkpoint.resume != Resume::never &&
-         newest_step(fs::path(config.run_dir) / "checkpoints").value_or(0) >= config.train.steps;
+/// The model that a run started from, as RUN_DIR/config.yaml and as this start has it: its weights are no
+/// longer in the checkpoint, so that settings cannot tell.
+std::optional<std::string> find_other_start(const RunConfig& config) {
+  const auto kept = read_kept(config_path(config));
+  if (!kept) return {};
+  const ConfigNode* const init = kept->tree.find("init");
+  const ConfigNode* const from = init != nullptr ? init->find("from") : nullptr;
+  const auto shown = [](const std::string& path) {
+    return path.empty() ? "none" : printable(normal_path(path).string());
+  };
+  const std::string before = shown(from != nullptr ? from->text : ""), now = shown(config.init_from);
+  if (before == now) return {};
+  return fmt::format("init.from: {} in config.yaml, now {}", before, now);
 }
 
 }  // namespace
@@ -57,20 +66,28 @@ void write_run_config(const RunConfig& config, const ModelConfig& model, std::in
                                                      ranks));
 }
 
-void refuse_other_run(const RunConfig& config, const ModelConfig& model) {
+void refuse_other_file(const RunConfig& config, const ModelConfig& model) {
   const auto kept = read_kept(config_path(config));
-  if (!kept || kept->file.empty() || config.file.empty()) return;
+  if (!config.named_by_file || !kept || kept->file.empty()) return;
   const fs::path own = normal_path(config.file);
-  if (own == normal_path(kept->file) || own == normal_path(config_path(config).string())) return;
-  const bool finished = is_finished(config);
-  if (!config.named_by_file && !finished) return;  // a run may be taken over on purpose
+  if (own == normal_path(kept->file)) return;
   const auto difference = first_difference(kept->tree, run_config_tree(resolved_config(config, model)));
   if (!difference) return;
-  throw UsageError(
-      fmt::format("run_dir {} holds the {}run of {}, and {} is another configuration: {} is {} there and {} "
-                  "here; give this run a name or run_dir of its own",
-                  config.run_dir, finished ? "finished " : "", printable(kept->file), own.string(),
-                  difference->path, difference->left, difference->right));
+  throw UsageError(fmt::format(
+      "run_dir {} holds the run of {}, and {} is another configuration: {} is {} there and {} here; "
+      "give this run a name or run_dir of its own",
+      config.run_dir, printable(kept->file), own.string(), difference->path, difference->left,
+      difference->right));
+}
+
+void refuse_other_work(const RunConfig& config, const RunSettings& done, const RunSettings& asked) {
+  std::vector<std::string> other = find_other_work(done, asked);
+  if (auto start = find_other_start(config)) other.push_back(std::move(*start));
+  if (other.empty()) return;
+  throw UsageError(fmt::format(
+      "run_dir {} holds a finished run, and this start asks for another:\n  {}\ngive it a name or run_dir of "
+      "its own, or raise train.steps to go on with that one",
+      config.run_dir, fmt::join(other, "\n  ")));
 }
 
 }  // namespace farskip

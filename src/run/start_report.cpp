@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "farskip/base/environment.h"
 #include "farskip/engine/devices.h"
 
 namespace farskip {
@@ -31,6 +32,17 @@ void log_memory(const MemoryReport& m, const Logger& logger) {
       "copy for saving {:.0f}, "
       "together {:.0f} MiB",
       mib(m.weights), mib(m.gradients), mib(m.moments), mib(m.arena), mib(m.snapshot), mib(m.total()));
+}
+
+void check_free_memory(const MemoryReport& memory) {
+  constexpr std::uint64_t kLibraries = std::uint64_t{64} << 20;
+  const std::uint64_t needed = memory.snapshot + kLibraries;
+  const std::optional<std::uint64_t> left = free_address_space();
+  if (left && *left < needed)
+    throw IoError(
+        fmt::format("the limit of memory (ulimit -v) leaves {} MiB for first steps and saves, which need {}; "
+                    "raise it by at least {} MiB",
+                    *left >> 20, needed >> 20, ((needed - *left) >> 20) + 1));
 }
 
 void log_routed_rows(const RoutedRowsPlan& rows, const Logger& logger) {

@@ -4,6 +4,8 @@
 #include <array>
 #include <chrono>
 #include <cmath>
+#include <functional>
+#include <optional>
 #include <utility>
 
 #include "farskip/base/environment.h"
@@ -36,15 +38,12 @@ double seconds_since(Clock::time_point start) {
 
 /// Rank 0 first, then the others at once: what it leaves on disk they find there.
 template <class F>
-auto rank_zero_first(const Context& context, const F& f) {
-  const auto meet = [&] {
-    const HeartbeatWait wait(context.heartbeat, "files that rank 0 prepares");
-    context.world().barrier();
-  };
-  if (context.world().rank() != 0) meet();
-  auto result = f();
-  if (context.world().rank() == 0) meet();
-  return result;
+auto rank_zero_first(const Communicator& world, const F& f) {
+  std::optional<decltype(f())> result;  // of rank 0; the others are not there yet
+  const std::function<void()> own = [&] { result.emplace(f()); };
+  work_together(world, "files that rank 0 prepares", world.rank() == 0 ? own : nullptr);
+  if (!result) own();
+  return std::move(*result);
 }
 
 class TrainingRun {
@@ -57,7 +56,7 @@ class TrainingRun {
         specs_(list_parameters(model)),
         parameters_(local_parameters(specs_, context.mesh.position(), configured_options().zero)),
         folder_(folder),
-        data_(rank_zero_first(context, [&] { return open_run_data(config, model, context.logger); })),
+        data_(rank_zero_first(context.world(), [&] { return open_run_data(config, model, context.logger); })),
         weights_(make_parameter_tensors(specs_of(parameters_))),
         distill_(config.distill
                      ? std::make_unique<Distillation>(config, model, parameters_, weights_, context)
@@ -134,8 +133,13 @@ class TrainingRun {
     return distill_ && distill_->early_stopping() && distill_->early_stopping()->over(state_.numbers);
   }
 
+  /// A line that cannot be written ends the run where all ranks hear of it: the step itself was done.
   void note(const StepMetrics& m) {
-    if (metrics_) metrics_->append(m);
+    try {
+      if (metrics_) metrics_->append(m);
+    } catch (const IoError&) {
+      note_failure_ = std::current_exception();
+    }
     if (progress_) progress_->show(m);
   }
 
@@ -156,6 +160,7 @@ class TrainingRun {
     MemoryReport memory = engine_.memory();
     memory.snapshot = saver_.snapshot_bytes(tensors());
     log_memory(memory, context_.logger);
+    check_free_memory(memory);
     log_routed_rows(engine_.routed_rows(), context_.logger);
     state_.settings =
         share_settings(world(), [&] { return settings_of(config_, describe_contents(config_, data_)); });
@@ -192,8 +197,10 @@ class TrainingRun {
         context_.logger.info("resumed at step {}", state_.step);
         const auto jump = describe_rate_jump(config_.train, state_.step, state_.learning_rate);
         if (jump && is_first()) context_.logger.warning("{}", *jump);
-        if (state_.step >= config_.train.steps)
-          context_.logger.info("train.steps is {}: nothing is left to do", config_.train.steps);
+        const bool all_done = state_.step >= config_.train.steps;
+        if ((all_done || converged()) && is_first())
+          refuse_other_work(config_, resumed->settings, state_.settings);
+        if (all_done) context_.logger.info("train.steps is {}: nothing is left to do", config_.train.steps);
         return true;
       }
     if (config_.checkpoint.resume == Resume::required)
@@ -345,26 +352,35 @@ class TrainingRun {
   /// What this rank read for the next step, or the error of one of them on all ranks.
   std::pair<std::vector<Batch>, double> read_step() {
     std::vector<Batch> batches;
-    std::array<double, 2> sums{};  // counted targets, ranks that failed
-    std::exception_ptr failure;
+    std::array<double, 2> sums{};                // counted targets, ranks that failed
+    std::exception_ptr failure = note_failure_;  // of the step before
     try {
       batches = read_batches();
       for (const Batch& batch : batches) sums[0] += static_cast<double>(count_targets(batch));
     } catch (...) {
       failure = std::current_exception();
-      sums[1] = 1;
     }
+    if (failure) sums[1] = 1;
     {
       const HeartbeatWait wait(context_.heartbeat, "number of tokens of a step");
       world().all_reduce(std::span<double>(sums));
     }
+    if (sums[1] > 0) end_if_failed(failure);
     try {
-      if (sums[1] > 0) throw_together(world(), failure);
       if (KeptTeacher* const kept = distill_ ? distill_->kept_teacher() : nullptr) kept->complete(batches);
     } catch (const UserError& error) {
       end_with(error.code(), error.what());
     }
     return {std::move(batches), sums[0]};
+  }
+
+  /// Ends the run of all ranks if one of them has an error. Collective.
+  void end_if_failed(const std::exception_ptr& failure) {
+    try {
+      throw_together(world(), failure);
+    } catch (const UserError& error) {
+      end_with(error.code(), error.what());
+    }
   }
 
   /// Ends the run of all ranks with an error that they have together, after the last whole step was saved.
@@ -490,6 +506,7 @@ class TrainingRun {
   }
 
   TrainResult finish() {
+    end_if_failed(note_failure_);
     save();
     saver_.wait();
     if (num_skipped_ > 1 && is_first())
@@ -522,6 +539,7 @@ class TrainingRun {
   bool stop_requested_ = false, all_written_ = false;  // agreed by all ranks
   DeadModelWatch dead_model_;
   std::optional<MetricsFile> metrics_;  // of rank 0
+  std::exception_ptr note_failure_;
   std::optional<Progress> progress_;
   std::int64_t num_skipped_ = 0;  // steps without targets
   std::optional<double> last_loss_;
@@ -532,7 +550,7 @@ class TrainingRun {
 std::unique_ptr<RunFolder> open_run_folder(const RunConfig& config, const ModelConfig& model,
                                            const Logger& logger) {
   auto folder = std::make_unique<RunFolder>(config.run_dir, logger);
-  refuse_other_run(config, model);
+  refuse_other_file(config, model);
   // Where a run begins anew, what has the name of a checkpoint is set aside.
   if (config.checkpoint.resume != Resume::never) check_can_save(folder->checkpoints());
   if (config.distill && config.distill->early_stopping) check_can_save(folder->best());

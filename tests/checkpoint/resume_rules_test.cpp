@@ -120,6 +120,18 @@ TEST_CASE("keys that the schedule of the rate does not use are not compared") {
   CHECK(lines({}, {wsd}).size() == 2);
 }
 
+TEST_CASE("steps, what follows from them, and how ranks cut them up are no other work") {
+  const auto lines = [](const std::vector<std::string>& done, const std::vector<std::string>& asked) {
+    return find_other_work(settings(done), settings(asked));
+  };
+  const std::string wsd = "train.learning_rate.schedule=wsd";
+  CHECK(lines({wsd, "train.steps=100"}, {wsd, "train.steps=10", "train.micro_batch=1"}).empty());
+  const std::string warmup = "train.learning_rate.warmup_steps=";
+  CHECK(lines({"train.steps=100", warmup + "20"}, {"train.steps=10", warmup + "10"}).empty());
+  CHECK(lines({"train.steps=100", warmup + "20"}, {"train.steps=100", warmup + "10"}) ==
+        std::vector<std::string>{warmup.substr(0, warmup.size() - 1) + ": checkpoint 20, now 10"});
+}
+
 TEST_CASE("what is free to change, or judged by what it stands for, is not compared") {
   const RunSettings now = settings({"name=other", "run_dir=elsewhere", "device=cpu", "parallel.zero=1",
                                     "parallel.timeout=3", "schedule.overlap=false", "schedule.recompute=full",

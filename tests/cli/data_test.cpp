@@ -30,6 +30,20 @@ TEST_CASE("tokenize reads JSON lines of any name and counts what it leaves out")
   CHECK_THAT(made.err, ContainsSubstring("1 of 3 files are not read: ") && ContainsSubstring("e.csv"));
 }
 
+TEST_CASE("what a process that died has left of a tokenizer is gone after the next one, and nothing else") {
+  const TemporaryFolder folder;
+  write_text_file(folder / "a.txt", "some text");
+  const std::string dead = ".tmp-" + std::to_string(std::stoi(run_command("echo $$").out));
+  for (const char* name : {"t.json", "other.json"}) write_text_file(folder / (name + dead), "half");
+  const std::string out = (folder / "t.json").string();
+  REQUIRE(
+      run_data("train-tokenizer " + (folder / "a.txt").string() + " --vocab-size 257 --out " + out).status ==
+      0);
+  CHECK(fs::exists(out));
+  CHECK_FALSE(fs::exists(out + dead));
+  CHECK(fs::exists(folder / ("other.json" + dead)));
+}
+
 TEST_CASE("outputs of data commands that cannot be written are refused before the texts are read") {
   const TemporaryFolder folder;
   write_text_file(folder / "a.txt", "bad \xff");  // which would be exit code 65

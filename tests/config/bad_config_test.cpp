@@ -62,6 +62,10 @@ const std::vector<BadConfig> table = {
      {"data.validation[0]: \"${DATA}/c\" names a variable"}},
     {"variable in text", "data: {text: [x/$A], tokenizer: t}\n", {"data.text[0]: \"x/$A\" names a variable"}},
     {"variable in a tokenizer", "data: {tokenizer: $_t}\n", {"data.tokenizer: \"$_t\" names a variable"}},
+    {"variable in a teacher", "distill: {teacher: $T}\n", {"distill.teacher: \"$T\" names a variable"}},
+    {"variable in a cache",
+     "distill: {teacher: t, cache: {path: c/$T}}\n",
+     {"distill.cache.path: \"c/$T\" names a variable"}},
     // Types.
     {"text for an integer",
      "train: {steps: many}\n",

@@ -256,7 +256,7 @@ def case_different_requests(programs):
             (train, train + ["train.learning_rate.peak=1e-2"],
              "train.learning_rate.peak is 0.001 on rank 0 and 0.01 on rank 1"),
             (train + ["parallel.zero=1"], train, "parallel.zero is 1 on rank 0 and 0 on rank 1"),
-            (train, train + ["farskip.mode=mlp"], "farskip.mode is nothing on rank 0 and mlp on rank 1"),
+            (train, train + ["farskip.mode=mlp"], "farskip.mode is off on rank 0 and mlp on rank 1"),
             (train, train + [f"init.from={programs.fixtures}/qwen3_moe_tied"], "init.from is"),
             (train, step, "command is \"train\" on rank 0 and \"bench step\" on rank 1"),
             (step + ["--steps", "1"], step + ["--steps", "2"], "--steps is 1 on rank 0 and 2 on rank 1"),

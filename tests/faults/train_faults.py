@@ -151,6 +151,18 @@ def case_save_fails_on_one_rank(programs, folder):
     expect(run.checkpoints() == [10, 20, 30, 40], f"checkpoints {run.checkpoints()}")
 
 
+def case_metrics_cannot_be_written(programs, folder):
+    """Only rank 0 writes them; all ranks save the step that was done, and the next run goes on from there."""
+    whole = whole_run(programs, folder)
+    run = Run(programs, folder, "no-metrics")
+    with run.start({"FARSKIP_FAULT": "metrics.append:error"}) as job:
+        job.expect_end(30, 74)
+        job.expect_one_error("rank 0: failure at metrics.append", "the state of step 1 is saved")
+    expect(run.checkpoints() == [1], f"checkpoints {run.checkpoints()}")
+    run.finish()
+    expect(run.metrics() == {step: numbers for step, numbers in whole.metrics().items() if step > 1}, "the other steps")
+
+
 def case_stopped_in_a_save(programs, folder):
     """Whichever rank it is, and whatever of a checkpoint it is at."""
     for point, rank, wait in (("ckpt.shard", 1, "the files of a checkpoint"), ("ckpt.begin", 0, "all_gather"),
@@ -163,17 +175,29 @@ def case_stopped_in_a_save(programs, folder):
         expect(run.checkpoints() in ([], [EVERY] if point == "ckpt.rename" else []), f"checkpoints {run.checkpoints()}")
 
 
-def case_stopped_before_the_first_step(programs, folder):
-    """While text is tokenized: by either signal, on one rank and on two, training and distilling."""
+SHAPE = ("{family: qwen3_moe, vocab_size: 300, hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2, "
+         "num_key_value_heads: 1, num_experts: 2, num_experts_per_tok: 1, moe_intermediate_size: 16}")
+
+
+def make_long_text(programs, folder):
+    """Text that takes a while to tokenize, and a tokenizer for models of SHAPE."""
     text, tokenizer = Path(folder) / "text.txt", Path(folder) / "tokenizer.json"
     text.write_text("".join(f"{n} bottles of beer, {n * n} on the wall\n" for n in range(1_000_000)))
     (Path(folder) / "few.txt").write_text("99 bottles of beer\n" * 100)
     subprocess.run([programs.farskip, "data", "train-tokenizer", Path(folder) / "few.txt", "--vocab-size", "257", "--out",
                     tokenizer], check=True, capture_output=True)
-    shape = ("{family: qwen3_moe, vocab_size: 300, hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2, "
-             "num_key_value_heads: 1, num_experts: 2, num_experts_per_tok: 1, moe_intermediate_size: 16}")
+    return text, tokenizer
+
+
+def wait_until_tokenizing(run):
+    wait_until(lambda: list((run.dir.parent / "cache").glob("*.tmp-*")), 60, "the cache that is being written")
+
+
+def case_stopped_before_the_first_step(programs, folder):
+    """While text is tokenized: by either signal, on one rank and on two, training and distilling."""
+    text, tokenizer = make_long_text(programs, folder)
     (Path(folder) / "teacher.yaml").write_text(
-        f"device: cpu\nmodel: {shape}\ndata: {{text: [{folder}/few.txt], tokenizer: {tokenizer}}}\n"
+        f"device: cpu\nmodel: {SHAPE}\ndata: {{text: [{folder}/few.txt], tokenizer: {tokenizer}}}\n"
         f"run_dir: {folder}/teacher\ntrain: {{steps: 1, sequence_length: 16, global_batch: 1}}\n")
     subprocess.run([programs.farskip, "train", Path(folder) / "teacher.yaml"], check=True, capture_output=True)
     for name, ranks, asked in (("train", 1, signal.SIGTERM), ("train", 1, signal.SIGUSR1), ("train", 2, signal.SIGUSR1),
@@ -182,19 +206,39 @@ def case_stopped_before_the_first_step(programs, folder):
         run.dir.mkdir(parents=True)
         (run.dir / "exit.json").write_text('{"reason":"done","step":3,"resumable":false}')
         config = run.dir / "c.yaml"
-        source = f"model: {shape}" if name == "train" else f"distill: {{teacher: {folder}/teacher}}"
+        source = f"model: {SHAPE}" if name == "train" else f"distill: {{teacher: {folder}/teacher}}"
         config.write_text(f"device: cpu\n{source}\ndata: {{text: [{text}], tokenizer: {tokenizer}}}\n")
         launcher = None if ranks > 1 else ["env"]
         job = Job(programs, ranks, programs.farskip, [name, config, f"run_dir={run.dir}", "train.micro_batch=1"],
                   launcher=launcher)
         with job:
-            wait_until(lambda: list((run.dir.parent / "cache").glob("*.tmp-*")), 60, "the cache that is being written")
+            wait_until_tokenizing(run)
             job.mpirun.send_signal(asked)
             job.expect_end(10, 75)
             job.expect_one_error("stopped on request before the first step")
         end = json.loads((run.dir / "exit.json").read_text())
         expect(end == {"reason": "stopped on request", "step": 0, "resumable": True}, f"{end}")
         expect(not list((run.dir.parent / "cache").iterdir()), "no half a cache")
+
+
+def case_stopped_while_preparing(programs, folder):
+    """A rank stops while rank 0 tokenizes: the other one notices after the usual time, not after that of a start."""
+    text, tokenizer = make_long_text(programs, folder)
+    for rank in (0, 1):
+        run = Run(programs, folder, f"stopped-{rank}/run")
+        run.dir.mkdir(parents=True)
+        config = run.dir / "c.yaml"
+        config.write_text(f"device: cpu\nmodel: {SHAPE}\ndata: {{text: [{text}], tokenizer: {tokenizer}}}\n"
+                          f"run_dir: {run.dir}\nparallel: {{timeout: 2}}\n")
+        with Job(programs, 2, programs.farskip, ["train", config]) as job:
+            job.tag = str(config)
+            wait_until_tokenizing(run)
+            os.kill(job.ranks()[rank], signal.SIGSTOP)
+            job.expect_end(12, 75)
+            # The launcher ends a stopped rank by SIGTERM, which it may still hear as a request to stop.
+            errors = [error for error in job.errors() if "stopped on request" not in error]
+            expect(len(errors) == 1 and errors[0].startswith(f"rank {1 - rank}: no progress for ") and
+                   "waiting in files that rank 0 prepares" in errors[0], f"{job.errors()}")
 
 
 def copy_model_with_nan(source, target, tensor_part):

@@ -39,6 +39,26 @@ void flip_byte(const fs::path& path, std::size_t at) {
   write_text_file(path, bytes);
 }
 
+TEST_CASE(
+    "what a process that died has left of a model folder is gone after the next one, and nothing else") {
+  const TemporaryFolder to;
+  const std::string dead = ".tmp-" + std::to_string(std::stoi(test::run_command("echo $$").out));
+  const std::vector<std::string> ours{"config.json", "model.safetensors", "model.manifest.json",
+                                      "merges.txt"};
+  for (const std::string& name : ours) write_text_file(to / (name + dead), "half");
+  write_text_file(to / ("README.md" + dead), "another program's");
+  const Model model("qwen3_moe");
+  Companions companions;
+  companions.texts["merges.txt"] = "#version: 0.2\n";
+  write_hub_folder(to.path(), model.config, model.weights, DType::f32, companions);
+  for (const std::string& name : ours) {
+    INFO(name);
+    CHECK(fs::exists(to / name));
+    CHECK_FALSE(fs::exists(to / (name + dead)));
+  }
+  CHECK(fs::exists(to / ("README.md" + dead)));
+}
+
 TEST_CASE("the files beside the weights travel as they are, and the others are named") {
   const TemporaryFolder from, to;
   const std::map<std::string, std::string> texts{{"tokenizer.json", tokenizer_text("tokenizer_qwen")},

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <csignal>
+#include <cstdlib>
 #include <functional>
 #include <nlohmann/json.hpp>
 #include <set>
@@ -79,27 +80,69 @@ test::SmallRun from_file(const fs::path& run_dir, const std::string& file, bool 
   return small;
 }
 
-TEST_CASE("a run folder is not shared by two configurations by accident") {
+TEST_CASE("a run folder is not shared by two configurations because their files have one name") {
   const test::TemporaryFolder folder;
   const fs::path runs = folder / "run";
-  run_small(from_file(runs, "a/lr.yaml", true, {"train.steps=2"}));
   const std::string other_rate = "train.learning_rate.peak=0.01";
+  run_small(from_file(runs, "a/lr.yaml", true, {"train.steps=2"}));
   // The same file may change and go on, also by another way to it, as may a copy that says the same.
-  run_small(from_file(runs, "a/lr.yaml", true, {"train.steps=4"}));
-  run_small(from_file(runs, "b/../a/./lr.yaml", true, {"train.steps=6", other_rate}));
-  run_small(from_file(runs, "b/lr.yaml", true, {"train.steps=6", other_rate}));
-  run_small(from_file(runs, (fs::current_path() / "b" / "lr.yaml").string(), true, {"train.steps=6"}));
-  // Another one may not where only the name of its file has led it here,
+  run_small(from_file(runs, "a/lr.yaml", true, {"train.steps=3"}));
+  run_small(from_file(runs, "b/../a/./lr.yaml", true, {"train.steps=4", other_rate}));
+  run_small(from_file(runs, "b/lr.yaml", true, {"train.steps=4", other_rate}));
+  run_small(
+      from_file(runs, (fs::current_path() / "b" / "lr.yaml").string(), true, {"train.steps=5", other_rate}));
   CHECK_THROWS_WITH(run_small(from_file(runs, "c/lr.yaml", true, {"train.steps=8", other_rate})),
                     ContainsSubstring("holds the run of b/lr.yaml, and c/lr.yaml is another configuration: "
-                                      "train.steps is 6 there and 8 here; give this run a name or run_dir"));
-  // nor where nothing would be left to do; to take a run over on purpose stays possible.
-  CHECK_THROWS_WITH(run_small(from_file(runs, "c/lr.yaml", false, {"train.steps=6", other_rate})),
-                    ContainsSubstring("holds the finished run of b/lr.yaml"));
-  CHECK(run_small(from_file(runs, "c/lr.yaml", false, {"train.steps=8", other_rate})).step == 8);
-  CHECK(run_small(from_file(runs, (runs / "config.yaml").string(), false, {"train.steps=8"})).step == 8);
-  CHECK(run_small(from_file(runs, "d/lr.yaml", false, {"train.steps=2", "checkpoint.resume=never"})).step ==
-        2);
+                                      "train.steps is 5 there and 8 here; give this run a name or run_dir"));
+  // A run can be taken over on purpose.
+  CHECK(run_small(from_file(runs, "c/lr.yaml", false, {"train.steps=6", other_rate})).step == 6);
+}
+
+TEST_CASE("a finished run is not the answer to another request") {
+  const test::TemporaryFolder folder;
+  const fs::path runs = folder / "run";
+  const auto again = [&](const std::string& override, const std::string& file = "a.yaml") {
+    return run_small(from_file(runs, file, false, {override})).step;
+  };
+  run_small(from_file(runs, "a.yaml", false));
+  const std::string config = read_text_file(runs / "config.yaml");
+  for (const char* file : {"a.yaml", "b.yaml"})
+    CHECK_THROWS_WITH(again("train.learning_rate.peak=0.01", file),
+                      ContainsSubstring("holds a finished run, and this start asks for another:\n  "
+                                        "train.learning_rate.peak: checkpoint 0.001, now 0.01\ngive it a "
+                                        "name or run_dir of its own, or raise train.steps"));
+  fs::copy(test::small_model(), folder / "model");
+  const std::string from = "init.from=" + (folder / "model").string();
+  CHECK_THROWS_WITH(again(from), ContainsSubstring("asks for another:\n  init.from: ") &&
+                                     ContainsSubstring("model\ngive it a name"));
+  CHECK(read_text_file(runs / "config.yaml") == config);
+  // The same, fewer steps with what follows from them, and what does not change what is learnt.
+  for (const char* same : {"train.steps=6", "train.steps=3", "train.micro_batch=4", "checkpoint.keep=5",
+                           "schedule.recompute=full", "parallel.timeout=7"}) {
+    INFO(same);
+    CHECK(again(same, "b.yaml") == 6);
+  }
+  CHECK(
+      run_small(from_file(runs, "b.yaml", false, {"train.learning_rate.peak=0.01", "train.steps=8"})).step ==
+      8);
+  CHECK(
+      run_small(from_file(runs, "b.yaml", false, {from, "train.steps=2", "checkpoint.resume=never"})).step ==
+      2);
+}
+
+TEST_CASE("a distillation that early stopping has ended is not the answer to another request") {
+  const test::TemporaryFolder folder;
+  const auto start = [&](const std::string& override) {
+    return run(folder / "run",
+               {"train.steps=50", "train.learning_rate.peak=1e-12", "train.learning_rate.final=0",
+                "distill.early_stopping={every: 1, patience: 2}", override},
+               SmallRunKind::distill);
+  };
+  REQUIRE(start("checkpoint.keep=3").converged);
+  CHECK(start("checkpoint.keep=4").converged);
+  CHECK_THROWS_WITH(
+      start("distill.temperature=2"),
+      ContainsSubstring("this start asks for another:\n  distill.temperature: checkpoint 1.0, now 2.0"));
 }
 
 TEST_CASE("a folder that could take no checkpoint is refused before the first step") {
@@ -278,6 +321,20 @@ TEST_CASE("damaged lines of the metrics are left out, and the others stay") {
   std::vector<std::int64_t> steps;
   for (const auto& line : test::read_metrics(folder / "run")) steps.push_back(line.at("step"));
   CHECK(steps == std::vector<std::int64_t>{1, 2, 3, 4, 5, 6});
+}
+
+TEST_CASE("a line of metrics that cannot be written ends a run with its last step saved, the last one too") {
+  const test::TemporaryFolder folder;
+  for (const char* steps : {"1", "6"}) {
+    const fs::path run_dir = folder / steps;
+    ::setenv("FARSKIP_FAULT", "metrics.append:error", 1);
+    CHECK_THROWS_WITH(
+        run(run_dir, {std::string("train.steps=") + steps}),
+        ContainsSubstring("failure at metrics.append") && ContainsSubstring("the state of step 1 is saved"));
+    ::unsetenv("FARSKIP_FAULT");
+    CHECK(checkpoints_of(run_dir) == std::set<std::string>{"step-1"});
+    CHECK_FALSE(fs::exists(run_dir / "exit.json"));
+  }
 }
 
 TEST_CASE("a run writes through no link in its folder, and finds what is in its way at the start") {

@@ -19,6 +19,7 @@ class MetricsFile {
   MetricsFile(const MetricsFile&) = delete;
   MetricsFile& operator=(const MetricsFile&) = delete;
   ~MetricsFile();
+  /// IoError where the line cannot be written; the next start removes what there is of it.
   void append(const StepMetrics& metrics);
 
  private:

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <dnnl.h>
 
+#include <new>
+
 #include "farskip/backend/cpu/blas.h"
 #include "farskip/base/error.h"
 
@@ -12,6 +14,7 @@ void sgemm_single_thread(bool transpose_a, bool transpose_b, std::int64_t m, std
   if (m == 0 || n == 0) return;
   const dnnl_status_t status = dnnl_sgemm(transpose_a ? 'T' : 'N', transpose_b ? 'T' : 'N', m, n, k, alpha, a,
                                           lda, b, ldb, beta, c, ldc);
+  if (status == dnnl_out_of_memory) throw std::bad_alloc();
   FARSKIP_CHECK(status == dnnl_success, "dnnl_sgemm m={} n={} k={}: status {}", m, n, k,
                 static_cast<int>(status));
 }

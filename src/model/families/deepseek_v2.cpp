@@ -19,11 +19,11 @@ double yarn_mscale(double factor, double mscale) {
 
 void read_attention(Reader& r, ModelConfig& c) {
   MlaConfig mla;
-  mla.q_lora_rank = r.optional_integer("q_lora_rank", {.min = 1}).value_or(0);
-  mla.kv_lora_rank = r.integer("kv_lora_rank", {.min = 1});
-  mla.nope_dim = r.integer("qk_nope_head_dim", {.min = 1});
-  mla.rope_dim = r.integer("qk_rope_head_dim", {.min = 2});
-  mla.v_dim = r.integer("v_head_dim", {.min = 1});
+  mla.q_lora_rank = r.optional_integer("q_lora_rank", {.min = 1, .max = 1 << 20}).value_or(0);
+  mla.kv_lora_rank = r.integer("kv_lora_rank", {.min = 1, .max = 1 << 20});
+  mla.nope_dim = r.integer("qk_nope_head_dim", {.min = 1, .max = 1 << 16});
+  mla.rope_dim = r.integer("qk_rope_head_dim", {.min = 2, .max = 1 << 16});
+  mla.v_dim = r.integer("v_head_dim", {.min = 1, .max = 1 << 16});
   if (mla.rope_dim % 2 != 0) r.fail("qk_rope_head_dim", "rotated pairs need an even size");
   c.mla = mla;
   r.require_value("num_key_value_heads", c.num_heads, "latent attention has as many as num_attention_heads");

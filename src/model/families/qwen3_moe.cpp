@@ -11,8 +11,9 @@ namespace farskip {
 namespace {
 
 void read_attention(Reader& r, ModelConfig& c) {
-  c.gqa.kv_heads = r.integer("num_key_value_heads", {.min = 1}, 4);
-  c.gqa.head_dim = r.integer("head_dim", {.min = 2}, std::max<std::int64_t>(c.hidden_size / c.num_heads, 2));
+  c.gqa.kv_heads = r.integer("num_key_value_heads", {.min = 1, .max = 4096}, 4);
+  c.gqa.head_dim = r.integer("head_dim", {.min = 2, .max = 1 << 16},
+                             std::max<std::int64_t>(c.hidden_size / c.num_heads, 2));
   c.gqa.qk_norm = true;
   if (r.sound("num_key_value_heads") && c.num_heads % c.gqa.kv_heads != 0)
     r.fail("num_key_value_heads",
