@@ -69,13 +69,17 @@ void add_op_times(const Graph& graph, const std::vector<StepTime>& times, StepTi
 class StepTimer {
  public:
   StepTimer(const LoadedRun& run, const TrainEngineOptions& options, TrainEngine& engine,
-            const Communicator& world, bool on_gpu)
-      : run_(run), options_(options), engine_(engine), world_(world), on_gpu_(on_gpu) {}
+            const Context& context)
+      : run_(run),
+        options_(options),
+        engine_(engine),
+        context_(context),
+        on_gpu_(!context.device()->shares_host_memory()) {}
 
   StepTimes run(const Options& options) {
     // On a GPU the first step chooses algorithms, the second records.
-    const std::int64_t warmup = on_gpu_ ? std::max<std::int64_t>(options.warmup, 3) : options.warmup;
-    for (std::int64_t i = 0; i < warmup; ++i) step(false, false);
+    const std::int64_t fewest = on_gpu_ ? std::max<std::int64_t>(options.warmup, 3) : options.warmup;
+    warm_up(context_, static_cast<int>(fewest), [&] { step(false, false); });
     for (std::int64_t i = 0; i < options.steps; ++i) step(true, !on_gpu_);
     if (on_gpu_)
       for (std::int64_t i = 0; i < std::min<std::int64_t>(options.steps, 5); ++i) step(false, true);
@@ -88,8 +92,8 @@ class StepTimer {
     const std::int64_t tokens = t.global_batch * t.sequence_length;
     const std::vector<Batch> batches =
         random_step(static_cast<std::uint64_t>(run_.config.seed), static_cast<std::uint64_t>(number_),
-                    options_, world_, run_.model.vocab_size);
-    world_.barrier();
+                    options_, context_.world(), run_.model.vocab_size);
+    context_.world().barrier();
     engine_.observe(
         observed ? [&](const Executor& executor,
                        const std::vector<StepTime>& steps) { add_op_times(executor.graph(), steps, times_); }
@@ -109,7 +113,7 @@ class StepTimer {
   const LoadedRun& run_;
   const TrainEngineOptions& options_;
   TrainEngine& engine_;
-  const Communicator& world_;
+  const Context& context_;
   const bool on_gpu_;
   StepTimes times_;
   std::int64_t number_ = 0;
@@ -234,7 +238,7 @@ ExitCode step_on_ranks(const LoadedRun& run, const Options& options, const Commo
   plan_by_measuring(model, context, engine_settings);
   RandomEngine engine(model, engine_settings, context, static_cast<std::uint64_t>(run.config.seed));
   BenchReport report;
-  report.times = StepTimer(run, engine_settings, *engine, job.world, on_gpu).run(options);
+  report.times = StepTimer(run, engine_settings, *engine, context).run(options);
   if (job.world.rank() != 0) return ExitCode::ok;
 
   const TrainConfig& t = run.config.train;
@@ -275,7 +279,8 @@ void add_bench_step(Subcommand& bench) {
   step.overrides(o->overrides);
   add_dump_option(step, o->dump_graphs);
   step.integer("--steps", o->steps, "Timed steps", 1, Subcommand::kMostRepetitions);
-  step.integer("--warmup", o->warmup, "Untimed steps before them", 0, Subcommand::kMostRepetitions);
+  step.integer("--warmup", o->warmup, "Untimed steps before them (on a GPU at least 3, and 2.5 s)", 0,
+               Subcommand::kMostRepetitions);
   step.text("--device", o->device, "auto, cpu or cuda (default: the configuration's)");
   step.flag("--ops", o->ops, "Also print time and rate by op and by part of the model (on a GPU always)");
   step.run_on_ranks([o](const CommonOptions& common) { return run_step(*o, common); });

@@ -114,38 +114,41 @@ BatchLoss loss_of(std::string_view name, const TensorView& view) {
 
 void KeptLosses::keep(const Executor& executor) {
   constexpr std::size_t alignment = 16;
-  std::vector<Part> parts;
-  std::size_t bytes = 0;
-  std::vector<std::size_t> offsets;
+  if (num_kept_ == runs_.size()) runs_.emplace_back();
+  Run& run = runs_[num_kept_++];
+  run.parts.clear();
+  run.bytes = 0;
+  std::vector<const std::byte*> from;
   for (const Output& o : executor.graph().outputs()) {
     const std::string_view name = base_name(o.name);
     if (!is_loss(name)) continue;
-    parts.push_back({std::string(name), executor.output(o.name)});
-    offsets.push_back(bytes);
-    bytes += (parts.back().device.num_bytes() + alignment - 1) / alignment * alignment;
+    const TensorView output = executor.output(o.name);
+    from.push_back(output.as<std::byte>());
+    run.parts.push_back({std::string(name), output.dtype, output.shape, run.bytes});
+    run.bytes += (output.num_bytes() + alignment - 1) / alignment * alignment;
   }
-  if (num_kept_ == buffers_.size()) buffers_.emplace_back();
-  DeviceBuffer& buffer = buffers_[num_kept_++];
-  if (buffer.bytes < bytes) buffer = allocate_on(*device_, bytes);
-  for (std::size_t i = 0; i < parts.size(); ++i) {
-    std::byte* const to = buffer.memory.get() + offsets[i];
-    device_->copy_within(to, parts[i].device.data, parts[i].device.num_bytes());
-    parts[i].device.data = to;
+  if (run.buffer.bytes < run.bytes) run.buffer = allocate_on(*device_, run.bytes);
+  for (std::size_t i = 0; i < run.parts.size(); ++i) {
+    const Part& part = run.parts[i];
+    device_->copy_within(run.buffer.memory.get() + part.offset, from[i],
+                         TensorView{nullptr, part.dtype, part.shape}.num_bytes());
   }
-  parts_.insert(parts_.end(), parts.begin(), parts.end());
 }
 
 BatchLoss KeptLosses::read() {
+  // One copy a run: a scalar takes as long as all of them.
   std::vector<HostTensor> values;
   std::vector<CopyOut> copies;
-  for (const Part& part : parts_) {
-    values.emplace_back(part.device.dtype, part.device.shape);
-    copies.push_back({values.back().view().data, part.device.data, part.device.num_bytes()});
+  for (std::size_t i = 0; i < num_kept_; ++i) {
+    const Run& run = runs_[i];
+    values.emplace_back(DType::f64, Shape{static_cast<std::int64_t>(run.bytes / sizeof(double))});
+    copies.push_back({values.back().view().data, run.buffer.memory.get(), run.bytes});
   }
   device_->copy_out(copies);
   BatchLoss sum;
-  for (std::size_t i = 0; i < parts_.size(); ++i) sum += loss_of(parts_[i].name, values[i].view());
-  parts_.clear();
+  for (std::size_t i = 0; i < num_kept_; ++i)
+    for (const Part& part : runs_[i].parts)
+      sum += loss_of(part.name, {values[i].view().as<std::byte>() + part.offset, part.dtype, part.shape});
   num_kept_ = 0;
   return sum;
 }

@@ -62,6 +62,22 @@ void add_step_costs(CostTable& table, const ExecutedPlans& plans, const Communic
   }
 }
 
+int warm_up(const Context& context, int fewest, const std::function<void()>& step) {
+  using Clock = std::chrono::steady_clock;
+  const bool by_time = context.device()->kind() != DeviceKind::cpu;
+  const auto begin = Clock::now();
+  int done = 0;
+  for (bool cold = fewest > 0 || by_time; cold;) {
+    step();
+    ++done;
+    const double seconds = std::chrono::duration<double>(Clock::now() - begin).count();
+    double more = done < fewest || (by_time && seconds < kGpuWarmSeconds) ? 1 : 0;
+    context.world().all_reduce(std::span(&more, 1), Reduction::max);
+    cold = more > 0;
+  }
+  return done;
+}
+
 namespace {
 
 /// Seconds that every node of a step takes, chunks as they are in the options.
@@ -75,27 +91,20 @@ CostTable measure_as_chosen(const Model& model, const TrainEngineOptions& option
   const std::int64_t tokens = options.micro_batch * options.sequence_length;
   const std::vector<Batch> batches = random_step(0, 0, options, context.world(), model.config.vocab_size);
 
-  // A GPU that was idle takes a while to raise its clocks and those of its bus.
-  using Clock = std::chrono::steady_clock;
-  const auto warm_time =
-      Clock::now() + std::chrono::milliseconds(context.device()->kind() == DeviceKind::cpu ? 0 : 1500);
-  CostTable table;
-  bool warm = false;
-  for (int measured = 0; measured < steps;) {
-    ExecutedPlans plans;
-    engine->observe([&](const Executor& executor, const std::vector<StepTime>& times) {
-      plans.emplace_back(&executor, times);
-    });
+  ExecutedPlans plans;
+  engine->observe([&](const Executor& executor, const std::vector<StepTime>& times) {
+    plans.emplace_back(&executor, times);
+  });
+  const auto step = [&] {
+    plans.clear();
     engine->compute_gradients(batches, 1.0F / static_cast<float>(tokens), 0.0F);
     engine->update(0.0, 1);
-    if (warm) {
-      add_step_costs(table, plans, context.world());
-      ++measured;
-      continue;
-    }
-    double cold = Clock::now() < warm_time ? 1 : 0;
-    context.world().all_reduce(std::span(&cold, 1), Reduction::max);
-    warm = cold == 0;
+  };
+  warm_up(context, 1, step);
+  CostTable table;
+  for (int i = 0; i < steps; ++i) {
+    step();
+    add_step_costs(table, plans, context.world());
   }
   context.mesh.forget_device_addresses();  // before memory is given back that peers have open
   return table;

@@ -70,7 +70,7 @@ class TrainingRun {
         dead_model_(model.vocab_size) {}
 
   /// `starting`: ends with the first step.
-  TrainResult run(const StopSignals& signals, std::optional<HeartbeatPatience>& starting) {
+  TrainResult run(const StopSignals& signals, std::unique_ptr<HeartbeatPatience> starting) {
     start();
     if (is_first()) {
       metrics_.emplace(folder_->path() / "metrics.jsonl", state_.step, context_.logger);
@@ -569,10 +569,10 @@ TrainResult train(const RunConfig& config, const ModelConfig& model, const Commu
   const auto folder = world.rank() == 0 ? open_run_folder(config, model, logger) : nullptr;
   signals.allow_leaving(true);
   try {
-    std::optional<HeartbeatPatience> starting(std::in_place, heartbeat);
+    auto starting = std::make_unique<HeartbeatPatience>(heartbeat);
     const Context context{make_mesh(world, config.parallel, *device), std::make_shared<Arena>(device),
                           &heartbeat, logger};
-    return TrainingRun(config, model, context, folder.get()).run(signals, starting);
+    return TrainingRun(config, model, context, folder.get()).run(signals, std::move(starting));
   } catch (const Error& error) {  // of this rank or, where they throw together, of another
     signals.allow_leaving(false);
     if (folder && error.code() == ExitCode::resumable)

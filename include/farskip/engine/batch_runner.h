@@ -65,12 +65,18 @@ class KeptLosses {
  private:
   struct Part {
     std::string name;
-    TensorView device;  // where the copy lies
+    DType dtype;
+    Shape shape;
+    std::size_t offset;  // in the buffer of its run
+  };
+  struct Run {
+    DeviceBuffer buffer;
+    std::size_t bytes = 0;  // of it, in use
+    std::vector<Part> parts;
   };
   std::shared_ptr<Device> device_;
-  std::vector<DeviceBuffer> buffers_;  // one a kept run; used again in the next step
+  std::vector<Run> runs_;  // their buffers are used again in the next step
   std::size_t num_kept_ = 0;
-  std::vector<Part> parts_;
 };
 
 }  // namespace farskip

@@ -2,6 +2,8 @@
 #pragma once
 // Costs of a training step, measured on the ranks at hand, so that the scheduler can plan with them.
 
+#include <functional>
+
 #include "farskip/base/file.h"
 #include "farskip/engine/engine.h"
 #include "farskip/schedule/costs.h"
@@ -19,6 +21,12 @@ std::vector<Batch> random_step(std::uint64_t seed, std::uint64_t number, const T
 /// Collective.
 NodeSeconds agree_on_seconds(const Graph& graph, const std::vector<StepTime>& times,
                              const Communicator& world);
+
+/// Runs `step` before others are timed: at least `fewest` times, and on a GPU for kGpuWarmSeconds: idle, it
+/// raises its clocks slowly, and at its power limit they overshoot for about two seconds
+/// (docs/log/one-gpu.md). Collective: all ranks run equally many. Returns how many.
+int warm_up(const Context& context, int fewest, const std::function<void()>& step);
+inline constexpr double kGpuWarmSeconds = 2.5;
 
 /// Plans of one step in the order in which they ran, with what their steps took on this rank.
 using ExecutedPlans = std::vector<std::pair<const Executor*, std::vector<StepTime>>>;
