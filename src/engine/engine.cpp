@@ -116,67 +116,16 @@ std::unique_ptr<Executor> compile(const PassPipeline& pipeline, const Context& c
                                     RankContext{&context.mesh, context.heartbeat, align});
 }
 
-std::map<std::pair<bool, bool>, std::int64_t> micro_batch_runs(std::int64_t count, bool several) {
-  std::map<std::pair<bool, bool>, std::int64_t> runs;
-  for (std::int64_t i = 0; i < count; ++i) ++runs[{i > 0, several && i + 1 == count}];
-  return runs;
-}
-
-LowerOptions lower_options(const TrainEngineOptions& options, std::int64_t sequences) {
-  LowerOptions lowering;
-  lowering.batch = sequences;
-  lowering.sequence_length = options.sequence_length;
-  lowering.balance_loss = options.balance_loss;
-  lowering.document_mask = options.document_mask;
-  lowering.dtype = options.compute;
-  lowering.deterministic = options.deterministic;
-  return lowering;
-}
-
-RoutedRowsPlan plan_routed_rows(const ModelConfig& config, const TrainEngineOptions& options,
-                                int expert_size) {
-  RoutedRowsPlan plan;
-  if (expert_size == 1 || config.moe.num_experts == 0) return plan;
-  const std::int64_t row_floats = config.hidden_size + 3 * config.moe.expert_size + 1;
-  const std::int64_t layers = std::count(config.moe_layers.begin(), config.moe_layers.end(), true);
-  const std::int64_t bytes_per_row =
-      layers * expert_size * row_floats * static_cast<std::int64_t>(sizeof(float));
-  const std::int64_t per_sequence = options.sequence_length * config.moe.top_k;
-  const std::int64_t all = options.micro_batch * per_sequence;
-  plan.even_rows = (all + expert_size - 1) / expert_size;
-  plan.max_rows = std::min(all, 2 * plan.even_rows);
-  if (options.routed_rows_memory) {
-    plan.max_rows = std::min(all, static_cast<std::int64_t>(*options.routed_rows_memory) / bytes_per_row);
-    if (plan.max_rows < per_sequence)
-      throw UsageError(fmt::format(
-          "schedule.routed_rows_memory is {} bytes; one sequence of {} tokens, all routed to one of {} "
-          "ranks, "
-          "takes {} bytes over {} layers, and no token is ever dropped: allow at least that, or use a "
-          "shorter sequence",
-          *options.routed_rows_memory, options.sequence_length, expert_size, per_sequence * bytes_per_row,
-          layers));
-  }
-  plan.bytes = static_cast<std::uint64_t>(plan.max_rows * bytes_per_row);
-  if (plan.max_rows == all) return plan;
-  plan.fallback_batch = std::max<std::int64_t>(1, plan.max_rows / per_sequence);
-  while (options.micro_batch % plan.fallback_batch != 0) --plan.fallback_batch;
-  plan.fallback_rows = plan.fallback_batch * per_sequence;
-  plan.fallback_bytes = static_cast<std::uint64_t>(plan.fallback_rows * bytes_per_row);
-  return plan;
-}
-
 TrainEngine::TrainEngine(const Model& model, TensorMap& weights, const TrainEngineOptions& options,
                          const Context& context)
-    : model_(model),
-      options_(options),
+    : options_(options),
       context_(context),
-      parameters_(local_parameters(list_parameters(model.config), context.mesh.position(), options.zero)),
-      trained_(without_frozen(parameters_, options.frozen)),
-      routed_rows_(plan_routed_rows(model.config, options, context.mesh.expert().size())),
-      gradients_(make_parameter_tensors(specs_of(trained_))),
-      first_moments_(make_optimizer_tensors(trained_)),
-      second_moments_(make_optimizer_tensors(trained_)),
-      weights_(std::make_shared<DeviceWeights>(context.device(), weights, parameters_, options.compute)),
+      program_(model, options, context.mesh.position()),
+      gradients_(make_parameter_tensors(specs_of(program_.trained()))),
+      first_moments_(make_optimizer_tensors(program_.trained())),
+      second_moments_(make_optimizer_tensors(program_.trained())),
+      weights_(
+          std::make_shared<DeviceWeights>(context.device(), weights, program_.parameters(), options.compute)),
       device_gradients_(context.device(), gradients_),
       device_first_(context.device(), first_moments_),
       device_second_(context.device(), second_moments_),
@@ -189,9 +138,9 @@ TrainEngine::TrainEngine(const Model& model, TensorMap& weights, const TrainEngi
 }
 
 void TrainEngine::rewire(const LayerGraph& layers) {
-  if (layers == model_.layers) return;
+  if (layers == program_.model().layers) return;
   context_.mesh.forget_device_addresses();  // the arena may move
-  model_.layers = layers;
+  program_.rewire(layers);
   past_exposed_seconds_ = exposed_seconds();
   runners_.clear();
   transports_.clear();
@@ -203,23 +152,13 @@ void TrainEngine::rewire(const LayerGraph& layers) {
 
 // Everything that a step may need, so that its memory is known before the first one.
 void TrainEngine::compile_all() {
-  const bool several = world().size() > 1;
-  const auto prepare = [&](std::int64_t sequences, std::int64_t max_rows, int in_flight, std::int64_t count) {
-    for (const auto& [kind, runs] : micro_batch_runs(count, several))
-      runner({sequences, max_rows, in_flight, kind.first, kind.second});
-  };
-  prepare(options_.micro_batch, routed_rows_.max_rows, options_.in_flight,
-          options_.micro_batches / options_.in_flight);
-  if (routed_rows_.fallback_batch > 0)
-    prepare(routed_rows_.fallback_batch, routed_rows_.fallback_rows, 1,
-            options_.micro_batches * options_.micro_batch / routed_rows_.fallback_batch);
-  const StepSharding sharding{context_.mesh.position(), options_.zero, 0};
-  update_ = make_executor(update_pipeline(trained_, sharding, options_.optimizer, options_.compute),
-                          plan_options());
+  for (const TrainingProgram::Runs& runs : {program_.micro_batches(), program_.fallback()})
+    for (const auto& [kind, count] : runs) runner(kind);
+  update_ = make_executor(program_.update(), plan_options());
   bind_state(*update_);
   note_transports(*update_);
   update_->bind(kHyper, {hyper_.memory.get(), DType::f32, Shape{3}});
-  gather_ = make_executor(gather_pipeline(trained_, sharding, options_.compute), {});
+  gather_ = make_executor(program_.gather(), {});
   if (gather_->graph().nodes().empty())
     gather_.reset();
   else
@@ -239,19 +178,12 @@ PlanOptions TrainEngine::plan_options() const {
           .in_flight = options_.in_flight};
 }
 
-BatchRunner& TrainEngine::runner(const Variant& variant) {
-  if (const auto it = runners_.find(variant); it != runners_.end()) return it->second;
-  const LowerOptions lowering = lower_options(options_, variant.sequences);
-  const StepSharding sharding{context_.mesh.position(), options_.zero, variant.max_rows,
-                              std::max(1, options_.expert_chunks)};
-  auto executor =
-      make_executor(micro_batch_pipeline(model_, lowering, sharding,
-                                         {variant.accumulate, variant.reduce, variant.in_flight,
-                                          options_.recompute, options_.objective.get(), options_.frozen}),
-                    plan_options());
+BatchRunner& TrainEngine::runner(const MicroBatch& kind) {
+  if (const auto it = runners_.find(kind); it != runners_.end()) return it->second;
+  auto executor = make_executor(program_.micro_batch(kind), plan_options());
   bind_state(*executor);
   note_transports(*executor);
-  return runners_.emplace(variant, BatchRunner(std::move(executor))).first->second;
+  return runners_.emplace(kind, BatchRunner(std::move(executor))).first->second;
 }
 
 // Own rows of a tensor are part of its memory: where a graph sums into a shard or gathers from one, nothing
@@ -263,7 +195,7 @@ void TrainEngine::bind_state(Executor& e) {
   const bool is_update = &e == update_.get() || &e == gather_.get();
   if (!is_update) weights_->bind(e);
   if (options_.objective && !is_update) options_.objective->bind(e);
-  for (const LocalParameter& p : trained_) {
+  for (const LocalParameter& p : program_.trained()) {
     const std::string& name = p.spec.name;
     const TensorView weight = weights_->at(name), gradient = device_gradients_.at(name);
     const Range all{0, p.spec.num_rows()};
@@ -284,7 +216,7 @@ void TrainEngine::bind_state(Executor& e) {
 // A rank that calls another collective than its peers, or in another order, would hang all of them.
 void TrainEngine::check_same_order() const {
   std::string text;
-  for (const auto& [variant, runner] : runners_)
+  for (const auto& [kind, runner] : runners_)
     text += collective_order(runner.executor().graph(), runner.executor().plan());
   text += collective_order(update_->graph(), update_->plan());
   const std::vector<std::string> hashes = all_gather_text(world(), hash_text(text));
@@ -345,17 +277,17 @@ BatchLoss TrainEngine::read_losses() {
 BatchLoss TrainEngine::compute_gradients(std::span<const Batch> batches, float loss_scale,
                                          float balance_scale, std::span<double> also_summed) {
   const std::vector<double> mine(also_summed.begin(), also_summed.end());
-  run_micro_batches(batches, routed_rows_.max_rows, options_.in_flight, loss_scale, balance_scale);
+  run_micro_batches(batches, routed_rows().max_rows, options_.in_flight, loss_scale, balance_scale);
   own_loss_ = read_losses();
   BatchLoss loss = sum_over_ranks(own_loss_, also_summed);
   if (loss.num_overflows == 0) return loss;
   ++num_repeated_;
   std::vector<Batch> parts;
   for (const Batch& batch : batches)
-    for (std::int64_t first = 0; first < options_.micro_batch; first += routed_rows_.fallback_batch)
-      parts.push_back(part_of_batch(batch, first, routed_rows_.fallback_batch, options_.sequence_length));
+    for (std::int64_t first = 0; first < options_.micro_batch; first += routed_rows().fallback_batch)
+      parts.push_back(part_of_batch(batch, first, routed_rows().fallback_batch, options_.sequence_length));
   std::copy(mine.begin(), mine.end(), also_summed.begin());
-  run_micro_batches(parts, routed_rows_.fallback_rows, 1, loss_scale, balance_scale);
+  run_micro_batches(parts, routed_rows().fallback_rows, 1, loss_scale, balance_scale);
   own_loss_ = read_losses();
   loss = sum_over_ranks(own_loss_, also_summed);
   FARSKIP_CHECK(loss.num_overflows == 0, "routed rows do not fit the worst case");
@@ -390,7 +322,7 @@ StepResult TrainEngine::step(std::span<const Batch> batches, float loss_scale, f
     return {loss, norm, true, std::isfinite(norm)};
   }
   // One GPU alone does not stand still while the host reads the losses: the update does not need them.
-  run_micro_batches(batches, routed_rows_.max_rows, options_.in_flight, loss_scale, balance_scale);
+  run_micro_batches(batches, routed_rows().max_rows, options_.in_flight, loss_scale, balance_scale);
   launch_update(learning_rate, step);
   own_loss_ = read_losses();
   const float norm = grad_norm();
@@ -445,7 +377,7 @@ void TrainEngine::note_transports(const Executor& executor) {
 
 double TrainEngine::exposed_seconds() const {
   double seconds = past_exposed_seconds_ + update_->exposed_seconds();
-  for (const auto& [variant, runner] : runners_) seconds += runner.executor().exposed_seconds();
+  for (const auto& [kind, runner] : runners_) seconds += runner.executor().exposed_seconds();
   return seconds;
 }
 

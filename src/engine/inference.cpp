@@ -27,28 +27,20 @@ InferenceEngine::InferenceEngine(Model model, std::shared_ptr<const DeviceWeight
 InferenceEngine::InferenceEngine(Model model, const TensorMap& weights, Context context)
     : InferenceEngine(model, upload_weights(model.config, weights, context), context) {}
 
-BatchRunner& InferenceEngine::runner(std::int64_t batch, std::int64_t sequence_length, bool logits,
-                                     bool document_mask) {
-  const std::tuple key{batch, sequence_length, logits, document_mask};
-  if (const auto it = runners_.find(key); it != runners_.end()) return it->second;
-  LowerOptions options;
-  options.batch = batch;
-  options.sequence_length = sequence_length;
-  options.logits = logits;
-  options.document_mask = document_mask;
-  options.dtype = weights_->compute();
-  const StepSharding sharding{context_.mesh.position(), false,
-                              batch * sequence_length * model_.config.moe.top_k};
-  const StepObjective* objective = logits ? nullptr : objective_.get();
-  auto executor = compile(objective_pipeline(objective, model_, options, sharding), context_, {});
+BatchRunner& InferenceEngine::runner(const EvaluationShape& shape) {
+  if (const auto it = runners_.find(shape); it != runners_.end()) return it->second;
+  const StepObjective* objective = shape.logits ? nullptr : objective_.get();
+  auto executor =
+      compile(evaluation_pipeline(model_, objective, shape, weights_->compute(), context_.mesh.position()),
+              context_, {});
   weights_->bind(*executor);
   if (objective != nullptr) objective->bind(*executor);
-  return runners_.emplace(key, BatchRunner(std::move(executor))).first->second;
+  return runners_.emplace(shape, BatchRunner(std::move(executor))).first->second;
 }
 
 BatchLoss InferenceEngine::loss(const Batch& batch, std::int64_t sequence_length) {
   const auto sequences = static_cast<std::int64_t>(batch.tokens.size()) / sequence_length;
-  BatchRunner& r = runner(sequences, sequence_length, false, !batch.document_start.empty());
+  BatchRunner& r = runner({sequences, sequence_length, false, !batch.document_start.empty()});
   if (context_.heartbeat != nullptr) context_.heartbeat->beat();
   r.set_batch(batch);
   r.executor().run();
@@ -59,7 +51,7 @@ BatchLoss InferenceEngine::loss(const Batch& batch, std::int64_t sequence_length
 
 TensorView InferenceEngine::logits(std::span<const std::int32_t> tokens, std::int64_t sequence_length) {
   BatchRunner& r =
-      runner(static_cast<std::int64_t>(tokens.size()) / sequence_length, sequence_length, true, false);
+      runner({static_cast<std::int64_t>(tokens.size()) / sequence_length, sequence_length, true});
   r.set_batch({{tokens.begin(), tokens.end()}, {}, {}});
   r.executor().run();
   const TensorView logits = r.executor().output("logits");

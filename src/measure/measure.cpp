@@ -181,19 +181,11 @@ std::shared_ptr<const CostTable> read_kept_costs(std::string_view text, const fs
 std::shared_ptr<const CostTable> kept_step_costs(const fs::path& path, std::string_view more_key,
                                                  const Model& model, const TrainEngineOptions& options,
                                                  const Context& context) {
-  const Mesh& mesh = context.mesh;
   const Communicator& world = context.world();
   const Logger& logger = context.logger;
-  const MicroBatchKind kind{.reduce = world.size() > 1,
-                            .in_flight = options.in_flight,
-                            .recompute = options.recompute,
-                            .objective = options.objective.get(),
-                            .frozen = options.frozen};
-  const Graph step = build_graph(micro_batch_pipeline(
-      model, lower_options(options, options.micro_batch),
-      {mesh.position(), options.zero, plan_routed_rows(model.config, options, mesh.expert().size()).max_rows,
-       std::max(1, options.expert_chunks)},
-      kind));
+  const TrainingProgram program(model, options, context.mesh.position());
+  const Graph step = build_graph(program.micro_batch(
+      {options.micro_batch, program.routed_rows().max_rows, options.in_flight, false, world.size() > 1}));
   const std::string key = hash_text(
       fmt::format("{} {} {} {} {} {} {}\n{}", machine_info().processor, context.device()->name(), commit(),
                   world.size(), options.micro_batches, options.expert_chunks, more_key, print_graph(step)));

@@ -84,8 +84,7 @@ class Planner {
         options_(options_of(request)),
         pipeline_(pipeline_of(request)),
         logger_(logger),
-        model_(wire_model(request.model, wiring)),
-        rows_(plan_routed_rows(request.model, request.options, request.mesh.expert_size)),
+        program_(wire_model(request.model, wiring), options_, request.mesh),
         workspace_(workspace_of(request)) {
     if (std::string& folder = pipeline_.dump_folder; !folder.empty())
       folder = (fs::path(folder) / wiring_name(wiring)).string();
@@ -114,43 +113,28 @@ class Planner {
   std::size_t num_nodes() const { return num_nodes_; }
 
  private:
-  Graph micro_batch(std::int64_t sequences, std::int64_t max_rows, int in_flight, bool accumulate,
-                    bool reduce) const {
-    LowerOptions lowering = lower_options(options_, sequences);
-    lowering.dtype = r_.dtype;
-    return run_pipeline(
-        micro_batch_pipeline(
-            model_, lowering, {r_.mesh, options_.zero, max_rows, options_.expert_chunks},
-            {accumulate, reduce, in_flight, options_.recompute, options_.objective.get(), options_.frozen}),
-        pipeline_, logger_);
-  }
+  Graph compile(const PassPipeline& pipeline) const { return run_pipeline(pipeline, pipeline_, logger_); }
 
   std::size_t worst_routing_arena() const {
-    if (rows_.fallback_batch == 0) return 0;
-    const Graph worst = micro_batch(rows_.fallback_batch, rows_.fallback_rows, 1, true, false);
+    const RoutedRowsPlan& rows = program_.routed_rows();
+    if (rows.fallback_batch == 0) return 0;
+    const Graph worst =
+        compile(program_.micro_batch({rows.fallback_batch, rows.fallback_rows, 1, true, false}));
     return make_serial_plan(worst, workspace_, Waits::late).arena_bytes;
   }
 
-  // As TrainEngine runs them: the last micro-batch also sums gradients over ranks.
   std::vector<StepGraph> step_graphs() const {
     std::vector<StepGraph> graphs;
-    for (const auto& [variant, count] :
-         micro_batch_runs(options_.micro_batches / options_.in_flight, r_.mesh.world_size > 1))
-      graphs.push_back({micro_batch(options_.micro_batch, rows_.max_rows, options_.in_flight, variant.first,
-                                    variant.second),
-                        count});
-    const auto trained =
-        without_frozen(local_parameters(list_parameters(r_.model), r_.mesh, options_.zero), options_.frozen);
-    graphs.push_back(
-        {run_pipeline(update_pipeline(trained, {r_.mesh, options_.zero, 0}, options_.optimizer, r_.dtype),
-                      pipeline_, logger_)});
+    for (const auto& [kind, count] : program_.micro_batches())
+      graphs.push_back({compile(program_.micro_batch(kind)), count});
+    graphs.push_back({compile(program_.update())});
     return graphs;
   }
 
   NodeSeconds costs_of(const Graph& graph) const {
     if (r_.costs.table) return r_.costs.table->estimate(graph, r_.costs.links);
     const std::int64_t all = options_.micro_batch * options_.sequence_length * r_.model.moe.top_k;
-    const std::int64_t bound = r_.mesh.expert_size * rows_.max_rows;
+    const std::int64_t bound = r_.mesh.expert_size * program_.routed_rows().max_rows;
     return estimate_by_rates(graph, r_.costs.rates, r_.costs.links,
                              bound > 0 ? static_cast<double>(all) / static_cast<double>(bound) : 1.0);
   }
@@ -237,8 +221,7 @@ class Planner {
   const TrainEngineOptions options_;
   PipelineOptions pipeline_;
   const Logger& logger_;
-  const Model model_;
-  const RoutedRowsPlan rows_;
+  const TrainingProgram program_;
   const WorkspaceRule workspace_;
   WiringReport report_;
   std::size_t num_nodes_ = 0;
@@ -294,11 +277,10 @@ namespace {
 /// What its engine takes for the held-out loss of a micro-batch.
 MemoryReport forward_memory(const Teacher& teacher, const PlanRequest& request, const Logger& logger) {
   const TrainEngineOptions& o = request.options;
-  const std::int64_t max_rows = o.micro_batch * o.sequence_length * teacher.model.config.moe.top_k;
-  LowerOptions lowering = lower_options(o, o.micro_batch);
-  lowering.dtype = request.dtype;
-  const Graph graph = run_pipeline(forward_pipeline(teacher.model, lowering, {request.mesh, false, max_rows}),
-                                   pipeline_of(request), logger);
+  const Graph graph = run_pipeline(
+      evaluation_pipeline(teacher.model, nullptr, {o.micro_batch, o.sequence_length, false, o.document_mask},
+                          request.dtype, request.mesh),
+      pipeline_of(request), logger);
   MemoryReport memory;
   for (const LocalParameter& p : local_parameters(list_parameters(teacher.model.config), request.mesh, false))
     memory.weights += weight_bytes(p.spec, request.dtype);

@@ -11,7 +11,7 @@
 
 #include "farskip/engine/batch_runner.h"
 #include "farskip/passes/pipeline.h"
-#include "farskip/program/objective.h"
+#include "farskip/program/training_program.h"
 #include "farskip/runtime/context.h"
 #include "farskip/runtime/executor.h"
 #include "farskip/schedule/costs.h"
@@ -65,14 +65,14 @@ class InferenceEngine {
   const Mesh& mesh() const { return context_.mesh; }
   /// Makes the plan of loss() for batches of this shape, so that its memory is taken now. Collective.
   void prepare_loss(std::int64_t sequences, std::int64_t sequence_length, bool document_mask) {
-    runner(sequences, sequence_length, false, document_mask);
+    runner({sequences, sequence_length, false, document_mask});
   }
   BatchLoss loss(const Batch& batch, std::int64_t sequence_length);
   /// logits[B*S, V] f32 in host memory, valid until the next call.
   TensorView logits(std::span<const std::int32_t> tokens, std::int64_t sequence_length);
 
  private:
-  BatchRunner& runner(std::int64_t batch, std::int64_t sequence_length, bool logits, bool document_mask);
+  BatchRunner& runner(const EvaluationShape& shape);
 
   Model model_;
   std::shared_ptr<const DeviceWeights> weights_;
@@ -80,49 +80,16 @@ class InferenceEngine {
   KeptLosses losses_;
   HostTensor logits_;  // where the device does not share the host's memory
   std::shared_ptr<const StepObjective> objective_;
-  std::map<std::tuple<std::int64_t, std::int64_t, bool, bool>, BatchRunner> runners_;
+  std::map<EvaluationShape, BatchRunner> runners_;
 };
 
-struct TrainEngineOptions {
-  std::int64_t micro_batch = 1, sequence_length = 1;
-  std::int64_t micro_batches = 1;  // of this rank in a step
-  int in_flight = 1;               // of them at once in one graph; divides micro_batches
-  int expert_chunks = 1;           // parts of the tokens whose routed rows travel one by one; 0: not chosen
-                                   // yet (measure.h), and an engine takes one
-  bool document_mask = false;
-  bool balance_loss = false;
-  Recompute recompute = Recompute::none;
-  OptimizerConfig optimizer;
+/// A program, and how it is run.
+struct TrainEngineOptions : TrainingOptions {
   PipelineOptions pipeline;
-  bool zero = false;
-  DType compute = DType::f32;              // or bf16: activations and what products read; state stays f32
-  bool deterministic = true;               // false: kernels that do not repeat their bits may be taken
   bool overlap = true;                     // collectives are waited for late; false: at once
   std::shared_ptr<const CostTable> costs;  // with overlap: the order is chosen by these
   bool align = false;  // all ranks meet before each collective (for measuring its transport alone)
-  std::optional<std::uint64_t> routed_rows_memory;  // bytes; absent: room for twice an even share
-  std::shared_ptr<const StepObjective> objective;   // none: cross-entropy on the data
-  std::set<std::string> frozen;                     // parameters that stay as they are, by name
 };
-
-/// The micro-batch graphs of a step of `count` of them, and how often each runs: all but the first add to
-/// what is there, and the last sums over ranks, if there are `several`. By (accumulate, reduce).
-std::map<std::pair<bool, bool>, std::int64_t> micro_batch_runs(std::int64_t count, bool several);
-
-/// What the graphs of `sequences` sequences are lowered with.
-LowerOptions lower_options(const TrainEngineOptions& options, std::int64_t sequences);
-
-/// How many routed rows one rank may send to one other, and what is done when a batch has more.
-struct RoutedRowsPlan {
-  std::int64_t even_rows = 0;       // if all experts were equally busy
-  std::int64_t max_rows = 0;        // in the usual plan
-  std::int64_t fallback_batch = 0;  // sequences at once when that does not hold; 0: it always holds
-  std::int64_t fallback_rows = 0;
-  std::uint64_t bytes = 0, fallback_bytes = 0;  // of routed activations that either keeps for the backward
-};
-/// UsageError when `routed_rows_memory` is too small for one sequence that is routed to one rank entirely.
-RoutedRowsPlan plan_routed_rows(const ModelConfig& config, const TrainEngineOptions& options,
-                                int expert_size);
 
 /// What a whole step gives.
 struct StepResult {
@@ -171,8 +138,8 @@ class TrainEngine {
   /// Collective.
   void rewire(const LayerGraph& layers);
 
-  const std::vector<LocalParameter>& parameters() const { return parameters_; }
-  const RoutedRowsPlan& routed_rows() const { return routed_rows_; }
+  const std::vector<LocalParameter>& parameters() const { return program_.parameters(); }
+  const RoutedRowsPlan& routed_rows() const { return program_.routed_rows(); }
   /// Steps that were repeated because routed rows did not fit.
   std::int64_t num_repeated() const { return num_repeated_; }
   /// Of this rank's micro-batches until compute_gradients has summed them; then of the whole step, but with
@@ -194,15 +161,7 @@ class TrainEngine {
   void observe(Observer observer) { observer_ = std::move(observer); }
 
  private:
-  /// Which micro-batch graph: sequences in it, routed rows that one rank may send to one other, gradients
-  /// added to what is there, and summed over ranks.
-  struct Variant {
-    std::int64_t sequences, max_rows;
-    int in_flight;
-    bool accumulate, reduce;
-    auto operator<=>(const Variant&) const = default;
-  };
-  BatchRunner& runner(const Variant& variant);
+  BatchRunner& runner(const MicroBatch& kind);
   /// Their losses are kept in losses_.
   void run_micro_batches(std::span<const Batch> batches, std::int64_t max_rows, int in_flight,
                          float loss_scale, float balance_scale);
@@ -220,17 +179,15 @@ class TrainEngine {
   const Communicator& world() const { return context_.world(); }
   PlanOptions plan_options() const;
 
-  Model model_;
   TrainEngineOptions options_;
   Context context_;
-  std::vector<LocalParameter> parameters_, trained_;
-  RoutedRowsPlan routed_rows_;
+  TrainingProgram program_;
   TensorMap gradients_, first_moments_, second_moments_;  // the host's
   std::shared_ptr<DeviceWeights> weights_;
   DeviceTensors device_gradients_, device_first_, device_second_;
   KeptLosses losses_;
   BatchLoss own_loss_;
-  std::map<Variant, BatchRunner> runners_;
+  std::map<MicroBatch, BatchRunner> runners_;
   std::unique_ptr<Executor> update_;
   std::unique_ptr<Executor> gather_;  // of what the update leaves behind; may be none
   DeviceBuffer hyper_;

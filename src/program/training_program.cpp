@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "farskip/program/training_program.h"
+
+#include <algorithm>
+
+namespace farskip {
+
+RoutedRowsPlan plan_routed_rows(const ModelConfig& config, const TrainingOptions& options, int expert_size) {
+  RoutedRowsPlan plan;
+  if (expert_size == 1 || config.moe.num_experts == 0) return plan;
+  const std::int64_t row_floats = config.hidden_size + 3 * config.moe.expert_size + 1;
+  const std::int64_t layers = std::count(config.moe_layers.begin(), config.moe_layers.end(), true);
+  const std::int64_t bytes_per_row =
+      layers * expert_size * row_floats * static_cast<std::int64_t>(sizeof(float));
+  const std::int64_t per_sequence = options.sequence_length * config.moe.top_k;
+  const std::int64_t all = options.micro_batch * per_sequence;
+  plan.even_rows = (all + expert_size - 1) / expert_size;
+  plan.max_rows = std::min(all, 2 * plan.even_rows);
+  if (options.routed_rows_memory) {
+    plan.max_rows = std::min(all, static_cast<std::int64_t>(*options.routed_rows_memory) / bytes_per_row);
+    if (plan.max_rows < per_sequence)
+      throw UsageError(fmt::format(
+          "schedule.routed_rows_memory is {} bytes; one sequence of {} tokens, all routed to one of {} "
+          "ranks, "
+          "takes {} bytes over {} layers, and no token is ever dropped: allow at least that, or use a "
+          "shorter sequence",
+          *options.routed_rows_memory, options.sequence_length, expert_size, per_sequence * bytes_per_row,
+          layers));
+  }
+  plan.bytes = static_cast<std::uint64_t>(plan.max_rows * bytes_per_row);
+  if (plan.max_rows == all) return plan;
+  plan.fallback_batch = std::max<std::int64_t>(1, plan.max_rows / per_sequence);
+  while (options.micro_batch % plan.fallback_batch != 0) --plan.fallback_batch;
+  plan.fallback_rows = plan.fallback_batch * per_sequence;
+  plan.fallback_bytes = static_cast<std::uint64_t>(plan.fallback_rows * bytes_per_row);
+  return plan;
+}
+
+TrainingProgram::TrainingProgram(Model model, TrainingOptions options, const MeshPosition& mesh)
+    : model_(std::move(model)),
+      options_(std::move(options)),
+      mesh_(mesh),
+      parameters_(local_parameters(list_parameters(model_.config), mesh, options_.zero)),
+      trained_(without_frozen(parameters_, options_.frozen)),
+      routed_rows_(plan_routed_rows(model_.config, options_, mesh.expert_size)) {}
+
+TrainingProgram::Runs TrainingProgram::runs(MicroBatch kind, std::int64_t count) const {
+  Runs runs;
+  for (std::int64_t i = 0; i < count; ++i) {
+    kind.accumulate = i > 0;
+    kind.reduce = mesh_.world_size > 1 && i + 1 == count;
+    ++runs[kind];
+  }
+  return runs;
+}
+
+TrainingProgram::Runs TrainingProgram::micro_batches() const {
+  return runs({options_.micro_batch, routed_rows_.max_rows, options_.in_flight},
+              options_.micro_batches / options_.in_flight);
+}
+
+TrainingProgram::Runs TrainingProgram::fallback() const {
+  if (routed_rows_.fallback_batch == 0) return {};
+  return runs({routed_rows_.fallback_batch, routed_rows_.fallback_rows},
+              options_.micro_batches * options_.micro_batch / routed_rows_.fallback_batch);
+}
+
+StepSharding TrainingProgram::sharding(std::int64_t max_rows) const {
+  return {mesh_, options_.zero, max_rows, std::max(1, options_.expert_chunks)};
+}
+
+PassPipeline TrainingProgram::micro_batch(const MicroBatch& kind) const {
+  LowerOptions lowering;
+  lowering.batch = kind.sequences;
+  lowering.sequence_length = options_.sequence_length;
+  lowering.balance_loss = options_.balance_loss;
+  lowering.document_mask = options_.document_mask;
+  lowering.dtype = options_.compute;
+  lowering.deterministic = options_.deterministic;
+  return micro_batch_pipeline(model_, lowering, sharding(kind.max_rows),
+                              {kind.accumulate, kind.reduce, kind.in_flight, options_.recompute,
+                               options_.objective.get(), options_.frozen});
+}
+
+PassPipeline TrainingProgram::update() const {
+  return update_pipeline(trained_, sharding(0), options_.optimizer, options_.compute);
+}
+
+PassPipeline TrainingProgram::gather() const {
+  return gather_pipeline(trained_, sharding(0), options_.compute);
+}
+
+PassPipeline evaluation_pipeline(const Model& model, const StepObjective* objective,
+                                 const EvaluationShape& shape, DType compute, const MeshPosition& mesh) {
+  LowerOptions lowering;
+  lowering.batch = shape.sequences;
+  lowering.sequence_length = shape.sequence_length;
+  lowering.logits = shape.logits;
+  lowering.document_mask = shape.document_mask;
+  lowering.dtype = compute;
+  const std::int64_t all_rows = shape.sequences * shape.sequence_length * model.config.moe.top_k;
+  PassPipeline pipeline = objective_pipeline(objective, model, lowering, {mesh, false, all_rows});
+  pipeline.name =
+      fmt::format("{}-{}x{}", shape.logits ? "logits" : "evaluation", shape.sequences, shape.sequence_length);
+  return pipeline;
+}
+
+}  // namespace farskip
