@@ -16,7 +16,7 @@ std::int64_t piece_rows(const HubPiece& piece) {
 /// Adds rows `rows` of a parameter, cut at the borders of its hub tensors. `tensor` holds rows from
 /// `tensor_first` on.
 void add_rows(TensorRowsMap& out, const LocalParameter& p, const Range& rows, const HostTensor& tensor,
-              std::int64_t tensor_first, std::string (*rename)(std::string_view)) {
+              std::int64_t tensor_first, std::string_view kind) {
   for (const HubPiece& piece : p.spec.pieces) {
     const std::int64_t first = std::max(rows.first, piece.first_row);
     const std::int64_t end = std::min(rows.end(), piece.first_row + piece_rows(piece));
@@ -28,25 +28,21 @@ void add_rows(TensorRowsMap& out, const LocalParameter& p, const Range& rows, co
     FARSKIP_CHECK(element >= 0 && element + shape.num_elements() <= tensor.num_elements(),
                   "rows {} to {} of {} are not in a tensor {}", first, end, p.spec.name,
                   tensor.shape().text());
-    out[rename(piece.name)] = {
+    out[state_name(kind, piece.name)] = {
         piece.shape, first - piece.first_row, {tensor.view().as<float>() + element, DType::f32, shape}};
   }
 }
 
-std::string same_name(std::string_view name) {
-  return std::string(name);
-}
-
-/// Adds both moments of rows that this rank keeps.
-void add_moments(TensorRowsMap& out, const TrainingTensors& tensors, const LocalParameter& p,
-                 const Range& rows) {
-  if (!tensors.first_moments.contains(p.spec.name)) return;  // frozen
+/// Adds what the optimizer keeps of these rows, which this rank keeps.
+void add_states(TensorRowsMap& out, const TrainingTensors& tensors, const LocalParameter& p,
+                const Range& rows) {
   const Range& kept = p.optimizer_rows;
   FARSKIP_CHECK(rows.count == 0 || (kept.first <= rows.first && rows.end() <= kept.end()),
                 "rank keeps rows {} to {} of {}, not {} to {}", kept.first, kept.end(), p.spec.name,
                 rows.first, rows.end());
-  add_rows(out, p, rows, tensors.first_moments.at(p.spec.name), kept.first, first_moment_name);
-  add_rows(out, p, rows, tensors.second_moments.at(p.spec.name), kept.first, second_moment_name);
+  for (const auto& [kind, states] : tensors.optimizer)
+    if (const auto it = states.find(p.spec.name); it != states.end())  // else frozen
+      add_rows(out, p, rows, it->second, kept.first, kind);
 }
 
 struct OwnedPiece {
@@ -90,7 +86,7 @@ std::vector<OwnedPiece> deal_pieces(const std::vector<LocalParameter>& parameter
 TensorRowsMap held_rows(const std::vector<LocalParameter>& parameters, const TensorMap& tensors) {
   TensorRowsMap held;
   for (const LocalParameter& p : parameters)
-    add_rows(held, p, {0, p.spec.num_rows()}, tensors.at(p.spec.name), 0, same_name);
+    add_rows(held, p, {0, p.spec.num_rows()}, tensors.at(p.spec.name), 0, {});
   return held;
 }
 
@@ -98,24 +94,23 @@ TensorRowsMap held_weights(const TrainingTensors& tensors) {
   return held_rows(tensors.parameters, tensors.weights);
 }
 
-TensorRowsMap held_moments(const TrainingTensors& tensors) {
+TensorRowsMap held_states(const TrainingTensors& tensors) {
   TensorRowsMap held;
-  for (const LocalParameter& p : tensors.parameters) add_moments(held, tensors, p, p.optimizer_rows);
+  for (const LocalParameter& p : tensors.parameters) add_states(held, tensors, p, p.optimizer_rows);
   return held;
 }
 
 TensorRowsMap weights_to_write(const TrainingTensors& tensors, const MeshPosition& mesh) {
   TensorRowsMap mine;
   for (const auto& [p, piece] : deal_pieces(tensors.parameters, mesh))
-    add_rows(mine, *p, {piece->first_row, piece_rows(*piece)}, tensors.weights.at(p->spec.name), 0,
-             same_name);
+    add_rows(mine, *p, {piece->first_row, piece_rows(*piece)}, tensors.weights.at(p->spec.name), 0, {});
   return mine;
 }
 
-TensorRowsMap moments_to_write(const TrainingTensors& tensors, const MeshPosition& mesh) {
+TensorRowsMap states_to_write(const TrainingTensors& tensors, const MeshPosition& mesh) {
   TensorRowsMap mine;
   for (const LocalParameter& p : tensors.parameters)
-    add_moments(mine, tensors, p, part_of(p.spec.num_rows(), mesh.size(p.replicas), mesh.rank(p.replicas)));
+    add_states(mine, tensors, p, part_of(p.spec.num_rows(), mesh.size(p.replicas), mesh.rank(p.replicas)));
   return mine;
 }
 

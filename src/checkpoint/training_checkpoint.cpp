@@ -27,7 +27,7 @@ void refuse_broken(std::int64_t step, const TensorRowsMap& rows) {
 }
 
 constexpr std::string_view kWeights = "model";
-constexpr std::string_view kMoments = "optimizer";
+constexpr std::string_view kStates = "optimizer";
 
 /// What one rank has written, for rank 0 to put into the manifest.
 struct ShardReport {
@@ -154,14 +154,14 @@ void CheckpointSaver::save(const TrainingState& state, const TrainingTensors& te
   // From here on a failure of this rank is its verdict at the commit: the others are on their way there.
   OpenSave& save = *open_;
   try {
-    TensorRowsMap weights = weights_to_write(tensors, mesh_), moments = moments_to_write(tensors, mesh_);
+    TensorRowsMap weights = weights_to_write(tensors, mesh_), states = states_to_write(tensors, mesh_);
     if (asynchronous_) {
       copy_tensors(weights);
-      copy_tensors(moments);
+      copy_tensors(states);
     }
-    save.thread = std::thread([this, &save, weights = std::move(weights), moments = std::move(moments)] {
+    save.thread = std::thread([this, &save, weights = std::move(weights), states = std::move(states)] {
       try {
-        write_own_files(save, weights, moments);
+        write_own_files(save, weights, states);
       } catch (...) {
         save.failure = std::current_exception();
       }
@@ -200,13 +200,13 @@ void CheckpointSaver::copy_tensors(TensorRowsMap& rows) {
 
 std::size_t CheckpointSaver::snapshot_bytes(const TrainingTensors& tensors) const {
   if (!asynchronous_) return 0;
-  return total_bytes(weights_to_write(tensors, mesh_)) + total_bytes(moments_to_write(tensors, mesh_));
+  return total_bytes(weights_to_write(tensors, mesh_)) + total_bytes(states_to_write(tensors, mesh_));
 }
 
 void CheckpointSaver::write_own_files(OpenSave& save, const TensorRowsMap& weights,
-                                      const TensorRowsMap& moments) const {
+                                      const TensorRowsMap& states) const {
   refuse_broken(save.state.step, weights);
-  refuse_broken(save.state.step, moments);
+  refuse_broken(save.state.step, states);
   ShardReport report;
   const auto write_shard = [&](std::string_view stem, const TensorRowsMap& rows) {
     if (rows.empty()) return;
@@ -223,7 +223,7 @@ void CheckpointSaver::write_own_files(OpenSave& save, const TensorRowsMap& weigh
     report.files.push_back({file_name, file.size, file.hash});
   };
   write_shard(kWeights, weights);
-  write_shard(kMoments, moments);
+  write_shard(kStates, states);
   if (mesh_.world_rank == 0) {
     report.files.push_back(write_text_shard(save.writer, "config.json", hub_config_text(config_)));
     for (const auto& [name, text] : texts_) report.files.push_back(write_text_shard(save.writer, name, text));

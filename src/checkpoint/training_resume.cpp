@@ -112,7 +112,7 @@ class ResumeSearch {
           }) &&
           attempt([&] {
             read_rows(*checkpoint, held_weights(tensors));
-            read_rows(*checkpoint, held_moments(tensors));
+            read_rows(*checkpoint, held_states(tensors));
           });
       if (!is_whole) continue;
       clear_way(state.step);

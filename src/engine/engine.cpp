@@ -122,17 +122,16 @@ TrainEngine::TrainEngine(const Model& model, TensorMap& weights, const TrainEngi
       context_(context),
       program_(model, options, context.mesh.position()),
       gradients_(make_parameter_tensors(specs_of(program_.trained()))),
-      first_moments_(make_optimizer_tensors(program_.trained())),
-      second_moments_(make_optimizer_tensors(program_.trained())),
       weights_(
           std::make_shared<DeviceWeights>(context.device(), weights, program_.parameters(), options.compute)),
       device_gradients_(context.device(), gradients_),
-      device_first_(context.device(), first_moments_),
-      device_second_(context.device(), second_moments_),
       losses_(context.device()),
-      hyper_(allocate_on(*context.device(), 3 * sizeof(float))) {
-  device_first_.fill_zero();
-  device_second_.fill_zero();
+      hyper_(allocate_on(*context.device(), program_.optimizer().hyper(0.0, 1).size() * sizeof(float))) {
+  for (const auto& [kind, parameters] : program_.optimizer_states()) {
+    const TensorMap& tensors =
+        optimizer_states_.emplace(kind, make_optimizer_tensors(parameters)).first->second;
+    device_states_.emplace(kind, DeviceTensors(context.device(), tensors)).first->second.fill_zero();
+  }
   compile_all();
   check_same_order();
 }
@@ -157,7 +156,8 @@ void TrainEngine::compile_all() {
   update_ = make_executor(program_.update(), plan_options());
   bind_state(*update_);
   note_transports(*update_);
-  update_->bind(kHyper, {hyper_.memory.get(), DType::f32, Shape{3}});
+  update_->bind(kHyper, {hyper_.memory.get(), DType::f32,
+                         Shape{static_cast<std::int64_t>(hyper_.bytes / sizeof(float))}});
   gather_ = make_executor(program_.gather(), {});
   if (gather_->graph().nodes().empty())
     gather_.reset();
@@ -208,8 +208,8 @@ void TrainEngine::bind_state(Executor& e) {
     bind(gradient_name(name), is_update ? rows_view(gradient, p.optimizer_rows) : gradient);
     bind(gradient_shard_name(gradient_name(name)), rows_view(gradient, p.optimizer_rows));
     const Range kept{0, p.optimizer_rows.count};
-    bind(first_moment_name(name), rows_view(device_first_.at(name), kept));
-    bind(second_moment_name(name), rows_view(device_second_.at(name), kept));
+    for (const std::string& kind : program_.optimizer().states(p.spec))
+      bind(state_name(kind, name), rows_view(device_states_.at(kind).at(name), kept));
   }
 }
 
@@ -295,11 +295,8 @@ BatchLoss TrainEngine::compute_gradients(std::span<const Batch> batches, float l
 }
 
 void TrainEngine::launch_update(double learning_rate, std::int64_t step) {
-  const auto t = static_cast<double>(step);
-  const std::array<float, 3> hyper{static_cast<float>(learning_rate),
-                                   static_cast<float>(1.0 / (1.0 - std::pow(options_.optimizer.beta1, t))),
-                                   static_cast<float>(1.0 / (1.0 - std::pow(options_.optimizer.beta2, t)))};
-  context_.device()->copy_in(hyper_.memory.get(), hyper.data(), sizeof(hyper));
+  const std::vector<float> hyper = program_.optimizer().hyper(learning_rate, step);
+  context_.device()->copy_in(hyper_.memory.get(), hyper.data(), hyper.size() * sizeof(float));
   run(*update_);
 }
 
@@ -338,9 +335,8 @@ bool TrainEngine::is_finite(const BatchLoss& loss) const {
   return std::isfinite(sum);
 }
 
-void TrainEngine::upload_moments() {
-  device_first_.upload();
-  device_second_.upload();
+void TrainEngine::upload_optimizer_states() {
+  for (const auto& [kind, tensors] : device_states_) tensors.upload();
 }
 
 void TrainEngine::download_weights() {
@@ -350,8 +346,7 @@ void TrainEngine::download_weights() {
 
 void TrainEngine::download_state() {
   download_weights();
-  device_first_.download();
-  device_second_.download();
+  for (const auto& [kind, tensors] : device_states_) tensors.download();
 }
 
 const TensorMap& TrainEngine::gradients() const {
@@ -360,10 +355,11 @@ const TensorMap& TrainEngine::gradients() const {
 }
 
 MemoryReport TrainEngine::memory() const {
-  std::size_t teacher = 0;
-  if (options_.objective) teacher = total_bytes(options_.objective->tensors());
-  return {weights_->num_bytes() + teacher, device_gradients_.num_bytes(),
-          device_first_.num_bytes() + device_second_.num_bytes(), context_.arena->size()};
+  MemoryReport memory{weights_->num_bytes(), device_gradients_.num_bytes()};
+  if (options_.objective) memory.weights += total_bytes(options_.objective->tensors());
+  for (const auto& [kind, tensors] : device_states_) memory.moments += tensors.num_bytes();
+  memory.arena = context_.arena->size();
+  return memory;
 }
 
 // How long the transports of a plan take by themselves, as the costs say.

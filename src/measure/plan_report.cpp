@@ -261,13 +261,14 @@ MemoryReport state_memory(const PlanRequest& request) {
       memory.weights = teacher_bytes(distill->teacher, shared_parameters(*distill, request.model),
                                      request.mesh, request.dtype);
   }
+  const auto optimizer = make_optimizer(request.options.optimizer);
   for (const LocalParameter& p :
        local_parameters(list_parameters(request.model), request.mesh, request.options.zero)) {
     memory.weights += weight_bytes(p.spec, request.dtype);
     if (frozen.contains(p.spec.name)) continue;
     memory.gradients += static_cast<std::size_t>(p.spec.shape.num_elements()) * sizeof(float);
-    memory.moments +=
-        2 * sizeof(float) * static_cast<std::size_t>(p.optimizer_rows.count * p.spec.row_size());
+    memory.moments += optimizer->states(p.spec).size() * sizeof(float) *
+                      static_cast<std::size_t>(p.optimizer_rows.count * p.spec.row_size());
   }
   return memory;
 }

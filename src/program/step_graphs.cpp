@@ -11,6 +11,7 @@
 #include "farskip/passes/reduce_gradients.h"
 #include "farskip/passes/shard_experts.h"
 #include "farskip/program/objective.h"
+#include "farskip/program/optimizer.h"
 #include "farskip/state/state_names.h"
 
 namespace farskip {
@@ -197,23 +198,30 @@ class UpdateGraph {
  public:
   UpdateGraph(const std::vector<LocalParameter>& parameters, const StepSharding& sharding,
               const OptimizerConfig& optimizer, DType compute)
-      : parameters_(parameters), sharding_(sharding), optimizer_(optimizer), compute_(compute) {}
+      : parameters_(parameters),
+        sharding_(sharding),
+        optimizer_(make_optimizer(optimizer)),
+        clip_grad_norm_(optimizer.clip_grad_norm),
+        compute_(compute) {}
 
   Graph run() {
     for (const LocalParameter& p : parameters_) {
       const auto state = [&](const std::string& name) {
         return graph_.add_external(ExternalKind::state, name, matrix_type(p.spec, p.optimizer_rows.count));
       };
-      states_.push_back({state(own_rows_name(p.spec.name)), state(first_moment_name(p.spec.name)),
-                         state(second_moment_name(p.spec.name))});
+      OptimizedWeight& now = weights_.emplace_back();
+      now.weight = state(own_rows_name(p.spec.name));
+      for (const std::string& kind : optimizer_->states(p.spec))
+        now.states.push_back(state(state_name(kind, p.spec.name)));
       gradients_.push_back(state(gradient_name(p.spec.name)));
     }
-    const ValueId hyper =
-        graph_.add_external(ExternalKind::input, std::string(kHyper), {DType::f32, Shape{3}, {}});
-    const auto [norm, factor] = ops::clip_factor(b_, sums_of_squares(), optimizer_.clip_grad_norm);
+    const ValueId hyper = graph_.add_external(
+        ExternalKind::input, std::string(kHyper),
+        {DType::f32, Shape{static_cast<std::int64_t>(optimizer_->hyper(0.0, 1).size())}, {}});
+    const auto [norm, factor] = ops::clip_factor(b_, sums_of_squares(), clip_grad_norm_);
     graph_.add_output("grad_norm", norm);
     for (std::size_t i = 0; i < parameters_.size(); ++i)
-      update(parameters_[i], states_[i], gradients_[i], factor, hyper);
+      update(parameters_[i], weights_[i], gradients_[i], factor, hyper);
     gatherer_.finish();
     return std::move(graph_);
   }
@@ -239,29 +247,14 @@ class UpdateGraph {
     return sums;
   }
 
-  ops::AdamWState next_state(const ParameterSpec& spec, const ops::AdamWState& state, ValueId gradient,
-                             ValueId factor, ValueId hyper) {
-    switch (optimizer_.name) {
-      case OptimizerName::adamw:
-        return ops::adamw(b_, state, gradient, factor, hyper,
-                          {.beta1 = optimizer_.beta1,
-                           .beta2 = optimizer_.beta2,
-                           .eps = optimizer_.eps,
-                           .weight_decay = spec.shape.rank() >= 2 ? optimizer_.weight_decay : 0.0,
-                           .low_copy = has_copy(spec, compute_)});
-    }
-    throw InternalError("no such optimizer");
-  }
-
-  void update(const LocalParameter& p, const ops::AdamWState& state, ValueId gradient, ValueId factor,
+  void update(const LocalParameter& p, const OptimizedWeight& now, ValueId gradient, ValueId factor,
               ValueId hyper) {
     const ParameterSpec& spec = p.spec;
     b_.scope.layer = spec.layer;
     const bool copies = has_copy(spec, compute_);
-    const ops::AdamWState next = next_state(spec, state, gradient, factor, hyper);
-    graph_.add_update(state.parameter, next.parameter);
-    graph_.add_update(state.m, next.m);
-    graph_.add_update(state.v, next.v);
+    const OptimizedWeight next = optimizer_->update(b_, spec, now, gradient, factor, hyper, copies);
+    graph_.add_update(now.weight, next.weight);
+    for (std::size_t i = 0; i < now.states.size(); ++i) graph_.add_update(now.states[i], next.states[i]);
     if (copies) {
       TensorType type = matrix_type(spec, p.optimizer_rows.count);
       type.dtype = compute_;
@@ -274,17 +267,18 @@ class UpdateGraph {
     if (copies)
       gatherer_.add(p, next.low_copy, compute_copy_name(spec.name));
     else
-      gatherer_.add(p, next.parameter, spec.name);
+      gatherer_.add(p, next.weight, spec.name);
   }
 
   const std::vector<LocalParameter>& parameters_;
   const StepSharding& sharding_;
-  const OptimizerConfig& optimizer_;
+  const std::unique_ptr<const Optimizer> optimizer_;
+  const double clip_grad_norm_;
   const DType compute_;
   Graph graph_;
   Builder b_{graph_, {0, 0, -1, SubBlock::optimizer, Phase::update}};
   Gatherer gatherer_{graph_, b_, sharding_.mesh};
-  std::vector<ops::AdamWState> states_;
+  std::vector<OptimizedWeight> weights_;
   std::vector<ValueId> gradients_;
 };
 

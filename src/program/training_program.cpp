@@ -42,7 +42,15 @@ TrainingProgram::TrainingProgram(Model model, TrainingOptions options, const Mes
       mesh_(mesh),
       parameters_(local_parameters(list_parameters(model_.config), mesh, options_.zero)),
       trained_(without_frozen(parameters_, options_.frozen)),
-      routed_rows_(plan_routed_rows(model_.config, options_, mesh.expert_size)) {}
+      routed_rows_(plan_routed_rows(model_.config, options_, mesh.expert_size)),
+      optimizer_(make_optimizer(options_.optimizer)) {}
+
+std::map<std::string, std::vector<LocalParameter>> TrainingProgram::optimizer_states() const {
+  std::map<std::string, std::vector<LocalParameter>> kinds;
+  for (const LocalParameter& p : trained_)
+    for (const std::string& kind : optimizer_->states(p.spec)) kinds[kind].push_back(p);
+  return kinds;
+}
 
 TrainingProgram::Runs TrainingProgram::runs(MicroBatch kind, std::int64_t count) const {
   Runs runs;

@@ -28,16 +28,15 @@ std::string describe_bad_tensors(const TrainingTensors& tensors, const TensorMap
   std::vector<LocalParameter> trained;
   std::copy_if(tensors.parameters.begin(), tensors.parameters.end(), std::back_inserter(trained),
                [&](const LocalParameter& p) { return gradients.contains(p.spec.name); });
-  const TensorRowsMap weights = held_weights(tensors), moments = held_moments(tensors),
+  const TensorRowsMap weights = held_weights(tensors), states = held_states(tensors),
                       gradient_rows = held_rows(trained, gradients);
   BadTensors bad;
   for (const LocalParameter& p : tensors.parameters)
     for (const HubPiece& piece : p.spec.pieces) bad.look_at("parameter", weights, piece.name);
   for (const LocalParameter& p : trained)
-    for (const HubPiece& piece : p.spec.pieces) {
-      bad.look_at("moment", moments, first_moment_name(piece.name));
-      bad.look_at("moment", moments, second_moment_name(piece.name));
-    }
+    for (const HubPiece& piece : p.spec.pieces)
+      for (const auto& [kind, tensors_of_kind] : tensors.optimizer)
+        bad.look_at("moment", states, state_name(kind, piece.name));
   for (auto p = trained.rbegin(); p != trained.rend(); ++p)
     for (const HubPiece& piece : p->spec.pieces) bad.look_at("gradient of", gradient_rows, piece.name);
   if (bad.count <= 1) return bad.first;

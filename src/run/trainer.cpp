@@ -147,9 +147,7 @@ class TrainingRun {
   bool is_deterministic() const { return repeats_bits(device(), options_.compute, options_.deterministic); }
   const Communicator& world() const { return context_.world(); }
   Device& device() const { return *context_.device(); }
-  TrainingTensors tensors() {
-    return {parameters_, weights_, engine_.first_moments(), engine_.second_moments()};
-  }
+  TrainingTensors tensors() { return {parameters_, weights_, engine_.optimizer_states()}; }
 
   void start() {
     log_model(model_.config, options_, context_);
@@ -192,7 +190,7 @@ class TrainingRun {
       if (const auto resumed = resume_training(checkpoints, model_.config, state_.settings, tensors(),
                                                world(), context_.logger)) {
         engine_.upload_weights();
-        engine_.upload_moments();
+        engine_.upload_optimizer_states();
         take_over(*resumed);
         context_.logger.info("resumed at step {}", state_.step);
         const auto jump = describe_rate_jump(config_.train, state_.step, state_.learning_rate);

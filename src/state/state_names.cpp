@@ -8,11 +8,8 @@ namespace farskip {
 std::string gradient_name(std::string_view parameter) {
   return fmt::format("grad.{}", parameter);
 }
-std::string first_moment_name(std::string_view parameter) {
-  return fmt::format("adam.m.{}", parameter);
-}
-std::string second_moment_name(std::string_view parameter) {
-  return fmt::format("adam.v.{}", parameter);
+std::string state_name(std::string_view kind, std::string_view parameter) {
+  return fmt::format("{}{}", kind, parameter);
 }
 std::string own_rows_name(std::string_view parameter) {
   return fmt::format("own.{}", parameter);

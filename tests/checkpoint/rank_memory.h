@@ -63,11 +63,11 @@ struct Rank {
   explicit Rank(const Layout& layout, int rank)
       : parameters(local_parameters(all_specs(), layout.mesh(rank), layout.zero)),
         weights(make_parameter_tensors(specs_of(parameters))),
-        first(make_optimizer_tensors(parameters)),
-        second(make_optimizer_tensors(parameters)) {
+        states{{"adam.m.", make_optimizer_tensors(parameters)},
+               {"adam.v.", make_optimizer_tensors(parameters)}} {
     set_all(-1);
   }
-  TrainingTensors tensors() { return {parameters, weights, first, second}; }
+  TrainingTensors tensors() { return {parameters, weights, states}; }
 
   /// Calls visitor(values, position in the whole parameter, element) for all that is here.
   template <class Visitor>
@@ -79,8 +79,8 @@ struct Rank {
         for (float& value : tensors.at(p.spec.name).values<float>()) visitor(values, position++, value);
       };
       each(weight, weights, p.first_row);
-      each(first_moment, first, p.first_row + p.optimizer_rows.first);
-      each(second_moment, second, p.first_row + p.optimizer_rows.first);
+      each(first_moment, states.at("adam.m."), p.first_row + p.optimizer_rows.first);
+      each(second_moment, states.at("adam.v."), p.first_row + p.optimizer_rows.first);
     }
   }
   void set_all(float to) {
@@ -98,7 +98,8 @@ struct Rank {
   }
 
   std::vector<LocalParameter> parameters;
-  TensorMap weights, first, second;
+  TensorMap weights;
+  OptimizerStates states;
 };
 
 inline TrainingState state_of(std::int64_t step) {

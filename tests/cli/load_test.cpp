@@ -26,12 +26,13 @@ TEST_CASE("a checkpoint of any number of ranks loads as the model it was made fr
       const auto parameters = local_parameters(specs, mesh, true);
       TensorMap weights = make_parameter_tensors(specs_of(parameters));
       load_weights(weights, parameters, specs, SafetensorsFolder(source));
-      TensorMap first = make_optimizer_tensors(parameters), second = make_optimizer_tensors(parameters);
-      for (TensorMap* moments : {&first, &second})
-        for (auto& [name, tensor] : *moments) std::memset(tensor.view().data, 0, tensor.bytes().size());
+      OptimizerStates states{{"adam.m.", make_optimizer_tensors(parameters)},
+                             {"adam.v.", make_optimizer_tensors(parameters)}};
+      for (auto& [kind, moments] : states)
+        for (auto& [name, tensor] : moments) std::memset(tensor.view().data, 0, tensor.bytes().size());
       CheckpointSaver saver({run / "checkpoints", 1, false}, model.config, {},
                             test::quiet_context(Mesh(world, ranks)));
-      saver.save({3, 12, 384}, {parameters, weights, first, second});
+      saver.save({3, 12, 384}, {parameters, weights, states});
     });
     for (const fs::path& path : {run.path(), run / "checkpoints", run / "checkpoints/step-3"}) {
       INFO(path << " of " << ranks << " ranks");

@@ -98,8 +98,8 @@ RankOutcome train_rank(const Task& task, const Layout& layout, const Communicato
   expect(heartbeat.last_sign().waits_in == nullptr, "a wait was entered and not left");
   expect((engine.exposed_seconds() > 0) == (world.size() > 1), "time for communication where there is none");
   out.parameters = parameters;
-  out.first = engine.first_moments();
-  out.second = engine.second_moments();
+  out.first = engine.optimizer_states().at("adam.m.");
+  out.second = engine.optimizer_states().at("adam.v.");
   out.weights = std::move(weights);
   out.repeated = engine.num_repeated();
   return out;

@@ -107,9 +107,9 @@ RankSteps train(const Setup& setup, const Communicator& world, std::shared_ptr<c
     out.losses.push_back(static_cast<double>(engine.update(1e-2, step + 1)));
   }
   for (const auto& [name, tensor] : weights) out.tensors["weight " + name] = copy_tensor(tensor.view());
-  for (const auto& [name, tensor] : engine.first_moments())
+  for (const auto& [name, tensor] : engine.optimizer_states().at("adam.m."))
     out.tensors["first moment " + name] = copy_tensor(tensor.view());
-  for (const auto& [name, tensor] : engine.second_moments())
+  for (const auto& [name, tensor] : engine.optimizer_states().at("adam.v."))
     out.tensors["second moment " + name] = copy_tensor(tensor.view());
   return out;
 }

@@ -163,8 +163,9 @@ void save_again(const ModelConfig& model, const Layout& layout, const fs::path& 
     const MeshPosition mesh{world.size(), world.rank(), layout.expert};
     const auto parameters = local_parameters(list_parameters(model), mesh, layout.zero);
     TensorMap weights = make_parameter_tensors(specs_of(parameters));
-    TensorMap first = make_optimizer_tensors(parameters), second = make_optimizer_tensors(parameters);
-    const TrainingTensors tensors{parameters, weights, first, second};
+    OptimizerStates states{{"adam.m.", make_optimizer_tensors(parameters)},
+                           {"adam.v.", make_optimizer_tensors(parameters)}};
+    const TrainingTensors tensors{parameters, weights, states};
     auto state = resume_training(from, model, {}, tensors, world, kQuiet);
     if (!state) throw std::runtime_error("nothing to resume from");
     state->step = step;

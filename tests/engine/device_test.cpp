@@ -57,8 +57,8 @@ TEST_CASE("steps on a device with memory of its own give the bits of steps in th
   there.engine->download_state();
   CHECK(same_bits(here.weights, there.weights));
   CHECK(same_bits(here.engine->gradients(), there.engine->gradients()));
-  CHECK(same_bits(here.engine->first_moments(), there.engine->first_moments()));
-  CHECK(same_bits(here.engine->second_moments(), there.engine->second_moments()));
+  for (const auto& [kind, tensors] : here.engine->optimizer_states())
+    CHECK(same_bits(tensors, there.engine->optimizer_states().at(kind)));
 }
 
 TEST_CASE("a step in one piece is the gradients and then the update") {
@@ -82,15 +82,17 @@ TEST_CASE("moments that were put on the device are what the next update continue
       std::copy(tensor.bytes().begin(), tensor.bytes().end(), to.at(name).bytes().begin());
   };
   copy(first.weights, resumed.weights);
-  copy(first.engine->first_moments(), resumed.engine->first_moments());
-  copy(first.engine->second_moments(), resumed.engine->second_moments());
+  REQUIRE(first.engine->optimizer_states().size() == 2);
+  for (const auto& [kind, tensors] : first.engine->optimizer_states())
+    copy(tensors, resumed.engine->optimizer_states().at(kind));
   resumed.engine->upload_weights();
-  resumed.engine->upload_moments();
+  resumed.engine->upload_optimizer_states();
   CHECK(first.step(1).grad_norm == resumed.step(1).grad_norm);
   first.engine->download_state();
   resumed.engine->download_state();
   CHECK(same_bits(first.weights, resumed.weights));
-  CHECK(same_bits(first.engine->second_moments(), resumed.engine->second_moments()));
+  for (const auto& [kind, tensors] : first.engine->optimizer_states())
+    CHECK(same_bits(tensors, resumed.engine->optimizer_states().at(kind)));
 }
 
 TEST_CASE("inference on a device reads the weights that training left there") {

@@ -27,11 +27,12 @@ struct Memory {
   std::vector<LocalParameter> parameters =
       whole_parameters(list_parameters(read_hub_config(test::small_model())));
   TensorMap weights = make_parameter_tensors(specs_of(parameters));
-  TensorMap first = make_optimizer_tensors(parameters), second = make_optimizer_tensors(parameters);
+  OptimizerStates states{{"adam.m.", make_optimizer_tensors(parameters)},
+                         {"adam.v.", make_optimizer_tensors(parameters)}};
   TensorMap gradients = make_parameter_tensors(specs_of(parameters));
 
   Memory() {
-    for (TensorMap* map : {&weights, &first, &second, &gradients})
+    for (TensorMap* map : {&weights, &states.at("adam.m."), &states.at("adam.v."), &gradients})
       for (auto& [name, tensor] : *map) std::fill(tensor.bytes().begin(), tensor.bytes().end(), std::byte{0});
   }
   /// Breaks the last value of the part of a parameter that is hub tensor `name`.
@@ -45,7 +46,7 @@ struct Memory {
         }
     FAIL(name);
   }
-  std::string describe() { return describe_bad_tensors({parameters, weights, first, second}, gradients); }
+  std::string describe() { return describe_bad_tensors({parameters, weights, states}, gradients); }
 };
 
 TEST_CASE("the first tensor that is not finite is named as the hub names it: the cause before what follows") {
@@ -56,7 +57,7 @@ TEST_CASE("the first tensor that is not finite is named as the hub names it: the
   CHECK(m.describe() == "gradient of model.embed_tokens.weight");
   m.spoil(m.gradients, expert, kInf);  // of a later layer, so the backward comes to it first
   CHECK(m.describe() == "gradient of " + expert + " (and 1 more tensors)");
-  m.spoil(m.second, "model.norm.weight", kInf);
+  m.spoil(m.states.at("adam.v."), "model.norm.weight", kInf);
   CHECK(m.describe() == "moment adam.v.model.norm.weight (and 2 more tensors)");
   m.spoil(m.weights, expert, -kInf);
   CHECK(m.describe() == "parameter " + expert + " (and 3 more tensors)");
@@ -97,12 +98,12 @@ TEST_CASE("a step whose loss is not finite changes neither parameters nor moment
     const auto bytes = map.at(name).bytes();
     return std::vector<std::byte>(bytes.begin(), bytes.end());
   };
-  const auto weight = copy(t.weights), first = copy(t.engine->first_moments());
+  const auto weight = copy(t.weights), first = copy(t.engine->optimizer_states().at("adam.m."));
   const StepResult result = t.step(1);
   CHECK_FALSE(result.loss_is_finite);
   CHECK_FALSE(result.updated);
   CHECK(copy(t.weights) == weight);
-  CHECK(copy(t.engine->first_moments()) == first);
+  CHECK(copy(t.engine->optimizer_states().at("adam.m.")) == first);
 }
 
 std::set<std::string> checkpoints_of(const fs::path& run_dir) {
@@ -209,10 +210,10 @@ TEST_CASE("moments that are not finite are not saved, and not taken from a check
   const ModelConfig model = read_hub_config(test::small_model());
   const test::TemporaryFolder folder;
   const Communicator alone = make_self_communicator();
-  const TrainingTensors tensors{m.parameters, m.weights, m.first, m.second};
+  const TrainingTensors tensors{m.parameters, m.weights, m.states};
   CheckpointSaver saver({folder.path(), 5, false}, model, {}, test::quiet_context());
   saver.save({1}, tensors);
-  m.spoil(m.second, "model.norm.weight", kInf);
+  m.spoil(m.states.at("adam.v."), "model.norm.weight", kInf);
   CHECK_THROWS_WITH(saver.save({2}, tensors),
                     ContainsSubstring("step 2: adam.v.model.norm.weight holds values that are not finite"));
   CHECK_FALSE(fs::exists(folder / "step-2"));

@@ -12,10 +12,11 @@
 namespace farskip {
 
 /// What is saved or filled, by reference. Weights as make_parameter_tensors of specs_of(parameters) makes
-/// them, moments as make_optimizer_tensors; parameters without moments are frozen.
+/// them, states of the optimizer as make_optimizer_tensors; parameters without any are frozen.
 struct TrainingTensors {
   const std::vector<LocalParameter>& parameters;
-  TensorMap &weights, &first_moments, &second_moments;
+  TensorMap& weights;
+  OptimizerStates& optimizer;
 };
 
 /// Some rows of a checkpoint tensor, where they lie in memory. At least one row.
@@ -25,20 +26,20 @@ struct TensorRows {
   TensorView view;  // [num_rows] or [num_rows, row size]
   std::int64_t num_rows() const { return view.shape[0]; }
 };
-/// By the tensor's name in the checkpoint: hub names, moments with a prefix.
+/// By the tensor's name in the checkpoint: hub names, states of the optimizer with their kind before them.
 using TensorRowsMap = std::map<std::string, TensorRows>;
 
-/// All that this rank holds: its hub tensors, whole; the rows of moments that it keeps.
+/// All that this rank holds: its hub tensors, whole; the rows of the optimizer's states that it keeps.
 TensorRowsMap held_weights(const TrainingTensors& tensors);
 /// The same of tensors like the weights, such as gradients, of some parameters.
 TensorRowsMap held_rows(const std::vector<LocalParameter>& parameters, const TensorMap& tensors);
-TensorRowsMap held_moments(const TrainingTensors& tensors);
+TensorRowsMap held_states(const TrainingTensors& tensors);
 
-/// The part that this rank writes: over all ranks, each hub tensor once, and each row of a moment once. Hub
-/// tensors are dealt out so that the bytes of all ranks are about equal; moments by the rows of ZeRO, whether
+/// The part that this rank writes: over all ranks, each hub tensor once, and each row of a state once. Hub
+/// tensors are dealt out so that the bytes of all ranks are about equal; states by the rows of ZeRO, whether
 /// or not the replicas keep more.
 TensorRowsMap weights_to_write(const TrainingTensors& tensors, const MeshPosition& mesh);
-TensorRowsMap moments_to_write(const TrainingTensors& tensors, const MeshPosition& mesh);
+TensorRowsMap states_to_write(const TrainingTensors& tensors, const MeshPosition& mesh);
 
 /// "model-00002-of-00004.safetensors" for rank 1 of 4; alone "model.safetensors", as the hub has it.
 std::string shard_name(std::string_view stem, const MeshPosition& mesh);

@@ -61,7 +61,7 @@ class CheckpointSaver {
   struct OpenSave;
   void begin(const TrainingState& state);
   void copy_tensors(TensorRowsMap& rows);
-  void write_own_files(OpenSave& save, const TensorRowsMap& weights, const TensorRowsMap& moments) const;
+  void write_own_files(OpenSave& save, const TensorRowsMap& weights, const TensorRowsMap& states) const;
   void publish(OpenSave& save, const std::vector<std::string>& reports) const;
 
   fs::path folder_;

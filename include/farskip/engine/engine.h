@@ -101,7 +101,7 @@ struct StepResult {
 
 /// Training use: gradients and moments beside the weights, all in the memory of the arena's device. Where
 /// that does not share the host's, the host tensors are a second copy for what is done on the host, and the
-/// owner of the engine says when they are copied: upload_weights, upload_moments, download_state.
+/// owner of the engine says when they are copied: upload_weights, upload_optimizer_states, download_state.
 class TrainEngine {
  public:
   /// `weights`: of local_parameters() at the mesh's position; they must stay. Collective.
@@ -126,7 +126,7 @@ class TrainEngine {
   /// The host's weights to the device, and the compute copies that belong to them. To be called whenever the
   /// host's weights were changed (not needed in f32 on a device that shares memory).
   void upload_weights() { weights_->upload(); }
-  void upload_moments();
+  void upload_optimizer_states();
   /// Weights to the host's tensors; with moments. Collective: a rank that computes in bf16 has only the rows
   /// that it updates of some.
   void download_weights();
@@ -148,8 +148,7 @@ class TrainEngine {
   const TensorMap& gradients() const;
   /// This rank's part of the loss of the last step.
   const BatchLoss& own_loss() const { return own_loss_; }
-  TensorMap& first_moments() { return first_moments_; }
-  TensorMap& second_moments() { return second_moments_; }
+  OptimizerStates& optimizer_states() { return optimizer_states_; }
   MemoryReport memory() const;
   /// Time in which this rank could do nothing but communicate, since the start.
   double exposed_seconds() const;
@@ -182,9 +181,11 @@ class TrainEngine {
   TrainEngineOptions options_;
   Context context_;
   TrainingProgram program_;
-  TensorMap gradients_, first_moments_, second_moments_;  // the host's
+  TensorMap gradients_;               // the host's
+  OptimizerStates optimizer_states_;  // likewise
   std::shared_ptr<DeviceWeights> weights_;
-  DeviceTensors device_gradients_, device_first_, device_second_;
+  DeviceTensors device_gradients_;
+  std::map<std::string, DeviceTensors> device_states_;  // of the optimizer, by kind
   KeptLosses losses_;
   BatchLoss own_loss_;
   std::map<MicroBatch, BatchRunner> runners_;

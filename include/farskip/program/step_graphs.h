@@ -27,7 +27,7 @@ struct StepSharding {
 /// Names of externals beside tokens, targets and parameters.
 inline constexpr std::string_view kLossScale = "loss_scale";        // f32[1]: weight of each counted token
 inline constexpr std::string_view kBalanceScale = "balance_scale";  // f32[1]: weight of each sequence
-inline constexpr std::string_view kHyper = "hyper";                 // f32[3], see ops::adamw
+inline constexpr std::string_view kHyper = "hyper";                 // f32[n], Optimizer::hyper
 
 /// lower(); where experts are on several ranks, in chunks and with the experts split. Parameters have the
 /// shapes of local_parameters().

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "farskip/program/objective.h"
+#include "farskip/program/optimizer.h"
 
 namespace farskip {
 
@@ -77,6 +78,9 @@ class TrainingProgram {
   /// Of this rank; all of them, and those that are not frozen.
   const std::vector<LocalParameter>& parameters() const { return parameters_; }
   const std::vector<LocalParameter>& trained() const { return trained_; }
+  const Optimizer& optimizer() const { return *optimizer_; }
+  /// Kinds of its states -> the parameters that have them, in order.
+  std::map<std::string, std::vector<LocalParameter>> optimizer_states() const;
   /// The same parameters, otherwise wired.
   void rewire(LayerGraph layers) { model_.layers = std::move(layers); }
 
@@ -89,6 +93,7 @@ class TrainingProgram {
   MeshPosition mesh_;
   std::vector<LocalParameter> parameters_, trained_;
   RoutedRowsPlan routed_rows_;
+  std::shared_ptr<const Optimizer> optimizer_;
 };
 
 /// A forward alone: the losses of an objective (none: cross-entropy on the data), or logits.

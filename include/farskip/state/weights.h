@@ -15,6 +15,8 @@
 namespace farskip {
 
 using TensorMap = std::map<std::string, HostTensor, std::less<>>;
+/// What an optimizer keeps, by kind (state/state_names.h), then by parameter.
+using OptimizerStates = std::map<std::string, TensorMap, std::less<>>;
 using ViewMap = std::map<std::string, TensorView>;
 
 /// What a rank holds that holds everything.
@@ -22,9 +24,9 @@ std::vector<LocalParameter> whole_parameters(const std::vector<ParameterSpec>& s
 
 /// One f32 tensor per parameter, by its name: weights or gradients. Contents are unspecified.
 TensorMap make_parameter_tensors(const std::vector<ParameterSpec>& specs);
-/// One f32 tensor per parameter for a moment of the optimizer: the rows whose state this rank keeps. Of the
-/// parameter's shape if that is all rows, else [count, row size], or [count] for a vector; count may be 0.
-/// Contents are unspecified.
+/// One f32 tensor per parameter for one kind of state of the optimizer: the rows whose state this rank keeps.
+/// Of the parameter's shape if that is all rows, else [count, row size], or [count] for a vector; count may
+/// be 0. Contents are unspecified.
 TensorMap make_optimizer_tensors(const std::vector<LocalParameter>& parameters);
 std::size_t total_bytes(const TensorMap& tensors);
 

@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+// What an optimizer keeps for a weight, and how it moves it.
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "farskip/config/run_config.h"
+#include "farskip/model/parameters.h"
+#include "farskip/ops/ops.h"
+
+namespace farskip {
+
+/// One weight in the graph of the update, as a matrix [rows, row size] or a vector.
+struct OptimizedWeight {
+  ValueId weight;
+  std::vector<ValueId> states;  // in the order of Optimizer::states
+  ValueId low_copy{};           // the new weight in bf16, where it was asked for; a result only
+};
+
+/// Stateless: what changes lies in the states.
+class Optimizer {
+ public:
+  Optimizer() = default;
+  Optimizer(const Optimizer&) = delete;
+  Optimizer& operator=(const Optimizer&) = delete;
+  virtual ~Optimizer() = default;
+
+  /// What it keeps for a weight, f32 and of the weight's shape, each by what begins its name (state_name):
+  /// kFirstMoment. It starts with zeros.
+  virtual std::vector<std::string> states(const ParameterSpec& spec) const = 0;
+  /// The input kHyper of the step with this 1-based number; always as many.
+  virtual std::vector<float> hyper(double learning_rate, std::int64_t step) const = 0;
+  /// The new weight and states. `factor` f32[1] scales the gradient; 0: nothing changes.
+  virtual OptimizedWeight update(Builder& b, const ParameterSpec& spec, const OptimizedWeight& now,
+                                 ValueId gradient, ValueId factor, ValueId hyper, bool low_copy) const = 0;
+};
+
+std::unique_ptr<const Optimizer> make_optimizer(const OptimizerConfig& config);
+
+}  // namespace farskip
