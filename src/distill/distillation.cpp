@@ -72,7 +72,7 @@ void Distillation::share_frozen(Teacher& teacher, const std::vector<LocalParamet
                          frozen_.size(), teacher.shared.size(), static_cast<double>(bytes) / (1 << 20));
 }
 
-void Distillation::check_shared(const TensorMap& weights) const {
+void Distillation::check_weights(const TensorMap& weights) const {
   for (const auto& [name, hash] : shared_hashes_)
     if (hash_bytes(weights.at(name).bytes()) != hash)
       throw UsageError(fmt::format(
@@ -81,7 +81,8 @@ void Distillation::check_shared(const TensorMap& weights) const {
           name));
 }
 
-void Distillation::forget_old_numbers(const RunSettings& saved, const RunSettings& now, RunNumbers& numbers) {
+void Distillation::forget_old_numbers(const RunSettings& saved, const RunSettings& now,
+                                      RunNumbers& numbers) const {
   const auto changed = [&](const std::string& key) {
     const auto before = saved.find(key), after = now.find(key);
     return before != saved.end() && after != now.end() && before->second != after->second;
@@ -93,7 +94,7 @@ void Distillation::forget_old_numbers(const RunSettings& saved, const RunSetting
   numbers.erase("untrained_loss");
 }
 
-LayerGraph Distillation::layers_at(std::int64_t step) const {
+std::optional<LayerGraph> Distillation::layers_at(std::int64_t step) const {
   const LayerGraph standard = build_layer_graph(student_);
   FarSkipConfig wiring = student_.farskip;
   if (config_.curriculum_every > 0) {
@@ -108,11 +109,24 @@ LayerGraph Distillation::layers_at(std::int64_t step) const {
   return rewire_farskip(standard, wiring);
 }
 
-void Distillation::note_start(double student_loss, double teacher_loss, RunNumbers& numbers) const {
-  numbers["teacher_loss"] = teacher_loss;
-  numbers["untrained_loss"] = student_loss;
-  context_.logger.info("held-out loss: teacher {:.4f}, student before training {:.4f} (+{:.4f})",
-                       teacher_loss, student_loss, student_loss - teacher_loss);
+void Distillation::add_to(TrainingOptions& options) const {
+  options.objective = objective_;
+  options.frozen = frozen_;
+}
+
+void Distillation::record_baseline(const Validate& validate, InferenceEngine& student, RunNumbers& numbers) {
+  const Evaluation e = validate(student);
+  if (e.tokens == 0) return;
+  // With a cache the student runs alone.
+  const double teacher = kept_ ? validate(kept_->engine()).loss : e.means.at("teacher_loss");
+  numbers["teacher_loss"] = teacher;
+  numbers["untrained_loss"] = e.loss;
+  context_.logger.info("held-out loss: teacher {:.4f}, student before training {:.4f} (+{:.4f})", teacher,
+                       e.loss, e.loss - teacher);
+}
+
+void Distillation::complete(std::vector<Batch>& batches) {
+  if (kept_) kept_->complete(batches);
 }
 
 void Distillation::describe(const BatchLoss& loss, double counted, StepMetrics& m) const {
@@ -155,6 +169,23 @@ double Distillation::metric_value(const Evaluation& e) const {
       return e.means.at("agreement");
   }
   throw InternalError("a metric without value");
+}
+
+bool Distillation::looks_at(std::int64_t step) const {
+  return early_stopping_ && early_stopping_->looks_at(step);
+}
+
+bool Distillation::look(std::int64_t step, const Evaluation& e, RunNumbers& numbers) const {
+  if (!looks_at(step)) return false;
+  const double value = metric_value(e);
+  if (std::isfinite(value)) return early_stopping_->look(step, value, numbers);
+  context_.logger.warning("step {}: the metric of early stopping is {}: this evaluation does not count", step,
+                          value);
+  return false;
+}
+
+bool Distillation::over(const RunNumbers& numbers) const {
+  return early_stopping_ && early_stopping_->over(numbers);
 }
 
 }  // namespace farskip

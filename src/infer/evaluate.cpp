@@ -74,4 +74,23 @@ Evaluation evaluate(InferenceEngine& engine, const Sampler& sampler, std::int64_
   return e;
 }
 
+Evaluation evaluate_all(InferenceEngine& engine, const std::vector<std::unique_ptr<Sampler>>& sources,
+                        std::int64_t batch) {
+  Evaluation sum;
+  for (const auto& source : sources) {
+    const Evaluation e = evaluate(engine, *source, batch, 0);
+    if (e.tokens == 0) continue;
+    const auto weight = static_cast<double>(e.tokens);
+    sum.loss += e.loss * weight;
+    sum.accuracy += e.accuracy * weight;
+    for (const auto& [name, mean] : e.means) sum.means[name] += mean * weight;
+    sum.tokens += e.tokens;
+  }
+  const auto tokens = static_cast<double>(sum.tokens);
+  sum.loss /= tokens;
+  sum.accuracy /= tokens;
+  for (auto& [name, value] : sum.means) value /= tokens;
+  return sum;
+}
+
 }  // namespace farskip

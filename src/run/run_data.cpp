@@ -122,4 +122,20 @@ RunSettings describe_contents(const RunConfig& config, const RunData& data) {
   return contents;
 }
 
+std::vector<Batch> StepSamples::read(const Sampler& sampler, std::int64_t step_first) const {
+  std::vector<Batch> batches;
+  for (std::int64_t part = 0; part < micro_batches; ++part)
+    batches.push_back(read_batch(sampler, static_cast<std::uint64_t>(first(step_first, part)), micro_batch));
+  return batches;
+}
+
+std::string StepSamples::text(std::int64_t step_first) const {
+  std::vector<std::string> parts;
+  for (std::int64_t part = 0; part < micro_batches; ++part) {
+    const std::int64_t begin = first(step_first, part);
+    parts.push_back(fmt::format("{} to {}", begin, begin + micro_batch - 1));
+  }
+  return fmt::format("{}", fmt::join(parts, ", "));
+}
+
 }  // namespace farskip

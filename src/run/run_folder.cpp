@@ -14,6 +14,7 @@
 #include "farskip/base/environment.h"
 #include "farskip/base/error.h"
 #include "farskip/checkpoint/checkpoint_files.h"
+#include "farskip/run/run_config_file.h"
 
 namespace farskip {
 
@@ -82,6 +83,16 @@ void RunFolder::forget_exit() const {
 void RunFolder::write_exit(const std::string& reason, std::int64_t step, bool resumable) const {
   const nlohmann::ordered_json text{{"reason", reason}, {"step", step}, {"resumable", resumable}};
   write_text_file(path_ / "exit.json", text.dump() + "\n");
+}
+
+std::unique_ptr<RunFolder> open_run_folder(const RunConfig& config, const ModelConfig& model,
+                                           const Logger& logger) {
+  auto folder = std::make_unique<RunFolder>(config.run_dir, logger);
+  refuse_other_file(config, model);
+  // Where a run begins anew, what has the name of a checkpoint is set aside.
+  if (config.checkpoint.resume != Resume::never) check_can_save(folder->checkpoints());
+  if (config.distill && config.distill->early_stopping) check_can_save(folder->best());
+  return folder;
 }
 
 }  // namespace farskip

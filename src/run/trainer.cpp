@@ -12,19 +12,17 @@
 #include "farskip/base/stop_signals.h"
 #include "farskip/checkpoint/training_checkpoint.h"
 #include "farskip/comm/agreement.h"
-#include "farskip/config/scalar.h"
 #include "farskip/distill/distillation.h"
 #include "farskip/engine/devices.h"
 #include "farskip/engine/engine_options.h"
 #include "farskip/infer/evaluate.h"
-#include "farskip/measure/measure.h"
-#include "farskip/measure/plan_report.h"
 #include "farskip/run/bad_numbers.h"
 #include "farskip/run/learning_rate.h"
 #include "farskip/run/metrics.h"
 #include "farskip/run/run_config_file.h"
 #include "farskip/run/run_data.h"
 #include "farskip/run/run_folder.h"
+#include "farskip/run/run_schedule.h"
 #include "farskip/run/start_report.h"
 
 namespace farskip {
@@ -46,6 +44,28 @@ auto rank_zero_first(const Communicator& world, const F& f) {
   return std::move(*result);
 }
 
+/// Cross-entropy on the data, from random weights or those of a model folder.
+class TextObjective final : public RunObjective {
+ public:
+  TextObjective(const RunConfig& config, const ModelConfig& model,
+                const std::vector<LocalParameter>& parameters, const Context& context)
+      : config_(config), model_(model), parameters_(parameters), context_(context) {}
+
+  void fill_weights(TensorMap& weights) const override {
+    if (config_.init_from.empty())
+      return initialise_weights(weights, parameters_, static_cast<std::uint64_t>(config_.seed),
+                                model_.initializer_range);
+    verify_model_folder(config_.init_from, context_.world());
+    load_weights(weights, parameters_, list_parameters(model_), SafetensorsFolder(config_.init_from));
+  }
+
+ private:
+  const RunConfig& config_;
+  const ModelConfig& model_;
+  const std::vector<LocalParameter>& parameters_;
+  const Context& context_;
+};
+
 class TrainingRun {
  public:
   TrainingRun(const RunConfig& config, const ModelConfig& model, const Context& context,
@@ -53,17 +73,15 @@ class TrainingRun {
       : config_(config),
         model_(wire_model(model)),
         context_(context),
-        specs_(list_parameters(model)),
-        parameters_(local_parameters(specs_, context.mesh.position(), configured_options().zero)),
+        parameters_(
+            local_parameters(list_parameters(model), context.mesh.position(), configured_options().zero)),
         folder_(folder),
         data_(rank_zero_first(context.world(), [&] { return open_run_data(config, model, context.logger); })),
         weights_(make_parameter_tensors(specs_of(parameters_))),
-        distill_(config.distill
-                     ? std::make_unique<Distillation>(config, model, parameters_, weights_, context)
-                     : nullptr),
-        options_(with_costs(with_objective(configured_options()))),
+        objective_(make_objective()),
+        options_(make_options()),
         engine_(model_, weights_, options_, context),
-        inference_(model_, engine_.weights(), context, distill_ ? distill_->validation_objective() : nullptr),
+        inference_(model_, engine_.weights(), context, objective_->validation_objective()),
         saver_({fs::path(config.run_dir) / "checkpoints", config.checkpoint.keep, config.checkpoint.async},
                model, data_.companions.texts, context),
         flops_per_token_(train_flops_per_token(model, config.train.sequence_length)),
@@ -89,49 +107,20 @@ class TrainingRun {
  private:
   TrainEngineOptions configured_options() const { return engine_options(config_, world().size()); }
 
-  TrainEngineOptions with_costs(TrainEngineOptions options) const {
-    // Chosen once a run: bits depend on it, and not on what later starts measure.
-    const fs::path kept = fs::path(config_.run_dir) / "expert_chunks.txt";
-    const TrainEngineOptions configured = options;  // what is measured, at every start
-    if (options.expert_chunks == 0) options.expert_chunks = read_chunks(kept);
-    const bool chooses =
-        options.expert_chunks == 0 && can_chunk(model_.config, options, context_.mesh.position());
-    if (options.overlap && world().size() > 1)
-      plan_by(
-          kept_step_costs(fs::path(config_.run_dir) / "costs.txt", cost_key(), model_, configured, context_),
-          model_.config, context_, options);
-    if (chooses && options.expert_chunks > 0 && is_first())
-      write_text_file(kept, fmt::format("{}\n", options.expert_chunks));
+  std::unique_ptr<RunObjective> make_objective() {
+    if (config_.distill)
+      return std::make_unique<Distillation>(config_, model_.config, parameters_, weights_, context_);
+    return std::make_unique<TextObjective>(config_, model_.config, parameters_, context_);
+  }
+
+  TrainEngineOptions make_options() const {
+    TrainEngineOptions options = configured_options();
+    objective_->add_to(options);
+    choose_schedule(config_, model_, context_, options);
     return options;
   }
 
-  /// The number that was chosen before; 0: none.
-  int read_chunks(const fs::path& kept) const {
-    const std::string text = read_on_first_rank(world(), kept, context_.logger);
-    const std::int64_t number = parse_integer(text.substr(0, text.find('\n'))).value.value_or(0);
-    if (number >= 1 && number <= ScheduleConfig::kMostExpertChunks) return static_cast<int>(number);
-    if (!text.empty() && is_first())
-      context_.logger.warning("{}: holds \"{}\", where a number from 1 to {} is expected: it is chosen again",
-                              kept.string(), printable(text), ScheduleConfig::kMostExpertChunks);
-    return 0;
-  }
-
-  /// Of which shapes these costs are, beside what kept_step_costs knows.
-  std::string cost_key() const {
-    return config_.distill ? to_yaml(*run_config_tree(config_).find("distill")) : "";
-  }
-
-  TrainEngineOptions with_objective(TrainEngineOptions options) const {
-    if (!distill_) return options;
-    options.objective = distill_->objective();
-    options.frozen = distill_->frozen();
-    return options;
-  }
-
-  /// Early stopping has ended the run, in this process or before.
-  bool converged() const {
-    return distill_ && distill_->early_stopping() && distill_->early_stopping()->over(state_.numbers);
-  }
+  bool converged() const { return objective_->over(state_.numbers); }
 
   /// A line that cannot be written ends the run where all ranks hear of it: the step itself was done.
   void note(const StepMetrics& m) {
@@ -147,6 +136,9 @@ class TrainingRun {
   bool is_deterministic() const { return repeats_bits(device(), options_.compute, options_.deterministic); }
   const Communicator& world() const { return context_.world(); }
   Device& device() const { return *context_.device(); }
+  StepSamples samples() const {
+    return {config_.train.micro_batch, options_.micro_batches, world().rank(), world().size()};
+  }
   TrainingTensors tensors() { return {parameters_, weights_, engine_.optimizer_states()}; }
 
   void start() {
@@ -162,26 +154,16 @@ class TrainingRun {
     log_routed_rows(engine_.routed_rows(), context_.logger);
     state_.settings =
         share_settings(world(), [&] { return settings_of(config_, describe_contents(config_, data_)); });
-    if (!resume()) load_or_initialise();
+    if (!resume()) fill_weights();
     if (is_first()) {  // a start that nothing refused
       write_run_config(config_, model_.config, world().size());
       folder_->forget_exit();
     }
-    if (distill_) {
-      distill_->check_shared(weights_);
-      set_aside_best();
-      note_start();
-    }
-  }
-
-  // What conversion costs, before any training makes up for it.
-  void note_start() {
-    if (data_.validation.empty() || state_.step > 0) return;
-    const Evaluation e = validate(inference_);
-    if (e.tokens == 0) return;
-    KeptTeacher* const kept = distill_->kept_teacher();
-    distill_->note_start(e.loss, kept != nullptr ? validate(kept->engine()).loss : e.means.at("teacher_loss"),
-                         state_.numbers);
+    objective_->check_weights(weights_);
+    set_aside_best();
+    if (!data_.validation.empty() && state_.step == 0)
+      objective_->record_baseline([&](InferenceEngine& engine) { return validate(engine); }, inference_,
+                                  state_.numbers);
   }
 
   bool resume() {
@@ -213,7 +195,7 @@ class TrainingRun {
     const RunSettings now = std::exchange(state_.settings, {});
     state_ = resumed;
     saved_step_ = state_.step;
-    if (distill_) distill_->forget_old_numbers(resumed.settings, now, state_.numbers);
+    objective_->forget_old_numbers(resumed.settings, now, state_.numbers);
     state_.settings = now;
   }
 
@@ -224,38 +206,16 @@ class TrainingRun {
                                 context_.logger, "replaced");
   }
 
-  void load_or_initialise() {
-    if (!distill_) {  // whose weights are there: what the teacher shares depends on them
-      if (config_.init_from.empty()) {
-        initialise_weights(weights_, parameters_, static_cast<std::uint64_t>(config_.seed),
-                           model_.config.initializer_range);
-      } else {
-        verify_model_folder(config_.init_from, world());
-        load_weights(weights_, parameters_, specs_, SafetensorsFolder(config_.init_from));
-      }
-    }
+  void fill_weights() {
+    objective_->fill_weights(weights_);
     engine_.upload_weights();
-  }
-
-  /// Of this rank, in micro-batch `part` of the next step.
-  std::int64_t first_sample(std::int64_t part) const {
-    return state_.samples + (part * world().size() + world().rank()) * config_.train.micro_batch;
-  }
-
-  /// This rank's micro-batches of the step: in each, `micro_batch` consecutive samples a rank.
-  std::vector<Batch> read_batches() const {
-    const std::int64_t count = config_.train.micro_batch;
-    std::vector<Batch> batches;
-    for (std::int64_t part = 0; part < options_.micro_batches; ++part)
-      batches.push_back(read_batch(*data_.train, static_cast<std::uint64_t>(first_sample(part)), count));
-    return batches;
   }
 
   StepMetrics step(const StopSignals& signals) {
     const Clock::time_point started = Clock::now();
     context_.heartbeat->begin_step(state_.step + 1);
     const TrainConfig& t = config_.train;
-    if (distill_) engine_.rewire(distill_->layers_at(state_.step));
+    if (const auto layers = objective_->layers_at(state_.step)) engine_.rewire(*layers);
     const auto [batches, counted] = read_step();
     // What all ranks must know at the end of a step travels with its sums.
     std::array<double, 2> flags{signals.requested() ? 1.0 : 0.0,
@@ -301,7 +261,7 @@ class TrainingRun {
     }
     m.repeated_steps = engine_.num_repeated() - repeated_before;
     describe_load(loss, m);
-    if (distill_) distill_->describe(loss, counted, m);
+    objective_->describe(loss, counted, m);
     if (t.aux_loss > 0) m.aux_loss = loss.balance_loss / static_cast<double>(t.global_batch);
     look_for_death(m);
   }
@@ -353,7 +313,7 @@ class TrainingRun {
     std::array<double, 2> sums{};                // counted targets, ranks that failed
     std::exception_ptr failure = note_failure_;  // of the step before
     try {
-      batches = read_batches();
+      batches = samples().read(*data_.train, state_.samples);
       for (const Batch& batch : batches) sums[0] += static_cast<double>(count_targets(batch));
     } catch (...) {
       failure = std::current_exception();
@@ -365,7 +325,7 @@ class TrainingRun {
     }
     if (sums[1] > 0) end_if_failed(failure);
     try {
-      if (KeptTeacher* const kept = distill_ ? distill_->kept_teacher() : nullptr) kept->complete(batches);
+      objective_->complete(batches);
     } catch (const UserError& error) {
       end_with(error.code(), error.what());
     }
@@ -398,25 +358,15 @@ class TrainingRun {
     throw Error(code, fmt::format("{}; {}", why, saved));
   }
 
-  /// Samples of this rank in the next step: "64 to 65, 68 to 69".
-  std::string own_samples() const {
-    std::string text;
-    for (std::int64_t part = 0; part < options_.micro_batches; ++part) {
-      const std::int64_t first = first_sample(part);
-      text +=
-          fmt::format("{}{} to {}", text.empty() ? "" : ", ", first, first + config_.train.micro_batch - 1);
-    }
-    return text;
-  }
-
   // All ranks see the same sums and come here together.
   [[noreturn]] void end_at_bad_numbers(const StepResult& result, const StepMetrics& m) {
     engine_.download_state();
     const bool own = !std::isfinite(engine_.own_loss().loss_sum);
     const std::string why = describe_bad_step(
-        world(), {state_.step + 1, result.loss_is_finite, result.updated,
-                  describe_bad_tensors(tensors(), engine_.gradients()), own ? own_samples() : "",
-                  fmt::format("{} to {}", state_.samples, state_.samples + config_.train.global_batch - 1)});
+        world(),
+        {state_.step + 1, result.loss_is_finite, result.updated,
+         describe_bad_tensors(tensors(), engine_.gradients()), own ? samples().text(state_.samples) : "",
+         fmt::format("{} to {}", state_.samples, state_.samples + config_.train.global_batch - 1)});
     if (result.updated) advance(m);
     end_with(ExitCode::bad_data, why);
   }
@@ -432,7 +382,7 @@ class TrainingRun {
   bool looks_at_validation(std::int64_t step) const {
     const std::int64_t every = config_.train.validate_every;
     if (data_.validation.empty()) return false;
-    if (distill_ && distill_->early_stopping() && distill_->early_stopping()->looks_at(step)) return true;
+    if (objective_->looks_at(step)) return true;
     return every > 0 && (step % every == 0 || step == config_.train.steps);
   }
 
@@ -445,17 +395,8 @@ class TrainingRun {
       end_with(error.code(), error.what());
     }
     m.validation_loss = validation_loss_ = e.loss;
-    if (!distill_) return;
-    distill_->describe_validation(e, state_.numbers, m);
-    const auto& stopping = distill_->early_stopping();
-    if (!stopping || !stopping->looks_at(m.step)) return;
-    const double value = distill_->metric_value(e);
-    if (!std::isfinite(value)) {
-      context_.logger.warning("step {}: the metric of early stopping is {}: this evaluation does not count",
-                              m.step, value);
-      return;
-    }
-    if (stopping->look(m.step, value, state_.numbers)) save_best();
+    objective_->describe_validation(e, state_.numbers, m);
+    if (objective_->look(m.step, e, state_.numbers)) save_best();
     if (converged())
       context_.logger.info(
           "no improvement on held-out text since step {:.0f}: stopping; the best checkpoint is in {}",
@@ -468,23 +409,8 @@ class TrainingRun {
     return fallback > 0 ? fallback : config_.train.micro_batch;
   }
 
-  /// Mean over the tokens of all validation sources, each read once.
   Evaluation validate(InferenceEngine& engine) {
-    Evaluation sum;
-    for (const auto& source : data_.validation) {
-      const Evaluation e = evaluate(engine, *source, validation_batch(), 0);
-      if (e.tokens == 0) continue;
-      const auto weight = static_cast<double>(e.tokens);
-      sum.loss += e.loss * weight;
-      sum.accuracy += e.accuracy * weight;
-      for (const auto& [name, mean] : e.means) sum.means[name] += mean * weight;
-      sum.tokens += e.tokens;
-    }
-    const auto tokens = static_cast<double>(sum.tokens);
-    sum.loss /= tokens;
-    sum.accuracy /= tokens;
-    for (auto& [name, value] : sum.means) value /= tokens;
-    return sum;
+    return evaluate_all(engine, data_.validation, validation_batch());
   }
 
   fs::path best_folder() const { return fs::path(config_.run_dir) / "best"; }
@@ -521,12 +447,11 @@ class TrainingRun {
   const RunConfig& config_;
   Model model_;
   Context context_;
-  std::vector<ParameterSpec> specs_;
   std::vector<LocalParameter> parameters_;
   const RunFolder* folder_;  // of rank 0
   RunData data_;
   TensorMap weights_;
-  std::unique_ptr<Distillation> distill_;  // none: training on data
+  std::unique_ptr<RunObjective> objective_;
   TrainEngineOptions options_;
   TrainEngine engine_;
   InferenceEngine inference_;
@@ -543,17 +468,6 @@ class TrainingRun {
   std::optional<double> last_loss_;
   std::optional<double> validation_loss_;
 };
-
-/// The folder of a run that may begin there, held by rank 0; the others have none.
-std::unique_ptr<RunFolder> open_run_folder(const RunConfig& config, const ModelConfig& model,
-                                           const Logger& logger) {
-  auto folder = std::make_unique<RunFolder>(config.run_dir, logger);
-  refuse_other_file(config, model);
-  // Where a run begins anew, what has the name of a checkpoint is set aside.
-  if (config.checkpoint.resume != Resume::never) check_can_save(folder->checkpoints());
-  if (config.distill && config.distill->early_stopping) check_can_save(folder->best());
-  return folder;
-}
 
 }  // namespace
 

@@ -121,7 +121,7 @@ TEST_CASE(
   kind.objective = d.objective().get();
   kind.frozen = d.frozen();
   const Graph graph =
-      run_pipeline(micro_batch_pipeline({p.run.model, d.layers_at(0)}, lowering, {}, kind), {}, kQuiet);
+      run_pipeline(micro_batch_pipeline({p.run.model, *d.layers_at(0)}, lowering, {}, kind), {}, kQuiet);
   std::map<std::string, int> ops;
   int teacher_nodes = 0;
   for (const Node& node : graph.nodes()) {
@@ -146,9 +146,9 @@ TEST_CASE("a frozen tensor that both models share is kept once, and no bit depen
   CHECK_FALSE(d.objective()->tensors().contains("teacher.lm_head.weight"));
   CHECK_FALSE(d.objective()->tensors().contains("teacher.model.layers.1.mlp.experts.down_proj"));
   CHECK(d.objective()->tensors().contains("teacher.model.embed_tokens.weight"));
-  CHECK_NOTHROW(d.check_shared(p.weights));
+  CHECK_NOTHROW(d.check_weights(p.weights));
   p.weights.at("lm_head.weight").values<float>()[3] += 1.0F;
-  CHECK_THROWS_AS(d.check_shared(p.weights), UsageError);
+  CHECK_THROWS_AS(d.check_weights(p.weights), UsageError);
 }
 
 TEST_CASE("distillation in two halves gives the bytes of one piece, with kept teacher outputs too") {
@@ -234,7 +234,7 @@ TEST_CASE("a curriculum rewires layer by layer, the last one first") {
   const Prepared p(folder / "run", {"distill.curriculum.every=3"});
   const Distillation& d = p.distillation;
   const auto rewired = [&](std::int64_t step) {
-    const LayerGraph standard = build_layer_graph(p.run.model), now = d.layers_at(step);
+    const LayerGraph standard = build_layer_graph(p.run.model), now = *d.layers_at(step);
     std::string layers;
     for (std::size_t i = 0; i < now.blocks.size(); ++i)
       if (now.blocks[i].kind == SubBlock::shared && now.blocks[i].omits != standard.blocks[i].omits)

@@ -5,17 +5,14 @@
 
 #include <optional>
 
-#include "farskip/checkpoint/resume_rules.h"
 #include "farskip/distill/distill_objective.h"
-#include "farskip/distill/early_stopping.h"
 #include "farskip/distill/freeze.h"
 #include "farskip/distill/kept_teacher.h"
-#include "farskip/engine/step_metrics.h"
-#include "farskip/infer/evaluate.h"
+#include "farskip/distill/run_objective.h"
 
 namespace farskip {
 
-class Distillation {
+class Distillation final : public RunObjective {
  public:
   /// `student`: with its final wiring. `weights`: of local_parameters at the mesh's position; filled with
   /// those that the run begins with. Collective. Errors: UsageError where teacher and student do not fit.
@@ -25,27 +22,34 @@ class Distillation {
   const std::set<std::string>& frozen() const { return frozen_; }
   const std::shared_ptr<const StepObjective>& objective() const { return objective_; }
   /// Of the forward on held-out text; none with a cache: then the student runs alone.
-  std::shared_ptr<const StepObjective> validation_objective() const { return kept_ ? nullptr : objective_; }
+  std::shared_ptr<const StepObjective> validation_objective() const override {
+    return kept_ ? nullptr : objective_;
+  }
+  void add_to(TrainingOptions& options) const override;
+  /// Nothing: they are there, since what the teacher shares depends on them.
+  void fill_weights(TensorMap& /*weights*/) const override {}
 
-  /// With a cache, what a teacher's outputs are kept by; nullptr otherwise: then held-out losses of the
-  /// student come with the teacher's.
-  KeptTeacher* kept_teacher() const { return kept_.get(); }
   /// The student as it is wired in step `step` (from 0): in a curriculum not in all its layers yet.
-  LayerGraph layers_at(std::int64_t step) const;
+  std::optional<LayerGraph> layers_at(std::int64_t step) const override;
   /// After a resume: UsageError if a tensor that the teacher shares was trained before.
-  void check_shared(const TensorMap& weights) const;
+  void check_weights(const TensorMap& weights) const override;
 
   /// After a resume: forgets those of the checkpoint's numbers that compare with nothing under the settings
   /// of now, since they were measured on other text or by another metric.
-  static void forget_old_numbers(const RunSettings& saved, const RunSettings& now, RunNumbers& numbers);
-  /// Held-out losses of the teacher and of the student as it was converted, before any training.
-  void note_start(double student_loss, double teacher_loss, RunNumbers& numbers) const;
-  void describe(const BatchLoss& loss, double counted, StepMetrics& m) const;
-  void describe_validation(const Evaluation& e, const RunNumbers& numbers, StepMetrics& m) const;
-  const std::optional<EarlyStopping>& early_stopping() const { return early_stopping_; }
-  double metric_value(const Evaluation& e) const;
+  void forget_old_numbers(const RunSettings& saved, const RunSettings& now,
+                          RunNumbers& numbers) const override;
+  /// Held-out losses of the teacher and of the student as it was converted: what conversion costs.
+  void record_baseline(const Validate& validate, InferenceEngine& student, RunNumbers& numbers) override;
+  void complete(std::vector<Batch>& batches) override;
+  void describe(const BatchLoss& loss, double counted, StepMetrics& m) const override;
+  void describe_validation(const Evaluation& e, const RunNumbers& numbers, StepMetrics& m) const override;
+  bool looks_at(std::int64_t step) const override;
+  /// An evaluation whose metric is not finite does not count.
+  bool look(std::int64_t step, const Evaluation& e, RunNumbers& numbers) const override;
+  bool over(const RunNumbers& numbers) const override;
 
  private:
+  double metric_value(const Evaluation& e) const;
   void share_frozen(Teacher& teacher, const std::vector<LocalParameter>& parameters,
                     const TensorMap& weights);
 

@@ -4,7 +4,9 @@
 
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <string>
+#include <vector>
 
 #include "farskip/data/sampler.h"
 #include "farskip/engine/engine.h"
@@ -25,5 +27,8 @@ struct Evaluation {
 /// of the engine. Collective; the same on every rank.
 Evaluation evaluate(InferenceEngine& engine, const Sampler& sampler, std::int64_t batch,
                     std::int64_t max_sequences);
+/// Over the tokens of several sources, each read once.
+Evaluation evaluate_all(InferenceEngine& engine, const std::vector<std::unique_ptr<Sampler>>& sources,
+                        std::int64_t batch);
 
 }  // namespace farskip

@@ -10,6 +10,7 @@
 #include "farskip/checkpoint/resume_rules.h"
 #include "farskip/config/run_config.h"
 #include "farskip/data/sampler.h"
+#include "farskip/engine/batch_runner.h"
 #include "farskip/hub/companions.h"
 
 namespace farskip {
@@ -27,6 +28,19 @@ RunData open_run_data(const RunConfig& config, const ModelConfig& model, const L
 /// What the paths of the configuration hold, for settings_of (checkpoint/resume_rules.h). Reads a part of all
 /// data and of a teacher.
 RunSettings describe_contents(const RunConfig& config, const RunData& data);
+
+/// Which samples of a step one of `ranks` ranks reads: in each of its micro-batches consecutive ones.
+struct StepSamples {
+  std::int64_t micro_batch = 1, micro_batches = 1;
+  int rank = 0, ranks = 1;
+  /// `step_first`: the first sample of the step.
+  std::int64_t first(std::int64_t step_first, std::int64_t part) const {
+    return step_first + (part * ranks + rank) * micro_batch;
+  }
+  std::vector<Batch> read(const Sampler& sampler, std::int64_t step_first) const;
+  /// "64 to 65, 68 to 69".
+  std::string text(std::int64_t step_first) const;
+};
 
 /// What is to be said where a loss has no target.
 inline constexpr std::string_view kNoTargets =

@@ -2,10 +2,13 @@
 #pragma once
 // The run directory: one live writer, the resolved configuration, and how the run ended.
 
+#include <memory>
 #include <string>
 
 #include "farskip/base/file.h"
 #include "farskip/base/log.h"
+#include "farskip/config/run_config.h"
+#include "farskip/model/model_config.h"
 
 namespace farskip {
 
@@ -33,5 +36,10 @@ class RunFolder {
   fs::path path_;
   int descriptor_ = -1;
 };
+
+/// The folder of a run that may begin there. UsageError where it holds another run; IoError where checkpoints
+/// cannot be written.
+std::unique_ptr<RunFolder> open_run_folder(const RunConfig& config, const ModelConfig& model,
+                                           const Logger& logger);
 
 }  // namespace farskip
