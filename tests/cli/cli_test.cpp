@@ -36,6 +36,16 @@ TEST_CASE("mistakes end with one clear message and the documented exit code") {
   write_text_file(folder / "typo.yaml", "trian: {steps: 3}\n");
   write_text_file(folder / "run.yaml", "init: {from: " + model + "}\n");
   write_text_file(folder / "lr small.yaml", "init: {from: " + model + "}\n");
+  write_text_file(folder / "text.txt", "some text\n");
+  const std::string tokenizer = fixture("tokenizer_gpt2") + "/tokenizer.json";
+  write_text_file(
+      folder / "data.yaml",
+      "device: cpu\nmodel: {family: qwen3_moe, vocab_size: 2048, hidden_size: 32, num_hidden_layers: 1, "
+      "num_attention_heads: 2, num_key_value_heads: 1, num_experts: 2, num_experts_per_tok: 1, "
+      "moe_intermediate_size: 16}\nrun_dir: " +
+          tmp + "/run\ntrain: {steps: 1, sequence_length: 8, global_batch: 1}\n");
+  std::filesystem::create_directory(folder / "a run");
+  write_text_file(folder / "a run" / "config.yaml", "");
   const std::vector<Mistake> mistakes{
       {"", 64, "subcommand"},
       {"trian", 64, "'trian' is not a command; allowed: train, distill"},
@@ -79,6 +89,10 @@ TEST_CASE("mistakes end with one clear message and the documented exit code") {
       {"plan " + tmp + "/run.yaml --ranks 2147483648", 64, "allowed: integer, 0 to 1048576"},
       {"generate --model x --prompt y --seed 99999999999999999999", 64, "does not fit into 64 bits"},
       {"generate --model x --prompt y --temperature nan", 64, "--temperature: \"nan\" is not finite"},
+      {"train " + tmp, 64, tmp + ": is a folder; a YAML file is expected\n"},
+      {"train '" + tmp + "/a run'", 64, "a YAML file is expected, such as " + tmp + "/a run/config.yaml"},
+      {"train " + tmp + "/data.yaml data.tokens=[x] train.steps 5", 64,
+       "error: command line: train.steps 5: write train.steps=5\n"},
       {"train '~/run.yaml'", 64, "CONFIG: \"~/run.yaml\" begins with ~, which a shell expands"},
       {"train " + tmp + "/run.yaml 'run_dir=~/x'", 64, "run_dir: \"~/x\" begins with ~"},
       {"train " + tmp + "/run.yaml 'data.tokens=[$HOME/t]'", 64,
