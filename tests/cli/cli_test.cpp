@@ -93,6 +93,24 @@ TEST_CASE("mistakes end with one clear message and the documented exit code") {
       {"train '" + tmp + "/a run'", 64, "a YAML file is expected, such as " + tmp + "/a run/config.yaml"},
       {"train " + tmp + "/data.yaml data.tokens=[x] train.steps 5", 64,
        "error: command line: train.steps 5: write train.steps=5\n"},
+      {"train " + tmp + "/data.yaml data.tokens=[" + tmp + "/text.txt]", 66,
+       "data.tokens: " + tmp + "/text.txt.bin: no such file, and " + tmp +
+           "/text.txt is no token file; the key takes the PREFIX of token files, which 'farskip data "
+           "tokenize "
+           "TEXT --tokenizer tokenizer.json --out PREFIX' makes from text\n"},
+      {"train " + tmp + "/data.yaml data.tokens=[" + model + "/tokens] data.validation=[" + tmp + "]", 66,
+       "data.validation: " + tmp + ".bin: no such file, and " + tmp + " is no token file; the key takes"},
+      {"train " + tmp + "/data.yaml data.text=[" + tmp + "/nope] data.tokenizer=" + tokenizer, 66,
+       "data.text: " + tmp + "/nope: no such file or folder"},
+      {"train " + tmp + "/data.yaml data.text=[" + tmp + "/text.txt] data.tokenizer=" + tmp + "/nope.json",
+       66, "data.tokenizer: " + tmp + "/nope.json: no such file"},
+      {"train " + tmp + "/data.yaml data.text=[" + tmp + "/text.txt] data.tokenizer=" + tmp + "/run.yaml", 65,
+       "data.tokenizer: " + tmp +
+           "/run.yaml: not a tokenizer.json: not valid JSON: parse error at line 1, column "},
+      {"forward --model " + model + " --tokens " + model + "/tokens --out " + tmp + "/o", 65,
+       "tokens: a token file, and --tokens takes a safetensors file with tensor tokens, [batch, sequence]"},
+      {"forward --model " + model + " --tokens " + model + "/tokens.bin --out " + tmp + "/o", 65,
+       "tokens.bin: a token file"},
       {"train '~/run.yaml'", 64, "CONFIG: \"~/run.yaml\" begins with ~, which a shell expands"},
       {"train " + tmp + "/run.yaml 'run_dir=~/x'", 64, "run_dir: \"~/x\" begins with ~"},
       {"train " + tmp + "/run.yaml 'data.tokens=[$HOME/t]'", 64,
