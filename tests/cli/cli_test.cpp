@@ -111,6 +111,7 @@ TEST_CASE("mistakes end with one clear message and the documented exit code") {
        "tokens: a token file, and --tokens takes a safetensors file with tensor tokens, [batch, sequence]"},
       {"forward --model " + model + " --tokens " + model + "/tokens.bin --out " + tmp + "/o", 65,
        "tokens.bin: a token file"},
+      {"inspect " + model + "/config.json", 65, "config.json: not a tokenizer.json: \"model\" is missing"},
       {"train '~/run.yaml'", 64, "CONFIG: \"~/run.yaml\" begins with ~, which a shell expands"},
       {"train " + tmp + "/run.yaml 'run_dir=~/x'", 64, "run_dir: \"~/x\" begins with ~"},
       {"train " + tmp + "/run.yaml 'data.tokens=[$HOME/t]'", 64,
@@ -166,6 +167,15 @@ TEST_CASE("what the environment asks for or forbids is said at the start") {
   const auto many = run_command("OMP_NUM_THREADS=1000 " FARSKIP_BINARY " inspect " + model);
   CHECK(many.status == 0);
   CHECK_THAT(many.err, ContainsSubstring("its threads wait for each other"));
+}
+
+TEST_CASE("inspect shows how many tokens a tokenizer has and which one ends a document") {
+  const auto shown = nlohmann::json::parse(
+      farskip_command("inspect --json " + fixture("tokenizer_gpt2") + "/tokenizer.json").out);
+  CHECK(shown["kind"] == "tokenizer");
+  CHECK(shown["vocab_size"].get<int>() > 256);
+  CHECK(shown["end_token"] == "<|endoftext|>");
+  CHECK(shown["end_token_id"].get<int>() < shown["vocab_size"].get<int>());
 }
 
 TEST_CASE("a path of any bytes is read, and shown in JSON as far as it is text") {
