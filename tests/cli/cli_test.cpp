@@ -111,6 +111,7 @@ TEST_CASE("mistakes end with one clear message and the documented exit code") {
        "tokens: a token file, and --tokens takes a safetensors file with tensor tokens, [batch, sequence]"},
       {"forward --model " + model + " --tokens " + model + "/tokens.bin --out " + tmp + "/o", 65,
        "tokens.bin: a token file"},
+      {"bench overlap " + tmp + "/data.yaml", 64, "bench overlap: one rank has no peer; use mpirun -np 2"},
       {"inspect " + model + "/config.json", 65, "config.json: not a tokenizer.json: \"model\" is missing"},
       {"train '~/run.yaml'", 64, "CONFIG: \"~/run.yaml\" begins with ~, which a shell expands"},
       {"train " + tmp + "/run.yaml 'run_dir=~/x'", 64, "run_dir: \"~/x\" begins with ~"},
