@@ -236,7 +236,7 @@ TEST_CASE("forward writes the reference's logits, loss and gradients under hub n
 TEST_CASE("bench ops times each op of a layer, with products of experts that are right") {
   const auto result = farskip_command(
       "bench ops " FARSKIP_SOURCE_DIR
-      "/configs/bench/cpu_moe.yaml --device cpu --rounds 1 --json model.hidden_size=64 model.vocab_size=512 "
+      "/configs/bench/cpu_moe.yaml --rounds 1 --json model.hidden_size=64 model.vocab_size=512 "
       "model.moe_intermediate_size=32 train.sequence_length=64 train.micro_batch=1 train.global_batch=1");
   REQUIRE(result.status == 0);
   std::map<std::string, nlohmann::json> results;
