@@ -114,7 +114,7 @@ LayerGraph Distillation::layers_at(std::int64_t step) const {
 void Distillation::note_start(double student_loss, double teacher_loss, RunNumbers& numbers) const {
   numbers["teacher_loss"] = teacher_loss;
   numbers["untrained_loss"] = student_loss;
-  logger_.info("held-out loss: teacher {:.4f}, student before training {:.4f} (+{:.4f})", teacher_loss,
+  logger_.info("validation loss: teacher {:.4f}, student before training {:.4f} (+{:.4f})", teacher_loss,
                student_loss, student_loss - teacher_loss);
 }
 
