@@ -99,7 +99,11 @@ struct Table {
 
 std::string end_text(const RunLog& run) {
   if (run.curves.empty()) return "";
-  return run.end.empty() ? "running or killed" : run.end;
+  std::string text = run.end.empty() ? "running or killed" : run.end;
+  const std::int64_t steps = summarise_run(run).steps;
+  if (run.planned_steps && steps > 0 && steps != *run.planned_steps)
+    text += fmt::format(", step {} of {}", steps, *run.planned_steps);
+  return text;
 }
 
 std::string tiles_html(const RunLog& run, const Table& table) {

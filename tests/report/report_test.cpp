@@ -114,6 +114,22 @@ TEST_CASE("a page shows every part that a run has data for, and nothing from out
   CHECK(runs[0].notes.empty());
 }
 
+TEST_CASE("a run that is not at its last step says at which it is") {
+  const Folder folder;
+  const auto state_of = [&](std::int64_t planned, const std::string& reason) {
+    const fs::path run =
+        folder.write("run", fmt::format("name: tiny\ntrain: {{steps: {}}}\n", planned), metrics_text(20));
+    write_text_file(run / "exit.json", "{\"reason\":\"" + reason + "\"}");
+    std::vector<RunLog> runs = read_runs({run});
+    const std::string page = report_html(runs);
+    const std::size_t at = page.find("<dt>state</dt><dd>") + 18;
+    return page.substr(at, page.find('<', at) - at);
+  };
+  CHECK(state_of(20, "done") == "done");
+  CHECK(state_of(15, "done") == "done, step 20 of 15");  // the configuration was shortened afterwards
+  CHECK(state_of(300, "stopped on request") == "stopped on request, step 20 of 300");
+}
+
 TEST_CASE("the comparison has the figures of the metrics") {
   const Folder folder;
   std::vector<RunLog> runs = read_runs({folder.write("run", kConfig, metrics_text(100))});
