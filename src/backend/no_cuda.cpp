@@ -8,8 +8,7 @@ namespace {
 
 constexpr const char* kMissing =
     "this build of farskip has no CUDA backend; install the CUDA Toolkit 13 and cuDNN 9, and build again "
-    "with "
-    "-DFARSKIP_CUDA=ON (third_party/README.md), or use device cpu";
+    "with -DFARSKIP_CUDA=ON (third_party/README.md), or use the CPU (device=cpu, or --device cpu)";
 
 }  // namespace
 

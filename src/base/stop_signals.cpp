@@ -4,7 +4,9 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <cerrno>
 #include <mutex>
+#include <string_view>
 
 namespace farskip {
 namespace {
@@ -15,8 +17,15 @@ static_assert(std::atomic<int>::is_always_lock_free);  // so that a handler may 
 std::atomic<bool> leaving_allowed{false};
 
 void on_stop(int signal) {
-  if (signal == SIGTERM && stop_requested == SIGTERM) ::_exit(128 + SIGTERM);
+  // The same again, that is impatience. One of each is not: a launcher sends SIGTERM after a Ctrl-C.
+  if (signal != SIGUSR1 && stop_requested == signal) ::_exit(128 + signal);
   stop_requested = signal;
+  if (signal != SIGINT) return;
+  // Somebody looks on, and a step may be long.
+  constexpr std::string_view notice = "\ninfo stopping; Ctrl-C again leaves at once, without saving\n";
+  const int error = errno;
+  [[maybe_unused]] const ssize_t written = ::write(STDERR_FILENO, notice.data(), notice.size());
+  errno = error;
 }
 
 // Handlers are the process's, ranks may be its threads.
@@ -24,11 +33,15 @@ std::mutex listeners_mutex;
 int num_listeners = 0;
 
 void install(void (*handler)(int)) {
-  struct sigaction action {};
+  struct sigaction action {
+  }, before{};
   action.sa_handler = handler;
   action.sa_flags = SA_RESTART;
   ::sigaction(SIGUSR1, &action, nullptr);
   ::sigaction(SIGTERM, &action, nullptr);
+  // A shell script starts what it puts into the background deaf to Ctrl-C.
+  ::sigaction(SIGINT, nullptr, &before);
+  if (before.sa_handler != SIG_IGN) ::sigaction(SIGINT, &action, nullptr);
 }
 
 }  // namespace

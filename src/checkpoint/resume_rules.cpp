@@ -7,7 +7,7 @@ namespace farskip {
 namespace {
 
 constexpr std::string_view kOrder = "samples may come again or be left out";
-constexpr std::string_view kHeldOut = "held-out numbers do not compare with earlier ones";
+constexpr std::string_view kValidation = "validation numbers do not compare with earlier ones";
 
 constexpr ResumeRule kRules[] = {
     {"name", AtResume::free},
@@ -36,7 +36,7 @@ constexpr ResumeRule kRules[] = {
     {"data.validation", AtResume::by_content},
     {"data.weights", AtResume::by_content},
     {kDataContents, AtResume::warned, kOrder},
-    {kValidationContents, AtResume::warned, kHeldOut},
+    {kValidationContents, AtResume::warned, kValidation},
     {kTokenizerContents, AtResume::warned},
     {"data.document_mask", AtResume::warned},
     {"data.shuffle", AtResume::warned, kOrder},

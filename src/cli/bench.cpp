@@ -44,11 +44,11 @@ void print_overlap(const OverlapReport& r) {
   const auto row = [](const char* name, const DirectionOverlap& d) {
     fmt::print(
         "{:10} {:9.1f} {:10.1f} {:9.1f} {:7.1f} {:9.1f} {:8.1f} {:8.1f} {:8.1f} {:6.3f} {:11.3f} {:6.1f}% "
-        "{:6.3f} {:7.1f}\n",
+        "{:6.3f} {:7.1f}{}\n",
         name, 1e3 * d.blocking_seconds, 1e3 * d.overlapped_seconds, 1e3 * d.planned_seconds,
         1e3 * d.ideal_seconds(), 1e3 * d.transport_seconds, 1e3 * d.window_seconds, 1e3 * d.hideable_seconds,
         1e3 * d.exposed_seconds, d.eta(), d.planned_eta(), 100 * d.hidden_fraction(), d.sigma(),
-        1e3 * d.skew_seconds);
+        1e3 * d.skew_seconds, d.is_doubtful() ? "  too short or too disturbed to judge" : "");
   };
   row("forward", r.forward);
   row("backward", r.backward);
@@ -115,6 +115,8 @@ ExitCode run_overlap(const Options& options, const CommonOptions& common) {
           "deterministic: false gives other last bits in each run, and bench overlap compares those of the "
           "blocking and the overlapped step; use deterministic=true");
     const Context context = job.context(mesh_to_measure(options, run.config, job.world, *device), device);
+    if (context.world().size() == 1)
+      throw UsageError("bench overlap: one rank has no peer; use mpirun -np 2");
     const OverlapReport report =
         measure_overlap(wire_model(run.model), random_step_options(run, context), context,
                         {options.steps, options.warmup, !options.trace.empty()});

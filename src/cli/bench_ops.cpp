@@ -18,7 +18,7 @@ namespace farskip {
 namespace {
 
 struct Options {
-  std::string config, device = "cuda", only;
+  std::string config, device, only;
   std::vector<std::string> overrides;
   std::int64_t rounds = 20;
 };
@@ -274,10 +274,10 @@ void print_result(const Result& r, bool json) {
 }
 
 ExitCode run_ops(const Options& options, const CommonOptions& common) {
-  const DeviceChoice choice = parse_choice(device_names, options.device, "--device");
-  const LoadedRun run =
+  LoadedRun run =
       load_run(options.config, options.overrides, {.model = true, .data = false}, common.logger());
-  const std::shared_ptr<Device> device = open_device(choice, run.config.precision);
+  if (!options.device.empty()) run.config.device = parse_choice(device_names, options.device, "--device");
+  const std::shared_ptr<Device> device = open_device(run.config.device, run.config.precision);
   const DType low = compute_type(run.config.precision);
   OpBench bench(*device, low, options.rounds);
   bench.measure_ceilings();
@@ -309,7 +309,7 @@ void add_bench_ops(Subcommand& bench) {
   ops.positional("CONFIG", o->config,
                  "Run configuration (YAML): sizes of the model and of a micro-batch, precision");
   ops.overrides(o->overrides);
-  ops.text("--device", o->device, "auto, cpu or cuda (default: cuda)");
+  ops.text("--device", o->device, "auto, cpu or cuda (default: the configuration's)");
   ops.text("--only", o->only, "Only ops whose name contains this text");
   ops.integer("--rounds", o->rounds, "Timed rounds of each op", 1, Subcommand::kMostRepetitions);
   ops.run([o](const CommonOptions& common) { return run_ops(*o, common); });

@@ -6,6 +6,7 @@
 #include "farskip/cli/command.h"
 #include "farskip/cli/load.h"
 #include "farskip/data/token_file.h"
+#include "farskip/data/tokenizer.h"
 #include "farskip/hub/companions.h"
 #include "farskip/tensor/safetensors.h"
 
@@ -96,6 +97,17 @@ Json describe_tokens(const std::string& prefix, bool verify) {
           {"dtype", std::string(token_type_name(file.type()))}};
 }
 
+Json describe_tokenizer(const std::string& path) {
+  const Tokenizer tokenizer = Tokenizer::load(path);
+  Json o{{"kind", "tokenizer"}, {"vocab_size", tokenizer.vocab_size()}};
+  o["end_token"] = nullptr;
+  if (const std::optional<std::int32_t> end = tokenizer.eos()) {
+    o["end_token"] = tokenizer.token_bytes(*end);
+    o["end_token_id"] = *end;
+  }
+  return o;
+}
+
 Json describe(const std::string& path, bool verify, const Logger& logger) {
   const fs::path p(path);
   if (fs::is_directory(p) && is_checkpoint(p)) return describe_checkpoint(p, verify, logger);
@@ -112,7 +124,9 @@ Json describe(const std::string& path, bool verify, const Logger& logger) {
   const std::string prefix = suffixed ? fs::path(p).replace_extension().string() : path;
   if (fs::exists(prefix + ".idx") || suffixed) return describe_tokens(prefix, verify);
   if (!fs::exists(p)) throw MissingInputError(fmt::format("{}: no such file or folder", path));
-  throw DataError(fmt::format("{}: not a model folder, checkpoint, .safetensors or token file", path));
+  if (p.extension() == ".json") return describe_tokenizer(path);
+  throw DataError(
+      fmt::format("{}: not a model folder, checkpoint, tokenizer.json, .safetensors or token file", path));
 }
 
 ExitCode run(const std::string& path, bool verify, const CommonOptions& common) {
@@ -139,7 +153,8 @@ void add_inspect(Subcommand& root) {
     bool verify = false;
   };
   auto o = std::make_shared<Options>();
-  Subcommand sub = root.add("inspect", "Show what a checkpoint, model, safetensors or token file holds");
+  Subcommand sub =
+      root.add("inspect", "Show what a checkpoint, model, tokenizer, safetensors or token file holds");
   sub.positional("PATH", o->path, "File, folder or token file prefix");
   sub.flag("--verify", o->verify, "Read everything and check hashes and values");
   sub.run([o](const CommonOptions& common) { return run(o->path, o->verify, common); });

@@ -166,6 +166,13 @@ std::optional<FarSkipConfig> parse_wiring(const std::string& mode, const std::st
 }
 
 TokenMatrix read_token_matrix(const std::string& path, std::int64_t vocab_size) {
+  const std::string ending = fs::path(path).extension().string();
+  if (ending == ".bin" || ending == ".idx" || (!fs::exists(path) && fs::exists(path + ".idx")))
+    throw DataError(
+        fmt::format("{}: a token file, and --tokens takes a safetensors file with tensor tokens, [batch, "
+                    "sequence] of I32 or "
+                    "I64",
+                    path));
   const SafetensorsFile file(path);
   const TensorInfo& info = file.find("tokens");
   if (info.shape.rank() != 2 || (info.dtype != DType::i32 && info.dtype != DType::i64))

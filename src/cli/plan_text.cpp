@@ -59,11 +59,29 @@ void print_card(const PlanRequest& request) {
   fmt::print("\n");
 }
 
+/// What makes a step of this plan smaller, the most useful first.
+std::vector<std::string> ways_to_save_memory(const PlanRequest& request, const WiringReport& farskip) {
+  const TrainEngineOptions& o = request.options;
+  std::vector<std::string> ways;
+  if (o.recompute != Recompute::full) ways.emplace_back("schedule.recompute=full");
+  if (o.in_flight > 1) ways.emplace_back("schedule.micro_batches_in_flight=1");
+  // Where the worst routing counts, which is that of one sequence, fewer of them save nothing.
+  const bool worst_routing = farskip.worst_routing_arena > farskip.usual_arena;
+  ways.emplace_back(o.micro_batch > 1 && !worst_routing ? "a smaller train.micro_batch"
+                                                        : "a smaller train.sequence_length");
+  if (!o.zero)
+    ways.emplace_back("parallel.zero=1 on more ranks (--ranks)");
+  else
+    ways.emplace_back("more ranks (--ranks)");
+  return ways;
+}
+
 /// Whether the card has the memory that is planned.
 void print_room(const PlanRequest& request, const WiringReport& farskip) {
   const GpuCard* const card = request.costs.card;
   if (card == nullptr || static_cast<double>(farskip.memory.total()) <= card->memory_bytes) return;
-  fmt::print("this does not fit the card, which has {:.0f} GiB\n", card->memory_bytes / (1 << 30));
+  fmt::print("this does not fit the card, which has {:.0f} GiB; try {}\n", card->memory_bytes / (1 << 30),
+             fmt::join(ways_to_save_memory(request, farskip), ", "));
 }
 
 void print_totals(const PlanRequest& request, const PlanReport& report) {

@@ -5,6 +5,7 @@
 #include <cctype>
 #include <numeric>
 #include <optional>
+#include <span>
 #include <tuple>
 
 namespace farskip {
@@ -126,15 +127,29 @@ std::string ErrorList::report() const {
     };
     return rank(a) < rank(b);
   });
+  struct Line {
+    const Mistake* mistake;
+    std::string message;
+  };
+  std::vector<Line> lines;
+  for (const Mistake* m : std::span(sorted).first(std::min(sorted.size(), max_reported)))
+    lines.push_back({m, m->unknown_key ? describe_unknown_key(m->path, m->message) : m->message});
+  // What is missing is often there, misspelt: the cure comes first.
+  for (std::size_t i = 0; i < lines.size(); ++i) {
+    if (!lines[i].message.starts_with("this key is missing")) continue;
+    const std::string meant = fmt::format("unknown key; did you mean {}?", lines[i].mistake->path);
+    const auto cure = std::find_if(lines.begin() + static_cast<std::ptrdiff_t>(i), lines.end(),
+                                   [&](const Line& line) { return line.message.starts_with(meant); });
+    if (cure != lines.end())
+      std::rotate(lines.begin() + static_cast<std::ptrdiff_t>(i++), cure, std::next(cure));
+  }
   std::string out;
-  for (std::size_t i = 0; i < std::min(sorted.size(), max_reported); ++i) {
-    const Mistake& mistake = *sorted[i];
-    const bool unknown = mistake.unknown_key;
-    std::string path = unknown ? join_path(mistake.path, mistake.message) : mistake.path;
+  for (const auto& [mistake, message] : lines) {
+    std::string path = mistake->unknown_key ? join_path(mistake->path, mistake->message) : mistake->path;
     if (path.size() > 200) path = quote_for_message(path);
-    out += fmt::format("{}{}: ", i > 0 ? "\n" : "", describe(mistake.position));
+    out += fmt::format("{}{}: ", out.empty() ? "" : "\n", describe(mistake->position));
     if (!path.empty()) out += fmt::format("{}: ", path);
-    out += unknown ? describe_unknown_key(mistake.path, mistake.message) : mistake.message;
+    out += message;
   }
   if (sorted.size() > max_reported)
     out += fmt::format("\nand {} more mistakes", sorted.size() - max_reported);

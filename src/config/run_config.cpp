@@ -251,20 +251,43 @@ RunConfig read_run_config(const ConfigNode& tree, ErrorList& errors, const LoadO
   return config;
 }
 
-RunConfig load_run_config(const std::filesystem::path& path, const std::vector<std::string>& overrides,
-                          const LoadOptions& options) {
-  ErrorList errors;
-  ConfigNode tree = parse_yaml_file(path, errors);
+namespace {
+
+/// "train.steps 5": a key, and in the next word its value.
+bool is_key_without_equals(const std::string& word, const std::string& next) {
+  constexpr const char* key_characters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.";
+  const auto has_equals = [](const std::string& text) { return text.find('=') != std::string::npos; };
+  return !word.empty() && !has_equals(word) && !has_equals(next) &&
+         word.find_first_not_of(key_characters) == std::string::npos && !word.ends_with(".yaml") &&
+         !word.ends_with(".yml");
+}
+
+void apply_overrides(ConfigNode& tree, const std::vector<std::string>& overrides, ErrorList& errors) {
+  const auto place = [](const std::string& words) {
+    return Position{std::make_shared<const std::string>("command line: " + words.substr(0, 200)), 0, 0};
+  };
   std::set<std::string> seen;
-  for (const std::string& assignment : overrides) {
+  for (std::size_t i = 0; i < overrides.size(); ++i) {
+    const std::string& assignment = overrides[i];
     const std::string key = assignment.substr(0, assignment.find('='));
-    if (!seen.insert(key).second) {
-      const Position position{std::make_shared<const std::string>("command line: " + assignment), 0, 0};
-      errors.add(position, key, "set twice on the command line");
+    if (i + 1 < overrides.size() && is_key_without_equals(assignment, overrides[i + 1])) {
+      const std::string& value = overrides[++i];
+      errors.add(place(key + " " + value), "", fmt::format("write {}={}", key, value.substr(0, 200)));
+    } else if (!seen.insert(key).second) {
+      errors.add(place(assignment), key, "set twice on the command line");
     } else {
       apply_override(tree, assignment, errors);
     }
   }
+}
+
+}  // namespace
+
+RunConfig load_run_config(const std::filesystem::path& path, const std::vector<std::string>& overrides,
+                          const LoadOptions& options) {
+  ErrorList errors;
+  ConfigNode tree = parse_yaml_file(path, errors);
+  apply_overrides(tree, overrides, errors);
   RunConfig config = read_run_config(tree, errors, options);
   errors.throw_if_any();
   return config;

@@ -284,6 +284,12 @@ ConfigNode parse_yaml_text(std::string_view text, const std::string& origin) {
 }
 
 ConfigNode parse_yaml_file(const std::filesystem::path& path, ErrorList& errors) {
+  std::error_code unknown;  // InputFile will say
+  if (std::filesystem::is_directory(path, unknown))
+    throw UsageError(fmt::format("{}: is a folder; a YAML file is expected{}", path.string(),
+                                 std::filesystem::exists(path / "config.yaml", unknown)
+                                     ? ", such as " + (path / "config.yaml").string()
+                                     : std::string()));
   const InputFile file(path);
   if (file.size() > max_config_bytes)
     fail(errors, {std::make_shared<const std::string>(path.string()), 0, 0},

@@ -219,7 +219,9 @@ void check_added_tokens(const std::vector<AddedToken>& tokens, const StringToId&
 }  // namespace
 
 TokenizerFile parse_tokenizer_file(std::string_view text, const std::string& where) {
-  const json root = parse_strict_json(text, where);
+  const json root = parse_strict_json(text, where + ": not a tokenizer.json");
+  if (root.is_object() && !root.contains("model"))
+    throw DataError(fmt::format("{}: not a tokenizer.json: \"model\" is missing", where));
   JsonFields fields(root, where);
   if (const json& version = fields.get("version"); !version.is_null() && version != "1.0")
     throw DataError(

@@ -121,7 +121,7 @@ void Distillation::record_baseline(const Validate& validate, InferenceEngine& st
   const double teacher = kept_ ? validate(kept_->engine()).loss : e.means.at("teacher_loss");
   numbers["teacher_loss"] = teacher;
   numbers["untrained_loss"] = e.loss;
-  context_.logger.info("held-out loss: teacher {:.4f}, student before training {:.4f} (+{:.4f})", teacher,
+  context_.logger.info("validation loss: teacher {:.4f}, student before training {:.4f} (+{:.4f})", teacher,
                        e.loss, e.loss - teacher);
 }
 

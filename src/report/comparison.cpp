@@ -47,10 +47,10 @@ const std::vector<Column>& columns() {
        [](double value) { return fmt::format("{:.0f}", value); }, Better::neither},
       {"tokens", "tokens", [](Log, Sum s) { return s.tokens; }, short_number, Better::neither},
       {"loss", "training loss", [](Log, Sum s) { return s.loss; }, loss_text, Better::lower},
-      {"validation_loss", "held-out loss", [](Log, Sum s) { return s.validation_loss; }, loss_text,
+      {"validation_loss", "validation loss", [](Log, Sum s) { return s.validation_loss; }, loss_text,
        Better::lower},
-      {"best_validation_loss", "best held-out", [](Log, Sum s) { return s.best_validation_loss; }, loss_text,
-       Better::lower},
+      {"best_validation_loss", "best validation", [](Log, Sum s) { return s.best_validation_loss; },
+       loss_text, Better::lower},
       {"kl", "KL", [](Log, Sum s) { return s.kl; }, loss_text, Better::lower},
       {"agreement", "agreement", [](Log, Sum s) { return s.agreement; }, percent_text, Better::higher},
       {"recovered_share", "recovered", [](Log, Sum s) { return s.recovered_share; }, percent_text,
@@ -99,7 +99,11 @@ struct Table {
 
 std::string end_text(const RunLog& run) {
   if (run.curves.empty()) return "";
-  return run.end.empty() ? "running or killed" : run.end;
+  std::string text = run.end.empty() ? "running or killed" : run.end;
+  const std::int64_t steps = summarise_run(run).steps;
+  if (run.planned_steps && steps > 0 && steps != *run.planned_steps)
+    text += fmt::format(", step {} of {}", steps, *run.planned_steps);
+  return text;
 }
 
 std::string tiles_html(const RunLog& run, const Table& table) {

@@ -146,8 +146,12 @@ std::vector<EndLabel> end_labels(const LineChart& chart, const Frame& frame) {
 std::string note_of(const LineChart& chart, const Frame& frame) {
   std::string note = chart.note;
   const auto add = [&note](const std::string& text) { note += (note.empty() ? "" : "; ") + text; };
-  if (frame.num_above > 0) add(fmt::format("{} points lie above the axis", frame.num_above));
-  if (frame.num_gaps > 0) add(fmt::format("{} values are not finite and left out", frame.num_gaps));
+  if (frame.num_above > 0)
+    add(frame.num_above == 1 ? "1 point lies above the axis"
+                             : fmt::format("{} points lie above the axis", frame.num_above));
+  if (frame.num_gaps > 0)
+    add(frame.num_gaps == 1 ? "1 value is not finite and left out"
+                            : fmt::format("{} values are not finite and left out", frame.num_gaps));
   return note;
 }
 

@@ -42,10 +42,10 @@ std::vector<ChartPlan> chart_plans() {
   plans.push_back({.title = "Loss",
                    .unit = "nats per token",
                    .metrics = {{"loss", "training"},
-                               {"validation_loss", "held-out"},
+                               {"validation_loss", "validation"},
                                {"teacher_loss", "teacher"},
-                               {"validation_teacher_loss", "teacher, held-out", "validation_loss"},
-                               {"validation_untrained_loss", "untrained", "validation_loss"}},
+                               {"validation_teacher_loss", "teacher, validation", "validation_loss"},
+                               {"validation_untrained_loss", "rewired, not distilled", "validation_loss"}},
                    .smooth = true,
                    .wide = true});
   plans.push_back({.title = "Recovered share",
@@ -54,11 +54,11 @@ std::vector<ChartPlan> chart_plans() {
                    .factor = 100});
   plans.push_back({.title = "Divergence from the teacher",
                    .unit = "KL, nats per token",
-                   .metrics = {{"kl", "training"}, {"validation_kl", "held-out"}},
+                   .metrics = {{"kl", "training"}, {"validation_kl", "validation"}},
                    .smooth = true});
   plans.push_back({.title = "Agreement with the teacher",
                    .unit = "equal top-1, %",
-                   .metrics = {{"agreement", "training"}, {"validation_agreement", "held-out"}},
+                   .metrics = {{"agreement", "training"}, {"validation_agreement", "validation"}},
                    .factor = 100,
                    .smooth = true});
   plans.push_back({.title = "Routing flips",
@@ -172,8 +172,8 @@ void add_levels(LineChart& chart, const ChartPlan& plan, const Curves& metric, s
     }
   for (const Curves& level : plan.metrics) {
     if (level.level_for == nullptr || std::string_view(level.level_for) != metric.metric) continue;
-    const std::string_view label =
-        std::string_view(level.label).substr(0, std::string_view(level.label).find(','));
+    std::string_view label = level.label;  // the chart is that of validation
+    if (label.ends_with(", validation")) label.remove_suffix(std::string_view(", validation").size());
     if (const auto y = common_level(level, runs); y && first < last)
       chart.series.push_back({std::string(label),
                               {{first, *y * plan.factor}, {last, *y * plan.factor}},
@@ -237,8 +237,8 @@ std::string expert_loads_html(const std::vector<RunLog>& runs) {
   std::string html;
   const std::size_t shown = std::min(runs.size(), kMostMaps);
   for (std::size_t i = 0; i < shown; ++i)
-    html += expert_load_html(runs.size() == 1 ? "Expert load" : "Expert load, " + runs[i].label, runs[i],
-                             256 / shown);
+    html += expert_load_html(runs.size() == 1 ? "Rows per expert" : "Rows per expert, " + runs[i].label,
+                             runs[i], 256 / shown);
   return html;
 }
 

@@ -58,6 +58,12 @@ std::string comment_value(const std::string& yaml, const std::string& key) {
   return {};
 }
 
+std::optional<std::int64_t> count_in(const std::string& text) {
+  const bool is_count =
+      !text.empty() && text.size() < 15 && text.find_first_not_of("0123456789") == std::string::npos;
+  return is_count ? std::optional<std::int64_t>(std::stoll(text)) : std::nullopt;
+}
+
 /// As it is written where that is no wiring of this version.
 std::string describe_wiring(const ConfigNode& tree) {
   const ConfigNode* section = tree.find("farskip");
@@ -117,8 +123,8 @@ void read_config(const fs::path& path, RunLog& run) {
   run.label = text_at(tree, "name");
   run.wiring = describe_wiring(tree);
   const std::string ranks = comment_value(yaml, "ranks");
-  if (!ranks.empty() && ranks.size() < 10 && ranks.find_first_not_of("0123456789") == std::string::npos)
-    run.ranks = std::stoll(ranks);
+  run.ranks = count_in(ranks);
+  run.planned_steps = count_in(text_at(tree, "train.steps"));
   const std::string expert = text_at(tree, "parallel.expert");
   const std::vector<std::pair<std::string, std::string>> facts{
       {"model", find_model(tree)},

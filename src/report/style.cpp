@@ -48,12 +48,12 @@ i{display:inline-block;width:10px;height:10px;border-radius:2px;margin-right:5px
 tbody th i{background:currentColor}
 th.t0 i{color:var(--k0)}th.t1 i{color:var(--k1)}th.t2 i{color:var(--k2)}th.t3 i{color:var(--k3)}th.t4 i{color:var(--k4)}th.t5 i{color:var(--k5)}th.t6 i{color:var(--k6)}th.t7 i{color:var(--k7)}
 .grid2{display:grid;grid-template-columns:repeat(2,minmax(0,1fr));column-gap:40px}
-.plot{display:grid;grid-template-columns:46px minmax(0,1fr) 58px;grid-template-rows:190px 18px 16px;position:relative}
+.plot{display:grid;grid-template-columns:60px minmax(0,1fr) 58px;grid-template-rows:190px 18px 16px;position:relative}
 .wide .plot{grid-template-rows:320px 18px 16px}
-.plot.named{grid-template-columns:46px minmax(0,1fr) 150px}
-.grid2 .plot.named{grid-template-columns:46px minmax(0,1fr) 128px}
+.plot.named{grid-template-columns:60px minmax(0,1fr) 180px}
+.grid2 .plot.named{grid-template-columns:60px minmax(0,1fr) 128px}
 .ys,.ends,.xs,.area{position:relative}
-.ys span{position:absolute;right:8px;transform:translateY(-50%);color:var(--dim);font-size:12px}
+.ys span{position:absolute;right:8px;transform:translateY(-50%);color:var(--dim);font-size:12px;white-space:nowrap}
 .area svg{width:100%;height:100%;display:block;overflow:hidden;border-bottom:1px solid var(--rule)}
 .area{touch-action:pan-y}
 .ends span{position:absolute;left:6px;right:0;transform:translateY(-50%);font-size:12px;line-height:1.1;white-space:nowrap;overflow:hidden;text-overflow:ellipsis}
@@ -99,8 +99,8 @@ path{vector-effect:non-scaling-stroke}
 .facts div{display:grid;grid-template-columns:110px minmax(0,1fr);padding:4px 0;border-top:1px solid var(--grid)}
 .facts dt{color:var(--dim)}.facts dd,.facts p{margin:0;overflow-wrap:anywhere}.facts span{color:var(--dim)}
 @media (max-width:760px){main{padding:18px 14px 28px}.grid2{grid-template-columns:minmax(0,1fr)}
-.plot,.plot.named,.grid2 .plot.named{grid-template-columns:42px minmax(0,1fr) 58px}.plot.named .ends{display:none}
-.plot.named,.grid2 .plot.named{grid-template-columns:42px minmax(0,1fr) 12px}
+.plot,.plot.named,.grid2 .plot.named{grid-template-columns:56px minmax(0,1fr) 58px}.plot.named .ends{display:none}
+.plot.named,.grid2 .plot.named{grid-template-columns:56px minmax(0,1fr) 12px}
 .chart .legend{display:flex}.wide .plot{grid-template-rows:240px 18px 16px}
 .tiles{gap:10px 20px}.tiles dd{font-size:16px}.tracks{grid-template-columns:78px minmax(0,1fr)}
 .plot .xs span:nth-child(even):not(:last-child){display:none}.timeline .xs span:nth-child(even){display:none}

@@ -118,7 +118,9 @@ void Progress::show(const StepMetrics& m) {
                                  result, m.learning_rate, m.tokens_per_second, m.model_tflops);
   if (const auto kl = m.distill.find("kl"); kl != m.distill.end())
     line += fmt::format("  kl {:.4f}", kl->second);
-  if (m.validation_loss) line += fmt::format("  validation {:.4f}", *m.validation_loss);
+  if (m.validation_loss)
+    line += std::isnan(*m.validation_loss) ? "  no validation loss"
+                                           : fmt::format("  validation {:.4f}", *m.validation_loss);
   if (const auto r = m.distill.find("recovered"); r != m.distill.end())
     line += fmt::format("  recovered {:.1f}%", 100.0 * r->second);
   line += fmt::format("  {} left", duration_text(left));

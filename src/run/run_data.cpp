@@ -10,6 +10,33 @@
 namespace farskip {
 namespace {
 
+/// What `read` gives; its errors begin with the key of the configuration that names the file.
+template <class F>
+auto under_key(std::string_view key, const F& read) {
+  const auto message = [key](const Error& error) { return fmt::format("{}: {}", key, error.what()); };
+  try {
+    return read();
+  } catch (const MissingInputError& error) {
+    throw MissingInputError(message(error));
+  } catch (const DataError& error) {
+    throw DataError(message(error));
+  } catch (const IoError& error) {
+    throw IoError(message(error));
+  }
+}
+
+/// The usual mistake is to give the text itself.
+std::shared_ptr<TokenFile> open_tokens(const std::string& prefix, std::int64_t vocab_size) {
+  try {
+    return std::make_shared<TokenFile>(prefix, vocab_size);
+  } catch (const MissingInputError& error) {
+    throw MissingInputError(fmt::format(
+        "{}{}; the key takes the PREFIX of token files, which 'farskip data tokenize TEXT --tokenizer "
+        "tokenizer.json --out PREFIX' makes from text",
+        error.what(), fs::exists(prefix) ? fmt::format(", and {} is no token file", prefix) : ""));
+  }
+}
+
 // Validation sources are read in order and to the end, so the numbers of two runs compare.
 SamplerOptions sampler_options(const RunConfig& config, bool training) {
   SamplerOptions options;
@@ -23,13 +50,14 @@ SamplerOptions sampler_options(const RunConfig& config, bool training) {
   return options;
 }
 
-std::unique_ptr<Sampler> make_sampler(const std::vector<std::string>& prefixes,
+std::unique_ptr<Sampler> make_sampler(std::string_view key, const std::vector<std::string>& prefixes,
                                       const std::vector<double>& weights, std::int64_t vocab_size,
                                       const SamplerOptions& options) {
   std::vector<SamplerSource> sources;
   for (std::size_t i = 0; i < prefixes.size(); ++i) {
     const double weight = i < weights.size() ? weights[i] : 1.0;
-    if (weight > 0) sources.push_back({std::make_shared<TokenFile>(prefixes[i], vocab_size), weight});
+    if (weight > 0)
+      sources.push_back({under_key(key, [&] { return open_tokens(prefixes[i], vocab_size); }), weight});
   }
   return std::make_unique<Sampler>(std::move(sources), options);
 }
@@ -49,7 +77,7 @@ std::vector<std::unique_ptr<Sampler>> open_validation(const RunConfig& config, s
   std::vector<std::unique_ptr<Sampler>> sources, without;
   std::vector<std::string> names;
   for (const std::string& prefix : config.data.validation) {
-    auto source = make_sampler({prefix}, {}, vocab_size, sampler_options(config, false));
+    auto source = make_sampler("data.validation", {prefix}, {}, vocab_size, sampler_options(config, false));
     const bool counts = has_targets(*source);
     if (!counts) names.push_back(prefix);
     (counts ? sources : without).push_back(std::move(source));
@@ -71,7 +99,9 @@ std::vector<std::unique_ptr<Sampler>> open_validation(const RunConfig& config, s
 Companions read_run_companions(const RunConfig& config) {
   const std::string& source =
       config.init_from.empty() && config.distill ? config.distill->teacher : config.init_from;
-  if (!config.data.tokenizer.empty()) return read_companions(source, Tokenizer::load(config.data.tokenizer));
+  if (!config.data.tokenizer.empty())
+    return read_companions(
+        source, under_key("data.tokenizer", [&] { return Tokenizer::load(config.data.tokenizer); }));
   return source.empty() ? Companions{} : read_companions(source);
 }
 
@@ -102,11 +132,13 @@ RunData open_run_data(const RunConfig& config, const ModelConfig& model, const L
     const fs::path cache = fs::path(config.run_dir).parent_path() / "cache";
     for (const std::string& text : config.data.text) {
       const std::vector<fs::path> one{text};
-      sources.push_back(tokenize_cached(list_text_files(one, logger), tokenizer, cache, logger));
+      const auto files = under_key("data.text", [&] { return list_text_files(one, logger); });
+      sources.push_back(tokenize_cached(files, tokenizer, cache, logger));
       logger.info("{}: tokens in {}", text, sources.back());
     }
   }
-  data.train = make_sampler(sources, config.data.weights, model.vocab_size, sampler_options(config, true));
+  data.train = make_sampler(config.data.text.empty() ? "data.tokens" : "data.text", sources,
+                            config.data.weights, model.vocab_size, sampler_options(config, true));
   data.validation = open_validation(config, model.vocab_size, logger);
   return data;
 }

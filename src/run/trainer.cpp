@@ -399,7 +399,7 @@ class TrainingRun {
     if (objective_->look(m.step, e, state_.numbers)) save_best();
     if (converged())
       context_.logger.info(
-          "no improvement on held-out text since step {:.0f}: stopping; the best checkpoint is in {}",
+          "no improvement of the validation metric since step {:.0f}: stopping; the best checkpoint is in {}",
           state_.numbers.at("best_step"), best_folder().string());
   }
 
@@ -438,7 +438,7 @@ class TrainingRun {
     const bool early = state_.step < config_.train.steps && !converged();
     if (is_first())
       folder_->write_exit(early         ? "stopped on request"
-                          : converged() ? "no more improvement on held-out text"
+                          : converged() ? "no more improvement of the validation metric"
                                         : "done",
                           state_.step, early);
     return {state_.step, last_loss_, validation_loss_, early, converged()};

@@ -9,6 +9,17 @@
 #include "farskip/base/file.h"
 
 namespace farskip {
+namespace {
+
+/// "parse error at line 1, column 1: …", without the library's own name of it in brackets.
+std::string reason_of(const nlohmann::json::exception& error) {
+  const std::string what = error.what();
+  const std::size_t end = what.find("] ");
+  return printable(
+      what.starts_with("[json.exception.") && end != std::string::npos ? what.substr(end + 2) : what, 300);
+}
+
+}  // namespace
 
 nlohmann::json parse_strict_json(std::string_view text, std::string_view where, std::size_t max_depth) {
   using Event = nlohmann::json::parse_event_t;
@@ -31,7 +42,7 @@ nlohmann::json parse_strict_json(std::string_view text, std::string_view where, 
   try {
     return nlohmann::json::parse(text, check);
   } catch (const nlohmann::json::exception& error) {
-    throw DataError(fmt::format("{}: not valid JSON: {}", where, printable(error.what(), 300)));
+    throw DataError(fmt::format("{}: not valid JSON: {}", where, reason_of(error)));
   }
 }
 

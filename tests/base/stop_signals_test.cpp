@@ -15,7 +15,8 @@ namespace {
 TEST_CASE("a request to stop is kept until it may end the run, and then ends any read") {
   const test::TemporaryFolder folder;
   write_text_file(folder / "file", "text");
-  for (const int signal : {SIGUSR1, SIGTERM}) {
+  ::signal(SIGINT, SIG_DFL);  // whatever started the test may ignore it
+  for (const int signal : {SIGUSR1, SIGTERM, SIGINT}) {
     const StopSignals signals;
     CHECK_FALSE(signals.requested());
     ::raise(signal);
@@ -48,6 +49,7 @@ TEST_CASE("a stop is none of the errors after which a run would go on with somet
 int status_of(void (*act)()) {
   const pid_t child = ::fork();
   if (child == 0) {
+    ::signal(SIGINT, SIG_DFL);
     const StopSignals signals;
     act();
     ::_exit(0);
@@ -57,8 +59,22 @@ int status_of(void (*act)()) {
   return WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
 }
 
-TEST_CASE("a second SIGTERM leaves at once, and so does the first while a rank waits for its turn") {
-  CHECK(status_of([] { ::raise(SIGTERM); }) == 0);
+TEST_CASE(
+    "a second SIGTERM or Ctrl-C leaves at once, and so does the first while a rank waits for its turn") {
+  for (const auto& act : {+[] { ::raise(SIGTERM); }, +[] { ::raise(SIGINT); }}) CHECK(status_of(act) == 0);
+  CHECK(status_of([] {
+          ::raise(SIGUSR1);
+          ::raise(SIGINT);
+          ::raise(SIGUSR1);
+        }) == 0);
+  CHECK(status_of([] {
+          ::raise(SIGINT);
+          ::raise(SIGINT);
+        }) == 128 + SIGINT);
+  CHECK(status_of([] {
+          ::raise(SIGINT);
+          ::raise(SIGTERM);  // a launcher's, for the same Ctrl-C
+        }) == 0);
   CHECK(status_of([] {
           ::raise(SIGTERM);
           ::raise(SIGTERM);
@@ -67,6 +83,19 @@ TEST_CASE("a second SIGTERM leaves at once, and so does the first while a rank w
           const DieOnTerminate guard;
           ::raise(SIGTERM);
         }) == 128 + SIGTERM);
+}
+
+TEST_CASE(
+    "Ctrl-C is no request where the process was started to ignore it, and is its own again afterwards") {
+  const auto before = ::signal(SIGINT, SIG_IGN);
+  {
+    const StopSignals signals;
+    ::raise(SIGINT);
+    CHECK_FALSE(signals.requested());
+  }
+  CHECK((::signal(SIGINT, SIG_DFL) == SIG_IGN));
+  { const StopSignals signals; }
+  CHECK((::signal(SIGINT, before) == SIG_DFL));
 }
 
 }  // namespace

@@ -36,6 +36,16 @@ TEST_CASE("mistakes end with one clear message and the documented exit code") {
   write_text_file(folder / "typo.yaml", "trian: {steps: 3}\n");
   write_text_file(folder / "run.yaml", "init: {from: " + model + "}\n");
   write_text_file(folder / "lr small.yaml", "init: {from: " + model + "}\n");
+  write_text_file(folder / "text.txt", "some text\n");
+  const std::string tokenizer = fixture("tokenizer_gpt2") + "/tokenizer.json";
+  write_text_file(
+      folder / "data.yaml",
+      "device: cpu\nmodel: {family: qwen3_moe, vocab_size: 2048, hidden_size: 32, num_hidden_layers: 1, "
+      "num_attention_heads: 2, num_key_value_heads: 1, num_experts: 2, num_experts_per_tok: 1, "
+      "moe_intermediate_size: 16}\nrun_dir: " +
+          tmp + "/run\ntrain: {steps: 1, sequence_length: 8, global_batch: 1}\n");
+  std::filesystem::create_directory(folder / "a run");
+  write_text_file(folder / "a run" / "config.yaml", "");
   const std::vector<Mistake> mistakes{
       {"", 64, "subcommand"},
       {"trian", 64, "'trian' is not a command; allowed: train, distill"},
@@ -79,6 +89,30 @@ TEST_CASE("mistakes end with one clear message and the documented exit code") {
       {"plan " + tmp + "/run.yaml --ranks 2147483648", 64, "allowed: integer, 0 to 1048576"},
       {"generate --model x --prompt y --seed 99999999999999999999", 64, "does not fit into 64 bits"},
       {"generate --model x --prompt y --temperature nan", 64, "--temperature: \"nan\" is not finite"},
+      {"train " + tmp, 64, tmp + ": is a folder; a YAML file is expected\n"},
+      {"train '" + tmp + "/a run'", 64, "a YAML file is expected, such as " + tmp + "/a run/config.yaml"},
+      {"train " + tmp + "/data.yaml data.tokens=[x] train.steps 5", 64,
+       "error: command line: train.steps 5: write train.steps=5\n"},
+      {"train " + tmp + "/data.yaml data.tokens=[" + tmp + "/text.txt]", 66,
+       "data.tokens: " + tmp + "/text.txt.bin: no such file, and " + tmp +
+           "/text.txt is no token file; the key takes the PREFIX of token files, which 'farskip data "
+           "tokenize "
+           "TEXT --tokenizer tokenizer.json --out PREFIX' makes from text\n"},
+      {"train " + tmp + "/data.yaml data.tokens=[" + model + "/tokens] data.validation=[" + tmp + "]", 66,
+       "data.validation: " + tmp + ".bin: no such file, and " + tmp + " is no token file; the key takes"},
+      {"train " + tmp + "/data.yaml data.text=[" + tmp + "/nope] data.tokenizer=" + tokenizer, 66,
+       "data.text: " + tmp + "/nope: no such file or folder"},
+      {"train " + tmp + "/data.yaml data.text=[" + tmp + "/text.txt] data.tokenizer=" + tmp + "/nope.json",
+       66, "data.tokenizer: " + tmp + "/nope.json: no such file"},
+      {"train " + tmp + "/data.yaml data.text=[" + tmp + "/text.txt] data.tokenizer=" + tmp + "/run.yaml", 65,
+       "data.tokenizer: " + tmp +
+           "/run.yaml: not a tokenizer.json: not valid JSON: parse error at line 1, column "},
+      {"forward --model " + model + " --tokens " + model + "/tokens --out " + tmp + "/o", 65,
+       "tokens: a token file, and --tokens takes a safetensors file with tensor tokens, [batch, sequence]"},
+      {"forward --model " + model + " --tokens " + model + "/tokens.bin --out " + tmp + "/o", 65,
+       "tokens.bin: a token file"},
+      {"bench overlap " + tmp + "/data.yaml", 64, "bench overlap: one rank has no peer; use mpirun -np 2"},
+      {"inspect " + model + "/config.json", 65, "config.json: not a tokenizer.json: \"model\" is missing"},
       {"train '~/run.yaml'", 64, "CONFIG: \"~/run.yaml\" begins with ~, which a shell expands"},
       {"train " + tmp + "/run.yaml 'run_dir=~/x'", 64, "run_dir: \"~/x\" begins with ~"},
       {"train " + tmp + "/run.yaml 'data.tokens=[$HOME/t]'", 64,
@@ -134,6 +168,15 @@ TEST_CASE("what the environment asks for or forbids is said at the start") {
   const auto many = run_command("OMP_NUM_THREADS=1000 " FARSKIP_BINARY " inspect " + model);
   CHECK(many.status == 0);
   CHECK_THAT(many.err, ContainsSubstring("its threads wait for each other"));
+}
+
+TEST_CASE("inspect shows how many tokens a tokenizer has and which one ends a document") {
+  const auto shown = nlohmann::json::parse(
+      farskip_command("inspect --json " + fixture("tokenizer_gpt2") + "/tokenizer.json").out);
+  CHECK(shown["kind"] == "tokenizer");
+  CHECK(shown["vocab_size"].get<int>() > 256);
+  CHECK(shown["end_token"] == "<|endoftext|>");
+  CHECK(shown["end_token_id"].get<int>() < shown["vocab_size"].get<int>());
 }
 
 TEST_CASE("a path of any bytes is read, and shown in JSON as far as it is text") {
@@ -193,7 +236,7 @@ TEST_CASE("forward writes the reference's logits, loss and gradients under hub n
 TEST_CASE("bench ops times each op of a layer, with products of experts that are right") {
   const auto result = farskip_command(
       "bench ops " FARSKIP_SOURCE_DIR
-      "/configs/bench/cpu_moe.yaml --device cpu --rounds 1 --json model.hidden_size=64 model.vocab_size=512 "
+      "/configs/bench/cpu_moe.yaml --rounds 1 --json model.hidden_size=64 model.vocab_size=512 "
       "model.moe_intermediate_size=32 train.sequence_length=64 train.micro_batch=1 train.global_batch=1");
   REQUIRE(result.status == 0);
   std::map<std::string, nlohmann::json> results;

@@ -309,6 +309,18 @@ TEST_CASE("what only a GPU can run is planned by the rates of a named one, and t
   CHECK(f.plan_json("device=cuda" + kDevice)["gpu"].is_null());
 }
 
+TEST_CASE("a plan that does not fit the card names what makes it smaller, and the first of that does") {
+  const auto plan_large = [](const std::string& arguments) {
+    return test::run_command(FARSKIP_BINARY " plan " FARSKIP_SOURCE_DIR
+                                            "/configs/models/deepseek_v2_lite.yaml --gpu h100 --ranks 8 " +
+                             arguments)
+        .out;
+  };
+  CHECK_THAT(plan_large(""), ContainsSubstring("this does not fit the card, which has 75 GiB; try "
+                                               "schedule.recompute=full, a smaller train.sequence_length, "));
+  CHECK_THAT(plan_large("schedule.recompute=full"), !ContainsSubstring("does not fit"));
+}
+
 TEST_CASE("one rank needs no link and has no communication") {
   const Folder f;
   const json plan = f.plan_json("parallel.expert=1 --device-rate 20GFLOP/s,10GB/s");

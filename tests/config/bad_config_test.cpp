@@ -300,9 +300,9 @@ TEST_CASE("many mistakes of all kinds are reported in one go, in the order of th
   }
   INFO(message);
   REQUIRE(lines.size() == 10);
-  CHECK_THAT(lines[0], ContainsSubstring("c.yaml:1:1: model: this key is missing"));
-  CHECK_THAT(lines[1], ContainsSubstring("c.yaml:1:7: seed"));
-  CHECK_THAT(lines[2], ContainsSubstring("c.yaml:2:1: modle: unknown key; did you mean model?"));
+  CHECK_THAT(lines[0], ContainsSubstring("c.yaml:2:1: modle: unknown key; did you mean model?"));
+  CHECK_THAT(lines[1], ContainsSubstring("c.yaml:1:1: model: this key is missing"));  // therefore
+  CHECK_THAT(lines[2], ContainsSubstring("c.yaml:1:7: seed"));
   CHECK_THAT(lines[3], ContainsSubstring("c.yaml:3:20: parallel.expert"));
   CHECK_THAT(lines[4], ContainsSubstring("c.yaml:5:10: train.steps: \"many\""));
   CHECK_THAT(lines[5], ContainsSubstring("c.yaml:6:3: train.steps: duplicate key"));

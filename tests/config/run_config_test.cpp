@@ -168,6 +168,15 @@ TEST_CASE("overrides win over the file and meet the same checks") {
                     ContainsSubstring("seed: set twice on the command line"));
 }
 
+TEST_CASE("a key and its value in two words are one mistake, with its cure") {
+  CHECK_THROWS_WITH(load(example, {"train.steps", "5", "seed=2"}),
+                    "command line: train.steps 5: write train.steps=5");
+  CHECK_THROWS_WITH(load(example, {"seed", "5"}), "command line: seed 5: write seed=5");
+  for (const auto& words : std::vector<std::vector<std::string>>{
+           {"train.steps"}, {"train.steps", "seed=5"}, {"a.yaml", "b.yaml"}, {"a/b", "5"}})
+    CHECK_THROWS_WITH(load(example, words), ContainsSubstring("not of the form key.path=value"));
+}
+
 TEST_CASE("a run made shorter on the command line keeps a schedule that fits, and says so") {
   std::vector<std::string> notices;
   const RunConfig config = load(example, {"train.steps=20"}, {.notices = &notices});

@@ -163,10 +163,10 @@ TEST_CASE("the first difference of two trees has its path and both values") {
   CHECK(difference("a: null", "b: null").empty());
 }
 
-TEST_CASE("a missing file is no input, a folder is an I/O error") {
+TEST_CASE("a missing file is no input, a folder is a mistake of usage") {
   const test::TemporaryFolder folder;
   CHECK_THROWS_AS(parse_yaml_file(folder / "none.yaml"), MissingInputError);
-  CHECK_THROWS_AS(parse_yaml_file(folder.path()), IoError);
+  CHECK_THROWS_AS(parse_yaml_file(folder.path()), UsageError);
 }
 
 TEST_CASE("a file's faults can be bad data instead of bad usage") {

@@ -194,13 +194,14 @@ def wait_until_tokenizing(run):
 
 
 def case_stopped_before_the_first_step(programs, folder):
-    """While text is tokenized: by either signal, on one rank and on two, training and distilling."""
+    """While text is tokenized: by each signal, on one rank and on two, training and distilling."""
     text, tokenizer = make_long_text(programs, folder)
     (Path(folder) / "teacher.yaml").write_text(
         f"device: cpu\nmodel: {SHAPE}\ndata: {{text: [{folder}/few.txt], tokenizer: {tokenizer}}}\n"
         f"run_dir: {folder}/teacher\ntrain: {{steps: 1, sequence_length: 16, global_batch: 1}}\n")
     subprocess.run([programs.farskip, "train", Path(folder) / "teacher.yaml"], check=True, capture_output=True)
     for name, ranks, asked in (("train", 1, signal.SIGTERM), ("train", 1, signal.SIGUSR1), ("train", 2, signal.SIGUSR1),
+                               ("train", 1, signal.SIGINT),
                                ("distill", 1, signal.SIGTERM), ("distill", 2, signal.SIGUSR1)):
         run = Run(programs, folder, f"{name}-{ranks}-{asked.name}/run")
         run.dir.mkdir(parents=True)
@@ -275,6 +276,7 @@ def main():
     parser.add_argument("--fixtures", required=True, type=Path)
     parser.add_argument("case", choices=[n[5:] for n in sorted(globals()) if n.startswith("case_")])
     arguments = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # started with SIGINT ignored, runs would ignore it too
     try:
         with tempfile.TemporaryDirectory() as folder:
             globals()["case_" + arguments.case](arguments, folder)

@@ -102,7 +102,9 @@ TEST_CASE("a few points far above the others do not flatten a chart, and are cou
     series.curve.push_back({static_cast<double>(i), i == 7 ? 1e9 : 2.0 + i * 0.01});
   series.curve[20].y = -1;  // not logarithmic
   chart.series.push_back(series);
-  CHECK_THAT(line_chart_html(chart), ContainsSubstring("1 points lie above the axis"));
+  CHECK_THAT(line_chart_html(chart), ContainsSubstring("1 point lies above the axis"));
+  chart.series[0].curve[8].y = 1e9;
+  CHECK_THAT(line_chart_html(chart), ContainsSubstring("2 points lie above the axis"));
   CHECK(line_chart_html(LineChart{}).empty());
 }
 

@@ -102,15 +102,32 @@ TEST_CASE("a page shows every part that a run has data for, and nothing from out
   write_text_file(run / "exit.json", "{\"reason\":\"done\",\"step\":100}");
   std::vector<RunLog> runs = read_runs({run});
   const std::string page = report_html(runs);
-  for (const char* part : {"<h1>tiny</h1>", "qwen3_moe", "4 experts, top 2", "delay:2 (layers 0-1)",
-                           "ranks 2 (experts over 2)", "Some CPU, 2 cores", "abc1234", "<b>Loss</b>",
-                           "held-out", "tokens/s", "Exposed communication", "Gradient norm", "Learning rate",
-                           "<b>Expert load</b>", "<b>Overlap</b>", "overlapped", "<dd>done</dd>"})
+  for (const char* part :
+       {"<h1>tiny</h1>", "qwen3_moe", "4 experts, top 2", "delay:2 (layers 0-1)", "ranks 2 (experts over 2)",
+        "Some CPU, 2 cores", "abc1234", "<b>Loss</b>", "validation", "tokens/s", "Exposed communication",
+        "Gradient norm", "Learning rate", "<b>Rows per expert</b>", "<b>Overlap</b>", "overlapped",
+        "<dd>done</dd>"})
     CHECK_THAT(page, ContainsSubstring(part));
   for (const char* absent : {"Divergence", "Agreement", "Recovered", "Balance loss", "not finite", "http://",
                              "https://", "src=", "@import", "url("})
     CHECK(page.find(absent) == std::string::npos);
   CHECK(runs[0].notes.empty());
+}
+
+TEST_CASE("a run that is not at its last step says at which it is") {
+  const Folder folder;
+  const auto state_of = [&](std::int64_t planned, const std::string& reason) {
+    const fs::path run =
+        folder.write("run", fmt::format("name: tiny\ntrain: {{steps: {}}}\n", planned), metrics_text(20));
+    write_text_file(run / "exit.json", "{\"reason\":\"" + reason + "\"}");
+    std::vector<RunLog> runs = read_runs({run});
+    const std::string page = report_html(runs);
+    const std::size_t at = page.find("<dt>state</dt><dd>") + 18;
+    return page.substr(at, page.find('<', at) - at);
+  };
+  CHECK(state_of(20, "done") == "done");
+  CHECK(state_of(15, "done") == "done, step 20 of 15");  // the configuration was shortened afterwards
+  CHECK(state_of(300, "stopped on request") == "stopped on request, step 20 of 300");
 }
 
 TEST_CASE("the comparison has the figures of the metrics") {
@@ -183,7 +200,7 @@ TEST_CASE("several runs share charts, are told apart, and the better figure is m
   CHECK(runs[2].label == a.string());
   const std::string page = report_html(runs);
   CHECK_THAT(page, ContainsSubstring("Loss, training"));
-  CHECK_THAT(page, ContainsSubstring("Loss, held-out"));
+  CHECK_THAT(page, ContainsSubstring("Loss, validation"));
   CHECK_THAT(page, ContainsSubstring("<td class=\"best\">4.0375</td>"));
 }
 
@@ -206,10 +223,12 @@ TEST_CASE("what is the same constant in all runs is a line in another chart, and
     return report_html(runs);
   };
   const std::string same = page_of({a, b}), other = page_of({a, c});
-  for (const char* title : {"Loss, teacher, held-out", "Loss, untrained"}) CHECK(count_of(same, title) == 0);
-  CHECK_THAT(same, ContainsSubstring("untrained"));
-  CHECK(count_of(other, "Loss, teacher, held-out") == 1);  // not the same in both
-  CHECK(count_of(other, "Loss, untrained") == 0);
+  for (const char* title : {"Loss, teacher, validation", "Loss, rewired, not distilled"})
+    CHECK(count_of(same, title) == 0);
+  for (const char* line : {"data-label=\"teacher\"", "data-label=\"rewired, not distilled\""})
+    CHECK_THAT(same, ContainsSubstring(line));
+  CHECK(count_of(other, "Loss, teacher, validation") == 1);  // not the same in both
+  CHECK(count_of(other, "Loss, rewired, not distilled") == 0);
 }
 
 TEST_CASE("what files and folders are called cannot become markup") {

@@ -1,10 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // Targets that do not count: steps and held-out sources without any, and the end of a stream.
+#include <fcntl.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <cmath>
 
 #include "farskip/infer/evaluate.h"
 #include "farskip/passes/farskip.h"
+#include "farskip/run/metrics.h"
 #include "support/catch.h"
 #include "support/context.h"
 #include "support/run_files.h"
@@ -110,6 +114,27 @@ TEST_CASE("without a target in any held-out source there is no validation loss, 
   const SmallRun stopping = make_small_run(folder / "stopping", SmallRunKind::distill,
                                            {masked, padding, "distill.early_stopping.every=2"});
   CHECK_THROWS_WITH(run_small(stopping), ContainsSubstring("masked") && ContainsSubstring("early_stopping"));
+}
+
+TEST_CASE("a progress line says where there is no validation loss") {
+  const TemporaryFolder folder;
+  const auto line_of = [&](double validation_loss) {
+    const fs::path file = folder / "stderr";
+    const int kept = ::dup(2), to = ::open(file.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600);
+    ::dup2(to, 2);
+    {
+      StepMetrics m;
+      m.step = 1;
+      m.validation_loss = validation_loss;
+      Progress(10, 0, Logger()).show(m);
+    }
+    ::dup2(kept, 2);
+    ::close(kept);
+    ::close(to);
+    return read_text_file(file);
+  };
+  CHECK_THAT(line_of(2.5), ContainsSubstring("  validation 2.5000  "));
+  CHECK_THAT(line_of(std::nan("")), ContainsSubstring("  no validation loss  "));
 }
 
 // The last window is filled up, which changes no number: it is compared with a window of just its length.

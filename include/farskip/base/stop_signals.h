@@ -8,11 +8,11 @@
 
 namespace farskip {
 
-/// SIGUSR1 and SIGTERM ask a run to stop: while it trains, with a checkpoint at the end of the step; before
-/// its first step, where nothing could be lost, at once. Either way it ends with ExitCode::resumable. A
-/// second SIGTERM leaves without saving. Signal handlers are process-wide by nature: all instances of a
-/// process (its ranks may be threads) hear of the same signal, from the first until the last of them has
-/// gone.
+/// SIGUSR1, SIGTERM and SIGINT (Ctrl-C) ask a run to stop: while it trains, with a checkpoint at the end of
+/// the step; before its first step, where nothing could be lost, at once. Either way it ends with
+/// ExitCode::resumable. A second SIGTERM or a second SIGINT leaves without saving. SIGINT stays ignored where
+/// the process was started so. Signal handlers are process-wide by nature: all instances of a process (its
+/// ranks may be threads) hear of the same signal, from the first until the last of them has gone.
 class StopSignals {
  public:
   StopSignals();

@@ -32,7 +32,7 @@ struct KnownKey {
 };
 
 /// The mistakes of one configuration. Readers of all its sections share one list; throw_if_any() then
-/// reports every mistake at once, sorted by position, one a line.
+/// reports every mistake at once by position, one a line; a misspelt key before the line that misses it.
 class ErrorList {
  public:
   /// `kind` says whose fault a mistake is: ExitCode::usage (a run configuration) or ExitCode::bad_data (the

@@ -40,6 +40,9 @@ struct DirectionOverlap {
   double hidden_fraction() const {
     return transport_seconds > 0 ? 1 - exposed_seconds / transport_seconds : 0;
   }
+  /// More was saved than any order can hide (a tenth of that is the noise of a good measurement), or more
+  /// time was lost than the transports took: what disturbed the runs is as large as what they compare.
+  bool is_doubtful() const { return eta() > 1.1 || hidden_fraction() < 0; }
   /// How much computation slows down while transports run.
   double sigma() const {
     return compute_blocking_seconds > 0 ? compute_overlapped_seconds / compute_blocking_seconds : 0;

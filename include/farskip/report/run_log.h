@@ -29,7 +29,7 @@ struct RunLog {
   std::string label;                                       // the run's name; unique among runs (label_runs)
   std::vector<std::pair<std::string, std::string>> facts;  // of config.yaml: what, value
   std::string wiring;                                      // "full"; empty: not known
-  std::optional<std::int64_t> ranks;
+  std::optional<std::int64_t> ranks, planned_steps;
   std::map<std::string, Curve> curves;  // metric of metrics.jsonl, over steps
   std::map<int, double> routing_flips;  // of a distillation: last share of changed choices, by layer
   std::deque<ExpertRows> expert_rows;   // of the last steps that have them, oldest first

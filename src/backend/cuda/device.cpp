@@ -54,12 +54,11 @@ Count count_gpus() {
   if (status == cudaSuccess || status == cudaErrorNoDevice) {
     count.problem =
         "no GPU was found: the driver is there, but shows no device to this process; look at nvidia-smi and "
-        "CUDA_VISIBLE_DEVICES, or use device cpu";
+        "CUDA_VISIBLE_DEVICES, or use the CPU (device=cpu, or --device cpu)";
   } else if (driver == 0) {
     count.problem = fmt::format(
         "no NVIDIA driver was found; install one that supports CUDA {} (nvidia-smi then lists the GPU), or "
-        "use "
-        "device cpu",
+        "use the CPU (device=cpu, or --device cpu)",
         toolkit);
   } else if (status == cudaErrorInsufficientDriver) {
     count.problem = fmt::format(
