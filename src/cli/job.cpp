@@ -34,9 +34,9 @@ std::string place_of(int rank, const Heartbeat::Sign& sign) {
 }
 
 /// How long a rank waits before it reports an error. Where several have it, the lowest one speaks and ends
-/// the others before their turn comes.
+/// the others before their turn comes, on a busy machine too.
 std::chrono::milliseconds turn_of(int rank) {
-  return rank == 0 ? 0ms : std::min(2000ms, 300ms + 20ms * rank);
+  return rank == 0 ? 0ms : std::min(3000ms, 1000ms + 20ms * rank);
 }
 
 /// The same where the error is that the job was asked to stop: rank 0 writes that down before it speaks.
