@@ -263,9 +263,11 @@ ExitCode run_step(const Options& options, const CommonOptions& common) {
       load_run(options.config, options.overrides, {.model = true, .data = false}, common.logger());
   if (!options.device.empty()) run.config.device = parse_choice(device_names, options.device, "--device");
   run.config.dump_graphs = options.dump_graphs;
+  prepare_dump_folder(options.dump_graphs);
   JobRequest request = request_job("bench step", run);
   request.alike.set("--steps", make_node(options.steps));
   request.alike.set("--warmup", make_node(options.warmup));
+  request.alike.set("--dump-graphs", make_node(options.dump_graphs));
   return run_job(common, request, [&](Job& job) { return step_on_ranks(run, options, common, job); });
 }
 

@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "farskip/cli/load.h"
 
+#include <unistd.h>
+
+#include <cerrno>
+
 #include "farskip/base/folder.h"
 #include "farskip/checkpoint/checkpoint_files.h"
 #include "farskip/checkpoint/training_checkpoint.h"
@@ -66,6 +70,19 @@ LoadedRun load_run(const std::string& path, const std::vector<std::string>& over
 void add_dump_option(Subcommand& command, std::string& folder) {
   command.path("--dump-graphs", folder,
                "Write the graphs of a step into this folder, as text, after each pass that changes them");
+}
+
+void prepare_dump_folder(const std::string& folder) {
+  if (folder.empty()) return;
+  std::error_code failure;
+  if (fs::exists(folder, failure) && !fs::is_directory(folder, failure))
+    throw UsageError(fmt::format("--dump-graphs {}: is no folder; name a folder, which may be new", folder));
+  fs::create_directories(folder, failure);
+  if (!failure && ::access(folder.c_str(), W_OK | X_OK) != 0)
+    failure = std::error_code(errno, std::generic_category());
+  if (failure)
+    throw IoError(fmt::format("--dump-graphs {}: cannot be written: {}; name another folder", folder,
+                              failure.message()));
 }
 
 TrainEngineOptions random_step_options(const LoadedRun& run, const Context& context) {

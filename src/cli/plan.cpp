@@ -180,6 +180,7 @@ std::shared_ptr<const CostTable> measure_costs(const PlanRequest& request, const
 
 ExitCode run_plan(const Options& o, const CommonOptions& common) {
   const Logger logger = common.logger();
+  prepare_dump_folder(o.dump_graphs);
   const LoadedRun run = load_run(o.config, o.overrides, {.model = true, .data = false}, logger);
   const GpuCard* const card = choose_card(run.config, o);
   refuse_unplannable(run.config, o, card);

@@ -2,7 +2,6 @@
 #include <nlohmann/json.hpp>
 
 #include "farskip/base/file.h"
-#include "farskip/base/folder.h"
 #include "farskip/cli/command.h"
 #include "farskip/report/page.h"
 
@@ -14,15 +13,25 @@ struct Options {
   std::string out;
 };
 
+/// A page may replace a page, and nothing else: not a file of the run, its checkpoints or its configuration.
+void refuse_other_file(const fs::path& out) {
+  std::error_code ignored;
+  if (!fs::is_regular_file(out, ignored) || fs::file_size(out, ignored) == 0) return;
+  std::string begin(kPageBegin.size(), ' ');
+  const InputFile file(out);
+  if (file.size() >= begin.size()) file.read_at(0, std::as_writable_bytes(std::span(begin)));
+  if (begin != kPageBegin)
+    throw UsageError(fmt::format("--out {} would overwrite a file that is no report page; name another file",
+                                 out.string()));
+}
+
 ExitCode run(const Options& options, const CommonOptions& common) {
   std::vector<RunLog> runs;
   for (const std::string& folder : options.folders) runs.push_back(read_run_log(folder));
   label_runs(runs);
   const fs::path out =
       options.out.empty() ? fs::path(options.folders[0]) / "report.html" : fs::path(options.out);
-  for (const std::string& folder : options.folders)
-    for (const char* name : {"config.yaml", "exit.json", "metrics.jsonl", "trace.json"})
-      refuse_overwriting("--out", out, fs::path(folder) / name);
+  refuse_other_file(out);
   write_text_file(out, report_html(runs));
   const Logger logger = common.logger();
   for (const RunLog& log : runs)

@@ -35,13 +35,15 @@ ExitCode run(const Options& options, bool distills, const CommonOptions& common)
   LoadedRun loaded = load_run(options.config, options.overrides,
                               {.model = true, .data = true, .distill = distills}, common.logger());
   loaded.config.dump_graphs = options.dump_graphs;
+  prepare_dump_folder(options.dump_graphs);
   if (!distills && loaded.config.distill)
     throw UsageError(
         fmt::format("{} has a distill section, which 'farskip train' does not use; use 'farskip distill', or "
                     "remove the section",
                     options.config));
-  return run_job(common, request_job(distills ? "distill" : "train", loaded),
-                 [&](Job& job) { return train_on_ranks(loaded, common, job); });
+  JobRequest request = request_job(distills ? "distill" : "train", loaded);
+  request.alike.set("--dump-graphs", make_node(options.dump_graphs));
+  return run_job(common, request, [&](Job& job) { return train_on_ranks(loaded, common, job); });
 }
 
 void add_run(Subcommand& root, const std::string& name, const std::string& help, bool distills) {

@@ -28,8 +28,11 @@ std::span<const std::byte> as_bytes(const std::vector<T>& values) {
   return std::as_bytes(std::span(values));
 }
 
-std::string hash_record(const std::string& key, const TeacherRecord& r) {
+/// Of whose records they are, too: a file that strays into another folder has none.
+std::string hash_record(const TeacherCacheIdentity& identity, const std::string& key,
+                        const TeacherRecord& r) {
   Hasher hasher;
+  hasher.update(identity.text());
   hasher.update(key);
   hasher.update(as_bytes(r.indices));
   hasher.update(as_bytes(r.levels));
@@ -52,7 +55,7 @@ std::map<std::string, std::string> fields_of(const std::string& text) {
 
 std::string TeacherCacheIdentity::text() const {
   return fmt::format(
-      "format: 2\nteacher: {}\nvocab_size: {}\nsequence_length: {}\ntop_k: {}\ntemperature: {}\n", teacher,
+      "format: 3\nteacher: {}\nvocab_size: {}\nsequence_length: {}\ntop_k: {}\ntemperature: {}\n", teacher,
       vocab_size, sequence_length, top_k, temperature);
 }
 
@@ -100,10 +103,23 @@ TeacherCache::~TeacherCache() {
   if (empty) fs::remove(own_path_, ignored);
 }
 
+/// Records without the file that says whose they are.
+void TeacherCache::refuse_orphans() const {
+  if (!fs::is_directory(folder_)) return;
+  for (const std::string& name : list_entries(folder_))
+    if (name.starts_with(kPrefix))
+      throw DataError(
+          fmt::format("distill.cache.path {}: holds {} and no {}, so whose outputs they are is not known. "
+                      "Move the folder away: "
+                      "the teacher is asked again",
+                      folder_.string(), name, kIdentity));
+}
+
 void TeacherCache::check_identity(int rank) const {
   const fs::path path = folder_ / kIdentity;
   if (!has_entry(folder_, kIdentity)) {
     if (rank != 0) throw IoError(fmt::format("{}: not visible from rank {}", path.string(), rank));
+    refuse_orphans();
     std::error_code failure;
     fs::create_directories(folder_, failure);
     if (failure)
@@ -194,7 +210,7 @@ TeacherRecord TeacherCache::read(const std::string& key, const Place& place) con
   read_next(std::as_writable_bytes(std::span(r.target_log_prob)));
   read_next(std::as_writable_bytes(std::span(hash)));
   const auto is_token = [&](std::int32_t id) { return id >= 0 && id < identity_.vocab_size; };
-  if (hash != hash_record(key, r) || !std::all_of(r.indices.begin(), r.indices.end(), is_token))
+  if (hash != hash_record(identity_, key, r) || !std::all_of(r.indices.begin(), r.indices.end(), is_token))
     throw DataError(fmt::format("{}: the record at byte {} is damaged", file.path().string(), place.offset));
   return r;
 }
@@ -209,7 +225,7 @@ void TeacherCache::add(const std::string& key, const TeacherRecord& r) {
   append(as_bytes(r.levels));
   append(as_bytes(r.log_tail));
   append(as_bytes(r.target_log_prob));
-  bytes += hash_record(key, r);
+  bytes += hash_record(identity_, key, r);
   FARSKIP_CHECK(bytes.size() == record_bytes(), "a record of {} bytes, not {}", bytes.size(), record_bytes());
   for (std::size_t done = 0; done < bytes.size();) {
     const ssize_t n = ::write(descriptor_, bytes.data() + done, bytes.size() - done);

@@ -2,8 +2,10 @@
 #include "farskip/passes/pipeline.h"
 
 #include <array>
+#include <cctype>
 
 #include "farskip/base/file.h"
+#include "farskip/base/folder.h"
 #include "farskip/passes/dead_code.h"
 #include "farskip/passes/fuse_accumulate.h"
 #include "farskip/passes/fuse_loss.h"
@@ -47,11 +49,31 @@ Graph run_verified(const Pass& pass, const Graph& graph) {
   return result;
 }
 
+/// "07-fuse_loss.txt"
+bool is_dump(const std::string& name) {
+  return name.size() > 7 && name.ends_with(".txt") &&
+         std::isdigit(static_cast<unsigned char>(name[0])) != 0 &&
+         std::isdigit(static_cast<unsigned char>(name[1])) != 0 && name[2] == '-';
+}
+
+/// The folder of a graph, without what an earlier run has left there (links go, what they lead to stays).
+fs::path make_dump_folder(const PipelineOptions& options, const std::string& name) {
+  const fs::path folder = fs::path(options.dump_folder) / name;
+  std::error_code failure;
+  fs::create_directories(folder, failure);
+  if (failure || fs::is_symlink(folder))
+    throw IoError(fmt::format("--dump-graphs {}: {}: {}; name another folder", options.dump_folder,
+                              folder.string(), failure ? failure.message() : "is a link"));
+  for (const std::string& file : list_entries(folder))
+    if (is_dump(file)) fs::remove(folder / file);
+  return folder;
+}
+
 Graph run_passes(Graph graph, const PassPipeline& pipeline, const PipelineOptions& options,
                  const Logger& logger) {
   check_names(pipeline.passes, options);
   verify_graph(graph);
-  const fs::path folder = fs::path(options.dump_folder) / pipeline.name;
+  const fs::path folder = options.dump_folder.empty() ? "" : make_dump_folder(options, pipeline.name);
   std::string text = options.dump_folder.empty() ? "" : print_graph(graph);  // as it is
   int number = 0;
   for (const Pass& pass : pipeline.passes) {
@@ -63,12 +85,12 @@ Graph run_passes(Graph graph, const PassPipeline& pipeline, const PipelineOption
                  graph.nodes().size());
     if (!options.dump_folder.empty())
       if (std::string now = print_graph(graph); now != text) {
-        fs::create_directories(folder);
         write_text_file(folder / fmt::format("{:02}-{}.txt", number, pass.name), now);
         text = std::move(now);
       }
     if (pass.name == options.stop_after) break;
   }
+  if (!options.dump_folder.empty() && fs::is_empty(folder)) fs::remove(folder);
   return graph;
 }
 

@@ -300,10 +300,10 @@ std::string report_html(std::vector<RunLog>& runs) {
   for (const ChartPlan& plan : chart_plans()) (plan.wide ? wide : narrow) += draw_charts(plan, runs);
   const std::string title = escape_html(title_of(runs));
   return fmt::format(
-             "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\n"
+             "{}\n<html lang=\"en\"><head><meta charset=\"utf-8\">\n"
              "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n"
              "<title>{} - FarSkip</title>\n<style>{}</style></head>\n<body><main>\n",
-             title, report_style()) +
+             kPageBegin, title, report_style()) +
          fmt::format("<header><h1>{}</h1>{}</header>\n", title, subtitle_html(runs)) + notes_html(runs) +
          comparison_html(runs) + wide +
          (narrow.empty() ? "" : "<div class=\"grid2\">\n" + narrow + "</div>\n") + timelines + loads +

@@ -211,6 +211,19 @@ TEST_CASE("report writes a page and, asked for, the comparison, and nothing wher
   CHECK(object["page"] == tmp + "/report.html");
   CHECK_THAT(read_text_file(folder / "report.html"), ContainsSubstring("<!DOCTYPE html>"));
   CHECK(farskip_command("report " + tmp + " --out " + tmp + "/none/page.html").status == 74);
+  CHECK(farskip_command("report " + tmp).status == 0);  // over its own page
+  // Over nothing else: this costs a checkpoint, or the configuration of a run.
+  std::filesystem::create_directories(folder / "checkpoints" / "step-5");
+  for (const char* file : {"metrics.jsonl", "checkpoints/step-5/manifest.json", "my-run.yaml"}) {
+    CAPTURE(file);
+    if (!std::filesystem::exists(folder / file))
+      write_text_file(folder / file, "something that is no page\n");
+    const std::string before = read_text_file(folder / file);
+    const auto refused = farskip_command("report " + tmp + " --out " + tmp + "/" + file);
+    CHECK(refused.status == 64);
+    CHECK_THAT(refused.err, ContainsSubstring("is no report page; name another file"));
+    CHECK(read_text_file(folder / file) == before);
+  }
   CHECK(farskip_command("report " + tmp + " " + tmp + "/nowhere --out " + tmp + "/b.html").status == 66);
   CHECK_FALSE(std::filesystem::exists(folder / "b.html"));
 }

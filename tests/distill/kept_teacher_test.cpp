@@ -137,6 +137,26 @@ TEST_CASE("a record of a token outside the vocabulary is never used") {
   }
 }
 
+TEST_CASE(
+    "records are never taken for another teacher's, whatever became of the file that says whose they are") {
+  const test::TemporaryFolder folder;
+  {
+    TeacherCache writer(folder / "kept", kIdentity, 0, kQuiet);
+    writer.add(key_of(1), make_record(1));
+  }
+  TeacherCacheIdentity other = kIdentity;
+  other.teacher = "another";
+  fs::remove(folder / "kept" / "teacher.txt");
+  for (const TeacherCacheIdentity& identity : {kIdentity, other})
+    CHECK_THROWS_WITH(TeacherCache(folder / "kept", identity, 0, kQuiet),
+                      ContainsSubstring("and no teacher.txt") && ContainsSubstring("Move the folder away"));
+  // Under the other's name, the records themselves say that they are not its own.
+  write_text_file(folder / "kept" / "teacher.txt", other.text());
+  CHECK_FALSE(TeacherCache(folder / "kept", other, 0, kQuiet).find(key_of(1)));
+  write_text_file(folder / "kept" / "teacher.txt", kIdentity.text());
+  CHECK(TeacherCache(folder / "kept", kIdentity, 0, kQuiet).find(key_of(1)));
+}
+
 TEST_CASE("a folder of another teacher or form is refused, with each difference on a line") {
   const test::TemporaryFolder folder;
   { const TeacherCache cache(folder / "kept", kIdentity, 0, kQuiet); }

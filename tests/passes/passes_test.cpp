@@ -191,6 +191,28 @@ TEST_CASE("the pipeline skips, stops and dumps by name, and refuses names it doe
                     ContainsSubstring("fuse_everything") && ContainsSubstring("fuse_accumulate"));
 }
 
+TEST_CASE("a dump replaces that of an earlier run, and writes through no link") {
+  const test::TemporaryFolder folder;
+  const Logger quiet(LogLevel::off);
+  const PassPipeline make{
+      "step", {{"make", [](const Graph&) { return parse_graph("%0 = state \"s\" : f32[2]\n"); }}}};
+  const std::filesystem::path own = folder / "graphs" / "step";
+  std::filesystem::create_directories(own);
+  write_text_file(folder / "precious.txt", "precious");
+  write_text_file(own / "notes.txt", "mine");
+  write_text_file(own / "05-recompute.txt", "of another run");
+  std::filesystem::create_symlink(folder / "precious.txt", own / "01-make.txt");
+  run_pipeline(make, {{}, "", (folder / "graphs").string()}, quiet);
+  CHECK(read_text_file(folder / "precious.txt") == "precious");
+  CHECK_THAT(read_text_file(own / "01-make.txt", std::uint64_t{1} << 20, Links::refuse),
+             ContainsSubstring("state"));
+  CHECK_FALSE(std::filesystem::exists(own / "05-recompute.txt"));
+  CHECK(read_text_file(own / "notes.txt") == "mine");
+  write_text_file(folder / "file", "");
+  CHECK_THROWS_WITH(run_pipeline(make, {{}, "", (folder / "file").string()}, quiet),
+                    ContainsSubstring("--dump-graphs") && ContainsSubstring("name another folder"));
+}
+
 TEST_CASE("a pipeline makes its graph from nothing, pass by pass, and names the pass that breaks it") {
   const auto sound = [](const Graph&) {
     return parse_graph("%0 = state \"s\" : f32[2]\n%1 = add(%0, %0)\nupdate %0 -> %1\n");

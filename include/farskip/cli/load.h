@@ -28,6 +28,9 @@ LoadedRun load_run(const std::string& path, const std::vector<std::string>& over
                    const Logger& logger);
 /// The option --dump-graphs, whose value goes into RunConfig::dump_graphs.
 void add_dump_option(Subcommand& command, std::string& folder);
+/// Before anything is begun: makes the folder that it names, if it names one. UsageError where that is no
+/// folder, IoError where it cannot be written.
+void prepare_dump_folder(const std::string& folder);
 /// Of each rank of the mesh, for measuring: a teacher has random weights, on the device.
 TrainEngineOptions random_step_options(const LoadedRun& run, const Context& context);
 

@@ -46,7 +46,7 @@ struct TeacherRecord {
 class TeacherCache {
  public:
   /// Rank 0 first, then the others: it makes the folder. UsageError naming both values where the folder is of
-  /// another teacher or shape.
+  /// another teacher or shape, DataError where it does not say of which.
   TeacherCache(fs::path folder, TeacherCacheIdentity identity, int rank, Logger logger);
   TeacherCache(const TeacherCache&) = delete;
   TeacherCache& operator=(const TeacherCache&) = delete;
@@ -69,6 +69,7 @@ class TeacherCache {
     std::uint64_t offset;
   };
   void check_identity(int rank) const;
+  void refuse_orphans() const;
   std::size_t record_bytes() const;
   TeacherRecord read(const std::string& key, const Place& place) const;
 

@@ -13,6 +13,8 @@ namespace farskip {
 /// The page: no resource from outside, below 1 MB whatever the length of the runs. What a file of a run lacks
 /// or gets wrong is left out and said in RunLog::notes, which receive what is found here.
 std::string report_html(std::vector<RunLog>& runs);
+/// How every page begins.
+inline constexpr std::string_view kPageBegin = "<!DOCTYPE html>";
 
 /// {"runs": [{"name", "run_dir", "wiring", "ranks", "steps", "loss", …}]}: the comparison table, without the
 /// figures that a run does not have.

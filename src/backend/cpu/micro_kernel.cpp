@@ -13,8 +13,20 @@ namespace {
 constexpr std::int64_t kBlockRows = 252;
 
 using Vector = float __attribute__((vector_size(4 * kVectorWidth)));
-using UnalignedVector = float __attribute__((vector_size(4 * kVectorWidth), aligned(4)));
-using Four = float __attribute__((vector_size(16), aligned(4)));
+using Four = float __attribute__((vector_size(16)));
+
+// From and to memory of any alignment. (A typedef with less alignment says the same, and clang forgets it on
+// the way through a function.)
+template <class V>
+V load_unaligned(const float* from) {
+  V values;
+  std::memcpy(&values, from, sizeof(values));
+  return values;
+}
+template <class V>
+void store_unaligned(float* to, V values) {
+  std::memcpy(to, &values, sizeof(values));
+}
 
 /// c[kMicroRows, kMicroColumns] of one pair of panels; all of it stays in registers.
 template <bool accumulate>
@@ -38,21 +50,23 @@ void micro_kernel(std::int64_t k, const float* __restrict a, const float* __rest
   }
 #pragma GCC unroll 14
   for (std::int64_t i = 0; i < kMicroRows; ++i) {
-    auto* row = reinterpret_cast<UnalignedVector*>(c + i * ldc);
-    row[0] = accumulate ? row[0] + sums[i][0] : sums[i][0];
-    row[1] = accumulate ? row[1] + sums[i][1] : sums[i][1];
+    const auto put = [](float* to, const Vector& sum) {
+      store_unaligned(to, accumulate ? load_unaligned<Vector>(to) + sum : sum);
+    };
+    put(c + i * ldc, sums[i][0]);
+    put(c + i * ldc + kVectorWidth, sums[i][1]);
   }
 }
 
 /// to[p * to_stride + i] = from[i * from_stride + p] for 4 x 4 elements.
 void transpose_four(const float* from, std::int64_t from_stride, float* to, std::int64_t to_stride) {
-  const auto load = [&](std::int64_t i) { return *reinterpret_cast<const Four*>(from + i * from_stride); };
+  const auto load = [&](std::int64_t i) { return load_unaligned<Four>(from + i * from_stride); };
   const Four r0 = load(0), r1 = load(1), r2 = load(2), r3 = load(3);
   const Four low01 = __builtin_shufflevector(r0, r1, 0, 4, 1, 5);
   const Four high01 = __builtin_shufflevector(r0, r1, 2, 6, 3, 7);
   const Four low23 = __builtin_shufflevector(r2, r3, 0, 4, 1, 5);
   const Four high23 = __builtin_shufflevector(r2, r3, 2, 6, 3, 7);
-  const auto store = [&](std::int64_t p, Four x) { *reinterpret_cast<Four*>(to + p * to_stride) = x; };
+  const auto store = [&](std::int64_t p, Four x) { store_unaligned(to + p * to_stride, x); };
   store(0, __builtin_shufflevector(low01, low23, 0, 1, 4, 5));
   store(1, __builtin_shufflevector(low01, low23, 2, 3, 6, 7));
   store(2, __builtin_shufflevector(high01, high23, 0, 1, 4, 5));
