@@ -1,12 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "farskip/model/parameters.h"
 
+#include "farskip/model/family.h"
+
 namespace farskip {
 namespace {
 
 class Lister {
  public:
-  explicit Lister(const ModelConfig& config) : c_(config) {}
+  explicit Lister(const ModelConfig& config) : c_(config) {
+    if (const Family* family = find_family(config.family)) names_ = family->expert_names;
+  }
 
   std::vector<ParameterSpec> run() {
     add(std::string(kEmbeddingName), {c_.vocab_size, c_.hidden_size}, SubBlock::embedding);
@@ -38,7 +42,10 @@ class Lister {
       add_mlp("mlp", c_.intermediate_size, SubBlock::dense);
       return;
     }
-    add(name("mlp.gate.weight"), {c_.moe.num_experts, c_.hidden_size}, SubBlock::routed).is_router = true;
+    ParameterSpec& router =
+        add(name("mlp.gate.weight"), {c_.moe.num_experts, c_.hidden_size}, SubBlock::routed);
+    router.is_router = true;
+    router.pieces[0].name = name(names_.module + ".gate.weight");
     add_experts();
     if (c_.moe.shared_size > 0) add_mlp("mlp.shared_experts", c_.moe.shared_size, SubBlock::shared);
   }
@@ -80,6 +87,10 @@ class Lister {
     add(name(module + ".down_proj.weight"), {c_.hidden_size, size}, block);
   }
 
+  std::string expert_name(std::int64_t expert, std::string_view part) const {
+    return name(fmt::format("{}.experts.{}.{}.weight", names_.module, expert, part));
+  }
+
   void add_experts() {
     const std::int64_t experts = c_.moe.num_experts, size = c_.moe.expert_size, hidden = c_.hidden_size;
     ParameterSpec& gate_up =
@@ -87,19 +98,18 @@ class Lister {
     gate_up.is_expert = true;
     gate_up.pieces.clear();
     for (std::int64_t e = 0; e < experts; ++e) {
-      const std::string expert = name(fmt::format("mlp.experts.{}", e));
-      gate_up.pieces.push_back({expert + ".gate_proj.weight", {size, hidden}, e * 2 * size});
-      gate_up.pieces.push_back({expert + ".up_proj.weight", {size, hidden}, e * 2 * size + size});
+      gate_up.pieces.push_back({expert_name(e, names_.gate), {size, hidden}, e * 2 * size});
+      gate_up.pieces.push_back({expert_name(e, names_.up), {size, hidden}, e * 2 * size + size});
     }
     ParameterSpec& down = add(name("mlp.experts.down_proj"), {experts, hidden, size}, SubBlock::routed);
     down.is_expert = true;
     down.pieces.clear();
     for (std::int64_t e = 0; e < experts; ++e)
-      down.pieces.push_back(
-          {name(fmt::format("mlp.experts.{}.down_proj.weight", e)), {hidden, size}, e * hidden});
+      down.pieces.push_back({expert_name(e, names_.down), {hidden, size}, e * hidden});
   }
 
   const ModelConfig& c_;
+  ExpertNames names_;
   std::int64_t layer_ = -1;
   std::vector<ParameterSpec> out_;
 };

@@ -10,6 +10,11 @@
 
 namespace farskip {
 
+/// How the hub calls the parts of a routed sub-block: MODULE.gate, MODULE.experts.E.{gate,up,down}.
+struct ExpertNames {
+  std::string module = "mlp", gate = "gate_proj", up = "up_proj", down = "down_proj";
+};
+
 struct Family {
   std::string name;          // model.family of a run configuration, model_type of its config.json
   std::string architecture;  // architectures[0]
@@ -17,6 +22,7 @@ struct Family {
   ModelConfig (*read)(Reader& reader);
   /// Adds the family's fields to a map.
   void (*write)(const ModelConfig& config, ConfigNode& map);
+  ExpertNames expert_names{};
 };
 
 std::span<const Family> families();
@@ -24,11 +30,15 @@ std::span<const Family> families();
 const Family* find_family(std::string_view name);
 
 const Family& deepseek_v2_family();
+const Family& mixtral_family();
 const Family& qwen3_moe_family();
 
 /// Fields that every family shares.
 void read_common(Reader& reader, ModelConfig& config);
 void write_common(const ModelConfig& config, ConfigNode& map);
+/// num_key_value_heads and head_dim (absent or null: the heads share the hidden size), RoPE on halves, and
+/// the scale of the scores.
+void read_grouped_query_attention(Reader& reader, ModelConfig& config);
 /// Keys that name what every family builds anyway: accepted with that value and refused with another. Keys
 /// that change nothing a model computes are accepted as they are. Call it after all that a family reads.
 void read_fixed_choices(Reader& reader, const ModelConfig& config);

@@ -56,7 +56,7 @@ struct MoeConfig {
 };
 
 struct ModelConfig {
-  std::string family;  // "deepseek_v2", "qwen3_moe"
+  std::string family;  // "deepseek_v2", "mixtral", "qwen3_moe"
   std::int64_t vocab_size = 0, hidden_size = 0, num_layers = 0, num_heads = 0;
   std::int64_t intermediate_size = 0;  // of dense layers
   std::int64_t max_positions = 0;

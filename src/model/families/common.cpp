@@ -2,6 +2,7 @@
 // Fields that the families share.
 
 #include <algorithm>
+#include <cmath>
 
 #include "farskip/model/family.h"
 
@@ -99,6 +100,20 @@ void read_common(Reader& r, ModelConfig& c) {
     c.eos_tokens = list.integers("eos_token_id", {.min = 0}, {}, {});
   }
   read_farskip(r, c);
+}
+
+void read_grouped_query_attention(Reader& r, ModelConfig& c) {
+  c.gqa.kv_heads = r.integer("num_key_value_heads", {.min = 1, .max = 4096}, 4);
+  c.gqa.head_dim = r.optional_integer("head_dim", {.min = 2, .max = 1 << 16})
+                       .value_or(std::max<std::int64_t>(c.hidden_size / c.num_heads, 2));
+  if (r.sound("num_key_value_heads") && c.num_heads % c.gqa.kv_heads != 0)
+    r.fail("num_key_value_heads",
+           fmt::format("{} does not divide {} attention heads", c.gqa.kv_heads, c.num_heads));
+  if (c.gqa.head_dim % 2 != 0) r.fail("head_dim", "rotated pairs need an even size");
+  for (const char* key : {"rope_interleave", "rope_interleaved"})
+    r.require_value(key, false, "this family rotates halves");
+  c.rope = read_rope(r);
+  c.softmax_scale = 1.0 / std::sqrt(static_cast<double>(c.gqa.head_dim));
 }
 
 void write_common(const ModelConfig& c, ConfigNode& map) {

@@ -3,7 +3,6 @@
 // where decoder_sparse_step or mlp_only_layers say so. Field names are those of the hub's config.json.
 
 #include <algorithm>
-#include <cmath>
 
 #include "farskip/model/family.h"
 
@@ -11,22 +10,12 @@ namespace farskip {
 namespace {
 
 void read_attention(Reader& r, ModelConfig& c) {
-  c.gqa.kv_heads = r.integer("num_key_value_heads", {.min = 1, .max = 4096}, 4);
-  c.gqa.head_dim = r.integer("head_dim", {.min = 2, .max = 1 << 16},
-                             std::max<std::int64_t>(c.hidden_size / c.num_heads, 2));
   c.gqa.qk_norm = true;
-  if (r.sound("num_key_value_heads") && c.num_heads % c.gqa.kv_heads != 0)
-    r.fail("num_key_value_heads",
-           fmt::format("{} does not divide {} attention heads", c.gqa.kv_heads, c.num_heads));
-  if (c.gqa.head_dim % 2 != 0) r.fail("head_dim", "rotated pairs need an even size");
+  read_grouped_query_attention(r, c);
   // Without use_sliding_window neither has an effect.
   for (const char* key : {"sliding_window", "max_window_layers"}) r.ignore(key);
   for (const char* key : {"qk_norm", "use_qk_norm", "qk_layernorm"})
     r.require_value(key, true, "this family normalises queries and keys");
-  for (const char* key : {"rope_interleave", "rope_interleaved"})
-    r.require_value(key, false, "this family rotates halves");
-  c.rope = read_rope(r);
-  c.softmax_scale = 1.0 / std::sqrt(static_cast<double>(c.gqa.head_dim));
 }
 
 void read_experts(Reader& r, ModelConfig& c) {

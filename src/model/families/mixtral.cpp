@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: Apache-2.0
+// Mixtral: grouped-query attention, routed experts in every layer, weights of the chosen ones made to sum to
+// one. Field names are those of the hub's config.json; intermediate_size is an expert's.
+
+#include "farskip/model/family.h"
+
+namespace farskip {
+namespace {
+
+void read_experts(Reader& r, ModelConfig& c) {
+  MoeConfig& moe = c.moe;
+  r.also_called("num_local_experts", {"num_experts", "n_routed_experts"});
+  moe.num_experts = r.integer("num_local_experts", {.min = 1, .max = 4096}, 8);
+  moe.top_k = r.integer("num_experts_per_tok", {.min = 1, .max = 256}, 2);
+  if (r.sound("num_local_experts") && r.sound("num_experts_per_tok") && moe.top_k > moe.num_experts)
+    r.fail("num_experts_per_tok",
+           fmt::format("{} experts per token, only {} there", moe.top_k, moe.num_experts));
+  moe.expert_size = c.intermediate_size;
+  moe.normalize = true;
+  c.moe_layers.assign(static_cast<std::size_t>(c.num_layers), true);
+  c.aux_loss = r.real("router_aux_loss_coef", {.min = 0.0}, 0.001);
+  r.require_value("norm_topk_prob", true, "this family's weights sum to one");
+  r.require_value("scoring_func", "softmax", "this family scores with softmax");
+  r.require_value("routed_scaling_factor", 1.0, "this family does not scale its experts");
+  for (const char* key : {"n_shared_experts", "num_shared_experts", "shared_expert_intermediate_size"})
+    r.require_value(key, 0, "this family has no shared expert");
+}
+
+ModelConfig read(Reader& r) {
+  ModelConfig c;
+  read_common(r, c);
+  read_grouped_query_attention(r, c);
+  for (const char* key : {"qk_norm", "use_qk_norm", "qk_layernorm"})
+    r.require_value(key, false, "this family does not normalise queries and keys");
+  if (const auto window = r.optional_integer("sliding_window", {.min = 1}))
+    r.fail("sliding_window", fmt::format("{}: sliding-window attention is not built; null is", *window));
+  read_experts(r, c);
+  read_fixed_choices(r, c);
+  return c;
+}
+
+void write(const ModelConfig& c, ConfigNode& map) {
+  write_common(c, map);
+  map.set("num_key_value_heads", make_node(c.gqa.kv_heads));
+  map.set("head_dim", make_node(c.gqa.head_dim));
+  map.set("sliding_window", ConfigNode{});
+  write_rope(c.rope, map);
+  map.set("num_local_experts", make_node(c.moe.num_experts));
+  map.set("num_experts_per_tok", make_node(c.moe.top_k));
+  map.set("router_aux_loss_coef", make_node(c.aux_loss));
+}
+
+}  // namespace
+
+const Family& mixtral_family() {
+  static const Family family{
+      "mixtral", "MixtralForCausalLM", read, write, {"block_sparse_moe", "w1", "w3", "w2"}};
+  return family;
+}
+
+}  // namespace farskip
