@@ -17,6 +17,14 @@ constexpr std::string_view kFormat = "farskip-model";
 constexpr int kVersion = 1;
 constexpr std::uint64_t kMaxManifestBytes = 1 << 20;
 
+/// What cannot be looked at counts as an entry (has_entry), and would be taken for a model.
+void refuse_unseen_folder(const fs::path& folder) {
+  std::error_code failure;
+  if (fs::symlink_status(folder / kConfig, failure).type() == fs::file_type::none)
+    throw IoError(fmt::format("{}: cannot look into this folder: {}; choose another folder", folder.string(),
+                              failure.message()));
+}
+
 void refuse_used_folder(const fs::path& folder, const Companions& companions) {
   const auto refuse_entry = [&](const std::string& name) {
     if (has_entry(folder, name))
@@ -70,6 +78,7 @@ void verify_file(const fs::path& folder, const std::string& name, const nlohmann
 
 void write_hub_folder(const fs::path& folder, const ModelConfig& config, const TensorMap& weights,
                       DType dtype, const Companions& companions) {
+  refuse_unseen_folder(folder);
   refuse_used_folder(folder, companions);
   const ViewMap tensors = hub_views(weights, list_parameters(config));
   for (const auto& [name, view] : tensors)

@@ -32,6 +32,7 @@ TEST_CASE("mistakes end with one clear message and the documented exit code") {
   const test::TemporaryFolder folder;
   const std::string tmp = folder.path().string(), model = fixture("deepseek_v2");
   write_text_file(folder / "broken.safetensors", "\x10");
+  fs::create_symlink("loop", folder / "loop");
   write_text_file(folder / "latin1.txt", "caf\xe9");
   write_text_file(folder / "typo.yaml", "trian: {steps: 3}\n");
   write_text_file(folder / "run.yaml", "init: {from: " + model + "}\n");
@@ -123,6 +124,7 @@ TEST_CASE("mistakes end with one clear message and the documented exit code") {
       {"convert '~/a' b", 64, "SRC: \"~/a\" begins with ~"},
       {"train '" + tmp + "/lr small.yaml'", 64,
        "name: \"lr small\", the name of this file without its ending"},
+      {"convert " + model + " " + tmp + "/loop/out", 74, "cannot look into this folder: "},
       {"report", 64, "RUN_DIR"},
       {"report " + tmp + "/nowhere", 66, "nowhere"},
       {"report " + tmp, 66, "metrics.jsonl"},

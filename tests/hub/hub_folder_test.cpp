@@ -4,6 +4,7 @@
 #include "farskip/hub/hub_folder.h"
 
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <cmath>
 #include <limits>
@@ -216,6 +217,23 @@ TEST_CASE("values that are not finite are not written, in whatever type") {
                     ContainsSubstring("beyond the range of bf16"));
   CHECK_FALSE(fs::exists(folder / "bf16" / "model.safetensors"));
   write_hub_folder(folder / "f32", model.config, model.weights, DType::f32, {});
+}
+
+TEST_CASE("a folder that cannot be looked into is no model") {
+  const Model model("qwen3_moe");
+  const TemporaryFolder folder;
+  fs::create_symlink("loop", folder / "loop");
+  CHECK_THROWS_AS(write_hub_folder(folder / "loop/out", model.config, model.weights, DType::f32, {}),
+                  IoError);
+  fs::create_directory(folder / "closed");
+  fs::permissions(folder / "closed", fs::perms::none);
+  fs::permissions(folder.path(), fs::perms::all);
+  const bool is_root = ::geteuid() == 0;  // who may look into every folder
+  if (is_root) REQUIRE(::seteuid(65534) == 0);
+  CHECK_THROWS_WITH(write_hub_folder(folder / "closed/out", model.config, model.weights, DType::f32, {}),
+                    ContainsSubstring("cannot look into this folder: Permission denied"));
+  if (is_root) REQUIRE(::seteuid(0) == 0);
+  fs::permissions(folder / "closed", fs::perms::owner_all);
 }
 
 TEST_CASE("a folder that holds any file of a model is not written to") {
