@@ -303,6 +303,22 @@ TEST_CASE("an output is never one of the inputs") {
   CHECK(farskip_command(forward + (folder / "new").string()).status == 0);
 }
 
+TEST_CASE("a conversion that fails leaves nothing in the way of the next one") {
+  const TemporaryFolder folder;
+  const fs::path model = copy_model(folder, "qwen3_moe");
+  const auto weights = fs::file_size(model / "model.safetensors");
+  write_text_file(model / "merges.txt", std::string(3 * weights + (1 << 20), 'x'));
+  const std::string out = (folder / "new" / "out").string(),
+                    command = "convert " + model.string() + " " + out;
+  // The weights fit, and what is written after them does not; blocks are of 512 or 1024 bytes.
+  const auto full =
+      test::run_command(fmt::format("ulimit -f {}; {} {}", weights / 512 + 8, FARSKIP_BINARY, command));
+  CHECK(full.status == 74);
+  CHECK_THAT(full.err, ContainsSubstring("merges.txt: write failed"));
+  CHECK_FALSE(fs::exists(folder / "new"));
+  CHECK(farskip_command(command).status == 0);
+}
+
 TEST_CASE("a path with bytes that are not UTF-8 is no reason to fail") {
   const TemporaryFolder folder;
   const fs::path odd = folder / "caf\xe9";

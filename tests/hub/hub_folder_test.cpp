@@ -219,6 +219,26 @@ TEST_CASE("values that are not finite are not written, in whatever type") {
   write_hub_folder(folder / "f32", model.config, model.weights, DType::f32, {});
 }
 
+TEST_CASE("a folder that could not be written whole keeps what it had, and nothing else") {
+  const Model model("qwen3_moe");
+  const TemporaryFolder folder;
+  Companions companions;
+  companions.texts["merges.txt"] = "#version: 0.2\n";
+  companions.texts["none/vocab.json"] = "{}";  // in a folder that is not there: after the weights
+  fs::create_directory(folder / "old");
+  write_text_file(folder / "old" / "notes.txt", "mine");
+  for (const char* name : {"old", "new/inner", "new/inner/"}) {
+    CAPTURE(name);
+    CHECK_THROWS_AS(write_hub_folder(folder / name, model.config, model.weights, DType::f32, companions),
+                    IoError);
+  }
+  CHECK_FALSE(fs::exists(folder / "new"));
+  CHECK(std::distance(fs::directory_iterator(folder / "old"), fs::directory_iterator()) == 1);
+  companions.texts.erase("none/vocab.json");
+  write_hub_folder(folder / "old", model.config, model.weights, DType::f32, companions);
+  verify_hub_folder(folder / "old");
+}
+
 TEST_CASE("a folder that cannot be looked into is no model") {
   const Model model("qwen3_moe");
   const TemporaryFolder folder;
