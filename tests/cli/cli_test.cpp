@@ -141,6 +141,43 @@ TEST_CASE("mistakes end with one clear message and the documented exit code") {
   CHECK_FALSE(std::filesystem::exists(folder / "out"));
 }
 
+TEST_CASE("an option that is given empty is refused by name, whatever it is for") {
+  const test::TemporaryFolder folder;
+  const std::string model = fixture("qwen3_moe"), tmp = folder.path().string();
+  write_text_file(folder / "run.yaml", "init: {from: " + model + "}\n");
+  const std::string eval = "eval --model " + model + " --data " + model + "/tokens ",
+                    plan = "plan " + tmp + "/run.yaml ";
+  const std::vector<std::pair<std::string, std::string>> commands{
+      {eval, "--farskip"},
+      {eval + "--farskip full ", "--layers"},
+      {eval, "--device"},
+      {"eval --data x ", "--model"},
+      {"eval --model x ", "--data"},
+      {plan, "--link"},
+      {plan, "--costs"},
+      {plan, "--gpu"},
+      {plan, "--dump-graphs"},
+      {"generate --prompt x --model " + model + " ", "--tokenizer"},
+      {"generate --model " + model + " ", "--prompt"},
+      {"report " + tmp + " ", "--out"},
+      {"data train-tokenizer " + tmp + "/run.yaml ", "--out"},
+  };
+  for (const auto& [command, option] : commands) {
+    const std::string space = command + option + " ''", equals = command + option + "=";
+    for (const std::string& arguments : {space, equals}) {
+      CAPTURE(arguments);
+      const auto result = farskip_command(arguments);
+      CHECK(result.status == 64);
+      CHECK_THAT(result.err, ContainsSubstring(option));
+      if (arguments == space)
+        CHECK_THAT(result.err, ContainsSubstring("error: " + option + ": is empty; give"));
+    }
+  }
+  const auto positional = farskip_command("convert " + model + " ''");
+  CHECK(positional.status == 64);
+  CHECK_THAT(positional.err, ContainsSubstring("DST: is empty"));
+}
+
 struct Surroundings {
   std::string before;  // the command, in a shell
   int status;
