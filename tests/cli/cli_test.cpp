@@ -178,6 +178,20 @@ TEST_CASE("an option that is given empty is refused by name, whatever it is for"
   CHECK_THAT(positional.err, ContainsSubstring("DST: is empty"));
 }
 
+TEST_CASE("a text that is shorter than the sequence is evaluated as long as it is") {
+  const std::string model = fixture("qwen3_moe"),
+                    eval = "eval --json --model " + model + " --data " + model + "/tokens";
+  const auto info = nlohmann::json::parse(farskip_command("data info --json " + model + "/tokens").out);
+  const auto length = info["tokens"].get<std::int64_t>() - 1;
+  const auto whole = farskip_command(fmt::format("{} --sequence-length {}", eval, length));
+  REQUIRE(whole.status == 0);
+  CHECK_THAT(whole.err, !ContainsSubstring("cut from"));
+  const auto cut = farskip_command(eval + " --sequence-length 1048576");  // which would take terabytes
+  REQUIRE(cut.status == 0);
+  CHECK_THAT(cut.err, ContainsSubstring(fmt::format("--sequence-length: cut from 1048576 to {}", length)));
+  CHECK(cut.out == whole.out);
+}
+
 struct Surroundings {
   std::string before;  // the command, in a shell
   int status;
