@@ -6,8 +6,6 @@
 namespace farskip {
 namespace {
 
-constexpr RealRange positive{.min = 0, .above_min = true};
-
 std::optional<EarlyStoppingConfig> read_early_stopping(Reader& parent) {
   Reader reader = parent.section("early_stopping");
   EarlyStoppingConfig config;
@@ -148,10 +146,10 @@ std::optional<DistillConfig> read_distill_section(Reader& root, bool required) {
   if (config.teacher.empty() && reader.sound("teacher") && (present || required))
     reader.fail("teacher", "this key is missing; allowed: the folder of the teacher model");
   config.loss = read_loss(reader);
-  config.hidden_l2 = reader.real("hidden_l2", not_negative, config.hidden_l2);
+  config.hidden_l2 = reader.real("hidden_l2", coefficient, config.hidden_l2);
   read_compared_layers(reader, config);
-  config.router_agreement = reader.real("router_agreement", not_negative, config.router_agreement);
-  config.temperature = reader.real("temperature", positive, config.temperature);
+  config.router_agreement = reader.real("router_agreement", coefficient, config.router_agreement);
+  config.temperature = reader.real("temperature", {.min = 0.01, .max = 1000}, config.temperature);
   config.top_k = reader.integer("top_k", at_least_zero, config.top_k);
   config.freeze = read_freeze(reader);
   config.curriculum_every = read_curriculum(reader);
