@@ -44,6 +44,29 @@ TEST_CASE("what a process that died has left of a tokenizer is gone after the ne
   CHECK(fs::exists(folder / ("other.json" + dead)));
 }
 
+TEST_CASE("a tokenizer is not learnt from nothing, and one with fewer tokens than asked for says so") {
+  const TemporaryFolder folder;
+  const std::string out = (folder / "t.json").string();
+  write_text_file(folder / "empty.txt", "");
+  write_text_file(folder / "mark.txt", "\xef\xbb\xbf");
+  write_text_file(folder / "empty.jsonl", "{\"text\": \"\"}\n");
+  for (const char* name : {"empty.txt", "mark.txt", "empty.jsonl"}) {
+    CAPTURE(name);
+    const auto result = run_data("train-tokenizer " + (folder / name).string() + " --out " + out);
+    CHECK(result.status == 65);
+    CHECK_THAT(result.err,
+               ContainsSubstring("the sources hold no document with text") && ContainsSubstring(name));
+    CHECK_FALSE(fs::exists(out));
+  }
+  write_text_file(folder / "a.txt", "abab");
+  const auto few = run_data("train-tokenizer " + (folder / "a.txt").string() + " --out " + out);
+  CHECK(few.status == 0);
+  CHECK_THAT(few.err, ContainsSubstring("258 tokens, fewer than the 4096 of --vocab-size"));
+  const auto enough =
+      run_data("train-tokenizer " + (folder / "a.txt").string() + " --vocab-size 258 --out " + out);
+  CHECK_THAT(enough.err, !ContainsSubstring("fewer than"));
+}
+
 TEST_CASE("outputs of data commands that cannot be written are refused before the texts are read") {
   const TemporaryFolder folder;
   write_text_file(folder / "a.txt", "bad \xff");  // which would be exit code 65
