@@ -27,10 +27,14 @@ DistillWeights read_loss(Reader& reader) {
   if (node->kind == ConfigNode::Kind::map) {
     Reader terms(*node, reader.errors(), reader.path_of("loss"));
     double sum = 0;
-    for (const auto& term : distill_term_names)
-      sum += weight_of(weights, term.value) = terms.real(term.name, not_negative, 0.0);
+    bool sound = true;
+    for (const auto& term : distill_term_names) {
+      sum += weight_of(weights, term.value) = terms.real(term.name, coefficient, 0.0);
+      sound = sound && terms.sound(term.name);
+    }
+    sound = sound && terms.unread().empty();
     terms.finish();
-    if (sum == 0) reader.fail("loss", "all weights are 0; allowed: at least one above 0");
+    if (sound && sum == 0) reader.fail("loss", "all weights are 0; allowed: at least one above 0");
     return weights;
   }
   const auto term =
