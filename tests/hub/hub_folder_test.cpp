@@ -159,6 +159,21 @@ TEST_CASE(
   generation("7");
   CHECK_THROWS_WITH(find_end_tokens(config, companions),
                     ContainsSubstring("[5, 9] in config.json and [7] in generation_config.json"));
+  config = {};
+  config.vocab_size = 8;
+  generation("[5, 8]");
+  CHECK_THROWS_WITH(
+      find_end_tokens(config, companions),
+      ContainsSubstring("generation_config.json: eos_token_id: 8 is out of range; allowed: 0 to 7"));
+  generation("null");
+  CHECK(find_end_tokens(config, companions) == Ids{own});
+  nlohmann::json file = nlohmann::json::parse(tokenizer_text("tokenizer_gpt2"));
+  file["model"]["vocab"].erase("<|endoftext|>");
+  file["added_tokens"] = {file["added_tokens"][0]};
+  file["added_tokens"][0]["id"] = 5000;
+  companions.tokenizer = Tokenizer::from_json(file.dump(), "far");
+  CHECK(find_end_tokens({}, companions) == Ids{5000});  // the model below has no such token
+  CHECK(find_end_tokens(config, companions).empty());
   for (const char* bad : {"-1", "\"5\"", "[1.5]", "{}", "99999999999"}) {
     CAPTURE(bad);
     generation(bad);
