@@ -54,8 +54,8 @@ void check_latest(const fs::path& folder, const Listing& listing, const Logger& 
     const std::optional<std::int64_t> step = parse_step_name(text);
     if (!ended || !step ||
         std::find(listing.steps.begin(), listing.steps.end(), *step) == listing.steps.end())
-      logger.warning("{}: names \"{}\", which is no checkpoint here; searching all of them", path.string(),
-                     printable(text));
+      logger.warning("{}: names \"{}\", which is no checkpoint here{}", path.string(), printable(text),
+                     listing.steps.empty() ? ", and there is no other" : "; searching all of them");
   } catch (const UserError& error) {
     logger.warning("{}; searching all checkpoints", error.what());
   }

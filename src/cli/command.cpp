@@ -83,8 +83,16 @@ int run_guarded(const Command& command) {
   }
 }
 
+/// Given, and empty: a variable of the shell without a value, most of the time.
+std::string refuse_empty(const std::string& text) {
+  return text.empty() ? "is empty; give a value, or leave it out where it is optional" : "";
+}
+
+const CLI::Validator is_not_empty([](const std::string& text) { return refuse_empty(text); }, "", "text");
+
 const CLI::Validator is_path(
     [](const std::string& text) {
+      if (text.empty()) return refuse_empty(text);
       const std::string why = parse_path(text).reason;
       return why.empty() ? why : quote_for_message(text) + " " + why;
     },
@@ -142,10 +150,10 @@ void Subcommand::required_path(const std::string& name, std::string& value, cons
   app_.add_option(name, value, help)->required()->check(is_path)->type_name("PATH");
 }
 void Subcommand::text(const std::string& name, std::string& value, const std::string& help) {
-  app_.add_option(name, value, help)->capture_default_str();
+  app_.add_option(name, value, help)->check(is_not_empty)->capture_default_str();
 }
 void Subcommand::required_text(const std::string& name, std::string& value, const std::string& help) {
-  app_.add_option(name, value, help)->required();
+  app_.add_option(name, value, help)->required()->check(is_not_empty);
 }
 void Subcommand::add_integer(const std::string& name, std::int64_t value, const std::string& help,
                              const IntegerRange& range, std::function<void(std::int64_t)> use) {

@@ -36,11 +36,19 @@ ExitCode train_tokenizer(const Options& options, const CommonOptions& common) {
       trainer.add_text(text);
       bytes += text.size();
     });
+  if (bytes == 0)
+    throw DataError(
+        fmt::format("the sources hold no document with text to learn from: {}", name_some(files)));
   BpeTrainerOptions bpe;
   bpe.vocab_size = options.vocab_size;
   const Tokenizer tokenizer = trainer.train(bpe);
   out.write(tokenizer.json());
   out.commit();
+  if (tokenizer.vocab_size() < options.vocab_size)
+    common.logger().warning(
+        "{}: {} tokens, fewer than the {} of --vocab-size: no other pair stands in the text twice; give more "
+        "text, or make vocab_size of the model {}",
+        options.out, tokenizer.vocab_size(), options.vocab_size, tokenizer.vocab_size());
   if (common.json)
     print_json({{"out", options.out},
                 {"vocab_size", tokenizer.vocab_size()},

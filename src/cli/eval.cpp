@@ -16,19 +16,30 @@ struct Options {
   std::int64_t sequence_length = 256, batch = 8, max_sequences = 0;
 };
 
+/// A text that is shorter than one sequence would be filled up to it, and attention computed over all of
+/// that.
+std::int64_t cut_length(std::int64_t length, const TokenFile& tokens, const Logger& logger) {
+  const auto targets = static_cast<std::int64_t>(tokens.num_tokens()) - 1;
+  if (targets < 1 || length <= targets) return length;
+  logger.warning("--sequence-length: cut from {} to {}: {} holds {} tokens", length, targets, tokens.prefix(),
+                 tokens.num_tokens());
+  return targets;
+}
+
 ExitCode run(const Options& options, const CommonOptions& common) {
   const Logger logger = common.logger();
   const OpenedDevice device = open_device(options.device);
   LoadedModel model = load_model(options.model, logger);
   if (const auto wiring = parse_wiring(options.farskip, options.layers, model.config.num_layers))
     model.config.farskip = *wiring;
-  warn_beyond_context(model.config, "--sequence-length", options.sequence_length, logger);
+  const auto tokens = std::make_shared<const TokenFile>(options.data, model.config.vocab_size);
   SamplerOptions sampling;
-  sampling.sequence_length = options.sequence_length;
+  sampling.sequence_length = cut_length(options.sequence_length, *tokens, logger);
+  warn_beyond_context(model.config, "--sequence-length", sampling.sequence_length, logger);
   sampling.shuffle = false;
   sampling.whole_stream = true;
   std::vector<SamplerSource> sources;
-  sources.push_back({std::make_shared<TokenFile>(options.data, model.config.vocab_size), 1.0});
+  sources.push_back({tokens, 1.0});
   const Sampler sampler(std::move(sources), sampling);
   InferenceEngine engine(wire_model(model.config), put_weights(model, device),
                          make_context(device.device, logger));

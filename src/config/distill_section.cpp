@@ -6,8 +6,6 @@
 namespace farskip {
 namespace {
 
-constexpr RealRange positive{.min = 0, .above_min = true};
-
 std::optional<EarlyStoppingConfig> read_early_stopping(Reader& parent) {
   Reader reader = parent.section("early_stopping");
   EarlyStoppingConfig config;
@@ -29,10 +27,14 @@ DistillWeights read_loss(Reader& reader) {
   if (node->kind == ConfigNode::Kind::map) {
     Reader terms(*node, reader.errors(), reader.path_of("loss"));
     double sum = 0;
-    for (const auto& term : distill_term_names)
-      sum += weight_of(weights, term.value) = terms.real(term.name, not_negative, 0.0);
+    bool sound = true;
+    for (const auto& term : distill_term_names) {
+      sum += weight_of(weights, term.value) = terms.real(term.name, coefficient, 0.0);
+      sound = sound && terms.sound(term.name);
+    }
+    sound = sound && terms.unread().empty();
     terms.finish();
-    if (sum == 0) reader.fail("loss", "all weights are 0; allowed: at least one above 0");
+    if (sound && sum == 0) reader.fail("loss", "all weights are 0; allowed: at least one above 0");
     return weights;
   }
   const auto term =
@@ -148,10 +150,10 @@ std::optional<DistillConfig> read_distill_section(Reader& root, bool required) {
   if (config.teacher.empty() && reader.sound("teacher") && (present || required))
     reader.fail("teacher", "this key is missing; allowed: the folder of the teacher model");
   config.loss = read_loss(reader);
-  config.hidden_l2 = reader.real("hidden_l2", not_negative, config.hidden_l2);
+  config.hidden_l2 = reader.real("hidden_l2", coefficient, config.hidden_l2);
   read_compared_layers(reader, config);
-  config.router_agreement = reader.real("router_agreement", not_negative, config.router_agreement);
-  config.temperature = reader.real("temperature", positive, config.temperature);
+  config.router_agreement = reader.real("router_agreement", coefficient, config.router_agreement);
+  config.temperature = reader.real("temperature", {.min = 0.01, .max = 1000}, config.temperature);
   config.top_k = reader.integer("top_k", at_least_zero, config.top_k);
   config.freeze = read_freeze(reader);
   config.curriculum_every = read_curriculum(reader);

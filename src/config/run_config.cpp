@@ -104,8 +104,8 @@ OptimizerConfig read_optimizer(Reader reader) {
   const auto betas = reader.reals("betas", below_one, {.min = 2, .max = 2}, {config.beta1, config.beta2});
   config.beta1 = betas[0];
   config.beta2 = betas[1];
-  config.eps = reader.real("eps", {.min = 0, .max = 1, .above_min = true}, config.eps);
-  config.weight_decay = reader.real("weight_decay", not_negative, config.weight_decay);
+  config.eps = reader.real("eps", {.min = 1e-30, .max = 1}, config.eps);
+  config.weight_decay = reader.real("weight_decay", {.min = 0, .max = 1000}, config.weight_decay);
   config.clip_grad_norm = reader.real("clip_grad_norm", not_negative, config.clip_grad_norm);
   reader.finish();
   return config;
@@ -160,7 +160,7 @@ TrainConfig read_train(Reader reader, bool distills, std::vector<std::string>* n
   config.optimizer = read_optimizer(reader.section("optimizer"));
   config.learning_rate = read_learning_rate(reader.section("learning_rate"), config.steps,
                                             reader.sound("steps"), reader.is_override("steps"), notices);
-  config.aux_loss = reader.real("aux_loss", not_negative, distills ? 0.0 : config.aux_loss);
+  config.aux_loss = reader.real("aux_loss", coefficient, distills ? 0.0 : config.aux_loss);
   reader.require_value("router_bias_update", 0.0,
                        "balancing without a loss moves a selection bias, and no model family that is built "
                        "has a router with one; aux_loss balances its experts");

@@ -11,7 +11,7 @@ namespace farskip {
 
 struct Regex::Code {
   pcre2_code* handle = nullptr;
-  std::string pattern;
+  std::string pattern, where;
   Code() = default;
   Code(const Code&) = delete;
   Code& operator=(const Code&) = delete;
@@ -32,6 +32,7 @@ Regex::Regex(std::string_view pattern, std::string_view where) {
   const std::string translated = translate_oniguruma(pattern, where);
   auto code = std::make_shared<Code>();
   code->pattern = pattern;
+  code->where = where;
   std::unique_ptr<pcre2_compile_context, decltype(&pcre2_compile_context_free)> context(
       pcre2_compile_context_create(nullptr), &pcre2_compile_context_free);
   FARSKIP_CHECK(context != nullptr, "out of memory");
@@ -85,8 +86,10 @@ std::optional<Regex::Match> Regex::Matcher::find(std::string_view text, std::siz
   if (result == PCRE2_ERROR_JIT_STACKLIMIT) result = match(PCRE2_NO_JIT);
   if (result == PCRE2_ERROR_NOMATCH) return std::nullopt;
   if (result < 0)
-    throw DataError(fmt::format("regular expression \"{}\" gave up at byte {} of a text of {} bytes: {}",
-                                printable(state_->code->pattern), from, text.size(), pcre2_message(result)));
+    throw DataError(fmt::format(
+        "{}: regular expression \"{}\" gave up at byte {} of a text of {} bytes: {}; write it so "
+        "that it tries fewer ways to match (possessive: ++ and *+), or divide the text",
+        state_->code->where, printable(state_->code->pattern), from, text.size(), pcre2_message(result)));
   const PCRE2_SIZE* bounds = pcre2_get_ovector_pointer(state_->data);
   return Match{bounds[0], bounds[1]};
 }

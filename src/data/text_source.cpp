@@ -60,6 +60,15 @@ const std::string& text_of(const nlohmann::json& object, const std::string& plac
         fmt::format("{}: {} instead of an object with a string \"text\"", place, object.type_name()));
   const auto text = object.find("text");
   if (text != object.end() && text->is_string()) return text->get_ref<const std::string&>();
+  if (text != object.end()) {
+    const std::string found = text->is_number()    ? "a number"
+                              : text->is_boolean() ? "true or false"
+                              : text->is_null()    ? "null"
+                              : text->is_array()   ? "a list"
+                                                   : "an object";
+    throw DataError(
+        fmt::format("{}: an object needs a string \"text\"; that of this one is {}", place, found));
+  }
   std::vector<std::string> keys;
   for (const auto& [key, value] : object.items()) keys.push_back(fmt::format("\"{}\"", printable(key)));
   throw DataError(fmt::format("{}: an object needs a string \"text\"; this one has {}", place,
@@ -159,7 +168,8 @@ void add_text(std::span<const fs::path> files, const Tokenizer& tokenizer, Token
               const Logger& logger) {
   const auto eos = tokenizer.eos();
   if (!eos)
-    throw DataError("the tokenizer has no end-of-document token; add <|endoftext|> to its added_tokens");
+    throw DataError(fmt::format("{}: has no end-of-document token; add <|endoftext|> to its added_tokens",
+                                tokenizer.where()));
   Tokenizer::Encoder encoder(tokenizer);
   std::vector<std::int32_t> ids;
   std::vector<fs::path> without;
@@ -167,7 +177,12 @@ void add_text(std::span<const fs::path> files, const Tokenizer& tokenizer, Token
     const std::uint64_t before = writer.num_documents();
     for_each_document(file, [&](std::string_view text) {
       ids.clear();
-      encoder.encode(text, ids);
+      try {
+        encoder.encode(text, ids);
+      } catch (const DataError& error) {
+        throw DataError(
+            fmt::format("{}: cannot be tokenized: {}", printable(file.string(), 1000), error.what()));
+      }
       ids.push_back(*eos);
       writer.add_document(ids);
     });

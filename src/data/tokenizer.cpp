@@ -37,14 +37,15 @@ AddedTokenMatcher make_matcher(const TokenizerFile& file, bool normalized) {
 }  // namespace
 
 struct Tokenizer::Impl {
-  std::string json;
+  std::string json, where;
   TokenizerFile file;
   AddedTokenMatcher raw_tokens, normalized_tokens;
   std::vector<TokenText> texts;  // by id
   std::optional<std::int32_t> eos;
 
-  Impl(std::string text, const std::string& where)
+  Impl(std::string text, const std::string& place_of_file)
       : json(std::move(text)),
+        where(place_of_file),
         file(parse_tokenizer_file(json, where)),
         raw_tokens(make_matcher(file, false)),
         normalized_tokens(make_matcher(file, true)) {
@@ -52,7 +53,7 @@ struct Tokenizer::Impl {
       if (static_cast<std::size_t>(id) >= texts.size()) texts.resize(static_cast<std::size_t>(id) + 1);
       texts[id] = {decoded_bytes(token), true, special};
     };
-    check_ids_dense(where);
+    check_ids_dense();
     for (const auto& [token, id] : file.vocabulary) place(id, token, false);
     for (const AddedToken& token : file.added_tokens) place(token.id, token.content, token.special);
     for (const char* name :
@@ -62,7 +63,7 @@ struct Tokenizer::Impl {
   }
 
   /// A table by id must not be larger than the file deserves.
-  void check_ids_dense(const std::string& where) const {
+  void check_ids_dense() const {
     std::int64_t largest = 0;
     for (const auto& [token, id] : file.vocabulary) largest = std::max<std::int64_t>(largest, id);
     for (const AddedToken& token : file.added_tokens) largest = std::max<std::int64_t>(largest, token.id);
@@ -201,6 +202,10 @@ std::optional<std::int32_t> Tokenizer::token_id(std::string_view token) const {
 
 std::optional<std::int32_t> Tokenizer::eos() const {
   return impl_->eos;
+}
+
+const std::string& Tokenizer::where() const {
+  return impl_->where;
 }
 
 const std::string& Tokenizer::json() const {

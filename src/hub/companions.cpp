@@ -75,6 +75,15 @@ std::vector<std::int64_t> read_ids(const nlohmann::json& value, const std::strin
   return ids;
 }
 
+/// The config that is written with such an id could not be read again.
+void check_in_vocabulary(const std::vector<std::int64_t>& ids, const ModelConfig& config) {
+  for (const std::int64_t id : ids)
+    if (config.vocab_size > 0 && id >= config.vocab_size)
+      throw DataError(
+          fmt::format("{}: eos_token_id: {} is out of range; allowed: 0 to {}, the model's vocabulary",
+                      kGeneration, id, config.vocab_size - 1));
+}
+
 bool contains_all(const std::vector<std::int64_t>& ids, const std::vector<std::int64_t>& wanted) {
   return std::all_of(wanted.begin(), wanted.end(),
                      [&](std::int64_t id) { return std::find(ids.begin(), ids.end(), id) != ids.end(); });
@@ -109,6 +118,7 @@ std::vector<std::int64_t> find_end_tokens(const ModelConfig& config, const Compa
   if (const auto file = companions.texts.find(kGeneration); file != companions.texts.end()) {
     const std::vector<std::int64_t> more = read_ids(
         parse_object(file->second, kGeneration).value("eos_token_id", nlohmann::json()), kGeneration);
+    check_in_vocabulary(more, config);
     if (!contains_all(ids, more) && !contains_all(more, ids))
       throw DataError(fmt::format(
           "eos_token_id is [{}] in config.json and [{}] in {}, and each has ids that the other has "
@@ -117,7 +127,9 @@ std::vector<std::int64_t> find_end_tokens(const ModelConfig& config, const Compa
     if (contains_all(more, ids)) ids = more;
   }
   if (ids.empty() && companions.tokenizer)
-    if (const auto eos = companions.tokenizer->eos()) ids.push_back(*eos);
+    if (const auto eos = companions.tokenizer->eos();
+        eos && (config.vocab_size == 0 || *eos < config.vocab_size))
+      ids.push_back(*eos);
   return ids;
 }
 

@@ -17,6 +17,14 @@ constexpr std::string_view kFormat = "farskip-model";
 constexpr int kVersion = 1;
 constexpr std::uint64_t kMaxManifestBytes = 1 << 20;
 
+/// What cannot be looked at counts as an entry (has_entry), and would be taken for a model.
+void refuse_unseen_folder(const fs::path& folder) {
+  std::error_code failure;
+  if (fs::symlink_status(folder / kConfig, failure).type() == fs::file_type::none)
+    throw IoError(fmt::format("{}: cannot look into this folder: {}; choose another folder", folder.string(),
+                              failure.message()));
+}
+
 void refuse_used_folder(const fs::path& folder, const Companions& companions) {
   const auto refuse_entry = [&](const std::string& name) {
     if (has_entry(folder, name))
@@ -32,26 +40,59 @@ void refuse_used_folder(const fs::path& folder, const Companions& companions) {
                     folder.string()));
 }
 
-/// Writes files into one folder and remembers what it has written.
+/// Makes a folder, writes files into it and remembers what it has written. Until it is finished, all of that
+/// goes again with it: half a model would be in the way of the next try.
 class HashedFolder {
  public:
-  explicit HashedFolder(fs::path folder) : folder_(std::move(folder)) {}
+  explicit HashedFolder(const fs::path& folder) : folder_(folder) {
+    std::error_code ignored;
+    for (fs::path path = folder; !path.empty() && !fs::exists(path, ignored); path = path.parent_path())
+      made_.push_back(path);
+    std::error_code failure;
+    fs::create_directories(folder, failure);
+    if (!failure) return;
+    remove_made();
+    throw IoError(fmt::format("{}: cannot create folder: {}", folder.string(), failure.message()));
+  }
+  HashedFolder(const HashedFolder&) = delete;
+  HashedFolder& operator=(const HashedFolder&) = delete;
+  ~HashedFolder() {
+    if (finished_) return;
+    std::error_code ignored;
+    for (const auto& [name, file] : files_.items()) fs::remove(folder_ / name, ignored);
+    fs::remove(folder_ / kManifest, ignored);
+    remove_made();
+  }
 
+  void write_weights(const ViewMap& tensors, DType dtype) {
+    add(kWeights, write_tensors(folder_ / kWeights, tensors, dtype));
+  }
   void write(const std::string& name, const std::string& text) {
-    add(name, {text.size(), hash_text(text)});
     write_text_file(folder_ / name, text);
+    add(name, {text.size(), hash_text(text)});
   }
-  void add(const std::string& name, const WrittenFile& file) {
-    files_[name] = {{"size", file.size}, {"xxh3_128", file.hash}};
-  }
-  void write_manifest() const {
+  /// The hashes, and then config.json: a folder with it is whole.
+  void finish(const std::string& config) {
+    add(kConfig, {config.size(), hash_text(config)});
     write_text_file(folder_ / kManifest,
                     print_sealed({{"format", kFormat}, {"version", kVersion}, {"files", files_}}));
+    write_text_file(folder_ / kConfig, config);
+    finished_ = true;
   }
 
  private:
+  void add(const std::string& name, const WrittenFile& file) {
+    files_[name] = {{"size", file.size}, {"xxh3_128", file.hash}};
+  }
+  void remove_made() const {
+    std::error_code ignored;  // one that is not empty stays
+    for (const fs::path& path : made_) fs::remove(path, ignored);
+  }
+
   fs::path folder_;
+  std::vector<fs::path> made_;  // folders that were not there, the innermost first
   nlohmann::json files_ = nlohmann::json::object();
+  bool finished_ = false;
 };
 
 void verify_file(const fs::path& folder, const std::string& name, const nlohmann::json& expected) {
@@ -70,25 +111,20 @@ void verify_file(const fs::path& folder, const std::string& name, const nlohmann
 
 void write_hub_folder(const fs::path& folder, const ModelConfig& config, const TensorMap& weights,
                       DType dtype, const Companions& companions) {
+  refuse_unseen_folder(folder);
   refuse_used_folder(folder, companions);
   const ViewMap tensors = hub_views(weights, list_parameters(config));
   for (const auto& [name, view] : tensors)
     if (!all_finite(view))
       throw DataError(fmt::format("tensor {} holds values that are not finite; nothing is written", name));
-  std::error_code failure;
-  fs::create_directories(folder, failure);
-  if (failure) throw IoError(fmt::format("{}: cannot create folder: {}", folder.string(), failure.message()));
+  HashedFolder files(folder);
   remove_stale_temporaries(folder, [&](std::string_view name) {
     return name == kConfig || name == kWeights || name == kManifest ||
            companions.texts.contains(std::string(name));
   });
-  HashedFolder files(folder);
-  files.add(kWeights, write_tensors(folder / kWeights, tensors, dtype));
+  files.write_weights(tensors, dtype);
   for (const auto& [name, text] : companions.texts) files.write(name, text);
-  const std::string text = hub_config_text(config, dtype);
-  files.add(kConfig, {text.size(), hash_text(text)});
-  files.write_manifest();
-  write_text_file(folder / kConfig, text);  // last: a folder with it is whole
+  files.finish(hub_config_text(config, dtype));
 }
 
 void verify_hub_folder(const fs::path& folder) {

@@ -40,7 +40,7 @@ ModelConfig read_family(const ConfigNode& map, const std::string& key, const std
   Reader reader(map, errors, path);
   if (foreign != nullptr) reader.take_null_as_absent();
   std::string name = reader.string(key);
-  if (!reader.sound(key)) return {};
+  if (name.empty()) return {};  // which is said already: of this key, or of what stands in place of a map
   const std::string type = name;
   for (const std::string_view prefix : kRewired)
     if (name.starts_with(prefix)) {

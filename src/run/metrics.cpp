@@ -16,6 +16,7 @@
 #include "farskip/base/failpoint.h"
 #include "farskip/base/folder.h"
 #include "farskip/base/run_files.h"
+#include "farskip/checkpoint/checkpoint_files.h"
 
 namespace farskip {
 namespace {
@@ -66,13 +67,32 @@ std::string keep_lines(const std::string& text, const fs::path& path, std::int64
   return kept;
 }
 
+/// The steps of a run that begins anew are none of those in an older file, which may be all that is left of
+/// them.
+void set_aside_old_lines(const std::string& text, const fs::path& path, const Logger& logger) {
+  std::int64_t count = 0;
+  std::istringstream lines(text);
+  for (std::string line; std::getline(lines, line);) count += step_of(line) ? 1 : 0;
+  if (count == 0) return;
+  const fs::path aside = fmt::format("{}.replaced-{}", path.string(), make_run_id());
+  std::error_code failure;
+  fs::rename(path, aside, failure);
+  if (failure) throw IoError(fmt::format("{}: cannot rename: {}", path.string(), failure.message()));
+  logger.warning(
+      "{}: the run begins anew from step 0, from no checkpoint; {} lines of earlier steps are set aside as "
+      "{}",
+      path.string(), count, aside.filename().string());
+}
+
 }  // namespace
 
 MetricsFile::MetricsFile(const fs::path& path, std::int64_t first_step, const Logger& logger) : path_(path) {
-  if (const auto text = read_if_inside(path.parent_path(), path.filename().string(), kMostMetricsBytes))
+  if (const auto text = read_if_inside(path.parent_path(), path.filename().string(), kMostMetricsBytes)) {
+    if (first_step == 0) set_aside_old_lines(*text, path, logger);
     write_text_file(path, keep_lines(*text, path, first_step, logger));
-  else if (first_step > 0)
+  } else if (first_step > 0) {
     logger.warning("{}: is not there; it begins with step {}", path.string(), first_step + 1);
+  }
   descriptor_ = ::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0666);
   if (descriptor_ < 0) throw IoError(fmt::format("{}: cannot open: {}", path.string(), std::strerror(errno)));
 }

@@ -32,6 +32,7 @@ TEST_CASE("mistakes end with one clear message and the documented exit code") {
   const test::TemporaryFolder folder;
   const std::string tmp = folder.path().string(), model = fixture("deepseek_v2");
   write_text_file(folder / "broken.safetensors", "\x10");
+  fs::create_symlink("loop", folder / "loop");
   write_text_file(folder / "latin1.txt", "caf\xe9");
   write_text_file(folder / "typo.yaml", "trian: {steps: 3}\n");
   write_text_file(folder / "run.yaml", "init: {from: " + model + "}\n");
@@ -123,6 +124,7 @@ TEST_CASE("mistakes end with one clear message and the documented exit code") {
       {"convert '~/a' b", 64, "SRC: \"~/a\" begins with ~"},
       {"train '" + tmp + "/lr small.yaml'", 64,
        "name: \"lr small\", the name of this file without its ending"},
+      {"convert " + model + " " + tmp + "/loop/out", 74, "cannot look into this folder: "},
       {"report", 64, "RUN_DIR"},
       {"report " + tmp + "/nowhere", 66, "nowhere"},
       {"report " + tmp, 66, "metrics.jsonl"},
@@ -137,6 +139,57 @@ TEST_CASE("mistakes end with one clear message and the documented exit code") {
   CHECK_FALSE(std::filesystem::exists("~"));
   CHECK_FALSE(std::filesystem::exists(folder / "t.json"));
   CHECK_FALSE(std::filesystem::exists(folder / "out"));
+}
+
+TEST_CASE("an option that is given empty is refused by name, whatever it is for") {
+  const test::TemporaryFolder folder;
+  const std::string model = fixture("qwen3_moe"), tmp = folder.path().string();
+  write_text_file(folder / "run.yaml", "init: {from: " + model + "}\n");
+  const std::string eval = "eval --model " + model + " --data " + model + "/tokens ",
+                    plan = "plan " + tmp + "/run.yaml ";
+  const std::vector<std::pair<std::string, std::string>> commands{
+      {eval, "--farskip"},
+      {eval + "--farskip full ", "--layers"},
+      {eval, "--device"},
+      {"eval --data x ", "--model"},
+      {"eval --model x ", "--data"},
+      {plan, "--link"},
+      {plan, "--costs"},
+      {plan, "--gpu"},
+      {plan, "--dump-graphs"},
+      {"generate --prompt x --model " + model + " ", "--tokenizer"},
+      {"generate --model " + model + " ", "--prompt"},
+      {"report " + tmp + " ", "--out"},
+      {"data train-tokenizer " + tmp + "/run.yaml ", "--out"},
+  };
+  for (const auto& [command, option] : commands) {
+    const std::string space = command + option + " ''", equals = command + option + "=";
+    for (const std::string& arguments : {space, equals}) {
+      CAPTURE(arguments);
+      const auto result = farskip_command(arguments);
+      CHECK(result.status == 64);
+      CHECK_THAT(result.err, ContainsSubstring(option));
+      if (arguments == space)
+        CHECK_THAT(result.err, ContainsSubstring("error: " + option + ": is empty; give"));
+    }
+  }
+  const auto positional = farskip_command("convert " + model + " ''");
+  CHECK(positional.status == 64);
+  CHECK_THAT(positional.err, ContainsSubstring("DST: is empty"));
+}
+
+TEST_CASE("a text that is shorter than the sequence is evaluated as long as it is") {
+  const std::string model = fixture("qwen3_moe"),
+                    eval = "eval --json --model " + model + " --data " + model + "/tokens";
+  const auto info = nlohmann::json::parse(farskip_command("data info --json " + model + "/tokens").out);
+  const auto length = info["tokens"].get<std::int64_t>() - 1;
+  const auto whole = farskip_command(fmt::format("{} --sequence-length {}", eval, length));
+  REQUIRE(whole.status == 0);
+  CHECK_THAT(whole.err, !ContainsSubstring("cut from"));
+  const auto cut = farskip_command(eval + " --sequence-length 1048576");  // which would take terabytes
+  REQUIRE(cut.status == 0);
+  CHECK_THAT(cut.err, ContainsSubstring(fmt::format("--sequence-length: cut from 1048576 to {}", length)));
+  CHECK(cut.out == whole.out);
 }
 
 struct Surroundings {

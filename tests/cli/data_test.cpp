@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The commands of `farskip data`, as a user runs them.
+#include <fmt/format.h>
+
 #include <nlohmann/json.hpp>
 
 #include "farskip/base/file.h"
@@ -42,6 +44,72 @@ TEST_CASE("what a process that died has left of a tokenizer is gone after the ne
   CHECK(fs::exists(out));
   CHECK_FALSE(fs::exists(out + dead));
   CHECK(fs::exists(folder / ("other.json" + dead)));
+}
+
+TEST_CASE("a tokenizer is not learnt from nothing, and one with fewer tokens than asked for says so") {
+  const TemporaryFolder folder;
+  const std::string out = (folder / "t.json").string();
+  write_text_file(folder / "empty.txt", "");
+  write_text_file(folder / "mark.txt", "\xef\xbb\xbf");
+  write_text_file(folder / "empty.jsonl", "{\"text\": \"\"}\n");
+  for (const char* name : {"empty.txt", "mark.txt", "empty.jsonl"}) {
+    CAPTURE(name);
+    const auto result = run_data("train-tokenizer " + (folder / name).string() + " --out " + out);
+    CHECK(result.status == 65);
+    CHECK_THAT(result.err,
+               ContainsSubstring("the sources hold no document with text") && ContainsSubstring(name));
+    CHECK_FALSE(fs::exists(out));
+  }
+  write_text_file(folder / "a.txt", "abab");
+  const auto few = run_data("train-tokenizer " + (folder / "a.txt").string() + " --out " + out);
+  CHECK(few.status == 0);
+  CHECK_THAT(few.err, ContainsSubstring("258 tokens, fewer than the 4096 of --vocab-size"));
+  const auto enough =
+      run_data("train-tokenizer " + (folder / "a.txt").string() + " --vocab-size 258 --out " + out);
+  CHECK_THAT(enough.err, !ContainsSubstring("fewer than"));
+}
+
+TEST_CASE("a tokenizer that cannot cut a text is named with the text, and with what would help") {
+  const TemporaryFolder folder;
+  write_text_file(folder / "a.txt", std::string(60, 'a') + "!");
+  auto file = nlohmann::json::parse(read_text_file(tokenizer()));
+  const auto check = [&](const std::string& message) {
+    const std::string path = (folder / "odd.json").string(), text = (folder / "a.txt").string();
+    write_text_file(path, file.dump());
+    const auto result =
+        run_data("tokenize " + text + " --tokenizer " + path + " --out " + (folder / "t").string());
+    CHECK(result.status == 65);
+    CHECK_THAT(result.err, ContainsSubstring(path + message));
+    return result.err;
+  };
+  auto slow = file;
+  slow["pre_tokenizer"] = nlohmann::json::parse(R"({"type": "Sequence", "pretokenizers": [
+      {"type": "Split", "pattern": {"Regex": "(a|aa)+$"}, "behavior": "Isolated", "invert": false},
+      {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false}]})");
+  std::swap(file, slow);
+  CHECK_THAT(check(".pre_tokenizer"), ContainsSubstring("a.txt: cannot be tokenized: ") &&
+                                          ContainsSubstring("gave up at byte 0") &&
+                                          ContainsSubstring("possessive"));
+  std::swap(file, slow);
+  file["added_tokens"] = nlohmann::json::array();
+  check(": has no end-of-document token; add <|endoftext|>");
+}
+
+TEST_CASE("a text that is no string is called what it is") {
+  const TemporaryFolder folder;
+  for (const auto& [value, found] : {std::pair{"5", "a number"},
+                                     {"true", "true or false"},
+                                     {"null", "null"},
+                                     {"[\"a\"]", "a list"},
+                                     {"{}", "an object"}}) {
+    CAPTURE(value);
+    write_text_file(folder / "a.jsonl", fmt::format("{{\"text\": {}}}\n", value));
+    const auto result = run_data("tokenize " + (folder / "a.jsonl").string() + " --tokenizer " + tokenizer() +
+                                 " --out " + (folder / "t").string());
+    CHECK(result.status == 65);
+    CHECK_THAT(result.err,
+               ContainsSubstring(std::string("needs a string \"text\"; that of this one is ") + found));
+  }
 }
 
 TEST_CASE("outputs of data commands that cannot be written are refused before the texts are read") {

@@ -303,6 +303,49 @@ TEST_CASE("an output is never one of the inputs") {
   CHECK(farskip_command(forward + (folder / "new").string()).status == 0);
 }
 
+TEST_CASE("a conversion that fails leaves nothing in the way of the next one") {
+  const TemporaryFolder folder;
+  const fs::path model = copy_model(folder, "qwen3_moe");
+  const auto weights = fs::file_size(model / "model.safetensors");
+  write_text_file(model / "merges.txt", std::string(3 * weights + (1 << 20), 'x'));
+  const std::string out = (folder / "new" / "out").string(),
+                    command = "convert " + model.string() + " " + out;
+  // The weights fit, and what is written after them does not; blocks are of 512 or 1024 bytes.
+  const auto full =
+      test::run_command(fmt::format("ulimit -f {}; {} {}", weights / 512 + 8, FARSKIP_BINARY, command));
+  CHECK(full.status == 74);
+  CHECK_THAT(full.err, ContainsSubstring("merges.txt: write failed"));
+  CHECK_FALSE(fs::exists(folder / "new"));
+  CHECK(farskip_command(command).status == 0);
+}
+
+TEST_CASE("a config.json that says what no model can be is refused in one line") {
+  const TemporaryFolder folder;
+  const fs::path model = copy_model(folder, "qwen3_moe");
+  const std::string config = read_text_file(model / "config.json"), m = model.string();
+  const auto check = [&](const std::string& text, const std::string& message) {
+    write_text_file(model / "config.json", text);
+    for (const std::string& command :
+         {"inspect " + m, "eval --model " + m + " --data " + fixture("qwen3_moe") + "/tokens"}) {
+      CAPTURE(command, text);
+      const auto result = farskip_command(command);
+      CHECK(result.status == 65);
+      CHECK_THAT(result.err, ContainsSubstring(message) && !ContainsSubstring("no family is called"));
+    }
+  };
+  check("[]", "config.json:1:1: a list stands here; allowed: a map");
+  json object = json::parse(config);
+  const auto vocab_size = object["vocab_size"].get<int>();
+  object["eos_token_id"] = json::array({0, vocab_size});
+  check(object.dump(), fmt::format("eos_token_id[1]: {} is out of range; allowed: integer, 0 to {}",
+                                   vocab_size, vocab_size - 1));
+  write_text_file(model / "generation_config.json", fmt::format("{{\"eos_token_id\": {}}}", vocab_size));
+  write_text_file(model / "config.json", config);
+  const auto convert = farskip_command("convert " + m + " " + (folder / "out").string());
+  CHECK(convert.status == 65);
+  CHECK_THAT(convert.err, ContainsSubstring("generation_config.json: eos_token_id: "));
+}
+
 TEST_CASE("a path with bytes that are not UTF-8 is no reason to fail") {
   const TemporaryFolder folder;
   const fs::path odd = folder / "caf\xe9";

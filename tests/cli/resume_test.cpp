@@ -61,6 +61,27 @@ TEST_CASE("a run that goes on under its own configuration warns of nothing") {
                             !ContainsSubstring("the learning rate was"));
 }
 
+TEST_CASE("a run whose checkpoints are gone says that it begins anew, and keeps the metrics of the old one") {
+  const Run run;
+  REQUIRE(run.start().status == 0);
+  const std::string metrics = read_text_file(run.dir() / "metrics.jsonl");
+  for (const int step : {3, 6}) fs::remove_all(test::checkpoint_folder(run.dir(), step));
+  const auto again = run.start();
+  CHECK(again.status == 0);
+  CHECK_THAT(
+      again.err,
+      ContainsSubstring("latest: names \"step-6\", which is no checkpoint here, and there is no other\n") &&
+          ContainsSubstring(
+              "the run begins anew from step 0, from no checkpoint; 6 lines of earlier steps are "
+              "set aside as metrics.jsonl.replaced-"));
+  CHECK(test::read_metrics(run.dir()).size() == 6);
+  std::vector<std::string> aside;
+  for (const auto& entry : fs::directory_iterator(run.dir()))
+    if (entry.path().filename().string().starts_with("metrics.jsonl."))
+      aside.push_back(read_text_file(entry));
+  CHECK(aside == std::vector<std::string>{metrics});
+}
+
 TEST_CASE("strays beside shards are passed over with a notice, and no step is lost") {
   const Run run;
   REQUIRE(run.start().status == 0);

@@ -68,4 +68,8 @@ TEST_CASE("A pattern that would run for ever gives up with an error") {
   const Regex regex("(a|aa)+$", "here");
   const Regex::Matcher matcher(regex);
   CHECK_THROWS_AS(matcher.find(std::string(60, 'a') + "!", 0), DataError);
+  CHECK_THROWS_WITH(
+      matcher.find(std::string(60, 'a') + "!", 0),
+      ContainsSubstring("here: regular expression \"(a|aa)+$\" gave up at byte 0 of a text of 61") &&
+          ContainsSubstring("possessive"));
 }

@@ -4,6 +4,7 @@
 #include "farskip/hub/hub_folder.h"
 
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <cmath>
 #include <limits>
@@ -158,6 +159,21 @@ TEST_CASE(
   generation("7");
   CHECK_THROWS_WITH(find_end_tokens(config, companions),
                     ContainsSubstring("[5, 9] in config.json and [7] in generation_config.json"));
+  config = {};
+  config.vocab_size = 8;
+  generation("[5, 8]");
+  CHECK_THROWS_WITH(
+      find_end_tokens(config, companions),
+      ContainsSubstring("generation_config.json: eos_token_id: 8 is out of range; allowed: 0 to 7"));
+  generation("null");
+  CHECK(find_end_tokens(config, companions) == Ids{own});
+  nlohmann::json file = nlohmann::json::parse(tokenizer_text("tokenizer_gpt2"));
+  file["model"]["vocab"].erase("<|endoftext|>");
+  file["added_tokens"] = {file["added_tokens"][0]};
+  file["added_tokens"][0]["id"] = 5000;
+  companions.tokenizer = Tokenizer::from_json(file.dump(), "far");
+  CHECK(find_end_tokens({}, companions) == Ids{5000});  // the model below has no such token
+  CHECK(find_end_tokens(config, companions).empty());
   for (const char* bad : {"-1", "\"5\"", "[1.5]", "{}", "99999999999"}) {
     CAPTURE(bad);
     generation(bad);
@@ -216,6 +232,43 @@ TEST_CASE("values that are not finite are not written, in whatever type") {
                     ContainsSubstring("beyond the range of bf16"));
   CHECK_FALSE(fs::exists(folder / "bf16" / "model.safetensors"));
   write_hub_folder(folder / "f32", model.config, model.weights, DType::f32, {});
+}
+
+TEST_CASE("a folder that could not be written whole keeps what it had, and nothing else") {
+  const Model model("qwen3_moe");
+  const TemporaryFolder folder;
+  Companions companions;
+  companions.texts["merges.txt"] = "#version: 0.2\n";
+  companions.texts["none/vocab.json"] = "{}";  // in a folder that is not there: after the weights
+  fs::create_directory(folder / "old");
+  write_text_file(folder / "old" / "notes.txt", "mine");
+  for (const char* name : {"old", "new/inner", "new/inner/"}) {
+    CAPTURE(name);
+    CHECK_THROWS_AS(write_hub_folder(folder / name, model.config, model.weights, DType::f32, companions),
+                    IoError);
+  }
+  CHECK_FALSE(fs::exists(folder / "new"));
+  CHECK(std::distance(fs::directory_iterator(folder / "old"), fs::directory_iterator()) == 1);
+  companions.texts.erase("none/vocab.json");
+  write_hub_folder(folder / "old", model.config, model.weights, DType::f32, companions);
+  verify_hub_folder(folder / "old");
+}
+
+TEST_CASE("a folder that cannot be looked into is no model") {
+  const Model model("qwen3_moe");
+  const TemporaryFolder folder;
+  fs::create_symlink("loop", folder / "loop");
+  CHECK_THROWS_AS(write_hub_folder(folder / "loop/out", model.config, model.weights, DType::f32, {}),
+                  IoError);
+  fs::create_directory(folder / "closed");
+  fs::permissions(folder / "closed", fs::perms::none);
+  fs::permissions(folder.path(), fs::perms::all);
+  const bool is_root = ::geteuid() == 0;  // who may look into every folder
+  if (is_root) REQUIRE(::seteuid(65534) == 0);
+  CHECK_THROWS_WITH(write_hub_folder(folder / "closed/out", model.config, model.weights, DType::f32, {}),
+                    ContainsSubstring("cannot look into this folder: Permission denied"));
+  if (is_root) REQUIRE(::seteuid(0) == 0);
+  fs::permissions(folder / "closed", fs::perms::owner_all);
 }
 
 TEST_CASE("a folder that holds any file of a model is not written to") {

@@ -34,6 +34,8 @@ struct RealRange {
   bool below_max = false;
 };
 inline constexpr RealRange not_negative{.min = 0}, below_one{.min = 0, .max = 1, .below_max = true};
+/// Of a term of a loss: so much that no other counts, and not so much that f32 overflows in the first steps.
+inline constexpr RealRange coefficient{.min = 0, .max = 1e6};
 bool contains(const IntegerRange& range, std::int64_t value);
 bool contains(const RealRange& range, double value);
 /// "integer >= 1", "number > 0 and <= 1": the words of messages and of the reference page.

@@ -29,7 +29,8 @@ class Regex {
     Matcher(Matcher&&) noexcept;
     ~Matcher();
     /// The first match in `text` (well-formed UTF-8) at or after byte `from`. Look-behind sees the bytes
-    /// before `from`. Throws DataError if the pattern needs absurd resources on this text.
+    /// before `from`. Throws DataError, naming `where` of the pattern, if it needs
+    /// absurd resources on this text.
     std::optional<Match> find(std::string_view text, std::size_t from) const;
 
    private:

@@ -45,6 +45,8 @@ class Tokenizer {
   /// </s>, <|eos|> and <eos> that is an added token of this file.
   std::optional<std::int32_t> eos() const;
 
+  /// What errors call it: the path that it was loaded from.
+  const std::string& where() const;
   /// The file's text: what was loaded is saved unchanged.
   const std::string& json() const;
 

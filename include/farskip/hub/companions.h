@@ -30,8 +30,8 @@ Companions read_companions(const std::filesystem::path& folder);
 Companions read_companions(const std::filesystem::path& folder, const Tokenizer& tokenizer);
 
 /// Tokens that end a text: eos_token_id of config.json together with that of generation_config.json; if
-/// neither says any, the tokenizer's. DataError where the two files contradict each other: each has ids that
-/// the other has not.
+/// neither says any, the tokenizer's where the model has it. DataError where the two files contradict each
+/// other (each has ids that the other has not), or name a token that is not in the vocabulary.
 std::vector<std::int64_t> find_end_tokens(const ModelConfig& config, const Companions& companions);
 
 }  // namespace farskip

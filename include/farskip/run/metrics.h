@@ -12,7 +12,7 @@ namespace farskip {
 
 /// Appends to metrics.jsonl. On resume at `first_step`, lines of later steps (written after the checkpoint
 /// that is resumed from) and a torn last line are removed first; so are lines that are damaged, with a
-/// warning.
+/// warning. With `first_step` 0 a file with lines is set aside, with a warning.
 class MetricsFile {
  public:
   MetricsFile(const fs::path& path, std::int64_t first_step, const Logger& logger);

@@ -97,7 +97,9 @@ void read_common(Reader& r, ModelConfig& c) {
     ConfigNode map;
     map.set("eos_token_id", eos->kind == ConfigNode::Kind::list ? *eos : make_list({*eos}));
     Reader list(map, r.errors(), "");
-    c.eos_tokens = list.integers("eos_token_id", {.min = 0}, {}, {});
+    IntegerRange ids{.min = 0};
+    if (r.sound("vocab_size") && c.vocab_size > 0) ids.max = c.vocab_size - 1;
+    c.eos_tokens = list.integers("eos_token_id", ids, {}, {});
   }
   read_farskip(r, c);
 }
