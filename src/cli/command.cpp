@@ -153,7 +153,7 @@ void Subcommand::text(const std::string& name, std::string& value, const std::st
   app_.add_option(name, value, help)->check(is_not_empty)->capture_default_str();
 }
 void Subcommand::required_text(const std::string& name, std::string& value, const std::string& help) {
-  app_.add_option(name, value, help)->required()->check(is_not_empty);
+  app_.add_option(name, value, help)->required();
 }
 void Subcommand::add_integer(const std::string& name, std::int64_t value, const std::string& help,
                              const IntegerRange& range, std::function<void(std::int64_t)> use) {

@@ -58,6 +58,7 @@ class Subcommand {
   void path(const std::string& name, std::string& value, const std::string& help);
   void required_path(const std::string& name, std::string& value, const std::string& help);
   void text(const std::string& name, std::string& value, const std::string& help);
+  /// May be empty: whether that means something is for the command to say.
   void required_text(const std::string& name, std::string& value, const std::string& help);
   /// Read as configurations are: decimal, and no more than T holds.
   template <std::signed_integral T>
