@@ -158,7 +158,6 @@ TEST_CASE("an option that is given empty is refused by name, whatever it is for"
       {plan, "--gpu"},
       {plan, "--dump-graphs"},
       {"generate --prompt x --model " + model + " ", "--tokenizer"},
-      {"generate --model " + model + " ", "--prompt"},
       {"report " + tmp + " ", "--out"},
       {"data train-tokenizer " + tmp + "/run.yaml ", "--out"},
   };
