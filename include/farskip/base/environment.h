@@ -45,8 +45,8 @@ void prepare_process();
 std::uint64_t resident_bytes();
 std::uint64_t peak_resident_bytes();
 
-/// What a limit of the address space (ulimit -v) leaves to this process, bytes; nothing where there is no
-/// limit.
+/// Returns the bytes that a limit of the address space (ulimit -v) leaves to this process; nothing where
+/// there is no limit.
 std::optional<std::uint64_t> free_address_space();
 
 struct MachineInfo {

@@ -26,7 +26,7 @@ struct TensorRows {
   TensorView view;  // [num_rows] or [num_rows, row size]
   std::int64_t num_rows() const { return view.shape[0]; }
 };
-/// By the tensor's name in the checkpoint: hub names, states of the optimizer with their kind before them.
+/// The key is the tensor's name in the checkpoint: its hub name; before it, the kind of an optimizer's state.
 using TensorRowsMap = std::map<std::string, TensorRows>;
 
 /// All that this rank holds: its hub tensors, whole; the rows of the optimizer's states that it keeps.

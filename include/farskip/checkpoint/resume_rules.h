@@ -47,8 +47,9 @@ struct ChangedSettings {
 /// Rows that the checkpoint does not know (an earlier version wrote it) are not compared.
 ChangedSettings compare_settings(const RunSettings& saved, const RunSettings& now);
 
-/// Of a run that has nothing left to do: lines of compare_settings that ask for other work than was `done`.
-/// How many steps there are does not count (nor what follows from that), nor how ranks cut them up.
+/// Returns the lines of compare_settings that ask a run, which has nothing left to do, for other work than
+/// was `done`. How many steps there are does not count (nor what follows from that), nor how ranks cut them
+/// up.
 std::vector<std::string> find_other_work(const RunSettings& done, RunSettings asked);
 
 }  // namespace farskip

@@ -24,7 +24,7 @@ struct Job {
   std::shared_ptr<Heartbeat> heartbeat;
   Logger logger;  // rank 0: as the options say; other ranks: warnings and errors, as lines "rank N: …"
 
-  /// Of this rank in a mesh that is connected on `device`.
+  /// Makes the context of this rank in a mesh that is connected on `device`.
   Context context(Mesh mesh, std::shared_ptr<Device> device) const {
     return {std::move(mesh), std::make_shared<Arena>(std::move(device)), heartbeat.get(), logger};
   }

@@ -34,7 +34,8 @@ struct RealRange {
   bool below_max = false;
 };
 inline constexpr RealRange not_negative{.min = 0}, below_one{.min = 0, .max = 1, .below_max = true};
-/// Of a term of a loss: so much that no other counts, and not so much that f32 overflows in the first steps.
+/// Bounds the weight of a term of a loss: the largest one outweighs all others, and f32 does not overflow in
+/// the first steps.
 inline constexpr RealRange coefficient{.min = 0, .max = 1e6};
 bool contains(const IntegerRange& range, std::int64_t value);
 bool contains(const RealRange& range, double value);

@@ -45,7 +45,7 @@ class Tokenizer {
   /// </s>, <|eos|> and <eos> that is an added token of this file.
   std::optional<std::int32_t> eos() const;
 
-  /// What errors call it: the path that it was loaded from.
+  /// Errors name the tokenizer by this path, from which it was loaded.
   const std::string& where() const;
   /// The file's text: what was loaded is saved unchanged.
   const std::string& json() const;

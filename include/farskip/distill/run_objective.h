@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// What a run trains on: the seam between the trainer, which does what every run does, and what runs are
-// about.
+// The trainer does what every run does; a RunObjective answers what this run is about.
 
 #include <functional>
 #include <memory>
@@ -23,7 +22,7 @@ class RunObjective {
   RunObjective& operator=(const RunObjective&) = delete;
   virtual ~RunObjective() = default;
 
-  /// What a step minimises and what it leaves as it is.
+  /// Sets the objective of a step and the parameters that stay as they are.
   virtual void add_to(TrainingOptions& /*options*/) const {}
   /// Of the forward on held-out text; nullptr: cross-entropy on the data.
   virtual std::shared_ptr<const StepObjective> validation_objective() const { return nullptr; }
