@@ -2,6 +2,7 @@
 #include "farskip/checkpoint/resume_rules.h"
 
 #include "farskip/base/file.h"
+#include "farskip/config/flow_text.h"
 
 namespace farskip {
 namespace {
@@ -95,25 +96,6 @@ const ConfigNode* find_path(const ConfigNode& tree, std::string_view path) {
   return find_path(*child, path.substr(dot + 1));
 }
 
-/// On one line.
-std::string flow_text(const ConfigNode& node) {
-  std::vector<std::string> parts;
-  for (const ConfigNode& child : node.children)
-    parts.push_back(child.key.empty() ? flow_text(child)
-                                      : fmt::format("{}: {}", child.key, flow_text(child)));
-  switch (node.kind) {
-    case ConfigNode::Kind::null:
-      return std::string(kNone);
-    case ConfigNode::Kind::scalar:
-      return node.text;
-    case ConfigNode::Kind::list:
-      return fmt::format("[{}]", fmt::join(parts, ", "));
-    case ConfigNode::Kind::map:
-      return fmt::format("{{{}}}", fmt::join(parts, ", "));
-  }
-  throw InternalError("a node of no kind");
-}
-
 /// Keys that the schedule does not use are as if they were left out: the default of `decay_steps` follows
 /// train.steps whatever the schedule is.
 RunConfig without_unused_keys(RunConfig config) {
@@ -137,7 +119,7 @@ RunSettings settings_of(const RunConfig& config, const RunSettings& contents) {
     const auto content = contents.find(std::string(rule.key));
     const ConfigNode* const node = find_path(tree, rule.key);
     settings[std::string(rule.key)] = content != contents.end() ? content->second
-                                      : node != nullptr         ? flow_text(*node)
+                                      : node != nullptr         ? flow_text(*node, kNone)
                                                                 : std::string(kNone);
   }
   return settings;

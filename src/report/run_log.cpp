@@ -8,6 +8,7 @@
 #include "farskip/base/folder.h"
 #include "farskip/base/run_files.h"
 #include "farskip/config/farskip_section.h"
+#include "farskip/config/flow_text.h"
 #include "farskip/model/model_config.h"
 #include "farskip/report/chart.h"
 
@@ -15,24 +16,6 @@ namespace farskip {
 namespace {
 
 constexpr std::uint64_t kMaxTraceBytes = std::uint64_t{64} << 20;
-
-/// A value as one line of YAML, text without its quotes: "64", "[1, 3]", "{kl: 0.9, sft: 0.1}".
-std::string flow_text(const ConfigNode& node) {
-  std::vector<std::string> parts;
-  for (const ConfigNode& child : node.children)
-    parts.push_back((node.kind == ConfigNode::Kind::map ? child.key + ": " : "") + flow_text(child));
-  switch (node.kind) {
-    case ConfigNode::Kind::null:
-      return {};
-    case ConfigNode::Kind::scalar:
-      return node.text;
-    case ConfigNode::Kind::list:
-      return fmt::format("[{}]", fmt::join(parts, ", "));
-    case ConfigNode::Kind::map:
-      return fmt::format("{{{}}}", fmt::join(parts, ", "));
-  }
-  return {};
-}
 
 /// The value at "train.steps" as text; empty where there is none.
 std::string text_at(const ConfigNode& tree, std::string_view path) {
@@ -43,7 +26,7 @@ std::string text_at(const ConfigNode& tree, std::string_view path) {
     if (node == nullptr) return {};
     begin = end + 1;
   }
-  return flow_text(*node);
+  return flow_text(*node, "");
 }
 
 /// `VALUE` of a line "# KEY: VALUE" at the top of a resolved configuration.
@@ -70,7 +53,7 @@ std::string describe_wiring(const ConfigNode& tree) {
   if (section == nullptr) return {};
   ErrorList errors;
   const FarSkipConfig wiring = read_farskip_section(Reader(*section, errors, "farskip"));
-  if (!errors.empty()) return flow_text(*section);
+  if (!errors.empty()) return flow_text(*section, "");
   std::string text = wiring_name(wiring);
   if (wiring.mode != FarSkipMode::off && wiring.layers != LayerSelection{})
     text += fmt::format(" (layers {})", describe(wiring.layers));
