@@ -39,6 +39,11 @@ void write_common(const ModelConfig& config, ConfigNode& map);
 /// num_key_value_heads and head_dim (absent or null: the heads share the hidden size), RoPE on halves, and
 /// the scale of the scores.
 void read_grouped_query_attention(Reader& reader, ModelConfig& config);
+void write_grouped_query_attention(const ModelConfig& config, ConfigNode& map);
+/// Refuses what names another routing than by softmax over all experts, without shared ones; reads the
+/// coefficient of the balance loss. Call it after the number of experts, under `count_key`, and
+/// num_experts_per_tok.
+void read_softmax_routing(Reader& reader, ModelConfig& config, std::string_view count_key);
 /// Keys that name what every family builds anyway: accepted with that value and refused with another. Keys
 /// that change nothing a model computes are accepted as they are. Call it after all that a family reads.
 void read_fixed_choices(Reader& reader, const ModelConfig& config);

@@ -118,6 +118,23 @@ void read_grouped_query_attention(Reader& r, ModelConfig& c) {
   c.softmax_scale = 1.0 / std::sqrt(static_cast<double>(c.gqa.head_dim));
 }
 
+void write_grouped_query_attention(const ModelConfig& c, ConfigNode& map) {
+  map.set("num_key_value_heads", make_node(c.gqa.kv_heads));
+  map.set("head_dim", make_node(c.gqa.head_dim));
+}
+
+void read_softmax_routing(Reader& r, ModelConfig& c, std::string_view count_key) {
+  if (r.sound(count_key) && r.sound("num_experts_per_tok") && c.moe.top_k > c.moe.num_experts)
+    r.fail("num_experts_per_tok",
+           fmt::format("{} experts per token, only {} there", c.moe.top_k, c.moe.num_experts));
+  c.aux_loss = r.real("router_aux_loss_coef", {.min = 0.0}, 0.001);
+  for (const char* key : {"n_shared_experts", "num_shared_experts", "shared_expert_intermediate_size"})
+    r.require_value(key, 0, "this family has no shared expert");
+  r.require_value("scoring_func", "softmax", "this family scores with softmax");
+  r.require_value("topk_method", "greedy", "this family chooses among all experts");
+  r.require_value("routed_scaling_factor", 1.0, "this family does not scale its experts");
+}
+
 void write_common(const ModelConfig& c, ConfigNode& map) {
   const Family* family = find_family(c.family);
   const bool rewired = c.farskip.mode != FarSkipMode::off;

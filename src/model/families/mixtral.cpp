@@ -12,18 +12,11 @@ void read_experts(Reader& r, ModelConfig& c) {
   r.also_called("num_local_experts", {"num_experts", "n_routed_experts"});
   moe.num_experts = r.integer("num_local_experts", {.min = 1, .max = 4096}, 8);
   moe.top_k = r.integer("num_experts_per_tok", {.min = 1, .max = 256}, 2);
-  if (r.sound("num_local_experts") && r.sound("num_experts_per_tok") && moe.top_k > moe.num_experts)
-    r.fail("num_experts_per_tok",
-           fmt::format("{} experts per token, only {} there", moe.top_k, moe.num_experts));
+  read_softmax_routing(r, c, "num_local_experts");
   moe.expert_size = c.intermediate_size;
   moe.normalize = true;
   c.moe_layers.assign(static_cast<std::size_t>(c.num_layers), true);
-  c.aux_loss = r.real("router_aux_loss_coef", {.min = 0.0}, 0.001);
   r.require_value("norm_topk_prob", true, "this family's weights sum to one");
-  r.require_value("scoring_func", "softmax", "this family scores with softmax");
-  r.require_value("routed_scaling_factor", 1.0, "this family does not scale its experts");
-  for (const char* key : {"n_shared_experts", "num_shared_experts", "shared_expert_intermediate_size"})
-    r.require_value(key, 0, "this family has no shared expert");
 }
 
 ModelConfig read(Reader& r) {
@@ -41,8 +34,7 @@ ModelConfig read(Reader& r) {
 
 void write(const ModelConfig& c, ConfigNode& map) {
   write_common(c, map);
-  map.set("num_key_value_heads", make_node(c.gqa.kv_heads));
-  map.set("head_dim", make_node(c.gqa.head_dim));
+  write_grouped_query_attention(c, map);
   map.set("sliding_window", ConfigNode{});
   write_rope(c.rope, map);
   map.set("num_local_experts", make_node(c.moe.num_experts));

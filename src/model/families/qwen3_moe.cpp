@@ -26,22 +26,14 @@ void read_experts(Reader& r, ModelConfig& c) {
   moe.top_k = r.integer("num_experts_per_tok", {.min = 1, .max = 256}, 8);
   moe.expert_size = r.integer("moe_intermediate_size", {.min = 1, .max = 1 << 22});
   moe.normalize = r.boolean("norm_topk_prob", false);
-  if (r.sound("num_experts") && r.sound("num_experts_per_tok") && moe.top_k > moe.num_experts)
-    r.fail("num_experts_per_tok",
-           fmt::format("{} experts per token, only {} there", moe.top_k, moe.num_experts));
+  read_softmax_routing(r, c, "num_experts");
   const std::int64_t step = r.integer("decoder_sparse_step", {.min = 1}, 1);
   const auto dense = r.integers("mlp_only_layers", {.min = 0, .max = c.num_layers - 1}, {}, {});
   for (std::int64_t layer = 0; layer < c.num_layers; ++layer)
     c.moe_layers.push_back((layer + 1) % step == 0 &&
                            std::find(dense.begin(), dense.end(), layer) == dense.end());
-  c.aux_loss = r.real("router_aux_loss_coef", {.min = 0.0}, 0.001);
-  for (const char* key : {"n_shared_experts", "num_shared_experts", "shared_expert_intermediate_size"})
-    r.require_value(key, 0, "this family has no shared expert");
   r.require_value("first_k_dense_replace", 0, "mlp_only_layers names the dense layers of this family");
   r.require_value("moe_layer_freq", 1, "decoder_sparse_step says it in this family");
-  r.require_value("scoring_func", "softmax", "this family scores with softmax");
-  r.require_value("topk_method", "greedy", "this family chooses among all experts");
-  r.require_value("routed_scaling_factor", 1.0, "this family does not scale its experts");
 }
 
 ModelConfig read(Reader& r) {
@@ -55,8 +47,7 @@ ModelConfig read(Reader& r) {
 
 void write(const ModelConfig& c, ConfigNode& map) {
   write_common(c, map);
-  map.set("num_key_value_heads", make_node(c.gqa.kv_heads));
-  map.set("head_dim", make_node(c.gqa.head_dim));
+  write_grouped_query_attention(c, map);
   map.set("use_sliding_window", make_node(false));
   map.set("sliding_window", ConfigNode{});
   write_rope(c.rope, map);
