@@ -11,11 +11,10 @@
 namespace farskip {
 namespace {
 
-TensorView piece_view(const HostTensor& tensor, const HubPiece& piece) {
-  const auto row_bytes = static_cast<std::size_t>(row_size(tensor.shape())) * dtype_size(tensor.dtype());
-  auto* data =
-      static_cast<std::byte*>(tensor.view().data) + static_cast<std::size_t>(piece.first_row) * row_bytes;
-  return {data, tensor.dtype(), piece.shape};
+TensorView piece_view(const TensorView& tensor, const HubPiece& piece) {
+  const auto row_bytes = static_cast<std::size_t>(row_size(tensor.shape)) * dtype_size(tensor.dtype);
+  return {tensor.as<std::byte>() + static_cast<std::size_t>(piece.first_row) * row_bytes, tensor.dtype,
+          piece.shape};
 }
 
 /// Whether the folder holds a parameter as one tensor: packed as newer files have it, or never split.
@@ -156,54 +155,79 @@ std::vector<LocalParameter> whole_parameters(const std::vector<ParameterSpec>& s
   return local_parameters(specs, {}, false);
 }
 
-TensorMap make_parameter_tensors(const std::vector<ParameterSpec>& specs) {
-  TensorMap tensors;
-  for (const ParameterSpec& spec : specs) tensors.emplace(spec.name, HostTensor(DType::f32, spec.shape));
-  return tensors;
+namespace {
+
+bool is_filled(const StateSpec& spec) {
+  return spec.role == Role::weight || spec.role == Role::constant;
 }
 
-TensorMap make_optimizer_tensors(const std::vector<LocalParameter>& parameters) {
-  TensorMap tensors;
-  for (const auto& p : parameters) {
-    const std::int64_t rows = p.optimizer_rows.count;
-    tensors.emplace(
-        p.spec.name,
-        HostTensor(DType::f32, rows == p.spec.num_rows() ? p.spec.shape : shape_of_rows(p.spec.shape, rows)));
-  }
-  return tensors;
+/// Fills a state with f32 values, which it may keep rounded.
+void fill_in_f32(States& states, const StateSpec& spec, const std::function<void(const TensorView&)>& fill) {
+  fill_from_host(states.device(), states.at(spec.name), [&](const TensorView& to) {
+    if (to.dtype == DType::f32) return fill(to);
+    const HostTensor exact(DType::f32, to.shape);
+    fill(exact.view());
+    const HostTensor rounded = convert_dtype(exact, to.dtype);
+    std::copy(rounded.bytes().begin(), rounded.bytes().end(), to.bytes().begin());
+  });
 }
 
-std::size_t total_bytes(const TensorMap& tensors) {
-  std::size_t bytes = 0;
-  for (const auto& [name, tensor] : tensors) bytes += tensor.view().num_bytes();
-  return bytes;
+void initialise(const TensorView& to, const LocalParameter& p, std::uint64_t seed, double initializer_range) {
+  const ParameterSpec& spec = p.spec;
+  const std::span<float> values(to.as<float>(), static_cast<std::size_t>(to.num_elements()));
+  const auto first = static_cast<std::uint64_t>(p.first_row * spec.row_size());
+  if (spec.initializer == Initializer::normal)
+    fill_normal_in_parts(seed, stream_id(spec.name), first, initializer_range, values);
+  else
+    std::fill(values.begin(), values.end(), spec.initializer == Initializer::ones ? 1.0F : 0.0F);
 }
 
-void initialise_weights(TensorMap& weights, const std::vector<LocalParameter>& parameters, std::uint64_t seed,
-                        double initializer_range) {
-  for (const LocalParameter& p : parameters) {
-    const ParameterSpec& spec = p.spec;
-    const std::span<float> values = weights.at(spec.name).values<float>();
-    const auto first = static_cast<std::uint64_t>(p.first_row * spec.row_size());
-    if (spec.initializer == Initializer::normal)
-      fill_normal_in_parts(seed, stream_id(spec.name), first, initializer_range, values);
-    else
-      std::fill(values.begin(), values.end(), spec.initializer == Initializer::ones ? 1.0F : 0.0F);
-  }
+}  // namespace
+
+void initialise_weights(States& states, std::uint64_t seed, double initializer_range) {
+  for (const StateSpec& spec : states.specs())
+    if (is_filled(spec))
+      fill_in_f32(states, spec,
+                  [&](const TensorView& to) { initialise(to, *spec.parameter, seed, initializer_range); });
+  make_compute_copies(states);
 }
 
-void load_weights(TensorMap& weights, const std::vector<LocalParameter>& parameters,
-                  const std::vector<ParameterSpec>& model, const SafetensorsFolder& folder) {
+void load_parameter(const TensorView& to, const LocalParameter& p, const SafetensorsFolder& folder) {
+  if (is_packed(folder, p.spec))
+    return read_elements(folder, p.spec.name, p.first_row * p.spec.row_size(), to);
+  for (const HubPiece& piece : p.spec.pieces) read_elements(folder, piece.name, 0, piece_view(to, piece));
+}
+
+void check_weights_fit(const std::vector<ParameterSpec>& model, const SafetensorsFolder& folder) {
   FolderCheck(folder, model).throw_if_any();
   check_tied_head(model, folder);
-  for (const LocalParameter& p : parameters) {
-    const HostTensor& tensor = weights.at(p.spec.name);
-    if (is_packed(folder, p.spec))
-      read_elements(folder, p.spec.name, p.first_row * p.spec.row_size(), tensor.view());
-    else
-      for (const HubPiece& piece : p.spec.pieces)
-        read_elements(folder, piece.name, 0, piece_view(tensor, piece));
+}
+
+void load_weights(States& states, const std::vector<ParameterSpec>& model, const SafetensorsFolder& folder) {
+  check_weights_fit(model, folder);
+  for (const StateSpec& spec : states.specs())
+    if (is_filled(spec))
+      fill_in_f32(states, spec, [&](const TensorView& to) { load_parameter(to, *spec.parameter, folder); });
+  make_compute_copies(states);
+}
+
+TensorMap read_states(const States& states, Role role, std::string_view kind) {
+  TensorMap tensors;
+  for (const StateSpec& spec : states.specs())
+    if (spec.role == role && spec.kind == kind)
+      tensors.emplace(spec.parameter->spec.name, copy_to_host(states.device(), states.at(spec.name)));
+  return tensors;
+}
+
+void write_states(States& states, const TensorMap& tensors, Role role, std::string_view kind) {
+  for (const StateSpec& spec : states.specs()) {
+    const auto from = tensors.find(spec.parameter->spec.name);
+    if (spec.role != role || spec.kind != kind || from == tensors.end()) continue;
+    FARSKIP_CHECK(from->second.view().num_bytes() == spec.num_bytes(), "{}: {} bytes for {}", spec.name,
+                  from->second.view().num_bytes(), spec.num_bytes());
+    states.device().copy_in(states.at(spec.name).data, from->second.view().data, spec.num_bytes());
   }
+  make_compute_copies(states);
 }
 
 bool all_finite(const TensorView& values) {
@@ -214,25 +238,30 @@ bool all_finite(const TensorView& values) {
   return sum == 0;
 }
 
-ViewMap hub_views(const TensorMap& tensors, const std::vector<ParameterSpec>& specs,
-                  std::string_view prefix) {
+ViewMap hub_views(const States& states, Role role, std::string_view prefix) {
   ViewMap views;
-  for (const ParameterSpec& spec : specs)
-    for (const HubPiece& piece : spec.pieces)
-      views.emplace(std::string(prefix) + piece.name, piece_view(tensors.at(spec.name), piece));
+  for (const StateSpec& spec : states.specs())
+    if (spec.role == role)
+      for (const HubPiece& piece : spec.parameter->spec.pieces)
+        views.emplace(std::string(prefix) + piece.name, piece_view(states.at(spec.name), piece));
   return views;
 }
 
-WrittenFile write_tensors(const fs::path& path, const ViewMap& tensors, DType dtype) {
+WrittenFile write_tensors(const fs::path& path, const ViewMap& tensors, DType dtype, Device& device) {
   constexpr std::uint16_t kBf16Infinity = 0x7f80;  // and NaN: all bits of the exponent
-  if (dtype == DType::f32) return write_safetensors(path, tensors);
-  FARSKIP_CHECK(dtype == DType::bf16, "weights are written as f32 or bf16");
+  FARSKIP_CHECK(dtype == DType::f32 || dtype == DType::bf16, "weights are written as f32 or bf16");
   std::vector<TensorSpec> specs;
   for (const auto& [name, view] : tensors) specs.push_back({name, dtype, view.shape});
   SafetensorsWriter writer(path, std::move(specs));
   std::vector<std::uint16_t> converted;
   for (const TensorInfo& info : writer.tensors()) {
-    const TensorView& view = tensors.at(info.name);
+    TensorView view = tensors.at(info.name);
+    HostTensor copied;
+    if (!device.shares_host_memory()) view = (copied = copy_to_host(device, view)).view();
+    if (dtype == DType::f32) {
+      writer.write(info.name, view.bytes());
+      continue;
+    }
     converted.resize(static_cast<std::size_t>(view.num_elements()));
     for (std::size_t i = 0; i < converted.size(); ++i) {
       converted[i] = f32_to_bf16(view.as<float>()[i]);
