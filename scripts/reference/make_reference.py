@@ -16,6 +16,7 @@ reference.json (losses, norms) and, for some, tokens.bin/.idx with AdamW loss cu
 """
 
 import argparse
+import itertools
 import json
 import struct
 import sys
@@ -29,6 +30,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 GRADIENT_MODES = ("off", "full")
 CURVE_MODES = ("off", "full")
+CURVE_RULES = ("adamw", "muon")
 CURVE_STEPS, CURVE_BATCH, CURVE_SEQUENCE = 20, 4, 32
 
 COMMON = dict(
@@ -158,25 +160,77 @@ def total_norm(tensors):
     return float(torch.sqrt(sum(tensor.double().pow(2).sum() for tensor in tensors)))
 
 
-def train_curve(folder, mode):
-    """Losses and gradient norms (before clipping) of AdamW from model.safetensors on tokens.bin; sample i is
-    the S + 1 tokens from i S on. Decay only on tensors of rank 2 and more."""
+def hub_matrices(name, tensor):
+    """The matrices that the hub keeps apart in a parameter or its gradient: experts, gate and up."""
+    if tensor.dim() == 2:
+        return [tensor]
+    parts = [half for expert in tensor for half in (expert.chunk(2) if name.endswith("gate_up_proj") else [expert])]
+    return parts
+
+
+def orthogonalise(update):
+    """Five quintic Newton-Schulz steps, as the authors of Muon state them."""
+    x = update.T if update.shape[0] > update.shape[1] else update
+    x = x / max(float(x.norm()), 1e-7)
+    for _ in range(5):
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return x.T if update.shape[0] > update.shape[1] else x
+
+
+class Muon:
+    """Muon with Nesterov momentum 0.95 for the matrices between embedding and head, AdamW for the rest."""
+
+    def __init__(self, model, rate):
+        named = list(model.named_parameters())
+        rest = ("embed_tokens", "lm_head", "mlp.gate.weight")
+        self.rate = rate
+        self.matrices = [(n, p) for n, p in named if p.dim() >= 2 and not any(part in n for part in rest)]
+        chosen = {n for n, _ in self.matrices}
+        self.momenta = {n: torch.zeros_like(p) for n, p in self.matrices}
+        others = [p for n, p in named if n not in chosen]
+        self.adamw = torch.optim.AdamW(
+            [{"params": [p for p in others if p.dim() >= 2], "weight_decay": 0.1},
+             {"params": [p for p in others if p.dim() < 2], "weight_decay": 0.0}], lr=rate, betas=(0.9, 0.95), eps=1e-8)
+
+    def zero_grad(self):
+        self.adamw.zero_grad()
+        for _, p in self.matrices:
+            p.grad = None
+
+    @torch.no_grad()
+    def step(self):
+        self.adamw.step()
+        for name, p in self.matrices:
+            momentum = self.momenta[name]
+            momentum.mul_(0.95).add_(p.grad, alpha=0.05)
+            ahead = 0.95 * momentum + 0.05 * p.grad
+            p.mul_(1 - self.rate * 0.1)
+            for weight, update in zip(hub_matrices(name, p), hub_matrices(name, ahead), strict=True):
+                weight.sub_(self.rate * 0.2 * max(weight.shape) ** 0.5 * orthogonalise(update))
+
+
+def train_curve(folder, mode, optimizer="adamw"):
+    """Losses and gradient norms (before clipping) from model.safetensors on tokens.bin; sample i is the S + 1
+    tokens from i S on. Decay only on tensors of rank 2 and more. Muon in double precision."""
     stream = torch.from_numpy(np.fromfile(folder / "tokens.bin", dtype=np.uint16).astype(np.int64))
     model = load_model(folder)
+    if optimizer == "muon":
+        model = model.double()
     parameters = list(model.parameters())
     groups = [{"params": [p for p in parameters if p.dim() >= 2], "weight_decay": 0.1},
               {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.95), eps=1e-8)
+    rule = Muon(model, 1e-3) if optimizer == "muon" else torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.95), eps=1e-8)
     losses, norms = [], []
     for step in range(CURVE_STEPS):
         starts = [(step * CURVE_BATCH + row) * CURVE_SEQUENCE for row in range(CURVE_BATCH)]
         rows = torch.stack([stream[start:start + CURVE_SEQUENCE + 1] for start in starts])
         logits = wired_forward(model, rows[:, :-1], mode)
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
-        optimizer.zero_grad()
+        rule.zero_grad()
         loss.backward()
         norms.append(float(torch.nn.utils.clip_grad_norm_(parameters, 1.0)))
-        optimizer.step()
+        rule.step()
         losses.append(loss.item())
     return losses, norms
 
@@ -240,8 +294,9 @@ def complete(folder, out):
         facts.setdefault(f"grad_norm.{mode}", total_norm(gradients.values()))
     if (folder / "tokens.bin").exists():
         for mode in CURVE_MODES:
-            if f"adamw_losses.{mode}" not in facts:
-                facts[f"adamw_losses.{mode}"], facts[f"adamw_grad_norms.{mode}"] = train_curve(folder, mode)
+            for rule in CURVE_RULES:
+                if f"{rule}_losses.{mode}" not in facts:
+                    facts[f"{rule}_losses.{mode}"], facts[f"{rule}_grad_norms.{mode}"] = train_curve(folder, mode, rule)
     facts.setdefault("keys", sorted(load_file(folder / "model.safetensors")))
     save_file(values, out / "reference.safetensors")
     (out / "reference.json").write_text(json.dumps(facts, indent=1) + "\n")
@@ -269,9 +324,9 @@ def check(folder):
         differences[f"grads.{mode}"] = max(float((gradients[k] - stored[k]).abs().max()) for k in stored)
         if f"grad_norm.{mode}" in facts:
             differences[f"grad_norm.{mode}"] = abs(total_norm(gradients.values()) - facts[f"grad_norm.{mode}"])
-    for mode in CURVE_MODES:
-        if f"adamw_losses.{mode}" in facts:
-            for name, curve in zip(("adamw_losses", "adamw_grad_norms"), train_curve(folder, mode)):
+    for mode, rule in itertools.product(CURVE_MODES, CURVE_RULES):
+        if f"{rule}_losses.{mode}" in facts:
+            for name, curve in zip((f"{rule}_losses", f"{rule}_grad_norms"), train_curve(folder, mode, rule)):
                 stored = facts[f"{name}.{mode}"]
                 differences[f"{name}.{mode}"] = max(abs(a - b) for a, b in zip(curve, stored, strict=True))
     width = max(map(len, differences))

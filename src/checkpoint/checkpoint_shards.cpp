@@ -42,7 +42,7 @@ struct OwnedPiece {
 std::vector<OwnedPiece> pieces_by_size(const States& states, MeshAxis replicas) {
   std::vector<OwnedPiece> pieces;
   for (const StateSpec& spec : states.specs())
-    if (spec.role == Role::weight && spec.parameter->replicas == replicas)
+    if (spec.role == Role::weight && spec.parameter->owners.axis == replicas)
       for (const HubPiece& piece : spec.parameter->spec.pieces) pieces.push_back({&spec, &piece});
   std::stable_sort(pieces.begin(), pieces.end(), [](const OwnedPiece& a, const OwnedPiece& b) {
     return a.piece->shape.num_elements() > b.piece->shape.num_elements();
@@ -91,7 +91,7 @@ TensorRowsMap optimizer_to_write(const States& states, const MeshPosition& mesh)
   for (const StateSpec& spec : states.specs()) {
     if (spec.role != Role::optimizer) continue;
     const LocalParameter& p = *spec.parameter;
-    add_rows(mine, states, spec, part_of(p.spec.num_rows(), mesh.size(p.replicas), mesh.rank(p.replicas)));
+    add_rows(mine, states, spec, p.owners.part(mesh.rank(p.owners.axis)));
   }
   return mine;
 }

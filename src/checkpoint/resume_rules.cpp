@@ -48,6 +48,7 @@ constexpr ResumeRule kRules[] = {
     {"train.global_batch", AtResume::warned},
     {"train.micro_batch", AtResume::warned},
     {"train.optimizer.name", AtResume::refused},
+    {"train.optimizer.momentum", AtResume::warned},
     {"train.optimizer.betas", AtResume::warned},
     {"train.optimizer.eps", AtResume::warned},
     {"train.optimizer.weight_decay", AtResume::warned},

@@ -7,7 +7,7 @@
 #include <nlohmann/json.hpp>
 #include <thread>
 
-#include "farskip/comm/agreement.h"
+#include "farskip/comm/collective_errors.h"
 
 namespace farskip {
 namespace {

@@ -3,7 +3,7 @@
 #include <nlohmann/json.hpp>
 
 #include "farskip/checkpoint/training_checkpoint.h"
-#include "farskip/comm/agreement.h"
+#include "farskip/comm/collective_errors.h"
 #include "farskip/hub/hub_folder.h"
 
 namespace farskip {

@@ -3,8 +3,8 @@
 
 #include "farskip/base/folder.h"
 #include "farskip/cli/command.h"
+#include "farskip/cli/command_inputs.h"
 #include "farskip/cli/job.h"
-#include "farskip/cli/load.h"
 #include "farskip/engine/devices.h"
 #include "farskip/engine/engine_options.h"
 #include "farskip/measure/overlap.h"

@@ -6,8 +6,8 @@
 
 #include "farskip/base/statistics.h"
 #include "farskip/cli/command.h"
+#include "farskip/cli/command_inputs.h"
 #include "farskip/cli/job.h"
-#include "farskip/cli/load.h"
 #include "farskip/engine/devices.h"
 #include "farskip/engine/engine.h"
 #include "farskip/engine/engine_options.h"
@@ -74,10 +74,10 @@ class Collectives {
     const ValueId whole =
         graph_.add_external(ExternalKind::input, "whole", {DType::f32, Shape{elements * ranks}, {}});
     const ops::Replicas attributes{.axis = MeshAxis::world, .size = ranks, .rank = rank};
-    const ValueId part = ops::reduce_scatter(b_, {whole}, attributes)[0];
-    ops::Replicas gather = attributes;
-    gather.rows = {elements * ranks};
-    const ValueId gathered = ops::all_gather(b_, {part}, gather)[0];
+    ops::Replicas cut = attributes;
+    cut.add(cut_evenly(MeshAxis::world, elements * ranks, static_cast<int>(ranks)));
+    const ValueId part = ops::reduce_scatter(b_, {whole}, cut)[0];
+    const ValueId gathered = ops::all_gather(b_, {part}, cut)[0];
     graph_.add_output("sum", ops::all_reduce(b_, {gathered}, attributes)[0]);
   }
 

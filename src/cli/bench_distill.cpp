@@ -4,11 +4,11 @@
 
 #include "farskip/base/statistics.h"
 #include "farskip/cli/command.h"
+#include "farskip/cli/command_inputs.h"
 #include "farskip/cli/job.h"
-#include "farskip/cli/load.h"
 #include "farskip/engine/devices.h"
 #include "farskip/engine/engine_options.h"
-#include "farskip/measure/compare_separate.h"
+#include "farskip/measure/bench_joined_step.h"
 #include "farskip/run/trainer.h"
 
 namespace farskip {
@@ -74,8 +74,8 @@ ExitCode run_distill(const Options& o, const CommonOptions& common) {
     const std::shared_ptr<Device> device = open_device(run.config.device, run.config.precision, job.world);
     const Context context = job.context(make_mesh(job.world, run.config.parallel, *device), device);
     const SeparateReport report =
-        compare_with_separate(run.model, *run.distill, engine_options(run.config, job.world.size()), context,
-                              {o.steps, o.warmup, static_cast<std::uint64_t>(run.config.seed)});
+        bench_joined_step(run.model, *run.distill, engine_options(run.config, job.world.size()), context,
+                          {o.steps, o.warmup, static_cast<std::uint64_t>(run.config.seed)});
     if (job.world.rank() != 0) return ExitCode::ok;
     if (common.json)
       print_json(report_json(report));

@@ -8,7 +8,7 @@
 #include "farskip/base/random.h"
 #include "farskip/base/statistics.h"
 #include "farskip/cli/command.h"
-#include "farskip/cli/load.h"
+#include "farskip/cli/command_inputs.h"
 #include "farskip/cli/op_cases.h"
 #include "farskip/engine/devices.h"
 #include "farskip/ops/ops.h"

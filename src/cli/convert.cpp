@@ -2,7 +2,7 @@
 #include <nlohmann/json.hpp>
 
 #include "farskip/cli/command.h"
-#include "farskip/cli/load.h"
+#include "farskip/cli/command_inputs.h"
 #include "farskip/hub/hub_folder.h"
 
 namespace farskip {

@@ -3,7 +3,7 @@
 #include <nlohmann/json.hpp>
 
 #include "farskip/cli/command.h"
-#include "farskip/cli/load.h"
+#include "farskip/cli/command_inputs.h"
 #include "farskip/infer/evaluate.h"
 #include "farskip/run/trainer.h"
 

@@ -4,7 +4,7 @@
 
 #include "farskip/base/folder.h"
 #include "farskip/cli/command.h"
-#include "farskip/cli/load.h"
+#include "farskip/cli/command_inputs.h"
 #include "farskip/engine/engine.h"
 #include "farskip/tensor/safetensors_writer.h"
 

@@ -5,7 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "farskip/cli/command.h"
-#include "farskip/cli/load.h"
+#include "farskip/cli/command_inputs.h"
 #include "farskip/hub/companions.h"
 
 namespace farskip {

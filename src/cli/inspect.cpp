@@ -4,7 +4,7 @@
 #include "farskip/checkpoint/checkpoint_files.h"
 #include "farskip/checkpoint/training_state.h"
 #include "farskip/cli/command.h"
-#include "farskip/cli/load.h"
+#include "farskip/cli/command_inputs.h"
 #include "farskip/data/token_file.h"
 #include "farskip/data/tokenizer.h"
 #include "farskip/hub/companions.h"

@@ -17,7 +17,7 @@
 #include "farskip/base/stop_signals.h"
 #include "farskip/base/version.h"
 #include "farskip/cli/failure.h"
-#include "farskip/comm/agreement.h"
+#include "farskip/comm/collective_errors.h"
 #include "farskip/comm/mpi.h"
 #include "farskip/run/run_config_file.h"
 #include "farskip/tensor/hash.h"

@@ -6,7 +6,7 @@
 #include "farskip/base/environment.h"
 #include "farskip/base/version.h"
 #include "farskip/cli/command.h"
-#include "farskip/cli/load.h"
+#include "farskip/cli/command_inputs.h"
 #include "farskip/cli/plan_text.h"
 #include "farskip/cli/units.h"
 #include "farskip/engine/engine_options.h"
@@ -173,7 +173,8 @@ std::shared_ptr<const CostTable> measure_costs(const PlanRequest& request, const
   logger.info("measuring the kernels of {} of {} layers, {} of {} sequences at a time",
               shorter.model.num_layers, request.model.num_layers, shorter.options.micro_batch,
               request.options.micro_batch);
-  auto table = std::make_shared<const CostTable>(measure_on_mirror(measurement, Logger(LogLevel::warning)));
+  auto table =
+      std::make_shared<const CostTable>(measure_without_peers(measurement, Logger(LogLevel::warning)));
   write_cache(path, *table, logger);
   return table;
 }

@@ -3,8 +3,8 @@
 
 #include "farskip/base/stop_signals.h"
 #include "farskip/cli/command.h"
+#include "farskip/cli/command_inputs.h"
 #include "farskip/cli/job.h"
-#include "farskip/cli/load.h"
 #include "farskip/run/trainer.h"
 
 namespace farskip {

@@ -215,7 +215,7 @@ Pending Communicator::start_all_to_all(const RowReturn& rows) const {
   }
   Collective collective;
   collective.kind = Collective::Kind::return_rows;
-  collective.giveback = rows;
+  collective.row_return = rows;
   return {impl_, impl_->start(collective)};
 }
 

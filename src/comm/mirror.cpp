@@ -47,7 +47,7 @@ class MirrorCommunicator final : public CommunicatorImpl {
         exchange(c.exchange);
         break;
       case Collective::Kind::return_rows:
-        give_back(c.giveback);
+        give_back(c.row_return);
         break;
     }
     return nullptr;

@@ -71,6 +71,7 @@ ConfigNode data_tree(const DataConfig& config) {
 ConfigNode optimizer_tree(const OptimizerConfig& config) {
   ConfigNode node;
   node.set("name", make_word(name_of(optimizer_names, config.name)));
+  node.set("momentum", make_node(config.momentum));
   node.set("betas", make_list({make_node(config.beta1), make_node(config.beta2)}));
   node.set("eps", make_node(config.eps));
   node.set("weight_decay", make_node(config.weight_decay));

@@ -101,6 +101,7 @@ DataConfig read_data(Reader reader, const RunNeeds& needs, bool own_tokenizer) {
 OptimizerConfig read_optimizer(Reader reader) {
   OptimizerConfig config;
   config.name = reader.choice("name", optimizer_names, config.name);
+  config.momentum = reader.real("momentum", below_one, config.momentum);
   const auto betas = reader.reals("betas", below_one, {.min = 2, .max = 2}, {config.beta1, config.beta2});
   config.beta1 = betas[0];
   config.beta2 = betas[1];

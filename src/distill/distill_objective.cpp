@@ -184,12 +184,12 @@ void CachedDistillObjective::complete_random_batch(Batch& batch) const {
   const auto fill = [&](std::string_view name, Shape shape, float value) {
     HostTensor tensor(DType::f32, std::move(shape));
     std::fill(tensor.values<float>().begin(), tensor.values<float>().end(), value);
-    batch.more[std::string(name)] = std::move(tensor);
+    batch.objective_inputs[std::string(name)] = std::move(tensor);
   };
   HostTensor indices(DType::i32, {tokens, loss_.top_k});
   for (std::size_t i = 0; i < indices.values<std::int32_t>().size(); ++i)
     indices.values<std::int32_t>()[i] = static_cast<std::int32_t>(i % static_cast<std::size_t>(loss_.top_k));
-  batch.more[std::string(kCachedIndices)] = std::move(indices);
+  batch.objective_inputs[std::string(kCachedIndices)] = std::move(indices);
   const auto even = static_cast<float>(-std::log(static_cast<double>(loss_.top_k + 1)));
   fill(kCachedLogProbs, {tokens, loss_.top_k}, even);
   fill(kCachedLogTail, {tokens}, even);

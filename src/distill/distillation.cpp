@@ -179,10 +179,10 @@ bool Distillation::looks_at(std::int64_t step) const {
   return early_stopping_ && early_stopping_->looks_at(step);
 }
 
-bool Distillation::look(std::int64_t step, const Evaluation& e, RunNumbers& numbers) const {
+bool Distillation::observe(std::int64_t step, const Evaluation& e, RunNumbers& numbers) const {
   if (!looks_at(step)) return false;
   const double value = metric_value(e);
-  if (std::isfinite(value)) return early_stopping_->look(step, value, numbers);
+  if (std::isfinite(value)) return early_stopping_->observe(step, value, numbers);
   context_.logger.warning("step {}: the metric of early stopping is {}: this evaluation does not count", step,
                           value);
   return false;

@@ -12,7 +12,7 @@ bool lower_is_better(HeldOutMetric metric) {
 
 }  // namespace
 
-bool EarlyStopping::look(std::int64_t step, double value, RunNumbers& numbers) const {
+bool EarlyStopping::observe(std::int64_t step, double value, RunNumbers& numbers) const {
   const double sign = lower_is_better(config_.metric) ? 1.0 : -1.0;
   const auto best = numbers.find("best");
   const bool progress =

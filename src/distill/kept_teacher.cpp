@@ -5,7 +5,7 @@
 #include <exception>
 #include <span>
 
-#include "farskip/comm/agreement.h"
+#include "farskip/comm/collective_errors.h"
 #include "farskip/distill/distill_objective.h"
 #include "farskip/engine/devices.h"
 #include "farskip/tensor/hash.h"
@@ -80,9 +80,9 @@ std::map<std::string, HostTensor> as_inputs(const std::vector<std::optional<Teac
 }  // namespace
 
 /// The teacher without a student: its graph for records, and an engine.
-class KeptTeacher::Alone {
+class KeptTeacher::StandaloneTeacher {
  public:
-  Alone(Teacher teacher, const fs::path& folder, const KeptTeacher& owner)
+  StandaloneTeacher(Teacher teacher, const fs::path& folder, const KeptTeacher& owner)
       : owner_(owner),
         teacher_(std::move(teacher)),
         context_(owner.context_.with_own_arena()),
@@ -167,9 +167,10 @@ KeptTeacher::KeptTeacher(const RunConfig& config, std::int64_t vocab_size, const
 
 KeptTeacher::~KeptTeacher() = default;
 
-KeptTeacher::Alone& KeptTeacher::alone() {
+KeptTeacher::StandaloneTeacher& KeptTeacher::alone() {
   if (!alone_)
-    alone_ = std::make_unique<Alone>(open_teacher(config_.teacher, context_), config_.teacher, *this);
+    alone_ =
+        std::make_unique<StandaloneTeacher>(open_teacher(config_.teacher, context_), config_.teacher, *this);
   return *alone_;
 }
 
@@ -240,8 +241,8 @@ void KeptTeacher::complete(std::vector<Batch>& batches) {
   }
   for (std::size_t i = 0; i < batches.size(); ++i) {
     if (missing[i] > 0) ask(batches[i], known[i]);
-    batches[i].more = as_inputs(known[i].records, static_cast<std::size_t>(sequence_length_),
-                                config_.cache->top_k, config_.temperature);
+    batches[i].objective_inputs = as_inputs(known[i].records, static_cast<std::size_t>(sequence_length_),
+                                            config_.cache->top_k, config_.temperature);
   }
   note_use(std::any_of(missing.begin(), missing.end(), [](double ranks) { return ranks > 0; }));
 }

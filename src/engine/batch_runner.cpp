@@ -79,7 +79,7 @@ void BatchRunner::set_batch(const Batch& batch, int number) {
   set_values("tokens", batch.tokens);
   set_values("targets", batch.targets);
   set_values("document_start", batch.document_start);
-  for (const auto& [input, tensor] : batch.more)
+  for (const auto& [input, tensor] : batch.objective_inputs)
     set(micro_batch_name(input, number), tensor.view().data, tensor.view());
 }
 

@@ -7,7 +7,7 @@
 #include <cstring>
 #include <limits>
 
-#include "farskip/comm/agreement.h"
+#include "farskip/comm/collective_errors.h"
 #include "farskip/engine/devices.h"
 #include "farskip/passes/reduce_gradients.h"
 #include "farskip/schedule/list_scheduler.h"
@@ -35,7 +35,7 @@ Batch part_of_batch(const Batch& batch, std::int64_t first, std::int64_t count, 
                                      values.begin() + (first + count) * length);
   };
   std::map<std::string, HostTensor> more;
-  for (const auto& [name, tensor] : batch.more)
+  for (const auto& [name, tensor] : batch.objective_inputs)
     more.emplace(name, copy_rows(tensor, first * length, count * length));
   return {cut(batch.tokens), cut(batch.targets), cut(batch.document_start), std::move(more)};
 }
@@ -117,7 +117,7 @@ TrainEngine::TrainEngine(const Model& model, std::shared_ptr<States> states,
       program_(model, options, context.mesh.position()),
       states_(std::move(states)),
       losses_(context.device()),
-      hyper_(allocate_on(*context.device(), program_.optimizer().hyper(0.0, 1).size() * sizeof(float))) {
+      hyper_(allocate_on(*context.device(), sizeof(Optimizer::Hyper))) {
   states_->add(program_.training_states());
   states_->fill_zero(Role::optimizer);
   compile_all();
@@ -145,7 +145,7 @@ void TrainEngine::compile_all() {
   bind_states(*update_);
   note_transports(*update_);
   update_->bind(kHyper, {hyper_.memory.get(), DType::f32,
-                         Shape{static_cast<std::int64_t>(hyper_.bytes / sizeof(float))}});
+                         Shape{static_cast<std::int64_t>(std::tuple_size_v<Optimizer::Hyper>)}});
   gather_ = make_executor(program_.gather(), {});
   if (gather_->graph().nodes().empty())
     gather_.reset();
@@ -264,8 +264,8 @@ BatchLoss TrainEngine::compute_gradients(std::span<const Batch> batches, float l
 }
 
 void TrainEngine::launch_update(double learning_rate, std::int64_t step) {
-  const std::vector<float> hyper = program_.optimizer().hyper(learning_rate, step);
-  context_.device()->copy_in(hyper_.memory.get(), hyper.data(), hyper.size() * sizeof(float));
+  const Optimizer::Hyper hyper = program_.optimizer().hyper(learning_rate, step);
+  context_.device()->copy_in(hyper_.memory.get(), hyper.data(), sizeof(hyper));
   run(*update_);
 }
 

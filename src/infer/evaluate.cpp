@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <array>
 
-#include "farskip/comm/agreement.h"
+#include "farskip/comm/collective_errors.h"
 
 namespace farskip {
 

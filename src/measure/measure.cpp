@@ -6,7 +6,7 @@
 #include "farskip/base/environment.h"
 #include "farskip/base/random.h"
 #include "farskip/base/version.h"
-#include "farskip/comm/agreement.h"
+#include "farskip/comm/collective_errors.h"
 #include "farskip/measure/plan_report.h"
 #include "farskip/measure/random_engine.h"
 #include "farskip/program/step_graphs.h"

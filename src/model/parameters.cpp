@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "farskip/model/parameters.h"
 
+#include <map>
+
 #include "farskip/model/family.h"
 
 namespace farskip {
@@ -82,6 +84,7 @@ class Lister {
   void add_mlp(const std::string& module, std::int64_t size, SubBlock block) {
     const Shape half{size, c_.hidden_size};
     ParameterSpec& gate_up = add(name(module + ".gate_up_proj.weight"), {2 * size, c_.hidden_size}, block);
+    gate_up.matrix_rows = size;
     gate_up.pieces = {{name(module + ".gate_proj.weight"), half, 0},
                       {name(module + ".up_proj.weight"), half, size}};
     add(name(module + ".down_proj.weight"), {c_.hidden_size, size}, block);
@@ -96,6 +99,7 @@ class Lister {
     ParameterSpec& gate_up =
         add(name("mlp.experts.gate_up_proj"), {experts, 2 * size, hidden}, SubBlock::routed);
     gate_up.is_expert = true;
+    gate_up.matrix_rows = size;
     gate_up.pieces.clear();
     for (std::int64_t e = 0; e < experts; ++e) {
       gate_up.pieces.push_back({expert_name(e, names_.gate), {size, hidden}, e * 2 * size});
@@ -103,6 +107,7 @@ class Lister {
     }
     ParameterSpec& down = add(name("mlp.experts.down_proj"), {experts, hidden, size}, SubBlock::routed);
     down.is_expert = true;
+    down.matrix_rows = hidden;
     down.pieces.clear();
     for (std::int64_t e = 0; e < experts; ++e)
       down.pieces.push_back({expert_name(e, names_.down), {hidden, size}, e * hidden});
@@ -132,19 +137,50 @@ void keep_own_experts(LocalParameter& p, const MeshPosition& mesh) {
     return piece.first_row < p.first_row || piece.first_row >= end;
   });
   for (HubPiece& piece : p.spec.pieces) piece.first_row -= p.first_row;
-  p.replicas = MeshAxis::data;
+  p.owners.axis = MeshAxis::data;
 }
+
+/// Deals matrices out to replicas: evenly where there are as many as replicas, else to those that have least
+/// so far.
+class MatrixDealer {
+ public:
+  RowCut deal(const ParameterSpec& spec, MeshAxis axis, int ranks) {
+    const std::int64_t rows = spec.num_rows(), unit = spec.matrix_rows > 0 ? spec.matrix_rows : rows;
+    const std::int64_t matrices = rows / unit;
+    if (matrices >= ranks) return cut_evenly(axis, rows, ranks, unit);
+    std::vector<std::int64_t>& load = loads_[axis];
+    load.resize(static_cast<std::size_t>(ranks));
+    std::vector<bool> takes(load.size());
+    for (std::int64_t m = 0; m < matrices; ++m) {
+      std::size_t least = load.size();
+      for (std::size_t r = 0; r < load.size(); ++r)
+        if (!takes[r] && (least == load.size() || load[r] < load[least])) least = r;
+      takes[least] = true;
+      load[least] += unit * spec.row_size();
+    }
+    RowCut cut{axis, {0}};
+    for (const bool one : takes) cut.bounds.push_back(cut.bounds.back() + (one ? unit : 0));
+    return cut;
+  }
+
+ private:
+  std::map<MeshAxis, std::vector<std::int64_t>> loads_;
+};
 
 }  // namespace
 
-std::vector<LocalParameter> local_parameters(const std::vector<ParameterSpec>& specs,
-                                             const MeshPosition& mesh, bool zero) {
+std::vector<LocalParameter> local_parameters(
+    const std::vector<ParameterSpec>& specs, const MeshPosition& mesh, bool zero,
+    const std::function<bool(const ParameterSpec&)>& keeps_matrices) {
   std::vector<LocalParameter> local;
+  MatrixDealer dealer;
   for (const ParameterSpec& spec : specs) {
-    LocalParameter p{spec, 0, spec.shape, MeshAxis::world, {}};
+    LocalParameter p{spec, 0, spec.shape, {}, {}};
     if (spec.is_expert) keep_own_experts(p, mesh);
-    p.optimizer_rows = {0, p.spec.num_rows()};
-    if (zero) p.optimizer_rows = part_of(p.spec.num_rows(), mesh.size(p.replicas), mesh.rank(p.replicas));
+    const MeshAxis axis = p.owners.axis;
+    p.owners = keeps_matrices && keeps_matrices(spec) ? dealer.deal(p.spec, axis, mesh.size(axis))
+                                                      : cut_evenly(axis, p.spec.num_rows(), mesh.size(axis));
+    p.own_rows = zero ? p.owners.part(mesh.rank(axis)) : Range{0, p.spec.num_rows()};
     local.push_back(std::move(p));
   }
   return local;

@@ -33,24 +33,25 @@ MeshAxis axis(const Attributes& attributes) {
 
 std::vector<TensorType> reduce_scatter_types(const OpTypes& t) {
   const auto& a = t.get<Replicas>();
+  FARSKIP_SHAPE(a.num_cuts() == t.inputs.size(), "reduce_scatter", t);
   std::vector<TensorType> out;
   for (std::size_t i = 0; i < t.inputs.size(); ++i) {
-    const Range own = part_of(row_count(t.shape(i)), static_cast<int>(a.size), static_cast<int>(a.rank));
-    out.push_back({t.in(i).dtype, shape_of_rows(t.shape(i), own.count), {}});
+    FARSKIP_SHAPE(row_count(t.shape(i)) == a.num_rows(i), "reduce_scatter", t);
+    out.push_back({t.in(i).dtype, shape_of_rows(t.shape(i), a.part(i, a.rank).count), {}});
   }
   return out;
 }
 
 std::vector<TensorType> all_gather_types(const OpTypes& t) {
   const auto& a = t.get<Replicas>();
-  FARSKIP_SHAPE(a.rows.size() == t.inputs.size(), "all_gather", t);
+  FARSKIP_SHAPE(a.num_cuts() == t.inputs.size(), "all_gather", t);
   std::vector<TensorType> out;
   for (std::size_t i = 0; i < t.inputs.size(); ++i) {
-    const Range own = part_of(a.rows[i], static_cast<int>(a.size), static_cast<int>(a.rank));
+    const Range own = a.part(i, a.rank);
     FARSKIP_SHAPE(
         row_count(t.shape(i)) == own.count && t.shape(i).num_elements() == own.count * row_size(t.shape(i)),
         "all_gather", t);
-    out.push_back({t.in(i).dtype, shape_of_rows(t.shape(i), a.rows[i]), {}});
+    out.push_back({t.in(i).dtype, shape_of_rows(t.shape(i), a.num_rows(i)), {}});
   }
   return out;
 }

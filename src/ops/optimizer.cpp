@@ -6,6 +6,20 @@ namespace farskip {
 
 using namespace ops;
 
+namespace {
+
+/// A = X Xᵀ, A², and their product with X, of the smaller side k of [r, c].
+double muon_flops(const OpTypes& t) {
+  const std::int64_t rows = t.shape(0).num_rows(), columns = t.shape(0).back();
+  const std::int64_t one = t.get<Muon>().matrix_rows > 0 ? t.get<Muon>().matrix_rows : rows;
+  if (rows == 0 || columns == 0) return 0;
+  const auto k = static_cast<double>(std::min(one, columns)), l = static_cast<double>(std::max(one, columns));
+  return static_cast<double>(rows / one) * Muon::kSteps * (4 * k * k * l + 2 * k * k * k) +
+         10.0 * elements(t.shape(0));
+}
+
+}  // namespace
+
 void register_optimizer(OpTable& table);
 void register_optimizer(OpTable& table) {
   table.add({.name = "sum_of_squares",
@@ -46,6 +60,24 @@ void register_optimizer(OpTable& table) {
              },
              .cost = [](const OpTypes& t) { return flops_cost(15.0 * elements(t.shape(0))); },
              .in_place = {{0, 0}, {1, 1}, {2, 2}}});
+
+  table.add({.name = "muon",
+             .parse_attributes = &Attributes::parse<Muon>,
+             .min_inputs = 5,  // parameter, momentum, gradient, factor, hyper
+             .max_inputs = 5,
+             .inputs = {In::wide},
+             .infer = [](const OpTypes& t) -> std::vector<TensorType> {
+               const auto& a = t.get<Muon>();
+               FARSKIP_SHAPE(t.shape(0).rank() >= 2 && t.shape(0) == t.shape(1) && t.shape(0) == t.shape(2) &&
+                                 t.shape(4) == Shape{3} &&
+                                 (a.matrix_rows == 0 || t.shape(0).num_rows() % a.matrix_rows == 0),
+                             "muon", t);
+               std::vector<TensorType> out{like(t.in(0)), like(t.in(1))};
+               if (a.low_copy) out.push_back({DType::bf16, t.shape(0), {}});
+               return out;
+             },
+             .cost = [](const OpTypes& t) { return flops_cost(muon_flops(t)); },
+             .in_place = {{0, 0}, {1, 1}}});
 }
 
 namespace ops {
@@ -60,6 +92,11 @@ AdamWState adamw(Builder& b, const AdamWState& state, ValueId grad, ValueId fact
                  const AdamW& attributes) {
   const auto out = b.emit("adamw", attributes, {state.parameter, state.m, state.v, grad, factor, hyper});
   return {out[0], out[1], out[2], attributes.low_copy ? out[3] : ValueId()};
+}
+MuonState muon(Builder& b, const MuonState& state, ValueId grad, ValueId factor, ValueId hyper,
+               const Muon& attributes) {
+  const auto out = b.emit("muon", attributes, {state.parameter, state.momentum, grad, factor, hyper});
+  return {out[0], out[1], attributes.low_copy ? out[2] : ValueId()};
 }
 }  // namespace ops
 }  // namespace farskip

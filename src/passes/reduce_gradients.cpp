@@ -14,6 +14,7 @@ struct Gradient {
   std::string name;
   ValueId accumulator, value;
   NodeId producer;
+  RowCut owners;
 };
 struct Bucket {
   MeshAxis axis = MeshAxis::world;
@@ -45,13 +46,13 @@ class Reducer {
   void make_buckets(std::span<const ReplicatedGradient> gradients, MeshAxis axis) {
     std::vector<Gradient> list;
     for (const ReplicatedGradient& g : gradients) {
-      if (g.replicas != axis) continue;
+      if (g.owners.axis != axis) continue;
       const ValueId accumulator = *graph_.find_external(g.accumulator);
       const auto update = std::find_if(graph_.updates().begin(), graph_.updates().end(),
                                        [&](const StateUpdate& u) { return u.from == accumulator; });
       FARSKIP_CHECK(update != graph_.updates().end() && graph_.value(update->to).producer,
                     "{} gets no new value", g.accumulator);
-      list.push_back({g.accumulator, accumulator, update->to, graph_.value(update->to).producer});
+      list.push_back({g.accumulator, accumulator, update->to, graph_.value(update->to).producer, g.owners});
     }
     std::stable_sort(list.begin(), list.end(),
                      [](const Gradient& a, const Gradient& b) { return a.producer < b.producer; });
@@ -78,7 +79,7 @@ class Reducer {
 
   void reduce(const Bucket& bucket, Graph& out, GraphCopier& copy, std::vector<StateUpdate>& updates) const {
     const MeshPosition& mesh = options_.mesh;
-    const ops::Replicas attributes{
+    ops::Replicas attributes{
         .axis = bucket.axis, .size = mesh.size(bucket.axis), .rank = mesh.rank(bucket.axis)};
     Builder b{out, graph_.node(bucket.gradients.back().producer).scope};
     std::vector<ValueId> values;
@@ -88,6 +89,7 @@ class Reducer {
       for (std::size_t i = 0; i < sums.size(); ++i) copy.map(bucket.gradients[i].value, sums[i]);
       return;
     }
+    for (const Gradient& g : bucket.gradients) attributes.add(g.owners);
     const auto sums = ops::reduce_scatter(b, values, attributes);
     for (std::size_t i = 0; i < sums.size(); ++i)
       updates.push_back(

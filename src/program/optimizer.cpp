@@ -9,42 +9,72 @@ namespace farskip {
 namespace {
 
 /// Decay on tensors of rank >= 2 as the hub counts ranks: an expert's matrices, not norms.
-class AdamW final : public Optimizer {
+double decay_of(const OptimizerConfig& config, const ParameterSpec& spec) {
+  return spec.shape.rank() >= 2 ? config.weight_decay : 0.0;
+}
+
+class AdamW : public Optimizer {
  public:
-  explicit AdamW(const OptimizerConfig& config) : config_(config) {}
+  using Optimizer::Optimizer;
 
   std::vector<std::string> states(const ParameterSpec& /*spec*/) const override {
     return {std::string(kFirstMoment), std::string(kSecondMoment)};
-  }
-
-  std::vector<float> hyper(double learning_rate, std::int64_t step) const override {
-    const auto t = static_cast<double>(step);
-    return {static_cast<float>(learning_rate), static_cast<float>(1.0 / (1.0 - std::pow(config_.beta1, t))),
-            static_cast<float>(1.0 / (1.0 - std::pow(config_.beta2, t)))};
   }
 
   OptimizedWeight update(Builder& b, const ParameterSpec& spec, const OptimizedWeight& now, ValueId gradient,
                          ValueId factor, ValueId hyper, bool low_copy) const override {
     const ops::AdamWState next =
         ops::adamw(b, {now.weight, now.states[0], now.states[1]}, gradient, factor, hyper,
-                   {.beta1 = config_.beta1,
-                    .beta2 = config_.beta2,
-                    .eps = config_.eps,
-                    .weight_decay = spec.shape.rank() >= 2 ? config_.weight_decay : 0.0,
+                   {.beta1 = config().beta1,
+                    .beta2 = config().beta2,
+                    .eps = config().eps,
+                    .weight_decay = decay_of(config(), spec),
                     .low_copy = low_copy});
     return {next.parameter, {next.m, next.v}, next.low_copy};
   }
+};
 
- private:
-  OptimizerConfig config_;
+/// Muon for the matrices between embedding and head, AdamW for these two, routers and vectors.
+class Muon final : public AdamW {
+ public:
+  using AdamW::AdamW;
+
+  bool keeps_matrices(const ParameterSpec& spec) const override {
+    return spec.shape.rank() >= 2 && !spec.is_router && spec.block != SubBlock::embedding &&
+           spec.block != SubBlock::head;
+  }
+
+  std::vector<std::string> states(const ParameterSpec& spec) const override {
+    if (!keeps_matrices(spec)) return AdamW::states(spec);
+    return {std::string(kMomentum)};
+  }
+
+  OptimizedWeight update(Builder& b, const ParameterSpec& spec, const OptimizedWeight& now, ValueId gradient,
+                         ValueId factor, ValueId hyper, bool low_copy) const override {
+    if (!keeps_matrices(spec)) return AdamW::update(b, spec, now, gradient, factor, hyper, low_copy);
+    const ops::MuonState next = ops::muon(b, {now.weight, now.states[0]}, gradient, factor, hyper,
+                                          {.momentum = config().momentum,
+                                           .weight_decay = decay_of(config(), spec),
+                                           .matrix_rows = spec.matrix_rows,
+                                           .low_copy = low_copy});
+    return {next.parameter, {next.momentum}, next.low_copy};
+  }
 };
 
 }  // namespace
+
+Optimizer::Hyper Optimizer::hyper(double learning_rate, std::int64_t step) const {
+  const auto t = static_cast<double>(step);
+  return {static_cast<float>(learning_rate), static_cast<float>(1.0 / (1.0 - std::pow(config_.beta1, t))),
+          static_cast<float>(1.0 / (1.0 - std::pow(config_.beta2, t)))};
+}
 
 std::unique_ptr<const Optimizer> make_optimizer(const OptimizerConfig& config) {
   switch (config.name) {
     case OptimizerName::adamw:
       return std::make_unique<AdamW>(config);
+    case OptimizerName::muon:
+      return std::make_unique<Muon>(config);
   }
   throw InternalError("no such optimizer");
 }

@@ -43,11 +43,6 @@ std::set<SubBlock> recomputed_blocks(Recompute choice) {
   return {};
 }
 
-std::vector<LocalParameter> trained_parameters(const ModelConfig& config, const StepSharding& sharding,
-                                               const MicroBatchKind& kind) {
-  return without_frozen(local_parameters(list_parameters(config), sharding.mesh, sharding.zero), kind.frozen);
-}
-
 /// Adds the backward, and the update of what gradients are summed up in.
 Graph add_gradients(const Graph& forward, const std::vector<LocalParameter>& local,
                     const LowerOptions& options, const MicroBatchKind& kind, bool accumulate) {
@@ -83,10 +78,10 @@ Graph add_gradients(const Graph& forward, const std::vector<LocalParameter>& loc
 }
 
 /// One micro-batch, not yet summed over replicas.
-PassPipeline gradient_pipeline(const Model& model, const LowerOptions& options, const StepSharding& sharding,
+PassPipeline gradient_pipeline(const Model& model, const std::vector<LocalParameter>& trained,
+                               const LowerOptions& options, const StepSharding& sharding,
                                const MicroBatchKind& kind, bool accumulate) {
   PassPipeline pipeline = objective_pipeline(kind.objective, model, options, sharding);
-  const auto trained = trained_parameters(model.config, sharding, kind);
   pipeline.passes.push_back({"differentiate", [=](const Graph& graph) {
                                return add_gradients(graph, trained, options, kind, accumulate);
                              }});
@@ -110,9 +105,10 @@ std::vector<LocalParameter> without_frozen(std::vector<LocalParameter> parameter
   return parameters;
 }
 
-PassPipeline micro_batch_pipeline(const Model& model, const LowerOptions& options,
-                                  const StepSharding& sharding, const MicroBatchKind& kind) {
-  PassPipeline pipeline = gradient_pipeline(model, options, sharding, kind, kind.accumulate);
+PassPipeline micro_batch_pipeline(const Model& model, const std::vector<LocalParameter>& trained,
+                                  const LowerOptions& options, const StepSharding& sharding,
+                                  const MicroBatchKind& kind) {
+  PassPipeline pipeline = gradient_pipeline(model, trained, options, sharding, kind, kind.accumulate);
   pipeline.name = fmt::format("micro-batch-{}x{}", options.batch, options.sequence_length);
   if (kind.in_flight > 1) pipeline.name += fmt::format("-{}-in-flight", kind.in_flight);
   if (sharding.expert_chunks > 1) pipeline.name += fmt::format("-{}-chunks", sharding.expert_chunks);
@@ -120,8 +116,8 @@ PassPipeline micro_batch_pipeline(const Model& model, const LowerOptions& option
   if (kind.reduce) pipeline.name += "-reduce";
   if (kind.in_flight > 1)
     pipeline.passes.push_back({"join_micro_batches", [=](const Graph& first) {
-                                 const Graph next =
-                                     build_graph(gradient_pipeline(model, options, sharding, kind, true));
+                                 const Graph next = build_graph(
+                                     gradient_pipeline(model, trained, options, sharding, kind, true));
                                  Graph joined = first;
                                  for (int i = 1; i < kind.in_flight; ++i)
                                    joined = join_micro_batches(joined, next, i);
@@ -129,8 +125,7 @@ PassPipeline micro_batch_pipeline(const Model& model, const LowerOptions& option
                                }});
   if (!kind.reduce) return pipeline;
   std::vector<ReplicatedGradient> replicated;
-  for (const LocalParameter& p : trained_parameters(model.config, sharding, kind))
-    replicated.push_back({gradient_name(p.spec.name), p.replicas});
+  for (const LocalParameter& p : trained) replicated.push_back({gradient_name(p.spec.name), p.owners});
   pipeline.passes.push_back({"reduce_gradients", [=](const Graph& graph) {
                                return reduce_gradients(graph, replicated,
                                                        {.mesh = sharding.mesh, .scatter = sharding.zero});
@@ -153,11 +148,12 @@ class Gatherer {
   void add(const LocalParameter& p, ValueId part, const std::string& name) {
     TensorType whole = matrix_type(p.spec, p.spec.num_rows());
     whole.dtype = graph_.type(part).dtype;
-    Message& m = messages_[{p.replicas, whole.dtype}];
-    if (m.elements + p.spec.shape.num_elements() > kBucketElements) send(p.replicas, m);
+    const MeshAxis axis = p.owners.axis;
+    Message& m = messages_[{axis, whole.dtype}];
+    if (m.elements + p.spec.shape.num_elements() > kBucketElements) send(axis, m);
     m.elements += p.spec.shape.num_elements();
     m.parts.push_back(part);
-    m.rows.push_back(p.spec.num_rows());
+    m.cuts.push_back(p.owners);
     m.wholes.push_back(graph_.add_external(ExternalKind::state, name, std::move(whole)));
   }
   void finish() {
@@ -168,15 +164,16 @@ class Gatherer {
   static constexpr std::int64_t kBucketElements = std::int64_t{1} << 20;
   struct Message {
     std::vector<ValueId> parts, wholes;
-    std::vector<std::int64_t> rows;
+    std::vector<RowCut> cuts;
     std::int64_t elements = 0;
   };
 
   void send(MeshAxis axis, Message& m) {
     if (m.parts.empty()) return;
     b_.scope.layer = -1;
-    const auto gathered = ops::all_gather(
-        b_, m.parts, {.axis = axis, .size = mesh_.size(axis), .rank = mesh_.rank(axis), .rows = m.rows});
+    ops::Replicas attributes{.axis = axis, .size = mesh_.size(axis), .rank = mesh_.rank(axis)};
+    for (const RowCut& cut : m.cuts) attributes.add(cut);
+    const auto gathered = ops::all_gather(b_, m.parts, attributes);
     for (std::size_t i = 0; i < gathered.size(); ++i) graph_.add_update(m.wholes[i], gathered[i]);
     m = {};
   }
@@ -191,34 +188,30 @@ bool has_copy(const ParameterSpec& spec, DType compute) {
   return is_low(compute) && spec.has_compute_copy();
 }
 bool is_gathered(const LocalParameter& p, const StepSharding& sharding) {
-  return sharding.zero && sharding.mesh.size(p.replicas) > 1;
+  return sharding.zero && sharding.mesh.size(p.owners.axis) > 1;
 }
 
 class UpdateGraph {
  public:
   UpdateGraph(const std::vector<LocalParameter>& parameters, const StepSharding& sharding,
-              const OptimizerConfig& optimizer, DType compute)
-      : parameters_(parameters),
-        sharding_(sharding),
-        optimizer_(make_optimizer(optimizer)),
-        clip_grad_norm_(optimizer.clip_grad_norm),
-        compute_(compute) {}
+              const Optimizer& optimizer, DType compute)
+      : parameters_(parameters), sharding_(sharding), optimizer_(optimizer), compute_(compute) {}
 
   Graph run() {
     for (const LocalParameter& p : parameters_) {
       const auto state = [&](const std::string& name) {
-        return graph_.add_external(ExternalKind::state, name, matrix_type(p.spec, p.optimizer_rows.count));
+        return graph_.add_external(ExternalKind::state, name, matrix_type(p.spec, p.own_rows.count));
       };
       OptimizedWeight& now = weights_.emplace_back();
       now.weight = state(own_rows_name(p.spec.name));
-      for (const std::string& kind : optimizer_->states(p.spec))
+      for (const std::string& kind : optimizer_.states(p.spec))
         now.states.push_back(state(state_name(kind, p.spec.name)));
       gradients_.push_back(state(own_rows_name(gradient_name(p.spec.name))));
     }
     const ValueId hyper = graph_.add_external(
         ExternalKind::input, std::string(kHyper),
-        {DType::f32, Shape{static_cast<std::int64_t>(optimizer_->hyper(0.0, 1).size())}, {}});
-    const auto [norm, factor] = ops::clip_factor(b_, sums_of_squares(), clip_grad_norm_);
+        {DType::f32, Shape{static_cast<std::int64_t>(std::tuple_size_v<Optimizer::Hyper>)}, {}});
+    const auto [norm, factor] = ops::clip_factor(b_, sums_of_squares(), optimizer_.clip_grad_norm());
     graph_.add_output("grad_norm", norm);
     for (std::size_t i = 0; i < parameters_.size(); ++i)
       update(parameters_[i], weights_[i], gradients_[i], factor, hyper);
@@ -252,11 +245,11 @@ class UpdateGraph {
     const ParameterSpec& spec = p.spec;
     b_.scope.layer = spec.layer;
     const bool copies = has_copy(spec, compute_);
-    const OptimizedWeight next = optimizer_->update(b_, spec, now, gradient, factor, hyper, copies);
+    const OptimizedWeight next = optimizer_.update(b_, spec, now, gradient, factor, hyper, copies);
     graph_.add_update(now.weight, next.weight);
     for (std::size_t i = 0; i < now.states.size(); ++i) graph_.add_update(now.states[i], next.states[i]);
     if (copies) {
-      TensorType type = matrix_type(spec, p.optimizer_rows.count);
+      TensorType type = matrix_type(spec, p.own_rows.count);
       type.dtype = compute_;
       graph_.add_update(graph_.add_external(ExternalKind::state, own_rows_name(compute_copy_name(spec.name)),
                                             std::move(type)),
@@ -272,8 +265,7 @@ class UpdateGraph {
 
   const std::vector<LocalParameter>& parameters_;
   const StepSharding& sharding_;
-  const std::unique_ptr<const Optimizer> optimizer_;
-  const double clip_grad_norm_;
+  const Optimizer& optimizer_;
   const DType compute_;
   Graph graph_;
   Builder b_{graph_, {0, 0, -1, SubBlock::optimizer, Phase::update}};
@@ -285,9 +277,9 @@ class UpdateGraph {
 }  // namespace
 
 PassPipeline update_pipeline(const std::vector<LocalParameter>& parameters, const StepSharding& sharding,
-                             const OptimizerConfig& optimizer, DType compute) {
+                             std::shared_ptr<const Optimizer> optimizer, DType compute) {
   return {"update", {{"update", [=](const Graph&) {
-                        return UpdateGraph(parameters, sharding, optimizer, compute).run();
+                        return UpdateGraph(parameters, sharding, *optimizer, compute).run();
                       }}}};
 }
 
@@ -301,7 +293,7 @@ PassPipeline gather_pipeline(const std::vector<LocalParameter>& parameters, cons
       if (has_copy(p.spec, compute) && is_gathered(p, sharding))
         gatherer.add(p,
                      graph.add_external(ExternalKind::state, own_rows_name(p.spec.name),
-                                        matrix_type(p.spec, p.optimizer_rows.count)),
+                                        matrix_type(p.spec, p.own_rows.count)),
                      p.spec.name);
     gatherer.finish();
     return graph;

@@ -38,14 +38,26 @@ RoutedRowsPlan plan_routed_rows(const ModelConfig& config, const TrainingOptions
   return plan;
 }
 
+namespace {
+
+std::vector<LocalParameter> without_frozen(std::vector<LocalParameter> parameters,
+                                           const std::set<std::string>& frozen) {
+  std::erase_if(parameters, [&](const LocalParameter& p) { return frozen.contains(p.spec.name); });
+  return parameters;
+}
+
+}  // namespace
+
 TrainingProgram::TrainingProgram(Model model, TrainingOptions options, const MeshPosition& mesh)
     : model_(std::move(model)),
       options_(std::move(options)),
       mesh_(mesh),
-      parameters_(local_parameters(list_parameters(model_.config), mesh, options_.zero)),
+      optimizer_(make_optimizer(options_.optimizer)),
+      parameters_(
+          local_parameters(list_parameters(model_.config), mesh, options_.zero,
+                           [this](const ParameterSpec& spec) { return optimizer_->keeps_matrices(spec); })),
       trained_(without_frozen(parameters_, options_.frozen)),
-      routed_rows_(plan_routed_rows(model_.config, options_, mesh.expert_size)),
-      optimizer_(make_optimizer(options_.optimizer)) {}
+      routed_rows_(plan_routed_rows(model_.config, options_, mesh.expert_size)) {}
 
 std::vector<StateSpec> TrainingProgram::training_states() const {
   std::vector<StateSpec> specs;
@@ -92,13 +104,13 @@ PassPipeline TrainingProgram::micro_batch(const MicroBatch& kind) const {
   lowering.document_mask = options_.document_mask;
   lowering.dtype = options_.compute;
   lowering.deterministic = options_.deterministic;
-  return micro_batch_pipeline(model_, lowering, sharding(kind.max_rows),
-                              {kind.accumulate, kind.reduce, kind.in_flight, options_.recompute,
-                               options_.objective.get(), options_.frozen});
+  return micro_batch_pipeline(
+      model_, trained_, lowering, sharding(kind.max_rows),
+      {kind.accumulate, kind.reduce, kind.in_flight, options_.recompute, options_.objective.get()});
 }
 
 PassPipeline TrainingProgram::update() const {
-  return update_pipeline(trained_, sharding(0), options_.optimizer, options_.compute);
+  return update_pipeline(trained_, sharding(0), optimizer_, options_.compute);
 }
 
 PassPipeline TrainingProgram::gather() const {

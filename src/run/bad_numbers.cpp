@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "farskip/comm/agreement.h"
+#include "farskip/comm/collective_errors.h"
 #include "farskip/state/state_names.h"
 
 namespace farskip {

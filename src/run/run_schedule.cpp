@@ -3,7 +3,7 @@
 
 #include "farskip/base/environment.h"
 #include "farskip/checkpoint/training_checkpoint.h"
-#include "farskip/comm/agreement.h"
+#include "farskip/comm/collective_errors.h"
 #include "farskip/config/scalar.h"
 #include "farskip/measure/measure.h"
 #include "farskip/measure/plan_report.h"

@@ -11,7 +11,7 @@
 #include "farskip/base/environment.h"
 #include "farskip/base/stop_signals.h"
 #include "farskip/checkpoint/training_checkpoint.h"
-#include "farskip/comm/agreement.h"
+#include "farskip/comm/collective_errors.h"
 #include "farskip/distill/distillation.h"
 #include "farskip/engine/devices.h"
 #include "farskip/engine/engine_options.h"
@@ -386,7 +386,7 @@ class TrainingRun {
     }
     m.validation_loss = validation_loss_ = e.loss;
     objective_->describe_validation(e, state_.numbers, m);
-    if (objective_->look(m.step, e, state_.numbers)) save_best();
+    if (objective_->observe(m.step, e, state_.numbers)) save_best();
     if (converged())
       context_.logger.info(
           "no improvement of the validation metric since step {:.0f}: stopping; the best checkpoint is in {}",

@@ -9,7 +9,7 @@
 namespace farskip {
 
 Range StateSpec::rows() const {
-  return own_rows_only ? parameter->optimizer_rows : Range{0, parameter->spec.num_rows()};
+  return own_rows_only ? parameter->own_rows : Range{0, parameter->spec.num_rows()};
 }
 
 Shape StateSpec::shape() const {
@@ -83,7 +83,7 @@ TensorView States::own_rows(std::string_view name) const {
   FARSKIP_CHECK(it != views_.end(), "no state named {}", name);
   const auto& [index, view] = it->second;
   const StateSpec& spec = specs_[index];
-  const Range own = spec.parameter->optimizer_rows;
+  const Range own = spec.parameter->own_rows;
   const std::int64_t skipped = own.first - spec.rows().first;
   const auto offset =
       static_cast<std::size_t>(skipped * spec.parameter->spec.row_size()) * dtype_size(spec.dtype);

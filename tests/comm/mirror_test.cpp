@@ -4,7 +4,7 @@
 #include <limits>
 #include <vector>
 
-#include "farskip/comm/agreement.h"
+#include "farskip/comm/collective_errors.h"
 #include "support/catch.h"
 
 namespace farskip {

@@ -128,7 +128,7 @@ const std::vector<BadConfig> table = {
     {"unknown recompute", "schedule: {recompute: all}\n", {"allowed: none, attention, experts, full"}},
     {"unknown optimizer",
      "train: {optimizer: {name: sgd}}\n",
-     {"c.yaml:2:27: train.optimizer.name", "allowed: adamw"}},
+     {"c.yaml:2:27: train.optimizer.name", "allowed: adamw, muon"}},
     {"unknown schedule", "train: {learning_rate: {schedule: linear}}\n", {"allowed: constant, cosine, wsd"}},
     {"unknown loss", "distill: {teacher: t, loss: ce}\n", {"allowed: kl, reverse_kl, jsd, sft"}},
     {"unknown group",

@@ -190,7 +190,7 @@ TEST_CASE("the teacher is in memory while something is missing, and goes when it
   const auto complete = [&](std::uint64_t number) {
     std::vector<Batch> batches{random_batch(1, number, 32, vocabulary)};
     kept.complete(batches);
-    return batches[0].more;
+    return batches[0].objective_inputs;
   };
   const auto same = [](const std::map<std::string, HostTensor>& a,
                        const std::map<std::string, HostTensor>& b) {
@@ -216,7 +216,7 @@ TEST_CASE("the teacher is in memory while something is missing, and goes when it
   KeptTeacher again(config, vocabulary, test::quiet_context());
   std::vector<Batch> batches{random_batch(1, 0, 32, vocabulary)};
   again.complete(batches);
-  CHECK(same(batches[0].more, said));
+  CHECK(same(batches[0].objective_inputs, said));
   CHECK_FALSE(again.holds_teacher());
   CHECK(again.engine().loss(batches[0], 16).loss_sum > 0);
   CHECK(again.holds_teacher());

@@ -64,17 +64,17 @@ struct RankOutcome {
 
 RankOutcome train_rank(const Task& task, const Layout& layout, const Communicator& world) {
   const Mesh mesh(world, layout.expert);
-  const std::vector<ParameterSpec> specs = list_parameters(task.model);
-  const auto parameters = local_parameters(specs, mesh.position(), layout.zero);
-  const auto states = make_weights(parameters);
+  const Model model = wire_model(task.model, {task.wiring, {}});
+  const TrainEngineOptions configured = options_of(task, layout);
+  const TrainingProgram program(model, configured, mesh.position());
+  const auto states = std::make_shared<States>(make_cpu_device(), program.weight_states());
   if (task.weights.empty())
     initialise_weights(*states, kSeed, 0.1);
   else
-    farskip::load_weights(*states, specs, SafetensorsFolder(task.weights));
+    farskip::load_weights(*states, list_parameters(task.model), SafetensorsFolder(task.weights));
   Heartbeat heartbeat;
   const Context context = quiet_context(mesh, make_cpu_device(), &heartbeat);
-  const Model model = wire_model(task.model, {task.wiring, {}});
-  TrainEngineOptions options = options_of(task, layout);
+  TrainEngineOptions options = configured;
   if (layout.scheduled)
     options.costs = std::make_shared<const CostTable>(measure_step_costs(model, options, context, 1));
   TrainEngine engine(model, states, options, context);
@@ -98,8 +98,9 @@ RankOutcome train_rank(const Task& task, const Layout& layout, const Communicato
   }
   expect(heartbeat.last_sign().waits_in == nullptr, "a wait was entered and not left");
   expect((engine.exposed_seconds() > 0) == (world.size() > 1), "time for communication where there is none");
-  out.parameters = parameters;
+  out.parameters = program.parameters();
   out.first = read_states(*states, Role::optimizer, kFirstMoment);
+  out.first.merge(read_states(*states, Role::optimizer, kMomentum));
   out.second = read_states(*states, Role::optimizer, kSecondMoment);
   out.weights = read_states(*states, Role::weight);
   out.repeated = engine.num_repeated();
@@ -123,17 +124,18 @@ void place_rows(HostTensor& whole, std::vector<char>& filled, const HostTensor& 
 enum class Kind { weight, first, second };
 
 TensorMap put_together(const Task& task, const std::vector<RankOutcome>& ranks, Kind kind) {
+  const auto part_of_rank = [&](const RankOutcome& rank) -> const TensorMap& {
+    return kind == Kind::weight ? rank.weights : kind == Kind::first ? rank.first : rank.second;
+  };
   TensorMap whole = read_states(*make_weights(task.model), Role::weight);
+  std::erase_if(whole, [&](const auto& entry) { return !part_of_rank(ranks[0]).contains(entry.first); });
   for (auto& [name, tensor] : whole) {
     std::vector<char> filled(static_cast<std::size_t>(tensor.num_elements()), 0);
     for (const RankOutcome& rank : ranks)
       for (const LocalParameter& p : rank.parameters) {
         if (p.spec.name != name) continue;
-        const TensorMap& part = kind == Kind::weight  ? rank.weights
-                                : kind == Kind::first ? rank.first
-                                                      : rank.second;
-        const std::int64_t row = p.first_row + (kind == Kind::weight ? 0 : p.optimizer_rows.first);
-        place_rows(tensor, filled, part.at(name), row * p.spec.row_size(), name);
+        const std::int64_t row = p.first_row + (kind == Kind::weight ? 0 : p.own_rows.first);
+        place_rows(tensor, filled, part_of_rank(rank).at(name), row * p.spec.row_size(), name);
       }
     expect(std::count(filled.begin(), filled.end(), 0) == 0, fmt::format("nobody has all of {}", name));
   }
@@ -174,6 +176,7 @@ TrainEngineOptions options_of(const Task& task, const Layout& layout) {
   options.expert_chunks = layout.chunks;
   options.recompute = layout.recompute;
   options.routed_rows_memory = task.routed_rows_memory;
+  options.optimizer.name = task.optimizer;
   options.optimizer.eps = kAdamEps;
   return options;
 }

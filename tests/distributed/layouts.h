@@ -35,6 +35,7 @@ struct Task {
   FarSkipMode wiring = FarSkipMode::off;
   std::int64_t steps = 3, global_batch = 24, micro_batch = 2, sequence_length = 16;
   bool document_mask = false, balance_loss = false;
+  OptimizerName optimizer = OptimizerName::adamw;
   std::optional<std::uint64_t> routed_rows_memory{};
   std::optional<std::int32_t> only_token{};  // every token of every sequence
   int uncounted_every = 0;                   // of this many micro-batches in order, the last has no targets
@@ -52,7 +53,7 @@ struct StepNumbers {
 /// What a layout computes: numbers equal on all ranks, whole tensors.
 struct Outcome {
   std::vector<StepNumbers> steps;
-  TensorMap weights, first, second;
+  TensorMap weights, first, second;  // Muon's momentum is among the first moments
   std::int64_t repeated = 0;
 };
 

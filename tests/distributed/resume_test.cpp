@@ -148,6 +148,19 @@ TEST_CASE("a run that ended is gone on with on the same ranks to the bit, and on
   }
 }
 
+TEST_CASE("a run with Muon goes on after a resume to the bit, also from what another layout has kept") {
+  const TemporaryFolder folder;
+  const std::vector<std::string> muon{"train.optimizer.name=muon"};
+  train_run(make_run(folder / "whole", kFour, 6, muon));
+  train_run(make_run(folder / "half", kFour, 3, muon));
+  train_run(make_run(folder / "half", kFour, 6, muon));
+  check_metrics(folder / "half", folder / "whole", 0);
+  CHECK(checkpoint_bytes(folder / "half", 6) == checkpoint_bytes(folder / "whole", 6));
+  train_run(make_run(folder / "moved", kFour, 3, muon));
+  train_run(make_run(folder / "moved", {1, 1, false}, 6, muon));
+  check_metrics(folder / "moved", folder / "whole", 1e-5);
+}
+
 TEST_CASE("four ranks go on with what one rank made of what four ranks had saved") {
   const TemporaryFolder folder;
   train_run(make_run(folder / "whole", kFour, 9));

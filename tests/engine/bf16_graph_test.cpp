@@ -7,6 +7,7 @@
 #include "farskip/model/parameters.h"
 #include "farskip/passes/farskip.h"
 #include "farskip/passes/pipeline.h"
+#include "farskip/program/optimizer.h"
 #include "farskip/program/step_graphs.h"
 #include "farskip/state/state_names.h"
 #include "support/catch.h"
@@ -65,6 +66,7 @@ const std::map<std::string, std::set<std::string>> kKernels{
     {"sum_of_squares", {"F*>D"}},
     {"clip_factor", {"D>FF"}},
     {"adamw", {"FFFFFF>FFF", "FFFFFF>FFFL"}},
+    {"muon", {"FFFFF>FF", "FFFFF>FFL"}},
 };
 
 char letter(DType dtype) {
@@ -129,9 +131,9 @@ TEST_CASE("a micro-batch in bf16 asks only for kernels that backends have") {
   const int in_flight = GENERATE(1, 2);
   CAPTURE(name, accumulate, in_flight);
   const LoadedModel m = load(name, mode);
-  const Graph graph =
-      run_pipeline(micro_batch_pipeline(m, lowering(), {}, {accumulate, false, in_flight, recompute}), {},
-                   Logger(LogLevel::off));
+  const Graph graph = run_pipeline(
+      micro_batch_pipeline(m, m.parameters, lowering(), {}, {accumulate, false, in_flight, recompute}), {},
+      Logger(LogLevel::off));
   check_kernels(graph);
   for (const LocalParameter& p : m.parameters) {
     CAPTURE(p.spec.name);
@@ -156,7 +158,7 @@ TEST_CASE("whether attention has to repeat its bits stands in every node of it")
   LowerOptions options = lowering();
   CHECK(options.deterministic);
   options.deterministic = deterministic;
-  const Graph graph = build_graph(micro_batch_pipeline(m, options, {}, {}));
+  const Graph graph = build_graph(micro_batch_pipeline(m, m.parameters, options, {}, {}));
   int nodes = 0;
   for (const Node& node : graph.nodes()) {
     if (node.op->name != "attention" && node.op->name != "attention_grad") continue;
@@ -183,8 +185,10 @@ TEST_CASE("distillation in bf16 asks only for kernels that backends have") {
   MicroBatchKind kind;
   kind.accumulate = GENERATE(false, true);
   kind.objective = cached ? static_cast<const StepObjective*>(&kept) : &live;
-  kind.frozen = frozen;
-  const Graph graph = run_pipeline(micro_batch_pipeline(m, lowering(), {}, kind), {}, Logger(LogLevel::off));
+  std::vector<LocalParameter> trained = m.parameters;
+  std::erase_if(trained, [&](const LocalParameter& p) { return frozen.contains(p.spec.name); });
+  const Graph graph =
+      run_pipeline(micro_batch_pipeline(m, trained, lowering(), {}, kind), {}, Logger(LogLevel::off));
   check_kernels(graph);
   int losses = 0;
   for (const Node& node : graph.nodes())
@@ -233,8 +237,10 @@ TEST_CASE("the forward in bf16 gives losses and logits in f32") {
 TEST_CASE("experts over ranks in bf16 send low rows, and weights of rows in f32") {
   const LoadedModel m = load("deepseek_v2", FarSkipMode::full);
   const MeshPosition mesh{4, 1, 2};
-  const Graph graph = run_pipeline(micro_batch_pipeline(m, lowering(), {mesh, true, 64}, {true, true, 1, {}}),
-                                   {}, Logger(LogLevel::off));
+  const Graph graph =
+      run_pipeline(micro_batch_pipeline(m, local_parameters(list_parameters(m.config), mesh, true),
+                                        lowering(), {mesh, true, 64}, {true, true, 1, {}}),
+                   {}, Logger(LogLevel::off));
   std::set<std::string> sent;
   for (const Node& node : graph.nodes()) {
     if (node.op->name == "exchange_slabs" || node.op->name == "return_slabs")
@@ -252,8 +258,9 @@ TEST_CASE("the update in bf16 writes the compute copy of every matrix that has o
   for (const bool zero : {false, true}) {
     const MeshPosition mesh = zero ? MeshPosition{4, 1, 2} : MeshPosition{};
     const auto parameters = local_parameters(list_parameters(m.config), mesh, zero);
-    const Graph graph = run_pipeline(update_pipeline(parameters, {mesh, zero, 0}, {}, DType::bf16), {},
-                                     Logger(LogLevel::off));
+    const Graph graph =
+        run_pipeline(update_pipeline(parameters, {mesh, zero, 0}, make_optimizer({}), DType::bf16), {},
+                     Logger(LogLevel::off));
     if (!zero) check_kernels(graph);
     for (const LocalParameter& p : parameters) {
       CAPTURE(p.spec.name, zero);
@@ -266,8 +273,8 @@ TEST_CASE("the update in bf16 writes the compute copy of every matrix that has o
                            [&](const StateUpdate& u) { return u.from == *copy; });
       };
       const std::string copy = compute_copy_name(p.spec.name);
-      const bool gathered = zero && mesh.size(p.replicas) > 1, has_copy = p.spec.has_compute_copy();
-      CHECK(is_written(own_rows_name(copy), p.optimizer_rows.count) == has_copy);
+      const bool gathered = zero && mesh.size(p.owners.axis) > 1, has_copy = p.spec.has_compute_copy();
+      CHECK(is_written(own_rows_name(copy), p.own_rows.count) == has_copy);
       CHECK(is_written(copy, p.spec.num_rows()) == (has_copy && gathered));
       // Of a parameter with a copy nothing else travels in a step.
       CHECK(graph.find_external(p.spec.name).has_value() == (!has_copy && gathered));

@@ -6,7 +6,7 @@
 #include <set>
 
 #include "farskip/comm/mirror.h"
-#include "farskip/measure/compare_separate.h"
+#include "farskip/measure/bench_joined_step.h"
 #include "farskip/measure/measure.h"
 #include "farskip/passes/farskip.h"
 #include "reference/rounded.h"
@@ -99,10 +99,10 @@ TEST_CASE("chunks are compared where they can be: experts over ranks, and costs 
   MirrorMeasurement measurement = choose_measurement(request, 1e12, 1);
   CHECK(measurement.expert_chunks == std::vector<int>{1, 2});
   measurement.steps = 1;
-  request.costs.table = std::make_shared<const CostTable>(measure_on_mirror(measurement, kQuiet));
+  request.costs.table = std::make_shared<const CostTable>(measure_without_peers(measurement, kQuiet));
   CHECK(chunks_planned(request) == std::set<int>{2});
   measurement.expert_chunks = {1};
-  request.costs.table = std::make_shared<const CostTable>(measure_on_mirror(measurement, kQuiet));
+  request.costs.table = std::make_shared<const CostTable>(measure_without_peers(measurement, kQuiet));
   CHECK(chunks_planned(request).empty());
 }
 
@@ -142,8 +142,8 @@ TEST_CASE("the plan of a distillation has the memory of the joined step, and of 
   for (const DistillConfig& config : {plain, terms, frozen, cached}) {
     const PlanRequest request = make_distill_request({1, 0, 1}, config);
     const PlanReport plan = plan_step(request, kQuiet);
-    const SeparateReport measured = compare_with_separate(request.model, *request.distill, request.options,
-                                                          test::quiet_context(), {1, 0, 3});
+    const SeparateReport measured =
+        bench_joined_step(request.model, *request.distill, request.options, test::quiet_context(), {1, 0, 3});
     const auto check = [](const MemoryReport& planned, const MemoryReport& taken) {
       CHECK(planned.weights == taken.weights);
       CHECK(planned.gradients == taken.gradients);
@@ -172,8 +172,8 @@ TEST_CASE("the plan of a distillation in bf16 has the weights that a device hold
     request.dtype = request.options.compute = DType::bf16;
     const PlanReport plan = plan_step(request, kQuiet);
     const SeparateReport measured =
-        compare_with_separate(request.model, *request.distill, request.options,
-                              test::quiet_context(make_self_mesh(), make_pretended_gpu()), {1, 0, 3});
+        bench_joined_step(request.model, *request.distill, request.options,
+                          test::quiet_context(make_self_mesh(), make_pretended_gpu()), {1, 0, 3});
     const auto check = [](const MemoryReport& planned, const MemoryReport& taken) {
       CHECK(planned.weights == taken.weights);
       CHECK(planned.gradients == taken.gradients);
@@ -228,7 +228,7 @@ TEST_CASE("what is measured on a mirror covers every op of both wirings of the w
   CHECK(measurement.request.options.micro_batches == 2);
   CHECK(measurement.request.options.micro_batch == 2);
   CHECK(choose_measurement(request, 1.0, 30).request.options.micro_batch == 1);
-  request.costs.table = std::make_shared<const CostTable>(measure_on_mirror(measurement, kQuiet));
+  request.costs.table = std::make_shared<const CostTable>(measure_without_peers(measurement, kQuiet));
   const PlanReport report = plan_step(request, kQuiet);
   CHECK(report.standard.compute_seconds > 0);
   CHECK(report.farskip.compute_seconds > 0);
@@ -244,7 +244,7 @@ TEST_CASE("what is measured on a mirror covers every op of a distillation") {
   const MirrorMeasurement measurement = choose_measurement(request, 1e12, 30);
   CHECK(measurement.request.distill->teacher.num_layers == 3);
   CHECK(measurement.request.distill->config.freeze == std::vector<std::string>{"head"});
-  request.costs.table = std::make_shared<const CostTable>(measure_on_mirror(measurement, kQuiet));
+  request.costs.table = std::make_shared<const CostTable>(measure_without_peers(measurement, kQuiet));
   const PlanReport report = plan_step(request, kQuiet);
   CHECK(report.standard.compute_seconds > 0);
   CHECK(report.farskip.compute_seconds > 0);

@@ -30,6 +30,18 @@ OpCase adamw_case(const char* name, const Shape& shape, float factor, const ops:
       {}};
 }
 
+OpCase muon_case(const char* name, const Shape& shape, float factor, const ops::Muon& a) {
+  return {"muon",
+          name,
+          Attributes::of(a),
+          {random_tensor(shape, 421), random_tensor(shape, 422, 0.1), random_tensor(shape, 423),
+           float_tensor({1}, {factor}), float_tensor({3}, {0.05F, 1.0F, 1.0F})},
+          {},
+          {},
+          false,
+          5e-6};
+}
+
 }  // namespace
 
 std::vector<OpCase> optimizer_cases() {
@@ -57,6 +69,13 @@ std::vector<OpCase> optimizer_cases() {
       adamw_case("no decay, other betas", {129}, 1.0F, {.beta1 = 0.8, .beta2 = 0.999, .eps = 1e-6}));
   cases.push_back(adamw_case("more than one tile", {33, 1001}, 1.0F, {.weight_decay = 0.01}));
   cases.push_back(adamw_case("factor 0: nothing changes", {5, 9}, 0.0F, {.weight_decay = 0.1}));
+  cases.push_back(muon_case("wide", {5, 9}, 0.3F, {.weight_decay = 0.1}));
+  cases.push_back(muon_case("high", {33, 7}, 1.0F, {.momentum = 0.8}));
+  cases.push_back(muon_case("one column", {7, 1}, 1.0F, {}));
+  cases.push_back(muon_case("experts", {3, 8, 6}, 1.0F, {.weight_decay = 0.1, .matrix_rows = 4}));
+  cases.push_back(muon_case("rows of another rank", {0, 6}, 1.0F, {.matrix_rows = 4}));
+  cases.push_back(muon_case("more than one tile", {160, 131}, 1.0F, {}));
+  cases.push_back(muon_case("factor 0: nothing changes", {5, 9}, 0.0F, {.weight_decay = 0.1}));
   return cases;
 }
 

@@ -121,17 +121,20 @@ TEST_CASE("every parameter's gradient equals the reference") {
   CHECK(compared == want.tensors().size());
 }
 
-TEST_CASE("twenty steps of AdamW follow the reference's losses and gradient norms") {
+TEST_CASE("twenty steps of an optimizer follow the reference's losses and gradient norms") {
   const Reference r(GENERATE("deepseek_v2", "qwen3_moe"));
   const std::string mode = GENERATE(as<std::string>(), "off", "full");
+  const OptimizerName rule = GENERATE(OptimizerName::adamw, OptimizerName::muon);
   const std::int64_t micro_batch = GENERATE(4, 2);  // in one piece, and accumulated
-  CAPTURE(r.folder, mode, micro_batch);
+  const std::string name(name_of(optimizer_names, rule));
+  CAPTURE(r.folder, mode, name, micro_batch);
   constexpr std::int64_t kSequence = 32, kBatch = 4;
   TrainEngineOptions options;
   options.sequence_length = kSequence;
   options.micro_batch = micro_batch;
   options.micro_batches = kBatch / micro_batch;
-  options.optimizer = {.beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.1, .clip_grad_norm = 1.0};
+  options.optimizer = {
+      .name = rule, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.1, .clip_grad_norm = 1.0};
   TrainEngine engine(wire_model(r.config, parse_wiring(mode)), r.weights(), options, test::quiet_context());
   const TokenFile tokens((r.folder / "tokens").string());
   std::int64_t sample = 0;
@@ -151,8 +154,8 @@ TEST_CASE("twenty steps of AdamW follow the reference's losses and gradient norm
         engine.compute_gradients(batches, 1.0F / (kBatch * kSequence), 0.0F).loss_sum / (kBatch * kSequence);
     const float norm = engine.update(1e-3, step + 1);
     CAPTURE(step);
-    CHECK(loss == Catch::Approx(r.numbers["adamw_losses." + mode][step].get<double>()).epsilon(1e-4));
-    CHECK(norm == Catch::Approx(r.numbers["adamw_grad_norms." + mode][step].get<double>()).epsilon(1e-4));
+    CHECK(loss == Catch::Approx(r.numbers[name + "_losses." + mode][step].get<double>()).epsilon(1e-4));
+    CHECK(norm == Catch::Approx(r.numbers[name + "_grad_norms." + mode][step].get<double>()).epsilon(1e-4));
   }
 }
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Reference kernels of the optimizer.
+#include <Eigen/Dense>
 #include <algorithm>
 #include <cmath>
 
@@ -56,12 +57,49 @@ void run_adamw(const KernelCall& call) {
   }
 }
 
+// Inputs: parameter, momentum, gradient, factor, {lr, …}. Newton-Schulz of one matrix as Muon's authors state
+// it.
+using Matrix = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+
+Matrix orthogonalise(const Matrix& update) {
+  constexpr double a = 3.4445, b = -4.7750, c = 2.0315;
+  Matrix x = update.rows() > update.cols() ? Matrix(update.transpose()) : update;
+  x /= std::max(x.norm(), 1e-7);
+  for (int step = 0; step < 5; ++step) {
+    const Matrix gram = x * x.transpose();
+    x = a * x + (b * gram + c * gram * gram) * x;
+  }
+  return update.rows() > update.cols() ? Matrix(x.transpose()) : x;
+}
+
+void run_muon(const KernelCall& call) {
+  const auto& attributes = call.get<ops::Muon>();
+  const std::int64_t columns = call.in_shape(0).back(), all = call.in_shape(0).num_rows();
+  const std::int64_t rows = attributes.matrix_rows > 0 ? attributes.matrix_rows : all;
+  const double factor = call.in<double>(3)[0], lr = call.in<double>(4)[0], mu = attributes.momentum;
+  for (std::int64_t first = 0; first < all; first += rows) {
+    const auto matrix = [&](const double* data) {
+      return Eigen::Map<const Matrix>(data + first * columns, rows, columns);
+    };
+    Matrix p = matrix(call.in<double>(0)), m = matrix(call.in<double>(1));
+    if (factor != 0.0) {
+      const Matrix g = factor * matrix(call.in<double>(2));
+      m = mu * m + (1.0 - mu) * g;
+      const double scale = 0.2 * std::sqrt(static_cast<double>(std::max(rows, columns)));
+      p = p * (1.0 - lr * attributes.weight_decay) - lr * scale * orthogonalise(mu * m + (1.0 - mu) * g);
+    }
+    Eigen::Map<Matrix>(call.out<double>(0) + first * columns, rows, columns) = p;
+    Eigen::Map<Matrix>(call.out<double>(1) + first * columns, rows, columns) = m;
+  }
+}
+
 }  // namespace
 
 void register_optimizer(KernelTable& table) {
   add_reference(table, "sum_of_squares", run_sum_of_squares);
   add_reference(table, "clip_factor", run_clip_factor);
   add_reference(table, "adamw", run_adamw);
+  add_reference(table, "muon", run_muon);
 }
 
 }  // namespace farskip::reference

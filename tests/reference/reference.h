@@ -20,7 +20,7 @@ void register_dense(KernelTable& table);      // embedding, add, matmul, grouped
 void register_rowwise(KernelTable& table);    // rms_norm, rope, swiglu
 void register_attention(KernelTable& table);  // attention, mla_key_value
 void register_routing(KernelTable& table);    // router, dispatch, rows on their way
-void register_optimizer(KernelTable& table);  // sum_of_squares, clip_factor, adamw
+void register_optimizer(KernelTable& table);  // sum_of_squares, clip_factor, adamw, muon
 void register_distill(KernelTable& table);    // losses of a student beside its teacher
 
 /// Adds `run` as the f64 kernel of `op` unless the table has one.

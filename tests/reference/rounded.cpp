@@ -13,7 +13,7 @@ namespace farskip {
 namespace {
 
 // Kernels are plain functions: which op one stands for is part of its type. All ops but the collectives.
-constexpr std::array<std::string_view, 47> kOps{"adamw",
+constexpr std::array<std::string_view, 48> kOps{"adamw",
                                                 "add",
                                                 "attention",
                                                 "attention_grad",
@@ -40,6 +40,7 @@ constexpr std::array<std::string_view, 47> kOps{"adamw",
                                                 "matmul",
                                                 "mla_key_value",
                                                 "mla_key_value_grad",
+                                                "muon",
                                                 "order_by_expert",
                                                 "permute_values",
                                                 "rms_norm",
@@ -88,14 +89,7 @@ const Kernel& wide_kernel(std::string_view op) {
 
 using Views = std::vector<TensorView>;
 
-void run_widened(std::string_view op, const Attributes& attributes, const Views& given_in,
-                 const Views& given_out) {
-  std::vector<Widened> inputs, outputs;
-  Views in, out;
-  for (const TensorView& v : given_in) in.push_back(inputs.emplace_back(widen(v)).view);
-  for (const TensorView& v : given_out) out.push_back(outputs.emplace_back(widen(v)).view);
-
-  const Kernel& kernel = wide_kernel(op);
+void run_kernel(const Kernel& kernel, const Attributes& attributes, const Views& in, const Views& out) {
   std::vector<TensorType> in_types, out_types;
   for (const TensorView& v : in) in_types.push_back(type_of(v));
   for (const TensorView& v : out) out_types.push_back(type_of(v));
@@ -105,6 +99,15 @@ void run_widened(std::string_view op, const Attributes& attributes, const Views&
       kernel.workspace == nullptr ? 0 : kernel.workspace({attributes, pointers, out_types});
   const auto scratch = allocate_memory(bytes);
   kernel.run({attributes, in, out, {scratch.get(), bytes}});
+}
+
+void run_widened(std::string_view op, const Attributes& attributes, const Views& given_in,
+                 const Views& given_out) {
+  std::vector<Widened> inputs, outputs;
+  Views in, out;
+  for (const TensorView& v : given_in) in.push_back(inputs.emplace_back(widen(v)).view);
+  for (const TensorView& v : given_out) out.push_back(outputs.emplace_back(widen(v)).view);
+  run_kernel(wide_kernel(op), attributes, in, out);
 
   for (std::size_t o = 0; o < out.size(); ++o)
     if (given_out[o].dtype == DType::bf16)
@@ -113,8 +116,10 @@ void run_widened(std::string_view op, const Attributes& attributes, const Views&
 }
 
 void run_any(std::string_view op, const Attributes& attributes, const Views& in, const Views& out) {
-  if (op == "cast" || (op == "adamw" && out.size() > 3))  // the CPU's own kernels give bf16
-    cpu_kernel_table().at(op, in[0].dtype, DeviceKind::cpu).run({attributes, in, out, {}});
+  const bool gives_low =
+      op == "cast" || (op == "adamw" && out.size() > 3) || (op == "muon" && out.size() > 2);
+  if (gives_low)  // the CPU's own kernels give bf16
+    run_kernel(cpu_kernel_table().at(op, in[0].dtype, DeviceKind::cpu), attributes, in, out);
   else
     run_widened(op, attributes, in, out);
 }

@@ -50,10 +50,13 @@ class RandomGraph {
                            {.sequence_length = 2, .heads = 2, .kv_heads = 2, .scale = 0.5})
                 .out);
       default: {
-        auto parts = ops::reduce_scatter(b_, {pick(), pick()}, replicas());
+        const RowCut cut = cut_evenly(MeshAxis::world, 8, 2);
+        ops::Replicas both = replicas(), attributes = replicas();
+        both.add(cut);
+        both.add(cut);
+        auto parts = ops::reduce_scatter(b_, {pick(), pick()}, both);
         if (random_() % 2 == 0) parts[0] = ops::add(b_, parts[0], parts[1]);
-        ops::Replicas attributes = replicas();
-        attributes.rows = {8};
+        attributes.add(cut);
         values_.push_back(ops::all_gather(b_, {parts[0]}, attributes)[0]);
       }
     }

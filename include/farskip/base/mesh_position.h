@@ -6,6 +6,7 @@
 #include <array>
 #include <cstdint>
 #include <string_view>
+#include <vector>
 
 namespace farskip {
 
@@ -41,6 +42,26 @@ struct Range {
 constexpr Range part_of(std::int64_t total, int parts, int part) {
   const std::int64_t first = total * part / parts;
   return {first, total * (part + 1) / parts - first};
+}
+
+/// How the rows of a tensor are dealt out over the ranks of an axis: rank r has [bounds[r], bounds[r + 1]),
+/// which may be none.
+struct RowCut {
+  MeshAxis axis = MeshAxis::world;
+  std::vector<std::int64_t> bounds{0, 0};  // one more than ranks; the last is the number of rows
+
+  std::int64_t num_rows() const { return bounds.back(); }
+  Range part(int rank) const {
+    const auto r = static_cast<std::size_t>(rank);
+    return {bounds[r], bounds[r + 1] - bounds[r]};
+  }
+  friend bool operator==(const RowCut&, const RowCut&) = default;
+};
+/// In parts of whole `unit`s of rows, consecutive ones, as even as part_of.
+inline RowCut cut_evenly(MeshAxis axis, std::int64_t rows, int ranks, std::int64_t unit = 1) {
+  RowCut cut{axis, {}};
+  for (int r = 0; r <= ranks; ++r) cut.bounds.push_back(rows / unit * r / ranks * unit);
+  return cut;
 }
 
 }  // namespace farskip

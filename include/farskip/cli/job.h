@@ -12,7 +12,7 @@
 #include "farskip/base/heartbeat.h"
 #include "farskip/base/log.h"
 #include "farskip/cli/command.h"
-#include "farskip/cli/load.h"
+#include "farskip/cli/command_inputs.h"
 #include "farskip/comm/communicator.h"
 
 namespace farskip {

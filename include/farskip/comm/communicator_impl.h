@@ -26,7 +26,7 @@ struct Collective {
   std::int64_t element_bytes = 1;         // of what `offsets` counts
   int root = 0;
   RowExchange exchange;
-  RowReturn giveback;
+  RowReturn row_return;
 };
 
 /// Owned by its communicator, which uses it again.

@@ -46,8 +46,9 @@ inline constexpr Choice<GpuTransport> gpu_transport_names[] = {{"auto", GpuTrans
                                                                {"nccl", GpuTransport::nccl},
                                                                {"copy_engines", GpuTransport::copy_engines}};
 
-enum class OptimizerName { adamw };
-inline constexpr Choice<OptimizerName> optimizer_names[] = {{"adamw", OptimizerName::adamw}};
+enum class OptimizerName { adamw, muon };
+inline constexpr Choice<OptimizerName> optimizer_names[] = {{"adamw", OptimizerName::adamw},
+                                                            {"muon", OptimizerName::muon}};
 
 enum class LearningRateSchedule { constant, cosine, wsd };
 inline constexpr Choice<LearningRateSchedule> learning_rate_schedule_names[] = {
@@ -127,6 +128,7 @@ struct DataConfig {
 
 struct OptimizerConfig {
   OptimizerName name = OptimizerName::adamw;
+  double momentum = 0.95;  // of Muon
   double beta1 = 0.9, beta2 = 0.95;
   double eps = 1e-8;
   double weight_decay = 0.1;    // on tensors of rank >= 2

@@ -44,7 +44,7 @@ class Distillation final : public RunObjective {
   void describe_validation(const Evaluation& e, const RunNumbers& numbers, StepMetrics& m) const override;
   bool looks_at(std::int64_t step) const override;
   /// An evaluation whose metric is not finite does not count.
-  bool look(std::int64_t step, const Evaluation& e, RunNumbers& numbers) const override;
+  bool observe(std::int64_t step, const Evaluation& e, RunNumbers& numbers) const override;
   bool over(const RunNumbers& numbers) const override;
 
  private:

@@ -19,7 +19,7 @@ class EarlyStopping {
   bool looks_at(std::int64_t step) const { return step % config_.every == 0; }
   HeldOutMetric metric() const { return config_.metric; }
   /// Returns whether this look made progress. Keeps its place in `numbers`: best, best_step, looks_without.
-  bool look(std::int64_t step, double value, RunNumbers& numbers) const;
+  bool observe(std::int64_t step, double value, RunNumbers& numbers) const;
   bool over(const RunNumbers& numbers) const;
   /// The next look is the first.
   static void forget(RunNumbers& numbers);

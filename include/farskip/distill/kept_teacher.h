@@ -31,7 +31,7 @@ class KeptTeacher {
   bool holds_teacher() const { return alone_ != nullptr; }
 
  private:
-  class Alone;
+  class StandaloneTeacher;
   /// What is known of the sequences of a micro-batch.
   struct Known {
     std::vector<std::string> keys;
@@ -42,7 +42,7 @@ class KeptTeacher {
   bool find_records(Known& known) const;
   /// Fills in what is missing from the teacher, and keeps it. Collective.
   void ask(const Batch& batch, Known& known);
-  Alone& alone();
+  StandaloneTeacher& alone();
   /// Lets the teacher go when it was of no use for a while.
   void note_use(bool used);
 
@@ -52,7 +52,7 @@ class KeptTeacher {
   DType compute_;
   Context context_;
   std::unique_ptr<TeacherCache> cache_;
-  std::unique_ptr<Alone> alone_;  // while it is needed
+  std::unique_ptr<StandaloneTeacher> alone_;  // while it is needed
   int steps_without_use_ = 0;
 };
 

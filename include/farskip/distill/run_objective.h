@@ -51,7 +51,7 @@ class RunObjective {
   /// Whether it wants to see held-out text after this step, whatever the evaluation interval.
   virtual bool looks_at(std::int64_t /*step*/) const { return false; }
   /// Sees it. True: this is the best model so far.
-  virtual bool look(std::int64_t /*step*/, const Evaluation& /*e*/, RunNumbers& /*numbers*/) const {
+  virtual bool observe(std::int64_t /*step*/, const Evaluation& /*e*/, RunNumbers& /*numbers*/) const {
     return false;
   }
   /// Held-out text has ended the run, in this process or before.

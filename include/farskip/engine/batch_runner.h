@@ -25,7 +25,7 @@ struct Batch {
   std::vector<std::int32_t> tokens, targets;  // [B*S]; target -1: not counted
   std::vector<std::int32_t> document_start;   // [B*S] or empty
   /// What the objective's graph reads beside these, by external name (a teacher's kept outputs).
-  std::map<std::string, HostTensor> more{};
+  std::map<std::string, HostTensor> objective_inputs{};
 };
 
 /// Sums over the batches that were run, on this rank or over all of them.

@@ -120,6 +120,6 @@ MirrorMeasurement choose_measurement(const PlanRequest& request, double flops_pe
 MemoryReport state_memory(const PlanRequest& request);
 /// Measures kernels on this machine, the other ranks mirrored (comm/mirror.h). The collectives of
 /// the table are copies within this process: plan with links.
-CostTable measure_on_mirror(const MirrorMeasurement& measurement, const Logger& logger);
+CostTable measure_without_peers(const MirrorMeasurement& measurement, const Logger& logger);
 
 }  // namespace farskip

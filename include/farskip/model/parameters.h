@@ -3,6 +3,7 @@
 // The tensors of a model: how they lie in memory, and under which names the hub's files hold them.
 
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <string>
 #include <vector>
@@ -35,6 +36,8 @@ struct ParameterSpec {
   /// name: not split on the hub.
   std::vector<HubPiece> pieces;
   bool is_router = false;  // decides on experts: always computed with in f32
+  /// Rows of one matrix, where several lie below each other: gate and up of an MLP, experts. 0: it is one.
+  std::int64_t matrix_rows = 0;
 
   /// Seen as a matrix: all dims but the last taken together, and the last. A vector has rows of one element.
   std::int64_t num_rows() const { return row_count(shape); }
@@ -55,18 +58,20 @@ std::string read_name(const ParameterSpec& spec, DType compute);
 /// What one rank holds of a parameter: all of it, or the experts that are its own.
 struct LocalParameter {
   ParameterSpec spec;  // shape and pieces of the experts here; rows of pieces count from the first here
-  std::int64_t first_row = 0;           // of the whole parameter, where the part here begins
-  Shape full_shape;                     // of the whole parameter
-  MeshAxis replicas = MeshAxis::world;  // the ranks that hold the same part: world, or data for experts
-  /// Rows of `spec` whose optimizer state this rank keeps: all of them, or its share among the replicas.
-  Range optimizer_rows;
+  std::int64_t first_row = 0;  // of the whole parameter, where the part here begins
+  Shape full_shape;            // of the whole parameter
+  /// Over the ranks that hold the same part (world, or data for experts): which of them updates which rows of
+  /// `spec` with ZeRO, and writes them into checkpoints.
+  RowCut owners;
+  Range own_rows;  // of `spec`, whose optimizer state this rank keeps: all of them, or its part of `owners`
 };
 
 /// In the order of `specs`. Expert e lives on rank e / (E / expert_size) of the expert axis. `zero`:
-/// optimizer state is dealt out to the replicas, by rows. UsageError unless the expert axis divides the
-/// experts.
-std::vector<LocalParameter> local_parameters(const std::vector<ParameterSpec>& specs,
-                                             const MeshPosition& mesh, bool zero);
+/// optimizer state is dealt out to the replicas, by rows, or by whole matrices where `keeps_matrices` says
+/// so. UsageError unless the expert axis divides the experts.
+std::vector<LocalParameter> local_parameters(
+    const std::vector<ParameterSpec>& specs, const MeshPosition& mesh, bool zero,
+    const std::function<bool(const ParameterSpec&)>& keeps_matrices = {});
 
 /// In order: embedding, layers, final norm, head (absent when tied).
 std::vector<ParameterSpec> list_parameters(const ModelConfig& config);

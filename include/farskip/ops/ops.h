@@ -13,7 +13,9 @@
 // gradient of every parameter (GradientCall::is_parameter). Ops for which nothing is said take all low or all
 // f32, and give the same.
 
+#include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstdint>
 #include <optional>
 #include <string_view>
@@ -394,17 +396,29 @@ ValueId return_slabs(Builder& b, ValueId slabs, const RowExchange& attributes);
 
 // ---- collective.cpp ------------------------------------------------------------------------------
 //
-// Several tensors at once, as one message a peer. Each is cut by rows (part_of), a vector by elements.
+// Several tensors at once, as one message a peer. Those that are dealt out are cut by rows, a vector by
+// elements.
 
 struct Replicas {
   MeshAxis axis = MeshAxis::world;
   std::int64_t size = 1, rank = 0;
-  std::vector<std::int64_t> rows{};  // all_gather: of each whole tensor
+  /// reduce_scatter, all_gather: RowCut::bounds of each whole tensor, one after the other.
+  std::vector<std::int64_t> bounds{};
   static void fields(auto& self, auto&& f) {
     f("axis", self.axis);
     f("size", self.size);
     f("rank", self.rank);
-    f("rows", self.rows);
+    f("bounds", self.bounds);
+  }
+  void add(const RowCut& cut) { bounds.insert(bounds.end(), cut.bounds.begin(), cut.bounds.end()); }
+  std::size_t num_cuts() const { return bounds.size() / static_cast<std::size_t>(size + 1); }
+  /// Rows of whole tensor `tensor`, and those of them that rank r has.
+  std::int64_t num_rows(std::size_t tensor) const { return bound(tensor, size); }
+  Range part(std::size_t tensor, std::int64_t r) const {
+    return {bound(tensor, r), bound(tensor, r + 1) - bound(tensor, r)};
+  }
+  std::int64_t bound(std::size_t tensor, std::int64_t r) const {
+    return bounds[tensor * static_cast<std::size_t>(size + 1) + static_cast<std::size_t>(r)];
   }
 };
 /// Tensors (f32 or f64) → their sums over the ranks of the axis. In place.
@@ -462,5 +476,36 @@ struct AdamWState {
 /// place in p, m, v.
 AdamWState adamw(Builder& b, const AdamWState& state, ValueId grad, ValueId factor, ValueId hyper,
                  const AdamW& attributes);
+
+struct Muon {
+  double momentum = 0.95, weight_decay = 0.0;
+  std::int64_t matrix_rows = 0;  // of one matrix; 0: all rows are one
+  bool low_copy = false;
+  static void fields(auto& self, auto&& f) {
+    f("momentum", self.momentum);
+    f("weight_decay", self.weight_decay);
+    f("matrix_rows", self.matrix_rows);
+    f("low_copy", self.low_copy);
+  }
+  /// Newton-Schulz: X ← a X + (b A + c A²) X with A = X Xᵀ, so often.
+  static constexpr int kSteps = 5;
+  static constexpr float kA = 3.4445F, kB = -4.7750F, kC = 2.0315F;
+  static constexpr float kEps = 1e-7F;
+  /// Of updates, so that their root mean square is that of AdamW's (Liu et al. 2025, Moonlight).
+  static double scale(std::int64_t rows, std::int64_t columns) {
+    return 0.2 * std::sqrt(static_cast<double>(std::max(rows, columns)));
+  }
+};
+struct MuonState {
+  ValueId parameter, momentum;
+  ValueId low_copy{};  // as AdamWState's
+};
+/// Muon (Jordan et al. 2024) with Nesterov momentum, of each matrix [matrix_rows, columns] that lie below
+/// each other in [rows, columns]: g' = factor·g; m = μ m + (1-μ) g'; u = μ m + (1-μ) g'; X = u / max(‖u‖,
+/// 1e-7), then kSteps of Newton-Schulz; p = p (1 - lr·wd) - lr · scale(rows, columns) · X. On a GPU X and A
+/// are bf16. hyper as of adamw, of which lr is read; factor f32[1]. Where factor is 0 nothing changes. In
+/// place in p, m.
+MuonState muon(Builder& b, const MuonState& state, ValueId grad, ValueId factor, ValueId hyper,
+               const Muon& attributes);
 
 }  // namespace farskip::ops

@@ -8,10 +8,10 @@
 
 namespace farskip {
 
-/// A gradient accumulator of the graph, and the ranks that hold the same parameter.
+/// A gradient accumulator of the graph, and the ranks that hold the same parameter, with the rows of each.
 struct ReplicatedGradient {
   std::string accumulator;  // name of the state external
-  MeshAxis replicas = MeshAxis::world;
+  RowCut owners;
 };
 
 struct ReductionOptions {

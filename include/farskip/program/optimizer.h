@@ -2,6 +2,7 @@
 #pragma once
 // What an optimizer keeps for a weight, and how it moves it.
 
+#include <array>
 #include <memory>
 #include <string>
 #include <vector>
@@ -22,19 +23,31 @@ struct OptimizedWeight {
 /// Stateless: what changes lies in the states.
 class Optimizer {
  public:
-  Optimizer() = default;
+  explicit Optimizer(const OptimizerConfig& config) : config_(config) {}
   Optimizer(const Optimizer&) = delete;
   Optimizer& operator=(const Optimizer&) = delete;
   virtual ~Optimizer() = default;
 
+  /// Largest global gradient norm; 0: not clipped.
+  double clip_grad_norm() const { return config_.clip_grad_norm; }
+  /// The input kHyper of the step with this 1-based number: {lr, 1/c1, 1/c2} as ops::adamw wants them.
+  using Hyper = std::array<float, 3>;
+  Hyper hyper(double learning_rate, std::int64_t step) const;
+
   /// What it keeps for a weight, f32 and of the weight's shape, each by what begins its name (state_name):
   /// kFirstMoment. It starts with zeros.
   virtual std::vector<std::string> states(const ParameterSpec& spec) const = 0;
-  /// The input kHyper of the step with this 1-based number; always as many.
-  virtual std::vector<float> hyper(double learning_rate, std::int64_t step) const = 0;
+  /// It moves the parameter's matrices as wholes: with ZeRO none is cut.
+  virtual bool keeps_matrices(const ParameterSpec& /*spec*/) const { return false; }
   /// The new weight and states. `factor` f32[1] scales the gradient; 0: nothing changes.
   virtual OptimizedWeight update(Builder& b, const ParameterSpec& spec, const OptimizedWeight& now,
                                  ValueId gradient, ValueId factor, ValueId hyper, bool low_copy) const = 0;
+
+ protected:
+  const OptimizerConfig& config() const { return config_; }
+
+ private:
+  OptimizerConfig config_;
 };
 
 std::unique_ptr<const Optimizer> make_optimizer(const OptimizerConfig& config);

@@ -4,6 +4,7 @@
 // accumulators, the last one also sums them over replicas), the update another; a validation batch is the
 // forward alone.
 
+#include <memory>
 #include <set>
 #include <string>
 
@@ -15,6 +16,7 @@
 namespace farskip {
 
 class StepObjective;  // objective.h
+class Optimizer;      // optimizer.h
 
 /// How a step is spread over ranks.
 struct StepSharding {
@@ -42,18 +44,14 @@ struct MicroBatchKind {
   int in_flight = 1;
   Recompute recompute = Recompute::none;     // what the backward computes again (passes/recompute.h)
   const StepObjective* objective = nullptr;  // none: cross-entropy on the data
-  std::set<std::string> frozen = {};         // parameters without a gradient, by name
 };
-PassPipeline micro_batch_pipeline(const Model& model, const LowerOptions& options,
-                                  const StepSharding& sharding, const MicroBatchKind& kind);
+/// `trained`: local_parameters() that get a gradient.
+PassPipeline micro_batch_pipeline(const Model& model, const std::vector<LocalParameter>& trained,
+                                  const LowerOptions& options, const StepSharding& sharding,
+                                  const MicroBatchKind& kind);
 
-/// Without those whose names are in `frozen`.
-std::vector<LocalParameter> without_frozen(std::vector<LocalParameter> parameters,
-                                           const std::set<std::string>& frozen);
-
-/// Clip and AdamW over all parameters (decay on tensors of rank >= 2 as the hub counts ranks: an expert's
-/// matrices, not norms). All tensors are seen as matrices [rows, row size], vectors as they are; state, and
-/// only the optimizer_rows of each: own_rows_name of parameter and gradient, and the optimizer's states.
+/// Clip and update of all parameters. All tensors are seen as matrices [rows, row size], vectors as they are;
+/// state, and only the own_rows of each: own_rows_name of parameter and gradient, and the optimizer's states.
 /// Output "grad_norm" f32[1], over all ranks, before clipping. `compute` bf16: also these rows of the compute
 /// copy of each parameter that has one (own_rows_name of compute_copy_name), so that micro-batches need not
 /// round again.
@@ -62,7 +60,7 @@ std::vector<LocalParameter> without_frozen(std::vector<LocalParameter> parameter
 /// the compute copy (under compute_copy_name) of a parameter that has one, whose other rows are then behind
 /// on this rank (gather_pipeline); else the parameter (under its name).
 PassPipeline update_pipeline(const std::vector<LocalParameter>& parameters, const StepSharding& sharding,
-                             const OptimizerConfig& optimizer, DType compute = DType::f32);
+                             std::shared_ptr<const Optimizer> optimizer, DType compute = DType::f32);
 
 /// Puts together what the update leaves behind: the parameters of which a rank has its own rows alone.
 /// Without nodes where there are none. Externals as there.

@@ -94,9 +94,9 @@ class TrainingProgram {
   Model model_;
   TrainingOptions options_;
   MeshPosition mesh_;
+  std::shared_ptr<const Optimizer> optimizer_;
   std::vector<LocalParameter> parameters_, trained_;
   RoutedRowsPlan routed_rows_;
-  std::shared_ptr<const Optimizer> optimizer_;
 };
 
 /// A forward alone: the losses of an objective (none: cross-entropy on the data), or logits.

@@ -11,6 +11,6 @@ namespace farskip {
 std::string gradient_name(std::string_view parameter);
 /// Of what an optimizer keeps for a parameter: `kind` begins the name.
 std::string state_name(std::string_view kind, std::string_view parameter);
-inline constexpr std::string_view kFirstMoment = "adam.m.", kSecondMoment = "adam.v.";
+inline constexpr std::string_view kFirstMoment = "adam.m.", kSecondMoment = "adam.v.", kMomentum = "muon.m.";
 
 }  // namespace farskip

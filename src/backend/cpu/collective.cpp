@@ -16,18 +16,18 @@ std::int64_t total_elements(std::span<const TensorView> views) {
   return elements;
 }
 
-/// Elements of rank p's rows of one whole tensor.
-Range elements_of(const Shape& shape, std::int64_t size, std::int64_t p) {
-  const Range r = part_of(row_count(shape), static_cast<int>(size), static_cast<int>(p));
+/// Elements of rank p's rows of whole tensor i.
+Range elements_of(const ops::Replicas& a, std::size_t i, const Shape& shape, std::int64_t p) {
+  const Range r = a.part(i, p);
   return {r.first * row_size(shape), r.count * row_size(shape)};
 }
 
 /// Where each rank's elements of all whole tensors begin when they lie rank by rank: [size + 1].
-std::vector<std::int64_t> rank_offsets(std::span<const TensorView> whole, std::int64_t size) {
+std::vector<std::int64_t> rank_offsets(std::span<const TensorView> whole, const ops::Replicas& a) {
   std::vector<std::int64_t> offsets{0};
-  for (std::int64_t p = 0; p < size; ++p) {
+  for (std::int64_t p = 0; p < a.size; ++p) {
     std::int64_t elements = 0;
-    for (const TensorView& view : whole) elements += elements_of(view.shape, size, p).count;
+    for (std::size_t i = 0; i < whole.size(); ++i) elements += elements_of(a, i, whole[i].shape, p).count;
     offsets.push_back(offsets.back() + elements);
   }
   return offsets;
@@ -35,11 +35,11 @@ std::vector<std::int64_t> rank_offsets(std::span<const TensorView> whole, std::i
 
 /// Calls f(elements in the whole tensor, its data, place in rank-by-rank order) for rank p's part of each.
 template <class F>
-void for_each_part(std::span<const TensorView> whole, std::int64_t size, std::int64_t p, std::int64_t place,
-                   const F& f) {
-  for (const TensorView& view : whole) {
-    const Range part = elements_of(view.shape, size, p);
-    f(view.as<float>() + part.first, part.count, place);
+void for_each_part(std::span<const TensorView> whole, const ops::Replicas& a, std::int64_t p,
+                   std::int64_t place, const F& f) {
+  for (std::size_t i = 0; i < whole.size(); ++i) {
+    const Range part = elements_of(a, i, whole[i].shape, p);
+    f(whole[i].as<float>() + part.first, part.count, place);
     place += part.count;
   }
 }
@@ -91,7 +91,7 @@ void finish_all_reduce(const KernelCall& call) {
 
 Pending start_reduce_scatter(const KernelCall& call, const Mesh& mesh) {
   const auto& a = call.get<ops::Replicas>();
-  const auto offsets = rank_offsets(call.inputs, a.size);
+  const auto offsets = rank_offsets(call.inputs, a);
   const auto total = static_cast<std::size_t>(offsets.back());
   const auto own = static_cast<std::size_t>(offsets[a.rank + 1] - offsets[a.rank]);
   if (call.inputs.size() == 1)
@@ -99,7 +99,7 @@ Pending start_reduce_scatter(const KernelCall& call, const Mesh& mesh) {
                                                    std::span<float>(call.out(0), own));
   float* const packed = scratch(call);
   for (std::int64_t p = 0; p < a.size; ++p)
-    for_each_part(call.inputs, a.size, p, offsets[p],
+    for_each_part(call.inputs, a, p, offsets[p],
                   [&](const float* data, std::int64_t count, std::int64_t place) {
                     copy(packed + place, data, count);
                   });
@@ -110,7 +110,7 @@ Pending start_reduce_scatter(const KernelCall& call, const Mesh& mesh) {
 void finish_reduce_scatter(const KernelCall& call) {
   if (call.inputs.size() == 1) return;
   const auto& a = call.get<ops::Replicas>();
-  const float* at = scratch(call) + rank_offsets(call.inputs, a.size)[a.rank];
+  const float* at = scratch(call) + rank_offsets(call.inputs, a)[a.rank];
   for (const TensorView& out : call.outputs) {
     copy(out.as<float>(), at, out.num_elements());
     at += out.num_elements();
@@ -127,7 +127,7 @@ std::size_t all_gather_workspace(const OpTypes& types) {
 
 Pending start_all_gather(const KernelCall& call, const Mesh& mesh) {
   const auto& a = call.get<ops::Replicas>();
-  const auto offsets = rank_offsets(call.outputs, a.size);
+  const auto offsets = rank_offsets(call.outputs, a);
   const auto total = static_cast<std::size_t>(offsets.back());
   const auto own = static_cast<std::size_t>(offsets[a.rank + 1] - offsets[a.rank]);
   if (call.outputs.size() == 1)
@@ -145,12 +145,11 @@ Pending start_all_gather(const KernelCall& call, const Mesh& mesh) {
 void finish_all_gather(const KernelCall& call) {
   if (call.outputs.size() == 1) return;
   const auto& a = call.get<ops::Replicas>();
-  const auto offsets = rank_offsets(call.outputs, a.size);
+  const auto offsets = rank_offsets(call.outputs, a);
   for (std::int64_t p = 0; p < a.size; ++p)
-    for_each_part(call.outputs, a.size, p, offsets[p],
-                  [&](float* data, std::int64_t count, std::int64_t place) {
-                    copy(data, scratch(call) + place, count);
-                  });
+    for_each_part(call.outputs, a, p, offsets[p], [&](float* data, std::int64_t count, std::int64_t place) {
+      copy(data, scratch(call) + place, count);
+    });
 }
 
 }  // namespace

@@ -131,18 +131,19 @@ void unpack_all_reduce(const KernelCall& call) {
 
 // ---- tensors cut by rows
 
-/// Elements of rank p's rows of one whole tensor.
-Range elements_of(const Shape& shape, int size, int p) {
-  const Range r = part_of(row_count(shape), size, p);
+/// Elements of rank p's rows of whole tensor i.
+Range elements_of(const ops::Replicas& a, std::size_t i, const Shape& shape, int p) {
+  const Range r = a.part(i, p);
   return {r.first * row_size(shape), r.count * row_size(shape)};
 }
 
 /// Where each rank's elements of all whole tensors begin when they lie rank by rank.
-Offsets rank_offsets(std::span<const TensorView> whole, int size) {
+Offsets rank_offsets(const KernelCall& call, std::span<const TensorView> whole) {
+  const auto& a = call.get<ops::Replicas>();
   Offsets offsets{0};
-  for (int p = 0; p < size; ++p) {
+  for (int p = 0; p < call.group->size(); ++p) {
     std::int64_t elements = 0;
-    for (const TensorView& view : whole) elements += elements_of(view.shape, size, p).count;
+    for (std::size_t i = 0; i < whole.size(); ++i) elements += elements_of(a, i, whole[i].shape, p).count;
     offsets.push_back(offsets.back() + elements);
   }
   return offsets;
@@ -151,13 +152,13 @@ Offsets rank_offsets(std::span<const TensorView> whole, int size) {
 /// Calls f(part of a whole tensor, its place rank by rank, bytes) for all parts.
 template <class T, class F>
 void for_each_part(const KernelCall& call, std::span<const TensorView> whole, T* packed, const F& f) {
-  const int size = call.group->size();
-  const Offsets offsets = rank_offsets(whole, size);
-  for (int p = 0; p < size; ++p) {
+  const auto& a = call.get<ops::Replicas>();
+  const Offsets offsets = rank_offsets(call, whole);
+  for (int p = 0; p < call.group->size(); ++p) {
     T* at = packed + offsets[p];
-    for (const TensorView& view : whole) {
-      const Range part = elements_of(view.shape, size, p);
-      f(view.as<T>() + part.first, at, static_cast<std::size_t>(part.count) * sizeof(T));
+    for (std::size_t i = 0; i < whole.size(); ++i) {
+      const Range part = elements_of(a, i, whole[i].shape, p);
+      f(whole[i].as<T>() + part.first, at, static_cast<std::size_t>(part.count) * sizeof(T));
       at += part.count;
     }
   }
@@ -196,7 +197,7 @@ float* own_sums(const KernelCall& call, const Offsets& offsets) {
 }
 
 void transport_reduce_scatter(const KernelCall& call) {
-  const Offsets offsets = rank_offsets(call.inputs, call.group->size());
+  const Offsets offsets = rank_offsets(call, call.inputs);
   const int rank = call.group->rank();
   const float* const data = call.inputs.size() == 1 ? call.in(0) : scratch<float>(call);
   auto* const parts = reinterpret_cast<float*>(call.workspace.data() + packed_bytes(call));
@@ -205,7 +206,7 @@ void transport_reduce_scatter(const KernelCall& call) {
 }
 
 void unpack_reduce_scatter(const KernelCall& call) {
-  const float* at = own_sums(call, rank_offsets(call.inputs, call.group->size()));
+  const float* at = own_sums(call, rank_offsets(call, call.inputs));
   for (const TensorView& out : call.outputs) {
     copy(call, out.data, at, out.num_bytes());
     at += out.num_elements();
@@ -227,7 +228,7 @@ T* gathered(const KernelCall& call) {
 
 template <class T>
 void pack_all_gather(const KernelCall& call) {
-  T* at = gathered<T>(call) + rank_offsets(call.outputs, call.group->size())[call.group->rank()];
+  T* at = gathered<T>(call) + rank_offsets(call, call.outputs)[call.group->rank()];
   for (const TensorView& in : call.inputs) {
     copy(call, at, in.data, in.num_bytes());
     at += in.num_elements();
@@ -236,7 +237,7 @@ void pack_all_gather(const KernelCall& call) {
 
 template <class T>
 void transport_all_gather(const KernelCall& call) {
-  gather_pieces(call, gathered<T>(call), rank_offsets(call.outputs, call.group->size()));
+  gather_pieces(call, gathered<T>(call), rank_offsets(call, call.outputs));
 }
 
 template <class T>

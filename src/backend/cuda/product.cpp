@@ -110,6 +110,7 @@ void multiply(const LaunchContext& gpu, const Product& p, std::span<std::byte> w
                 dtype_name(p.in), dtype_name(p.out));
   FARSKIP_CHECK(p.out == DType::f32 || p.accumulate == nullptr || p.accumulate != p.c, "a bf16 sum in place");
   if (p.m == 0 || p.n == 0) return;
+  FARSKIP_CHECK(p.k > 0 || p.beta == 1.0F, "a product without depth");
   if (p.k == 0) return copy_or_clear(gpu, p);
   const Alignments aligned = alignments_of(p);
   const bool accumulate = p.accumulate != nullptr;
@@ -119,8 +120,8 @@ void multiply(const LaunchContext& gpu, const Product& p, std::span<std::byte> w
                   dtype_name(p.in), dtype_name(p.out), aligned.a, aligned.b, aligned.c, workspace.size());
   ProductPlan& plan = gpu.plans->get<ProductPlan>(
       problem, [&] { return create_plan(gpu.blas, p, aligned, workspace.size()); });
-  const float alpha = 1.0F, beta = accumulate ? 1.0F : 0.0F;
-  FARSKIP_CUDA_CHECK(cublasLtMatmul(gpu.blas, plan.operation.get(), &alpha, p.b, plan.a.get(), p.a,
+  const float beta = accumulate ? p.beta : 0.0F;
+  FARSKIP_CUDA_CHECK(cublasLtMatmul(gpu.blas, plan.operation.get(), &p.alpha, p.b, plan.a.get(), p.a,
                                     plan.b.get(), &beta, accumulate ? p.accumulate : p.c, plan.c.get(), p.c,
                                     plan.c.get(), &plan.algorithm, workspace.data(), workspace.size(),
                                     gpu.stream));

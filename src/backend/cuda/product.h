@@ -11,9 +11,9 @@
 
 namespace farskip::cuda {
 
-/// c = op(a) · op(b) (+ accumulate), all row-major: op(a) is [m, k], op(b) [k, n]. ld: elements from one
-/// stored row to the next. a and b are both f32 or both bf16; c is f32, or bf16 where a is. Sums are in f32,
-/// never TF32.
+/// c = alpha · op(a) · op(b) (+ beta · accumulate), all row-major: op(a) is [m, k], op(b) [k, n]. ld:
+/// elements from one stored row to the next. a and b are both f32 or both bf16; c is f32, or bf16 where a is.
+/// Sums are in f32, never TF32.
 struct Product {
   bool transpose_a = false, transpose_b = false;
   std::int64_t m = 0, n = 0, k = 0;
@@ -25,6 +25,7 @@ struct Product {
   void* c = nullptr;
   std::int64_t ldc = 0;
   const void* accumulate = nullptr;  // laid out as c, and may be c where that is f32
+  float alpha = 1.0F, beta = 1.0F;
 };
 
 constexpr std::size_t kProductWorkspace = 32 << 20;

@@ -14,7 +14,7 @@
 #include "comm/cuda/check.h"
 #include "comm/cuda/place.h"
 #include "comm/cuda/side_copies.h"
-#include "farskip/comm/agreement.h"
+#include "farskip/comm/collective_errors.h"
 #include "farskip/comm/device_communicator.h"
 
 namespace farskip {

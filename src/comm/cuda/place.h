@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "comm/cuda/check.h"
-#include "farskip/comm/agreement.h"
+#include "farskip/comm/collective_errors.h"
 
 namespace farskip {
 

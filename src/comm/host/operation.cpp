@@ -160,7 +160,7 @@ void HostOperation::describe_exchange_rows() {
 }
 
 void HostOperation::describe_return_rows() {
-  const RowReturn& rows = collective_.giveback;
+  const RowReturn& rows = collective_.row_return;
   for (std::int64_t p = 0; p < size_; ++p) {
     const std::int32_t* const counts = rows.send_counts + p * rows.groups;
     const std::int64_t sent = std::accumulate(counts, counts + rows.groups, std::int64_t{0});

@@ -239,6 +239,13 @@ std::vector<OpCase> large_optimizer_cases() {
                    {random_tensor(shape, 784), random_tensor(shape, 785, 0.1), v, random_tensor(shape, 786),
                     float_tensor({1}, {0.7F}), float_tensor({3}, {1e-3F, 1.25F, 1.5F})},
                    {}});
+  for (const Shape& one : {Shape{3 * 512, 384}, Shape{1031, 2049}})
+    cases.push_back({"muon",
+                     "many blocks",
+                     Attributes::of(ops::Muon{.weight_decay = 0.1, .matrix_rows = one[0] == 1536 ? 512 : 0}),
+                     {random_tensor(one, 787), random_tensor(one, 788, 0.1), random_tensor(one, 789),
+                      float_tensor({1}, {0.7F}), float_tensor({3}, {1e-2F, 1.25F, 1.5F})},
+                     {}});
   return cases;
 }
 
@@ -251,10 +258,16 @@ std::vector<OpCase> cast_cases() {
         {"cast", "to f32", Attributes::of(ops::Cast{ops::CastTo::f32}), {convert_dtype(x, DType::bf16)}, {}});
   }
   for (OpCase c : optimizer_cases()) {
-    if (c.op != "adamw") continue;
-    auto a = c.attributes.get<ops::AdamW>();
-    a.low_copy = true;
-    c.attributes = Attributes::of(a);
+    const auto with_copy = [&](auto a) {
+      a.low_copy = true;
+      c.attributes = Attributes::of(a);
+    };
+    if (c.op == "adamw")
+      with_copy(c.attributes.get<ops::AdamW>());
+    else if (c.op == "muon")
+      with_copy(c.attributes.get<ops::Muon>());
+    else
+      continue;
     c.name += ", with a compute copy";
     cases.push_back(c);
   }

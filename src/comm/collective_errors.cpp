@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/comm/agreement.h"
+#include "farskip/comm/collective_errors.h"
 
 #include <algorithm>
 #include <atomic>

@@ -82,7 +82,7 @@ CostTable measure_one(const MirrorMeasurement& measurement, const Logger& logger
 
 }  // namespace
 
-CostTable measure_on_mirror(const MirrorMeasurement& measurement, const Logger& logger) {
+CostTable measure_without_peers(const MirrorMeasurement& measurement, const Logger& logger) {
   // Cores that work share memory bandwidth, caches and power: a rank alone is faster than one of many.
   CostTable table;
   run_local_ranks(measurement.local_ranks, [&](const Communicator& machine) {

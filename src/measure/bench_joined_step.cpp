@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/measure/compare_separate.h"
+#include "farskip/measure/bench_joined_step.h"
 
 #include <chrono>
 
@@ -71,9 +71,9 @@ double seconds_of(const Communicator& world, const F& f) {
 
 }  // namespace
 
-SeparateReport compare_with_separate(const ModelConfig& student, const DistillSetup& setup,
-                                     const TrainEngineOptions& options, const Context& context,
-                                     const SeparateOptions& separate) {
+SeparateReport bench_joined_step(const ModelConfig& student, const DistillSetup& setup,
+                                 const TrainEngineOptions& options, const Context& context,
+                                 const SeparateOptions& separate) {
   TrainEngineOptions joined_options = options, alone_options = options;
   add_random_distillation(joined_options, setup, student, context, separate.seed);
   alone_options.frozen = joined_options.frozen;

@@ -23,8 +23,8 @@ struct SeparateReport {
 /// Runs the three in turns, each from its own memory, on random weights and tokens. Both losses need the
 /// head's product of teacher and student, so that all of them do the same arithmetic. `options`: of the
 /// student's step, without objective. Collective.
-SeparateReport compare_with_separate(const ModelConfig& student, const DistillSetup& setup,
-                                     const TrainEngineOptions& options, const Context& context,
-                                     const SeparateOptions& separate);
+SeparateReport bench_joined_step(const ModelConfig& student, const DistillSetup& setup,
+                                 const TrainEngineOptions& options, const Context& context,
+                                 const SeparateOptions& separate);
 
 }  // namespace farskip

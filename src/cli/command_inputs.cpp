@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/cli/load.h"
+#include "farskip/cli/command_inputs.h"
 
 #include <unistd.h>
 

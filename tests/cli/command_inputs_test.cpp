@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What commands read as a model.
 
-#include "farskip/cli/load.h"
+#include "farskip/cli/command_inputs.h"
 
 #include <cstring>
 
