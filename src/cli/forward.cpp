@@ -45,7 +45,7 @@ ExitCode run(const Options& options, const CommonOptions& common) {
   const auto counted = static_cast<double>(matrix.batch * (matrix.sequence_length - 1));
 
   const Context context = make_context(device.device, logger);
-  std::map<std::string, TensorView> out;
+  ViewMap out;
   std::unique_ptr<TrainEngine> engine;
   if (options.grads) {
     TrainEngineOptions train;
@@ -55,16 +55,16 @@ ExitCode run(const Options& options, const CommonOptions& common) {
     engine = std::make_unique<TrainEngine>(wired, model.weights, train, context);
     engine->upload_weights();
     engine->compute_gradients(std::span(&batch, 1), static_cast<float>(1.0 / counted), 0.0F);
-    out.merge(hub_views(engine->gradients(), list_parameters(model.config), "grad."));
+    out.merge(hub_views(engine->gradients(), trained_only(list_parameters(model.config)), "grad."));
   }
   // Last: the logits lie in the arena.
   InferenceEngine inference(wired, engine ? engine->weights() : put_weights(model, device), context);
   auto loss = static_cast<float>(inference.loss(batch, matrix.sequence_length).loss_sum / counted);
-  out["loss"] = {&loss, DType::f32, Shape{}};
+  out["loss"] = TensorView{&loss, DType::f32, Shape{}};
   TensorView logits = inference.logits(matrix.ids, matrix.sequence_length);
   logits.shape = Shape{matrix.batch, matrix.sequence_length, model.config.vocab_size};
   out["logits"] = logits;
-  write_safetensors(options.out, out);
+  write_tensors(options.out, out, DType::f32);
   if (common.json) print_json({{"loss", loss}, {"tensors", out.size()}, {"out", options.out}});
   logger.info("loss {:.6f}; {} tensors in {}", loss, out.size(), options.out);
   return ExitCode::ok;

@@ -13,6 +13,7 @@
 #include "farskip/engine/engine_options.h"
 #include "farskip/run/run_data.h"
 #include "farskip/run/trainer.h"
+#include "farskip/state/model_folder.h"
 
 namespace farskip {
 namespace {
@@ -129,9 +130,10 @@ void refuse_not_finite(const LoadedModel& model) {
     const ViewMap pieces = hub_views(model.weights, {spec});
     const auto piece =
         std::find_if(pieces.begin(), pieces.end(), [](const auto& p) { return !all_finite(p.second); });
-    const std::string& stored = folder.contains(spec.name) ? spec.name : piece->first;
-    throw DataError(fmt::format("{}: {} holds values that are not finite",
-                                folder.file_of(stored).path().string(), stored));
+    const ModelFolder names(folder, list_parameters(model.config));
+    const std::string& stored = names.contains(spec.name) ? spec.name : piece->first;
+    throw DataError(
+        fmt::format("{}: {} holds values that are not finite", model.folder.string(), names.place(stored)));
   }
 }
 

@@ -64,8 +64,8 @@ class HashedFolder {
     remove_made();
   }
 
-  void write_weights(const ViewMap& tensors, DType dtype) {
-    add(kWeights, write_tensors(folder_ / kWeights, tensors, dtype));
+  void write_weights(const ViewMap& tensors, DType dtype, const std::set<std::string>& kept_in_f32) {
+    add(kWeights, write_tensors(folder_ / kWeights, tensors, dtype, kept_in_f32));
   }
   void write(const std::string& name, const std::string& text) {
     write_text_file(folder_ / name, text);
@@ -113,7 +113,8 @@ void write_hub_folder(const fs::path& folder, const ModelConfig& config, const T
                       DType dtype, const Companions& companions) {
   refuse_unseen_folder(folder);
   refuse_used_folder(folder, companions);
-  const ViewMap tensors = hub_views(weights, list_parameters(config));
+  const std::vector<ParameterSpec> specs = list_parameters(config);
+  const ViewMap tensors = hub_views(weights, specs);
   for (const auto& [name, view] : tensors)
     if (!all_finite(view))
       throw DataError(fmt::format("tensor {} holds values that are not finite; nothing is written", name));
@@ -122,7 +123,7 @@ void write_hub_folder(const fs::path& folder, const ModelConfig& config, const T
     return name == kConfig || name == kWeights || name == kManifest ||
            companions.texts.contains(std::string(name));
   });
-  files.write_weights(tensors, dtype);
+  files.write_weights(tensors, dtype, names_kept_in_f32(specs));
   for (const auto& [name, text] : companions.texts) files.write(name, text);
   files.finish(hub_config_text(config, dtype));
 }

@@ -265,7 +265,7 @@ MemoryReport state_memory(const PlanRequest& request) {
   for (const LocalParameter& p :
        local_parameters(list_parameters(request.model), request.mesh, request.options.zero)) {
     memory.weights += weight_bytes(p.spec, request.dtype);
-    if (frozen.contains(p.spec.name)) continue;
+    if (!p.spec.is_trained || frozen.contains(p.spec.name)) continue;
     memory.gradients += static_cast<std::size_t>(p.spec.shape.num_elements()) * sizeof(float);
     memory.moments += optimizer->states(p.spec).size() * sizeof(float) *
                       static_cast<std::size_t>(p.optimizer_rows.count * p.spec.row_size());

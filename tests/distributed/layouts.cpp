@@ -128,6 +128,11 @@ TensorMap put_together(const Task& task, const std::vector<RankOutcome>& ranks, 
     for (const RankOutcome& rank : ranks)
       for (const LocalParameter& p : rank.parameters) {
         if (p.spec.name != name) continue;
+        if (kind != Kind::weight && !p.spec.is_trained) {  // the optimizer keeps nothing of it
+          std::fill_n(tensor.values<float>().data(), tensor.num_elements(), 0.0F);
+          std::fill(filled.begin(), filled.end(), 1);
+          continue;
+        }
         const TensorMap& part = kind == Kind::weight  ? rank.weights
                                 : kind == Kind::first ? rank.first
                                                       : rank.second;

@@ -35,6 +35,12 @@ struct ParameterSpec {
   /// name: not split on the hub.
   std::vector<HubPiece> pieces;
   bool is_router = false;  // decides on experts: always computed with in f32
+  bool is_trained = true;  // false: a buffer, which no gradient reaches and every file keeps in f32
+  /// Of experts: the hub holds them all in one tensor of this name, in which the last two dims are swapped.
+  /// Empty: it has them as pieces; a folder may hold them as one tensor of `name`.
+  std::string packed_transposed{};
+  /// How the names of tensors begin that may lie beside this one in a folder and carry nothing here.
+  std::vector<std::string> passed_over{};
 
   /// Seen as a matrix: all dims but the last taken together, and the last. A vector has rows of one element.
   std::int64_t num_rows() const { return row_count(shape); }
@@ -68,6 +74,8 @@ std::vector<ParameterSpec> specs_of(const std::vector<LocalParameter>& parameter
 
 /// In order: embedding, layers, final norm, head (absent when tied).
 std::vector<ParameterSpec> list_parameters(const ModelConfig& config);
+/// Those that an optimizer may train.
+std::vector<ParameterSpec> trained_only(std::vector<ParameterSpec> specs);
 
 /// The tensor that the head multiplies with.
 std::string_view head_name(const ModelConfig& config);

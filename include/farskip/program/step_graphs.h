@@ -47,7 +47,7 @@ struct MicroBatchKind {
 PassPipeline micro_batch_pipeline(const Model& model, const LowerOptions& options,
                                   const StepSharding& sharding, const MicroBatchKind& kind);
 
-/// Without those whose names are in `frozen`.
+/// Without those whose names are in `frozen`, and those that no optimizer trains.
 std::vector<LocalParameter> without_frozen(std::vector<LocalParameter> parameters,
                                            const std::set<std::string>& frozen);
 

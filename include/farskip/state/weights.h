@@ -3,6 +3,7 @@
 // The weights of a model in memory, and their way from and to files in hub layout.
 
 #include <map>
+#include <set>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -17,7 +18,14 @@ namespace farskip {
 using TensorMap = std::map<std::string, HostTensor, std::less<>>;
 /// What an optimizer keeps, by kind (state/state_names.h), then by parameter.
 using OptimizerStates = std::map<std::string, TensorMap, std::less<>>;
-using ViewMap = std::map<std::string, TensorView>;
+/// Memory of ours that a hub file has as it is, or with the last two of three dims swapped.
+struct HubView : TensorView {
+  HubView() = default;
+  HubView(TensorView view, bool swapped_ = false) : TensorView(std::move(view)), swapped(swapped_) {}
+  bool swapped = false;
+  Shape stored_shape() const { return swapped ? Shape{shape[0], shape[2], shape[1]} : shape; }
+};
+using ViewMap = std::map<std::string, HubView>;
 
 /// What a rank holds that holds everything.
 std::vector<LocalParameter> whole_parameters(const std::vector<ParameterSpec>& specs);
@@ -44,12 +52,19 @@ void load_weights(TensorMap& weights, const std::vector<LocalParameter>& paramet
 /// Of f32 values.
 bool all_finite(const TensorView& values);
 
-/// The same memory cut into hub tensors, each name after `prefix`.
+/// The same memory cut into hub tensors, each name after `prefix`: experts one by one, or packed where the
+/// hub's files have them so.
 ViewMap hub_views(const TensorMap& tensors, const std::vector<ParameterSpec>& specs,
                   std::string_view prefix = "");
 
-/// Writes f32 tensors, converted to `dtype` (f32 or bf16, rounded to nearest even). DataError for a finite
-/// value beyond the range of bf16.
-WrittenFile write_tensors(const fs::path& path, const ViewMap& tensors, DType dtype);
+/// A copy of f32 values as the file has them.
+HostTensor hub_tensor(const HubView& view);
+
+/// Writes f32 tensors, converted to `dtype` (f32 or bf16, rounded to nearest even) but for some. DataError
+/// for a finite value beyond the range of bf16.
+WrittenFile write_tensors(const fs::path& path, const ViewMap& tensors, DType dtype,
+                          const std::set<std::string>& kept_in_f32 = {});
+/// Names on the hub of what is not trained: routers would choose otherwise by rounded biases.
+std::set<std::string> names_kept_in_f32(const std::vector<ParameterSpec>& specs);
 
 }  // namespace farskip
