@@ -213,7 +213,7 @@ void CheckpointSaver::write_own_files(OpenSave& save, const TensorRowsMap& weigh
   const auto write_shard = [&](std::string_view stem, const TensorRowsMap& rows) {
     if (rows.empty()) return;
     const std::string file_name = shard_name(stem, mesh_);
-    ViewMap views;
+    std::map<std::string, TensorView> views;
     for (const auto& [name, part] : rows) {
       views[name] = part.view;
       report.tensors[name] = {

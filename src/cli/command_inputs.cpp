@@ -13,6 +13,7 @@
 #include "farskip/engine/engine_options.h"
 #include "farskip/run/run_data.h"
 #include "farskip/run/trainer.h"
+#include "farskip/state/model_folder.h"
 
 namespace farskip {
 namespace {
@@ -126,14 +127,14 @@ void refuse_not_finite(const LoadedModel& model) {
   for (const auto& [name, view] : hub_views(*model.states, Role::weight)) {
     if (all_finite(copy_to_host(model.states->device(), view).view())) continue;
     const SafetensorsFolder folder(model.folder);
-    const auto holder = [&](const std::string& stored) { return folder.file_of(stored).path().string(); };
-    if (folder.contains(name))
-      throw DataError(fmt::format("{}: {} holds values that are not finite", holder(name), name));
-    for (const ParameterSpec& spec : list_parameters(model.config))
+    const std::vector<ParameterSpec> model_specs = list_parameters(model.config);
+    const ModelFolder names(folder, model_specs);
+    std::string stored = name;
+    for (const ParameterSpec& spec : model_specs)  // a folder may hold experts as one tensor
       for (const HubPiece& piece : spec.pieces)
-        if (piece.name == name)
-          throw DataError(
-              fmt::format("{}: {} holds values that are not finite", holder(spec.name), spec.name));
+        if (piece.name == name && names.contains(spec.name)) stored = spec.name;
+    throw DataError(
+        fmt::format("{}: {} holds values that are not finite", model.folder.string(), names.place(stored)));
   }
 }
 

@@ -55,14 +55,14 @@ ExitCode run(const Options& options, const CommonOptions& common) {
     TrainEngine engine(wired, model.states, train, context);
     engine.compute_gradients(std::span(&batch, 1), static_cast<float>(1.0 / counted), 0.0F);
     for (const auto& [name, view] : hub_views(*model.states, Role::gradient, "grad."))
-      gradients.emplace(name, copy_to_host(*device.device, view));
+      gradients.emplace(name, hub_tensor(*device.device, view));
   }
   std::map<std::string, TensorView> out;
   for (const auto& [name, tensor] : gradients) out[name] = tensor.view();
   // Last: the logits lie in the arena.
   InferenceEngine inference(wired, model.states, context);
   auto loss = static_cast<float>(inference.loss(batch, matrix.sequence_length).loss_sum / counted);
-  out["loss"] = {&loss, DType::f32, Shape{}};
+  out["loss"] = TensorView{&loss, DType::f32, Shape{}};
   TensorView logits = inference.logits(matrix.ids, matrix.sequence_length);
   logits.shape = Shape{matrix.batch, matrix.sequence_length, model.config.vocab_size};
   out["logits"] = logits;

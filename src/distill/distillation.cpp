@@ -49,13 +49,14 @@ void Distillation::share_frozen(Teacher& teacher, const SafetensorsFolder& folde
   std::vector<std::string> candidates;
   std::vector<double> equal;
   std::map<std::string, std::pair<std::size_t, std::string>> mine;  // bytes and hash
-  for (const LocalParameter& p :
-       local_parameters(list_parameters(teacher.model.config), context_.mesh.position(), false)) {
+  const auto model = list_parameters(teacher.model.config);
+  const ModelFolder names(folder, model);
+  for (const LocalParameter& p : local_parameters(model, context_.mesh.position(), false)) {
     const std::string& name = p.spec.name;
     if (!frozen_.contains(name) || !states.contains(name) || states.at(name).shape != p.spec.shape) continue;
     const HostTensor here = copy_to_host(*context_.device(), states.at(name)),
                      there(DType::f32, p.spec.shape);
-    load_parameter(there.view(), p, folder);
+    load_parameter(there.view(), p, names);
     mine[name] = {here.bytes().size(), hash_bytes(here.bytes())};
     candidates.push_back(name);
     equal.push_back(std::memcmp(here.bytes().data(), there.bytes().data(), here.bytes().size()) == 0 ? 1.0

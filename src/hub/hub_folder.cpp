@@ -64,8 +64,9 @@ class HashedFolder {
     remove_made();
   }
 
-  void write_weights(const ViewMap& tensors, DType dtype, Device& device) {
-    add(kWeights, write_tensors(folder_ / kWeights, tensors, dtype, device));
+  void write_weights(const ViewMap& tensors, DType dtype, Device& device,
+                     const std::set<std::string>& kept_in_f32) {
+    add(kWeights, write_tensors(folder_ / kWeights, tensors, dtype, device, kept_in_f32));
   }
   void write(const std::string& name, const std::string& text) {
     write_text_file(folder_ / name, text);
@@ -122,7 +123,7 @@ void write_hub_folder(const fs::path& folder, const ModelConfig& config, const S
     return name == kConfig || name == kWeights || name == kManifest ||
            companions.texts.contains(std::string(name));
   });
-  files.write_weights(tensors, dtype, states.device());
+  files.write_weights(tensors, dtype, states.device(), names_kept_in_f32(list_parameters(config)));
   for (const auto& [name, text] : companions.texts) files.write(name, text);
   files.finish(hub_config_text(config, dtype));
 }

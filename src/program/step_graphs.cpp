@@ -99,12 +99,6 @@ PassPipeline objective_pipeline(const StepObjective* objective, const Model& mod
   return objective->forward(model, options, sharding);
 }
 
-std::vector<LocalParameter> without_frozen(std::vector<LocalParameter> parameters,
-                                           const std::set<std::string>& frozen) {
-  std::erase_if(parameters, [&](const LocalParameter& p) { return frozen.contains(p.spec.name); });
-  return parameters;
-}
-
 PassPipeline micro_batch_pipeline(const Model& model, const std::vector<LocalParameter>& trained,
                                   const LowerOptions& options, const StepSharding& sharding,
                                   const MicroBatchKind& kind) {

@@ -42,7 +42,8 @@ namespace {
 
 std::vector<LocalParameter> without_frozen(std::vector<LocalParameter> parameters,
                                            const std::set<std::string>& frozen) {
-  std::erase_if(parameters, [&](const LocalParameter& p) { return frozen.contains(p.spec.name); });
+  std::erase_if(parameters,
+                [&](const LocalParameter& p) { return !p.spec.is_trained || frozen.contains(p.spec.name); });
   return parameters;
 }
 

@@ -7,6 +7,7 @@
 #include <thread>
 
 #include "farskip/base/random.h"
+#include "farskip/state/model_folder.h"
 
 namespace farskip {
 namespace {
@@ -15,11 +16,6 @@ TensorView piece_view(const TensorView& tensor, const HubPiece& piece) {
   const auto row_bytes = static_cast<std::size_t>(row_size(tensor.shape)) * dtype_size(tensor.dtype);
   return {tensor.as<std::byte>() + static_cast<std::size_t>(piece.first_row) * row_bytes, tensor.dtype,
           piece.shape};
-}
-
-/// Whether the folder holds a parameter as one tensor: packed as newer files have it, or never split.
-bool is_packed(const SafetensorsFolder& folder, const ParameterSpec& spec) {
-  return folder.contains(spec.name);
 }
 
 /// The embedding is the head too.
@@ -32,19 +28,25 @@ bool is_tied(const std::vector<ParameterSpec>& model) {
 /// holds the tensor.
 class FolderCheck {
  public:
-  FolderCheck(const SafetensorsFolder& folder, const std::vector<ParameterSpec>& model) : folder_(folder) {
+  FolderCheck(const SafetensorsFolder& files, const std::vector<ParameterSpec>& model)
+      : files_(files), folder_(files, model) {
     const bool tied = is_tied(model);
     for (const ParameterSpec& spec : model) {
-      if (is_packed(folder, spec))
+      if (!spec.packed_transposed.empty() && folder_.contains(spec.packed_transposed))
+        check(spec.packed_transposed, {spec.shape[0], spec.shape[2], spec.shape[1]});
+      else if (folder_.contains(spec.name))
         check(spec.name, spec.shape);
       else
         for (const HubPiece& piece : spec.pieces) check(piece.name, piece.shape);
     }
-    for (const TensorInfo* info : folder.tensors()) {
+    for (const TensorInfo* info : files.tensors()) {
       const bool twice = tied && info->name == kHeadName;  // a tied head is often stored twice
-      if (!twice && !is_derived_buffer(info->name) && !known_.contains(info->name))
+      if (!twice && !is_derived_buffer(info->name) && !known_.contains(info->name) &&
+          !folder_.is_passed_over(info->name))
         add_problem([&] {
-          return fmt::format("{} {} is not part of the model", place(info->name), info->shape.text());
+          return fmt::format("{}: {} {} is not part of the model",
+                             files.file_of(info->name).path().filename().string(), printable(info->name),
+                             info->shape.text());
         });
     }
   }
@@ -52,7 +54,7 @@ class FolderCheck {
   void throw_if_any() const {
     if (num_problems_ == 0) return;
     std::string text = fmt::format(
-        "{}: {} tensors do not fit the model's config.json:", folder_.path().string(), num_problems_);
+        "{}: {} tensors do not fit the model's config.json:", files_.path().string(), num_problems_);
     for (const std::string& problem : shown_) text += "\n  " + problem;
     if (shown_.size() < num_problems_) text += fmt::format("\n  and {} more", num_problems_ - shown_.size());
     throw DataError(text);
@@ -66,49 +68,28 @@ class FolderCheck {
     if (++num_problems_ <= most_shown) shown_.push_back(text());
   }
 
-  /// "model-00002-of-00004.safetensors: model.norm.weight": a tensor and the file that holds it.
-  std::string place(const std::string& name) const {
-    return fmt::format("{}: {}", folder_.file_of(name).path().filename().string(), printable(name));
-  }
-
   void check(const std::string& name, const Shape& shape) {
     if (!folder_.contains(name)) {
       add_problem([&] { return fmt::format("{} {} is missing", name, shape.text()); });
       return;
     }
-    known_.insert(name);
+    for (std::string& stored : folder_.stored_names(name)) known_.insert(std::move(stored));
     const TensorInfo& info = folder_.find(name);
     if (info.shape != shape)
       add_problem([&] {
-        return fmt::format("{} is {}, the model has {}", place(name), info.shape.text(), shape.text());
+        return fmt::format("{} is {}, the model has {}", folder_.place(name), info.shape.text(),
+                           shape.text());
       });
-    else if (info.dtype != DType::f32 && info.dtype != DType::bf16 && info.dtype != DType::f16 &&
-             info.dtype != DType::f64)
-      add_problem([&] {
-        return fmt::format("{} is {}; f32, bf16, f16 and f64 are read", place(name), dtype_name(info.dtype));
-      });
+    else if (const std::string problem = folder_.storage_problem(name); !problem.empty())
+      add_problem([&] { return fmt::format("{} {}", folder_.place(name), problem); });
   }
 
-  const SafetensorsFolder& folder_;
+  const SafetensorsFolder& files_;
+  const ModelFolder folder_;
   std::set<std::string> known_;
   std::vector<std::string> shown_;
   std::size_t num_problems_ = 0;
 };
-
-/// Fills `destination` (f32) from element `first` on of a tensor of the folder.
-void read_elements(const SafetensorsFolder& folder, const std::string& name, std::int64_t first,
-                   const TensorView& destination) {
-  const DType dtype = folder.find(name).dtype;
-  const std::uint64_t offset = static_cast<std::uint64_t>(first) * dtype_size(dtype);
-  if (dtype == DType::f32) {
-    folder.read_into(name, offset, destination.bytes());
-    return;
-  }
-  HostTensor stored(dtype, destination.shape);
-  folder.read_into(name, offset, stored.bytes());
-  const HostTensor converted = convert_dtype(stored, DType::f32);
-  std::copy(converted.bytes().begin(), converted.bytes().end(), destination.bytes().begin());
-}
 
 /// A head that is stored beside the embedding it is tied to must be that embedding.
 void check_tied_head(const std::vector<ParameterSpec>& model, const SafetensorsFolder& folder) {
@@ -192,10 +173,13 @@ void initialise_weights(States& states, std::uint64_t seed, double initializer_r
   make_compute_copies(states);
 }
 
-void load_parameter(const TensorView& to, const LocalParameter& p, const SafetensorsFolder& folder) {
-  if (is_packed(folder, p.spec))
-    return read_elements(folder, p.spec.name, p.first_row * p.spec.row_size(), to);
-  for (const HubPiece& piece : p.spec.pieces) read_elements(folder, piece.name, 0, piece_view(to, piece));
+void load_parameter(const TensorView& to, const LocalParameter& p, const ModelFolder& folder) {
+  if (!p.spec.packed_transposed.empty() && folder.contains(p.spec.packed_transposed))
+    folder.read_swapped(p.spec.packed_transposed, p.first_row / p.spec.shape[1], to);
+  else if (folder.contains(p.spec.name))
+    folder.read(p.spec.name, p.first_row * p.spec.row_size(), to);
+  else
+    for (const HubPiece& piece : p.spec.pieces) folder.read(piece.name, 0, piece_view(to, piece));
 }
 
 void check_weights_fit(const std::vector<ParameterSpec>& model, const SafetensorsFolder& folder) {
@@ -205,9 +189,10 @@ void check_weights_fit(const std::vector<ParameterSpec>& model, const Safetensor
 
 void load_weights(States& states, const std::vector<ParameterSpec>& model, const SafetensorsFolder& folder) {
   check_weights_fit(model, folder);
+  const ModelFolder names(folder, model);
   for (const StateSpec& spec : states.specs())
     if (is_filled(spec))
-      fill_in_f32(states, spec, [&](const TensorView& to) { load_parameter(to, *spec.parameter, folder); });
+      fill_in_f32(states, spec, [&](const TensorView& to) { load_parameter(to, *spec.parameter, names); });
   make_compute_copies(states);
 }
 
@@ -240,34 +225,64 @@ bool all_finite(const TensorView& values) {
 
 ViewMap hub_views(const States& states, Role role, std::string_view prefix) {
   ViewMap views;
-  for (const StateSpec& spec : states.specs())
-    if (spec.role == role)
-      for (const HubPiece& piece : spec.parameter->spec.pieces)
-        views.emplace(std::string(prefix) + piece.name, piece_view(states.at(spec.name), piece));
+  for (const StateSpec& state : states.specs()) {
+    if (state.role != role) continue;
+    const ParameterSpec& spec = state.parameter->spec;
+    const TensorView tensor = states.at(state.name);
+    const auto add = [&](const std::string& name, const HubView& view) {
+      views.emplace(std::string(prefix) + name, view);
+    };
+    if (!spec.packed_transposed.empty())
+      add(spec.packed_transposed, {tensor, true});
+    else
+      for (const HubPiece& piece : spec.pieces) add(piece.name, piece_view(tensor, piece));
+  }
   return views;
 }
 
-WrittenFile write_tensors(const fs::path& path, const ViewMap& tensors, DType dtype, Device& device) {
+HostTensor hub_tensor(Device& device, const HubView& view) {
+  HostTensor here = copy_to_host(device, view);
+  if (!view.swapped) return here;
+  HostTensor out(DType::f32, view.stored_shape());
+  const float* from = here.values<float>().data();
+  const std::int64_t rows = view.shape[1], columns = view.shape[2];
+  for (std::int64_t i = 0; i < view.shape[0]; ++i)
+    swap_dims(from + i * rows * columns, rows, columns, out.values<float>().data() + i * rows * columns);
+  return out;
+}
+
+std::set<std::string> names_kept_in_f32(const std::vector<ParameterSpec>& specs) {
+  std::set<std::string> names;
+  for (const ParameterSpec& spec : specs)
+    if (!spec.is_trained)
+      for (const HubPiece& piece : spec.pieces) names.insert(piece.name);
+  return names;
+}
+
+WrittenFile write_tensors(const fs::path& path, const ViewMap& tensors, DType dtype, Device& device,
+                          const std::set<std::string>& kept_in_f32) {
   constexpr std::uint16_t kBf16Infinity = 0x7f80;  // and NaN: all bits of the exponent
   FARSKIP_CHECK(dtype == DType::f32 || dtype == DType::bf16, "weights are written as f32 or bf16");
   std::vector<TensorSpec> specs;
-  for (const auto& [name, view] : tensors) specs.push_back({name, dtype, view.shape});
+  for (const auto& [name, view] : tensors)
+    specs.push_back({name, kept_in_f32.contains(name) ? DType::f32 : dtype, view.stored_shape()});
   SafetensorsWriter writer(path, std::move(specs));
   std::vector<std::uint16_t> converted;
   for (const TensorInfo& info : writer.tensors()) {
-    TensorView view = tensors.at(info.name);
-    HostTensor copied;
-    if (!device.shares_host_memory()) view = (copied = copy_to_host(device, view)).view();
-    if (dtype == DType::f32) {
-      writer.write(info.name, view.bytes());
+    const HubView& view = tensors.at(info.name);
+    const bool in_place = device.shares_host_memory() && !view.swapped;
+    const HostTensor copied = in_place ? HostTensor() : hub_tensor(device, view);
+    const TensorView& values = in_place ? view : copied.view();
+    if (info.dtype == DType::f32) {
+      writer.write(info.name, values.bytes());
       continue;
     }
-    converted.resize(static_cast<std::size_t>(view.num_elements()));
+    converted.resize(static_cast<std::size_t>(values.num_elements()));
     for (std::size_t i = 0; i < converted.size(); ++i) {
-      converted[i] = f32_to_bf16(view.as<float>()[i]);
+      converted[i] = f32_to_bf16(values.as<float>()[i]);
       if ((converted[i] & kBf16Infinity) == kBf16Infinity)
         throw DataError(fmt::format("tensor {}: {} is beyond the range of bf16; write f32", info.name,
-                                    view.as<float>()[i]));
+                                    values.as<float>()[i]));
     }
     writer.write(info.name, std::as_bytes(std::span(converted)));
   }

@@ -178,6 +178,15 @@ TEST_CASE("a model trains the same in any number of chunks") {
   check_layouts(task, {{.expert = 4, .chunks = 2}, {.expert = 2, .data = 2, .zero = true, .chunks = 5}});
 }
 
+TEST_CASE("a router with a bias, and weights on what experts read, train the same on every layout") {
+  for (const char* name : {"deepseek_v3", "llama4_text"}) {
+    INFO(name);
+    Task task = fixture_task(name, FarSkipMode::full);
+    task.balance_loss = task.document_mask = true;
+    check_layouts(task, {{1, 2, true}, {2, 1, false}, {2, 2, true}, {.expert = 2, .data = 1, .chunks = 2}});
+  }
+}
+
 TEST_CASE("Qwen3-MoE trains the same on every layout") {
   check_layouts(fixture_task("qwen3_moe", FarSkipMode::full), usual_layouts());
   Task task = fixture_task("qwen3_moe", FarSkipMode::off);

@@ -134,6 +134,11 @@ TensorMap put_together(const Task& task, const std::vector<RankOutcome>& ranks, 
     for (const RankOutcome& rank : ranks)
       for (const LocalParameter& p : rank.parameters) {
         if (p.spec.name != name) continue;
+        if (kind != Kind::weight && !p.spec.is_trained) {  // the optimizer keeps nothing of it
+          std::fill_n(tensor.values<float>().data(), tensor.num_elements(), 0.0F);
+          std::fill(filled.begin(), filled.end(), 1);
+          continue;
+        }
         const std::int64_t row = p.first_row + (kind == Kind::weight ? 0 : p.own_rows.first);
         place_rows(tensor, filled, part_of_rank(rank).at(name), row * p.spec.row_size(), name);
       }

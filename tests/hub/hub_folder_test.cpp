@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <nlohmann/json.hpp>
 
@@ -164,6 +165,10 @@ TEST_CASE(
   CHECK_THROWS_WITH(
       find_end_tokens(config, companions),
       ContainsSubstring("generation_config.json: eos_token_id: 8 is out of range; allowed: 0 to 7"));
+  config.family = "olmoe";
+  generation("50279");  // its config class has that, and this vocabulary has it not
+  CHECK(find_end_tokens(config, companions) == Ids{own});
+  config.family.clear();
   generation("null");
   CHECK(find_end_tokens(config, companions) == Ids{own});
   nlohmann::json file = nlohmann::json::parse(tokenizer_text("tokenizer_gpt2"));
@@ -204,6 +209,19 @@ TEST_CASE("a model that we wrote is read back only as it was written") {
     else
       CHECK_THROWS_AS(verify_hub_folder(path), MissingInputError);
   }
+}
+
+TEST_CASE("biases that choose experts are not rounded where weights are") {
+  const Model model("deepseek_v3");
+  const std::string bias = "model.layers.1.mlp.gate.e_score_correction_bias";
+  const TemporaryFolder folder;
+  write_hub_folder(folder / "model", model.config, *model.states, DType::bf16, {});
+  const SafetensorsFolder written(folder / "model");
+  CHECK(written.find("model.layers.1.mlp.gate.weight").dtype == DType::bf16);
+  REQUIRE(written.find(bias).dtype == DType::f32);
+  const HostTensor ours = written.read(bias),
+                   theirs = SafetensorsFolder(test::fixtures() / "deepseek_v3").read(bias);
+  CHECK(std::memcmp(ours.bytes().data(), theirs.bytes().data(), ours.bytes().size()) == 0);
 }
 
 TEST_CASE("a hash file cannot name anything outside of its folder") {

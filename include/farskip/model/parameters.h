@@ -38,6 +38,12 @@ struct ParameterSpec {
   bool is_router = false;  // decides on experts: always computed with in f32
   /// Rows of one matrix, where several lie below each other: gate and up of an MLP, experts. 0: it is one.
   std::int64_t matrix_rows = 0;
+  bool is_trained = true;  // false: a buffer, which no gradient reaches and every file keeps in f32
+  /// Of experts: the hub holds them all in one tensor of this name, in which the last two dims are swapped.
+  /// Empty: it has them as pieces; a folder may hold them as one tensor of `name`.
+  std::string packed_transposed{};
+  /// How the names of tensors begin that may lie beside this one in a folder and carry nothing here.
+  std::vector<std::string> passed_over{};
 
   /// Seen as a matrix: all dims but the last taken together, and the last. A vector has rows of one element.
   std::int64_t num_rows() const { return row_count(shape); }
@@ -75,6 +81,8 @@ std::vector<LocalParameter> local_parameters(
 
 /// In order: embedding, layers, final norm, head (absent when tied).
 std::vector<ParameterSpec> list_parameters(const ModelConfig& config);
+/// Those that an optimizer may train.
+std::vector<ParameterSpec> trained_only(std::vector<ParameterSpec> specs);
 
 /// The tensor that the head multiplies with.
 std::string_view head_name(const ModelConfig& config);

@@ -3,11 +3,13 @@
 // The weights of a model in memory, and their way from and to files in hub layout.
 
 #include <map>
+#include <set>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "farskip/base/file.h"
+#include "farskip/state/model_folder.h"
 #include "farskip/state/states.h"
 #include "farskip/tensor/safetensors.h"
 #include "farskip/tensor/safetensors_writer.h"
@@ -15,7 +17,14 @@
 namespace farskip {
 
 using TensorMap = std::map<std::string, HostTensor, std::less<>>;
-using ViewMap = std::map<std::string, TensorView>;
+/// Memory of ours that a hub file has as it is, or with the last two of three dims swapped.
+struct HubView : TensorView {
+  HubView() = default;
+  HubView(TensorView view, bool swapped_ = false) : TensorView(std::move(view)), swapped(swapped_) {}
+  bool swapped = false;
+  Shape stored_shape() const { return swapped ? Shape{shape[0], shape[2], shape[1]} : shape; }
+};
+using ViewMap = std::map<std::string, HubView>;
 
 /// What a rank holds that holds everything.
 std::vector<LocalParameter> whole_parameters(const std::vector<ParameterSpec>& specs);
@@ -34,7 +43,7 @@ void load_weights(States& states, const std::vector<ParameterSpec>& model, const
 /// that.
 void check_weights_fit(const std::vector<ParameterSpec>& model, const SafetensorsFolder& folder);
 /// One parameter in f32, this rank's part, of a folder that was checked.
-void load_parameter(const TensorView& to, const LocalParameter& parameter, const SafetensorsFolder& folder);
+void load_parameter(const TensorView& to, const LocalParameter& parameter, const ModelFolder& folder);
 
 /// Of f32 values.
 bool all_finite(const TensorView& values);
@@ -45,11 +54,18 @@ TensorMap read_states(const States& states, Role role, std::string_view kind = {
 /// The other way, for those that are in the map; compute copies are made.
 void write_states(States& states, const TensorMap& tensors, Role role, std::string_view kind = {});
 
-/// The memory of all states of one role, cut into hub tensors, each name after `prefix`. On the device.
+/// The memory of all states of one role, cut into hub tensors, each name after `prefix`: experts one by one,
+/// or packed where the hub's files have them so. On the device.
 ViewMap hub_views(const States& states, Role role, std::string_view prefix = "");
 
+/// A copy on the host of f32 values on `device`, as the file has them.
+HostTensor hub_tensor(Device& device, const HubView& view);
+
 /// Writes f32 tensors that lie on `device`, one by one, converted to `dtype` (f32 or bf16, rounded to nearest
-/// even). DataError for a finite value beyond the range of bf16.
-WrittenFile write_tensors(const fs::path& path, const ViewMap& tensors, DType dtype, Device& device);
+/// even) but for some. DataError for a finite value beyond the range of bf16.
+WrittenFile write_tensors(const fs::path& path, const ViewMap& tensors, DType dtype, Device& device,
+                          const std::set<std::string>& kept_in_f32 = {});
+/// Names on the hub of what is not trained: routers would choose otherwise by rounded biases.
+std::set<std::string> names_kept_in_f32(const std::vector<ParameterSpec>& specs);
 
 }  // namespace farskip

@@ -10,7 +10,7 @@ namespace {
 ModelConfig read(Reader& r) {
   ModelConfig c;
   read_common(r, c);
-  c.gqa.qk_norm = true;
+  c.gqa.qk_norm = QkNorm::head;
   read_grouped_query_attention(r, c, {.kv_heads = 32, .head_dim = 128});
   // Without use_sliding_window neither has an effect.
   for (const char* key : {"sliding_window", "max_window_layers"}) r.ignore(key);
