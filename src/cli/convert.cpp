@@ -25,20 +25,20 @@ ExitCode run(const Options& options, const CommonOptions& common) {
   const auto dtype = options.dtype == "fp32" ? DType::f32 : parse_dtype(options.dtype);
   if (!dtype || (*dtype != DType::f32 && *dtype != DType::bf16))
     throw UsageError(fmt::format("--dtype {}: allowed: f32, bf16", options.dtype));
-  LoadedModel model = load_model(options.source, logger);
+  LoadedModel model = load_model(options.source, Role::weight, logger);
   const Companions companions = read_companions(model.folder);
   refuse_not_finite(model);
   if (model.config.eos_tokens.empty()) model.config.eos_tokens = find_end_tokens(model.config, companions);
   if (const auto wiring = parse_wiring(options.farskip, options.layers, model.config.num_layers))
     model.config.farskip = *wiring;
-  write_hub_folder(options.destination, model.config, model.weights, *dtype, companions);
+  write_hub_folder(options.destination, model.config, *model.states, *dtype, companions);
   if (!companions.tokenizer_fault.empty())
     logger.warning("tokenizer.json is copied, but FarSkip cannot use it: {}", companions.tokenizer_fault);
   if (!companions.left_behind.empty()) logger.info("not copied: {}", describe_names(companions.left_behind));
   const std::string mode = wiring_name(model.config.farskip);
   if (common.json)
     print_json({{"out", options.destination},
-                {"tensors", hub_views(model.weights, list_parameters(model.config)).size()},
+                {"tensors", hub_views(*model.states, Role::weight).size()},
                 {"farskip", mode},
                 {"left_behind", companions.left_behind}});
   logger.info("wrote {} ({} wiring, {})", options.destination, mode, dtype_name(*dtype));

@@ -171,12 +171,6 @@ std::vector<LocalParameter> local_parameters(const std::vector<ParameterSpec>& s
   return local;
 }
 
-std::vector<ParameterSpec> specs_of(const std::vector<LocalParameter>& parameters) {
-  std::vector<ParameterSpec> specs;
-  for (const LocalParameter& p : parameters) specs.push_back(p.spec);
-  return specs;
-}
-
 std::string_view head_name(const ModelConfig& config) {
   return config.tie_embeddings ? kEmbeddingName : kHeadName;
 }
@@ -189,13 +183,12 @@ std::vector<ParameterSpec> list_parameters(const ModelConfig& config) {
   return Lister(config).run();
 }
 
-std::vector<ParameterSpec> trained_only(std::vector<ParameterSpec> specs) {
-  std::erase_if(specs, [](const ParameterSpec& spec) { return !spec.is_trained; });
-  return specs;
-}
-
 std::string compute_copy_name(std::string_view parameter) {
   return fmt::format("compute.{}", parameter);
+}
+
+std::string own_rows_name(std::string_view tensor) {
+  return fmt::format("{}{}", kOwnRows, tensor);
 }
 
 std::string read_name(const ParameterSpec& spec, DType compute) {

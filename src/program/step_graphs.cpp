@@ -214,7 +214,7 @@ class UpdateGraph {
       now.weight = state(own_rows_name(p.spec.name));
       for (const std::string& kind : optimizer_->states(p.spec))
         now.states.push_back(state(state_name(kind, p.spec.name)));
-      gradients_.push_back(state(gradient_name(p.spec.name)));
+      gradients_.push_back(state(own_rows_name(gradient_name(p.spec.name))));
     }
     const ValueId hyper = graph_.add_external(
         ExternalKind::input, std::string(kHyper),

@@ -12,11 +12,10 @@
 namespace farskip {
 namespace {
 
-TensorView piece_view(const HostTensor& tensor, const HubPiece& piece) {
-  const auto row_bytes = static_cast<std::size_t>(row_size(tensor.shape())) * dtype_size(tensor.dtype());
-  auto* data =
-      static_cast<std::byte*>(tensor.view().data) + static_cast<std::size_t>(piece.first_row) * row_bytes;
-  return {data, tensor.dtype(), piece.shape};
+TensorView piece_view(const TensorView& tensor, const HubPiece& piece) {
+  const auto row_bytes = static_cast<std::size_t>(row_size(tensor.shape)) * dtype_size(tensor.dtype);
+  return {tensor.as<std::byte>() + static_cast<std::size_t>(piece.first_row) * row_bytes, tensor.dtype,
+          piece.shape};
 }
 
 /// The embedding is the head too.
@@ -137,56 +136,81 @@ std::vector<LocalParameter> whole_parameters(const std::vector<ParameterSpec>& s
   return local_parameters(specs, {}, false);
 }
 
-TensorMap make_parameter_tensors(const std::vector<ParameterSpec>& specs) {
-  TensorMap tensors;
-  for (const ParameterSpec& spec : specs) tensors.emplace(spec.name, HostTensor(DType::f32, spec.shape));
-  return tensors;
+namespace {
+
+bool is_filled(const StateSpec& spec) {
+  return spec.role == Role::weight || spec.role == Role::constant;
 }
 
-TensorMap make_optimizer_tensors(const std::vector<LocalParameter>& parameters) {
-  TensorMap tensors;
-  for (const auto& p : parameters) {
-    const std::int64_t rows = p.optimizer_rows.count;
-    tensors.emplace(
-        p.spec.name,
-        HostTensor(DType::f32, rows == p.spec.num_rows() ? p.spec.shape : shape_of_rows(p.spec.shape, rows)));
-  }
-  return tensors;
+/// Fills a state with f32 values, which it may keep rounded.
+void fill_in_f32(States& states, const StateSpec& spec, const std::function<void(const TensorView&)>& fill) {
+  fill_from_host(states.device(), states.at(spec.name), [&](const TensorView& to) {
+    if (to.dtype == DType::f32) return fill(to);
+    const HostTensor exact(DType::f32, to.shape);
+    fill(exact.view());
+    const HostTensor rounded = convert_dtype(exact, to.dtype);
+    std::copy(rounded.bytes().begin(), rounded.bytes().end(), to.bytes().begin());
+  });
 }
 
-std::size_t total_bytes(const TensorMap& tensors) {
-  std::size_t bytes = 0;
-  for (const auto& [name, tensor] : tensors) bytes += tensor.view().num_bytes();
-  return bytes;
+void initialise(const TensorView& to, const LocalParameter& p, std::uint64_t seed, double initializer_range) {
+  const ParameterSpec& spec = p.spec;
+  const std::span<float> values(to.as<float>(), static_cast<std::size_t>(to.num_elements()));
+  const auto first = static_cast<std::uint64_t>(p.first_row * spec.row_size());
+  if (spec.initializer == Initializer::normal)
+    fill_normal_in_parts(seed, stream_id(spec.name), first, initializer_range, values);
+  else
+    std::fill(values.begin(), values.end(), spec.initializer == Initializer::ones ? 1.0F : 0.0F);
 }
 
-void initialise_weights(TensorMap& weights, const std::vector<LocalParameter>& parameters, std::uint64_t seed,
-                        double initializer_range) {
-  for (const LocalParameter& p : parameters) {
-    const ParameterSpec& spec = p.spec;
-    const std::span<float> values = weights.at(spec.name).values<float>();
-    const auto first = static_cast<std::uint64_t>(p.first_row * spec.row_size());
-    if (spec.initializer == Initializer::normal)
-      fill_normal_in_parts(seed, stream_id(spec.name), first, initializer_range, values);
-    else
-      std::fill(values.begin(), values.end(), spec.initializer == Initializer::ones ? 1.0F : 0.0F);
-  }
+}  // namespace
+
+void initialise_weights(States& states, std::uint64_t seed, double initializer_range) {
+  for (const StateSpec& spec : states.specs())
+    if (is_filled(spec))
+      fill_in_f32(states, spec,
+                  [&](const TensorView& to) { initialise(to, *spec.parameter, seed, initializer_range); });
+  make_compute_copies(states);
 }
 
-void load_weights(TensorMap& weights, const std::vector<LocalParameter>& parameters,
-                  const std::vector<ParameterSpec>& model, const SafetensorsFolder& folder) {
+void load_parameter(const TensorView& to, const LocalParameter& p, const SafetensorsFolder& folder) {
+  const ModelFolder names(folder);
+  if (!p.spec.packed_transposed.empty() && names.contains(p.spec.packed_transposed))
+    return names.read_swapped(p.spec.packed_transposed, p.first_row / p.spec.shape[1], to);
+  if (names.contains(p.spec.name)) return names.read(p.spec.name, p.first_row * p.spec.row_size(), to);
+  for (const HubPiece& piece : p.spec.pieces) names.read(piece.name, 0, piece_view(to, piece));
+}
+
+void check_weights_fit(const std::vector<ParameterSpec>& model, const SafetensorsFolder& folder) {
   FolderCheck(folder, model).throw_if_any();
   check_tied_head(model, folder);
-  const ModelFolder names(folder, model);
-  for (const LocalParameter& p : parameters) {
-    const HostTensor& tensor = weights.at(p.spec.name);
-    if (!p.spec.packed_transposed.empty() && names.contains(p.spec.packed_transposed))
-      names.read_swapped(p.spec.packed_transposed, p.first_row / p.spec.shape[1], tensor.view());
-    else if (names.contains(p.spec.name))
-      names.read(p.spec.name, p.first_row * p.spec.row_size(), tensor.view());
-    else
-      for (const HubPiece& piece : p.spec.pieces) names.read(piece.name, 0, piece_view(tensor, piece));
+}
+
+void load_weights(States& states, const std::vector<ParameterSpec>& model, const SafetensorsFolder& folder) {
+  check_weights_fit(model, folder);
+  for (const StateSpec& spec : states.specs())
+    if (is_filled(spec))
+      fill_in_f32(states, spec, [&](const TensorView& to) { load_parameter(to, *spec.parameter, folder); });
+  make_compute_copies(states);
+}
+
+TensorMap read_states(const States& states, Role role, std::string_view kind) {
+  TensorMap tensors;
+  for (const StateSpec& spec : states.specs())
+    if (spec.role == role && spec.kind == kind)
+      tensors.emplace(spec.parameter->spec.name, copy_to_host(states.device(), states.at(spec.name)));
+  return tensors;
+}
+
+void write_states(States& states, const TensorMap& tensors, Role role, std::string_view kind) {
+  for (const StateSpec& spec : states.specs()) {
+    const auto from = tensors.find(spec.parameter->spec.name);
+    if (spec.role != role || spec.kind != kind || from == tensors.end()) continue;
+    FARSKIP_CHECK(from->second.view().num_bytes() == spec.num_bytes(), "{}: {} bytes for {}", spec.name,
+                  from->second.view().num_bytes(), spec.num_bytes());
+    states.device().copy_in(states.at(spec.name).data, from->second.view().data, spec.num_bytes());
   }
+  make_compute_copies(states);
 }
 
 bool all_finite(const TensorView& values) {
@@ -197,66 +221,56 @@ bool all_finite(const TensorView& values) {
   return sum == 0;
 }
 
-ViewMap hub_views(const TensorMap& tensors, const std::vector<ParameterSpec>& specs,
-                  std::string_view prefix) {
+ViewMap hub_views(const States& states, Role role, std::string_view prefix) {
   ViewMap views;
-  const auto add = [&](const std::string& name, const HubView& view) {
-    views.emplace(std::string(prefix) + name, view);
-  };
-  for (const ParameterSpec& spec : specs) {
-    const HostTensor& tensor = tensors.at(spec.name);
+  for (const StateSpec& state : states.specs()) {
+    if (state.role != role) continue;
+    const ParameterSpec& spec = state.parameter->spec;
+    const auto add = [&](const std::string& name, const TensorView& view, bool swapped) {
+      views.emplace(std::string(prefix) + name, HubView(view, swapped, !spec.is_trained));
+    };
     if (!spec.packed_transposed.empty())
-      add(spec.packed_transposed, {tensor.view(), true});
+      add(spec.packed_transposed, states.at(state.name), true);
     else
-      for (const HubPiece& piece : spec.pieces) add(piece.name, piece_view(tensor, piece));
+      for (const HubPiece& piece : spec.pieces)
+        add(piece.name, piece_view(states.at(state.name), piece), false);
   }
   return views;
 }
 
-HostTensor hub_tensor(const HubView& view) {
+HostTensor copy_as_stored(Device& device, const HubView& view) {
+  const HostTensor ours = copy_to_host(device, view);
+  if (!view.swapped) return ours;
   HostTensor out(DType::f32, view.stored_shape());
-  const auto* from = view.as<float>();
-  if (!view.swapped) {
-    std::copy_n(from, view.num_elements(), out.values<float>().data());
-    return out;
-  }
-  const std::int64_t rows = view.shape[1], columns = view.shape[2];
+  const std::int64_t rows = view.shape[1], columns = view.shape[2], size = rows * columns;
   for (std::int64_t i = 0; i < view.shape[0]; ++i)
-    swap_dims(from + i * rows * columns, rows, columns, out.values<float>().data() + i * rows * columns);
+    swap_dims(ours.view().as<float>() + i * size, rows, columns, out.view().as<float>() + i * size);
   return out;
 }
 
-std::set<std::string> names_kept_in_f32(const std::vector<ParameterSpec>& specs) {
-  std::set<std::string> names;
-  for (const ParameterSpec& spec : specs)
-    if (!spec.is_trained)
-      for (const HubPiece& piece : spec.pieces) names.insert(piece.name);
-  return names;
-}
-
-WrittenFile write_tensors(const fs::path& path, const ViewMap& tensors, DType dtype,
-                          const std::set<std::string>& kept_in_f32) {
+WrittenFile write_tensors(const fs::path& path, const ViewMap& tensors, DType dtype, Device& device) {
   constexpr std::uint16_t kBf16Infinity = 0x7f80;  // and NaN: all bits of the exponent
   FARSKIP_CHECK(dtype == DType::f32 || dtype == DType::bf16, "weights are written as f32 or bf16");
   std::vector<TensorSpec> specs;
   for (const auto& [name, view] : tensors)
-    specs.push_back({name, kept_in_f32.contains(name) ? DType::f32 : dtype, view.stored_shape()});
+    specs.push_back({name, view.exact ? DType::f32 : dtype, view.stored_shape()});
   SafetensorsWriter writer(path, std::move(specs));
   std::vector<std::uint16_t> converted;
   for (const TensorInfo& info : writer.tensors()) {
-    const HubView& view = tensors.at(info.name);
-    const HostTensor swapped = view.swapped ? hub_tensor(view) : HostTensor();
-    const TensorView& values = view.swapped ? swapped.view() : view;
+    const HubView& from = tensors.at(info.name);
+    TensorView view = from;
+    HostTensor copied;
+    if (from.swapped || !device.shares_host_memory()) view = (copied = copy_as_stored(device, from)).view();
     if (info.dtype == DType::f32) {
-      writer.write(info.name, values.bytes());
+      writer.write(info.name, view.bytes());
       continue;
     }
-    converted.resize(static_cast<std::size_t>(values.num_elements()));
+    converted.resize(static_cast<std::size_t>(view.num_elements()));
     for (std::size_t i = 0; i < converted.size(); ++i) {
-      converted[i] = f32_to_bf16(values.as<float>()[i]);
+      converted[i] = f32_to_bf16(view.as<float>()[i]);
       if ((converted[i] & kBf16Infinity) == kBf16Infinity)
         throw DataError(fmt::format("tensor {}: {} is beyond the range of bf16; write f32", info.name,
-                                    values.as<float>()[i]));
+                                    view.as<float>()[i]));
     }
     writer.write(info.name, std::as_bytes(std::span(converted)));
   }

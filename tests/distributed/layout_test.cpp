@@ -9,6 +9,7 @@
 #include "farskip/engine/engine_options.h"
 #include "layouts.h"
 #include "support/catch.h"
+#include "support/states.h"
 
 namespace farskip::test {
 namespace {
@@ -348,11 +349,8 @@ Evaluation evaluate_on(const Task& task, const Layout& layout, const Sampler& sa
                        std::int64_t max_sequences) {
   const std::vector<Evaluation> results = on_ranks(layout.ranks(), [&](const Communicator& world) {
     const Mesh mesh(world, layout.expert);
-    const std::vector<ParameterSpec> specs = list_parameters(task.model);
-    const auto parameters = local_parameters(specs, mesh.position(), false);
-    TensorMap weights = make_parameter_tensors(specs_of(parameters));
-    load_weights(weights, parameters, specs, SafetensorsFolder(task.weights));
-    InferenceEngine engine(wire_model(task.model, {task.wiring, {}}), weights, quiet_context(mesh));
+    InferenceEngine engine(wire_model(task.model, {task.wiring, {}}),
+                           load_weights(task.weights, mesh.position()), quiet_context(mesh));
     return evaluate(engine, sampler, batch, max_sequences);
   });
   for (const Evaluation& e : results)

@@ -10,6 +10,7 @@
 #include "farskip/state/weights.h"
 #include "farskip/tensor/safetensors_writer.h"
 #include "support/catch.h"
+#include "support/states.h"
 #include "support/support.h"
 
 namespace farskip {
@@ -23,10 +24,9 @@ struct Fixture {
     for (const TensorInfo* info : files.tensors()) tensors.emplace(info->name, files.read(info->name));
   }
   TensorMap load(const fs::path& folder, MeshPosition mesh = {}) const {
-    const auto parameters = local_parameters(specs, mesh, false);
-    TensorMap weights = make_parameter_tensors(specs_of(parameters));
-    load_weights(weights, parameters, specs, SafetensorsFolder(folder));
-    return weights;
+    const auto states = test::make_weights(local_parameters(specs, mesh, false));
+    load_weights(*states, specs, SafetensorsFolder(folder));
+    return read_states(*states, Role::weight);
   }
   std::vector<ParameterSpec> specs;
   std::map<std::string, HostTensor> tensors;
@@ -186,8 +186,7 @@ TEST_CASE("a large matrix in fp8 has a factor per block, the last ones smaller")
   const test::TemporaryFolder folder;
   write_folder(folder.path(), tensors);
   const SafetensorsFolder files(folder.path());
-  ParameterSpec spec{.name = "w", .shape = shape, .pieces = {{"w", shape, 0}}};
-  const ModelFolder names(files, {spec});
+  const ModelFolder names(files);
   CHECK(names.storage_problem("w").empty());
   HostTensor read = zeros(shape);
   names.read("w", 0, read.view());

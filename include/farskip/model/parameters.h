@@ -52,6 +52,9 @@ struct ParameterSpec {
 
 /// External under which such a copy is read ("compute.<parameter>").
 std::string compute_copy_name(std::string_view parameter);
+/// In graphs: those rows of a tensor of the parameter's rows that this rank updates ("own.<tensor>").
+inline constexpr std::string_view kOwnRows = "own.";
+std::string own_rows_name(std::string_view tensor);
 /// Where the graphs of a model that computes in `compute` (f32, f64 or bf16) find the parameter.
 std::string read_name(const ParameterSpec& spec, DType compute);
 
@@ -70,12 +73,9 @@ struct LocalParameter {
 /// experts.
 std::vector<LocalParameter> local_parameters(const std::vector<ParameterSpec>& specs,
                                              const MeshPosition& mesh, bool zero);
-std::vector<ParameterSpec> specs_of(const std::vector<LocalParameter>& parameters);
 
 /// In order: embedding, layers, final norm, head (absent when tied).
 std::vector<ParameterSpec> list_parameters(const ModelConfig& config);
-/// Those that an optimizer may train.
-std::vector<ParameterSpec> trained_only(std::vector<ParameterSpec> specs);
 
 /// The tensor that the head multiplies with.
 std::string_view head_name(const ModelConfig& config);
