@@ -11,10 +11,11 @@
 #include "farskip/base/environment.h"
 #include "farskip/base/stop_signals.h"
 #include "farskip/checkpoint/training_checkpoint.h"
-#include "farskip/comm/collective_errors.h"
+#include "farskip/comm/agreement.h"
 #include "farskip/distill/distillation.h"
 #include "farskip/engine/devices.h"
 #include "farskip/engine/engine_options.h"
+#include "farskip/engine/router_bias.h"
 #include "farskip/infer/evaluate.h"
 #include "farskip/run/bad_numbers.h"
 #include "farskip/run/learning_rate.h"
@@ -244,6 +245,8 @@ class TrainingRun {
     m.loss = loss.loss_sum / counted;
     m.grad_norm = result.grad_norm;
     if (!result.updated || !result.loss_is_finite) end_at_bad_numbers(result, m);
+    if (t.router_bias_update > 0)
+      move_router_biases(*engine_.states(), loss.expert_rows, t.router_bias_update);
     // Between GPUs a recorded step does not say where it waits (farskip bench overlap does).
     if (world().size() == 1 || device().kind() == DeviceKind::cpu) {
       const double exposed = engine_.exposed_seconds() - exposed_before;
@@ -386,7 +389,7 @@ class TrainingRun {
     }
     m.validation_loss = validation_loss_ = e.loss;
     objective_->describe_validation(e, state_.numbers, m);
-    if (objective_->observe(m.step, e, state_.numbers)) save_best();
+    if (objective_->look(m.step, e, state_.numbers)) save_best();
     if (converged())
       context_.logger.info(
           "no improvement of the validation metric since step {:.0f}: stopping; the best checkpoint is in {}",
