@@ -60,6 +60,11 @@ LoadedRun load_run(const std::string& path, const std::vector<std::string>& over
   }
   if (run.config.farskip) run.model.farskip = *run.config.farskip;
   check_layers(run.model.farskip, run.model.num_layers);
+  if (run.config.train.router_bias_update > 0 && !run.model.moe.selection_bias)
+    throw UsageError(
+        fmt::format("train.router_bias_update is {}, and the routers of family {} have no bias that "
+                    "takes part in the choice; set it to 0, and train.aux_loss balances experts",
+                    run.config.train.router_bias_update, run.model.family));
   if (needs.data) {
     if (run.model.eos_tokens.empty())
       run.model.eos_tokens = find_end_tokens(run.model, read_run_companions(run.config));

@@ -219,11 +219,6 @@ std::vector<ParameterSpec> list_parameters(const ModelConfig& config) {
   return Lister(config).run();
 }
 
-std::vector<ParameterSpec> trained_only(std::vector<ParameterSpec> specs) {
-  std::erase_if(specs, [](const ParameterSpec& spec) { return !spec.is_trained; });
-  return specs;
-}
-
 std::string compute_copy_name(std::string_view parameter) {
   return fmt::format("compute.{}", parameter);
 }

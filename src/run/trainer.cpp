@@ -15,6 +15,7 @@
 #include "farskip/distill/distillation.h"
 #include "farskip/engine/devices.h"
 #include "farskip/engine/engine_options.h"
+#include "farskip/engine/router_bias.h"
 #include "farskip/infer/evaluate.h"
 #include "farskip/run/bad_numbers.h"
 #include "farskip/run/learning_rate.h"
@@ -244,6 +245,8 @@ class TrainingRun {
     m.loss = loss.loss_sum / counted;
     m.grad_norm = result.grad_norm;
     if (!result.updated || !result.loss_is_finite) end_at_bad_numbers(result, m);
+    if (t.router_bias_update > 0)
+      move_router_biases(*engine_.states(), loss.expert_rows, t.router_bias_update);
     // Between GPUs a recorded step does not say where it waits (farskip bench overlap does).
     if (world().size() == 1 || device().kind() == DeviceKind::cpu) {
       const double exposed = engine_.exposed_seconds() - exposed_before;

@@ -32,8 +32,8 @@ bool is_read(DType dtype) {
 
 ModelFolder::ModelFolder(const SafetensorsFolder& files, const std::vector<ParameterSpec>& model)
     : files_(files) {
-  const std::string& first = model.front().pieces.front().name;
-  if (!files.contains(first) && files.contains(std::string(kTextPart) + first)) prefix_ = kTextPart;
+  if (!files.contains(kEmbeddingName) && files.contains(fmt::format("{}{}", kTextPart, kEmbeddingName)))
+    prefix_ = kTextPart;
   for (const ParameterSpec& spec : model)
     for (const std::string& beginning : spec.passed_over) passed_over_.push_back(prefix_ + beginning);
 }

@@ -45,6 +45,8 @@ struct ParameterSpec {
   /// How the names of tensors begin that may lie beside this one in a folder and carry nothing here.
   std::vector<std::string> passed_over{};
 
+  /// A bias per expert that takes part in the choice.
+  bool is_router_bias() const { return !is_trained && block == SubBlock::routed; }
   /// Seen as a matrix: all dims but the last taken together, and the last. A vector has rows of one element.
   std::int64_t num_rows() const { return row_count(shape); }
   std::int64_t row_size() const { return farskip::row_size(shape); }
@@ -81,8 +83,6 @@ std::vector<LocalParameter> local_parameters(
 
 /// In order: embedding, layers, final norm, head (absent when tied).
 std::vector<ParameterSpec> list_parameters(const ModelConfig& config);
-/// Those that an optimizer may train.
-std::vector<ParameterSpec> trained_only(std::vector<ParameterSpec> specs);
 
 /// The tensor that the head multiplies with.
 std::string_view head_name(const ModelConfig& config);

@@ -14,10 +14,10 @@ namespace farskip {
 
 class ModelFolder {
  public:
-  /// A folder without the model's first tensor that has it under "language_model." holds a model of several
-  /// kinds of input: all names have that prefix, and everything outside of it is passed over. `files` must
-  /// outlive this.
-  ModelFolder(const SafetensorsFolder& files, const std::vector<ParameterSpec>& model);
+  /// A folder that has the embedding of tokens under "language_model." alone holds a model of several kinds
+  /// of input: all names have that prefix, and everything outside of it is passed over. `model` says what
+  /// else is. `files` must outlive this.
+  explicit ModelFolder(const SafetensorsFolder& files, const std::vector<ParameterSpec>& model = {});
 
   bool contains(std::string_view name) const { return files_.contains(stored_name(name)); }
   const TensorInfo& find(std::string_view name) const { return files_.find(stored_name(name)); }
