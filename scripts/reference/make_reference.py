@@ -32,16 +32,18 @@ CURVE_MODES = ("off", "full")
 CURVE_STEPS, CURVE_BATCH, CURVE_SEQUENCE = 20, 4, 32
 
 COMMON = dict(
-    vocab_size=160, hidden_size=32, intermediate_size=48, moe_intermediate_size=16, num_attention_heads=4,
-    max_position_embeddings=256, rms_norm_eps=1e-6, tie_word_embeddings=False, attention_bias=False,
-    torch_dtype="float32",
+    vocab_size=160, hidden_size=32, intermediate_size=48, num_attention_heads=4, max_position_embeddings=256,
+    rms_norm_eps=1e-6, tie_word_embeddings=False, attention_bias=False, torch_dtype="float32",
 )
 DEEPSEEK = dict(
-    COMMON, model_type="deepseek_v2", num_key_value_heads=4, q_lora_rank=None, kv_lora_rank=16,
+    COMMON, model_type="deepseek_v2", moe_intermediate_size=16, num_key_value_heads=4, q_lora_rank=None, kv_lora_rank=16,
     qk_nope_head_dim=16, qk_rope_head_dim=8, v_head_dim=16, first_k_dense_replace=1, n_routed_experts=8,
     norm_topk_prob=False, bos_token_id=1, eos_token_id=2,
 )
-QWEN = dict(COMMON, model_type="qwen3_moe", mlp_only_layers=[], bos_token_id=None, eos_token_id=None)
+QWEN = dict(
+    COMMON, model_type="qwen3_moe", moe_intermediate_size=16, mlp_only_layers=[], bos_token_id=None,
+    eos_token_id=None,
+)
 VARIANTS = {
     "deepseek_v2": dict(
         DEEPSEEK, num_hidden_layers=4, n_shared_experts=2, num_experts_per_tok=3, routed_scaling_factor=1.0,
@@ -65,6 +67,22 @@ VARIANTS = {
         norm_topk_prob=False, decoder_sparse_step=2, tie_word_embeddings=True,
         rope_parameters=dict(rope_type="default", rope_theta=1e4),
     ),
+    "llama": dict(
+        COMMON, model_type="llama", num_hidden_layers=4, num_key_value_heads=2, bos_token_id=1, eos_token_id=2,
+        mlp_bias=False, rope_parameters=dict(rope_type="default", rope_theta=1e5),
+    ),
+    "llama_tied": dict(
+        COMMON, model_type="llama", num_hidden_layers=3, num_key_value_heads=1, head_dim=16, bos_token_id=1,
+        eos_token_id=[2, 3], mlp_bias=False, tie_word_embeddings=True,
+        rope_parameters=dict(
+            rope_type="llama3", rope_theta=1e4, factor=8.0, high_freq_factor=4.0, low_freq_factor=1.0,
+            original_max_position_embeddings=32,
+        ),
+    ),
+    "qwen3": dict(
+        COMMON, model_type="qwen3", num_hidden_layers=3, num_key_value_heads=2, head_dim=24,
+        bos_token_id=None, eos_token_id=2, rope_parameters=dict(rope_type="linear", rope_theta=1e6, factor=2.0),
+    ),
 }
 WITH_CURVES = ("deepseek_v2", "qwen3_moe")
 
@@ -81,10 +99,11 @@ def list_modes(num_layers):
     return ["off", "full", "attention", "mlp", "full_0_1", f"full_2_{num_layers - 1}"]
 
 
-def split_mlp(mlp, x_BSH):
-    """(always-present part, routed part) of a dense or sparse MLP; a missing part is None."""
+def split_mlp(mlp, x_BSH, is_dense_model):
+    """(always-present part, routed part) of a dense or sparse MLP; a missing part is None. In a model without
+    experts the MLPs stand in their place."""
     if not hasattr(mlp, "experts"):
-        return mlp(x_BSH), None
+        return (None, mlp(x_BSH)) if is_dense_model else (mlp(x_BSH), None)
     x_TH = x_BSH.reshape(-1, x_BSH.shape[-1])
     _, weights_TK, experts_TK = mlp.gate(x_TH)
     routed = mlp.experts(x_TH, experts_TK, weights_TK).view_as(x_BSH)
@@ -102,12 +121,14 @@ def wired_forward(model, tokens_BS, mode):
     full = body.embed_tokens(tokens_BS)
     part = full
     rotary = body.rotary_emb(full, position_ids=positions)
+    is_dense_model = not any(hasattr(layer.mlp, "experts") for layer in body.layers)
     for layer, (partial_attention, outdated_mlp) in zip(body.layers, parse_mode(mode, len(body.layers))):
         normed = layer.input_layernorm(part if partial_attention else full)
         attention = layer.self_attn(hidden_states=normed, attention_mask=mask, position_embeddings=rotary)[0]
         after_attention = full + attention
         shared, routed = split_mlp(
-            layer.mlp, layer.post_attention_layernorm(full if outdated_mlp else after_attention))
+            layer.mlp, layer.post_attention_layernorm(full if outdated_mlp else after_attention),
+            is_dense_model)
         part = after_attention if shared is None else after_attention + shared
         full = part if routed is None else part + routed
     return model.lm_head(body.norm(full))

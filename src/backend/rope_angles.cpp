@@ -8,12 +8,10 @@
 namespace farskip {
 namespace {
 
-/// Angle per position of each pair. YaRN (arXiv 2309.00071, section 3.2): pairs that turn more than
-/// beta_fast times over the original context keep their frequency, pairs that turn less than beta_slow
-/// times are slowed by `factor`, pairs between are blended linearly. The bounds are whole pairs.
+/// Angle per position of each pair: the plain one, the one slowed by `factor`, or a blend of both.
 struct Frequencies {
   explicit Frequencies(const ops::RopeTable& a) : attributes(a) {
-    if (a.scaling == ops::RopeScaling::none) return;
+    if (a.scaling != ops::RopeScaling::yarn) return;
     first_blended = std::max(std::floor(pair_turning(a.beta_fast)), 0.0);
     first_slowed = std::min(std::ceil(pair_turning(a.beta_slow)), static_cast<double>(a.dim - 1));
     if (first_blended == first_slowed) first_slowed += 0.001;  // a step instead of a division by zero
@@ -23,9 +21,19 @@ struct Frequencies {
     const ops::RopeTable& a = attributes;
     const double plain = std::pow(a.theta, -static_cast<double>(2 * pair) / static_cast<double>(a.dim));
     if (a.scaling == ops::RopeScaling::none) return plain;
-    const double ramp = (static_cast<double>(pair) - first_blended) / (first_slowed - first_blended);
-    const double slowed = std::min(std::max(ramp, 0.0), 1.0);
+    const double slowed = std::min(std::max(slowed_share(pair, plain), 0.0), 1.0);
     return plain * (1.0 - slowed) + plain / a.factor * slowed;
+  }
+
+  /// How much of a pair is slowed, before it is cut to 0 to 1. YaRN (section 3.2) rounds the bounds of the
+  /// blend to whole pairs.
+  double slowed_share(std::int64_t pair, double plain) const {
+    const ops::RopeTable& a = attributes;
+    if (a.scaling == ops::RopeScaling::linear) return 1.0;
+    if (a.scaling == ops::RopeScaling::yarn)
+      return (static_cast<double>(pair) - first_blended) / (first_slowed - first_blended);
+    const double turns = plain * static_cast<double>(a.original_positions) / (2.0 * std::numbers::pi);
+    return (a.beta_fast - turns) / (a.beta_fast - a.beta_slow);
   }
 
   /// The (fractional) pair that turns `rotations` times over the original context.

@@ -85,7 +85,8 @@ nlohmann::ordered_json to_json(const ConfigNode& node) {
 }  // namespace
 
 std::span<const Family> families() {
-  static const std::array<Family, 3> all{deepseek_v2_family(), mixtral_family(), qwen3_moe_family()};
+  static const std::array all{deepseek_v2_family(), llama_family(), mixtral_family(), qwen3_family(),
+                              qwen3_moe_family()};
   return all;
 }
 

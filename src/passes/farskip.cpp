@@ -48,13 +48,15 @@ int place_of(const LayerBlock& block) {
   return 2 * block.layer + (block.kind == SubBlock::attention ? 0 : 1);
 }
 
-bool omits(const Wiring& wiring, int reach, const LayerBlock& reader, const LayerBlock& earlier) {
-  if (earlier.layer < 0) return false;
-  const int distance = place_of(reader) - place_of(earlier);
-  return distance >= 1 && distance <= reach &&
-         std::any_of(wiring.omissions.begin(), wiring.omissions.end(), [&](const Omission& o) {
-           return (o.readers & kind(reader.kind)) != 0 && (o.omitted & kind(earlier.kind)) != 0;
-         });
+/// What the wiring takes a block for. A model without routed experts has its MLPs in their place: as the same
+/// model would be wired whose MLPs were split into experts.
+SubBlock role_of(const LayerBlock& block, bool has_experts) {
+  return block.kind == SubBlock::dense && !has_experts ? SubBlock::routed : block.kind;
+}
+
+bool has_routed_experts(const LayerGraph& graph) {
+  return std::any_of(graph.blocks.begin(), graph.blocks.end(),
+                     [](const LayerBlock& block) { return block.kind == SubBlock::routed; });
 }
 
 }  // namespace
@@ -62,13 +64,22 @@ bool omits(const Wiring& wiring, int reach, const LayerBlock& reader, const Laye
 LayerGraph rewire_farskip(const LayerGraph& graph, const FarSkipConfig& config) {
   const Wiring& wiring = find_wiring(config.mode);
   const int reach = config.mode == FarSkipMode::delay ? config.delay : 1;
+  const bool has_experts = has_routed_experts(graph);
+  const auto omits = [&](const LayerBlock& reader, const LayerBlock& earlier) {
+    if (earlier.layer < 0) return false;
+    const int distance = place_of(reader) - place_of(earlier);
+    const Kinds reads = kind(role_of(reader, has_experts)), adds = kind(role_of(earlier, has_experts));
+    return distance >= 1 && distance <= reach &&
+           std::any_of(wiring.omissions.begin(), wiring.omissions.end(), [&](const Omission& o) {
+             return (o.readers & reads) != 0 && (o.omitted & adds) != 0;
+           });
+  };
   LayerGraph out = graph;
   for (std::size_t i = 0; i < out.blocks.size(); ++i) {
     LayerBlock& block = out.blocks[i];
     if (block.layer < 0 || !config.layers.contains(block.layer)) continue;
     for (std::size_t earlier = 0; earlier < i; ++earlier)
-      if (omits(wiring, reach, block, graph.blocks[earlier]))
-        block.omits.push_back(static_cast<int>(earlier));
+      if (omits(block, graph.blocks[earlier])) block.omits.push_back(static_cast<int>(earlier));
     std::sort(block.omits.begin(), block.omits.end());
   }
   return out;

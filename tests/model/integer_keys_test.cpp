@@ -18,7 +18,9 @@ const char* const kSmallest[] = {
     "n_shared_experts: 1}",
     "{family: qwen3_moe, vocab_size: 300, hidden_size: 64, num_hidden_layers: 2, num_attention_heads: 2, "
     "num_key_value_heads: 2, head_dim: 8, intermediate_size: 64, num_experts: 4, num_experts_per_tok: 2, "
-    "moe_intermediate_size: 16}"};
+    "moe_intermediate_size: 16}",
+    "{family: llama, vocab_size: 300, hidden_size: 64, num_hidden_layers: 2, num_attention_heads: 2, "
+    "num_key_value_heads: 2, head_dim: 8, intermediate_size: 64}"};
 
 /// Bytes of all parameters in f32; nothing beyond 64 bits.
 std::optional<std::int64_t> bytes_of(const ModelConfig& model) {

@@ -105,9 +105,16 @@ TEST_CASE("config fields that are not built are refused by name, never ignored")
   refused("\"num_hidden_layers\": 4", "\"num_hidden_layrs\": 4", "num_hidden_layers");
 }
 
-TEST_CASE("parameter counts of a public model are those of its authors") {
+ParameterCounts counts_of(const char* model) {
   ErrorList errors;
-  const ConfigNode tree = parse_yaml_text(R"(
+  const ConfigNode tree = parse_yaml_text(model, "test", errors);
+  const ModelConfig config = read_model_section(tree, errors);
+  errors.throw_if_any();
+  return count_parameters(config);
+}
+
+TEST_CASE("parameter counts of public models are those of their authors") {
+  const ParameterCounts lite = counts_of(R"(
 family: deepseek_v2
 vocab_size: 102400
 hidden_size: 2048
@@ -124,13 +131,22 @@ num_experts_per_tok: 6
 n_shared_experts: 2
 moe_intermediate_size: 1408
 first_k_dense_replace: 1
-)",
-                                          "lite", errors);
-  const ModelConfig lite = read_model_section(tree, errors);
-  errors.throw_if_any();
-  const ParameterCounts counts = count_parameters(lite);
-  CHECK(counts.total == 15706484224);                           // DeepSeek-V2-Lite: 15.7B
-  CHECK(counts.active == Catch::Approx(2.66e9).epsilon(0.01));  // 2.4B without one of the two tables
+)");
+  CHECK(lite.total == 15706484224);                           // DeepSeek-V2-Lite: 15.7B
+  CHECK(lite.active == Catch::Approx(2.66e9).epsilon(0.01));  // 2.4B without one of the two tables
+  const ParameterCounts smol = counts_of(
+      "{family: llama, vocab_size: 49152, hidden_size: 576, intermediate_size: 1536, num_hidden_layers: 30, "
+      "num_attention_heads: 9, num_key_value_heads: 3, tie_word_embeddings: true}");
+  CHECK(smol.total == 134515008);  // SmolLM2-135M
+  CHECK(smol.active == smol.total);
+  const ParameterCounts llama = counts_of(
+      "{family: llama, vocab_size: 128256, hidden_size: 4096, intermediate_size: 14336, num_hidden_layers: "
+      "32, num_attention_heads: 32, num_key_value_heads: 8}");
+  CHECK(llama.total == 8030261248);  // Llama-3.1-8B: 8.03B
+  const ParameterCounts qwen = counts_of(
+      "{family: qwen3, vocab_size: 151936, hidden_size: 1024, intermediate_size: 3072, num_hidden_layers: "
+      "28, num_attention_heads: 16, num_key_value_heads: 8, head_dim: 128, tie_word_embeddings: true}");
+  CHECK(qwen.total == 596049920);  // Qwen3-0.6B: 0.6B
 }
 
 TEST_CASE("pieces of the hub cover every parameter exactly once") {

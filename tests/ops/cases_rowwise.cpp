@@ -33,6 +33,16 @@ void add_rope(std::vector<OpCase>& cases) {
   cases.push_back(table_case("YaRN of a small model", yarn(128, 8, 32, 4.0)));
   cases.push_back(table_case("YaRN of DeepSeek-V2", yarn(300, 64, 4096, 40.0)));
   cases.push_back(table_case("YaRN whose two bounds meet", yarn(9, 4, 6, 2.0)));
+  cases.push_back(
+      table_case("linear", {.positions = 33, .dim = 6, .scaling = ops::RopeScaling::linear, .factor = 2.5}));
+  cases.push_back(table_case("llama3 of Llama 3.2", {.positions = 300,
+                                                     .dim = 64,
+                                                     .theta = 5e5,
+                                                     .scaling = ops::RopeScaling::llama3,
+                                                     .factor = 32.0,
+                                                     .original_positions = 8192,
+                                                     .beta_fast = 4.0,
+                                                     .beta_slow = 1.0}));
 
   struct Row {
     const char* name;

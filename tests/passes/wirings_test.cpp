@@ -113,6 +113,27 @@ TEST_CASE("every wiring reads what its definition says") {
   }
 }
 
+TEST_CASE("a model without experts is wired as if its MLPs were routed experts") {
+  ModelConfig dense = make_model(), routed = dense;
+  dense.moe_layers.assign(3, false);
+  routed.moe_layers.assign(3, true);
+  routed.moe.shared_size = 0;
+  const auto reads = [](const LayerGraph& graph) {
+    std::vector<std::vector<int>> lists;
+    for (std::size_t i = 0; i < graph.blocks.size(); ++i) lists.push_back(graph.reads(static_cast<int>(i)));
+    return lists;
+  };
+  for (const Case& c : cases()) {
+    INFO(wiring_name(c.wiring) << " of layers " << describe(c.wiring.layers));
+    CHECK(reads(rewire_farskip(build_layer_graph(dense), c.wiring)) ==
+          reads(rewire_farskip(build_layer_graph(routed), c.wiring)));
+  }
+  // Embedding, attention and MLP of three layers, head.
+  CHECK(reads(rewire_farskip(build_layer_graph(dense), {FarSkipMode::full, {}})) ==
+        std::vector<std::vector<int>>{
+            {}, {0}, {0}, {0, 1}, {0, 1, 2}, {0, 1, 2, 3}, {0, 1, 2, 3, 4}, {0, 1, 2, 3, 4, 5, 6}});
+}
+
 TEST_CASE("every mode has a case here") {
   for (const auto& choice : farskip_mode_names) {
     INFO(choice.name);

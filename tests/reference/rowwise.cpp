@@ -34,6 +34,15 @@ double correction_dim(const ops::RopeTable& a, double rotations) {
 double rope_frequency(const ops::RopeTable& a, std::int64_t pair) {
   const double original = std::pow(a.theta, -2.0 * static_cast<double>(pair) / static_cast<double>(a.dim));
   if (a.scaling == ops::RopeScaling::none) return original;
+  if (a.scaling == ops::RopeScaling::linear) return original / a.factor;
+  if (a.scaling == ops::RopeScaling::llama3) {  // as Llama's own code has it, by wavelengths
+    const double wavelength = 2.0 * std::numbers::pi / original;
+    const auto positions = static_cast<double>(a.original_positions);
+    if (wavelength < positions / a.beta_fast) return original;
+    if (wavelength > positions / a.beta_slow) return original / a.factor;
+    const double smooth = (positions / wavelength - a.beta_slow) / (a.beta_fast - a.beta_slow);
+    return (1.0 - smooth) * original / a.factor + smooth * original;
+  }
   const double low = std::max(0.0, std::floor(correction_dim(a, a.beta_fast)));
   const double high = std::min(static_cast<double>(a.dim - 1), std::ceil(correction_dim(a, a.beta_slow)));
   const double width = low == high ? 0.001 : high - low;

@@ -8,7 +8,7 @@
 
 namespace farskip {
 
-/// Angle per position of each of the dim/2 pairs, with YaRN's slowing where it is asked for.
+/// Angle per position of each of the dim/2 pairs, slowed as `scaling` says.
 std::vector<double> rope_angles(const ops::RopeTable& attributes);
 
 }  // namespace farskip

@@ -30,16 +30,25 @@ std::span<const Family> families();
 const Family* find_family(std::string_view name);
 
 const Family& deepseek_v2_family();
+const Family& llama_family();
 const Family& mixtral_family();
+const Family& qwen3_family();
 const Family& qwen3_moe_family();
 
 /// Fields that every family shares.
 void read_common(Reader& reader, ModelConfig& config);
 void write_common(const ModelConfig& config, ConfigNode& map);
-/// num_key_value_heads and head_dim (absent or null: the heads share the hidden size), RoPE on halves, and
-/// the scale of the scores.
-void read_grouped_query_attention(Reader& reader, ModelConfig& config);
+/// What a family's config class takes where the file says nothing. head_dim 0: the heads share the hidden
+/// size.
+struct GqaDefaults {
+  std::int64_t kv_heads = 1, head_dim = 0;
+};
+/// num_key_value_heads and head_dim, RoPE on halves, and the scale of the scores. Queries and keys are
+/// normalised as config.gqa says, which the caller has set; a key that says otherwise is refused.
+void read_grouped_query_attention(Reader& reader, ModelConfig& config, const GqaDefaults& defaults);
 void write_grouped_query_attention(const ModelConfig& config, ConfigNode& map);
+/// Every layer has a dense MLP and none has experts.
+void read_dense_layers(ModelConfig& config);
 /// Refuses what names another routing than by softmax over all experts, without shared ones; reads the
 /// coefficient of the balance loss. Call it after the number of experts, under `count_key`, and
 /// num_experts_per_tok.

@@ -37,7 +37,7 @@ struct RopeConfig {
   ops::RopeScaling scaling = ops::RopeScaling::none;
   double factor = 1.0;
   std::int64_t original_positions = 0;
-  double beta_fast = 32.0, beta_slow = 1.0;
+  double beta_fast = 32.0, beta_slow = 1.0;   // llama3 calls them high_freq_factor and low_freq_factor
   double mscale = 0.0, mscale_all_dim = 0.0;  // 0: not given
   double attention_factor = 1.0;              // multiplies cos and sin
   bool operator==(const RopeConfig&) const = default;
@@ -56,7 +56,7 @@ struct MoeConfig {
 };
 
 struct ModelConfig {
-  std::string family;  // "deepseek_v2", "mixtral", "qwen3_moe"
+  std::string family;  // "deepseek_v2", "llama", …
   std::int64_t vocab_size = 0, hidden_size = 0, num_layers = 0, num_heads = 0;
   std::int64_t intermediate_size = 0;  // of dense layers
   std::int64_t max_positions = 0;

@@ -87,13 +87,15 @@ ValueId rms_norm(Builder& b, ValueId x, ValueId w, double eps);
 
 // ---- rope.cpp ------------------------------------------------------------------------------------
 
-enum class RopeScaling : std::uint8_t { none, yarn };
+enum class RopeScaling : std::uint8_t { none, yarn, linear, llama3 };
 constexpr auto enum_names(RopeScaling) {
-  return std::array<std::string_view, 2>{"none", "yarn"};
+  return std::array<std::string_view, 4>{"none", "yarn", "linear", "llama3"};
 }
 
-/// Frequencies of rotary embedding. YaRN: Peng et al. 2023 (arXiv 2309.00071), as in DeepSeek-V2:
-/// dims between the two correction bounds blend interpolated (1/factor) and original frequencies.
+/// Frequencies of rotary embedding. linear: all divided by factor (position interpolation, arXiv 2306.15595).
+/// yarn (arXiv 2309.00071, as in DeepSeek-V2) and llama3 (Llama 3.1) divide those that turn less than
+/// beta_slow times over the original positions and keep those that turn more than beta_fast times; between
+/// the two, yarn blends linearly in the index of the pair, llama3 in the number of turns.
 struct RopeTable {
   std::int64_t positions = 0;  // rows: positions 0 .. positions-1
   std::int64_t dim = 0;        // rotated elements of a head, even

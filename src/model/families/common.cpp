@@ -104,16 +104,21 @@ void read_common(Reader& r, ModelConfig& c) {
   read_farskip(r, c);
 }
 
-void read_grouped_query_attention(Reader& r, ModelConfig& c) {
-  c.gqa.kv_heads = r.integer("num_key_value_heads", {.min = 1, .max = 4096}, 4);
+void read_grouped_query_attention(Reader& r, ModelConfig& c, const GqaDefaults& defaults) {
+  c.gqa.kv_heads = r.integer("num_key_value_heads", {.min = 1, .max = 4096}, defaults.kv_heads);
+  const std::int64_t head_dim = defaults.head_dim > 0 ? defaults.head_dim : c.hidden_size / c.num_heads;
   c.gqa.head_dim = r.optional_integer("head_dim", {.min = 2, .max = 1 << 16})
-                       .value_or(std::max<std::int64_t>(c.hidden_size / c.num_heads, 2));
+                       .value_or(std::max<std::int64_t>(head_dim, 2));
   if (r.sound("num_key_value_heads") && c.num_heads % c.gqa.kv_heads != 0)
     r.fail("num_key_value_heads",
            fmt::format("{} does not divide {} attention heads", c.gqa.kv_heads, c.num_heads));
   if (c.gqa.head_dim % 2 != 0) r.fail("head_dim", "rotated pairs need an even size");
   for (const char* key : {"rope_interleave", "rope_interleaved"})
     r.require_value(key, false, "this family rotates halves");
+  for (const char* key : {"qk_norm", "use_qk_norm", "qk_layernorm"})
+    r.require_value(key, c.gqa.qk_norm,
+                    c.gqa.qk_norm ? "this family normalises queries and keys"
+                                  : "this family does not normalise queries and keys");
   c.rope = read_rope(r);
   c.softmax_scale = 1.0 / std::sqrt(static_cast<double>(c.gqa.head_dim));
 }
@@ -121,6 +126,11 @@ void read_grouped_query_attention(Reader& r, ModelConfig& c) {
 void write_grouped_query_attention(const ModelConfig& c, ConfigNode& map) {
   map.set("num_key_value_heads", make_node(c.gqa.kv_heads));
   map.set("head_dim", make_node(c.gqa.head_dim));
+}
+
+void read_dense_layers(ModelConfig& c) {
+  c.moe_layers.assign(static_cast<std::size_t>(c.num_layers), false);
+  c.aux_loss = 0.0;  // there is nothing to balance
 }
 
 void read_softmax_routing(Reader& r, ModelConfig& c, std::string_view count_key) {

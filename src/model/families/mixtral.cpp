@@ -22,9 +22,7 @@ void read_experts(Reader& r, ModelConfig& c) {
 ModelConfig read(Reader& r) {
   ModelConfig c;
   read_common(r, c);
-  read_grouped_query_attention(r, c);
-  for (const char* key : {"qk_norm", "use_qk_norm", "qk_layernorm"})
-    r.require_value(key, false, "this family does not normalise queries and keys");
+  read_grouped_query_attention(r, c, {.kv_heads = 8});
   if (const auto window = r.optional_integer("sliding_window", {.min = 1}))
     r.fail("sliding_window", fmt::format("{}: sliding-window attention is not built; null is", *window));
   read_experts(r, c);

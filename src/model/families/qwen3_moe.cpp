@@ -11,11 +11,9 @@ namespace {
 
 void read_attention(Reader& r, ModelConfig& c) {
   c.gqa.qk_norm = true;
-  read_grouped_query_attention(r, c);
+  read_grouped_query_attention(r, c, {.kv_heads = 4});
   // Without use_sliding_window neither has an effect.
   for (const char* key : {"sliding_window", "max_window_layers"}) r.ignore(key);
-  for (const char* key : {"qk_norm", "use_qk_norm", "qk_layernorm"})
-    r.require_value(key, true, "this family normalises queries and keys");
 }
 
 void read_experts(Reader& r, ModelConfig& c) {

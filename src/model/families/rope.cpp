@@ -8,8 +8,12 @@
 namespace farskip {
 namespace {
 
-enum class RopeType { standard, yarn };
-constexpr Choice<RopeType> kRopeTypes[] = {{"default", RopeType::standard}, {"yarn", RopeType::yarn}};
+using ops::RopeScaling;
+
+constexpr Choice<RopeScaling> kRopeTypes[] = {{"default", RopeScaling::none},
+                                              {"yarn", RopeScaling::yarn},
+                                              {"linear", RopeScaling::linear},
+                                              {"llama3", RopeScaling::llama3}};
 
 // Factor on cos and sin: as in DeepSeek's code, the ratio of two temperatures; 0.1 ln(factor) + 1 without
 // them (YaRN, section 3.4).
@@ -22,11 +26,15 @@ double yarn_attention_factor(const RopeConfig& rope) {
   return temperature(1.0);
 }
 
-void read_scaling(Reader& r, RopeConfig& rope) {
-  if (r.choice("rope_type", kRopeTypes, RopeType::standard) == RopeType::standard) return;
-  rope.scaling = ops::RopeScaling::yarn;
-  rope.factor = r.real("factor", {.min = 1.0});
-  rope.original_positions = r.integer("original_max_position_embeddings", {.min = 1});
+void read_llama3(Reader& r, RopeConfig& rope) {
+  rope.beta_fast = r.real("high_freq_factor", {.min = 0.0, .above_min = true});
+  rope.beta_slow = r.real("low_freq_factor", {.min = 0.0, .above_min = true});
+  if (r.sound("high_freq_factor") && r.sound("low_freq_factor") && rope.beta_fast <= rope.beta_slow)
+    r.fail("high_freq_factor",
+           fmt::format("{} is not above low_freq_factor, {}", rope.beta_fast, rope.beta_slow));
+}
+
+void read_yarn(Reader& r, RopeConfig& rope) {
   rope.beta_fast = r.real("beta_fast", {.min = 0.0, .above_min = true}, 32.0);
   rope.beta_slow = r.real("beta_slow", {.min = 0.0, .above_min = true}, 1.0);
   rope.mscale = r.optional_real("mscale", {.min = 0.0}).value_or(0.0);
@@ -34,6 +42,18 @@ void read_scaling(Reader& r, RopeConfig& rope) {
   r.require_value("truncate", true, "correction bounds are rounded to whole dims");
   const auto given = r.optional_real("attention_factor", {.min = 0.0, .above_min = true});
   rope.attention_factor = given.value_or(yarn_attention_factor(rope));
+}
+
+void read_scaling(Reader& r, RopeConfig& rope) {
+  rope.scaling = r.choice("rope_type", kRopeTypes, RopeScaling::none);
+  if (rope.scaling == RopeScaling::none) return;
+  rope.factor = r.real("factor", {.min = 1.0});
+  if (rope.scaling == RopeScaling::linear) return;
+  rope.original_positions = r.integer("original_max_position_embeddings", {.min = 1});
+  if (rope.scaling == RopeScaling::llama3)
+    read_llama3(r, rope);
+  else
+    read_yarn(r, rope);
 }
 
 /// The maps rope_parameters (newer files) and rope_scaling, and the keys beside them (hub files), as one map.
@@ -82,19 +102,28 @@ RopeConfig read_rope(Reader& r) {
 
 void write_rope(const RopeConfig& rope, ConfigNode& map) {
   map.set("rope_theta", make_node(rope.theta));
-  if (rope.scaling == ops::RopeScaling::none) {
+  if (rope.scaling == RopeScaling::none) {
     map.set("rope_scaling", ConfigNode{});
     return;
   }
   ConfigNode scaling;
-  scaling.set("type", make_node("yarn"));
+  // The older key for the types that are older than the newer one.
+  scaling.set(rope.scaling == RopeScaling::llama3 ? "rope_type" : "type",
+              make_node(name_of(kRopeTypes, rope.scaling)));
   scaling.set("factor", make_node(rope.factor));
-  scaling.set("original_max_position_embeddings", make_node(rope.original_positions));
-  scaling.set("beta_fast", make_node(rope.beta_fast));
-  scaling.set("beta_slow", make_node(rope.beta_slow));
-  if (rope.mscale > 0) scaling.set("mscale", make_node(rope.mscale));
-  if (rope.mscale_all_dim > 0) scaling.set("mscale_all_dim", make_node(rope.mscale_all_dim));
-  scaling.set("attention_factor", make_node(rope.attention_factor));
+  if (rope.scaling != RopeScaling::linear)
+    scaling.set("original_max_position_embeddings", make_node(rope.original_positions));
+  if (rope.scaling == RopeScaling::llama3) {
+    scaling.set("high_freq_factor", make_node(rope.beta_fast));
+    scaling.set("low_freq_factor", make_node(rope.beta_slow));
+  }
+  if (rope.scaling == RopeScaling::yarn) {
+    scaling.set("beta_fast", make_node(rope.beta_fast));
+    scaling.set("beta_slow", make_node(rope.beta_slow));
+    if (rope.mscale > 0) scaling.set("mscale", make_node(rope.mscale));
+    if (rope.mscale_all_dim > 0) scaling.set("mscale_all_dim", make_node(rope.mscale_all_dim));
+    scaling.set("attention_factor", make_node(rope.attention_factor));
+  }
   map.set("rope_scaling", std::move(scaling));
 }
 

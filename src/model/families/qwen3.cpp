@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: Apache-2.0
+// Qwen3: grouped-query attention with per-head query/key norms and a dense MLP in every layer. Field names
+// are those of the hub's config.json.
+
+#include "farskip/model/family.h"
+
+namespace farskip {
+namespace {
+
+ModelConfig read(Reader& r) {
+  ModelConfig c;
+  read_common(r, c);
+  c.gqa.qk_norm = true;
+  read_grouped_query_attention(r, c, {.kv_heads = 32, .head_dim = 128});
+  // Without use_sliding_window neither has an effect.
+  for (const char* key : {"sliding_window", "max_window_layers"}) r.ignore(key);
+  read_dense_layers(c);
+  read_fixed_choices(r, c);
+  return c;
+}
+
+void write(const ModelConfig& c, ConfigNode& map) {
+  write_common(c, map);
+  write_grouped_query_attention(c, map);
+  map.set("use_sliding_window", make_node(false));
+  map.set("sliding_window", ConfigNode{});
+  write_rope(c.rope, map);
+}
+
+}  // namespace
+
+const Family& qwen3_family() {
+  static const Family family{"qwen3", "Qwen3ForCausalLM", read, write};
+  return family;
+}
+
+}  // namespace farskip
