@@ -59,6 +59,7 @@ def read_config(fields):
         # the shortest number that is this one in f32: 1e-05
         rms_norm_eps=float(str(np.float32(field("attention.layer_norm_rms_epsilon")))), tie_word_embeddings=True,
         rope_parameters={"rope_type": "default", "rope_theta": field("rope.freq_base")},
+        initializer_range=1 / 24,  # as its authors say; GGUF files do not hold it
         bos_token_id=token("bos"), eos_token_id=token("eos"), pad_token_id=token("padding"))
 
 
@@ -156,6 +157,8 @@ class Check:
         self.args, self.rows, self.failed = args, [], False
         self.folder, self.out = pathlib.Path(args.folder), pathlib.Path(args.out)
         self.out.mkdir(parents=True, exist_ok=True)
+        transformers.utils.logging.set_verbosity_error()
+        transformers.utils.logging.disable_progress_bar()
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(self.folder)
         self.model = None
 

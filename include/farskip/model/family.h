@@ -23,6 +23,8 @@ struct Family {
   /// Adds the family's fields to a map.
   void (*write)(const ModelConfig& config, ConfigNode& map);
   ExpertNames expert_names{};
+  /// The family that has routed experts where this one has dense MLPs, and is like it otherwise; empty: none.
+  std::string with_experts{};
 };
 
 std::span<const Family> families();
