@@ -140,11 +140,12 @@ def random_texts(count, seed=1):
             for _ in range(count)]
 
 
-def tracked_texts():
+def repository_texts():
     """Files of this repository, whole and line by line: prose, code, tables."""
-    names = subprocess.run(["git", "ls-files", "*.md", "*.cpp", "*.h", "*.cu", "*.py", "*.sh", "*.yaml", "*.txt"], cwd=ROOT,
-                           check=True, stdout=subprocess.PIPE, text=True).stdout.split()
-    texts = [(ROOT / name).read_text(encoding="utf-8") for name in names]
+    kinds = {".md", ".cpp", ".h", ".cu", ".py", ".sh", ".yaml", ".txt"}
+    paths = [path for folder in ("configs", "docs", "include", "scripts", "src", "tests")
+             for path in sorted((ROOT / folder).rglob("*")) if path.suffix in kinds and path.is_file()]
+    texts = [path.read_text(encoding="utf-8") for path in paths if "corpus" not in path.parts]
     lines = sorted({line for text in texts for line in text.splitlines(keepends=True)})
     return [text for text in texts + lines if text]
 
@@ -175,8 +176,8 @@ class Check:
         self.rows.append([what, ours, theirs, difference, "equal" if good else "DIFFERS"])
         self.failed |= not good
 
-    def encode(self, ids_or_text):
-        return self.tokenizer.encode(ids_or_text, add_special_tokens=False)
+    def encode(self, text):
+        return self.tokenizer.encode(text, add_special_tokens=False)
 
     def decode(self, ids):
         return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
@@ -198,7 +199,7 @@ class Check:
             print(f"  {given!r:.200}\n    farskip      {ours!r:.200}\n    transformers {theirs!r:.200}", file=sys.stderr)
 
     def strings(self):
-        texts = EDGE_CASES + tracked_texts() + random_texts(self.args.random_texts)
+        texts = EDGE_CASES + repository_texts() + random_texts(self.args.random_texts)
         made = self.documents(self.tokenize("strings", texts))
         end = self.tokenizer.convert_tokens_to_ids("<|endoftext|>")
         wrong_ids, wrong_text = [], []
