@@ -46,6 +46,7 @@ ModelConfig upcycle_config(const ModelConfig& dense, const Upcycling& how) {
   config.moe.top_k = how.top_k;
   config.moe.expert_size = dense.intermediate_size;
   config.moe.normalize = true;
+  config.aux_loss = ModelConfig{}.aux_loss;  // a dense model has none
   config.moe_layers.assign(config.moe_layers.size(), true);
   return config;
 }

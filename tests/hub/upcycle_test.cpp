@@ -50,6 +50,7 @@ TEST_CASE(
   const ModelConfig config = upcycle_config(dense.config, how);
   CHECK(config.family == family);
   CHECK(config.moe.normalize);
+  CHECK(config.aux_loss == 0.001);
   CHECK(config.moe.expert_size == dense.config.intermediate_size);
   CHECK(config.rope == dense.config.rope);
   CHECK(config.tie_embeddings == dense.config.tie_embeddings);
