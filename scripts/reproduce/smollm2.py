@@ -121,7 +121,7 @@ EDGE_CASES = [
     "\u00bd \u00b2 \u0663 \u096a \u2167 \u2460 \u3007 \U0001d7d8", "x\u00b2\u00b3y 10\u2070 5\u00bd",
     "<|endoftext|>text<|endoftext|>", "<|im_start|>user\nHi 42!<|im_end|>\n", "<|im_start|><|im_end|>", "<|im_start", "|im_end|>",
     " <|im_start|> spaced <|im_end|> ", "<repo_name>a/b<file_sep>c.py\n1", "<<|im_end|>>", "<|IM_END|>", "<empty_output>9",
-    # bytes without a token: these six, and the first of four of the planes 4 to 15
+    # bytes without a token: these six, and the first byte of planes 4 to 11
     "\x04\x06\x13\x14\x16\x1d", "a\x04b\x06c", "th\x13e mod\x1del", "9\x169", "\U00040000", "x\U000e0001y\U00100000z \U000bffff",
     "".join(map(chr, range(1, 0x250))), "e" * 3000, " " * 500 + "x", "0" * 100, "\n" * 70 + " \n" * 30,
 ]
