@@ -5,10 +5,12 @@
     apt-get download python3.11-doc && dpkg -x python3.11-doc_*.deb unpacked/python3.11-doc
     scripts/reproduce/documentation_text.py unpacked/* --out text
 
-HTML loses its markup, compressed pages are unpacked, manual pages lose their macros. Pages that another one repeats,
-pages in other languages than English, and lines that a package has on many of its pages (menus, footers) are left out.
+HTML loses its markup, compressed pages are unpacked, manual pages lose their macros; of a Python source, --docstrings keeps
+the docstrings. Pages that another one repeats, pages in other languages than English, and lines that a package has on many
+of its pages (menus, footers) are left out.
 """
 import argparse
+import ast
 import collections
 import gzip
 import hashlib
@@ -48,13 +50,25 @@ def strip_manual(text):
     return "\n".join(lines)
 
 
-def pages_of(package):
-    """Source pages where a package has them, else the pages made from them."""
+def keep_docstrings(text):
+    """The docstrings of a Python source, each once, in their order; nothing of a source that does not parse."""
+    try:
+        nodes = ast.walk(ast.parse(text))
+    except (SyntaxError, ValueError):
+        return ""
+    found = (ast.get_docstring(node) for node in nodes
+             if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)))
+    text = "\n\n".join(dict.fromkeys(doc for doc in found if doc and len(doc) > 80))
+    return text.encode("utf-8", "ignore").decode()  # half a surrogate pair is no text
+
+
+def pages_of(package, docstrings):
+    """Source pages where a package has them, else the pages made from them; with docstrings also Python sources."""
     files = sorted(p for p in package.rglob("*") if p.is_file() and not p.is_symlink())
     sources = [p for p in files if "_sources" in p.parts]
     if sources:
         return sources
-    kinds = (".html", ".htm", ".txt", ".rst", ".pod", ".adoc", ".md")
+    kinds = (".html", ".htm", ".txt", ".rst", ".pod", ".adoc", ".md") + ((".py",) if docstrings else ())
     chosen = [p for p in files if p.name.removesuffix(".gz").endswith(kinds)
               or re.search(r"\.[1-9][a-z]*(\.gz)?$", p.name)]
     return [p for p in chosen if not SKIPPED_NAMES.search(p.name) and not OTHER_LANGUAGE.search(str(p))]
@@ -64,13 +78,15 @@ def read_page(path):
     data = path.read_bytes()
     if path.suffix == ".gz":
         data = gzip.decompress(data)
-    text = data.decode("utf-8", "ignore").replace("\0", "")
+    text = data.decode("utf-8", "ignore")
     name = path.name.removesuffix(".gz")
     if re.search(r"\.[1-9][a-z]*$", name):
         text = strip_manual(text)
     elif "<html" in text[:2000].lower() or name.endswith((".html", ".htm")):
         text = strip_html(text)
-    lines = [line.rstrip() for line in text.splitlines()]
+    elif name.endswith(".py"):
+        text = keep_docstrings(text)
+    lines = [line.rstrip() for line in text.replace("\0", "").splitlines()]
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip()
 
 
@@ -80,11 +96,12 @@ def main():
     parser.add_argument("--out", required=True, type=pathlib.Path)
     parser.add_argument("--most", type=float, default=1e9, help="MB of text taken from one package, at most")
     parser.add_argument("--shortest", type=int, default=400, help="characters of a page that is worth keeping")
+    parser.add_argument("--docstrings", action="store_true", help="take the docstrings of Python sources too")
     args = parser.parse_args()
     seen = set()
     for package in args.packages:
         repeated, total, count = collections.Counter(), 0, 0
-        for page in pages_of(package):
+        for page in pages_of(package, args.docstrings):
             kept = []
             for line in read_page(page).splitlines():
                 key = hash(line.strip())

@@ -167,6 +167,9 @@ void Subcommand::real(const std::string& name, double& value, const std::string&
 void Subcommand::flag(const std::string& name, bool& value, const std::string& help) {
   app_.add_flag(name, value, help);
 }
+void Subcommand::needs(const std::string& name, const std::string& other) {
+  app_.get_option(name)->needs(app_.get_option(other));
+}
 void Subcommand::run(std::function<ExitCode(const CommonOptions&)> run) {
   bind(std::move(run), false);
 }

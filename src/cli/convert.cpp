@@ -3,13 +3,17 @@
 
 #include "farskip/cli/command.h"
 #include "farskip/cli/command_inputs.h"
+#include "farskip/config/scalar.h"
 #include "farskip/hub/hub_folder.h"
+#include "farskip/hub/upcycle.h"
 
 namespace farskip {
 namespace {
 
 struct Options {
-  std::string source, destination, farskip, layers, dtype = "f32";
+  std::string source, destination, farskip, layers, dtype = "f32", upcycle;
+  double upcycle_noise = 0.0;
+  std::int64_t seed = 1;
 };
 
 std::string describe_names(const std::vector<std::string>& names) {
@@ -20,14 +24,40 @@ std::string describe_names(const std::vector<std::string>& names) {
   return text;
 }
 
+/// The numbers of --upcycle E,K.
+Upcycling parse_upcycling(const Options& options) {
+  constexpr std::int64_t most_experts = 4096, most_chosen = 256;  // what the families take
+  const std::string& text = options.upcycle;
+  const std::size_t comma = std::min(text.find(','), text.size());
+  const auto experts = parse_integer(text.substr(0, comma)),
+             chosen = parse_integer(text.substr(std::min(comma + 1, text.size())));
+  if (!experts.value || !contains({1, most_experts}, *experts.value) || !chosen.value ||
+      !contains({1, std::min(*experts.value, most_chosen)}, *chosen.value))
+    throw UsageError(
+        fmt::format("--upcycle {}: allowed: E,K, for instance 8,2: experts in a layer, 1 to {}, and "
+                    "of them for a token, 1 to E and at most {}",
+                    quote_for_message(text), most_experts, most_chosen));
+  return {*experts.value, *chosen.value, options.upcycle_noise, static_cast<std::uint64_t>(options.seed)};
+}
+
+void upcycle(LoadedModel& model, const Upcycling& how, const Logger& logger) {
+  ModelConfig config = upcycle_config(model.config, how);
+  model.states = upcycle_weights(*model.states, config, how);
+  logger.info("each MLP of the {} model is {} experts now, {} for a token ({})", model.config.family,
+              how.num_experts, how.top_k, config.family);
+  model.config = std::move(config);
+}
+
 ExitCode run(const Options& options, const CommonOptions& common) {
   const Logger logger = common.logger();
   const auto dtype = options.dtype == "fp32" ? DType::f32 : parse_dtype(options.dtype);
   if (!dtype || (*dtype != DType::f32 && *dtype != DType::bf16))
     throw UsageError(fmt::format("--dtype {}: allowed: f32, bf16", options.dtype));
+  const auto upcycling = options.upcycle.empty() ? std::nullopt : std::optional(parse_upcycling(options));
   LoadedModel model = load_model(options.source, Role::weight, logger);
   const Companions companions = read_companions(model.folder);
   refuse_not_finite(model);
+  if (upcycling) upcycle(model, *upcycling, logger);
   if (model.config.eos_tokens.empty()) model.config.eos_tokens = find_end_tokens(model.config, companions);
   if (const auto wiring = parse_wiring(options.farskip, options.layers, model.config.num_layers))
     model.config.farskip = *wiring;
@@ -57,6 +87,13 @@ void add_convert(Subcommand& root) {
            fmt::format("Wiring of the result: {} (delay:N)", list_names(farskip_mode_names)));
   sub.text("--layers", o->layers, "Rewired layers: all, A-B or a list");
   sub.text("--dtype", o->dtype, "Element type of the weights: f32 or bf16");
+  sub.text("--upcycle", o->upcycle,
+           "E,K: each MLP of a dense model becomes E equal experts, K of them for a token; the logits stay");
+  sub.real("--upcycle-noise", o->upcycle_noise,
+           "By how much experts differ: each weight times 1 + this x a normal number", 0.0, 1.0);
+  sub.integer("--seed", o->seed, "Seed of the routers and of the noise", 0);
+  sub.needs("--upcycle-noise", "--upcycle");
+  sub.needs("--seed", "--upcycle");
   sub.run([o](const CommonOptions& common) { return run(*o, common); });
 }
 

@@ -108,6 +108,20 @@ ExitCode tokenize(const Options& options, const CommonOptions& common) {
   return ExitCode::ok;
 }
 
+ExitCode decode(const Options& options, const CommonOptions& common) {
+  const Tokenizer tokenizer = Tokenizer::load(options.tokenizer);
+  const TokenFile file(options.prefix, tokenizer.vocab_size());
+  for (std::uint64_t i = 0; i < file.num_documents(); ++i) {
+    const std::vector<std::int32_t> ids = file.document(i);
+    const std::string text = tokenizer.decode(ids);
+    if (common.json)
+      print_json({{"document", i}, {"ids", ids}, {"text", text}});
+    else
+      fmt::print("{}\n", text);
+  }
+  return ExitCode::ok;
+}
+
 ExitCode baselines(const Options& options, const CommonOptions& common) {
   const TokenFile train(options.train), validation(options.validation);
   const NgramBaseline model(train, 0, train.num_tokens(), options.vocab_size);
@@ -147,6 +161,11 @@ void add_data(Subcommand& root) {
     print_tokens(o->prefix, common);
     return ExitCode::ok;
   });
+
+  Subcommand text = data.add("decode", "Print the text of a token file, document by document");
+  text.positional("PREFIX", o->prefix, "Token file prefix");
+  text.required_path("--tokenizer", o->tokenizer, "tokenizer.json");
+  text.run([o](const CommonOptions& common) { return decode(*o, common); });
 
   Subcommand baseline = data.add("baselines", "Measure the held-out loss of unigram and bigram models");
   baseline.required_path("--train", o->train, "Token file prefix to fit on");

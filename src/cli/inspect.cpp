@@ -105,6 +105,7 @@ Json describe_tokenizer(const std::string& path) {
     o["end_token"] = tokenizer.token_bytes(*end);
     o["end_token_id"] = *end;
   }
+  o["bytes_without_token"] = tokenizer.bytes_without_token();
   return o;
 }
 

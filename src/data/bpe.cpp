@@ -70,14 +70,21 @@ bool from_byte_alphabet(std::string_view text, std::string& bytes) {
 }
 
 BpeModel::BpeModel(const StringToId& vocabulary,
-                   const std::vector<std::pair<std::string, std::string>>& merges, bool ignore_merges,
-                   const std::string& where) {
+                   const std::vector<std::pair<std::string, std::string>>& merges, const BpeOptions& options,
+                   const std::string& where)
+    : fuse_unknown_(options.fuse_unknown) {
   for (std::size_t byte = 0; byte < 256; ++byte) {
     const auto entry = vocabulary.find(to_byte_alphabet(std::string(1, static_cast<char>(byte))));
+    byte_ids_[byte] = entry == vocabulary.end() ? kNoToken : entry->second;
+  }
+  if (const std::vector<std::uint8_t> missing = bytes_without_token();
+      !missing.empty() && !options.unknown.empty()) {
+    const auto entry = vocabulary.find(options.unknown);
     if (entry == vocabulary.end())
       throw DataError(fmt::format(
-          "{}.vocab: byte {:#04x} has no token of its own, so some text could not be encoded", where, byte));
-    byte_ids_[byte] = entry->second;
+          "{}.unk_token: \"{}\" is not in the vocabulary, and byte {:#04x} has no token of its own", where,
+          printable(options.unknown), missing.front()));
+    unknown_id_ = entry->second;
   }
   const auto find = [&](const std::string& token, std::size_t i) {
     const auto entry = vocabulary.find(token);
@@ -94,15 +101,38 @@ BpeModel::BpeModel(const StringToId& vocabulary,
       throw DataError(fmt::format("{}.merges[{}]: the pair \"{}\" \"{}\" stands twice", where, i,
                                   printable(left), printable(right)));
   }
-  if (!ignore_merges) return;
+  if (!options.ignore_merges) return;
   std::string bytes;
   for (const auto& [token, id] : vocabulary)
     if (from_byte_alphabet(token, bytes)) words_.emplace(bytes, id);
 }
 
+std::vector<std::uint8_t> BpeModel::bytes_without_token() const {
+  std::vector<std::uint8_t> bytes;
+  for (std::size_t byte = 0; byte < 256; ++byte)
+    if (byte_ids_[byte] == kNoToken) bytes.push_back(static_cast<std::uint8_t>(byte));
+  return bytes;
+}
+
 const BpeModel::Merge* BpeModel::find_merge(std::int32_t left, std::int32_t right) const {
   const auto entry = merges_.find(pair_key(left, right));
   return entry == merges_.end() ? nullptr : &entry->second;
+}
+
+std::vector<std::int32_t> BpeModel::ids_of_bytes(std::string_view word) const {
+  std::vector<std::int32_t> ids;
+  ids.reserve(word.size());
+  bool after_unknown = false;
+  for (const char byte : word) {
+    const std::int32_t id = byte_ids_[static_cast<unsigned char>(byte)];
+    const bool unknown = id == kNoToken;
+    if (!unknown)
+      ids.push_back(id);
+    else if (unknown_id_ != kNoToken && !(fuse_unknown_ && after_unknown))
+      ids.push_back(unknown_id_);
+    after_unknown = unknown;
+  }
+  return ids;
 }
 
 void BpeModel::encode_word(std::string_view word, std::vector<std::int32_t>& ids) const {
@@ -111,11 +141,11 @@ void BpeModel::encode_word(std::string_view word, std::vector<std::int32_t>& ids
     return;
   }
   FARSKIP_CHECK(word.size() < std::size_t{1} << 31, "a word of {} bytes", word.size());
-  const auto count = static_cast<std::int32_t>(word.size());
+  const std::vector<std::int32_t> bytes = ids_of_bytes(word);
+  const auto count = static_cast<std::int32_t>(bytes.size());
   std::vector<Part> parts;
-  parts.reserve(word.size());
-  for (std::int32_t i = 0; i < count; ++i)
-    parts.push_back({byte_ids_[static_cast<unsigned char>(word[i])], i - 1, i + 1 < count ? i + 1 : -1});
+  parts.reserve(bytes.size());
+  for (std::int32_t i = 0; i < count; ++i) parts.push_back({bytes[i], i - 1, i + 1 < count ? i + 1 : -1});
   std::vector<Candidate> heap;
   const auto consider = [&](std::int32_t left) {
     if (left < 0 || parts[left].next < 0) return false;

@@ -204,6 +204,10 @@ std::optional<std::int32_t> Tokenizer::eos() const {
   return impl_->eos;
 }
 
+std::vector<std::uint8_t> Tokenizer::bytes_without_token() const {
+  return impl_->file.model.bytes_without_token();
+}
+
 const std::string& Tokenizer::where() const {
   return impl_->where;
 }

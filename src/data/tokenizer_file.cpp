@@ -187,13 +187,14 @@ BpeModel read_model(const json& value, const std::string& where, StringToId& voc
   if (fields.boolean_or("byte_fallback", false))
     throw DataError(fmt::format("{}: true is not supported: only byte-level vocabularies are",
                                 fields.at("byte_fallback")));
-  fields.get("unk_token");  // every byte has a token (checked below), so nothing is ever unknown
-  fields.boolean_or("fuse_unk", false);
-  const bool ignore_merges = fields.boolean_or("ignore_merges", false);
+  BpeOptions options;
+  if (!fields.get("unk_token").is_null()) options.unknown = fields.require_string("unk_token");
+  options.fuse_unknown = fields.boolean_or("fuse_unk", false);
+  options.ignore_merges = fields.boolean_or("ignore_merges", false);
   vocabulary = read_vocabulary(fields.require("vocab"), fields.at("vocab"));
   const auto merges = read_merges(require_array(fields, "merges"), fields.at("merges"));
   fields.finish();
-  return BpeModel(vocabulary, merges, ignore_merges, where);
+  return BpeModel(vocabulary, merges, options, where);
 }
 
 void check_added_tokens(const std::vector<AddedToken>& tokens, const StringToId& vocabulary,

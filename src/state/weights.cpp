@@ -153,7 +153,10 @@ void fill_in_f32(States& states, const StateSpec& spec, const std::function<void
   });
 }
 
-void initialise(const TensorView& to, const LocalParameter& p, std::uint64_t seed, double initializer_range) {
+}  // namespace
+
+void initialise_parameter(const TensorView& to, const LocalParameter& p, std::uint64_t seed,
+                          double initializer_range) {
   const ParameterSpec& spec = p.spec;
   const std::span<float> values(to.as<float>(), static_cast<std::size_t>(to.num_elements()));
   const auto first = static_cast<std::uint64_t>(p.first_row * spec.row_size());
@@ -163,13 +166,12 @@ void initialise(const TensorView& to, const LocalParameter& p, std::uint64_t see
     std::fill(values.begin(), values.end(), spec.initializer == Initializer::ones ? 1.0F : 0.0F);
 }
 
-}  // namespace
-
 void initialise_weights(States& states, std::uint64_t seed, double initializer_range) {
   for (const StateSpec& spec : states.specs())
     if (is_filled(spec))
-      fill_in_f32(states, spec,
-                  [&](const TensorView& to) { initialise(to, *spec.parameter, seed, initializer_range); });
+      fill_in_f32(states, spec, [&](const TensorView& to) {
+        initialise_parameter(to, *spec.parameter, seed, initializer_range);
+      });
   make_compute_copies(states);
 }
 

@@ -30,7 +30,7 @@ struct Mistake {
 
 TEST_CASE("mistakes end with one clear message and the documented exit code") {
   const test::TemporaryFolder folder;
-  const std::string tmp = folder.path().string(), model = fixture("deepseek_v2");
+  const std::string tmp = folder.path().string(), model = fixture("deepseek_v2"), dense = fixture("llama");
   write_text_file(folder / "broken.safetensors", "\x10");
   fs::create_symlink("loop", folder / "loop");
   write_text_file(folder / "latin1.txt", "caf\xe9");
@@ -78,6 +78,16 @@ TEST_CASE("mistakes end with one clear message and the documented exit code") {
       {"generate --model " + model + " --prompt x", 66, "tokenizer"},
       {"convert " + model + " " + tmp + "/out --dtype int4", 64, "bf16"},
       {"convert " + model + " " + model, 64, "holds a model already"},
+      {"convert " + model + " " + tmp + "/out --upcycle 4,2", 64,
+       "has experts already (deepseek_v2, 8 in a layer)"},
+      {"convert " + dense + " " + tmp + "/out --upcycle 2,4", 64, "--upcycle \"2,4\": allowed: E,K"},
+      {"convert " + dense + " " + tmp + "/out --upcycle 4", 64, "--upcycle \"4\": allowed: E,K"},
+      {"convert " + dense + " " + tmp + "/out --upcycle 5000,2", 64, "1 to 4096"},
+      {"convert " + dense + " " + tmp + "/out --upcycle 4,2,1", 64, "allowed: E,K"},
+      {"convert " + dense + " " + tmp + "/out --upcycle 4,0", 64, "allowed: E,K"},
+      {"convert " + dense + " " + tmp + "/out --upcycle-noise 0.1", 64, "--upcycle-noise requires --upcycle"},
+      {"convert " + dense + " " + tmp + "/out --seed 2", 64, "--seed requires --upcycle"},
+      {"convert " + dense + " " + tmp + "/out --upcycle 4,2 --upcycle-noise 2", 64, "out of range"},
       {"forward --model " + model + " --tokens " + model + "/model.safetensors --out " + tmp + "/o", 65,
        "tokens"},
       {"forward --device tpu --model " + model + " --tokens x --out y", 64, "allowed: auto, cpu, cuda"},
@@ -333,6 +343,41 @@ TEST_CASE("hub to hub conversion keeps every byte of the weights, and the wiring
   const auto described = nlohmann::json::parse(farskip_command("inspect --json --verify " + out).out);
   CHECK(described["farskip"] == "attention");
   CHECK(described["farskip_layers"] == "1-2");
+}
+
+TEST_CASE("convert makes a model of equal experts of a dense one, with wiring and element type") {
+  const test::TemporaryFolder folder;
+  const std::string dense = fixture("qwen3"), tokens = dense + "/reference.safetensors";
+  const auto logits = [&](const std::string& model, const std::string& wiring) {
+    const std::string out = (folder / "out.safetensors").string();
+    std::filesystem::remove(out);
+    REQUIRE(farskip_command("forward --tokens " + tokens + " --out " + out + " --model " + model + wiring)
+                .status == 0);
+    const HostTensor values = SafetensorsFile(out).read("logits");
+    return std::vector<float>(values.values<float>().begin(), values.values<float>().end());
+  };
+  const auto apart = [](const std::vector<float>& a, const std::vector<float>& b) {
+    float most = 0, largest = 0;
+    for (std::size_t i = 0; i < a.size(); ++i) {
+      most = std::max(most, std::abs(a[i] - b[i]));
+      largest = std::max(largest, std::abs(a[i]));
+    }
+    return most / largest;
+  };
+  const std::string equal = (folder / "equal").string(), noisy = (folder / "noisy").string();
+  REQUIRE(farskip_command("convert " + dense + " " + equal + " --upcycle 8,2 --farskip full").status == 0);
+  const auto described = nlohmann::json::parse(farskip_command("inspect --json --verify " + equal).out);
+  CHECK(described["family"] == "qwen3_moe");
+  CHECK(described["experts"] == 8);
+  CHECK(described["experts_per_token"] == 2);
+  CHECK(described["farskip"] == "full");
+  CHECK(apart(logits(dense, " --farskip full"), logits(equal, "")) < 2e-5F);
+  REQUIRE(farskip_command("convert " + dense + " " + noisy +
+                          " --upcycle 8,2 --upcycle-noise 0.1 --seed 3 --dtype bf16")
+              .status == 0);
+  const float noise = apart(logits(dense, ""), logits(noisy, ""));
+  CHECK(noise > 1e-3F);
+  CHECK(noise < 0.5F);
 }
 
 TEST_CASE("a head beside a tied embedding must be that embedding, and a model has its weights") {

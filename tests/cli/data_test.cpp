@@ -32,6 +32,29 @@ TEST_CASE("tokenize reads JSON lines of any name and counts what it leaves out")
   CHECK_THAT(made.err, ContainsSubstring("1 of 3 files are not read: ") && ContainsSubstring("e.csv"));
 }
 
+TEST_CASE("decode prints the text of each document, and with --json the ids that it is made of") {
+  const TemporaryFolder folder;
+  write_text_file(folder / "a.jsonl", "{\"text\": \"the\\nmodel\"}\n{\"text\": \"two\"}\n");
+  const std::string out = (folder / "t").string();
+  REQUIRE(
+      run_data("tokenize " + (folder / "a.jsonl").string() + " --tokenizer " + tokenizer() + " --out " + out)
+          .status == 0);
+  CHECK(run_data("decode " + out + " --tokenizer " + tokenizer()).out ==
+        "the\nmodel<|endoftext|>\ntwo<|endoftext|>\n");
+  const std::string lines = run_data("decode --json " + out + " --tokenizer " + tokenizer()).out;
+  const auto first = nlohmann::json::parse(lines.substr(0, lines.find('\n')));
+  CHECK(first["document"] == 0);
+  CHECK(first["text"] == "the\nmodel<|endoftext|>");
+  CHECK(first["ids"].back() == 0);
+  // A file of another vocabulary: its ids have no text here.
+  const std::string small = (folder / "small.json").string();
+  REQUIRE(run_data("train-tokenizer " + (folder / "a.jsonl").string() + " --vocab-size 257 --out " + small)
+              .status == 0);
+  const auto foreign = run_data("decode " + out + " --tokenizer " + small);
+  CHECK(foreign.status == 65);
+  CHECK_THAT(foreign.err, ContainsSubstring("document 0"));
+}
+
 TEST_CASE("what a process that died has left of a tokenizer is gone after the next one, and nothing else") {
   const TemporaryFolder folder;
   write_text_file(folder / "a.txt", "some text");

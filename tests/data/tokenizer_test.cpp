@@ -37,7 +37,7 @@ struct Refusal {
 }  // namespace
 
 TEST_CASE("Ids and decoded text equal the Hugging Face library's in every style") {
-  const std::string style = GENERATE("gpt2", "llama3", "qwen", "deepseek");
+  const std::string style = GENERATE("gpt2", "llama3", "qwen", "deepseek", "smollm2");
   const auto folder = test::fixtures() / ("tokenizer_" + style);
   const Tokenizer tokenizer = Tokenizer::load(folder / "tokenizer.json");
   const json cases = json::parse(read_text_file(folder / "encoded.json"));
@@ -211,6 +211,7 @@ TEST_CASE("Whatever a tokenizer file asks for beyond what is supported is refuse
       {"/model/byte_fallback", true, "byte_fallback"},
       {"/model/end_of_word_suffix", "</w>", "end_of_word_suffix"},
       {"/model/continuing_subword_prefix", "##", "continuing_subword_prefix"},
+      {"/model/unk_token", 0, "unk_token: a string"},
       {"/model/vocab/!", 4, "belongs to two tokens"},
       {"/model/vocab/!", -4, "a token id"},
       {"/model/vocab/!", 1.5, "a token id"},
@@ -232,11 +233,29 @@ TEST_CASE("Whatever a tokenizer file asks for beyond what is supported is refuse
   CHECK_THROWS_WITH(load_json(file), ContainsSubstring("t.json") && ContainsSubstring(reason));
 }
 
-TEST_CASE("A vocabulary without some byte, a broken pattern and broken JSON are refused") {
+TEST_CASE("Bytes without a token become the unknown token, or are left out without one") {
   json file = gpt2_json();
-  file["model"]["vocab"].erase("!");
-  CHECK_THROWS_WITH(load_json(file), ContainsSubstring("byte 0x21"));
-  file = gpt2_json();
+  CHECK(load_json(file).bytes_without_token().empty());
+  file["model"]["vocab"].erase("^");
+  file["model"]["vocab"].erase("~");
+  const auto encode = [&](const std::string& text) { return load_json(file).encode(text); };
+  const Ids plain = encode("x");
+  CHECK(load_json(file).bytes_without_token() == std::vector<std::uint8_t>{0x5e, 0x7e});
+  CHECK(encode("^~").empty());
+  CHECK(encode("x ^~") == encode("x "));
+  CHECK(encode("\xc3\xa9~^") == encode("\xc3\xa9"));
+  file["model"]["unk_token"] = "<|endoftext|>";
+  CHECK(encode("x^~") == Ids{plain[0], 0, 0});
+  file["model"]["fuse_unk"] = true;
+  CHECK(encode("x^~") == Ids{plain[0], 0});
+  CHECK(encode("^?~") == Ids{0, encode("?")[0], 0});
+  file["model"]["unk_token"] = "<unk>";
+  CHECK_THROWS_WITH(encode("x"),
+                    ContainsSubstring("t.json.model.unk_token: \"<unk>\"") && ContainsSubstring("byte 0x5e"));
+}
+
+TEST_CASE("A broken pattern and broken JSON are refused") {
+  json file = gpt2_json();
   const json split = {
       {"type", "Split"}, {"pattern", {{"Regex", "(a"}}}, {"behavior", "Isolated"}, {"invert", false}};
   file["pre_tokenizer"] = {{"type", "Sequence"}, {"pretokenizers", {split, file["pre_tokenizer"]}}};

@@ -5,8 +5,9 @@
     open_in_transformers.py --farskip FARSKIP --fixtures FOLDER
 
 For every model in FOLDER, in f32 and bf16: `convert` it, load it strictly, and compare logits with `farskip
-forward`; save it from transformers again, read that, and compare the logits to the bit. Exits with 77 (skipped)
-where torch or transformers 5 is not installed.
+forward`; save it from transformers again, read that, and compare the logits to the bit. Dense models also as
+models of equal experts, whose logits are those of the dense model in transformers. Exits with 77 (skipped) where
+torch or transformers 5 is not installed.
 """
 
 import argparse
@@ -84,6 +85,16 @@ def is_known(config):
     return hasattr(transformers, json.loads(config.read_text())["architectures"][0])
 
 
+def check_upcycled(programs, fixture):
+    exported = programs.folder / f"{fixture.name}-experts"
+    programs.run("convert", fixture, exported, "--upcycle", "4,2")
+    upcycled, dense = (programs.transformers_logits(programs.load(folder)) for folder in (exported, fixture))
+    for what, logits in (("farskip", programs.farskip_logits(exported)), ("transformers", upcycled)):
+        error = ((logits - dense).abs().max() / dense.abs().max()).item()
+        expect(error < TOLERANCE, f"{fixture.name} of experts in {what}: logits differ by {error:.2e}")
+        print(f"{fixture.name} of experts in {what}: logits differ by {error:.1e}")
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--farskip", required=True)
@@ -96,6 +107,8 @@ def main():
         for fixture in fixtures:
             for dtype in ("f32", "bf16"):
                 check(programs, fixture, dtype)
+            if json.loads((fixture / "config.json").read_text())["model_type"] in ("llama", "qwen3"):
+                check_upcycled(programs, fixture)
     print(f"transformers {transformers.__version__}: {len(fixtures)} models open")
 
 

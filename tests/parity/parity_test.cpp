@@ -5,6 +5,7 @@
 
 #include "farskip/data/token_file.h"
 #include "farskip/engine/engine.h"
+#include "farskip/hub/upcycle.h"
 #include "farskip/passes/farskip.h"
 #include "farskip/run/learning_rate.h"
 #include "support/catch.h"
@@ -84,6 +85,21 @@ TEST_CASE("logits and losses equal the reference for every wiring") {
     CHECK(relative_error({logits.as<float>(), want.values<float>().size()}, want.values<float>()) < 2e-5);
     const double loss = engine.loss(batch, r.sequence_length()).loss_sum / counted;
     CHECK(loss == Catch::Approx(r.numbers["loss." + mode].get<double>()).epsilon(2e-6));
+  }
+}
+
+TEST_CASE("a dense model of equal experts computes the dense model's logits in every wiring") {
+  const Reference r(GENERATE("llama", "llama_tied", "qwen3"));
+  const Upcycling how{.num_experts = 5, .top_k = GENERATE(1, 3, 5)};
+  const ModelConfig config = upcycle_config(r.config, how);
+  const auto weights = upcycle_weights(*r.weights(), config, how);
+  const Batch batch = r.batch();
+  for (const std::string& mode : modes(r)) {
+    CAPTURE(r.folder, mode, how.top_k);
+    InferenceEngine engine(wire_model(config, parse_wiring(mode)), weights, test::quiet_context());
+    const TensorView logits = engine.logits(batch.tokens, r.sequence_length());
+    const HostTensor want = r.values.read("logits." + mode);
+    CHECK(relative_error({logits.as<float>(), want.values<float>().size()}, want.values<float>()) < 2e-5);
   }
 }
 

@@ -69,6 +69,8 @@ class Subcommand {
   }
   void real(const std::string& name, double& value, const std::string& help, double min, double max);
   void flag(const std::string& name, bool& value, const std::string& help);
+  /// An option that does nothing without another is refused without it. Both are added before.
+  void needs(const std::string& name, const std::string& other);
   /// Adds --json and --quiet, and says what the subcommand does, in one process.
   void run(std::function<ExitCode(const CommonOptions&)> run);
   /// The same for one that calls run_job, and so may be started on many ranks.

@@ -45,6 +45,11 @@ class Tokenizer {
   /// </s>, <|eos|> and <eos> that is an added token of this file.
   std::optional<std::int32_t> eos() const;
 
+  /// Bytes without a token of their own, ascending. They become the file's unk_token, or without one are left
+  /// out, as in the library. Vocabularies that were cut to the bytes of a corpus lack control characters and
+  /// the first bytes of planes that nothing is assigned in.
+  std::vector<std::uint8_t> bytes_without_token() const;
+
   /// Errors name the tokenizer by this path, from which it was loaded.
   const std::string& where() const;
   /// The file's text: what was loaded is saved unchanged.

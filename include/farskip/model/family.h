@@ -28,6 +28,8 @@ struct Family {
   /// Adds the family's fields to a map.
   void (*write)(const ModelConfig& config, ConfigNode& map);
   MlpNames mlp_names{};
+  /// The family that has routed experts where this one has dense MLPs, and is like it otherwise; empty: none.
+  std::string with_experts{};
   /// Its folders may have layers behind the last that predict further tokens (multi-token prediction). They
   /// are not built.
   bool has_mtp = false;

@@ -34,6 +34,10 @@ std::vector<LocalParameter> whole_parameters(const std::vector<ParameterSpec>& s
 /// norms: one. Rounded where a state is kept in bf16. Compute copies are made.
 void initialise_weights(States& states, std::uint64_t seed, double initializer_range);
 
+/// One parameter in f32, this rank's part.
+void initialise_parameter(const TensorView& to, const LocalParameter& parameter, std::uint64_t seed,
+                          double initializer_range);
+
 /// Fills weights and constants from hub layout (f32, bf16, f16 or f64; experts one tensor each or packed). Of
 /// experts, only those here are read. `model`: all parameters, whole; the folder must hold exactly these.
 /// DataError naming each tensor that is missing, of another shape, or not part of the model, wherever its

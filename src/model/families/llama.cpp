@@ -26,7 +26,7 @@ void write(const ModelConfig& c, ConfigNode& map) {
 }  // namespace
 
 const Family& llama_family() {
-  static const Family family{"llama", "LlamaForCausalLM", read, write};
+  static const Family family{"llama", "LlamaForCausalLM", read, write, {}, "mixtral"};
   return family;
 }
 

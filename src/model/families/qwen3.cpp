@@ -30,7 +30,7 @@ void write(const ModelConfig& c, ConfigNode& map) {
 }  // namespace
 
 const Family& qwen3_family() {
-  static const Family family{"qwen3", "Qwen3ForCausalLM", read, write};
+  static const Family family{"qwen3", "Qwen3ForCausalLM", read, write, {}, "qwen3_moe"};
   return family;
 }
 
