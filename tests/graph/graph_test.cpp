@@ -31,7 +31,7 @@ TEST_CASE("graph text keeps absent inputs, lists and row counts") {
 %3 = input "indices" : i32[4, 1]
 %4 = add(%1, %1) @none.forward : f32[<=9:%0, 6]
 %5, %6 = split_columns(%2) {widths=[1 2]} @none.forward : f32[4, 1], f32[4, 2]
-%7 = route_grad(_, %2, %2, %3) {top_k=1, score=sigmoid, num_groups=1, top_groups=1, group_score=max, normalize=true, scaling=2.5} @none.backward : f32[4, 3]
+%7 = route_grad(_, %2, %2, %3) {top_k=1, score=sigmoid, num_groups=1, top_groups=1, group_score=max, normalize=true, scaling=2.5, by_logits=false} @none.backward : f32[4, 3]
 output "a" = %5
 )";
   CHECK(print_graph(parse_graph(text)) == text);

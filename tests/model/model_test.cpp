@@ -192,6 +192,20 @@ TEST_CASE("parameter counts of public models with experts are those of their aut
   CHECK(maverick.active == Catch::Approx(17e9).epsilon(0.02));
 }
 
+TEST_CASE("the shapes of released models among the configurations are read") {
+  int num_read = 0;
+  for (const auto& entry : fs::directory_iterator(fs::path(FARSKIP_SOURCE_DIR) / "configs" / "models")) {
+    CAPTURE(entry.path());
+    ErrorList errors;
+    const ConfigNode tree = parse_yaml_text(read_text_file(entry.path()), entry.path().string(), errors);
+    REQUIRE(tree.find("model") != nullptr);
+    CHECK(count_parameters(read_model_section(*tree.find("model"), errors)).total > 100000000);
+    CHECK(errors.report().empty());
+    ++num_read;
+  }
+  CHECK(num_read >= 6);
+}
+
 TEST_CASE("pieces of the hub cover every parameter exactly once") {
   const ModelConfig config = read_hub_config(test::fixtures() / GENERATE(from_range(test::model_fixtures())));
   for (const ParameterSpec& spec : list_parameters(config)) {
