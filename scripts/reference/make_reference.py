@@ -27,6 +27,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
+import instella
+
 GRADIENT_MODES = ("off", "full")
 CURVE_MODES = ("off", "full")
 CURVE_STEPS, CURVE_BATCH, CURVE_SEQUENCE = 20, 4, 32
@@ -83,6 +85,18 @@ VARIANTS = {
         COMMON, model_type="qwen3", num_hidden_layers=3, num_key_value_heads=2, head_dim=24,
         bos_token_id=None, eos_token_id=2, rope_parameters=dict(rope_type="linear", rope_theta=1e6, factor=2.0),
     ),
+    "instella_moe": dict(
+        COMMON, model_type="deepseek_v3", architectures=[instella.ARCHITECTURE], num_hidden_layers=4,
+        num_key_value_heads=4, q_lora_rank=None, kv_lora_rank=16, qk_nope_head_dim=12, qk_rope_head_dim=8,
+        v_head_dim=16, first_k_dense_replace=1, n_routed_experts=8, n_shared_experts=2, num_experts_per_tok=3,
+        moe_intermediate_size=16, norm_topk_prob=True, scoring_func="sigmoid", topk_method="noaux_tc", n_group=1,
+        topk_group=1, routed_scaling_factor=2.5, bos_token_id=0, eos_token_id=1, farskip=True,
+        gated_attention=True, qk_layernorm=True, rope_interleave=True,
+        rope_parameters=dict(
+            rope_type="yarn", rope_theta=1e4, factor=40.0, mscale=1.0, mscale_all_dim=1.0, beta_fast=32,
+            beta_slow=1, original_max_position_embeddings=32,
+        ),
+    ),
 }
 WITH_CURVES = ("deepseek_v2", "qwen3_moe")
 
@@ -138,7 +152,13 @@ def next_token_loss(logits_BSV, tokens_BS):
     return torch.nn.functional.cross_entropy(logits_BSV[:, :-1].flatten(0, 1), tokens_BS[:, 1:].flatten())
 
 
+def is_instella(settings):
+    return settings.get("architectures") == [instella.ARCHITECTURE]
+
+
 def load_model(folder):
+    if is_instella(json.loads((folder / "config.json").read_text())):
+        return instella.load(folder)
     return AutoModelForCausalLM.from_pretrained(
         folder, attn_implementation="eager", experts_implementation="eager", dtype=torch.float32).eval()
 
@@ -202,7 +222,12 @@ def make_model(variant, folder, seed):
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     settings = dict(VARIANTS[variant])
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(settings.pop("model_type"), **settings))
+    if is_instella(settings):
+        model = instella.Model(settings)
+        for layer in model.model.layers[settings["first_k_dense_replace"]:]:
+            layer.mlp.gate.e_score_correction_bias.normal_(0.0, 0.05)
+    else:
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(settings.pop("model_type"), **settings))
     with torch.no_grad():  # norms away from one, so that a swapped or forgotten one shows
         for parameter in model.parameters():
             torch.nn.init.normal_(parameter, float(parameter.dim() < 2), 0.05 if parameter.dim() >= 2 else 0.2)
@@ -226,9 +251,10 @@ def complete(folder, out):
     facts.setdefault("transformers", transformers.__version__)
     model = load_model(folder)
     tokens = values["tokens"].long()
-    with torch.no_grad():
-        off = wired_forward(model, tokens, "off")
-        facts.setdefault("off_vs_library", float((off - model(tokens).logits).abs().max()))
+    if isinstance(model, transformers.PreTrainedModel):
+        with torch.no_grad():
+            off = wired_forward(model, tokens, "off")
+            facts.setdefault("off_vs_library", float((off - model(tokens).logits).abs().max()))
     for mode, logits in compute_logits(model, tokens, list_modes(len(model.model.layers))).items():
         values.setdefault(f"logits.{mode}", logits.contiguous())
         facts.setdefault(f"loss.{mode}", float(next_token_loss(logits, tokens)))
@@ -254,9 +280,10 @@ def check(folder):
     model = load_model(folder)
     tokens = values["tokens"].long()
     differences = {}
-    with torch.no_grad():
-        differences["library forward vs off"] = float(
-            (wired_forward(model, tokens, "off") - model(tokens).logits).abs().max())
+    if isinstance(model, transformers.PreTrainedModel):
+        with torch.no_grad():
+            differences["library forward vs off"] = float(
+                (wired_forward(model, tokens, "off") - model(tokens).logits).abs().max())
     modes = [name.removeprefix("logits.") for name in values if name.startswith("logits.")]
     for mode, logits in compute_logits(model, tokens, modes).items():
         differences[f"logits.{mode}"] = float((logits - values[f"logits.{mode}"]).abs().max())

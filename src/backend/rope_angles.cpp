@@ -21,7 +21,7 @@ struct Frequencies {
     const ops::RopeTable& a = attributes;
     const double plain = std::pow(a.theta, -static_cast<double>(2 * pair) / static_cast<double>(a.dim));
     if (a.scaling == ops::RopeScaling::none) return plain;
-    const double slowed = std::min(std::max(slowed_share(pair, plain), 0.0), 1.0);
+    const double slowed = std::min(std::max(0.0, slowed_share(pair, plain)), 1.0);  // of 0 / 0: nothing
     return plain * (1.0 - slowed) + plain / a.factor * slowed;
   }
 
@@ -55,6 +55,15 @@ std::vector<double> rope_angles(const ops::RopeTable& attributes) {
   std::vector<double> angles;
   for (std::int64_t pair = 0; pair < attributes.dim / 2; ++pair) angles.push_back(frequency(pair));
   return angles;
+}
+
+std::vector<float> attention_temperatures(const ops::AttentionTemperature& a) {
+  std::vector<float> values;
+  for (std::int64_t position = 0; position < a.sequence_length; ++position) {
+    const auto steps = static_cast<double>((position + 1) / a.floor);
+    values.push_back(static_cast<float>(1.0 + a.scale * std::log1p(steps)));
+  }
+  return values;
 }
 
 }  // namespace farskip

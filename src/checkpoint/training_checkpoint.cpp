@@ -83,7 +83,7 @@ CheckpointFile write_text_shard(const CheckpointWriter& writer, const std::strin
   return {name, text.size(), hash_text(text)};
 }
 
-std::size_t total_bytes(const TensorRowsMap& rows) {
+std::size_t num_bytes(const TensorRowsMap& rows) {
   std::size_t bytes = 0;
   for (const auto& [name, part] : rows) bytes += part.view.num_bytes();
   return bytes;
@@ -148,20 +148,20 @@ void CheckpointSaver::wait() {
   if (open()) commit();
 }
 
-void CheckpointSaver::save(const TrainingState& state, const TrainingTensors& tensors) {
+void CheckpointSaver::save(const TrainingState& state, const States& states) {
   wait();
   begin(state);
   // From here on a failure of this rank is its verdict at the commit: the others are on their way there.
   OpenSave& save = *open_;
   try {
-    TensorRowsMap weights = weights_to_write(tensors, mesh_), states = states_to_write(tensors, mesh_);
-    if (asynchronous_) {
-      copy_tensors(weights);
-      copy_tensors(states);
+    TensorRowsMap weights = weights_to_write(states, mesh_), optimizer = optimizer_to_write(states, mesh_);
+    if (asynchronous_ || !states.device().shares_host_memory()) {
+      copy_tensors(weights, states.device());
+      copy_tensors(optimizer, states.device());
     }
-    save.thread = std::thread([this, &save, weights = std::move(weights), states = std::move(states)] {
+    save.thread = std::thread([this, &save, weights = std::move(weights), optimizer = std::move(optimizer)] {
       try {
-        write_own_files(save, weights, states);
+        write_own_files(save, weights, optimizer);
       } catch (...) {
         save.failure = std::current_exception();
       }
@@ -189,29 +189,31 @@ void CheckpointSaver::begin(const TrainingState& state) {
   open_ = std::move(save);
 }
 
-void CheckpointSaver::copy_tensors(TensorRowsMap& rows) {
+void CheckpointSaver::copy_tensors(TensorRowsMap& rows, Device& device) {
+  std::vector<CopyOut> parts;
   for (auto& [name, part] : rows) {
     HostTensor& copy = snapshot_[name];
     if (copy.shape() != part.view.shape) copy = HostTensor(DType::f32, part.view.shape);
-    std::memcpy(copy.view().data, part.view.data, part.view.num_bytes());
+    parts.push_back({copy.view().data, part.view.data, part.view.num_bytes()});
     part.view = copy.view();
   }
+  device.copy_out(parts);
 }
 
-std::size_t CheckpointSaver::snapshot_bytes(const TrainingTensors& tensors) const {
+std::size_t CheckpointSaver::snapshot_bytes(const States& states) const {
   if (!asynchronous_) return 0;
-  return total_bytes(weights_to_write(tensors, mesh_)) + total_bytes(states_to_write(tensors, mesh_));
+  return num_bytes(weights_to_write(states, mesh_)) + num_bytes(optimizer_to_write(states, mesh_));
 }
 
 void CheckpointSaver::write_own_files(OpenSave& save, const TensorRowsMap& weights,
-                                      const TensorRowsMap& states) const {
+                                      const TensorRowsMap& optimizer) const {
   refuse_broken(save.state.step, weights);
-  refuse_broken(save.state.step, states);
+  refuse_broken(save.state.step, optimizer);
   ShardReport report;
   const auto write_shard = [&](std::string_view stem, const TensorRowsMap& rows) {
     if (rows.empty()) return;
     const std::string file_name = shard_name(stem, mesh_);
-    ViewMap views;
+    std::map<std::string, TensorView> views;
     for (const auto& [name, part] : rows) {
       views[name] = part.view;
       report.tensors[name] = {
@@ -219,11 +221,11 @@ void CheckpointSaver::write_own_files(OpenSave& save, const TensorRowsMap& weigh
           part.full_shape,
           {{file_name, name, part.first_row, part.num_rows(), hash_bytes(part.view.bytes())}}};
     }
-    const WrittenFile file = write_tensors(save.writer.shard_path(file_name), views, DType::f32);
+    const WrittenFile file = write_safetensors(save.writer.shard_path(file_name), views);
     report.files.push_back({file_name, file.size, file.hash});
   };
   write_shard(kWeights, weights);
-  write_shard(kStates, states);
+  write_shard(kStates, optimizer);
   if (mesh_.world_rank == 0) {
     report.files.push_back(write_text_shard(save.writer, "config.json", hub_config_text(config_)));
     for (const auto& [name, text] : texts_) report.files.push_back(write_text_shard(save.writer, name, text));

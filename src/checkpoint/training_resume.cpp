@@ -47,7 +47,7 @@ std::vector<std::string> refuse_other_settings(const RunSettings& saved, const R
       path.string(), fmt::join(changed.refused, "\n  "), path.string()));
 }
 
-void read_rows(const Checkpoint& checkpoint, const TensorRowsMap& wanted) {
+void read_rows(const Checkpoint& checkpoint, const TensorRowsMap& wanted, Device& device) {
   for (const auto& [name, rows] : wanted) {
     if (!checkpoint.contains(name))
       throw UsageError(
@@ -61,8 +61,8 @@ void read_rows(const Checkpoint& checkpoint, const TensorRowsMap& wanted) {
       throw DataError(fmt::format("{}: tensor \"{}\" is {} {}, the model has {} {}",
                                   checkpoint.path().string(), name, dtype_name(saved.dtype),
                                   saved.shape.text(), dtype_name(rows.view.dtype), rows.full_shape.text()));
-    std::memcpy(rows.view.data, read.bytes().data(), rows.view.num_bytes());
-    if (!all_finite(rows.view))
+    device.copy_in(rows.view.data, read.bytes().data(), rows.view.num_bytes());
+    if (!all_finite(read.view()))
       throw DataError(fmt::format("{}: tensor \"{}\" holds values that are not finite",
                                   checkpoint.path().string(), name));
   }
@@ -97,8 +97,7 @@ class ResumeSearch {
     });
   }
 
-  std::optional<TrainingState> run(const ModelConfig& config, const RunSettings& settings,
-                                   const TrainingTensors& tensors) {
+  std::optional<TrainingState> run(const ModelConfig& config, const RunSettings& settings, States& states) {
     while (const std::optional<Checkpoint> checkpoint = propose()) {
       TrainingState state;
       std::vector<std::string> changed;
@@ -111,10 +110,11 @@ class ResumeSearch {
             changed = refuse_other_settings(state.settings, settings, checkpoint->path());
           }) &&
           attempt([&] {
-            read_rows(*checkpoint, held_weights(tensors));
-            read_rows(*checkpoint, held_states(tensors));
+            for (const Role role : {Role::weight, Role::optimizer})
+              read_rows(*checkpoint, held_rows(states, role), states.device());
           });
       if (!is_whole) continue;
+      make_compute_copies(states);
       clear_way(state.step);
       say(state, changed);
       return state;
@@ -193,9 +193,9 @@ RunSettings share_settings(const Communicator& world, const std::function<RunSet
 }
 
 std::optional<TrainingState> resume_training(const fs::path& folder, const ModelConfig& config,
-                                             const RunSettings& settings, const TrainingTensors& tensors,
+                                             const RunSettings& settings, States& states,
                                              const Communicator& world, const Logger& logger) {
-  return ResumeSearch(folder, world, logger).run(config, settings, tensors);
+  return ResumeSearch(folder, world, logger).run(config, settings, states);
 }
 
 void verify_model_folder(const fs::path& folder, const Communicator& world) {

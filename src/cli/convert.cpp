@@ -42,7 +42,7 @@ Upcycling parse_upcycling(const Options& options) {
 
 void upcycle(LoadedModel& model, const Upcycling& how, const Logger& logger) {
   ModelConfig config = upcycle_config(model.config, how);
-  model.weights = upcycle_weights(std::move(model.weights), config, how);
+  model.states = upcycle_weights(*model.states, config, how);
   logger.info("each MLP of the {} model is {} experts now, {} for a token ({})", model.config.family,
               how.num_experts, how.top_k, config.family);
   model.config = std::move(config);
@@ -54,21 +54,21 @@ ExitCode run(const Options& options, const CommonOptions& common) {
   if (!dtype || (*dtype != DType::f32 && *dtype != DType::bf16))
     throw UsageError(fmt::format("--dtype {}: allowed: f32, bf16", options.dtype));
   const auto upcycling = options.upcycle.empty() ? std::nullopt : std::optional(parse_upcycling(options));
-  LoadedModel model = load_model(options.source, logger);
+  LoadedModel model = load_model(options.source, Role::weight, logger);
   const Companions companions = read_companions(model.folder);
   refuse_not_finite(model);
   if (upcycling) upcycle(model, *upcycling, logger);
   if (model.config.eos_tokens.empty()) model.config.eos_tokens = find_end_tokens(model.config, companions);
   if (const auto wiring = parse_wiring(options.farskip, options.layers, model.config.num_layers))
     model.config.farskip = *wiring;
-  write_hub_folder(options.destination, model.config, model.weights, *dtype, companions);
+  write_hub_folder(options.destination, model.config, *model.states, *dtype, companions);
   if (!companions.tokenizer_fault.empty())
     logger.warning("tokenizer.json is copied, but FarSkip cannot use it: {}", companions.tokenizer_fault);
   if (!companions.left_behind.empty()) logger.info("not copied: {}", describe_names(companions.left_behind));
   const std::string mode = wiring_name(model.config.farskip);
   if (common.json)
     print_json({{"out", options.destination},
-                {"tensors", hub_views(model.weights, list_parameters(model.config)).size()},
+                {"tensors", hub_views(*model.states, Role::weight).size()},
                 {"farskip", mode},
                 {"left_behind", companions.left_behind}});
   logger.info("wrote {} ({} wiring, {})", options.destination, mode, dtype_name(*dtype));

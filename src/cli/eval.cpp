@@ -29,7 +29,7 @@ std::int64_t cut_length(std::int64_t length, const TokenFile& tokens, const Logg
 ExitCode run(const Options& options, const CommonOptions& common) {
   const Logger logger = common.logger();
   const OpenedDevice device = open_device(options.device);
-  LoadedModel model = load_model(options.model, logger);
+  LoadedModel model = load_model(options.model, Role::constant, logger, device);
   if (const auto wiring = parse_wiring(options.farskip, options.layers, model.config.num_layers))
     model.config.farskip = *wiring;
   const auto tokens = std::make_shared<const TokenFile>(options.data, model.config.vocab_size);
@@ -41,8 +41,7 @@ ExitCode run(const Options& options, const CommonOptions& common) {
   std::vector<SamplerSource> sources;
   sources.push_back({tokens, 1.0});
   const Sampler sampler(std::move(sources), sampling);
-  InferenceEngine engine(wire_model(model.config), put_weights(model, device),
-                         make_context(device.device, logger));
+  InferenceEngine engine(wire_model(model.config), model.states, make_context(device.device, logger));
   const Evaluation e = evaluate(engine, sampler, options.batch, options.max_sequences);
   if (!std::isfinite(e.loss))
     throw DataError(fmt::format("{}: the loss is {}; check the weights with farskip inspect --verify",

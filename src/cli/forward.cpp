@@ -31,7 +31,8 @@ ExitCode run(const Options& options, const CommonOptions& common) {
   const Logger logger = common.logger();
   refuse_overwriting("--out", options.out, options.tokens);
   const OpenedDevice device = open_device(options.device);
-  LoadedModel model = load_model(options.model, logger);
+  LoadedModel model =
+      load_model(options.model, options.grads ? Role::weight : Role::constant, logger, device);
   if (const auto wiring = parse_wiring(options.farskip, options.layers, model.config.num_layers))
     model.config.farskip = *wiring;
   const TokenMatrix matrix = read_token_matrix(options.tokens, model.config.vocab_size);
@@ -45,20 +46,21 @@ ExitCode run(const Options& options, const CommonOptions& common) {
   const auto counted = static_cast<double>(matrix.batch * (matrix.sequence_length - 1));
 
   const Context context = make_context(device.device, logger);
-  std::map<std::string, TensorView> out;
-  std::unique_ptr<TrainEngine> engine;
+  std::map<std::string, HostTensor> gradients;
   if (options.grads) {
     TrainEngineOptions train;
     train.micro_batch = matrix.batch;
     train.sequence_length = matrix.sequence_length;
     train.compute = device.compute;
-    engine = std::make_unique<TrainEngine>(wired, model.weights, train, context);
-    engine->upload_weights();
-    engine->compute_gradients(std::span(&batch, 1), static_cast<float>(1.0 / counted), 0.0F);
-    out.merge(hub_views(engine->gradients(), list_parameters(model.config), "grad."));
+    TrainEngine engine(wired, model.states, train, context);
+    engine.compute_gradients(std::span(&batch, 1), static_cast<float>(1.0 / counted), 0.0F);
+    for (const auto& [name, view] : hub_views(*model.states, Role::gradient, "grad."))
+      gradients.emplace(name, copy_as_stored(*device.device, view));
   }
+  std::map<std::string, TensorView> out;
+  for (const auto& [name, tensor] : gradients) out[name] = tensor.view();
   // Last: the logits lie in the arena.
-  InferenceEngine inference(wired, engine ? engine->weights() : put_weights(model, device), context);
+  InferenceEngine inference(wired, model.states, context);
   auto loss = static_cast<float>(inference.loss(batch, matrix.sequence_length).loss_sum / counted);
   out["loss"] = {&loss, DType::f32, Shape{}};
   TensorView logits = inference.logits(matrix.ids, matrix.sequence_length);

@@ -27,7 +27,7 @@ Tokenizer require_tokenizer(const Companions& companions, const Options& options
 ExitCode run(const Options& options, const CommonOptions& common) {
   const Logger logger = common.logger();
   const OpenedDevice device = open_device(options.device);
-  LoadedModel model = load_model(options.model, logger);
+  LoadedModel model = load_model(options.model, Role::constant, logger, device);
   const Companions companions = options.tokenizer.empty()
                                     ? read_companions(model.folder)
                                     : read_companions(model.folder, Tokenizer::load(options.tokenizer));
@@ -40,8 +40,7 @@ ExitCode run(const Options& options, const CommonOptions& common) {
       throw DataError(fmt::format("{}: token {} of the prompt is not in the model's vocabulary of {}",
                                   options.tokenizer.empty() ? model.folder.string() : options.tokenizer, id,
                                   model.config.vocab_size));
-  InferenceEngine engine(wire_model(model.config), put_weights(model, device),
-                         make_context(device.device, logger));
+  InferenceEngine engine(wire_model(model.config), model.states, make_context(device.device, logger));
   GenerateOptions generation = options.generation;
   generation.num_ids = tokenizer.vocab_size();
   const Generated made = generate(engine, prompt, generation, [](std::int32_t) {});

@@ -13,6 +13,7 @@
 #include "farskip/engine/engine_options.h"
 #include "farskip/run/run_data.h"
 #include "farskip/run/trainer.h"
+#include "farskip/state/model_folder.h"
 
 namespace farskip {
 namespace {
@@ -59,6 +60,11 @@ LoadedRun load_run(const std::string& path, const std::vector<std::string>& over
   }
   if (run.config.farskip) run.model.farskip = *run.config.farskip;
   check_layers(run.model.farskip, run.model.num_layers);
+  if (run.config.train.router_bias_update > 0 && !run.model.moe.selection_bias)
+    throw UsageError(
+        fmt::format("train.router_bias_update is {}, and the routers of family {} have no bias that "
+                    "takes part in the choice; set it to 0, and train.aux_loss balances experts",
+                    run.config.train.router_bias_update, run.model.family));
   if (needs.data) {
     if (run.model.eos_tokens.empty())
       run.model.eos_tokens = find_end_tokens(run.model, read_run_companions(run.config));
@@ -88,10 +94,8 @@ void prepare_dump_folder(const std::string& folder) {
 TrainEngineOptions random_step_options(const LoadedRun& run, const Context& context) {
   TrainEngineOptions options = engine_options(run.config, context.world().size());
   if (run.distill)
-    add_distillation(options, *run.distill, run.model,
-                     make_random_teacher(run.distill->teacher, context.mesh.position(),
-                                         static_cast<std::uint64_t>(run.config.seed)),
-                     context.device());
+    add_random_distillation(options, *run.distill, run.model, context,
+                            static_cast<std::uint64_t>(run.config.seed));
   return options;
 }
 
@@ -111,27 +115,32 @@ fs::path resolve_model_folder(const std::string& folder, const Logger& logger) {
       fmt::format("{}: neither a model folder (config.json) nor a run with checkpoints", folder));
 }
 
-LoadedModel load_model(const std::string& folder, const Logger& logger) {
+LoadedModel load_model(const std::string& folder, Role role, const Logger& logger, const OpenedDevice& on) {
   const fs::path path = resolve_model_folder(folder, logger);
   verify_model_folder(path, make_self_communicator());
   LoadedModel model{read_config(path, logger), {}, path};
   const std::vector<ParameterSpec> specs = list_parameters(model.config);
-  model.weights = make_parameter_tensors(specs);
-  load_weights(model.weights, whole_parameters(specs), specs, SafetensorsFolder(path));
+  const auto parameters = whole_parameters(specs);
+  model.states =
+      std::make_shared<States>(on.device, role == Role::weight ? weight_states(parameters, on.compute)
+                                                               : constant_states(parameters, on.compute));
+  load_weights(*model.states, specs, SafetensorsFolder(path));
   return model;
 }
 
 void refuse_not_finite(const LoadedModel& model) {
-  for (const ParameterSpec& spec : list_parameters(model.config)) {
-    const TensorMap::const_iterator tensor = model.weights.find(spec.name);
-    if (all_finite(tensor->second.view())) continue;
+  for (const auto& [name, view] : hub_views(*model.states, Role::weight)) {
+    if (all_finite(copy_to_host(model.states->device(), view).view())) continue;
     const SafetensorsFolder folder(model.folder);
-    const ViewMap pieces = hub_views(model.weights, {spec});
-    const auto piece =
-        std::find_if(pieces.begin(), pieces.end(), [](const auto& p) { return !all_finite(p.second); });
-    const std::string& stored = folder.contains(spec.name) ? spec.name : piece->first;
-    throw DataError(fmt::format("{}: {} holds values that are not finite",
-                                folder.file_of(stored).path().string(), stored));
+    const ModelFolder names(folder);
+    const auto refuse = [&](const std::string& stored) {
+      throw DataError(
+          fmt::format("{}: {} holds values that are not finite", model.folder.string(), names.place(stored)));
+    };
+    if (names.contains(name)) refuse(name);
+    for (const ParameterSpec& spec : list_parameters(model.config))
+      for (const HubPiece& piece : spec.pieces)
+        if (piece.name == name) refuse(spec.name);
   }
 }
 
@@ -153,13 +162,6 @@ OpenedDevice open_device(const DeviceOptions& options) {
   const auto device = parse_choice(device_names, options.device, "--device");
   const auto precision = parse_choice(precision_names, options.precision, "--precision");
   return {open_device(device, precision), compute_type(precision)};
-}
-
-std::shared_ptr<const DeviceWeights> put_weights(const LoadedModel& model, const OpenedDevice& on) {
-  auto weights = std::make_shared<DeviceWeights>(on.device, model.weights,
-                                                 whole_parameters(list_parameters(model.config)), on.compute);
-  weights->upload();
-  return weights;
 }
 
 std::optional<FarSkipConfig> parse_wiring(const std::string& mode, const std::string& layers,

@@ -97,7 +97,7 @@ ConfigNode train_tree(const TrainConfig& config) {
   node.set("optimizer", optimizer_tree(config.optimizer));
   node.set("learning_rate", learning_rate_tree(config.learning_rate));
   node.set("aux_loss", make_node(config.aux_loss));
-  node.set("router_bias_update", make_node(0.0));
+  node.set("router_bias_update", make_node(config.router_bias_update));
   node.set("validate_every", make_node(config.validate_every));
   return node;
 }

@@ -161,9 +161,7 @@ TrainConfig read_train(Reader reader, bool distills, std::vector<std::string>* n
   config.learning_rate = read_learning_rate(reader.section("learning_rate"), config.steps,
                                             reader.sound("steps"), reader.is_override("steps"), notices);
   config.aux_loss = reader.real("aux_loss", coefficient, distills ? 0.0 : config.aux_loss);
-  reader.require_value("router_bias_update", 0.0,
-                       "balancing without a loss moves a selection bias, and no model family that is built "
-                       "has a router with one; aux_loss balances its experts");
+  config.router_bias_update = reader.real("router_bias_update", coefficient, config.router_bias_update);
   config.validate_every = reader.integer("validate_every", at_least_zero, config.validate_every);
   if (reader.sound("global_batch") && reader.sound("micro_batch") &&
       config.global_batch % config.micro_batch != 0)

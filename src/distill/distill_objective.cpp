@@ -53,20 +53,6 @@ Scope head_scope() {
   return {0, 0, -1, SubBlock::head, Phase::forward};
 }
 
-/// What graphs that compute in `compute` read of a teacher, by external name. Takes the weights.
-TensorMap read_tensors(Teacher& teacher, DType compute) {
-  TensorMap tensors;
-  for (const ParameterSpec& spec : list_parameters(teacher.model.config)) {
-    const auto it = teacher.weights.find(spec.name);
-    if (it == teacher.weights.end()) continue;
-    HostTensor weight = std::move(it->second);
-    teacher.weights.erase(it);
-    if (spec.has_compute_copy() && compute != weight.dtype()) weight = convert_dtype(weight, compute);
-    tensors.emplace(teacher.external_name(read_name(spec, compute)), std::move(weight));
-  }
-  return tensors;
-}
-
 /// The tensor that the head multiplies with, as graphs that compute in `compute` read it.
 std::string read_head_name(const ModelConfig& config, DType compute) {
   const std::string name(head_name(config));
@@ -75,19 +61,8 @@ std::string read_head_name(const ModelConfig& config, DType compute) {
 
 }  // namespace
 
-DistillObjective::DistillObjective(DistillTerms terms, Teacher teacher, std::shared_ptr<Device> device,
-                                   DType compute)
-    : terms_(std::move(terms)),
-      teacher_(std::move(teacher)),
-      tensors_(read_tensors(teacher_, compute)),
-      on_device_(std::move(device), tensors_) {
-  on_device_.upload();
-}
-
-void DistillObjective::bind(Executor& executor) const {
-  for (const auto& [name, tensor] : tensors_)
-    if (executor.has_external(name)) executor.bind(name, on_device_.at(name));
-}
+DistillObjective::DistillObjective(DistillTerms terms, Teacher teacher, std::shared_ptr<const States> states)
+    : terms_(std::move(terms)), teacher_(std::move(teacher)), states_(std::move(states)) {}
 
 std::vector<std::string> DistillObjective::terms() const {
   std::vector<std::string> names;

@@ -93,18 +93,28 @@ std::set<std::string> shared_parameters(const DistillSetup& setup, const ModelCo
   return shared;
 }
 
+Teacher plan_teacher(const DistillSetup& setup, const ModelConfig& student) {
+  return {wire_model(setup.teacher), shared_parameters(setup, student)};
+}
+
 void add_distillation(TrainEngineOptions& options, const DistillSetup& setup, const ModelConfig& student,
-                      Teacher teacher, std::shared_ptr<Device> device) {
+                      const MakeTeacherStates& make_states) {
   const DistillTerms terms = make_terms(setup.config, student, setup.teacher);
   options.frozen = frozen_parameters(setup.config.freeze, student);
   if (setup.config.cache) {
     options.objective = std::make_shared<CachedDistillObjective>(terms.loss);
     return;
   }
-  teacher.shared = shared_parameters(setup, student);
-  for (const std::string& name : teacher.shared) teacher.weights.erase(name);
+  const Teacher teacher = plan_teacher(setup, student);
   options.objective =
-      std::make_shared<DistillObjective>(terms, std::move(teacher), std::move(device), options.compute);
+      std::make_shared<DistillObjective>(terms, teacher, make_states ? make_states(teacher) : nullptr);
+}
+
+void add_random_distillation(TrainEngineOptions& options, const DistillSetup& setup,
+                             const ModelConfig& student, const Context& context, std::uint64_t seed) {
+  add_distillation(options, setup, student, [&](const Teacher& teacher) {
+    return make_random_states(teacher, options.compute, context, seed);
+  });
 }
 
 }  // namespace farskip

@@ -12,8 +12,7 @@
 #include "farskip/tensor/hash.h"
 
 namespace farskip {
-Distillation::Distillation(const RunConfig& config, const ModelConfig& student,
-                           const std::vector<LocalParameter>& parameters, TensorMap& weights,
+Distillation::Distillation(const RunConfig& config, const ModelConfig& student, States& states,
                            const Context& context)
     : config_(*config.distill),
       student_(student),
@@ -24,57 +23,62 @@ Distillation::Distillation(const RunConfig& config, const ModelConfig& student,
   if (config_.early_stopping) early_stopping_.emplace(*config_.early_stopping);
   const std::string& start = setup.from_teacher ? config_.teacher : config.init_from;
   if (start.empty()) {
-    initialise_weights(weights, parameters, static_cast<std::uint64_t>(config.seed),
-                       student.initializer_range);
+    initialise_weights(states, static_cast<std::uint64_t>(config.seed), student.initializer_range);
   } else {
     if (start != config_.teacher || config_.cache)
       verify_model_folder(start, context.world());  // else it is below
-    load_weights(weights, parameters, list_parameters(student), SafetensorsFolder(start));
+    load_weights(states, list_parameters(student), SafetensorsFolder(start));
   }
   if (config_.cache) {
     objective_ = std::make_shared<CachedDistillObjective>(terms.loss);
     kept_ = std::make_unique<KeptTeacher>(config, student.vocab_size, context);
     return;
   }
-  Teacher teacher = load_teacher(config_.teacher, context);
-  share_frozen(teacher, parameters, weights);
-  objective_ = std::make_shared<DistillObjective>(terms, std::move(teacher), context.device(),
-                                                  compute_type(config.precision));
+  Teacher teacher = open_teacher(config_.teacher, context);
+  const SafetensorsFolder folder(config_.teacher);
+  share_frozen(teacher, folder, states);
+  auto constants = std::make_shared<States>(
+      context.device(), teacher.states(context.mesh.position(), compute_type(config.precision)));
+  load_weights(*constants, list_parameters(teacher.model.config), folder);
+  objective_ = std::make_shared<DistillObjective>(terms, std::move(teacher), std::move(constants));
 }
 
 // A tensor that stays as it is and is the same in both models is kept once. All ranks must decide alike, also
 // where each holds other experts: their graphs are to be the same.
-void Distillation::share_frozen(Teacher& teacher, const std::vector<LocalParameter>& parameters,
-                                const TensorMap& weights) {
-  std::vector<const LocalParameter*> candidates;
+void Distillation::share_frozen(Teacher& teacher, const SafetensorsFolder& folder, const States& states) {
+  std::vector<std::string> candidates;
   std::vector<double> equal;
-  for (const LocalParameter& p : parameters) {
-    const auto it = teacher.weights.find(p.spec.name);
-    if (!frozen_.contains(p.spec.name) || it == teacher.weights.end() || it->second.shape() != p.spec.shape)
-      continue;
-    const std::span<const std::byte> mine = weights.at(p.spec.name).bytes(), theirs = it->second.bytes();
-    candidates.push_back(&p);
-    equal.push_back(std::memcmp(mine.data(), theirs.data(), mine.size()) == 0 ? 1.0 : 0.0);
+  std::map<std::string, std::pair<std::size_t, std::string>> mine;  // bytes and hash
+  for (const LocalParameter& p :
+       local_parameters(list_parameters(teacher.model.config), context_.mesh.position(), false)) {
+    const std::string& name = p.spec.name;
+    if (!frozen_.contains(name) || !states.contains(name) || states.at(name).shape != p.spec.shape) continue;
+    const HostTensor here = copy_to_host(*context_.device(), states.at(name)),
+                     there(DType::f32, p.spec.shape);
+    load_parameter(there.view(), p, folder);
+    mine[name] = {here.bytes().size(), hash_bytes(here.bytes())};
+    candidates.push_back(name);
+    equal.push_back(std::memcmp(here.bytes().data(), there.bytes().data(), here.bytes().size()) == 0 ? 1.0
+                                                                                                     : 0.0);
   }
   if (candidates.empty()) return;
   context_.world().all_reduce(std::span(equal), Reduction::min);
   std::size_t bytes = 0;
   for (std::size_t i = 0; i < candidates.size(); ++i) {
     if (equal[i] == 0.0) continue;
-    const std::string& name = candidates[i]->spec.name;
-    bytes += weights.at(name).bytes().size();
-    teacher.weights.erase(name);
+    const std::string& name = candidates[i];
+    bytes += mine.at(name).first;
     teacher.shared.insert(name);
-    shared_hashes_[name] = hash_bytes(weights.at(name).bytes());
+    shared_hashes_[name] = mine.at(name).second;
   }
   if (!frozen_.empty())
     context_.logger.info("{} parameters are frozen; teacher and student share {} of them, {:.0f} MiB",
                          frozen_.size(), teacher.shared.size(), static_cast<double>(bytes) / (1 << 20));
 }
 
-void Distillation::check_weights(const TensorMap& weights) const {
+void Distillation::check_weights(const States& states) const {
   for (const auto& [name, hash] : shared_hashes_)
-    if (hash_bytes(weights.at(name).bytes()) != hash)
+    if (hash_bytes(copy_to_host(states.device(), states.at(name)).bytes()) != hash)
       throw UsageError(fmt::format(
           "{} is frozen (distill.freeze), and the checkpoint has trained it; use the list that the "
           "checkpoint was made with, or another run_dir",

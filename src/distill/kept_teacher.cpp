@@ -82,15 +82,15 @@ std::map<std::string, HostTensor> as_inputs(const std::vector<std::optional<Teac
 /// The teacher without a student: its graph for records, and an engine.
 class KeptTeacher::Alone {
  public:
-  Alone(Teacher teacher, const KeptTeacher& owner)
+  Alone(Teacher teacher, const fs::path& folder, const KeptTeacher& owner)
       : owner_(owner),
         teacher_(std::move(teacher)),
         context_(owner.context_.with_own_arena()),
-        weights_(upload_weights()),
+        states_(load_states(folder)),
         runner_(compile_graph()) {}
 
   InferenceEngine& engine() {
-    if (!engine_) engine_.emplace(teacher_.model, weights_, context_);
+    if (!engine_) engine_.emplace(teacher_.model, states_, context_);
     return *engine_;
   }
 
@@ -112,13 +112,13 @@ class KeptTeacher::Alone {
   }
 
  private:
-  std::shared_ptr<DeviceWeights> upload_weights() const {
-    auto weights = std::make_shared<DeviceWeights>(
-        context_.device(), teacher_.weights,
-        local_parameters(list_parameters(teacher_.model.config), context_.mesh.position(), false),
-        owner_.compute_);
-    weights->upload();
-    return weights;
+  std::shared_ptr<const States> load_states(const fs::path& folder) const {
+    const auto model = list_parameters(teacher_.model.config);
+    auto states = std::make_shared<States>(
+        context_.device(),
+        constant_states(local_parameters(model, context_.mesh.position(), false), owner_.compute_));
+    load_weights(*states, model, SafetensorsFolder(folder));
+    return states;
   }
 
   std::unique_ptr<Executor> compile_graph() {
@@ -133,7 +133,7 @@ class KeptTeacher::Alone {
     auto executor = compile(teacher_pipeline(teacher_, lowering, sharding,
                                              {owner_.config_.cache->top_k, owner_.config_.temperature}),
                             context_, {});
-    weights_->bind(*executor);
+    states_->bind(*executor);
     return executor;
   }
 
@@ -148,7 +148,7 @@ class KeptTeacher::Alone {
   const KeptTeacher& owner_;
   Teacher teacher_;
   Context context_;
-  std::shared_ptr<DeviceWeights> weights_;
+  std::shared_ptr<const States> states_;
   BatchRunner runner_;
   std::optional<InferenceEngine> engine_;
 };
@@ -168,7 +168,8 @@ KeptTeacher::KeptTeacher(const RunConfig& config, std::int64_t vocab_size, const
 KeptTeacher::~KeptTeacher() = default;
 
 KeptTeacher::Alone& KeptTeacher::alone() {
-  if (!alone_) alone_ = std::make_unique<Alone>(load_teacher(config_.teacher, context_), *this);
+  if (!alone_)
+    alone_ = std::make_unique<Alone>(open_teacher(config_.teacher, context_), config_.teacher, *this);
   return *alone_;
 }
 

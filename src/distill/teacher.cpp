@@ -16,20 +16,20 @@ std::string Teacher::external_name(std::string_view read_name) const {
   return is_shared ? std::string(read_name) : teacher_name(read_name);
 }
 
-Teacher make_teacher(const ModelConfig& config) {
-  return {wire_model(config), {}, {}};
+std::vector<StateSpec> Teacher::states(const MeshPosition& mesh, DType compute) const {
+  auto parameters = local_parameters(list_parameters(model.config), mesh, false);
+  std::erase_if(parameters, [&](const LocalParameter& p) { return shared.contains(p.spec.name); });
+  return constant_states(parameters, compute, [&](std::string_view name) { return external_name(name); });
 }
 
-Teacher load_teacher(const fs::path& folder, const Context& context) {
-  Teacher teacher = make_teacher(read_hub_config(folder));
-  const auto specs = list_parameters(teacher.model.config);
-  const auto local = local_parameters(specs, context.mesh.position(), false);
-  teacher.weights = make_parameter_tensors(specs_of(local));
+Teacher open_teacher(const fs::path& folder, const Context& context) {
+  Teacher teacher{wire_model(read_hub_config(folder))};
+  const ModelConfig& config = teacher.model.config;
   verify_model_folder(folder, context.world());
-  load_weights(teacher.weights, local, specs, SafetensorsFolder(folder));
+  check_weights_fit(list_parameters(config), SafetensorsFolder(folder));
   context.logger.info("teacher {}: {:.2f}M parameters, {} wiring", folder.string(),
-                      static_cast<double>(count_parameters(teacher.model.config).total) * 1e-6,
-                      wiring_name(teacher.model.config.farskip));
+                      static_cast<double>(count_parameters(config).total) * 1e-6,
+                      wiring_name(config.farskip));
   return teacher;
 }
 
@@ -41,12 +41,11 @@ std::string fingerprint_model(const fs::path& folder) {
   return hasher.hex();
 }
 
-Teacher make_random_teacher(const ModelConfig& config, const MeshPosition& mesh, std::uint64_t seed) {
-  Teacher teacher = make_teacher(config);
-  const auto local = local_parameters(list_parameters(config), mesh, false);
-  teacher.weights = make_parameter_tensors(specs_of(local));
-  initialise_weights(teacher.weights, local, seed, config.initializer_range);
-  return teacher;
+std::shared_ptr<const States> make_random_states(const Teacher& teacher, DType compute,
+                                                 const Context& context, std::uint64_t seed) {
+  auto states = std::make_shared<States>(context.device(), teacher.states(context.mesh.position(), compute));
+  initialise_weights(*states, seed, teacher.model.config.initializer_range);
+  return states;
 }
 
 }  // namespace farskip

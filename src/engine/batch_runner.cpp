@@ -26,6 +26,10 @@ std::vector<double> rows_by_expert(const TensorView& offsets) {
 
 }  // namespace
 
+DeviceBuffer allocate_on(Device& device, std::size_t bytes) {
+  return {device.allocate(bytes), bytes};
+}
+
 double BatchLoss::load_max_over_mean() const {
   double load = 0;
   for (const auto& [layer, rows] : expert_rows) {

@@ -17,12 +17,6 @@
 namespace farskip {
 namespace {
 
-/// Rows of a tensor as the update graph sees them: a matrix, or a vector.
-TensorView rows_view(const TensorView& tensor, const Range& rows) {
-  const auto first = static_cast<std::size_t>(rows.first * row_size(tensor.shape)) * dtype_size(tensor.dtype);
-  return {tensor.as<std::byte>() + first, tensor.dtype, shape_of_rows(tensor.shape, rows.count)};
-}
-
 HostTensor copy_rows(const HostTensor& tensor, std::int64_t first, std::int64_t count) {
   std::vector<std::int64_t> dims = tensor.shape().dims();
   const std::size_t row = dims[0] == 0 ? 0 : tensor.bytes().size() / static_cast<std::size_t>(dims[0]);
@@ -116,22 +110,16 @@ std::unique_ptr<Executor> compile(const PassPipeline& pipeline, const Context& c
                                     RankContext{&context.mesh, context.heartbeat, align});
 }
 
-TrainEngine::TrainEngine(const Model& model, TensorMap& weights, const TrainEngineOptions& options,
-                         const Context& context)
+TrainEngine::TrainEngine(const Model& model, std::shared_ptr<States> states,
+                         const TrainEngineOptions& options, const Context& context)
     : options_(options),
       context_(context),
       program_(model, options, context.mesh.position()),
-      gradients_(make_parameter_tensors(specs_of(program_.trained()))),
-      weights_(
-          std::make_shared<DeviceWeights>(context.device(), weights, program_.parameters(), options.compute)),
-      device_gradients_(context.device(), gradients_),
+      states_(std::move(states)),
       losses_(context.device()),
       hyper_(allocate_on(*context.device(), program_.optimizer().hyper(0.0, 1).size() * sizeof(float))) {
-  for (const auto& [kind, parameters] : program_.optimizer_states()) {
-    const TensorMap& tensors =
-        optimizer_states_.emplace(kind, make_optimizer_tensors(parameters)).first->second;
-    device_states_.emplace(kind, DeviceTensors(context.device(), tensors)).first->second.fill_zero();
-  }
+  states_->add(program_.training_states());
+  states_->fill_zero(Role::optimizer);
   compile_all();
   check_same_order();
 }
@@ -154,7 +142,7 @@ void TrainEngine::compile_all() {
   for (const TrainingProgram::Runs& runs : {program_.micro_batches(), program_.fallback()})
     for (const auto& [kind, count] : runs) runner(kind);
   update_ = make_executor(program_.update(), plan_options());
-  bind_state(*update_);
+  bind_states(*update_);
   note_transports(*update_);
   update_->bind(kHyper, {hyper_.memory.get(), DType::f32,
                          Shape{static_cast<std::int64_t>(hyper_.bytes / sizeof(float))}});
@@ -162,7 +150,7 @@ void TrainEngine::compile_all() {
   if (gather_->graph().nodes().empty())
     gather_.reset();
   else
-    bind_state(*gather_);
+    bind_states(*gather_);
 }
 
 std::unique_ptr<Executor> TrainEngine::make_executor(const PassPipeline& pipeline, PlanOptions plan) const {
@@ -181,36 +169,17 @@ PlanOptions TrainEngine::plan_options() const {
 BatchRunner& TrainEngine::runner(const MicroBatch& kind) {
   if (const auto it = runners_.find(kind); it != runners_.end()) return it->second;
   auto executor = make_executor(program_.micro_batch(kind), plan_options());
-  bind_state(*executor);
+  bind_states(*executor);
   note_transports(*executor);
   return runners_.emplace(kind, BatchRunner(std::move(executor))).first->second;
 }
 
 // Own rows of a tensor are part of its memory: where a graph sums into a shard or gathers from one, nothing
 // is copied.
-void TrainEngine::bind_state(Executor& e) {
-  const auto bind = [&](const std::string& name, const TensorView& view) {
-    if (e.has_external(name)) e.bind(name, view);
-  };
-  const bool is_update = &e == update_.get() || &e == gather_.get();
-  if (!is_update) weights_->bind(e);
-  if (options_.objective && !is_update) options_.objective->bind(e);
-  for (const LocalParameter& p : program_.trained()) {
-    const std::string& name = p.spec.name;
-    const TensorView weight = weights_->at(name), gradient = device_gradients_.at(name);
-    const Range all{0, p.spec.num_rows()};
-    if (is_update) bind(name, rows_view(weight, all));
-    if (const TensorView copy = weights_->copy_of(name); copy && is_update) {
-      bind(compute_copy_name(name), rows_view(copy, all));
-      bind(own_rows_name(compute_copy_name(name)), rows_view(copy, p.optimizer_rows));
-    }
-    bind(own_rows_name(name), rows_view(weight, p.optimizer_rows));
-    bind(gradient_name(name), is_update ? rows_view(gradient, p.optimizer_rows) : gradient);
-    bind(gradient_shard_name(gradient_name(name)), rows_view(gradient, p.optimizer_rows));
-    const Range kept{0, p.optimizer_rows.count};
-    for (const std::string& kind : program_.optimizer().states(p.spec))
-      bind(state_name(kind, name), rows_view(device_states_.at(kind).at(name), kept));
-  }
+void TrainEngine::bind_states(Executor& executor) const {
+  states_->bind(executor);
+  if (options_.objective && options_.objective->states() != nullptr)
+    options_.objective->states()->bind(executor);
 }
 
 // A rank that calls another collective than its peers, or in another order, would hang all of them.
@@ -335,29 +304,21 @@ bool TrainEngine::is_finite(const BatchLoss& loss) const {
   return std::isfinite(sum);
 }
 
-void TrainEngine::upload_optimizer_states() {
-  for (const auto& [kind, tensors] : device_states_) tensors.upload();
-}
-
-void TrainEngine::download_weights() {
+void TrainEngine::gather_weights() {
   if (gather_) gather_->run();
-  weights_->download();
 }
 
-void TrainEngine::download_state() {
-  download_weights();
-  for (const auto& [kind, tensors] : device_states_) tensors.download();
-}
-
-const TensorMap& TrainEngine::gradients() const {
-  device_gradients_.download();
-  return gradients_;
+MemoryReport bytes_by_use(std::span<const StateSpec> specs) {
+  return {.weights = total_bytes(specs, Role::weight) + total_bytes(specs, Role::compute_copy) +
+                     total_bytes(specs, Role::constant),
+          .gradients = total_bytes(specs, Role::gradient),
+          .moments = total_bytes(specs, Role::optimizer)};
 }
 
 MemoryReport TrainEngine::memory() const {
-  MemoryReport memory{weights_->num_bytes(), device_gradients_.num_bytes()};
-  if (options_.objective) memory.weights += total_bytes(options_.objective->tensors());
-  for (const auto& [kind, tensors] : device_states_) memory.moments += tensors.num_bytes();
+  MemoryReport memory = bytes_by_use(states_->specs());
+  if (options_.objective && options_.objective->states() != nullptr)
+    memory.weights += options_.objective->states()->num_bytes();
   memory.arena = context_.arena->size();
   return memory;
 }

@@ -1,40 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/engine/devices.h"
 #include "farskip/engine/engine.h"
 
 namespace farskip {
-namespace {
-
-std::shared_ptr<DeviceWeights> upload_weights(const ModelConfig& config, const TensorMap& weights,
-                                              const Context& context) {
-  auto on_device = std::make_shared<DeviceWeights>(
-      context.device(), weights, local_parameters(list_parameters(config), context.mesh.position(), false),
-      DType::f32);
-  on_device->upload();
-  return on_device;
-}
-
-}  // namespace
-
-InferenceEngine::InferenceEngine(Model model, std::shared_ptr<const DeviceWeights> weights, Context context,
+InferenceEngine::InferenceEngine(Model model, std::shared_ptr<const States> states, Context context,
                                  std::shared_ptr<const StepObjective> objective)
     : model_(std::move(model)),
-      weights_(std::move(weights)),
+      states_(std::move(states)),
       context_(std::move(context)),
       losses_(context_.device()),
       objective_(std::move(objective)) {}
-
-InferenceEngine::InferenceEngine(Model model, const TensorMap& weights, Context context)
-    : InferenceEngine(model, upload_weights(model.config, weights, context), context) {}
 
 BatchRunner& InferenceEngine::runner(const EvaluationShape& shape) {
   if (const auto it = runners_.find(shape); it != runners_.end()) return it->second;
   const StepObjective* objective = shape.logits ? nullptr : objective_.get();
   auto executor =
-      compile(evaluation_pipeline(model_, objective, shape, weights_->compute(), context_.mesh.position()),
+      compile(evaluation_pipeline(model_, objective, shape, states_->compute(), context_.mesh.position()),
               context_, {});
-  weights_->bind(*executor);
-  if (objective != nullptr) objective->bind(*executor);
+  states_->bind(*executor);
+  if (objective != nullptr && objective->states() != nullptr) objective->states()->bind(*executor);
   return runners_.emplace(shape, BatchRunner(std::move(executor))).first->second;
 }
 

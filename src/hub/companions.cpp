@@ -6,6 +6,7 @@
 
 #include "farskip/base/folder.h"
 #include "farskip/data/unicode.h"
+#include "farskip/model/family.h"
 #include "farskip/tensor/strict_json.h"
 
 namespace farskip {
@@ -116,8 +117,11 @@ Companions read_companions(const std::filesystem::path& folder, const Tokenizer&
 std::vector<std::int64_t> find_end_tokens(const ModelConfig& config, const Companions& companions) {
   std::vector<std::int64_t> ids = config.eos_tokens;
   if (const auto file = companions.texts.find(kGeneration); file != companions.texts.end()) {
-    const std::vector<std::int64_t> more = read_ids(
+    std::vector<std::int64_t> more = read_ids(
         parse_object(file->second, kGeneration).value("eos_token_id", nlohmann::json()), kGeneration);
+    const Family* const family = find_family(config.family);
+    if (family != nullptr && family->class_end_token && *family->class_end_token >= config.vocab_size)
+      std::erase(more, *family->class_end_token);
     check_in_vocabulary(more, config);
     if (!contains_all(ids, more) && !contains_all(more, ids))
       throw DataError(fmt::format(

@@ -64,8 +64,8 @@ class HashedFolder {
     remove_made();
   }
 
-  void write_weights(const ViewMap& tensors, DType dtype) {
-    add(kWeights, write_tensors(folder_ / kWeights, tensors, dtype));
+  void write_weights(const ViewMap& tensors, DType dtype, Device& device) {
+    add(kWeights, write_tensors(folder_ / kWeights, tensors, dtype, device));
   }
   void write(const std::string& name, const std::string& text) {
     write_text_file(folder_ / name, text);
@@ -109,20 +109,20 @@ void verify_file(const fs::path& folder, const std::string& name, const nlohmann
 
 }  // namespace
 
-void write_hub_folder(const fs::path& folder, const ModelConfig& config, const TensorMap& weights,
-                      DType dtype, const Companions& companions) {
+void write_hub_folder(const fs::path& folder, const ModelConfig& config, const States& states, DType dtype,
+                      const Companions& companions) {
   refuse_unseen_folder(folder);
   refuse_used_folder(folder, companions);
-  const ViewMap tensors = hub_views(weights, list_parameters(config));
+  const ViewMap tensors = hub_views(states, Role::weight);
   for (const auto& [name, view] : tensors)
-    if (!all_finite(view))
+    if (!all_finite(copy_to_host(states.device(), view).view()))
       throw DataError(fmt::format("tensor {} holds values that are not finite; nothing is written", name));
   HashedFolder files(folder);
   remove_stale_temporaries(folder, [&](std::string_view name) {
     return name == kConfig || name == kWeights || name == kManifest ||
            companions.texts.contains(std::string(name));
   });
-  files.write_weights(tensors, dtype);
+  files.write_weights(tensors, dtype, states.device());
   for (const auto& [name, text] : companions.texts) files.write(name, text);
   files.finish(hub_config_text(config, dtype));
 }

@@ -21,11 +21,20 @@ std::string mlp_name(std::string experts) {
   return experts.erase(experts.find(part), part.size()) + ".weight";
 }
 
-/// `experts` [E, …] holds numbers n; each expert becomes `dense` times 1 + n, element by element.
-void fill_experts(HostTensor& experts, const HostTensor& dense) {
-  const std::span<float> out = experts.values<float>();
-  const std::span<const float> w = dense.values<float>();
-  for (std::size_t i = 0; i < out.size(); ++i) out[i] = w[i % w.size()] * (1.0F + out[i]);
+/// Normal with mean 0 and this standard deviation, in the shape of a parameter.
+HostTensor normal_numbers(const States& states, ParameterSpec spec, std::uint64_t seed, double deviation) {
+  if (deviation == 0.0) spec.initializer = Initializer::zeros;
+  const std::string name = spec.name;
+  States numbers(states.shared_device(), weight_states(whole_parameters({std::move(spec)}), DType::f32));
+  initialise_weights(numbers, seed, deviation);
+  return copy_to_host(numbers.device(), numbers.at(name));
+}
+
+/// `experts` [E, …]: each is `mlp` times 1 + `noise`, element by element.
+void fill_experts(const TensorView& experts, const HostTensor& mlp, const HostTensor& noise) {
+  const std::span<const float> w = mlp.values<float>(), n = noise.values<float>();
+  float* out = experts.as<float>();
+  for (std::size_t i = 0; i < n.size(); ++i) out[i] = w[i % w.size()] * (1.0F + n[i]);
 }
 
 }  // namespace
@@ -51,20 +60,27 @@ ModelConfig upcycle_config(const ModelConfig& dense, const Upcycling& how) {
   return config;
 }
 
-TensorMap upcycle_weights(TensorMap dense, const ModelConfig& config, const Upcycling& how) {
-  TensorMap weights;
-  for (ParameterSpec& spec : list_parameters(config)) {
-    if (const auto kept = dense.find(spec.name); kept != dense.end()) {
-      weights.insert(dense.extract(kept));
-      continue;
-    }
-    HostTensor& made = weights.emplace(spec.name, HostTensor(DType::f32, spec.shape)).first->second;
-    if (spec.is_expert && how.noise == 0.0) spec.initializer = Initializer::zeros;
-    initialise_weights(weights, whole_parameters({spec}), how.seed,
-                       spec.is_expert ? how.noise : config.initializer_range);
-    if (spec.is_expert) fill_experts(made, dense.at(mlp_name(spec.name)));
+std::shared_ptr<States> upcycle_weights(const States& dense, const ModelConfig& config,
+                                        const Upcycling& how) {
+  const auto parameters = whole_parameters(list_parameters(config));
+  auto made = std::make_shared<States>(dense.shared_device(), weight_states(parameters, dense.compute()));
+  const auto dense_weight = [&](const std::string& name) {
+    return copy_to_host(dense.device(), dense.at(name));
+  };
+  for (const LocalParameter& parameter : parameters) {
+    const ParameterSpec& spec = parameter.spec;
+    fill_from_host(made->device(), made->at(spec.name), [&](const TensorView& to) {
+      if (spec.is_expert)
+        return fill_experts(to, dense_weight(mlp_name(spec.name)),
+                            normal_numbers(dense, spec, how.seed, how.noise));
+      const HostTensor from = dense.contains(spec.name)
+                                  ? dense_weight(spec.name)
+                                  : normal_numbers(dense, spec, how.seed, config.initializer_range);
+      std::copy(from.bytes().begin(), from.bytes().end(), to.bytes().begin());
+    });
   }
-  return weights;
+  make_compute_copies(*made);
+  return made;
 }
 
 }  // namespace farskip

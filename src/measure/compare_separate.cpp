@@ -37,27 +37,25 @@ class TeacherForward {
  public:
   TeacherForward(const ModelConfig& model, DType compute, const Context& shared, std::uint64_t seed)
       : context_(shared.with_own_arena()),
-        weights_(random_weights(model, compute, seed)),
-        engine_(wire_model(model), weights_, context_) {}
+        states_(random_constants(model, compute, seed)),
+        engine_(wire_model(model), states_, context_) {}
 
   void run(const std::vector<Batch>& batches, std::int64_t sequence_length) {
     for (const Batch& batch : batches) engine_.loss(batch, sequence_length);
   }
-  MemoryReport memory() const { return {.weights = weights_->num_bytes(), .arena = context_.arena->size()}; }
+  MemoryReport memory() const { return {.weights = states_->num_bytes(), .arena = context_.arena->size()}; }
 
  private:
-  std::shared_ptr<const DeviceWeights> random_weights(const ModelConfig& model, DType compute,
-                                                      std::uint64_t seed) const {
-    const MeshPosition mesh = context_.mesh.position();
-    auto weights =
-        std::make_shared<DeviceWeights>(context_.device(), make_random_teacher(model, mesh, seed).weights,
-                                        local_parameters(list_parameters(model), mesh, false), compute);
-    weights->upload();
-    return weights;
+  std::shared_ptr<const States> random_constants(const ModelConfig& model, DType compute,
+                                                 std::uint64_t seed) const {
+    const auto parameters = local_parameters(list_parameters(model), context_.mesh.position(), false);
+    auto states = std::make_shared<States>(context_.device(), constant_states(parameters, compute));
+    initialise_weights(*states, seed, model.initializer_range);
+    return states;
   }
 
   Context context_;
-  std::shared_ptr<const DeviceWeights> weights_;
+  std::shared_ptr<const States> states_;
   InferenceEngine engine_;
 };
 
@@ -77,9 +75,7 @@ SeparateReport compare_with_separate(const ModelConfig& student, const DistillSe
                                      const TrainEngineOptions& options, const Context& context,
                                      const SeparateOptions& separate) {
   TrainEngineOptions joined_options = options, alone_options = options;
-  add_distillation(joined_options, setup, student,
-                   make_random_teacher(setup.teacher, context.mesh.position(), separate.seed),
-                   context.device());
+  add_random_distillation(joined_options, setup, student, context, separate.seed);
   alone_options.frozen = joined_options.frozen;
   const Model model = wire_model(student);
   Student joined(model, joined_options, context, separate.seed);

@@ -71,9 +71,7 @@ CostTable measure_one(const MirrorMeasurement& measurement, const Logger& logger
   TrainEngineOptions options = r.options;
   Context context = make_context(make_cpu_device(), logger);
   context.mesh = make_mirror_mesh(r.mesh);
-  if (r.distill)
-    add_distillation(options, *r.distill, r.model, make_random_teacher(r.distill->teacher, r.mesh, 0),
-                     context.device());
+  if (r.distill) add_random_distillation(options, *r.distill, r.model, context, 0);
   CostTable table;
   for (const int chunks : measurement.expert_chunks) {
     options.expert_chunks = chunks;

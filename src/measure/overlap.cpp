@@ -56,14 +56,15 @@ class Runner {
   bool same_sums_as(const Runner& other) const { return loss_ == other.loss_ && norm_ == other.norm_; }
   /// Gradients of the last step, and weights, which hold what all steps did; to the bit. Collective.
   bool same_tensors_as(Runner& other) {
-    engine_->download_weights();
-    other.engine_->download_weights();
+    engine_->gather_weights();
+    other.engine_->gather_weights();
     double differs = 0;
-    for (const TensorMap& (*maps)(const Runner&) : {&Runner::weights_of, &Runner::gradients_of}) {
-      const TensorMap &mine = maps(*this), &theirs = maps(other);
-      for (const auto& [name, tensor] : mine)
-        if (std::memcmp(tensor.bytes().data(), theirs.at(name).bytes().data(), tensor.bytes().size()) != 0)
-          differs = 1;
+    const States &mine = *engine_->states(), &theirs = *other.engine_->states();
+    for (const StateSpec& spec : mine.specs()) {
+      if (spec.role != Role::weight && spec.role != Role::gradient) continue;
+      const HostTensor a = copy_to_host(mine.device(), mine.at(spec.name)),
+                       b = copy_to_host(theirs.device(), theirs.at(spec.name));
+      if (std::memcmp(a.bytes().data(), b.bytes().data(), a.bytes().size()) != 0) differs = 1;
     }
     world_.all_reduce(std::span(&differs, 1), Reduction::max);
     return differs == 0;
@@ -85,9 +86,6 @@ class Runner {
     norm_ = engine_->update(1e-4, number);
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   }
-
-  static const TensorMap& weights_of(const Runner& r) { return r.engine_.weights(); }
-  static const TensorMap& gradients_of(const Runner& r) { return r.engine_->gradients(); }
 
   StepTimes summarise(double seconds) const {
     StepTimes t;

@@ -65,9 +65,7 @@ struct StepGraph {
 TrainEngineOptions options_of(const PlanRequest& request) {
   TrainEngineOptions options = request.options;
   options.compute = request.dtype;
-  if (request.distill)
-    add_distillation(options, *request.distill, request.model, make_teacher(request.distill->teacher),
-                     make_cpu_device());
+  if (request.distill) add_distillation(options, *request.distill, request.model);
   return options;
 }
 
@@ -229,62 +227,29 @@ class Planner {
 
 }  // namespace
 
-namespace {
-
-/// Of a teacher's weights on one rank beside a student, without the parameters named in `shared`: each is
-/// there in one type alone.
-std::size_t teacher_bytes(const ModelConfig& teacher, const std::set<std::string>& shared,
-                          const MeshPosition& mesh, DType dtype) {
-  std::size_t bytes = 0;
-  for (const LocalParameter& p : local_parameters(list_parameters(teacher), mesh, false))
-    if (!shared.contains(p.spec.name))
-      bytes += static_cast<std::size_t>(p.spec.shape.num_elements()) *
-               dtype_size(p.spec.has_compute_copy() ? dtype : DType::f32);
-  return bytes;
-}
-
-/// Of a parameter in f32, and in the type that is computed in.
-std::size_t weight_bytes(const ParameterSpec& spec, DType dtype) {
-  const auto elements = static_cast<std::size_t>(spec.shape.num_elements());
-  return elements *
-         (sizeof(float) + (dtype != DType::f32 && spec.has_compute_copy() ? dtype_size(dtype) : 0));
-}
-
-}  // namespace
-
 MemoryReport state_memory(const PlanRequest& request) {
-  MemoryReport memory;
-  std::set<std::string> frozen = request.options.frozen;
-  if (const auto& distill = request.distill) {
-    frozen = frozen_parameters(distill->config.freeze, request.model);
-    if (!distill->config.cache)
-      memory.weights = teacher_bytes(distill->teacher, shared_parameters(*distill, request.model),
-                                     request.mesh, request.dtype);
-  }
-  const auto optimizer = make_optimizer(request.options.optimizer);
-  for (const LocalParameter& p :
-       local_parameters(list_parameters(request.model), request.mesh, request.options.zero)) {
-    memory.weights += weight_bytes(p.spec, request.dtype);
-    if (frozen.contains(p.spec.name)) continue;
-    memory.gradients += static_cast<std::size_t>(p.spec.shape.num_elements()) * sizeof(float);
-    memory.moments += optimizer->states(p.spec).size() * sizeof(float) *
-                      static_cast<std::size_t>(p.optimizer_rows.count * p.spec.row_size());
-  }
-  return memory;
+  const TrainingProgram program(wire_model(request.model), options_of(request), request.mesh);
+  std::vector<StateSpec> specs = program.weight_states();
+  const auto add = [&](const std::vector<StateSpec>& more) {
+    specs.insert(specs.end(), more.begin(), more.end());
+  };
+  add(program.training_states());
+  if (request.distill && !request.distill->config.cache)
+    add(plan_teacher(*request.distill, request.model).states(request.mesh, request.dtype));
+  return bytes_by_use(specs);
 }
 
 namespace {
 
 /// What its engine takes for the held-out loss of a micro-batch.
-MemoryReport forward_memory(const Teacher& teacher, const PlanRequest& request, const Logger& logger) {
+MemoryReport forward_memory(const Model& teacher, const PlanRequest& request, const Logger& logger) {
   const TrainEngineOptions& o = request.options;
   const Graph graph = run_pipeline(
-      evaluation_pipeline(teacher.model, nullptr, {o.micro_batch, o.sequence_length, false, o.document_mask},
+      evaluation_pipeline(teacher, nullptr, {o.micro_batch, o.sequence_length, false, o.document_mask},
                           request.dtype, request.mesh),
       pipeline_of(request), logger);
-  MemoryReport memory;
-  for (const LocalParameter& p : local_parameters(list_parameters(teacher.model.config), request.mesh, false))
-    memory.weights += weight_bytes(p.spec, request.dtype);
+  MemoryReport memory = bytes_by_use(
+      constant_states(local_parameters(list_parameters(teacher.config), request.mesh, false), request.dtype));
   memory.arena = make_serial_plan(graph, workspace_of(request), Waits::at_once).arena_bytes;
   return memory;
 }
@@ -293,7 +258,7 @@ SeparateMemory plan_separate(const PlanRequest& request, const Logger& logger) {
   PlanRequest alone = request;
   alone.options.frozen = frozen_parameters(request.distill->config.freeze, request.model);
   alone.distill.reset();
-  return {forward_memory(make_teacher(request.distill->teacher), request, logger),
+  return {forward_memory(wire_model(request.distill->teacher), request, logger),
           Planner(alone, alone.model.farskip, logger).blocking_memory()};
 }
 

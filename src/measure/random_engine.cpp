@@ -4,20 +4,18 @@
 namespace farskip {
 namespace {
 
-TensorMap random_weights(const ModelConfig& model, const MeshPosition& mesh, std::uint64_t seed) {
-  const auto parameters = local_parameters(list_parameters(model), mesh, false);
-  TensorMap weights = make_parameter_tensors(specs_of(parameters));
-  initialise_weights(weights, parameters, seed, model.initializer_range);
-  return weights;
+std::shared_ptr<States> random_weights(const Model& model, const TrainEngineOptions& options,
+                                       const Context& context, std::uint64_t seed) {
+  auto states = std::make_shared<States>(
+      context.device(), TrainingProgram(model, options, context.mesh.position()).weight_states());
+  initialise_weights(*states, seed, model.config.initializer_range);
+  return states;
 }
 
 }  // namespace
 
 RandomEngine::RandomEngine(const Model& model, const TrainEngineOptions& options, const Context& context,
                            std::uint64_t seed)
-    : weights_(random_weights(model.config, context.mesh.position(), seed)),
-      engine_(model, weights_, options, context) {
-  engine_.upload_weights();
-}
+    : engine_(model, random_weights(model, options, context, seed), options, context) {}
 
 }  // namespace farskip

@@ -81,11 +81,12 @@ class Lowering {
   // Shared and routed experts read the same norm of the same stream: one op.
   ValueId normalised(ValueId x, ValueId weight) {
     ValueId& y = norms_[{x, weight}];
-    if (!y) {
-      Builder b = builder();
-      y = ops::rms_norm(b, x, weight, c_.rms_norm_eps);
-    }
+    if (!y) y = normalised(x, weight, c_.rms_norm_eps);
     return y;
+  }
+  ValueId normalised(ValueId x, ValueId weight, double eps) {
+    Builder b = builder();
+    return ops::rms_norm(b, x, weight, eps);
   }
 
   ValueId lower_block(const LayerBlock& block, int index) {
@@ -141,14 +142,18 @@ class Lowering {
         {.head_dim = head_dim, .offset = offset, .dim = c_.rope_dim(), .interleaved = c_.rope.interleaved});
   }
 
-  ValueId core_attention(ValueId q, ValueId k, ValueId v, std::int64_t kv_heads) {
+  /// `h` is what the layer's projections read.
+  ValueId core_attention(ValueId h, ValueId q, ValueId k, ValueId v, std::int64_t kv_heads) {
     Builder b = builder();
     const ops::Attention attributes{.sequence_length = options_.sequence_length,
                                     .heads = c_.num_heads,
                                     .kv_heads = kv_heads,
                                     .scale = c_.softmax_scale,
+                                    .chunk = c_.long_text.is_rotated(scope_.layer) ? c_.long_text.chunk : 0,
                                     .deterministic = options_.deterministic};
-    const ValueId out = ops::attention(b, q, k, v, document_start_, attributes).out;
+    ValueId out = ops::attention(b, q, k, v, document_start_, attributes).out;
+    if (c_.gated_attention)
+      out = ops::sigmoid_gate(b, out, ops::linear(b, h, layer_parameter("self_attn.gate_proj.weight")));
     return ops::linear(b, out, layer_parameter("self_attn.o_proj.weight"));
   }
 
@@ -157,7 +162,8 @@ class Lowering {
     ValueId q;
     if (mla.q_lora_rank > 0) {
       const ValueId latent = ops::linear(b, h, layer_parameter("self_attn.q_a_proj.weight"));
-      q = ops::linear(b, normalised(latent, layer_parameter("self_attn.q_a_layernorm.weight")),
+      const ValueId weight = layer_parameter("self_attn.q_a_layernorm.weight");
+      q = ops::linear(b, normalised(latent, weight, MlaConfig::kNormEps),
                       layer_parameter("self_attn.q_b_proj.weight"));
     } else {
       q = ops::linear(b, h, layer_parameter("self_attn.q_proj.weight"));
@@ -165,23 +171,46 @@ class Lowering {
     q = rotate(q, mla.nope_dim + mla.rope_dim, mla.nope_dim);
     const ValueId kv_a = ops::linear(b, h, layer_parameter("self_attn.kv_a_proj_with_mqa.weight"));
     const auto parts = ops::split_columns(b, kv_a, {mla.kv_lora_rank, mla.rope_dim});
-    const ValueId latent = normalised(parts[0], layer_parameter("self_attn.kv_a_layernorm.weight"));
+    const ValueId latent =
+        normalised(parts[0], layer_parameter("self_attn.kv_a_layernorm.weight"), MlaConfig::kNormEps);
     const ValueId kv = ops::linear(b, latent, layer_parameter("self_attn.kv_b_proj.weight"));
     const auto [k, v] = ops::mla_key_value(b, kv, rotate(parts[1], mla.rope_dim, 0),
                                            {c_.num_heads, mla.nope_dim, mla.rope_dim, mla.v_dim});
-    return core_attention(q, k, v, c_.num_heads);
+    return core_attention(h, q, k, v, c_.num_heads);
   }
 
   ValueId grouped_query_attention(ValueId h) {
     Builder b = builder();
     ValueId q = ops::linear(b, h, layer_parameter("self_attn.q_proj.weight"));
     ValueId k = ops::linear(b, h, layer_parameter("self_attn.k_proj.weight"));
-    const ValueId v = ops::linear(b, h, layer_parameter("self_attn.v_proj.weight"));
-    if (c_.gqa.qk_norm) {
+    ValueId v = ops::linear(b, h, layer_parameter("self_attn.v_proj.weight"));
+    if (c_.gqa.qk_norm == QkNorm::head || c_.gqa.qk_norm == QkNorm::projection) {
       q = normalised(q, layer_parameter("self_attn.q_norm.weight"));
       k = normalised(k, layer_parameter("self_attn.k_norm.weight"));
     }
-    return core_attention(rotate(q, c_.gqa.head_dim, 0), rotate(k, c_.gqa.head_dim, 0), v, c_.gqa.kv_heads);
+    if (c_.gqa.clip > 0)
+      for (ValueId* x : {&q, &k, &v}) *x = ops::clamp(b, *x, c_.gqa.clip);
+    if (c_.long_text.is_rotated(scope_.layer)) {
+      for (ValueId* x : {&q, &k}) {
+        *x = rotate(*x, c_.gqa.head_dim, 0);
+        if (c_.gqa.qk_norm == QkNorm::rotated)
+          *x = normalised(*x, ops::ones(b, c_.gqa.head_dim), c_.rms_norm_eps);
+      }
+    } else if (c_.long_text.temperature_scale > 0) {
+      q = ops::scale_rows(b, q, attention_temperature());
+    }
+    return core_attention(h, q, k, v, c_.gqa.kv_heads);
+  }
+
+  ValueId attention_temperature() {
+    if (!temperature_) {
+      Builder b = builder();
+      temperature_ = ops::attention_temperature(b, {.tokens = tokens_,
+                                                    .sequence_length = options_.sequence_length,
+                                                    .floor = c_.long_text.temperature_floor,
+                                                    .scale = c_.long_text.temperature_scale});
+    }
+    return temperature_;
   }
 
   ValueId routed_experts(ValueId h) {
@@ -189,14 +218,16 @@ class Lowering {
     const MoeConfig& moe = c_.moe;
     const ValueId logits =
         ops::linear(b, ops::cast(b, h, wide(options_.dtype)), layer_parameter("mlp.gate.weight"));
-    const ops::RouteResult routed = ops::route(b, logits, {},
+    const ValueId bias = moe.selection_bias ? layer_parameter("mlp.gate.e_score_correction_bias") : ValueId();
+    const ops::RouteResult routed = ops::route(b, logits, bias,
                                                {.top_k = moe.top_k,
                                                 .score = moe.score,
                                                 .num_groups = moe.num_groups,
                                                 .top_groups = moe.top_groups,
                                                 .group_score = moe.group_score,
                                                 .normalize = moe.normalize,
-                                                .scaling = moe.scaling});
+                                                .scaling = moe.scaling,
+                                                .by_logits = moe.by_logits});
     add_balance_loss(b, routed);
     if (options_.hidden) {
       graph_.add_output(fmt::format("router_logits.{}", scope_.layer), logits);
@@ -204,10 +235,14 @@ class Lowering {
     }
     const ops::RoutedOrder order = ops::sort_by_expert(b, routed.indices, moe.num_experts);
     graph_.add_output(fmt::format("expert_offsets.{}", scope_.layer), order.offsets);
-    // The routing weight multiplies inside the expert, before its down-projection, so that its gradient
-    // needs no saved [R, H] tensor.
-    const ValueId weight = ops::permute_values(b, routed.weights, order.row_slot, order.slot_row);
-    const ValueId rows = ops::dispatch_rows(b, h, order, moe.top_k);
+    // A weight of what experts give multiplies inside the expert, before its down-projection, so that its
+    // gradient needs no saved [R, H] tensor.
+    ValueId weight = ops::permute_values(b, routed.weights, order.row_slot, order.slot_row);
+    ValueId rows = ops::dispatch_rows(b, h, order, moe.top_k);
+    if (moe.scales_input) {
+      rows = ops::scale_rows(b, rows, weight);
+      weight = {};
+    }
     const ValueId gate_up =
         ops::grouped_matmul(b, rows, layer_parameter("mlp.experts.gate_up_proj"), order.offsets);
     const ValueId inner = ops::swiglu(b, gate_up, weight);
@@ -247,7 +282,7 @@ class Lowering {
   const std::int64_t tokens_;
   Graph graph_;
   Scope scope_;
-  ValueId token_ids_, targets_, document_start_, rope_table_, balance_loss_;
+  ValueId token_ids_, targets_, document_start_, rope_table_, temperature_, balance_loss_;
   std::unordered_map<std::string, ValueId> parameters_;
   std::vector<ValueId> contributions_;
   std::map<std::vector<int>, ValueId> sums_;

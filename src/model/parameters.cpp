@@ -9,11 +9,17 @@ namespace {
 class Lister {
  public:
   explicit Lister(const ModelConfig& config) : c_(config) {
-    if (const Family* family = find_family(config.family)) names_ = family->expert_names;
+    const Family* family = find_family(config.family);
+    if (family == nullptr) return;
+    names_ = family->mlp_names;
+    has_mtp_ = family->has_mtp;
   }
 
   std::vector<ParameterSpec> run() {
-    add(std::string(kEmbeddingName), {c_.vocab_size, c_.hidden_size}, SubBlock::embedding);
+    ParameterSpec& table =
+        add(std::string(kEmbeddingName), {c_.vocab_size, c_.hidden_size}, SubBlock::embedding);
+    for (std::int64_t layer = c_.num_layers; has_mtp_ && layer < c_.num_layers + kMostMtpLayers; ++layer)
+      table.passed_over.push_back(layer_name(layer, ""));
     for (layer_ = 0; layer_ < c_.num_layers; ++layer_) add_layer();
     layer_ = -1;
     add(std::string(kFinalNormName), {c_.hidden_size}, SubBlock::head);
@@ -24,7 +30,7 @@ class Lister {
  private:
   ParameterSpec& add(std::string name, Shape shape, SubBlock block) {
     ParameterSpec p{name, shape, block, static_cast<std::int32_t>(layer_), false, Initializer::normal, {}};
-    if (shape.rank() == 1) p.initializer = Initializer::ones;  // every vector here is a norm's weight
+    if (shape.rank() == 1) p.initializer = Initializer::ones;  // all vectors but one are weights of norms
     p.pieces.push_back({std::move(name), std::move(shape), 0});
     return out_.emplace_back(std::move(p));
   }
@@ -39,15 +45,23 @@ class Lister {
     const bool moe = c_.moe_layers[static_cast<std::size_t>(layer_)];
     add(name("post_attention_layernorm.weight"), {c_.hidden_size}, moe ? SubBlock::routed : SubBlock::dense);
     if (!moe) {
-      add_mlp("mlp", c_.intermediate_size, SubBlock::dense);
+      add_mlp("mlp", names_.module, c_.intermediate_size, SubBlock::dense);
       return;
     }
     ParameterSpec& router =
         add(name("mlp.gate.weight"), {c_.moe.num_experts, c_.hidden_size}, SubBlock::routed);
     router.is_router = true;
-    router.pieces[0].name = name(names_.module + ".gate.weight");
+    router.pieces[0].name = name(fmt::format("{}.{}.weight", names_.module, names_.router));
+    if (c_.moe.selection_bias) {
+      ParameterSpec& bias =
+          add(name("mlp.gate.e_score_correction_bias"), {c_.moe.num_experts}, SubBlock::routed);
+      bias.initializer = Initializer::zeros;
+      bias.is_trained = false;
+    }
     add_experts();
-    if (c_.moe.shared_size > 0) add_mlp("mlp.shared_experts", c_.moe.shared_size, SubBlock::shared);
+    if (c_.moe.shared_size > 0)
+      add_mlp("mlp.shared_experts", names_.module + "." + names_.shared, c_.moe.shared_size,
+              SubBlock::shared);
   }
 
   void add_latent_attention(const MlaConfig& mla) {
@@ -65,6 +79,8 @@ class Lister {
     add(name("self_attn.kv_a_layernorm.weight"), {mla.kv_lora_rank}, block);
     add(name("self_attn.kv_b_proj.weight"), {heads * (mla.nope_dim + mla.v_dim), mla.kv_lora_rank}, block);
     add(name("self_attn.o_proj.weight"), {c_.hidden_size, heads * mla.v_dim}, block);
+    if (c_.gated_attention)
+      add(name("self_attn.gate_proj.weight"), {heads * mla.v_dim, c_.hidden_size}, block);
   }
 
   void add_grouped_query_attention() {
@@ -74,17 +90,19 @@ class Lister {
     add(name("self_attn.k_proj.weight"), {gqa.kv_heads * gqa.head_dim, c_.hidden_size}, block);
     add(name("self_attn.v_proj.weight"), {gqa.kv_heads * gqa.head_dim, c_.hidden_size}, block);
     add(name("self_attn.o_proj.weight"), {c_.hidden_size, c_.num_heads * gqa.head_dim}, block);
-    if (!gqa.qk_norm) return;
-    add(name("self_attn.q_norm.weight"), {gqa.head_dim}, block);
-    add(name("self_attn.k_norm.weight"), {gqa.head_dim}, block);
+    if (gqa.qk_norm == QkNorm::none || gqa.qk_norm == QkNorm::rotated) return;
+    const bool together = gqa.qk_norm == QkNorm::projection;
+    add(name("self_attn.q_norm.weight"), {(together ? c_.num_heads : 1) * gqa.head_dim}, block);
+    add(name("self_attn.k_norm.weight"), {(together ? gqa.kv_heads : 1) * gqa.head_dim}, block);
   }
 
-  void add_mlp(const std::string& module, std::int64_t size, SubBlock block) {
+  void add_mlp(const std::string& module, const std::string& on_hub, std::int64_t size, SubBlock block) {
     const Shape half{size, c_.hidden_size};
     ParameterSpec& gate_up = add(name(module + ".gate_up_proj.weight"), {2 * size, c_.hidden_size}, block);
-    gate_up.pieces = {{name(module + ".gate_proj.weight"), half, 0},
-                      {name(module + ".up_proj.weight"), half, size}};
-    add(name(module + ".down_proj.weight"), {c_.hidden_size, size}, block);
+    gate_up.pieces = {{name(on_hub + ".gate_proj.weight"), half, 0},
+                      {name(on_hub + ".up_proj.weight"), half, size}};
+    ParameterSpec& down = add(name(module + ".down_proj.weight"), {c_.hidden_size, size}, block);
+    down.pieces[0].name = name(on_hub + ".down_proj.weight");
   }
 
   std::string expert_name(std::int64_t expert, std::string_view part) const {
@@ -97,6 +115,7 @@ class Lister {
         add(name("mlp.experts.gate_up_proj"), {experts, 2 * size, hidden}, SubBlock::routed);
     gate_up.is_expert = true;
     gate_up.pieces.clear();
+    if (names_.packed_transposed) gate_up.packed_transposed = name(names_.module + ".experts.gate_up_proj");
     for (std::int64_t e = 0; e < experts; ++e) {
       gate_up.pieces.push_back({expert_name(e, names_.gate), {size, hidden}, e * 2 * size});
       gate_up.pieces.push_back({expert_name(e, names_.up), {size, hidden}, e * 2 * size + size});
@@ -104,12 +123,14 @@ class Lister {
     ParameterSpec& down = add(name("mlp.experts.down_proj"), {experts, hidden, size}, SubBlock::routed);
     down.is_expert = true;
     down.pieces.clear();
+    if (names_.packed_transposed) down.packed_transposed = name(names_.module + ".experts.down_proj");
     for (std::int64_t e = 0; e < experts; ++e)
       down.pieces.push_back({expert_name(e, names_.down), {hidden, size}, e * hidden});
   }
 
   const ModelConfig& c_;
-  ExpertNames names_;
+  MlpNames names_;
+  bool has_mtp_ = false;
   std::int64_t layer_ = -1;
   std::vector<ParameterSpec> out_;
 };
@@ -150,12 +171,6 @@ std::vector<LocalParameter> local_parameters(const std::vector<ParameterSpec>& s
   return local;
 }
 
-std::vector<ParameterSpec> specs_of(const std::vector<LocalParameter>& parameters) {
-  std::vector<ParameterSpec> specs;
-  for (const LocalParameter& p : parameters) specs.push_back(p.spec);
-  return specs;
-}
-
 std::string_view head_name(const ModelConfig& config) {
   return config.tie_embeddings ? kEmbeddingName : kHeadName;
 }
@@ -170,6 +185,10 @@ std::vector<ParameterSpec> list_parameters(const ModelConfig& config) {
 
 std::string compute_copy_name(std::string_view parameter) {
   return fmt::format("compute.{}", parameter);
+}
+
+std::string own_rows_name(std::string_view tensor) {
+  return fmt::format("{}{}", kOwnRows, tensor);
 }
 
 std::string read_name(const ParameterSpec& spec, DType compute) {

@@ -17,6 +17,17 @@ void register_rope(OpTable& table) {
              },
              .cost = [](const OpTypes& t) { return flops_cost(20.0 * elements(t.outputs[0].shape)); }});
 
+  table.add({.name = "attention_temperature",
+             .parse_attributes = &Attributes::parse<AttentionTemperature>,
+             .infer = [](const OpTypes& t) -> std::vector<TensorType> {
+               const auto& a = t.get<AttentionTemperature>();
+               FARSKIP_SHAPE(
+                   a.tokens > 0 && a.sequence_length > 0 && a.tokens % a.sequence_length == 0 && a.floor > 0,
+                   "attention_temperature", t);
+               return {{DType::f32, Shape{a.tokens}, {}}};
+             },
+             .cost = [](const OpTypes& t) { return flops_cost(20.0 * elements(t.outputs[0].shape)); }});
+
   table.add({.name = "rope",
              .parse_attributes = &Attributes::parse<Rope>,
              .min_inputs = 2,
@@ -47,6 +58,9 @@ void register_rope(OpTable& table) {
 namespace ops {
 ValueId rope_table(Builder& b, const RopeTable& attributes) {
   return b.emit("rope_table", attributes, {})[0];
+}
+ValueId attention_temperature(Builder& b, const AttentionTemperature& attributes) {
+  return b.emit("attention_temperature", attributes, {})[0];
 }
 ValueId rope(Builder& b, ValueId x, ValueId table, const Rope& attributes) {
   return b.emit("rope", attributes, {x, table})[0];

@@ -17,7 +17,8 @@ void register_router(OpTable& table) {
                const auto& a = t.get<Route>();
                const std::int64_t experts = t.shape(0)[1];
                FARSKIP_SHAPE(a.num_groups > 0 && experts % a.num_groups == 0 &&
-                                 a.top_k <= experts / a.num_groups * a.top_groups && a.top_k > 0,
+                                 a.top_k <= experts / a.num_groups * a.top_groups && a.top_k > 0 &&
+                                 (!a.by_logits || (a.num_groups == 1 && !t.has(1))),
                              "route", t);
                return {rows_like(t.in(0), a.top_k, DType::i32), rows_like(t.in(0), a.top_k), like(t.in(0))};
              },

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <map>
 
+#include "farskip/model/parameters.h"
 #include "farskip/ops/ops.h"
 
 namespace farskip {
@@ -89,9 +90,9 @@ class Reducer {
     }
     const auto sums = ops::reduce_scatter(b, values, attributes);
     for (std::size_t i = 0; i < sums.size(); ++i)
-      updates.push_back({out.add_external(ExternalKind::state, gradient_shard_name(bucket.gradients[i].name),
-                                          out.type(sums[i])),
-                         sums[i]});
+      updates.push_back(
+          {out.add_external(ExternalKind::state, own_rows_name(bucket.gradients[i].name), out.type(sums[i])),
+           sums[i]});
   }
 
   const Graph& graph_;
@@ -105,10 +106,6 @@ Graph reduce_gradients(const Graph& graph, std::span<const ReplicatedGradient> g
                        const ReductionOptions& options) {
   if (options.mesh.world_size == 1) return graph;
   return Reducer(graph, options).run(gradients);
-}
-
-std::string gradient_shard_name(std::string_view accumulator) {
-  return fmt::format("shard.{}", accumulator);
 }
 
 }  // namespace farskip

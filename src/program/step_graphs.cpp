@@ -106,7 +106,8 @@ PassPipeline objective_pipeline(const StepObjective* objective, const Model& mod
 
 std::vector<LocalParameter> without_frozen(std::vector<LocalParameter> parameters,
                                            const std::set<std::string>& frozen) {
-  std::erase_if(parameters, [&](const LocalParameter& p) { return frozen.contains(p.spec.name); });
+  std::erase_if(parameters,
+                [&](const LocalParameter& p) { return !p.spec.is_trained || frozen.contains(p.spec.name); });
   return parameters;
 }
 
@@ -213,7 +214,7 @@ class UpdateGraph {
       now.weight = state(own_rows_name(p.spec.name));
       for (const std::string& kind : optimizer_->states(p.spec))
         now.states.push_back(state(state_name(kind, p.spec.name)));
-      gradients_.push_back(state(gradient_name(p.spec.name)));
+      gradients_.push_back(state(own_rows_name(gradient_name(p.spec.name))));
     }
     const ValueId hyper = graph_.add_external(
         ExternalKind::input, std::string(kHyper),

@@ -3,6 +3,8 @@
 
 #include <algorithm>
 
+#include "farskip/state/state_names.h"
+
 namespace farskip {
 
 RoutedRowsPlan plan_routed_rows(const ModelConfig& config, const TrainingOptions& options, int expert_size) {
@@ -45,11 +47,16 @@ TrainingProgram::TrainingProgram(Model model, TrainingOptions options, const Mes
       routed_rows_(plan_routed_rows(model_.config, options_, mesh.expert_size)),
       optimizer_(make_optimizer(options_.optimizer)) {}
 
-std::map<std::string, std::vector<LocalParameter>> TrainingProgram::optimizer_states() const {
-  std::map<std::string, std::vector<LocalParameter>> kinds;
-  for (const LocalParameter& p : trained_)
-    for (const std::string& kind : optimizer_->states(p.spec)) kinds[kind].push_back(p);
-  return kinds;
+std::vector<StateSpec> TrainingProgram::training_states() const {
+  std::vector<StateSpec> specs;
+  for (const LocalParameter& p : trained_) {
+    const auto parameter = std::make_shared<LocalParameter>(p);
+    const std::string& name = p.spec.name;
+    specs.push_back({gradient_name(name), Role::gradient, DType::f32, parameter});
+    for (const std::string& kind : optimizer_->states(p.spec))
+      specs.push_back({state_name(kind, name), Role::optimizer, DType::f32, parameter, true, kind});
+  }
+  return specs;
 }
 
 TrainingProgram::Runs TrainingProgram::runs(MicroBatch kind, std::int64_t count) const {

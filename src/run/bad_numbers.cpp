@@ -15,30 +15,30 @@ struct BadTensors {
   std::string first;
   int count = 0;
 
-  void look_at(std::string_view kind, const TensorRowsMap& rows, const std::string& name) {
+  void look_at(std::string_view what, const StateSpec& spec, const HubPiece& piece, const TensorRowsMap& rows,
+               Device& device) {
+    const std::string name = state_name(spec.kind, piece.name);
     const auto it = rows.find(name);
-    if (it == rows.end() || all_finite(it->second.view)) return;
-    if (count++ == 0) first = fmt::format("{} {}", kind, name);
+    if (it == rows.end() || all_finite(copy_to_host(device, it->second.view).view())) return;
+    if (count++ == 0) first = fmt::format("{} {}", what, name);
   }
 };
 
 }  // namespace
 
-std::string describe_bad_tensors(const TrainingTensors& tensors, const TensorMap& gradients) {
-  std::vector<LocalParameter> trained;
-  std::copy_if(tensors.parameters.begin(), tensors.parameters.end(), std::back_inserter(trained),
-               [&](const LocalParameter& p) { return gradients.contains(p.spec.name); });
-  const TensorRowsMap weights = held_weights(tensors), states = held_states(tensors),
-                      gradient_rows = held_rows(trained, gradients);
+std::string describe_bad_tensors(const States& states) {
   BadTensors bad;
-  for (const LocalParameter& p : tensors.parameters)
-    for (const HubPiece& piece : p.spec.pieces) bad.look_at("parameter", weights, piece.name);
-  for (const LocalParameter& p : trained)
-    for (const HubPiece& piece : p.spec.pieces)
-      for (const auto& [kind, tensors_of_kind] : tensors.optimizer)
-        bad.look_at("moment", states, state_name(kind, piece.name));
-  for (auto p = trained.rbegin(); p != trained.rend(); ++p)
-    for (const HubPiece& piece : p->spec.pieces) bad.look_at("gradient of", gradient_rows, piece.name);
+  const auto look = [&](Role role, std::string_view what, auto begin, auto end) {
+    const TensorRowsMap rows = held_rows(states, role);
+    for (auto spec = begin; spec != end; ++spec)
+      if (spec->role == role)
+        for (const HubPiece& piece : spec->parameter->spec.pieces)
+          bad.look_at(what, *spec, piece, rows, states.device());
+  };
+  const std::vector<StateSpec>& specs = states.specs();
+  look(Role::weight, "parameter", specs.begin(), specs.end());
+  look(Role::optimizer, "moment", specs.begin(), specs.end());
+  look(Role::gradient, "gradient of", specs.rbegin(), specs.rend());  // the backward's order
   if (bad.count <= 1) return bad.first;
   return fmt::format("{} (and {} more tensors)", bad.first, bad.count - 1);
 }

@@ -15,6 +15,7 @@
 #include "farskip/distill/distillation.h"
 #include "farskip/engine/devices.h"
 #include "farskip/engine/engine_options.h"
+#include "farskip/engine/router_bias.h"
 #include "farskip/infer/evaluate.h"
 #include "farskip/run/bad_numbers.h"
 #include "farskip/run/learning_rate.h"
@@ -47,22 +48,19 @@ auto rank_zero_first(const Communicator& world, const F& f) {
 /// Cross-entropy on the data, from random weights or those of a model folder.
 class TextObjective final : public RunObjective {
  public:
-  TextObjective(const RunConfig& config, const ModelConfig& model,
-                const std::vector<LocalParameter>& parameters, const Context& context)
-      : config_(config), model_(model), parameters_(parameters), context_(context) {}
+  TextObjective(const RunConfig& config, const ModelConfig& model, const Context& context)
+      : config_(config), model_(model), context_(context) {}
 
-  void fill_weights(TensorMap& weights) const override {
+  void fill_weights(States& states) const override {
     if (config_.init_from.empty())
-      return initialise_weights(weights, parameters_, static_cast<std::uint64_t>(config_.seed),
-                                model_.initializer_range);
+      return initialise_weights(states, static_cast<std::uint64_t>(config_.seed), model_.initializer_range);
     verify_model_folder(config_.init_from, context_.world());
-    load_weights(weights, parameters_, list_parameters(model_), SafetensorsFolder(config_.init_from));
+    load_weights(states, list_parameters(model_), SafetensorsFolder(config_.init_from));
   }
 
  private:
   const RunConfig& config_;
   const ModelConfig& model_;
-  const std::vector<LocalParameter>& parameters_;
   const Context& context_;
 };
 
@@ -73,15 +71,13 @@ class TrainingRun {
       : config_(config),
         model_(wire_model(model)),
         context_(context),
-        parameters_(
-            local_parameters(list_parameters(model), context.mesh.position(), configured_options().zero)),
         folder_(folder),
         data_(rank_zero_first(context.world(), [&] { return open_run_data(config, model, context.logger); })),
-        weights_(make_parameter_tensors(specs_of(parameters_))),
+        states_(make_states()),
         objective_(make_objective()),
         options_(make_options()),
-        engine_(model_, weights_, options_, context),
-        inference_(model_, engine_.weights(), context, objective_->validation_objective()),
+        engine_(model_, states_, options_, context),
+        inference_(model_, states_, context, objective_->validation_objective()),
         saver_({fs::path(config.run_dir) / "checkpoints", config.checkpoint.keep, config.checkpoint.async},
                model, data_.companions.texts, context),
         flops_per_token_(train_flops_per_token(model, config.train.sequence_length)),
@@ -107,10 +103,14 @@ class TrainingRun {
  private:
   TrainEngineOptions configured_options() const { return engine_options(config_, world().size()); }
 
+  std::shared_ptr<States> make_states() const {
+    const TrainingProgram program(model_, configured_options(), context_.mesh.position());
+    return std::make_shared<States>(context_.device(), program.weight_states());
+  }
+
   std::unique_ptr<RunObjective> make_objective() {
-    if (config_.distill)
-      return std::make_unique<Distillation>(config_, model_.config, parameters_, weights_, context_);
-    return std::make_unique<TextObjective>(config_, model_.config, parameters_, context_);
+    if (config_.distill) return std::make_unique<Distillation>(config_, model_.config, *states_, context_);
+    return std::make_unique<TextObjective>(config_, model_.config, context_);
   }
 
   TrainEngineOptions make_options() const {
@@ -139,7 +139,6 @@ class TrainingRun {
   StepSamples samples() const {
     return {config_.train.micro_batch, options_.micro_batches, world().rank(), world().size()};
   }
-  TrainingTensors tensors() { return {parameters_, weights_, engine_.optimizer_states()}; }
 
   void start() {
     log_model(model_.config, options_, context_);
@@ -148,18 +147,18 @@ class TrainingRun {
       inference_.prepare_loss(validation_batch(), source->options().sequence_length,
                               source->options().document_mask);
     MemoryReport memory = engine_.memory();
-    memory.snapshot = saver_.snapshot_bytes(tensors());
+    memory.snapshot = saver_.snapshot_bytes(*states_);
     log_memory(memory, context_.logger);
     check_free_memory(memory);
     log_routed_rows(engine_.routed_rows(), context_.logger);
     state_.settings =
         share_settings(world(), [&] { return settings_of(config_, describe_contents(config_, data_)); });
-    if (!resume()) fill_weights();
+    if (!resume()) objective_->fill_weights(*states_);
     if (is_first()) {  // a start that nothing refused
       write_run_config(config_, model_.config, world().size());
       folder_->forget_exit();
     }
-    objective_->check_weights(weights_);
+    objective_->check_weights(*states_);
     set_aside_best();
     if (!data_.validation.empty() && state_.step == 0)
       objective_->record_baseline([&](InferenceEngine& engine) { return validate(engine); }, inference_,
@@ -169,10 +168,8 @@ class TrainingRun {
   bool resume() {
     const fs::path checkpoints = fs::path(config_.run_dir) / "checkpoints";
     if (config_.checkpoint.resume != Resume::never)
-      if (const auto resumed = resume_training(checkpoints, model_.config, state_.settings, tensors(),
-                                               world(), context_.logger)) {
-        engine_.upload_weights();
-        engine_.upload_optimizer_states();
+      if (const auto resumed = resume_training(checkpoints, model_.config, state_.settings, *states_, world(),
+                                               context_.logger)) {
         take_over(*resumed);
         context_.logger.info("resumed at step {}", state_.step);
         const auto jump = describe_rate_jump(config_.train, state_.step, state_.learning_rate);
@@ -204,11 +201,6 @@ class TrainingRun {
     if (!is_first() || !fs::exists(best_folder())) return;
     set_aside_newer_checkpoints(best_folder(), state_.numbers.contains("best") ? state_.step : -1,
                                 context_.logger, "replaced");
-  }
-
-  void fill_weights() {
-    objective_->fill_weights(weights_);
-    engine_.upload_weights();
   }
 
   StepMetrics step(const StopSignals& signals) {
@@ -253,6 +245,8 @@ class TrainingRun {
     m.loss = loss.loss_sum / counted;
     m.grad_norm = result.grad_norm;
     if (!result.updated || !result.loss_is_finite) end_at_bad_numbers(result, m);
+    if (t.router_bias_update > 0)
+      move_router_biases(*engine_.states(), loss.expert_rows, t.router_bias_update);
     // Between GPUs a recorded step does not say where it waits (farskip bench overlap does).
     if (world().size() == 1 || device().kind() == DeviceKind::cpu) {
       const double exposed = engine_.exposed_seconds() - exposed_before;
@@ -360,13 +354,12 @@ class TrainingRun {
 
   // All ranks see the same sums and come here together.
   [[noreturn]] void end_at_bad_numbers(const StepResult& result, const StepMetrics& m) {
-    engine_.download_state();
+    engine_.gather_weights();
     const bool own = !std::isfinite(engine_.own_loss().loss_sum);
     const std::string why = describe_bad_step(
-        world(),
-        {state_.step + 1, result.loss_is_finite, result.updated,
-         describe_bad_tensors(tensors(), engine_.gradients()), own ? samples().text(state_.samples) : "",
-         fmt::format("{} to {}", state_.samples, state_.samples + config_.train.global_batch - 1)});
+        world(), {state_.step + 1, result.loss_is_finite, result.updated, describe_bad_tensors(*states_),
+                  own ? samples().text(state_.samples) : "",
+                  fmt::format("{} to {}", state_.samples, state_.samples + config_.train.global_batch - 1)});
     if (result.updated) advance(m);
     end_with(ExitCode::bad_data, why);
   }
@@ -417,15 +410,15 @@ class TrainingRun {
 
   // Late training can lose again what it had won.
   void save_best() {
-    engine_.download_state();
+    engine_.gather_weights();
     CheckpointSaver saver({best_folder()}, model_.config, data_.companions.texts, context_);
-    saver.save(state_, tensors());
+    saver.save(state_, *states_);
   }
 
   void save() {
     if (saved_step_ == state_.step) return;
-    engine_.download_state();
-    saver_.save(state_, tensors());
+    engine_.gather_weights();
+    saver_.save(state_, *states_);
     saved_step_ = state_.step;
   }
 
@@ -447,10 +440,9 @@ class TrainingRun {
   const RunConfig& config_;
   Model model_;
   Context context_;
-  std::vector<LocalParameter> parameters_;
   const RunFolder* folder_;  // of rank 0
   RunData data_;
-  TensorMap weights_;
+  std::shared_ptr<States> states_;
   std::unique_ptr<RunObjective> objective_;
   TrainEngineOptions options_;
   TrainEngine engine_;

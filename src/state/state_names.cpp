@@ -11,8 +11,5 @@ std::string gradient_name(std::string_view parameter) {
 std::string state_name(std::string_view kind, std::string_view parameter) {
   return fmt::format("{}{}", kind, parameter);
 }
-std::string own_rows_name(std::string_view parameter) {
-  return fmt::format("own.{}", parameter);
-}
 
 }  // namespace farskip

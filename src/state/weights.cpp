@@ -7,20 +7,15 @@
 #include <thread>
 
 #include "farskip/base/random.h"
+#include "farskip/state/model_folder.h"
 
 namespace farskip {
 namespace {
 
-TensorView piece_view(const HostTensor& tensor, const HubPiece& piece) {
-  const auto row_bytes = static_cast<std::size_t>(row_size(tensor.shape())) * dtype_size(tensor.dtype());
-  auto* data =
-      static_cast<std::byte*>(tensor.view().data) + static_cast<std::size_t>(piece.first_row) * row_bytes;
-  return {data, tensor.dtype(), piece.shape};
-}
-
-/// Whether the folder holds a parameter as one tensor: packed as newer files have it, or never split.
-bool is_packed(const SafetensorsFolder& folder, const ParameterSpec& spec) {
-  return folder.contains(spec.name);
+TensorView piece_view(const TensorView& tensor, const HubPiece& piece) {
+  const auto row_bytes = static_cast<std::size_t>(row_size(tensor.shape)) * dtype_size(tensor.dtype);
+  return {tensor.as<std::byte>() + static_cast<std::size_t>(piece.first_row) * row_bytes, tensor.dtype,
+          piece.shape};
 }
 
 /// The embedding is the head too.
@@ -33,19 +28,25 @@ bool is_tied(const std::vector<ParameterSpec>& model) {
 /// holds the tensor.
 class FolderCheck {
  public:
-  FolderCheck(const SafetensorsFolder& folder, const std::vector<ParameterSpec>& model) : folder_(folder) {
+  FolderCheck(const SafetensorsFolder& files, const std::vector<ParameterSpec>& model)
+      : files_(files), folder_(files, model) {
     const bool tied = is_tied(model);
     for (const ParameterSpec& spec : model) {
-      if (is_packed(folder, spec))
+      if (!spec.packed_transposed.empty() && folder_.contains(spec.packed_transposed))
+        check(spec.packed_transposed, {spec.shape[0], spec.shape[2], spec.shape[1]});
+      else if (folder_.contains(spec.name))
         check(spec.name, spec.shape);
       else
         for (const HubPiece& piece : spec.pieces) check(piece.name, piece.shape);
     }
-    for (const TensorInfo* info : folder.tensors()) {
+    for (const TensorInfo* info : files.tensors()) {
       const bool twice = tied && info->name == kHeadName;  // a tied head is often stored twice
-      if (!twice && !is_derived_buffer(info->name) && !known_.contains(info->name))
+      if (!twice && !is_derived_buffer(info->name) && !known_.contains(info->name) &&
+          !folder_.is_passed_over(info->name))
         add_problem([&] {
-          return fmt::format("{} {} is not part of the model", place(info->name), info->shape.text());
+          return fmt::format("{}: {} {} is not part of the model",
+                             files.file_of(info->name).path().filename().string(), printable(info->name),
+                             info->shape.text());
         });
     }
   }
@@ -53,7 +54,7 @@ class FolderCheck {
   void throw_if_any() const {
     if (num_problems_ == 0) return;
     std::string text = fmt::format(
-        "{}: {} tensors do not fit the model's config.json:", folder_.path().string(), num_problems_);
+        "{}: {} tensors do not fit the model's config.json:", files_.path().string(), num_problems_);
     for (const std::string& problem : shown_) text += "\n  " + problem;
     if (shown_.size() < num_problems_) text += fmt::format("\n  and {} more", num_problems_ - shown_.size());
     throw DataError(text);
@@ -67,49 +68,28 @@ class FolderCheck {
     if (++num_problems_ <= most_shown) shown_.push_back(text());
   }
 
-  /// "model-00002-of-00004.safetensors: model.norm.weight": a tensor and the file that holds it.
-  std::string place(const std::string& name) const {
-    return fmt::format("{}: {}", folder_.file_of(name).path().filename().string(), printable(name));
-  }
-
   void check(const std::string& name, const Shape& shape) {
     if (!folder_.contains(name)) {
       add_problem([&] { return fmt::format("{} {} is missing", name, shape.text()); });
       return;
     }
-    known_.insert(name);
+    for (std::string& stored : folder_.stored_names(name)) known_.insert(std::move(stored));
     const TensorInfo& info = folder_.find(name);
     if (info.shape != shape)
       add_problem([&] {
-        return fmt::format("{} is {}, the model has {}", place(name), info.shape.text(), shape.text());
+        return fmt::format("{} is {}, the model has {}", folder_.place(name), info.shape.text(),
+                           shape.text());
       });
-    else if (info.dtype != DType::f32 && info.dtype != DType::bf16 && info.dtype != DType::f16 &&
-             info.dtype != DType::f64)
-      add_problem([&] {
-        return fmt::format("{} is {}; f32, bf16, f16 and f64 are read", place(name), dtype_name(info.dtype));
-      });
+    else if (const std::string problem = folder_.storage_problem(name); !problem.empty())
+      add_problem([&] { return fmt::format("{} {}", folder_.place(name), problem); });
   }
 
-  const SafetensorsFolder& folder_;
+  const SafetensorsFolder& files_;
+  const ModelFolder folder_;
   std::set<std::string> known_;
   std::vector<std::string> shown_;
   std::size_t num_problems_ = 0;
 };
-
-/// Fills `destination` (f32) from element `first` on of a tensor of the folder.
-void read_elements(const SafetensorsFolder& folder, const std::string& name, std::int64_t first,
-                   const TensorView& destination) {
-  const DType dtype = folder.find(name).dtype;
-  const std::uint64_t offset = static_cast<std::uint64_t>(first) * dtype_size(dtype);
-  if (dtype == DType::f32) {
-    folder.read_into(name, offset, destination.bytes());
-    return;
-  }
-  HostTensor stored(dtype, destination.shape);
-  folder.read_into(name, offset, stored.bytes());
-  const HostTensor converted = convert_dtype(stored, DType::f32);
-  std::copy(converted.bytes().begin(), converted.bytes().end(), destination.bytes().begin());
-}
 
 /// A head that is stored beside the embedding it is tied to must be that embedding.
 void check_tied_head(const std::vector<ParameterSpec>& model, const SafetensorsFolder& folder) {
@@ -156,54 +136,81 @@ std::vector<LocalParameter> whole_parameters(const std::vector<ParameterSpec>& s
   return local_parameters(specs, {}, false);
 }
 
-TensorMap make_parameter_tensors(const std::vector<ParameterSpec>& specs) {
-  TensorMap tensors;
-  for (const ParameterSpec& spec : specs) tensors.emplace(spec.name, HostTensor(DType::f32, spec.shape));
-  return tensors;
+namespace {
+
+bool is_filled(const StateSpec& spec) {
+  return spec.role == Role::weight || spec.role == Role::constant;
 }
 
-TensorMap make_optimizer_tensors(const std::vector<LocalParameter>& parameters) {
-  TensorMap tensors;
-  for (const auto& p : parameters) {
-    const std::int64_t rows = p.optimizer_rows.count;
-    tensors.emplace(
-        p.spec.name,
-        HostTensor(DType::f32, rows == p.spec.num_rows() ? p.spec.shape : shape_of_rows(p.spec.shape, rows)));
-  }
-  return tensors;
+/// Fills a state with f32 values, which it may keep rounded.
+void fill_in_f32(States& states, const StateSpec& spec, const std::function<void(const TensorView&)>& fill) {
+  fill_from_host(states.device(), states.at(spec.name), [&](const TensorView& to) {
+    if (to.dtype == DType::f32) return fill(to);
+    const HostTensor exact(DType::f32, to.shape);
+    fill(exact.view());
+    const HostTensor rounded = convert_dtype(exact, to.dtype);
+    std::copy(rounded.bytes().begin(), rounded.bytes().end(), to.bytes().begin());
+  });
 }
 
-std::size_t total_bytes(const TensorMap& tensors) {
-  std::size_t bytes = 0;
-  for (const auto& [name, tensor] : tensors) bytes += tensor.view().num_bytes();
-  return bytes;
+void initialise(const TensorView& to, const LocalParameter& p, std::uint64_t seed, double initializer_range) {
+  const ParameterSpec& spec = p.spec;
+  const std::span<float> values(to.as<float>(), static_cast<std::size_t>(to.num_elements()));
+  const auto first = static_cast<std::uint64_t>(p.first_row * spec.row_size());
+  if (spec.initializer == Initializer::normal)
+    fill_normal_in_parts(seed, stream_id(spec.name), first, initializer_range, values);
+  else
+    std::fill(values.begin(), values.end(), spec.initializer == Initializer::ones ? 1.0F : 0.0F);
 }
 
-void initialise_weights(TensorMap& weights, const std::vector<LocalParameter>& parameters, std::uint64_t seed,
-                        double initializer_range) {
-  for (const LocalParameter& p : parameters) {
-    const ParameterSpec& spec = p.spec;
-    const std::span<float> values = weights.at(spec.name).values<float>();
-    const auto first = static_cast<std::uint64_t>(p.first_row * spec.row_size());
-    if (spec.initializer == Initializer::normal)
-      fill_normal_in_parts(seed, stream_id(spec.name), first, initializer_range, values);
-    else
-      std::fill(values.begin(), values.end(), spec.initializer == Initializer::ones ? 1.0F : 0.0F);
-  }
+}  // namespace
+
+void initialise_weights(States& states, std::uint64_t seed, double initializer_range) {
+  for (const StateSpec& spec : states.specs())
+    if (is_filled(spec))
+      fill_in_f32(states, spec,
+                  [&](const TensorView& to) { initialise(to, *spec.parameter, seed, initializer_range); });
+  make_compute_copies(states);
 }
 
-void load_weights(TensorMap& weights, const std::vector<LocalParameter>& parameters,
-                  const std::vector<ParameterSpec>& model, const SafetensorsFolder& folder) {
+void load_parameter(const TensorView& to, const LocalParameter& p, const SafetensorsFolder& folder) {
+  const ModelFolder names(folder);
+  if (!p.spec.packed_transposed.empty() && names.contains(p.spec.packed_transposed))
+    return names.read_swapped(p.spec.packed_transposed, p.first_row / p.spec.shape[1], to);
+  if (names.contains(p.spec.name)) return names.read(p.spec.name, p.first_row * p.spec.row_size(), to);
+  for (const HubPiece& piece : p.spec.pieces) names.read(piece.name, 0, piece_view(to, piece));
+}
+
+void check_weights_fit(const std::vector<ParameterSpec>& model, const SafetensorsFolder& folder) {
   FolderCheck(folder, model).throw_if_any();
   check_tied_head(model, folder);
-  for (const LocalParameter& p : parameters) {
-    const HostTensor& tensor = weights.at(p.spec.name);
-    if (is_packed(folder, p.spec))
-      read_elements(folder, p.spec.name, p.first_row * p.spec.row_size(), tensor.view());
-    else
-      for (const HubPiece& piece : p.spec.pieces)
-        read_elements(folder, piece.name, 0, piece_view(tensor, piece));
+}
+
+void load_weights(States& states, const std::vector<ParameterSpec>& model, const SafetensorsFolder& folder) {
+  check_weights_fit(model, folder);
+  for (const StateSpec& spec : states.specs())
+    if (is_filled(spec))
+      fill_in_f32(states, spec, [&](const TensorView& to) { load_parameter(to, *spec.parameter, folder); });
+  make_compute_copies(states);
+}
+
+TensorMap read_states(const States& states, Role role, std::string_view kind) {
+  TensorMap tensors;
+  for (const StateSpec& spec : states.specs())
+    if (spec.role == role && spec.kind == kind)
+      tensors.emplace(spec.parameter->spec.name, copy_to_host(states.device(), states.at(spec.name)));
+  return tensors;
+}
+
+void write_states(States& states, const TensorMap& tensors, Role role, std::string_view kind) {
+  for (const StateSpec& spec : states.specs()) {
+    const auto from = tensors.find(spec.parameter->spec.name);
+    if (spec.role != role || spec.kind != kind || from == tensors.end()) continue;
+    FARSKIP_CHECK(from->second.view().num_bytes() == spec.num_bytes(), "{}: {} bytes for {}", spec.name,
+                  from->second.view().num_bytes(), spec.num_bytes());
+    states.device().copy_in(states.at(spec.name).data, from->second.view().data, spec.num_bytes());
   }
+  make_compute_copies(states);
 }
 
 bool all_finite(const TensorView& values) {
@@ -214,25 +221,50 @@ bool all_finite(const TensorView& values) {
   return sum == 0;
 }
 
-ViewMap hub_views(const TensorMap& tensors, const std::vector<ParameterSpec>& specs,
-                  std::string_view prefix) {
+ViewMap hub_views(const States& states, Role role, std::string_view prefix) {
   ViewMap views;
-  for (const ParameterSpec& spec : specs)
-    for (const HubPiece& piece : spec.pieces)
-      views.emplace(std::string(prefix) + piece.name, piece_view(tensors.at(spec.name), piece));
+  for (const StateSpec& state : states.specs()) {
+    if (state.role != role) continue;
+    const ParameterSpec& spec = state.parameter->spec;
+    const auto add = [&](const std::string& name, const TensorView& view, bool swapped) {
+      views.emplace(std::string(prefix) + name, HubView(view, swapped, !spec.is_trained));
+    };
+    if (!spec.packed_transposed.empty())
+      add(spec.packed_transposed, states.at(state.name), true);
+    else
+      for (const HubPiece& piece : spec.pieces)
+        add(piece.name, piece_view(states.at(state.name), piece), false);
+  }
   return views;
 }
 
-WrittenFile write_tensors(const fs::path& path, const ViewMap& tensors, DType dtype) {
+HostTensor copy_as_stored(Device& device, const HubView& view) {
+  const HostTensor ours = copy_to_host(device, view);
+  if (!view.swapped) return ours;
+  HostTensor out(DType::f32, view.stored_shape());
+  const std::int64_t rows = view.shape[1], columns = view.shape[2], size = rows * columns;
+  for (std::int64_t i = 0; i < view.shape[0]; ++i)
+    swap_dims(ours.view().as<float>() + i * size, rows, columns, out.view().as<float>() + i * size);
+  return out;
+}
+
+WrittenFile write_tensors(const fs::path& path, const ViewMap& tensors, DType dtype, Device& device) {
   constexpr std::uint16_t kBf16Infinity = 0x7f80;  // and NaN: all bits of the exponent
-  if (dtype == DType::f32) return write_safetensors(path, tensors);
-  FARSKIP_CHECK(dtype == DType::bf16, "weights are written as f32 or bf16");
+  FARSKIP_CHECK(dtype == DType::f32 || dtype == DType::bf16, "weights are written as f32 or bf16");
   std::vector<TensorSpec> specs;
-  for (const auto& [name, view] : tensors) specs.push_back({name, dtype, view.shape});
+  for (const auto& [name, view] : tensors)
+    specs.push_back({name, view.exact ? DType::f32 : dtype, view.stored_shape()});
   SafetensorsWriter writer(path, std::move(specs));
   std::vector<std::uint16_t> converted;
   for (const TensorInfo& info : writer.tensors()) {
-    const TensorView& view = tensors.at(info.name);
+    const HubView& from = tensors.at(info.name);
+    TensorView view = from;
+    HostTensor copied;
+    if (from.swapped || !device.shares_host_memory()) view = (copied = copy_as_stored(device, from)).view();
+    if (info.dtype == DType::f32) {
+      writer.write(info.name, view.bytes());
+      continue;
+    }
     converted.resize(static_cast<std::size_t>(view.num_elements()));
     for (std::size_t i = 0; i < converted.size(); ++i) {
       converted[i] = f32_to_bf16(view.as<float>()[i]);

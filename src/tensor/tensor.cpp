@@ -16,6 +16,16 @@ float f16_to_f32(std::uint16_t bits) {
   return sign != 0 ? -magnitude : magnitude;
 }
 
+/// Sign, four bits of exponent with bias 7, three of mantissa; no infinity.
+float f8_e4m3_to_f32(std::uint8_t bits) {
+  const std::uint32_t sign = static_cast<std::uint32_t>(bits & 0x80U) << 24;
+  const std::uint32_t exponent = (bits >> 3) & 0xfU, mantissa = bits & 0x7U;
+  if ((bits & 0x7fU) == 0x7fU) return std::bit_cast<float>(sign | 0x7fc00000U);
+  if (exponent != 0) return std::bit_cast<float>(sign | ((exponent + 120) << 23) | (mantissa << 20));
+  const float magnitude = static_cast<float>(mantissa) * 0x1p-9F;
+  return sign != 0 ? -magnitude : magnitude;
+}
+
 double load_float(const TensorView& view, std::int64_t i) {
   switch (view.dtype) {
     case DType::f64:
@@ -26,6 +36,8 @@ double load_float(const TensorView& view, std::int64_t i) {
       return bf16_to_f32(view.as<std::uint16_t>()[i]);
     case DType::f16:
       return f16_to_f32(view.as<std::uint16_t>()[i]);
+    case DType::f8_e4m3:
+      return f8_e4m3_to_f32(view.as<std::uint8_t>()[i]);
     default:
       throw InternalError(fmt::format("{} is not a floating-point type", dtype_name(view.dtype)));
   }
@@ -65,7 +77,8 @@ std::int64_t load_int(const TensorView& view, std::int64_t i) {
 }
 
 bool is_float(DType dtype) {
-  return dtype == DType::f64 || dtype == DType::f32 || dtype == DType::bf16 || dtype == DType::f16;
+  return dtype == DType::f64 || dtype == DType::f32 || dtype == DType::bf16 || dtype == DType::f16 ||
+         dtype == DType::f8_e4m3;
 }
 
 }  // namespace

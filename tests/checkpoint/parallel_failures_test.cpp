@@ -38,7 +38,7 @@ TEST_CASE("a rank that fails fails the save for all, with one error, and leaves 
                  if (world.rank() == 0) ::setenv("FARSKIP_FAULT", fmt::format("{}:error", fault).c_str(), 1);
                  world.barrier();
                  note_error(world, errors, [&] {
-                   saver.save(state_of(2), rank.tensors());
+                   saver.save(state_of(2), *rank.states);
                    saver.wait();
                  });
                  world.barrier();
@@ -60,16 +60,16 @@ TEST_CASE("after a failed save the same ranks can save again") {
              rank.fill();
              if (world.rank() == 0) ::setenv("FARSKIP_FAULT", "ckpt.shard:1:error", 1);
              world.barrier();
-             s.save(state_of(1), rank.tensors());
+             s.save(state_of(1), *rank.states);
              while (!s.written()) std::this_thread::yield();
              world.barrier();
              if (world.rank() == 0) ::unsetenv("FARSKIP_FAULT");
              std::vector<std::string> errors(2);
-             note_error(world, errors, [&] { s.save(state_of(2), rank.tensors()); });  // of the save before
+             note_error(world, errors, [&] { s.save(state_of(2), *rank.states); });  // of the save before
              expect(errors[static_cast<std::size_t>(world.rank())].find("ckpt.shard") != std::string::npos,
                     "no error");
              expect(!s.open(), "open after a failure");
-             s.save(state_of(2), rank.tensors());
+             s.save(state_of(2), *rank.states);
              s.wait();
            });
   CHECK(names_in(folder.path()) == std::set<std::string>{"latest", "step-2"});
@@ -82,7 +82,7 @@ TEST_CASE("a step that exists is refused on every rank") {
   std::vector<std::string> errors(2);
   on_ranks({2, 1, true}, folder.path(), false,
            [&](const Communicator& world, Rank& rank, CheckpointSaver& s) {
-             note_error(world, errors, [&] { s.save(state_of(1), rank.tensors()); });
+             note_error(world, errors, [&] { s.save(state_of(1), *rank.states); });
            });
   CHECK_THAT(errors[0], ContainsSubstring("64: rank 0: ") && ContainsSubstring("never overwritten"));
   CHECK(errors[1] == errors[0]);
@@ -95,7 +95,7 @@ TEST_CASE("an exception that passes gives up the save of several ranks, and comp
     CHECK_THROWS_WITH(on_ranks({ranks, 1, true}, folder.path(), true,
                                [&](const Communicator& world, Rank& rank, CheckpointSaver& saver) {
                                  rank.fill();
-                                 saver.save(state_of(2), rank.tensors());
+                                 saver.save(state_of(2), *rank.states);
                                  while (!saver.written()) std::this_thread::yield();
                                  world.barrier();
                                  if (world.rank() == ranks - 1) throw DataError("loss is not finite");
@@ -117,7 +117,7 @@ TEST_CASE("ranks resume together: from nothing, past a damaged checkpoint, and n
   const auto resume = [&](const std::string& seed, std::optional<TrainingState> expected) {
     on_ranks(layout, folder.path(), false, [&](const Communicator& world, Rank& rank, CheckpointSaver&) {
       note_error(world, errors, [&] {
-        expect(resume_training(folder.path(), model(), {{"seed", seed}}, rank.tensors(), world, kQuiet) ==
+        expect(resume_training(folder.path(), model(), {{"seed", seed}}, *rank.states, world, kQuiet) ==
                    expected,
                "another state");
         if (expected) rank.check();
@@ -146,7 +146,7 @@ TEST_CASE("old checkpoints are removed once, by rank 0, after the commit") {
     Rank rank(layout, world.rank());
     rank.fill();
     CheckpointSaver saver({folder.path(), 2, true}, model(), {}, quiet_context(Mesh(world, layout.expert)));
-    for (const std::int64_t step : {1, 2, 3}) saver.save(state_of(step), rank.tensors());
+    for (const std::int64_t step : {1, 2, 3}) saver.save(state_of(step), *rank.states);
     saver.wait();
   });
   CHECK(names_in(folder.path()) == std::set<std::string>{"latest", "step-2", "step-3"});

@@ -9,6 +9,7 @@
 #include "farskip/comm/local.h"
 #include "support/catch.h"
 #include "support/context.h"
+#include "support/states.h"
 #include "support/support.h"
 
 namespace farskip::test {
@@ -62,25 +63,22 @@ void expect(bool condition, fmt::format_string<Args...> format, Args&&... args) 
 struct Rank {
   explicit Rank(const Layout& layout, int rank)
       : parameters(local_parameters(all_specs(), layout.mesh(rank), layout.zero)),
-        weights(make_parameter_tensors(specs_of(parameters))),
-        states{{"adam.m.", make_optimizer_tensors(parameters)},
-               {"adam.v.", make_optimizer_tensors(parameters)}} {
+        states(make_weights(parameters)) {
+    states->add(moments_of(parameters));
     set_all(-1);
   }
-  TrainingTensors tensors() { return {parameters, weights, states}; }
 
   /// Calls visitor(values, position in the whole parameter, element) for all that is here.
   template <class Visitor>
   void visit(const Visitor& visitor) {
-    for (const LocalParameter& p : parameters) {
-      const auto each = [&](Kind kind, TensorMap& tensors, std::int64_t first_row) {
-        const Values values(kind, p.spec.name);
-        std::int64_t position = first_row * p.spec.row_size();
-        for (float& value : tensors.at(p.spec.name).values<float>()) visitor(values, position++, value);
-      };
-      each(weight, weights, p.first_row);
-      each(first_moment, states.at("adam.m."), p.first_row + p.optimizer_rows.first);
-      each(second_moment, states.at("adam.v."), p.first_row + p.optimizer_rows.first);
+    for (const StateSpec& spec : states->specs()) {
+      const LocalParameter& p = *spec.parameter;
+      const Kind kind = spec.role == Role::weight   ? weight
+                        : spec.kind == kFirstMoment ? first_moment
+                                                    : second_moment;
+      const Values values(kind, p.spec.name);
+      std::int64_t position = (p.first_row + spec.rows().first) * p.spec.row_size();
+      for (float& value : values_of(*states, spec.name)) visitor(values, position++, value);
     }
   }
   void set_all(float to) {
@@ -98,8 +96,7 @@ struct Rank {
   }
 
   std::vector<LocalParameter> parameters;
-  TensorMap weights;
-  OptimizerStates states;
+  std::shared_ptr<States> states;
 };
 
 inline TrainingState state_of(std::int64_t step) {
@@ -120,7 +117,7 @@ inline void save_on(const Layout& layout, const fs::path& folder, std::int64_t s
                     bool asynchronous = false) {
   on_ranks(layout, folder, asynchronous, [&](const Communicator&, Rank& rank, CheckpointSaver& saver) {
     rank.fill();
-    saver.save(state_of(step), rank.tensors());
+    saver.save(state_of(step), *rank.states);
     saver.wait();
   });
 }

@@ -68,6 +68,7 @@ TEST_CASE("each setting that is compared shows when it has changed, alone and wi
       {"train.learning_rate.final", {"train.learning_rate.final=2e-4"}},
       {"train.learning_rate.warmup_steps", {"train.learning_rate.warmup_steps=1"}},
       {"train.aux_loss", {"train.aux_loss=0.5"}},
+      {"train.router_bias_update", {"train.router_bias_update=0.5"}},
       {"distill.loss", {"distill.loss={kl: 0.5, sft: 0.5}"}},
       {"distill.hidden_l2", {"distill.hidden_l2=0.5"}},
       {"distill.router_agreement", {"distill.router_agreement=0.5"}},
@@ -79,7 +80,7 @@ TEST_CASE("each setting that is compared shows when it has changed, alone and wi
   };
   const std::set<std::string> compared = keys_with({AtResume::refused, AtResume::warned});
   const std::set<std::string> other_cases{
-      "train.optimizer.name",         "train.router_bias_update",         // there is one value
+      "train.optimizer.name",                                             // there is one value
       "train.learning_rate.schedule", "train.learning_rate.decay_steps",  // below
       "distill.hidden_layers",        "distill.teacher_layers",
       "distill.early_stopping.every", "distill.early_stopping.patience",

@@ -9,6 +9,7 @@
 #include "support/context.h"
 #include "support/run_files.h"
 #include "support/small_run.h"
+#include "support/states.h"
 
 namespace farskip {
 namespace {
@@ -31,14 +32,12 @@ TrainResult distill(const Run& run) {
 struct Prepared {
   Prepared(const fs::path& run_dir, const std::vector<std::string>& overrides)
       : run(make_run(run_dir, overrides)),
-        parameters(whole_parameters(list_parameters(run.model))),
-        weights(make_parameter_tensors(specs_of(parameters))),
-        distillation(run.config, run.model, parameters, weights,
+        states(test::make_weights(run.model)),
+        distillation(run.config, run.model, *states,
                      test::quiet_context(make_self_mesh(), make_cpu_device(), &heartbeat)) {}
 
   Run run;
-  std::vector<LocalParameter> parameters;
-  TensorMap weights;
+  std::shared_ptr<States> states;
   Heartbeat heartbeat;
   Distillation distillation;
 };
@@ -143,12 +142,12 @@ TEST_CASE("a frozen tensor that both models share is kept once, and no bit depen
   const test::TemporaryFolder folder;
   Prepared p(folder / "run", {"distill.freeze=[head, experts]"});
   const Distillation& d = p.distillation;
-  CHECK_FALSE(d.objective()->tensors().contains("teacher.lm_head.weight"));
-  CHECK_FALSE(d.objective()->tensors().contains("teacher.model.layers.1.mlp.experts.down_proj"));
-  CHECK(d.objective()->tensors().contains("teacher.model.embed_tokens.weight"));
-  CHECK_NOTHROW(d.check_weights(p.weights));
-  p.weights.at("lm_head.weight").values<float>()[3] += 1.0F;
-  CHECK_THROWS_AS(d.check_weights(p.weights), UsageError);
+  CHECK_FALSE(d.objective()->states()->contains("teacher.lm_head.weight"));
+  CHECK_FALSE(d.objective()->states()->contains("teacher.model.layers.1.mlp.experts.down_proj"));
+  CHECK(d.objective()->states()->contains("teacher.model.embed_tokens.weight"));
+  CHECK_NOTHROW(d.check_weights(*p.states));
+  test::values_of(*p.states, "lm_head.weight")[3] += 1.0F;
+  CHECK_THROWS_AS(d.check_weights(*p.states), UsageError);
 }
 
 TEST_CASE("distillation in two halves gives the bytes of one piece, with kept teacher outputs too") {

@@ -11,6 +11,7 @@
 #include "rank_graph.h"
 #include "support/catch.h"
 #include "support/run_files.h"
+#include "support/states.h"
 #include "support/support.h"
 
 namespace farskip::test {
@@ -70,10 +71,7 @@ Result distill(const fs::path& run_dir, const Ranks& ranks, const std::vector<st
   });
   Result result;
   result.metrics = read_metrics(run_dir);
-  const auto specs = list_parameters(model);
-  result.weights = make_parameter_tensors(specs);
-  load_weights(result.weights, whole_parameters(specs), specs,
-               SafetensorsFolder(checkpoint_folder(run_dir, 4)));
+  result.weights = read_states(*load_weights(checkpoint_folder(run_dir, 4)), Role::weight);
   return result;
 }
 
@@ -131,8 +129,8 @@ TEST_CASE("the teacher runs while the student's rows travel") {
   const ModelConfig model = read_hub_config(fixtures() / "deepseek_v2");
   ModelConfig student = model;
   student.farskip = {FarSkipMode::full, {}};
-  Teacher teacher{wire_model(model), {}, {}};
-  const DistillObjective objective({}, std::move(teacher), make_cpu_device(), DType::f32);
+  Teacher teacher{wire_model(model)};
+  const DistillObjective objective({}, std::move(teacher), nullptr);
   LowerOptions options;
   options.batch = 2;
   options.sequence_length = 32;

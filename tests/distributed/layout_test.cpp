@@ -9,6 +9,7 @@
 #include "farskip/engine/engine_options.h"
 #include "layouts.h"
 #include "support/catch.h"
+#include "support/states.h"
 
 namespace farskip::test {
 namespace {
@@ -149,6 +150,15 @@ TEST_CASE("a model trains the same in any number of chunks") {
   check_same_bits(train_on(task, {.data = 2, .chunks = 3}), train_on(task, {.data = 2}));
   task = fixture_task("qwen3_moe", FarSkipMode::off);
   check_layouts(task, {{.expert = 4, .chunks = 2}, {.expert = 2, .data = 2, .zero = true, .chunks = 5}});
+}
+
+TEST_CASE("a router with a bias, and weights on what experts read, train the same on every layout") {
+  for (const char* name : {"deepseek_v3", "llama4_text"}) {
+    INFO(name);
+    Task task = fixture_task(name, FarSkipMode::full);
+    task.balance_loss = task.document_mask = true;
+    check_layouts(task, {{1, 2, true}, {2, 1, false}, {2, 2, true}, {.expert = 2, .data = 1, .chunks = 2}});
+  }
 }
 
 TEST_CASE("Qwen3-MoE trains the same on every layout") {
@@ -339,11 +349,8 @@ Evaluation evaluate_on(const Task& task, const Layout& layout, const Sampler& sa
                        std::int64_t max_sequences) {
   const std::vector<Evaluation> results = on_ranks(layout.ranks(), [&](const Communicator& world) {
     const Mesh mesh(world, layout.expert);
-    const std::vector<ParameterSpec> specs = list_parameters(task.model);
-    const auto parameters = local_parameters(specs, mesh.position(), false);
-    TensorMap weights = make_parameter_tensors(specs_of(parameters));
-    load_weights(weights, parameters, specs, SafetensorsFolder(task.weights));
-    InferenceEngine engine(wire_model(task.model, {task.wiring, {}}), weights, quiet_context(mesh));
+    InferenceEngine engine(wire_model(task.model, {task.wiring, {}}),
+                           load_weights(task.weights, mesh.position()), quiet_context(mesh));
     return evaluate(engine, sampler, batch, max_sequences);
   });
   for (const Evaluation& e : results)

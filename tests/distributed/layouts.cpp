@@ -7,6 +7,7 @@
 
 #include "farskip/base/random.h"
 #include "farskip/measure/measure.h"
+#include "support/states.h"
 
 namespace farskip::test {
 namespace {
@@ -65,18 +66,18 @@ RankOutcome train_rank(const Task& task, const Layout& layout, const Communicato
   const Mesh mesh(world, layout.expert);
   const std::vector<ParameterSpec> specs = list_parameters(task.model);
   const auto parameters = local_parameters(specs, mesh.position(), layout.zero);
-  TensorMap weights = make_parameter_tensors(specs_of(parameters));
+  const auto states = make_weights(parameters);
   if (task.weights.empty())
-    initialise_weights(weights, parameters, kSeed, 0.1);
+    initialise_weights(*states, kSeed, 0.1);
   else
-    load_weights(weights, parameters, specs, SafetensorsFolder(task.weights));
+    farskip::load_weights(*states, specs, SafetensorsFolder(task.weights));
   Heartbeat heartbeat;
   const Context context = quiet_context(mesh, make_cpu_device(), &heartbeat);
   const Model model = wire_model(task.model, {task.wiring, {}});
   TrainEngineOptions options = options_of(task, layout);
   if (layout.scheduled)
     options.costs = std::make_shared<const CostTable>(measure_step_costs(model, options, context, 1));
-  TrainEngine engine(model, weights, options, context);
+  TrainEngine engine(model, states, options, context);
   RankOutcome out;
   for (std::int64_t step = 0; step < task.steps; ++step) {
     const std::vector<Batch> batches = batches_of(task, step, world);
@@ -98,9 +99,9 @@ RankOutcome train_rank(const Task& task, const Layout& layout, const Communicato
   expect(heartbeat.last_sign().waits_in == nullptr, "a wait was entered and not left");
   expect((engine.exposed_seconds() > 0) == (world.size() > 1), "time for communication where there is none");
   out.parameters = parameters;
-  out.first = engine.optimizer_states().at("adam.m.");
-  out.second = engine.optimizer_states().at("adam.v.");
-  out.weights = std::move(weights);
+  out.first = read_states(*states, Role::optimizer, kFirstMoment);
+  out.second = read_states(*states, Role::optimizer, kSecondMoment);
+  out.weights = read_states(*states, Role::weight);
   out.repeated = engine.num_repeated();
   return out;
 }
@@ -122,12 +123,17 @@ void place_rows(HostTensor& whole, std::vector<char>& filled, const HostTensor& 
 enum class Kind { weight, first, second };
 
 TensorMap put_together(const Task& task, const std::vector<RankOutcome>& ranks, Kind kind) {
-  TensorMap whole = make_parameter_tensors(list_parameters(task.model));
+  TensorMap whole = read_states(*make_weights(task.model), Role::weight);
   for (auto& [name, tensor] : whole) {
     std::vector<char> filled(static_cast<std::size_t>(tensor.num_elements()), 0);
     for (const RankOutcome& rank : ranks)
       for (const LocalParameter& p : rank.parameters) {
         if (p.spec.name != name) continue;
+        if (kind != Kind::weight && !p.spec.is_trained) {  // the optimizer keeps nothing of it
+          std::fill_n(tensor.values<float>().data(), tensor.num_elements(), 0.0F);
+          std::fill(filled.begin(), filled.end(), 1);
+          continue;
+        }
         const TensorMap& part = kind == Kind::weight  ? rank.weights
                                 : kind == Kind::first ? rank.first
                                                       : rank.second;

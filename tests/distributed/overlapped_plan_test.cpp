@@ -9,6 +9,7 @@
 #include "farskip/schedule/list_scheduler.h"
 #include "layouts.h"
 #include "support/catch.h"
+#include "support/states.h"
 
 namespace farskip::test {
 namespace {
@@ -70,8 +71,7 @@ RankSteps train(const Setup& setup, const Communicator& world, std::shared_ptr<c
   const Mesh mesh(world, setup.layout.expert);
   const std::vector<ParameterSpec> specs = list_parameters(model);
   const auto parameters = local_parameters(specs, mesh.position(), setup.layout.zero);
-  TensorMap weights = make_parameter_tensors(specs_of(parameters));
-  load_weights(weights, parameters, specs, SafetensorsFolder(folder));
+  const auto states = load_weights(folder, mesh.position(), setup.layout.zero);
   TrainEngineOptions options;
   options.micro_batch = 2;
   options.sequence_length = 12;
@@ -81,7 +81,7 @@ RankSteps train(const Setup& setup, const Communicator& world, std::shared_ptr<c
   options.overlap = costs != nullptr;
   options.costs = costs;
   options.optimizer.eps = 1e-4;
-  TrainEngine engine(wire_model(model, {setup.wiring, {}}), weights, options, quiet_context(mesh));
+  TrainEngine engine(wire_model(model, {setup.wiring, {}}), states, options, quiet_context(mesh));
   RankSteps out;
   engine.observe([&](const Executor& executor, const std::vector<StepTime>&) {
     out.orders.push_back(order_text(executor.plan()));
@@ -96,21 +96,13 @@ RankSteps train(const Setup& setup, const Communicator& world, std::shared_ptr<c
           model, options, static_cast<std::uint64_t>(step * 2 * world.size() + 2 * world.rank()) + i));
     const BatchLoss loss = engine.compute_gradients(batches, 0.02F, 0.01F);
     out.losses.insert(out.losses.end(), {loss.loss_sum, loss.num_correct, loss.balance_loss});
-    for (const LocalParameter& p : parameters) {
-      const TensorView whole = engine.gradients().at(p.spec.name).view();
-      // With ZeRO the sums are in the rows that this rank updates.
-      const std::int64_t row = p.spec.shape.rank() == 1 ? 1 : p.spec.row_size();
-      const TensorView own{whole.as<float>() + p.optimizer_rows.first * row, DType::f32,
-                           Shape{p.optimizer_rows.count * row}};
-      out.tensors[fmt::format("gradient {} of step {}", p.spec.name, step)] = copy_tensor(own);
-    }
+    for (const LocalParameter& p : parameters)  // with ZeRO the sums are in the rows that this rank updates
+      out.tensors[fmt::format("gradient {} of step {}", p.spec.name, step)] =
+          copy_tensor(states->own_rows(gradient_name(p.spec.name)));
     out.losses.push_back(static_cast<double>(engine.update(1e-2, step + 1)));
   }
-  for (const auto& [name, tensor] : weights) out.tensors["weight " + name] = copy_tensor(tensor.view());
-  for (const auto& [name, tensor] : engine.optimizer_states().at("adam.m."))
-    out.tensors["first moment " + name] = copy_tensor(tensor.view());
-  for (const auto& [name, tensor] : engine.optimizer_states().at("adam.v."))
-    out.tensors["second moment " + name] = copy_tensor(tensor.view());
+  for (const StateSpec& spec : states->specs())
+    if (spec.role != Role::gradient) out.tensors[spec.name] = copy_tensor(states->at(spec.name));
   return out;
 }
 

@@ -10,6 +10,7 @@
 #include "layouts.h"
 #include "support/catch.h"
 #include "support/run_files.h"
+#include "support/states.h"
 
 namespace farskip::test {
 namespace {
@@ -162,15 +163,13 @@ void save_again(const ModelConfig& model, const Layout& layout, const fs::path& 
   on_ranks(layout.ranks(), [&](const Communicator& world) {
     const MeshPosition mesh{world.size(), world.rank(), layout.expert};
     const auto parameters = local_parameters(list_parameters(model), mesh, layout.zero);
-    TensorMap weights = make_parameter_tensors(specs_of(parameters));
-    OptimizerStates states{{"adam.m.", make_optimizer_tensors(parameters)},
-                           {"adam.v.", make_optimizer_tensors(parameters)}};
-    const TrainingTensors tensors{parameters, weights, states};
-    auto state = resume_training(from, model, {}, tensors, world, kQuiet);
+    const auto states = make_weights(parameters);
+    states->add(moments_of(parameters));
+    auto state = resume_training(from, model, {}, *states, world, kQuiet);
     if (!state) throw std::runtime_error("nothing to resume from");
     state->step = step;
     CheckpointSaver saver({to, 10, true}, model, {}, quiet_context(Mesh(world, mesh.expert_size)));
-    saver.save(*state, tensors);
+    saver.save(*state, *states);
     saver.wait();
     return 0;
   });

@@ -9,6 +9,7 @@
 #include "farskip/measure/measure.h"
 #include "layouts.h"
 #include "support/catch.h"
+#include "support/states.h"
 
 namespace farskip::test {
 namespace {
@@ -98,8 +99,7 @@ TEST_CASE("ranks whose tables of costs differ start their collectives in one ord
       TrainEngineOptions planned = options;
       planned.costs = std::make_shared<const CostTable>(
           spoil(measured, static_cast<std::uint64_t>(round * world.size() + world.rank())));
-      TensorMap weights = make_parameter_tensors(
-          specs_of(local_parameters(list_parameters(model.config), context.mesh.position(), true)));
+      const auto weights = make_weights(model.config, context.mesh.position(), true);
       const TrainEngine engine(model, weights, planned, context.with_own_arena());  // throws if they differ
     }
     return 1;
@@ -110,12 +110,11 @@ TEST_CASE("ranks whose tables of costs differ start their collectives in one ord
 TEST_CASE("what is computed again is not kept") {
   const ModelConfig model = small_model(8, 3, 6);
   const auto arena_of = [&](Recompute again) {
-    TensorMap weights = make_parameter_tensors(list_parameters(model));
     TrainEngineOptions options;
     options.micro_batch = 4;
     options.sequence_length = 64;
     options.recompute = again;
-    const TrainEngine engine(wire_model(model, {}), weights, options, quiet_context());
+    const TrainEngine engine(wire_model(model, {}), make_weights(model), options, quiet_context());
     return engine.memory().arena;
   };
   const std::size_t kept = arena_of(Recompute::none);

@@ -10,6 +10,7 @@
 #include "farskip/program/step_graphs.h"
 #include "farskip/state/state_names.h"
 #include "support/catch.h"
+#include "support/models.h"
 #include "support/support.h"
 
 namespace farskip {
@@ -22,6 +23,14 @@ const std::map<std::string, std::set<std::string>> kKernels{
     {"embedding", {"LI>L"}},
     {"embedding_grad", {"LI>F", "LIF>F"}},
     {"add", {"LL>L", "FF>F"}},
+    {"clamp", {"L>L"}},
+    {"clamp_grad", {"LL>L"}},
+    {"ones", {">F"}},
+    {"scale_rows", {"LF>L"}},
+    {"scale_rows_grad", {"LLF>LF"}},
+    {"sigmoid_gate", {"LL>L"}},
+    {"sigmoid_gate_grad", {"LLL>LL"}},
+    {"attention_temperature", {">F"}},
     {"matmul", {"LL>L", "LLL>L", "LL>F", "LLF>F", "FF>F", "FFF>F"}},
     {"split_columns", {"L>LL"}},
     {"concat_columns", {"LL>L"}},
@@ -37,7 +46,7 @@ const std::map<std::string, std::set<std::string>> kKernels{
     {"attention_grad", {"LLLLLF>LLL", "LLLLLFI>LLL"}},
     {"swiglu", {"L>L", "LF>L"}},
     {"swiglu_grad", {"LL>L", "LLF>LF"}},
-    {"route", {"F>IFF"}},
+    {"route", {"F>IFF", "FF>IFF"}},
     {"route_grad", {"F-FI>F", "FFFI>F"}},
     {"balance_loss", {"FI>F"}},
     {"balance_loss_grad", {"FFI>F"}},
@@ -122,7 +131,7 @@ LowerOptions lowering() {
 }
 
 TEST_CASE("a micro-batch in bf16 asks only for kernels that backends have") {
-  const auto* name = GENERATE("deepseek_v2", "deepseek_v2_yarn", "qwen3_moe", "qwen3_moe_tied");
+  const std::string name = GENERATE(from_range(test::model_fixtures()));
   const auto mode = GENERATE(FarSkipMode::off, FarSkipMode::full);
   const auto recompute = GENERATE(Recompute::none, Recompute::experts, Recompute::full);
   const bool accumulate = GENERATE(false, true);
@@ -135,6 +144,7 @@ TEST_CASE("a micro-batch in bf16 asks only for kernels that backends have") {
   check_kernels(graph);
   for (const LocalParameter& p : m.parameters) {
     CAPTURE(p.spec.name);
+    if (!p.spec.is_trained) continue;
     const bool copied = p.spec.shape.rank() >= 2 && p.spec.name.find("mlp.gate.weight") == std::string::npos;
     const auto read = graph.find_external(copied ? "compute." + p.spec.name : p.spec.name);
     REQUIRE(read);
@@ -166,13 +176,6 @@ TEST_CASE("whether attention has to repeat its bits stands in every node of it")
   CHECK(nodes == 2 * m.config.num_layers);
 }
 
-/// A teacher with weights of zero.
-Teacher teacher_of(const LoadedModel& m, const std::set<std::string>& shared) {
-  Teacher teacher{wire_model(m.config, {}), make_parameter_tensors(specs_of(m.parameters)), shared};
-  for (const std::string& name : shared) teacher.weights.erase(name);
-  return teacher;
-}
-
 TEST_CASE("distillation in bf16 asks only for kernels that backends have") {
   const auto* name = GENERATE("deepseek_v2", "qwen3_moe_tied");
   // What is kept of a teacher are its largest logits.
@@ -184,8 +187,8 @@ TEST_CASE("distillation in bf16 asks only for kernels that backends have") {
   const std::string head(head_name(m.config));
   const std::set<std::string> frozen = freezes_head ? std::set<std::string>{head} : std::set<std::string>{};
   const ops::DistillLoss loss{.kl = 0.5, .jsd = 0.3, .sft = 0.2, .top_k = top_k};
-  const DistillObjective live({loss, 0.1, {{0, 0}, {2, 2}}, 0.1}, teacher_of(m, frozen), make_cpu_device(),
-                              DType::bf16);
+  const Teacher teacher{wire_model(m.config, {}), frozen};
+  const DistillObjective live({loss, 0.1, {{0, 0}, {2, 2}}, 0.1}, teacher, nullptr);
   const CachedDistillObjective kept(loss);
   MicroBatchKind kind;
   kind.accumulate = GENERATE(false, true);
@@ -198,16 +201,16 @@ TEST_CASE("distillation in bf16 asks only for kernels that backends have") {
     losses += node.op->name == (cached ? "cached_distill_loss_grad" : "distill_loss_grad") ? 1 : 0;
   CHECK(losses == 1);
   // The teacher's tensors are those that the graph reads, in the types that it reads.
+  const States states(make_cpu_device(), cached ? std::vector<StateSpec>() : teacher.states({}, DType::bf16));
   std::size_t found = 0;
   for (const External& e : graph.externals()) {
     if (!e.name.starts_with("teacher.")) continue;
     ++found;
-    REQUIRE(kind.objective->tensors().contains(e.name));
-    const HostTensor& tensor = kind.objective->tensors().at(e.name);
-    CHECK(tensor.dtype() == graph.type(e.value).dtype);
-    CHECK(tensor.shape() == graph.type(e.value).shape);
+    REQUIRE(states.contains(e.name));
+    CHECK(states.at(e.name).dtype == graph.type(e.value).dtype);
+    CHECK(states.at(e.name).shape == graph.type(e.value).shape);
   }
-  CHECK(found == kind.objective->tensors().size());
+  CHECK(found == states.specs().size());
   CHECK(graph.find_external("compute." + head).has_value());
   CHECK(graph.find_external("teacher.compute." + head).has_value() == (!cached && !freezes_head));
 }
@@ -216,8 +219,8 @@ TEST_CASE("a teacher alone in bf16 gives what is kept of it in f32") {
   const LoadedModel m = load("deepseek_v2", FarSkipMode::off);
   LowerOptions options = lowering();
   options.balance_loss = false;
-  const Graph graph =
-      run_pipeline(teacher_pipeline(teacher_of(m, {}), options, {}, {7, 1.0}), {}, Logger(LogLevel::off));
+  const Graph graph = run_pipeline(teacher_pipeline({wire_model(m.config, {})}, options, {}, {7, 1.0}), {},
+                                   Logger(LogLevel::off));
   check_kernels(graph);
   CHECK(graph.type(*graph.find_output(kCachedLogProbs)).dtype == DType::f32);
 }

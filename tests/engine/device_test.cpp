@@ -30,10 +30,14 @@ TrainEngineOptions two_micro_batches(DType compute) {
   return options;
 }
 
-bool same_bits(const TensorMap& a, const TensorMap& b) {
-  return std::all_of(a.begin(), a.end(),
-                     [&](const auto& entry) { return test::same_bytes(entry.second, b.at(entry.first)); }) &&
-         a.size() == b.size();
+/// Of weights, gradients and moments.
+bool same_states(const Training& a, const Training& b) {
+  const std::vector<StateSpec>& specs = a.states->specs();
+  return specs.size() == b.states->specs().size() &&
+         std::all_of(specs.begin(), specs.end(), [&](const StateSpec& spec) {
+           return test::same_bytes(copy_to_host(a.states->device(), a.states->at(spec.name)),
+                                   copy_to_host(b.states->device(), b.states->at(spec.name)));
+         });
 }
 
 std::shared_ptr<Device> make_device(bool gpu) {
@@ -53,12 +57,7 @@ TEST_CASE("steps on a device with memory of its own give the bits of steps in th
     CHECK(a.loss.expert_rows == b.loss.expert_rows);
     CHECK(a.grad_norm == b.grad_norm);
   }
-  CHECK(!same_bits(here.weights, there.weights));  // still those from the file
-  there.engine->download_state();
-  CHECK(same_bits(here.weights, there.weights));
-  CHECK(same_bits(here.engine->gradients(), there.engine->gradients()));
-  for (const auto& [kind, tensors] : here.engine->optimizer_states())
-    CHECK(same_bits(tensors, there.engine->optimizer_states().at(kind)));
+  CHECK(same_states(here, there));
 }
 
 TEST_CASE("a step in one piece is the gradients and then the update") {
@@ -75,30 +74,21 @@ TEST_CASE("a step in one piece is the gradients and then the update") {
 TEST_CASE("moments that were put on the device are what the next update continues from") {
   Training first("qwen3_moe", FarSkipMode::off, make_rounded_device(), two_micro_batches(DType::f32));
   first.step(0);
-  first.engine->download_state();
   Training resumed("qwen3_moe", FarSkipMode::off, make_rounded_device(), two_micro_batches(DType::f32));
-  const auto copy = [](const TensorMap& from, TensorMap& to) {
-    for (const auto& [name, tensor] : from)
-      std::copy(tensor.bytes().begin(), tensor.bytes().end(), to.at(name).bytes().begin());
-  };
-  copy(first.weights, resumed.weights);
-  REQUIRE(first.engine->optimizer_states().size() == 2);
-  for (const auto& [kind, tensors] : first.engine->optimizer_states())
-    copy(tensors, resumed.engine->optimizer_states().at(kind));
-  resumed.engine->upload_weights();
-  resumed.engine->upload_optimizer_states();
+  write_states(*resumed.states, read_states(*first.states, Role::weight), Role::weight);
+  for (const std::string_view kind : {kFirstMoment, kSecondMoment}) {
+    const TensorMap moments = read_states(*first.states, Role::optimizer, kind);
+    REQUIRE(moments.size() == first.specs.size());
+    write_states(*resumed.states, moments, Role::optimizer, kind);
+  }
   CHECK(first.step(1).grad_norm == resumed.step(1).grad_norm);
-  first.engine->download_state();
-  resumed.engine->download_state();
-  CHECK(same_bits(first.weights, resumed.weights));
-  for (const auto& [kind, tensors] : first.engine->optimizer_states())
-    CHECK(same_bits(tensors, resumed.engine->optimizer_states().at(kind)));
+  CHECK(same_states(first, resumed));
 }
 
 TEST_CASE("inference on a device reads the weights that training left there") {
   const bool gpu = GENERATE(false, true);
   Training there("deepseek_v2", FarSkipMode::full, make_device(gpu), two_micro_batches(DType::f32));
-  InferenceEngine shared(there.model, there.engine->weights(), there.context);
+  InferenceEngine shared(there.model, there.states, there.context);
   there.step(0);
   const Batch batch = there.batches(7)[0];
   const double loss = shared.loss(batch, kLength).loss_sum;
@@ -108,8 +98,9 @@ TEST_CASE("inference on a device reads the weights that training left there") {
     std::copy(view.bytes().begin(), view.bytes().end(), copy.bytes().begin());
     return copy;
   }();
-  there.engine->download_state();
-  InferenceEngine here(there.model, there.weights, test::quiet_context());
+  const auto weights = test::make_weights(whole_parameters(there.specs));
+  write_states(*weights, read_states(*there.states, Role::weight), Role::weight);
+  InferenceEngine here(there.model, weights, test::quiet_context());
   CHECK(here.loss(batch, kLength).loss_sum == loss);
   CHECK(relative_error(here.logits(batch.tokens, kLength), logits.view()) == 0.0);
 }
@@ -124,7 +115,7 @@ TEST_CASE("gradients computed in bf16 are those of f32 but for rounding") {
   CHECK(b.loss_sum == Catch::Approx(a.loss_sum).epsilon(2e-3));
   CHECK(b.balance_loss == Catch::Approx(a.balance_loss).epsilon(2e-2));
   CHECK(b.loss_sum != a.loss_sum);
-  const TensorMap &want = wide.engine->gradients(), &got = low.engine->gradients();
+  const TensorMap want = wide.gradients(), got = low.gradients();
   std::vector<double> errors;
   for (const auto& [parameter, tensor] : want) {
     CAPTURE(parameter);
@@ -146,13 +137,14 @@ TEST_CASE("training in bf16 goes the way of f32, and its compute copies follow t
     CHECK(b.loss.loss_sum == Catch::Approx(a.loss.loss_sum).epsilon(5e-3));
     CHECK(b.grad_norm == Catch::Approx(a.grad_norm).epsilon(0.05));
   }
-  low.engine->download_state();
-  const auto weights = low.engine->weights();
+  const TensorMap weights = read_states(*low.states, Role::weight);
   for (const ParameterSpec& spec : low.specs) {
     CAPTURE(spec.name);
-    const TensorView copy = weights->copy_of(spec.name), whole = low.weights.at(spec.name).view();
-    REQUIRE(static_cast<bool>(copy) == spec.has_compute_copy());
-    if (!copy) continue;
+    const std::string name_of_copy = compute_copy_name(spec.name);
+    REQUIRE(low.states->contains(name_of_copy) == spec.has_compute_copy());
+    if (!spec.has_compute_copy()) continue;
+    const HostTensor kept = copy_to_host(low.states->device(), low.states->at(name_of_copy));
+    const TensorView copy = kept.view(), whole = weights.at(spec.name).view();
     bool equal = true;
     for (std::int64_t i = 0; i < whole.num_elements(); ++i)
       equal = equal && copy.as<std::uint16_t>()[i] == f32_to_bf16(whole.as<float>()[i]);
@@ -222,7 +214,7 @@ TEST_CASE("kernels of the CPU repeat their bits whether they must or not") {
   Training a("deepseek_v2", FarSkipMode::full, make_cpu_device(), must);
   Training b("deepseek_v2", FarSkipMode::full, make_cpu_device(), may);
   CHECK(a.compute_gradients().loss_sum == b.compute_gradients().loss_sum);
-  CHECK(same_bits(a.engine->gradients(), b.engine->gradients()));
+  CHECK(same_states(a, b));
   CHECK(repeats_bits(*make_cpu_device(), DType::f32, false));
   CHECK(repeats_bits(*make_pretended_gpu(), DType::bf16, true));
   CHECK_FALSE(repeats_bits(*make_pretended_gpu(), DType::bf16, false));

@@ -5,11 +5,11 @@
 
 #include "farskip/base/random.h"
 #include "farskip/comm/mirror.h"
+#include "farskip/engine/batch_runner.h"
 #include "farskip/engine/devices.h"
 #include "farskip/engine/engine.h"
 #include "farskip/ops/ops.h"
 #include "farskip/runtime/executor.h"
-#include "farskip/state/device_tensors.h"
 #include "support/catch.h"
 #include "support/skip.h"
 

@@ -31,7 +31,7 @@ TrainEngineOptions options_of(DType compute, std::int64_t micro_batches) {
 struct Training : test::Training {
   Training(const std::string& fixture, FarSkipMode mode, const std::shared_ptr<Device>& device,
            const TrainEngineOptions& engine_options)
-      : test::Training(fixture, mode, device, engine_options), inference(model, engine->weights(), context) {}
+      : test::Training(fixture, mode, device, engine_options), inference(model, states, context) {}
   Training(const std::string& fixture, FarSkipMode mode, const std::shared_ptr<Device>& device, DType compute,
            std::int64_t micro_batches = 1)
       : Training(fixture, mode, device, options_of(compute, micro_batches)) {}
@@ -59,15 +59,12 @@ void compare(Training& cpu, Training& gpu, const Bounds& bounds, bool repeats = 
   std::vector<TensorMap> gradients;
   for (int run = 0; run < 3; ++run) {
     losses.push_back(gpu.compute_gradients());
-    TensorMap copy = make_parameter_tensors(gpu.specs);
-    for (const auto& [name, tensor] : gpu.engine->gradients())
-      std::copy(tensor.bytes().begin(), tensor.bytes().end(), copy.at(name).bytes().begin());
-    gradients.push_back(std::move(copy));
+    gradients.push_back(gpu.gradients());
   }
   CHECK(losses[0].loss_sum == Catch::Approx(a.loss_sum).epsilon(bounds.loss));
   CHECK(losses[0].balance_loss == Catch::Approx(a.balance_loss).epsilon(10 * bounds.loss));
   for (int run = 1; run < 3; ++run) CHECK(losses[run].loss_sum == losses[0].loss_sum);
-  for (const auto& [name, tensor] : cpu.engine->gradients()) {
+  for (const auto& [name, tensor] : cpu.gradients()) {
     CAPTURE(name);
     CHECK(relative_error(gradients[0].at(name).view(), tensor.view()) <
           (test::depends_on_routing(name) ? bounds.routed_gradient : bounds.gradient));

@@ -7,12 +7,14 @@
 #include <unistd.h>
 
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <nlohmann/json.hpp>
 
 #include "farskip/checkpoint/training_checkpoint.h"
 #include "farskip/comm/communicator.h"
 #include "support/catch.h"
+#include "support/states.h"
 #include "support/support.h"
 
 namespace farskip {
@@ -22,12 +24,10 @@ using test::TemporaryFolder;
 
 struct Model {
   explicit Model(const std::string& fixture) : config(read_hub_config(test::fixtures() / fixture)) {
-    const std::vector<ParameterSpec> specs = list_parameters(config);
-    weights = make_parameter_tensors(specs);
-    load_weights(weights, whole_parameters(specs), specs, SafetensorsFolder(test::fixtures() / fixture));
+    states = test::load_weights(test::fixtures() / fixture);
   }
   ModelConfig config;
-  TensorMap weights;
+  std::shared_ptr<States> states;
 };
 
 std::string tokenizer_text(const std::string& fixture) {
@@ -51,7 +51,7 @@ TEST_CASE(
   const Model model("qwen3_moe");
   Companions companions;
   companions.texts["merges.txt"] = "#version: 0.2\n";
-  write_hub_folder(to.path(), model.config, model.weights, DType::f32, companions);
+  write_hub_folder(to.path(), model.config, *model.states, DType::f32, companions);
   for (const std::string& name : ours) {
     INFO(name);
     CHECK(fs::exists(to / name));
@@ -79,7 +79,7 @@ TEST_CASE("the files beside the weights travel as they are, and the others are n
   CHECK(companions.left_behind ==
         std::vector<std::string>{"README.md", "modeling.py", "optimizer.safetensors"});
   const Model model("qwen3_moe");
-  write_hub_folder(to / "model", model.config, model.weights, DType::f32, companions);
+  write_hub_folder(to / "model", model.config, *model.states, DType::f32, companions);
   for (const auto& [name, text] : texts) CHECK(read_text_file(to / "model" / name) == text);
 }
 
@@ -165,6 +165,10 @@ TEST_CASE(
   CHECK_THROWS_WITH(
       find_end_tokens(config, companions),
       ContainsSubstring("generation_config.json: eos_token_id: 8 is out of range; allowed: 0 to 7"));
+  config.family = "olmoe";
+  generation("50279");  // its config class has that, and this vocabulary has it not
+  CHECK(find_end_tokens(config, companions) == Ids{own});
+  config.family.clear();
   generation("null");
   CHECK(find_end_tokens(config, companions) == Ids{own});
   nlohmann::json file = nlohmann::json::parse(tokenizer_text("tokenizer_gpt2"));
@@ -190,7 +194,7 @@ TEST_CASE("a model that we wrote is read back only as it was written") {
     CAPTURE(name);
     const TemporaryFolder folder;
     const fs::path path = folder / "model";
-    write_hub_folder(path, model.config, model.weights, DType::bf16, companions);
+    write_hub_folder(path, model.config, *model.states, DType::bf16, companions);
     CHECK(read_hub_config(path) == model.config);
     verify_hub_folder(path);
     verify_model_folder(path, make_self_communicator());
@@ -207,11 +211,24 @@ TEST_CASE("a model that we wrote is read back only as it was written") {
   }
 }
 
+TEST_CASE("biases that choose experts are not rounded where weights are") {
+  const Model model("deepseek_v3");
+  const std::string bias = "model.layers.1.mlp.gate.e_score_correction_bias";
+  const TemporaryFolder folder;
+  write_hub_folder(folder / "model", model.config, *model.states, DType::bf16, {});
+  const SafetensorsFolder written(folder / "model");
+  CHECK(written.find("model.layers.1.mlp.gate.weight").dtype == DType::bf16);
+  REQUIRE(written.find(bias).dtype == DType::f32);
+  const HostTensor ours = written.read(bias),
+                   theirs = SafetensorsFolder(test::fixtures() / "deepseek_v3").read(bias);
+  CHECK(std::memcmp(ours.bytes().data(), theirs.bytes().data(), ours.bytes().size()) == 0);
+}
+
 TEST_CASE("a hash file cannot name anything outside of its folder") {
   const Model model("qwen3_moe");
   const TemporaryFolder folder;
   const fs::path path = folder / "model";
-  write_hub_folder(path, model.config, model.weights, DType::f32, {});
+  write_hub_folder(path, model.config, *model.states, DType::f32, {});
   fs::rename(path / "model.safetensors", folder / "moved");
   fs::create_symlink(folder / "moved", path / "model.safetensors");
   CHECK_THROWS_WITH(verify_hub_folder(path), ContainsSubstring("is a symbolic link"));
@@ -220,18 +237,18 @@ TEST_CASE("a hash file cannot name anything outside of its folder") {
 TEST_CASE("values that are not finite are not written, in whatever type") {
   const TemporaryFolder folder;
   Model model("qwen3_moe");
-  float& value = model.weights.at("model.norm.weight").values<float>()[3];
+  float& value = test::values_of(*model.states, "model.norm.weight")[3];
   for (const float bad : {std::nanf(""), std::numeric_limits<float>::infinity()}) {
     value = bad;
-    CHECK_THROWS_WITH(write_hub_folder(folder / "model", model.config, model.weights, DType::f32, {}),
+    CHECK_THROWS_WITH(write_hub_folder(folder / "model", model.config, *model.states, DType::f32, {}),
                       ContainsSubstring("model.norm.weight") && ContainsSubstring("not finite"));
     CHECK_FALSE(fs::exists(folder / "model"));
   }
   value = 3.4e38F;  // rounds to infinity
-  CHECK_THROWS_WITH(write_hub_folder(folder / "bf16", model.config, model.weights, DType::bf16, {}),
+  CHECK_THROWS_WITH(write_hub_folder(folder / "bf16", model.config, *model.states, DType::bf16, {}),
                     ContainsSubstring("beyond the range of bf16"));
   CHECK_FALSE(fs::exists(folder / "bf16" / "model.safetensors"));
-  write_hub_folder(folder / "f32", model.config, model.weights, DType::f32, {});
+  write_hub_folder(folder / "f32", model.config, *model.states, DType::f32, {});
 }
 
 TEST_CASE("a folder that could not be written whole keeps what it had, and nothing else") {
@@ -244,13 +261,13 @@ TEST_CASE("a folder that could not be written whole keeps what it had, and nothi
   write_text_file(folder / "old" / "notes.txt", "mine");
   for (const char* name : {"old", "new/inner", "new/inner/"}) {
     CAPTURE(name);
-    CHECK_THROWS_AS(write_hub_folder(folder / name, model.config, model.weights, DType::f32, companions),
+    CHECK_THROWS_AS(write_hub_folder(folder / name, model.config, *model.states, DType::f32, companions),
                     IoError);
   }
   CHECK_FALSE(fs::exists(folder / "new"));
   CHECK(std::distance(fs::directory_iterator(folder / "old"), fs::directory_iterator()) == 1);
   companions.texts.erase("none/vocab.json");
-  write_hub_folder(folder / "old", model.config, model.weights, DType::f32, companions);
+  write_hub_folder(folder / "old", model.config, *model.states, DType::f32, companions);
   verify_hub_folder(folder / "old");
 }
 
@@ -258,14 +275,14 @@ TEST_CASE("a folder that cannot be looked into is no model") {
   const Model model("qwen3_moe");
   const TemporaryFolder folder;
   fs::create_symlink("loop", folder / "loop");
-  CHECK_THROWS_AS(write_hub_folder(folder / "loop/out", model.config, model.weights, DType::f32, {}),
+  CHECK_THROWS_AS(write_hub_folder(folder / "loop/out", model.config, *model.states, DType::f32, {}),
                   IoError);
   fs::create_directory(folder / "closed");
   fs::permissions(folder / "closed", fs::perms::none);
   fs::permissions(folder.path(), fs::perms::all);
   const bool is_root = ::geteuid() == 0;  // who may look into every folder
   if (is_root) REQUIRE(::seteuid(65534) == 0);
-  CHECK_THROWS_WITH(write_hub_folder(folder / "closed/out", model.config, model.weights, DType::f32, {}),
+  CHECK_THROWS_WITH(write_hub_folder(folder / "closed/out", model.config, *model.states, DType::f32, {}),
                     ContainsSubstring("cannot look into this folder: Permission denied"));
   if (is_root) REQUIRE(::seteuid(0) == 0);
   fs::permissions(folder / "closed", fs::perms::owner_all);
@@ -280,7 +297,7 @@ TEST_CASE("a folder that holds any file of a model is not written to") {
     CAPTURE(name);
     const TemporaryFolder folder;
     fs::create_symlink("/nowhere", folder / name);
-    CHECK_THROWS_AS(write_hub_folder(folder.path(), model.config, model.weights, DType::f32, companions),
+    CHECK_THROWS_AS(write_hub_folder(folder.path(), model.config, *model.states, DType::f32, companions),
                     UsageError);
   }
 }
@@ -290,7 +307,7 @@ TEST_CASE("a checkpoint without its manifest is no plain model, whatever way lea
   const Model model("qwen3_moe");
   for (const char* name : {"step-20", "step-20.tmp-1-ab", "step-0.damaged-1", "step-7.replaced-x"}) {
     CAPTURE(name);
-    write_hub_folder(folder / name, model.config, model.weights, DType::f32, {});
+    write_hub_folder(folder / name, model.config, *model.states, DType::f32, {});
     CHECK_THROWS_WITH(refuse_bare_checkpoint(folder / name), ContainsSubstring("without its manifest.json"));
     CHECK_THROWS_AS(verify_model_folder(folder / name, make_self_communicator()), DataError);
     fs::create_directory_symlink(folder / name, folder / (std::string("link-") + name));

@@ -8,19 +8,22 @@
 #include "farskip/base/error.h"
 #include "farskip/hub/hub_folder.h"
 #include "support/catch.h"
+#include "support/states.h"
 #include "support/support.h"
 
 namespace farskip {
 namespace {
 
 struct Dense {
-  explicit Dense(const std::string& fixture) : config(read_hub_config(test::fixtures() / fixture)) {
-    const std::vector<ParameterSpec> specs = list_parameters(config);
-    weights = make_parameter_tensors(specs);
-    load_weights(weights, whole_parameters(specs), specs, SafetensorsFolder(test::fixtures() / fixture));
+  explicit Dense(const std::string& fixture)
+      : config(read_hub_config(test::fixtures() / fixture)),
+        states(test::load_weights(test::fixtures() / fixture)) {}
+  /// The weights of a model of experts made of it.
+  TensorMap upcycle(const ModelConfig& upcycled, const Upcycling& how) const {
+    return read_states(*upcycle_weights(*states, upcycled, how), Role::weight);
   }
   ModelConfig config;
-  TensorMap weights;
+  std::shared_ptr<States> states;
 };
 
 double rms(std::span<const float> values) {
@@ -54,15 +57,15 @@ TEST_CASE(
   CHECK(config.moe.expert_size == dense.config.intermediate_size);
   CHECK(config.rope == dense.config.rope);
   CHECK(config.tie_embeddings == dense.config.tie_embeddings);
-  const TensorMap weights = upcycle_weights(dense.weights, config, how);
+  const std::shared_ptr<States> states = upcycle_weights(*dense.states, config, how);
+  const TensorMap weights = read_states(*states, Role::weight);
   CHECK(weights.size() == list_parameters(config).size());
   const test::TemporaryFolder folder;
-  write_hub_folder(folder.path(), config, weights, DType::f32, {});
+  write_hub_folder(folder.path(), config, *states, DType::f32, {});
   CHECK(read_hub_config(folder.path()) == config);
-  const std::vector<ParameterSpec> specs = list_parameters(config);
-  TensorMap read = make_parameter_tensors(specs);
-  load_weights(read, whole_parameters(specs), specs, SafetensorsFolder(folder.path()));
-  for (const ParameterSpec& spec : specs) CHECK(values_of(read, spec.name) == values_of(weights, spec.name));
+  const TensorMap read = read_states(*test::load_weights(folder.path()), Role::weight);
+  for (const auto& [parameter, tensor] : weights)
+    CHECK(values_of(read, parameter) == values_of(weights, parameter));
 }
 
 TEST_CASE("experts are the dense model's MLP, noise makes each another, and all else stays") {
@@ -70,11 +73,10 @@ TEST_CASE("experts are the dense model's MLP, noise makes each another, and all 
   const double noise = GENERATE(0.0, 0.05);
   const Upcycling how{.num_experts = 3, .top_k = 2, .noise = noise, .seed = 7};
   const ModelConfig config = upcycle_config(dense.config, how);
-  const TensorMap weights = upcycle_weights(dense.weights, config, how);
+  const TensorMap weights = dense.upcycle(config, how), before = read_states(*dense.states, Role::weight);
   for (const char* part : {"gate_up_proj", "down_proj"}) {
     const std::string experts = layer_name(1, std::string("mlp.experts.") + part);
-    const std::vector<float> mlp =
-        values_of(dense.weights, layer_name(1, std::string("mlp.") + part + ".weight"));
+    const std::vector<float> mlp = values_of(before, layer_name(1, std::string("mlp.") + part + ".weight"));
     std::vector<std::vector<float>> made;
     for (std::size_t e = 0; e < 3; ++e) {
       CAPTURE(part, e);
@@ -92,7 +94,7 @@ TEST_CASE("experts are the dense model's MLP, noise makes each another, and all 
       CHECK(rms(weights.at(spec.name).values<float>()) ==
             Catch::Approx(config.initializer_range).epsilon(0.3));  // of 96 numbers
     else
-      CHECK(values_of(weights, spec.name) == values_of(dense.weights, spec.name));
+      CHECK(values_of(weights, spec.name) == values_of(before, spec.name));
   }
   CHECK(values_of(weights, layer_name(0, "mlp.gate.weight")) !=
         values_of(weights, layer_name(1, "mlp.gate.weight")));
@@ -102,7 +104,7 @@ TEST_CASE("the seed alone decides on routers and noise") {
   const Dense dense("qwen3");
   const auto make = [&](std::uint64_t seed) {
     const Upcycling how{.num_experts = 4, .top_k = 2, .noise = 0.1, .seed = seed};
-    return upcycle_weights(dense.weights, upcycle_config(dense.config, how), how);
+    return dense.upcycle(upcycle_config(dense.config, how), how);
   };
   const TensorMap one = make(1), again = make(1), other = make(2);
   for (const char* part : {"mlp.gate.weight", "mlp.experts.gate_up_proj", "mlp.experts.down_proj"}) {

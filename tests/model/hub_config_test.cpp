@@ -5,6 +5,7 @@
 #include <set>
 
 #include "farskip/base/file.h"
+#include "farskip/model/family.h"
 #include "farskip/model/model_config.h"
 #include "support/catch.h"
 #include "support/models.h"
@@ -105,10 +106,21 @@ TEST_CASE("positions are scaled linearly, or as in Llama 3") {
                                               .original_positions = 8192,
                                               .beta_fast = 4.0,
                                               .beta_slow = 1.0});
-  CHECK_THAT(refusal(with(bare, {{"rope_scaling", with_low("4.0")}})),
-             ContainsSubstring("high_freq_factor: 4 is not above low_freq_factor, 4"));
+  CHECK(scaled(with_low("4.0")).beta_slow == 4.0);  // a step, as Llama 4 has it
+  CHECK_THAT(refusal(with(bare, {{"rope_scaling", with_low("4.5")}})),
+             ContainsSubstring("high_freq_factor: 4 is below low_freq_factor, 4.5"));
   CHECK_THAT(refusal(with(bare, {{"rope_scaling", R"({"rope_type": "llama3", "factor": 8.0})"}})),
              ContainsSubstring("low_freq_factor"));
+}
+
+TEST_CASE("the end token of a family's class counts as none where the vocabulary has it not") {
+  const Json olmoe = fixture_config("olmoe");
+  CHECK(olmoe["eos_token_id"] == 50279);
+  CHECK(read(olmoe).eos_tokens.empty());
+  CHECK(read(with(olmoe, {{"vocab_size", "50304"}})).eos_tokens == std::vector<std::int64_t>{50279});
+  CHECK_THAT(refusal(with(olmoe, {{"eos_token_id", "50280"}})), ContainsSubstring("50280 is out of range"));
+  CHECK_THAT(refusal(with(fixture_config("llama"), {{"eos_token_id", "50279"}})),
+             ContainsSubstring("50279 is out of range"));
 }
 
 TEST_CASE("a family fills in what its config class does") {
@@ -165,6 +177,108 @@ TEST_CASE("a setting with several names is read under each, and refused where th
              ContainsSubstring("farskip_layers: layer 1 is outside"));
 }
 
+TEST_CASE("layers that predict further tokens are passed over with a notice, and refused in a run") {
+  const Json config = fixture_config("deepseek_v3");
+  for (const char* key : {"num_nextn_predict_layers", "num_mtp_layers"}) {
+    Json more = config;
+    more.erase("num_nextn_predict_layers");
+    std::vector<std::string> notices;
+    CHECK(read(with(more, {{key, "1"}}), &notices) == read(config));
+    REQUIRE(notices.size() == 1);
+    CHECK_THAT(notices[0], ContainsSubstring("model.layers.4.*"));
+  }
+  CHECK_THAT(refusal(with(fixture_config("deepseek_v2"), {{"num_nextn_predict_layers", "1"}})),
+             ContainsSubstring("num_nextn_predict_layers"));
+  ConfigNode section = model_section(read(config));
+  section.set("num_nextn_predict_layers", make_node(std::int64_t{1}));
+  ErrorList errors;
+  read_model_section(section, errors);
+  CHECK(errors.size() == 1);
+}
+
+TEST_CASE("fp8 with a factor per block of 128 x 128 is read, and no other quantisation") {
+  const Json config = fixture_config("deepseek_v3");
+  const auto quantised = [&](const std::string& settings) {
+    return with(config, {{"quantization_config", settings}});
+  };
+  std::vector<std::string> notices;
+  CHECK(read(quantised(R"({"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128],
+                           "activation_scheme": "dynamic"})"),
+             &notices) == read(config));
+  REQUIRE(notices.size() == 1);
+  CHECK_THAT(notices[0], ContainsSubstring("fp8"));
+  CHECK_THAT(refusal(quantised(R"({"quant_method": "fp8", "weight_block_size": [64, 64]})")),
+             ContainsSubstring("weight_block_size"));
+  CHECK_THAT(refusal(quantised(R"({"quant_method": "gptq", "weight_block_size": [128, 128]})")),
+             ContainsSubstring("quant_method"));
+}
+
+TEST_CASE("the architecture tells Instella-MoE from DeepSeek-V3, and its own keys name the wiring") {
+  Json config = fixture_config("deepseek_v3");
+  config["architectures"] = {"InstellaMoEForCausalLM"};
+  const auto wiring = [&](const std::vector<std::pair<std::string, std::string>>& keys) {
+    const ModelConfig read_back = read(with(with(config, keys), {{"qk_layernorm", "true"}}));
+    CHECK(read_back.family == "instella_moe");
+    CHECK(read_back.gated_attention == (keys.size() > 1));
+    return read_back.farskip;
+  };
+  CHECK(wiring({{"farskip", "false"}}).mode == FarSkipMode::off);
+  CHECK(wiring({{"farskip", "true"}}).mode == FarSkipMode::full);
+  const std::pair<std::string, std::string> farskip{"farskip", "true"}, gated{"gated_attention", "true"};
+  CHECK(wiring({farskip, gated, {"attn_only_farskip", "true"}}).mode == FarSkipMode::attention);
+  CHECK(wiring({farskip, gated, {"mlp_only_farskip", "true"}}).mode == FarSkipMode::mlp);
+  const FarSkipConfig late =
+      wiring({farskip, gated, {"farskip_start_idx", "1"}, {"farskip_end_idx", "10000"}});
+  CHECK(late.layers == LayerSelection{LayerSelection::Kind::range, 1, 3, {}});
+  CHECK_THAT(refusal(with(config, {farskip, {"attn_only_farskip", "true"}, {"mlp_only_farskip", "true"}})),
+             ContainsSubstring("mlp_only_farskip: attn_only_farskip is set too"));
+  const Json written = Json::parse(hub_config_text(read(with(config, {farskip, gated}))));
+  CHECK(written["model_type"] == "deepseek_v3");
+  CHECK(written["architectures"][0] == "InstellaMoEForCausalLM");
+  CHECK(written["farskip"] == true);
+  CHECK_THAT(refusal(with(fixture_config("deepseek_v3"), {gated})), ContainsSubstring("gated_attention"));
+}
+
+TEST_CASE("of a model of text and images the text part is read") {
+  const Json text = fixture_config("llama4_text");
+  Json outer;
+  outer["model_type"] = "llama4";
+  outer["architectures"] = {"Llama4ForConditionalGeneration"};
+  outer["boi_token_index"] = 200080;
+  outer["tie_word_embeddings"] = false;
+  outer["torch_dtype"] = "bfloat16";
+  outer["vision_config"] = {{"hidden_size", 1408}, {"model_type", "llama4_vision_model"}};
+  outer["text_config"] = text;
+  outer["text_config"].erase("architectures");
+  std::vector<std::string> notices;
+  CHECK(read(outer, &notices) == read(text));
+  REQUIRE(notices.size() == 1);
+  CHECK_THAT(notices[0], ContainsSubstring("text part") && ContainsSubstring("vision_config"));
+  CHECK_THAT(refusal(with(outer, {{"tie_word_embeddings", "true"}})),
+             ContainsSubstring("tie_word_embeddings"));
+  CHECK_THAT(refusal(with(outer, {{"text_config", "null"}})), ContainsSubstring("text_config"));
+  CHECK_THAT(refusal(with(outer, {{"surprise", "1"}})), ContainsSubstring("surprise"));
+  outer["text_config"]["hidden_sise"] = 1;
+  CHECK_THAT(refusal(outer), ContainsSubstring("text_config.hidden_sise"));
+}
+
+TEST_CASE("Llama 4's layers follow from lists, or from intervals where there are none") {
+  Json config = fixture_config("llama4_text");
+  const ModelConfig given = read(config);
+  CHECK(given.long_text.rotated == std::vector<bool>{true, true, true, false});
+  for (const char* key : {"layer_types", "moe_layers", "no_rope_layers"}) config.erase(key);
+  CHECK(read(config) == given);
+  CHECK(read(with(config, {{"no_rope_layers", "[]"}})) == given);  // as on the hub
+  CHECK(read(with(config, {{"attn_temperature_tuning", "4"}})) == given);
+  CHECK(read(with(config, {{"attn_temperature_tuning", "false"}})).long_text.temperature_scale == 0);
+  CHECK(read(with(config, {{"attention_chunk_size", "null"}})).long_text.chunk == 0);
+  CHECK(read(with(config, {{"interleave_moe_layer_step", "2"}})).moe_layers ==
+        std::vector<bool>{false, true, false, true});
+  CHECK_THAT(refusal(with(config, {{"no_rope_layers", "[1, 0]"}})), ContainsSubstring("2 entries for 4"));
+  CHECK_THAT(refusal(with(config, {{"layer_types", R"(["full_attention"])"}})),
+             ContainsSubstring("other keys make it chunked_attention"));
+}
+
 TEST_CASE("a mistake names the key as the file spells it") {
   Json config = fixture_config("qwen3_moe");
   config.erase("num_local_experts");
@@ -200,6 +314,10 @@ TEST_CASE("a key that names what is built anyway is accepted with that value and
     for (const Case& c : cases) {
       CAPTURE(model, c.key);
       const Json config = fixture_config(model);
+      const ModelConfig known = read(config);
+      // Read for what they say by these families.
+      if (c.key == "num_nextn_predict_layers" && find_family(known.family)->has_mtp) continue;
+      if (c.key == "layer_types" && !known.long_text.rotated.empty()) continue;
       std::vector<std::string> notices;
       CHECK(read(with(config, {{c.key, c.accepted}}), &notices) == read(config));
       CHECK(notices.empty());
@@ -283,6 +401,8 @@ TEST_CASE("a written config keeps reals real and integers whole") {
                                           "mscale",
                                           "mscale_all_dim",
                                           "attention_factor",
+                                          "clip_qkv",
+                                          "attn_scale",
                                           "aux_loss_alpha",
                                           "router_aux_loss_coef",
                                           "high_freq_factor",

@@ -20,7 +20,16 @@ const char* const kSmallest[] = {
     "num_key_value_heads: 2, head_dim: 8, intermediate_size: 64, num_experts: 4, num_experts_per_tok: 2, "
     "moe_intermediate_size: 16}",
     "{family: llama, vocab_size: 300, hidden_size: 64, num_hidden_layers: 2, num_attention_heads: 2, "
-    "num_key_value_heads: 2, head_dim: 8, intermediate_size: 64}"};
+    "num_key_value_heads: 2, head_dim: 8, intermediate_size: 64}",
+    "{family: olmoe, vocab_size: 300, hidden_size: 64, num_hidden_layers: 2, num_attention_heads: 2, "
+    "num_key_value_heads: 2, intermediate_size: 64, num_experts: 4, num_experts_per_tok: 2}",
+    "{family: deepseek_v3, vocab_size: 300, hidden_size: 64, num_hidden_layers: 2, num_attention_heads: 2, "
+    "intermediate_size: 64, kv_lora_rank: 16, q_lora_rank: 16, qk_nope_head_dim: 8, qk_rope_head_dim: 8, "
+    "v_head_dim: 8, n_routed_experts: 4, num_experts_per_tok: 2, moe_intermediate_size: 16, "
+    "n_shared_experts: 1}",
+    "{family: llama4_text, vocab_size: 300, hidden_size: 64, num_hidden_layers: 2, num_attention_heads: 2, "
+    "num_key_value_heads: 2, head_dim: 8, intermediate_size: 16, intermediate_size_mlp: 64, "
+    "num_local_experts: 4}"};
 
 /// Bytes of all parameters in f32; nothing beyond 64 bits.
 std::optional<std::int64_t> bytes_of(const ModelConfig& model) {

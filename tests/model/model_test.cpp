@@ -41,7 +41,8 @@ TEST_CASE("a config written for the hub reads back to the same model") {
   };
   const bool farskip =
       mode == FarSkipMode::full || mode == FarSkipMode::attention || mode == FarSkipMode::mlp;
-  CHECK(written("\"model_type\": \"farskip_") == farskip);
+  const bool named = find_family(config.family)->names_farskip;  // by its own configs
+  CHECK(written("\"model_type\": \"farskip_") == (farskip && !named));
   CHECK(written("\"farskip\": true") == farskip);
   CHECK(written("\"model_type\": \"rewired_") == (!farskip && mode != FarSkipMode::off));
   CHECK(written("\"farskip_wiring\": \"" + wiring_name(config.farskip) + "\"") ==
@@ -52,6 +53,7 @@ TEST_CASE("a model section with every default reads back to the same model") {
   for (const std::string& name : test::model_fixtures()) {
     CAPTURE(name);
     ModelConfig config = read_hub_config(test::fixtures() / name);
+    config.farskip = {FarSkipMode::off, {}};  // that is another section's
     ErrorList errors;
     const ModelConfig again = read_model_section(model_section(config), errors);
     errors.throw_if_any();
@@ -147,6 +149,47 @@ first_k_dense_replace: 1
       "{family: qwen3, vocab_size: 151936, hidden_size: 1024, intermediate_size: 3072, num_hidden_layers: "
       "28, num_attention_heads: 16, num_key_value_heads: 8, head_dim: 128, tie_word_embeddings: true}");
   CHECK(qwen.total == 596049920);  // Qwen3-0.6B: 0.6B
+}
+
+TEST_CASE("parameter counts of public models with experts are those of their authors") {
+  const ParameterCounts olmoe = counts_of(
+      "{family: olmoe, vocab_size: 50304, hidden_size: 2048, intermediate_size: 1024, num_hidden_layers: 16, "
+      "num_attention_heads: 16}");
+  CHECK(olmoe.total == 6919161856);  // OLMoE-1B-7B: 6.9B, 1.3B active
+  CHECK(olmoe.active == Catch::Approx(1.3e9).epsilon(0.02));
+  const ParameterCounts v3 = counts_of(
+      "{family: deepseek_v3, vocab_size: 129280, hidden_size: 7168, intermediate_size: 18432, "
+      "moe_intermediate_size: 2048, num_hidden_layers: 61, first_k_dense_replace: 3, num_attention_heads: "
+      "128, q_lora_rank: 1536, kv_lora_rank: 512, qk_nope_head_dim: 128, qk_rope_head_dim: 64, v_head_dim: "
+      "128, n_routed_experts: 256, n_shared_experts: 1, num_experts_per_tok: 8, n_group: 8, topk_group: 4}");
+  CHECK(v3.total == 671026419200);  // DeepSeek-V3: 671B, 37B active
+  CHECK(v3.active == Catch::Approx(37e9).epsilon(0.02));
+  const ParameterCounts moonlight = counts_of(
+      "{family: deepseek_v3, vocab_size: 163840, hidden_size: 2048, intermediate_size: 11264, "
+      "moe_intermediate_size: 1408, num_hidden_layers: 27, first_k_dense_replace: 1, num_attention_heads: "
+      "16, kv_lora_rank: 512, qk_nope_head_dim: 128, qk_rope_head_dim: 64, v_head_dim: 128, "
+      "n_routed_experts: 64, n_shared_experts: 2, num_experts_per_tok: 6}");
+  CHECK(moonlight.total == Catch::Approx(15.96e9).epsilon(0.001));  // Moonlight-16B-A3B
+  // 2.24B active without embedding and head, which has 0.34B.
+  CHECK(moonlight.active_without_embedding == Catch::Approx(2.24e9 + 0.34e9).epsilon(0.01));
+  const ParameterCounts instella = counts_of(
+      "{family: instella_moe, vocab_size: 128896, hidden_size: 2048, intermediate_size: 10944, "
+      "moe_intermediate_size: 1408, num_hidden_layers: 27, first_k_dense_replace: 1, num_attention_heads: "
+      "16, kv_lora_rank: 512, qk_nope_head_dim: 96, qk_rope_head_dim: 32, v_head_dim: 128, "
+      "n_routed_experts: 64, n_shared_experts: 2, num_experts_per_tok: 6, gated_attention: true}");
+  CHECK(instella.total == 15862789248);  // Instella-MoE-16B-A3B: 2.8B active
+  CHECK(instella.active == Catch::Approx(2.8e9).epsilon(0.01));
+  const std::string llama4 =
+      "{family: llama4_text, vocab_size: 202048, hidden_size: 5120, intermediate_size: 8192, "
+      "intermediate_size_mlp: 16384, num_hidden_layers: 48, num_attention_heads: 40, num_key_value_heads: 8, "
+      "head_dim: 128, ";
+  const ParameterCounts scout = counts_of((llama4 + "num_local_experts: 16}").c_str());
+  CHECK(scout.total == 107769861120);  // Llama 4 Scout: 109B with the vision tower, 17B active
+  CHECK(scout.active == Catch::Approx(17e9).epsilon(0.02));
+  const ParameterCounts maverick =
+      counts_of((llama4 + "num_local_experts: 128, interleave_moe_layer_step: 2}").c_str());
+  CHECK(maverick.total == Catch::Approx(400e9).epsilon(0.01));  // Llama 4 Maverick: 400B, 17B active
+  CHECK(maverick.active == Catch::Approx(17e9).epsilon(0.02));
 }
 
 TEST_CASE("pieces of the hub cover every parameter exactly once") {

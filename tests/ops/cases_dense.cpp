@@ -141,6 +141,19 @@ void add_loss(std::vector<OpCase>& cases) {
   cases.push_back(none);
 }
 
+void add_elementwise(std::vector<OpCase>& cases) {
+  const Attributes none = Attributes::of(NoAttributes{});
+  for (const Shape& shape : {Shape{1, 1}, Shape{7, 13}, Shape{333, 104}, Shape{0, 4}}) {
+    const std::string name = shape.text();
+    const auto x = [&](std::uint64_t seed) { return random_tensor(shape, seed); };
+    cases.push_back({"clamp", name, Attributes::of(ops::Clamp{0.7}), {x(171)}});
+    cases.push_back({"scale_rows", name, none, {x(172), random_tensor({shape[0]}, 173)}});
+    cases.push_back({"sigmoid_gate", name, none, {x(174), random_tensor(shape, 175, 3.0)}});
+  }
+  for (const std::int64_t size : {1, 37, 600})
+    cases.push_back({"ones", std::to_string(size), Attributes::of(ops::Ones{size}), {}, {}});
+}
+
 }  // namespace
 
 std::vector<OpCase> dense_cases() {
@@ -158,6 +171,7 @@ std::vector<OpCase> dense_cases() {
   cases.push_back(
       {"add", "more than one tile", none, {random_tensor({333, 101}, 48), random_tensor({333, 101}, 49)}});
   cases.push_back({"add", "no rows", none, {random_tensor({0, 4}, 48), random_tensor({0, 4}, 49)}});
+  add_elementwise(cases);
   add_matmul(cases);
   add_grouped_matmul(cases);
   add_columns(cases);

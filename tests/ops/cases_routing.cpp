@@ -18,6 +18,13 @@ OpCase route_case(const char* name, std::int64_t tokens, std::int64_t num_expert
 }
 
 void add_route(std::vector<OpCase>& cases) {
+  // Logits that differ, of which f32 scores are all 1: only logits can choose.
+  OpCase saturated = route_case("chosen by logits where scores tie", 3, 4,
+                                {.top_k = 2, .score = ops::ScoreFunction::sigmoid, .by_logits = true});
+  saturated.inputs[0] = float_tensor({3, 4}, {30, 40, 20, 50, -1, 2, 3, 1, 25, 24, 26, 23});
+  cases.push_back(std::move(saturated));
+  cases.push_back(route_case("chosen by logits", 101, 37,
+                             {.top_k = 3, .score = ops::ScoreFunction::sigmoid, .by_logits = true}));
   for (const auto score : {ops::ScoreFunction::softmax, ops::ScoreFunction::sigmoid})
     for (const bool normalize : {false, true}) {
       const ops::Route a{.top_k = 3, .score = score, .normalize = normalize, .scaling = 2.5};

@@ -44,6 +44,13 @@ void add_rope(std::vector<OpCase>& cases) {
                                                      .beta_fast = 4.0,
                                                      .beta_slow = 1.0}));
 
+  const auto temperature_case = [](const char* name, const ops::AttentionTemperature& a) {
+    return OpCase{"attention_temperature", name, Attributes::of(a), {}, {}};
+  };
+  cases.push_back(temperature_case("two sequences, many steps", {90, 45, 4, 0.1}));
+  cases.push_back(temperature_case("no step", {11, 11, 8192, 0.1}));
+  cases.push_back(temperature_case("one token", {1, 1, 1, 0.5}));
+
   struct Row {
     const char* name;
     std::int64_t tokens, positions, heads;

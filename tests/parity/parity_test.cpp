@@ -11,6 +11,7 @@
 #include "support/catch.h"
 #include "support/context.h"
 #include "support/models.h"
+#include "support/states.h"
 #include "support/support.h"
 
 namespace farskip {
@@ -21,12 +22,10 @@ struct Reference {
       : folder(test::fixtures() / name),
         config(read_hub_config(folder)),
         specs(list_parameters(config)),
-        weights(make_parameter_tensors(specs)),
         values(folder / "reference.safetensors"),
-        numbers(nlohmann::json::parse(read_text_file(folder / "reference.json"))) {
-    load_weights(weights, whole_parameters(specs), specs, SafetensorsFolder(folder));
-  }
+        numbers(nlohmann::json::parse(read_text_file(folder / "reference.json"))) {}
 
+  std::shared_ptr<States> weights() const { return test::load_weights(folder); }
   // tokens [B, S]; targets are the next tokens, none for the last of a sequence
   Batch batch() const {
     const HostTensor tokens = values.read("tokens");
@@ -42,7 +41,6 @@ struct Reference {
   fs::path folder;
   ModelConfig config;
   std::vector<ParameterSpec> specs;
-  TensorMap weights;
   SafetensorsFile values;
   nlohmann::json numbers;
 };
@@ -81,7 +79,7 @@ TEST_CASE("logits and losses equal the reference for every wiring") {
       std::count_if(batch.targets.begin(), batch.targets.end(), [](int t) { return t >= 0; }));
   for (const std::string& mode : modes(r)) {
     CAPTURE(r.folder, mode);
-    InferenceEngine engine(wire_model(r.config, parse_wiring(mode)), r.weights, test::quiet_context());
+    InferenceEngine engine(wire_model(r.config, parse_wiring(mode)), r.weights(), test::quiet_context());
     const TensorView logits = engine.logits(batch.tokens, r.sequence_length());
     const HostTensor want = r.values.read("logits." + mode);
     CHECK(relative_error({logits.as<float>(), want.values<float>().size()}, want.values<float>()) < 2e-5);
@@ -94,7 +92,7 @@ TEST_CASE("a dense model of equal experts computes the dense model's logits in e
   const Reference r(GENERATE("llama", "llama_tied", "qwen3"));
   const Upcycling how{.num_experts = 5, .top_k = GENERATE(1, 3, 5)};
   const ModelConfig config = upcycle_config(r.config, how);
-  const TensorMap weights = upcycle_weights(r.weights, config, how);
+  const std::shared_ptr<States> weights = upcycle_weights(*r.weights(), config, how);
   const Batch batch = r.batch();
   for (const std::string& mode : modes(r)) {
     CAPTURE(r.folder, mode, how.top_k);
@@ -112,16 +110,16 @@ TEST_CASE("every parameter's gradient equals the reference") {
   const fs::path gradients = r.folder / ("grads." + mode + ".safetensors");
   if (mode == "off" && !fs::exists(gradients)) return;  // those of `full` hold every gradient rule as well
   const Batch batch = r.batch();
-  TensorMap weights = r.weights;
   TrainEngineOptions options;
   options.sequence_length = r.sequence_length();
   options.micro_batch = static_cast<std::int64_t>(batch.tokens.size()) / options.sequence_length;
-  TrainEngine engine(wire_model(r.config, parse_wiring(mode)), weights, options, test::quiet_context());
+  TrainEngine engine(wire_model(r.config, parse_wiring(mode)), r.weights(), options, test::quiet_context());
   const auto counted = options.micro_batch * (options.sequence_length - 1);
   engine.compute_gradients(std::span(&batch, 1), 1.0F / static_cast<float>(counted), 0.0F);
 
   const SafetensorsFile want(gradients);
-  const auto pieces = hub_views(engine.gradients(), r.specs);
+  const auto pieces = hub_views(*engine.states(), Role::gradient);
+  const TensorMap gradients_here = read_states(*engine.states(), Role::gradient);
   std::size_t compared = 0;
   auto compare = [&](const std::string& name, const TensorView& got) {
     CAPTURE(name);
@@ -131,10 +129,10 @@ TEST_CASE("every parameter's gradient equals the reference") {
     ++compared;
   };
   for (const TensorInfo& info : want.tensors()) {
-    if (const auto it = engine.gradients().find(info.name); it != engine.gradients().end())
+    if (const auto it = gradients_here.find(info.name); it != gradients_here.end())
       compare(info.name, it->second.view());  // packed experts
     else
-      compare(info.name, pieces.at(info.name));
+      compare(info.name, copy_as_stored(engine.states()->device(), pieces.at(info.name)).view());
   }
   CHECK(compared == want.tensors().size());
 }
@@ -145,14 +143,12 @@ TEST_CASE("twenty steps of AdamW follow the reference's losses and gradient norm
   const std::int64_t micro_batch = GENERATE(4, 2);  // in one piece, and accumulated
   CAPTURE(r.folder, mode, micro_batch);
   constexpr std::int64_t kSequence = 32, kBatch = 4;
-  TensorMap weights = make_parameter_tensors(r.specs);
-  load_weights(weights, whole_parameters(r.specs), r.specs, SafetensorsFolder(r.folder));
   TrainEngineOptions options;
   options.sequence_length = kSequence;
   options.micro_batch = micro_batch;
   options.micro_batches = kBatch / micro_batch;
   options.optimizer = {.beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.1, .clip_grad_norm = 1.0};
-  TrainEngine engine(wire_model(r.config, parse_wiring(mode)), weights, options, test::quiet_context());
+  TrainEngine engine(wire_model(r.config, parse_wiring(mode)), r.weights(), options, test::quiet_context());
   const TokenFile tokens((r.folder / "tokens").string());
   std::int64_t sample = 0;
   for (std::int64_t step = 0; step < 20; ++step) {

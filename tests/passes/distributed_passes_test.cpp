@@ -275,11 +275,11 @@ update %1 -> %18
 TEST_CASE("scattered, a sum goes to a shard of its own and the accumulators keep this rank's gradients") {
   CHECK(reduce({.mesh = {4, 1, 2}, .scatter = true, .bucket_bytes = 64}) ==
         std::string(kExternals) +
-            R"(%12 = state "shard.big" : f32[2, 5]
-%15 = state "shard.expert" : f32[3, 4]
-%19 = state "shard.a" : f32[2]
-%20 = state "shard.b" : f32[2]
-%23 = state "shard.c" : f32[1, 2]
+            R"(%12 = state "own.big" : f32[2, 5]
+%15 = state "own.expert" : f32[3, 4]
+%19 = state "own.a" : f32[2]
+%20 = state "own.b" : f32[2]
+%23 = state "own.c" : f32[1, 2]
 %9 = add(%2, %0) @1.attention.backward : f32[8]
 %10 = add(%3, %7) @1.routed.backward : f32[6, 5]
 %11 = reduce_scatter(%10) {axis=world, size=4, rank=1, rows=[]} @1.routed.backward : f32[2, 5]
@@ -300,7 +300,6 @@ update %19 -> %17
 update %20 -> %18
 update %23 -> %22
 )");
-  CHECK(gradient_shard_name("grad.w") == "shard.grad.w");
 }
 
 /// Inputs of the sums over one axis, by the names of the accumulators they update: "a b | c".

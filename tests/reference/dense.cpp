@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Reference kernels of the ops that move rows or multiply matrices.
 #include <Eigen/Dense>
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -20,6 +21,27 @@ void run_embedding(const KernelCall& call) {
 void run_add(const KernelCall& call) {
   for (std::int64_t i = 0; i < call.out_shape(0).num_elements(); ++i)
     call.out<double>(0)[i] = call.in<double>(0)[i] + call.in<double>(1)[i];
+}
+
+void run_clamp(const KernelCall& call) {
+  const double limit = call.get<ops::Clamp>().limit;
+  for (std::int64_t i = 0; i < call.out_shape(0).num_elements(); ++i)
+    call.out<double>(0)[i] = std::clamp(call.in<double>(0)[i], -limit, limit);
+}
+
+void run_ones(const KernelCall& call) {
+  for (std::int64_t i = 0; i < call.out_shape(0).num_elements(); ++i) call.out<double>(0)[i] = 1.0;
+}
+
+void run_scale_rows(const KernelCall& call) {
+  const std::int64_t width = call.out_shape(0).back();
+  for (std::int64_t i = 0; i < call.out_shape(0).num_elements(); ++i)
+    call.out<double>(0)[i] = call.in<double>(0)[i] * table_value(call.inputs[1], i / width);
+}
+
+void run_sigmoid_gate(const KernelCall& call) {
+  for (std::int64_t i = 0; i < call.out_shape(0).num_elements(); ++i)
+    call.out<double>(0)[i] = call.in<double>(0)[i] / (1.0 + std::exp(-call.in<double>(1)[i]));
 }
 
 // Products are Eigen's: nobody here wrote them.
@@ -132,6 +154,10 @@ void run_linear_cross_entropy(const KernelCall& call) {
 void register_dense(KernelTable& table) {
   add_reference(table, "embedding", run_embedding);
   add_reference(table, "add", run_add);
+  add_reference(table, "clamp", run_clamp);
+  add_reference(table, "ones", run_ones);
+  add_reference(table, "scale_rows", run_scale_rows);
+  add_reference(table, "sigmoid_gate", run_sigmoid_gate);
   add_reference(table, "matmul", run_matmul);
   add_reference(table, "grouped_matmul", run_grouped_matmul);
   add_reference(table, "split_columns", run_split_columns);

@@ -12,6 +12,10 @@ void register_reference_kernels(KernelTable& table) {
   reference::register_distill(table);
 }
 
+double reference::table_value(const TensorView& table, std::int64_t i) {
+  return table.dtype == DType::f32 ? static_cast<double>(table.as<float>()[i]) : table.as<double>()[i];
+}
+
 void reference::add_reference(KernelTable& table, std::string_view op, void (*run)(const KernelCall&)) {
   if (!table.contains(op, DType::f64, DeviceKind::cpu))
     table.add(op, DType::f64, DeviceKind::cpu, {.run = run, .workspace = nullptr});

@@ -16,12 +16,15 @@ void register_reference_kernels(KernelTable& table);
 
 namespace reference {
 
-void register_dense(KernelTable& table);      // embedding, add, matmul, grouped_matmul, columns, loss
+void register_dense(KernelTable& table);      // embedding, elementwise, matmul, grouped_matmul, columns, loss
 void register_rowwise(KernelTable& table);    // rms_norm, rope, swiglu
 void register_attention(KernelTable& table);  // attention, mla_key_value
 void register_routing(KernelTable& table);    // router, dispatch, rows on their way
 void register_optimizer(KernelTable& table);  // sum_of_squares, clip_factor, adamw
 void register_distill(KernelTable& table);    // losses of a student beside its teacher
+
+/// Element of an input that no product reads: in a graph such tables are f32 whatever the type of the rest.
+double table_value(const TensorView& table, std::int64_t i);
 
 /// Adds `run` as the f64 kernel of `op` unless the table has one.
 void add_reference(KernelTable& table, std::string_view op, void (*run)(const KernelCall&));

@@ -58,7 +58,9 @@ void run_route(const KernelCall& call) {
   const auto top_k = static_cast<std::size_t>(a.top_k);
   for (std::size_t t = 0; t < static_cast<std::size_t>(call.in_shape(0).num_rows()); ++t) {
     const Values scores = scores_of(call.in<double>(0) + t * num_experts, num_experts, a.score);
-    Values choice = scores;
+    Values choice =
+        a.by_logits ? Values(call.in<double>(0) + t * num_experts, call.in<double>(0) + (t + 1) * num_experts)
+                    : scores;
     if (call.has(1))
       for (std::size_t e = 0; e < num_experts; ++e) choice[e] += call.in<double>(1)[e];
     const auto allowed = allowed_experts(choice, a);

@@ -18,7 +18,7 @@ void run_rms_norm(const KernelCall& call) {
     for (std::int64_t i = 0; i < size; ++i) mean_square += x[i] * x[i] / static_cast<double>(size);
     const double rstd = 1.0 / std::sqrt(mean_square + call.get<ops::RmsNorm>().eps);
     for (std::int64_t i = 0; i < size; ++i)
-      call.out<double>(0)[g * size + i] = x[i] * rstd * call.in<double>(1)[i];
+      call.out<double>(0)[g * size + i] = x[i] * rstd * table_value(call.inputs[1], i);
     call.out<double>(1)[g] = rstd;
   }
 }
@@ -61,9 +61,13 @@ void run_rope_table(const KernelCall& call) {
     }
 }
 
-// In a graph the table is f32 whatever the type of the rest.
-double table_value(const TensorView& table, std::int64_t i) {
-  return table.dtype == DType::f32 ? static_cast<double>(table.as<float>()[i]) : table.as<double>()[i];
+void run_attention_temperature(const KernelCall& call) {
+  const auto& a = call.get<ops::AttentionTemperature>();
+  for (std::int64_t t = 0; t < a.tokens; ++t) {
+    const std::int64_t position = t % a.sequence_length;
+    const double steps = std::floor((static_cast<double>(position) + 1.0) / static_cast<double>(a.floor));
+    call.out<double>(0)[t] = 1.0 + a.scale * std::log(1.0 + steps);
+  }
 }
 
 void run_rope(const KernelCall& call) {
@@ -102,6 +106,7 @@ void run_swiglu(const KernelCall& call) {
 void register_rowwise(KernelTable& table) {
   add_reference(table, "rms_norm", run_rms_norm);
   add_reference(table, "rope_table", run_rope_table);
+  add_reference(table, "attention_temperature", run_attention_temperature);
   add_reference(table, "rope", run_rope);
   add_reference(table, "swiglu", run_swiglu);
 }

@@ -26,40 +26,42 @@ constexpr float kNaN = std::numeric_limits<float>::quiet_NaN(), kInf = std::nume
 struct Memory {
   std::vector<LocalParameter> parameters =
       whole_parameters(list_parameters(read_hub_config(test::small_model())));
-  TensorMap weights = make_parameter_tensors(specs_of(parameters));
-  OptimizerStates states{{"adam.m.", make_optimizer_tensors(parameters)},
-                         {"adam.v.", make_optimizer_tensors(parameters)}};
-  TensorMap gradients = make_parameter_tensors(specs_of(parameters));
+  std::shared_ptr<States> states = test::make_weights(parameters);
 
   Memory() {
-    for (TensorMap* map : {&weights, &states.at("adam.m."), &states.at("adam.v."), &gradients})
-      for (auto& [name, tensor] : *map) std::fill(tensor.bytes().begin(), tensor.bytes().end(), std::byte{0});
-  }
-  /// Breaks the last value of the part of a parameter that is hub tensor `name`.
-  void spoil(TensorMap& map, const std::string& name, float with) {
+    std::vector<StateSpec> gradients;
     for (const LocalParameter& p : parameters)
-      for (const HubPiece& piece : p.spec.pieces)
-        if (piece.name == name) {
-          const std::int64_t end = (piece.first_row + piece.shape[0]) * p.spec.row_size();
-          map.at(p.spec.name).values<float>()[static_cast<std::size_t>(end - 1)] = with;
+      gradients.push_back(
+          {gradient_name(p.spec.name), Role::gradient, DType::f32, std::make_shared<LocalParameter>(p)});
+    states->add(std::move(gradients));
+    states->add(test::moments_of(parameters));
+    for (const Role role : {Role::weight, Role::gradient, Role::optimizer}) states->fill_zero(role);
+  }
+  /// Breaks the last value of the part of a parameter's state that is hub tensor `name`.
+  void spoil(Role role, std::string_view kind, const std::string& name, float with) {
+    for (const StateSpec& spec : states->specs())
+      for (const HubPiece& piece : spec.parameter->spec.pieces)
+        if (spec.role == role && spec.kind == kind && piece.name == name) {
+          const std::int64_t end = (piece.first_row + piece.shape[0]) * spec.parameter->spec.row_size();
+          test::values_of(*states, spec.name)[static_cast<std::size_t>(end - 1)] = with;
           return;
         }
     FAIL(name);
   }
-  std::string describe() { return describe_bad_tensors({parameters, weights, states}, gradients); }
+  std::string describe() { return describe_bad_tensors(*states); }
 };
 
 TEST_CASE("the first tensor that is not finite is named as the hub names it: the cause before what follows") {
   Memory m;
   CHECK(m.describe().empty());
   const std::string expert = "model.layers.2.mlp.experts.5.up_proj.weight";
-  m.spoil(m.gradients, "model.embed_tokens.weight", kNaN);
+  m.spoil(Role::gradient, "", "model.embed_tokens.weight", kNaN);
   CHECK(m.describe() == "gradient of model.embed_tokens.weight");
-  m.spoil(m.gradients, expert, kInf);  // of a later layer, so the backward comes to it first
+  m.spoil(Role::gradient, "", expert, kInf);  // of a later layer, so the backward comes to it first
   CHECK(m.describe() == "gradient of " + expert + " (and 1 more tensors)");
-  m.spoil(m.states.at("adam.v."), "model.norm.weight", kInf);
+  m.spoil(Role::optimizer, kSecondMoment, "model.norm.weight", kInf);
   CHECK(m.describe() == "moment adam.v.model.norm.weight (and 2 more tensors)");
-  m.spoil(m.weights, expert, -kInf);
+  m.spoil(Role::weight, "", expert, -kInf);
   CHECK(m.describe() == "parameter " + expert + " (and 3 more tensors)");
 }
 
@@ -91,19 +93,18 @@ TEST_CASE("a step whose loss is not finite changes neither parameters nor moment
   options.sequence_length = 16;
   test::Training t("deepseek_v2", FarSkipMode::off, make_cpu_device(), options);
   CHECK(t.step(0).updated);
-  t.weights.at("model.norm.weight").values<float>()[0] = kInf;
-  t.engine->upload_weights();
+  test::values_of(*t.states, "model.norm.weight")[0] = kInf;
   const std::string name = "model.layers.1.self_attn.o_proj.weight";
-  const auto copy = [&](const TensorMap& map) {
-    const auto bytes = map.at(name).bytes();
-    return std::vector<std::byte>(bytes.begin(), bytes.end());
+  const auto copy = [&](const std::string& state) {
+    const auto values = test::values_of(*t.states, state);
+    return std::vector<float>(values.begin(), values.end());
   };
-  const auto weight = copy(t.weights), first = copy(t.engine->optimizer_states().at("adam.m."));
+  const auto weight = copy(name), first = copy("adam.m." + name);
   const StepResult result = t.step(1);
   CHECK_FALSE(result.loss_is_finite);
   CHECK_FALSE(result.updated);
-  CHECK(copy(t.weights) == weight);
-  CHECK(copy(t.engine->optimizer_states().at("adam.m.")) == first);
+  CHECK(copy(name) == weight);
+  CHECK(copy("adam.m." + name) == first);
 }
 
 std::set<std::string> checkpoints_of(const fs::path& run_dir) {
@@ -210,14 +211,13 @@ TEST_CASE("moments that are not finite are not saved, and not taken from a check
   const ModelConfig model = read_hub_config(test::small_model());
   const test::TemporaryFolder folder;
   const Communicator alone = make_self_communicator();
-  const TrainingTensors tensors{m.parameters, m.weights, m.states};
   CheckpointSaver saver({folder.path(), 5, false}, model, {}, test::quiet_context());
-  saver.save({1}, tensors);
-  m.spoil(m.states.at("adam.v."), "model.norm.weight", kInf);
-  CHECK_THROWS_WITH(saver.save({2}, tensors),
+  saver.save({1}, *m.states);
+  m.spoil(Role::optimizer, kSecondMoment, "model.norm.weight", kInf);
+  CHECK_THROWS_WITH(saver.save({2}, *m.states),
                     ContainsSubstring("step 2: adam.v.model.norm.weight holds values that are not finite"));
   CHECK_FALSE(fs::exists(folder / "step-2"));
-  CHECK(resume_training(folder.path(), model, {}, tensors, alone, kSilent)->step == 1);
+  CHECK(resume_training(folder.path(), model, {}, *m.states, alone, kSilent)->step == 1);
 }
 
 }  // namespace

@@ -13,6 +13,7 @@
 #include "support/context.h"
 #include "support/run_files.h"
 #include "support/small_run.h"
+#include "support/states.h"
 
 namespace farskip::test {
 namespace {
@@ -142,10 +143,7 @@ TEST_CASE("an evaluation counts every token but the first once, whatever the seq
   const auto tokens = std::make_shared<TokenFile>((small_model() / "tokens").string());
   const auto count = static_cast<std::int64_t>(tokens->num_tokens());
   const ModelConfig config = read_hub_config(small_model());
-  const auto specs = list_parameters(config);
-  TensorMap weights = make_parameter_tensors(specs);
-  load_weights(weights, whole_parameters(specs), specs, SafetensorsFolder(small_model()));
-  InferenceEngine engine(wire_model(config), weights, test::quiet_context());
+  InferenceEngine engine(wire_model(config), test::load_weights(small_model()), test::quiet_context());
   for (const bool document_mask : {false, true})
     for (const std::int64_t length : {std::int64_t{7}, std::int64_t{100}, count - 1, count + 50}) {
       CAPTURE(document_mask, length);

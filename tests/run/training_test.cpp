@@ -18,6 +18,7 @@
 #include "support/context.h"
 #include "support/run_files.h"
 #include "support/small_run.h"
+#include "support/states.h"
 
 namespace farskip {
 namespace {
@@ -244,7 +245,6 @@ moe_intermediate_size: 256
                                           "test", errors);
   const ModelConfig model = read_model_section(tree, errors);
   errors.throw_if_any();
-  const std::vector<ParameterSpec> specs = list_parameters(model);
   // Each thread has buffers of its own in the matrix library: 2 MB of OpenBLAS, which no plan counts.
   struct Threads {
     const int before = omp_get_max_threads();
@@ -252,8 +252,8 @@ moe_intermediate_size: 256
   } threads;
   omp_set_num_threads(2);
   const std::uint64_t before = resident_bytes();
-  TensorMap weights = make_parameter_tensors(specs);
-  initialise_weights(weights, whole_parameters(specs), 1, 0.02);
+  const auto weights = test::make_weights(model);
+  initialise_weights(*weights, 1, 0.02);
   TrainEngineOptions options;
   options.micro_batch = 2;
   options.sequence_length = 256;

@@ -7,6 +7,7 @@
 
 #include "support/catch.h"
 #include "support/models.h"
+#include "support/states.h"
 #include "support/support.h"
 
 namespace farskip {
@@ -15,53 +16,48 @@ namespace {
 const std::vector<MeshPosition> kMeshes{{1, 0, 1}, {2, 0, 1}, {2, 0, 2}, {3, 0, 1}, {4, 0, 2}, {4, 0, 4}};
 
 /// The part of a whole parameter that `p` is, as bytes.
-std::span<const std::byte> slice_of(const TensorMap& whole, const LocalParameter& p) {
+std::span<const std::byte> slice_of(const States& whole, const LocalParameter& p) {
   const auto row_bytes = static_cast<std::size_t>(p.spec.row_size()) * sizeof(float);
-  return whole.at(p.spec.name)
-      .bytes()
+  return std::span<const std::byte>(whole.at(p.spec.name).bytes())
       .subspan(static_cast<std::size_t>(p.first_row) * row_bytes,
                static_cast<std::size_t>(p.spec.num_rows()) * row_bytes);
 }
 
-void check_equals_slices(const TensorMap& part, const TensorMap& whole,
-                         const std::vector<LocalParameter>& parameters) {
-  for (const LocalParameter& p : parameters) {
-    INFO(p.spec.name);
-    const auto expected = slice_of(whole, p), got = part.at(p.spec.name).bytes();
+void check_equals_slices(const States& part, const States& whole) {
+  for (const StateSpec& spec : part.specs()) {
+    INFO(spec.name);
+    const auto expected = slice_of(whole, *spec.parameter);
+    const std::span<const std::byte> got = part.at(spec.name).bytes();
     REQUIRE(got.size() == expected.size());
     CHECK(std::memcmp(got.data(), expected.data(), got.size()) == 0);
   }
 }
 
-TensorMap load_whole(const SafetensorsFolder& folder, const std::vector<ParameterSpec>& specs) {
-  TensorMap whole = make_parameter_tensors(specs);
-  load_weights(whole, whole_parameters(specs), specs, folder);
-  return whole;
+/// This place's part of a folder of this model.
+std::shared_ptr<States> load_part(const SafetensorsFolder& folder, const std::vector<ParameterSpec>& specs,
+                                  const MeshPosition& mesh = {}) {
+  auto states = test::make_weights(local_parameters(specs, mesh, true));
+  load_weights(*states, specs, folder);
+  return states;
 }
 
-void check_load_by_rank(const fs::path& path, const std::vector<ParameterSpec>& specs,
-                        const TensorMap& whole) {
+void check_load_by_rank(const fs::path& path, const std::vector<ParameterSpec>& specs, const States& whole) {
   const SafetensorsFolder folder(path);
   for (MeshPosition mesh : kMeshes)
-    for (mesh.world_rank = 0; mesh.world_rank < mesh.world_size; ++mesh.world_rank) {
-      const auto parameters = local_parameters(specs, mesh, true);
-      TensorMap part = make_parameter_tensors(specs_of(parameters));
-      load_weights(part, parameters, specs, folder);
-      check_equals_slices(part, whole, parameters);
-    }
+    for (mesh.world_rank = 0; mesh.world_rank < mesh.world_size; ++mesh.world_rank)
+      check_equals_slices(*load_part(folder, specs, mesh), whole);
 }
 
 TEST_CASE("weights initialised on any mesh are slices of the whole model's") {
   for (const std::string& model : test::family_fixtures()) {
     const std::vector<ParameterSpec> specs = list_parameters(read_hub_config(test::fixtures() / model));
-    TensorMap whole = make_parameter_tensors(specs);
-    initialise_weights(whole, whole_parameters(specs), 7, 0.02);
+    const auto whole = test::make_weights(whole_parameters(specs));
+    initialise_weights(*whole, 7, 0.02);
     for (MeshPosition mesh : kMeshes)
       for (mesh.world_rank = 0; mesh.world_rank < mesh.world_size; ++mesh.world_rank) {
-        const auto parameters = local_parameters(specs, mesh, false);
-        TensorMap part = make_parameter_tensors(specs_of(parameters));
-        initialise_weights(part, parameters, 7, 0.02);
-        check_equals_slices(part, whole, parameters);
+        const auto part = test::make_weights(local_parameters(specs, mesh, false));
+        initialise_weights(*part, 7, 0.02);
+        check_equals_slices(*part, *whole);
       }
   }
 }
@@ -71,23 +67,24 @@ TEST_CASE("each rank loads its own experts from a model folder, one tensor each 
     const fs::path source = test::fixtures() / model;
     const std::vector<ParameterSpec> specs = list_parameters(read_hub_config(source));
     const SafetensorsFolder files(source);
-    const TensorMap whole = load_whole(files, specs);
-    // An independent look at one tensor, where there are experts of the last one, which the last rank has.
-    const auto experts =
-        std::find_if(specs.rbegin(), specs.rend(), [](const auto& s) { return s.is_expert; });
-    const std::string name = (experts == specs.rend() ? specs.back() : *experts).pieces.back().name;
-    const HostTensor read = convert_dtype(files.read(name), DType::f32);
-    CHECK(std::memcmp(read.bytes().data(), hub_views(whole, specs).at(name).data, read.bytes().size()) == 0);
-    check_load_by_rank(source, specs, whole);
+    const auto whole = load_part(files, specs);
+    for (const auto& [name, view] : hub_views(*whole, Role::weight)) {
+      INFO(name);
+      const HostTensor stored = convert_dtype(files.read(name), DType::f32),
+                       ours = copy_as_stored(whole->device(), view);
+      REQUIRE(ours.shape() == stored.shape());
+      CHECK(std::memcmp(stored.bytes().data(), ours.bytes().data(), stored.bytes().size()) == 0);
+    }
+    check_load_by_rank(source, specs, *whole);
 
     const test::TemporaryFolder folder;
     ViewMap packed;
-    for (const auto& [parameter, tensor] : whole) packed[parameter] = tensor.view();
+    for (const StateSpec& spec : whole->specs()) packed[spec.name] = whole->at(spec.name);
     for (const DType dtype : {DType::f32, DType::bf16}) {
-      write_tensors(folder / "model.safetensors", packed, dtype);
-      const TensorMap expected = load_whole(SafetensorsFolder(folder.path()), specs);
-      if (dtype == DType::f32) check_equals_slices(expected, whole, whole_parameters(specs));
-      check_load_by_rank(folder.path(), specs, expected);
+      write_tensors(folder / "model.safetensors", packed, dtype, whole->device());
+      const auto expected = load_part(SafetensorsFolder(folder.path()), specs);
+      if (dtype == DType::f32) check_equals_slices(*expected, *whole);
+      check_load_by_rank(folder.path(), specs, *expected);
     }
   }
 }
@@ -95,19 +92,17 @@ TEST_CASE("each rank loads its own experts from a model folder, one tensor each 
 TEST_CASE("a rank notices what does not fit the model wherever its experts are, before it reads") {
   const test::TemporaryFolder folder;
   const std::vector<ParameterSpec> specs = list_parameters(read_hub_config(test::fixtures() / "qwen3_moe"));
-  TensorMap whole = make_parameter_tensors(specs);
-  initialise_weights(whole, whole_parameters(specs), 1, 0.02);
-  ViewMap views = hub_views(whole, specs);
+  const auto whole = test::make_weights(whole_parameters(specs));
+  initialise_weights(*whole, 1, 0.02);
+  ViewMap views = hub_views(*whole, Role::weight);
   const std::string missing = "model.layers.0.mlp.experts.0.up_proj.weight";
   const std::string cut = "model.layers.0.mlp.experts.7.up_proj.weight";
   views["surplus"] = views.extract(missing).mapped();
   views[cut].shape = Shape{8, 32};
-  write_tensors(folder / "model.safetensors", views, DType::f32);
+  write_tensors(folder / "model.safetensors", views, DType::f32, whole->device());
   for (const int rank : {0, 1}) {
-    const auto parameters = local_parameters(specs, {2, rank, 2}, false);
-    TensorMap part = make_parameter_tensors(specs_of(parameters));
     CHECK_THROWS_WITH(
-        load_weights(part, parameters, specs, SafetensorsFolder(folder.path())),
+        load_part(SafetensorsFolder(folder.path()), specs, {2, rank, 2}),
         ContainsSubstring("3 tensors do not fit") && ContainsSubstring(missing + " [16, 32] is missing") &&
             ContainsSubstring("model.safetensors: " + cut + " is [8, 32], the model has [16, 32]") &&
             ContainsSubstring("model.safetensors: surplus [16, 32] is not part of the model"));
@@ -122,8 +117,9 @@ TEST_CASE("moments have the rows whose state a rank keeps") {
   for (const std::int64_t e : {0, 1}) specs[2].pieces.push_back({fmt::format("e{}", e), {2, 3}, 2 * e});
   const auto shapes = [&](const MeshPosition& mesh, bool zero) {
     std::vector<Shape> list;
-    const TensorMap tensors = make_optimizer_tensors(local_parameters(specs, mesh, zero));
-    for (const char* name : {"matrix", "vector", "experts"}) list.push_back(tensors.at(name).shape());
+    const States states(make_cpu_device(), test::moments_of(local_parameters(specs, mesh, zero)));
+    for (const char* name : {"matrix", "vector", "experts"})
+      list.push_back(states.at(std::string(kSecondMoment) + name).shape);
     return list;
   };
   CHECK(shapes({}, true) == std::vector<Shape>{{5, 3}, {1}, {2, 2, 3}});

@@ -8,26 +8,25 @@
 #include "farskip/measure/measure.h"
 #include "farskip/run/trainer.h"
 #include "support/context.h"
+#include "support/states.h"
 #include "support/support.h"
 
 namespace farskip::test {
 
 inline const Logger quiet_logger(LogLevel::off);
 
-/// Weights come to the device only by upload_weights().
 struct Training {
   Training(const std::string& fixture, FarSkipMode mode, const std::shared_ptr<Device>& device,
            TrainEngineOptions engine_options)
       : options(std::move(engine_options)),
         config(read_hub_config(fixtures() / fixture)),
         specs(list_parameters(config)),
-        weights(make_parameter_tensors(specs)),
         model(wire_model(config, {mode, {}})),
         context(quiet_context(make_self_mesh(), device)) {
     options.optimizer.weight_decay = 0.1;
-    load_weights(weights, whole_parameters(specs), specs, SafetensorsFolder(fixtures() / fixture));
-    engine = std::make_unique<TrainEngine>(model, weights, options, context);
-    engine->upload_weights();
+    states = make_weights(whole_parameters(specs), options.compute, device);
+    farskip::load_weights(*states, specs, SafetensorsFolder(fixtures() / fixture));
+    engine = std::make_unique<TrainEngine>(model, states, options, context);
   }
 
   std::int64_t batch_tokens() const { return options.micro_batch * options.sequence_length; }
@@ -44,14 +43,15 @@ struct Training {
   StepResult step(std::int64_t number) {
     return engine->step(batches(number), scale(), 1e-3F, 1e-3, number + 1);
   }
+  TensorMap gradients() const { return read_states(*states, Role::gradient); }
   BatchLoss compute_gradients() { return engine->compute_gradients(batches(0), scale(), 1e-3F); }
 
   TrainEngineOptions options;
   ModelConfig config;
   std::vector<ParameterSpec> specs;
-  TensorMap weights;
   Model model;
   Context context;
+  std::shared_ptr<States> states;
   std::unique_ptr<TrainEngine> engine;
 };
 

@@ -11,4 +11,7 @@ namespace farskip {
 /// Angle per position of each of the dim/2 pairs, slowed as `scaling` says.
 std::vector<double> rope_angles(const ops::RopeTable& attributes);
 
+/// The temperature of each position, up to the sequence length (ops::attention_temperature).
+std::vector<float> attention_temperatures(const ops::AttentionTemperature& attributes);
+
 }  // namespace farskip

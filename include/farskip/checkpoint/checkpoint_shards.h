@@ -11,15 +11,8 @@
 
 namespace farskip {
 
-/// What is saved or filled, by reference. Weights as make_parameter_tensors of specs_of(parameters) makes
-/// them, states of the optimizer as make_optimizer_tensors; parameters without any are frozen.
-struct TrainingTensors {
-  const std::vector<LocalParameter>& parameters;
-  TensorMap& weights;
-  OptimizerStates& optimizer;
-};
-
-/// Some rows of a checkpoint tensor, where they lie in memory. At least one row.
+/// Some rows of a checkpoint tensor, where they lie: in the memory of the states' device, or in a copy. At
+/// least one row.
 struct TensorRows {
   Shape full_shape;  // of the whole tensor, rank 1 or 2
   std::int64_t first_row = 0;
@@ -29,17 +22,14 @@ struct TensorRows {
 /// The key is the tensor's name in the checkpoint: its hub name; before it, the kind of an optimizer's state.
 using TensorRowsMap = std::map<std::string, TensorRows>;
 
-/// All that this rank holds: its hub tensors, whole; the rows of the optimizer's states that it keeps.
-TensorRowsMap held_weights(const TrainingTensors& tensors);
-/// The same of tensors like the weights, such as gradients, of some parameters.
-TensorRowsMap held_rows(const std::vector<LocalParameter>& parameters, const TensorMap& tensors);
-TensorRowsMap held_states(const TrainingTensors& tensors);
+/// All that this rank holds of one role, cut at the borders of hub tensors.
+TensorRowsMap held_rows(const States& states, Role role);
 
 /// The part that this rank writes: over all ranks, each hub tensor once, and each row of a state once. Hub
 /// tensors are dealt out so that the bytes of all ranks are about equal; states by the rows of ZeRO, whether
 /// or not the replicas keep more.
-TensorRowsMap weights_to_write(const TrainingTensors& tensors, const MeshPosition& mesh);
-TensorRowsMap states_to_write(const TrainingTensors& tensors, const MeshPosition& mesh);
+TensorRowsMap weights_to_write(const States& states, const MeshPosition& mesh);
+TensorRowsMap optimizer_to_write(const States& states, const MeshPosition& mesh);
 
 /// "model-00002-of-00004.safetensors" for rank 1 of 4; alone "model.safetensors", as the hub has it.
 std::string shard_name(std::string_view stem, const MeshPosition& mesh);

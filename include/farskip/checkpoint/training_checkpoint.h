@@ -40,7 +40,7 @@ class CheckpointSaver {
 
   /// Begins with wait(). Asynchronous: copies what this rank writes, and writes it in a thread while training
   /// goes on, until commit() or wait(). Otherwise writes and commits.
-  void save(const TrainingState& state, const TrainingTensors& tensors);
+  void save(const TrainingState& state, const States& states);
   /// A save is under way: begun by all ranks and not yet committed.
   bool open() const { return open_ != nullptr; }
   /// From now on no older checkpoint is removed: the state that is saved next may be worth less than they
@@ -55,13 +55,13 @@ class CheckpointSaver {
   void wait();
 
   /// Memory for the copies of an asynchronous save, kept between saves; zero if saves are not.
-  std::size_t snapshot_bytes(const TrainingTensors& tensors) const;
+  std::size_t snapshot_bytes(const States& states) const;
 
  private:
   struct OpenSave;
   void begin(const TrainingState& state);
-  void copy_tensors(TensorRowsMap& rows);
-  void write_own_files(OpenSave& save, const TensorRowsMap& weights, const TensorRowsMap& states) const;
+  void copy_tensors(TensorRowsMap& rows, Device& device);
+  void write_own_files(OpenSave& save, const TensorRowsMap& weights, const TensorRowsMap& optimizer) const;
   void publish(OpenSave& save, const std::vector<std::string>& reports) const;
 
   fs::path folder_;
@@ -80,13 +80,13 @@ class CheckpointSaver {
 /// The settings that rank 0 makes, on every rank. Collective; an error is the same on every rank.
 RunSettings share_settings(const Communicator& world, const std::function<RunSettings()>& make);
 
-/// Newest valid checkpoint of the folder, if any, loaded into `tensors`, whatever mesh wrote it. Each rank
+/// Newest valid checkpoint of the folder, if any, loaded into `states`, whatever mesh wrote it. Each rank
 /// reads the rows that it holds, and compares the hashes of the pieces that they lie in on the way.
 /// Collective; errors are the same on every rank: UsageError listing each field of the model, and each
 /// setting whose rule is AtResume::refused, that differs from `config` and `settings` (rank 0's count), with
 /// both values. Those that are warned of go to the log.
 std::optional<TrainingState> resume_training(const fs::path& folder, const ModelConfig& config,
-                                             const RunSettings& settings, const TrainingTensors& tensors,
+                                             const RunSettings& settings, States& states,
                                              const Communicator& world, const Logger& logger);
 
 /// Before weights are read from `folder`: where it is a checkpoint, or a model that we exported, rank 0

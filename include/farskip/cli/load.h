@@ -11,7 +11,6 @@
 #include "farskip/data/tokenizer.h"
 #include "farskip/distill/distill_setup.h"
 #include "farskip/runtime/context.h"
-#include "farskip/state/device_tensors.h"
 #include "farskip/state/weights.h"
 
 namespace farskip {
@@ -36,11 +35,17 @@ TrainEngineOptions random_step_options(const LoadedRun& run, const Context& cont
 
 struct LoadedModel {
   ModelConfig config;
-  TensorMap weights;
-  fs::path folder;  // where they were read from
+  std::shared_ptr<States> states;  // weights (weight_states), or constants for inference alone
+  fs::path folder;                 // where they were read from
 };
-/// A hub-layout folder or a checkpoint (step-N, or a run or checkpoints folder: its newest one).
-LoadedModel load_model(const std::string& folder, const Logger& logger);
+struct OpenedDevice {
+  std::shared_ptr<Device> device = make_cpu_device();
+  DType compute = DType::f32;
+};
+/// A hub-layout folder or a checkpoint (step-N, or a run or checkpoints folder: its newest one). `role`: of
+/// what is loaded, weight or constant.
+LoadedModel load_model(const std::string& folder, Role role, const Logger& logger,
+                       const OpenedDevice& on = {});
 /// The folder that load_model would read.
 fs::path resolve_model_folder(const std::string& folder, const Logger& logger);
 /// DataError naming file and tensor of a weight that is not finite.
@@ -55,13 +60,7 @@ struct DeviceOptions {
   std::string device = "auto", precision = "fp32";
 };
 void add_device_options(Subcommand& command, DeviceOptions& options);
-struct OpenedDevice {
-  std::shared_ptr<Device> device;
-  DType compute = DType::f32;
-};
 OpenedDevice open_device(const DeviceOptions& options);
-/// All weights of a model on a device.
-std::shared_ptr<const DeviceWeights> put_weights(const LoadedModel& model, const OpenedDevice& on);
 
 /// Wiring from --farskip and --layers; nullopt without --farskip. UsageError for a bad value.
 std::optional<FarSkipConfig> parse_wiring(const std::string& mode, const std::string& layers,

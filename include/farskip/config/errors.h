@@ -46,6 +46,10 @@ class ErrorList {
   void add_unknown_key(const Position& position, const std::string& section, const std::string& key);
   void add_known_key(const KnownKey& key);
 
+  /// What the user should know although nothing is wrong.
+  void add_notice(std::string text) { notices_.push_back(std::move(text)); }
+  const std::vector<std::string>& notices() const { return notices_; }
+
   bool empty() const { return mistakes_.empty(); }
   std::size_t size() const { return mistakes_.size(); }
   /// In the order of reading, each path once.
@@ -66,6 +70,7 @@ class ErrorList {
 
   ExitCode kind_;
   std::vector<Mistake> mistakes_;
+  std::vector<std::string> notices_;
   std::vector<KnownKey> known_keys_;
   std::set<std::string> known_paths_;
 };

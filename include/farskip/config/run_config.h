@@ -151,6 +151,7 @@ struct TrainConfig {
   OptimizerConfig optimizer;
   LearningRateConfig learning_rate;
   double aux_loss = 0.001;            // coefficient; 0: off
+  double router_bias_update = 0.0;    // by which a step moves the biases of routers; 0: off
   std::int64_t validate_every = 100;  // steps; 0: never
   bool operator==(const TrainConfig&) const = default;
 };

@@ -8,7 +8,6 @@
 #include "farskip/distill/teacher.h"
 #include "farskip/ops/distill_ops.h"
 #include "farskip/program/objective.h"
-#include "farskip/state/device_tensors.h"
 
 namespace farskip {
 
@@ -24,15 +23,13 @@ struct DistillTerms {
 /// models have as many experts and choices, "sum.hidden_l2", "sum.router_agreement".
 class DistillObjective final : public StepObjective {
  public:
-  /// Puts the teacher on the device, rounded once where the graphs compute in bf16 with a parameter; its f32
-  /// weights are not kept then.
-  DistillObjective(DistillTerms terms, Teacher teacher, std::shared_ptr<Device> device, DType compute);
+  /// `states`: Teacher::states; nullptr where only plans are made.
+  DistillObjective(DistillTerms terms, Teacher teacher, std::shared_ptr<const States> states);
 
   PassPipeline forward(const Model& model, const LowerOptions& options,
                        const StepSharding& sharding) const override;
   std::vector<std::string> terms() const override;
-  const TensorMap& tensors() const override { return tensors_; }
-  void bind(Executor& executor) const override;
+  const States* states() const override { return states_.get(); }
 
  private:
   Graph join(const Graph& student_graph, const ModelConfig& student, const LowerOptions& options,
@@ -42,8 +39,7 @@ class DistillObjective final : public StepObjective {
 
   DistillTerms terms_;
   Teacher teacher_;
-  TensorMap tensors_;  // by external name
-  DeviceTensors on_device_;
+  std::shared_ptr<const States> states_;
 };
 
 /// Names of the inputs of a graph that has kept outputs instead of a teacher.
@@ -58,15 +54,12 @@ class CachedDistillObjective final : public StepObjective {
   explicit CachedDistillObjective(ops::DistillLoss loss) : loss_(loss) {}
   PassPipeline forward(const Model& model, const LowerOptions& options,
                        const StepSharding& sharding) const override;
-  const TensorMap& tensors() const override { return none_; }
-  void bind(Executor& /*executor*/) const override {}
   void complete_random_batch(Batch& batch) const override;
 
  private:
   Graph add_loss(const Graph& student, const ModelConfig& config, const LowerOptions& options) const;
 
   ops::DistillLoss loss_;
-  TensorMap none_;
 };
 
 /// The teacher alone, its parameters under their own names (read_name()), with outputs under the names above

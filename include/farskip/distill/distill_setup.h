@@ -28,10 +28,16 @@ DistillTerms make_terms(const DistillConfig& config, const ModelConfig& student,
 /// there are none: no teacher is in memory.
 std::set<std::string> shared_parameters(const DistillSetup& setup, const ModelConfig& student);
 
-/// Adds what a step minimises and what it leaves as it is. `teacher`: of setup.teacher; with weights, which
-/// go to the device in the type that options.compute asks for, if steps are to run; not needed with kept
-/// outputs.
+/// The teacher as it is planned beside the student.
+Teacher plan_teacher(const DistillSetup& setup, const ModelConfig& student);
+
+/// Adds what a step minimises and what it leaves as it is. `make_states`: of the teacher's, if steps are to
+/// run; not called with kept outputs.
+using MakeTeacherStates = std::function<std::shared_ptr<const States>(const Teacher&)>;
 void add_distillation(TrainEngineOptions& options, const DistillSetup& setup, const ModelConfig& student,
-                      Teacher teacher, std::shared_ptr<Device> device);
+                      const MakeTeacherStates& make_states = {});
+/// The same with random weights, for measuring.
+void add_random_distillation(TrainEngineOptions& options, const DistillSetup& setup,
+                             const ModelConfig& student, const Context& context, std::uint64_t seed);
 
 }  // namespace farskip

@@ -14,10 +14,9 @@ namespace farskip {
 
 class Distillation final : public RunObjective {
  public:
-  /// `student`: with its final wiring. `weights`: of local_parameters at the mesh's position; filled with
-  /// those that the run begins with. Collective. Errors: UsageError where teacher and student do not fit.
-  Distillation(const RunConfig& config, const ModelConfig& student,
-               const std::vector<LocalParameter>& parameters, TensorMap& weights, const Context& context);
+  /// `student`: with its final wiring. `states`: its weights, which are filled with those that the run begins
+  /// with. Collective. Errors: UsageError where teacher and student do not fit.
+  Distillation(const RunConfig& config, const ModelConfig& student, States& states, const Context& context);
 
   const std::set<std::string>& frozen() const { return frozen_; }
   const std::shared_ptr<const StepObjective>& objective() const { return objective_; }
@@ -27,12 +26,12 @@ class Distillation final : public RunObjective {
   }
   void add_to(TrainingOptions& options) const override;
   /// Nothing: they are there, since what the teacher shares depends on them.
-  void fill_weights(TensorMap& /*weights*/) const override {}
+  void fill_weights(States& /*states*/) const override {}
 
   /// The student as it is wired in step `step` (from 0): in a curriculum not in all its layers yet.
   std::optional<LayerGraph> layers_at(std::int64_t step) const override;
   /// After a resume: UsageError if a tensor that the teacher shares was trained before.
-  void check_weights(const TensorMap& weights) const override;
+  void check_weights(const States& states) const override;
 
   /// After a resume: forgets those of the checkpoint's numbers that compare with nothing under the settings
   /// of now, since they were measured on other text or by another metric.
@@ -50,8 +49,7 @@ class Distillation final : public RunObjective {
 
  private:
   double metric_value(const Evaluation& e) const;
-  void share_frozen(Teacher& teacher, const std::vector<LocalParameter>& parameters,
-                    const TensorMap& weights);
+  void share_frozen(Teacher& teacher, const SafetensorsFolder& folder, const States& states);
 
   DistillConfig config_;
   ModelConfig student_;

@@ -28,13 +28,13 @@ class RunObjective {
   virtual std::shared_ptr<const StepObjective> validation_objective() const { return nullptr; }
 
   /// Fills the weights of a run that does not resume. Collective.
-  virtual void fill_weights(TensorMap& weights) const = 0;
+  virtual void fill_weights(States& states) const = 0;
   /// After a resume: forgets those of the checkpoint's numbers that compare with nothing under the settings
   /// of now.
   virtual void forget_old_numbers(const RunSettings& /*saved*/, const RunSettings& /*now*/,
                                   RunNumbers& /*numbers*/) const {}
   /// Before the first step, with the weights that it begins with: UsageError where they do not fit.
-  virtual void check_weights(const TensorMap& /*weights*/) const {}
+  virtual void check_weights(const States& /*states*/) const {}
   /// What held-out text says before any training. Collective.
   using Validate = std::function<Evaluation(InferenceEngine&)>;
   virtual void record_baseline(const Validate& /*validate*/, InferenceEngine& /*model*/,

@@ -11,24 +11,24 @@
 
 namespace farskip {
 
-/// A teacher on this rank. In the graph of both models what its graph reads (read_name()) is called
-/// teacher_name() of that, but for parameters in `shared`, which are the student's own tensors.
+/// In the graph of both models what the teacher's graph reads (read_name()) is called teacher_name() of that,
+/// but for parameters in `shared`, which are the student's own tensors.
 struct Teacher {
-  Model model;        // in the wiring that the configuration names
-  TensorMap weights;  // f32, by the names of list_parameters(); none where only plans are made
-  std::set<std::string> shared;
+  Model model;                     // in the wiring that the configuration names
+  std::set<std::string> shared{};  // names of list_parameters()
 
   std::string external_name(std::string_view read_name) const;
+  /// What is in memory for it beside a student at this place of a mesh.
+  std::vector<StateSpec> states(const MeshPosition& mesh, DType compute) const;
 };
 
-/// Without weights.
-Teacher make_teacher(const ModelConfig& config);
-/// With this rank's part of the weights in a model folder.
-Teacher load_teacher(const fs::path& folder, const Context& context);
+/// The teacher in a model folder, which is checked. Collective.
+Teacher open_teacher(const fs::path& folder, const Context& context);
 /// Tells this teacher from others, wherever its folder lies: a hash of its configuration and of
 /// fingerprint_file of its weights' files.
 std::string fingerprint_model(const fs::path& folder);
-/// With the weights that a model of this seed begins with.
-Teacher make_random_teacher(const ModelConfig& config, const MeshPosition& mesh, std::uint64_t seed);
+/// Its states on the context's device, with the weights that a model of this seed begins with.
+std::shared_ptr<const States> make_random_states(const Teacher& teacher, DType compute,
+                                                 const Context& context, std::uint64_t seed);
 
 }  // namespace farskip

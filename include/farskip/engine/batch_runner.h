@@ -9,9 +9,16 @@
 #include <vector>
 
 #include "farskip/runtime/executor.h"
-#include "farskip/state/device_tensors.h"
+#include "farskip/state/states.h"
 
 namespace farskip {
+
+/// Some memory of a device.
+struct DeviceBuffer {
+  std::shared_ptr<std::byte[]> memory;
+  std::size_t bytes = 0;
+};
+DeviceBuffer allocate_on(Device& device, std::size_t bytes);
 
 /// Tokens of some sequences of equal length, as the graphs want them.
 struct Batch {

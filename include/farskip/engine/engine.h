@@ -15,7 +15,6 @@
 #include "farskip/runtime/context.h"
 #include "farskip/runtime/executor.h"
 #include "farskip/schedule/costs.h"
-#include "farskip/state/device_tensors.h"
 #include "farskip/state/weights.h"
 
 namespace farskip {
@@ -48,16 +47,18 @@ struct MemoryReport {
   std::size_t total() const { return weights + gradients + moments + arena + snapshot; }
 };
 
+/// Of states alone.
+MemoryReport bytes_by_use(std::span<const StateSpec> specs);
+
 /// Forward-only use of a model (evaluation, logits). Plans are made on first use of a batch shape. The arena
 /// may serve other engines too: results in it are valid until any of them runs. Where experts are spread over
 /// ranks, all of them call together, with batches of one shape; buffers are made for the worst routing. Plans
-/// run on the arena's device and compute in the weights' compute type.
+/// run on the arena's device and compute in the type of the states.
 class InferenceEngine {
  public:
-  InferenceEngine(Model model, std::shared_ptr<const DeviceWeights> weights, Context context,
+  /// `states`: with the model's weights, or with constants in their place.
+  InferenceEngine(Model model, std::shared_ptr<const States> states, Context context,
                   std::shared_ptr<const StepObjective> objective = nullptr);
-  /// In f32. What is in `weights` now is copied to the device, unless that shares the host's memory.
-  InferenceEngine(Model model, const TensorMap& weights, Context context);
   InferenceEngine(const InferenceEngine&) = delete;  // executors speak to its mesh
   InferenceEngine& operator=(const InferenceEngine&) = delete;
 
@@ -75,7 +76,7 @@ class InferenceEngine {
   BatchRunner& runner(const EvaluationShape& shape);
 
   Model model_;
-  std::shared_ptr<const DeviceWeights> weights_;
+  std::shared_ptr<const States> states_;
   Context context_;
   KeptLosses losses_;
   HostTensor logits_;  // where the device does not share the host's memory
@@ -99,13 +100,13 @@ struct StepResult {
   bool updated = true;         // false: parameters and moments are as they were
 };
 
-/// Training use: gradients and moments beside the weights, all in the memory of the arena's device. Where
-/// that does not share the host's, the host tensors are a second copy for what is done on the host, and the
-/// owner of the engine says when they are copied: upload_weights, upload_optimizer_states, download_state.
+/// Training use: gradients and what the optimizer keeps beside the weights, all in the memory of the arena's
+/// device.
 class TrainEngine {
  public:
-  /// `weights`: of local_parameters() at the mesh's position; they must stay. Collective.
-  TrainEngine(const Model& model, TensorMap& weights, const TrainEngineOptions& options,
+  /// `states`: TrainingProgram::weight_states at the mesh's position; their contents may come later. The
+  /// others are added, what the optimizer keeps as zeros. Collective.
+  TrainEngine(const Model& model, std::shared_ptr<States> states, const TrainEngineOptions& options,
               const Context& context);
   TrainEngine(const TrainEngine&) = delete;  // executors speak to its mesh
   TrainEngine& operator=(const TrainEngine&) = delete;
@@ -123,16 +124,12 @@ class TrainEngine {
   StepResult step(std::span<const Batch> batches, float loss_scale, float balance_scale, double learning_rate,
                   std::int64_t step, std::span<double> also_summed = {});
 
-  /// The host's weights to the device, and the compute copies that belong to them. To be called whenever the
-  /// host's weights were changed (not needed in f32 on a device that shares memory).
-  void upload_weights() { weights_->upload(); }
-  void upload_optimizer_states();
-  /// Weights to the host's tensors; with moments. Collective: a rank that computes in bf16 has only the rows
-  /// that it updates of some.
-  void download_weights();
-  void download_state();
-  /// Where inference finds the weights that this engine trains.
-  std::shared_ptr<const DeviceWeights> weights() const { return weights_; }
+  /// Weights, gradients, optimizer. Gradients: of this rank's micro-batches until compute_gradients has
+  /// summed them; then of the whole step, but with ZeRO only in the rows that this rank updates.
+  const std::shared_ptr<States>& states() const { return states_; }
+  /// To be called before all of the weights are read: with ZeRO a rank that computes in bf16 has only the
+  /// rows that it updates of some. Collective.
+  void gather_weights();
 
   /// From the next step on the model is wired like this; its parameters, gradients and moments stay.
   /// Collective.
@@ -142,13 +139,8 @@ class TrainEngine {
   const RoutedRowsPlan& routed_rows() const { return program_.routed_rows(); }
   /// Steps that were repeated because routed rows did not fit.
   std::int64_t num_repeated() const { return num_repeated_; }
-  /// Of this rank's micro-batches until compute_gradients has summed them; then of the whole step, but with
-  /// ZeRO only in the rows that this rank updates.
-  /// Copied to the host first where it must be.
-  const TensorMap& gradients() const;
   /// This rank's part of the loss of the last step.
   const BatchLoss& own_loss() const { return own_loss_; }
-  OptimizerStates& optimizer_states() { return optimizer_states_; }
   MemoryReport memory() const;
   /// Time in which this rank could do nothing but communicate, since the start.
   double exposed_seconds() const;
@@ -169,7 +161,7 @@ class TrainEngine {
   float grad_norm() const;
   bool is_finite(const BatchLoss& loss) const;
   BatchLoss sum_over_ranks(const BatchLoss& loss, std::span<double> also_summed) const;
-  void bind_state(Executor& executor);
+  void bind_states(Executor& executor) const;
   void run(Executor& executor);
   void compile_all();
   void check_same_order() const;
@@ -181,11 +173,7 @@ class TrainEngine {
   TrainEngineOptions options_;
   Context context_;
   TrainingProgram program_;
-  TensorMap gradients_;               // the host's
-  OptimizerStates optimizer_states_;  // likewise
-  std::shared_ptr<DeviceWeights> weights_;
-  DeviceTensors device_gradients_;
-  std::map<std::string, DeviceTensors> device_states_;  // of the optimizer, by kind
+  std::shared_ptr<States> states_;
   KeptLosses losses_;
   BatchLoss own_loss_;
   std::map<MicroBatch, BatchRunner> runners_;

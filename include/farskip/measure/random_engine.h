@@ -15,11 +15,8 @@ class RandomEngine {
   TrainEngine& operator*() { return engine_; }
   TrainEngine* operator->() { return &engine_; }
   const TrainEngine* operator->() const { return &engine_; }
-  /// The host's; on a GPU as they were at the last TrainEngine::download_weights.
-  const TensorMap& weights() const { return weights_; }
 
  private:
-  TensorMap weights_;
   TrainEngine engine_;
 };
 

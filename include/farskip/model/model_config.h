@@ -21,14 +21,40 @@ struct MlaConfig {
   std::int64_t q_lora_rank = 0;  // 0: queries straight from the hidden state
   std::int64_t kv_lora_rank = 0;
   std::int64_t nope_dim = 0, rope_dim = 0, v_dim = 0;
+  /// Of the norms of the latents: every public implementation leaves their class's default, whatever
+  /// rms_norm_eps is.
+  static constexpr double kNormEps = 1e-6;
   bool operator==(const MlaConfig&) const = default;
+};
+
+/// RMSNorm of queries and keys.
+enum class QkNorm : std::uint8_t {
+  none,
+  head,        // of each head, before rotation (Qwen3)
+  projection,  // of all heads together, before rotation (OLMoE)
+  rotated,     // of each head of rotated layers, after rotation, without a weight (Llama 4)
 };
 
 /// Grouped-query attention.
 struct GqaConfig {
   std::int64_t kv_heads = 0, head_dim = 0;
-  bool qk_norm = false;  // RMSNorm of each query and key head before rotation
+  QkNorm qk_norm = QkNorm::none;
+  double clip = 0.0;  // > 0: queries, keys and values are cut to [-clip, clip], after the norm
   bool operator==(const GqaConfig&) const = default;
+};
+
+/// Layers of two kinds, for long texts (Llama 4): rotated ones, whose attention stays within chunks of the
+/// text, and others, without positions, whose attention reaches everything before.
+struct LongTextConfig {
+  std::vector<bool> rotated;  // per layer; empty: all of them
+  std::int64_t chunk = 0;     // tokens, of rotated layers; 0: the whole text
+  // Temperature of queries that are not rotated (ops::attention_temperature). Scale 0: none.
+  std::int64_t temperature_floor = 1;
+  double temperature_scale = 0.0;
+  bool is_rotated(std::int64_t layer) const {
+    return rotated.empty() || rotated[static_cast<std::size_t>(layer)];
+  }
+  bool operator==(const LongTextConfig&) const = default;
 };
 
 struct RopeConfig {
@@ -50,8 +76,11 @@ struct MoeConfig {
   ops::ScoreFunction score = ops::ScoreFunction::softmax;
   ops::GroupScore group_score = ops::GroupScore::max;
   std::int64_t num_groups = 1, top_groups = 1;
+  bool selection_bias = false;  // a bias per expert, not trained, that takes part in the choice only
   bool normalize = false;
   double scaling = 1.0;
+  bool by_logits = false;     // the choice is by logits, not by the scores made of them
+  bool scales_input = false;  // weights multiply what experts read, not what they give (Llama 4)
   bool operator==(const MoeConfig&) const = default;
 };
 
@@ -64,6 +93,8 @@ struct ModelConfig {
   bool tie_embeddings = false;
   std::optional<MlaConfig> mla;  // otherwise gqa
   GqaConfig gqa;
+  bool gated_attention = false;  // what heads give is multiplied by a sigmoid gate of what they read
+  LongTextConfig long_text;
   RopeConfig rope;
   double softmax_scale = 1.0;
   MoeConfig moe;

@@ -35,7 +35,15 @@ struct ParameterSpec {
   /// name: not split on the hub.
   std::vector<HubPiece> pieces;
   bool is_router = false;  // decides on experts: always computed with in f32
+  bool is_trained = true;  // false: a buffer, which no gradient reaches and every file keeps in f32
+  /// Of experts: the hub holds them all in one tensor of this name, in which the last two dims are swapped.
+  /// Empty: it has them as pieces; a folder may hold them as one tensor of `name`.
+  std::string packed_transposed{};
+  /// How the names of tensors begin that may lie beside this one in a folder and carry nothing here.
+  std::vector<std::string> passed_over{};
 
+  /// A bias per expert that takes part in the choice.
+  bool is_router_bias() const { return !is_trained && block == SubBlock::routed; }
   /// Seen as a matrix: all dims but the last taken together, and the last. A vector has rows of one element.
   std::int64_t num_rows() const { return row_count(shape); }
   std::int64_t row_size() const { return farskip::row_size(shape); }
@@ -46,6 +54,9 @@ struct ParameterSpec {
 
 /// External under which such a copy is read ("compute.<parameter>").
 std::string compute_copy_name(std::string_view parameter);
+/// In graphs: those rows of a tensor of the parameter's rows that this rank updates ("own.<tensor>").
+inline constexpr std::string_view kOwnRows = "own.";
+std::string own_rows_name(std::string_view tensor);
 /// Where the graphs of a model that computes in `compute` (f32, f64 or bf16) find the parameter.
 std::string read_name(const ParameterSpec& spec, DType compute);
 
@@ -64,7 +75,6 @@ struct LocalParameter {
 /// experts.
 std::vector<LocalParameter> local_parameters(const std::vector<ParameterSpec>& specs,
                                              const MeshPosition& mesh, bool zero);
-std::vector<ParameterSpec> specs_of(const std::vector<LocalParameter>& parameters);
 
 /// In order: embedding, layers, final norm, head (absent when tied).
 std::vector<ParameterSpec> list_parameters(const ModelConfig& config);

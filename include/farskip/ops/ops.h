@@ -53,6 +53,28 @@ ValueId cast(Builder& b, ValueId x, DType dtype);
 /// a + b, same shape. In place in a or b.
 ValueId add(Builder& b, ValueId x, ValueId y);
 
+struct Clamp {
+  double limit = 0.0;
+  static void fields(auto& self, auto&& f) { f("limit", self.limit); }
+};
+/// x with every element cut to [-limit, limit]. In place.
+ValueId clamp(Builder& b, ValueId x, double limit);
+// op "clamp_grad" {limit}: dy, x → dx: dy where x was not cut, its bounds included. In place in dy.
+
+struct Ones {
+  std::int64_t size = 0;
+  static void fields(auto& self, auto&& f) { f("size", self.size); }
+};
+/// → f32 [size] of ones: the weight of a norm that has none.
+ValueId ones(Builder& b, std::int64_t size);
+
+/// x[T, D], scale f32[T] → x with each row times its scale. In place.
+ValueId scale_rows(Builder& b, ValueId x, ValueId scale);
+// op "scale_rows_grad": dy[T, D], x[T, D], scale f32[T] → (dx, dscale f32[T]). In place: dx in dy.
+/// x[T, N*D], gate[T, N*D] → x · sigmoid(gate), element by element. In place in x.
+ValueId sigmoid_gate(Builder& b, ValueId x, ValueId gate);
+// op "sigmoid_gate_grad": dy, x, gate → (dx, dgate). In place: dx in dy, dgate in gate.
+
 // ---- matmul.cpp ----------------------------------------------------------------------------------
 
 struct Matmul {
@@ -139,6 +161,21 @@ struct Rope {
 ValueId rope(Builder& b, ValueId x, ValueId table, const Rope& attributes);
 
 // ---- attention.cpp -------------------------------------------------------------------------------
+
+struct AttentionTemperature {
+  std::int64_t tokens = 0, sequence_length = 0;  // T, S; T is a multiple of S
+  std::int64_t floor = 1;                        // positions that share a temperature
+  double scale = 0.0;
+  static void fields(auto& self, auto&& f) {
+    f("tokens", self.tokens);
+    f("sequence_length", self.sequence_length);
+    f("floor", self.floor);
+    f("scale", self.scale);
+  }
+};
+/// → f32 [T]: 1 + scale · ln(1 + ⌊(p + 1) / floor⌋) for the position p of each token, by which Llama 4 scales
+/// queries that are not rotated (arXiv 2501.19399). Computed in f64.
+ValueId attention_temperature(Builder& b, const AttentionTemperature& attributes);
 
 struct Attention {
   std::int64_t sequence_length = 0;  // S; T is a multiple of it
@@ -231,6 +268,7 @@ struct Route {
   GroupScore group_score = GroupScore::max;
   bool normalize = false;  // weights divided by (their sum + 1e-20)
   double scaling = 1.0;    // then multiplied by this
+  bool by_logits = false;  // logits in place of scores choose (same order, but scores may tie); no groups
   static void fields(auto& self, auto&& f) {
     f("top_k", self.top_k);
     f("score", self.score);
@@ -239,6 +277,7 @@ struct Route {
     f("group_score", self.group_score);
     f("normalize", self.normalize);
     f("scaling", self.scaling);
+    f("by_logits", self.by_logits);
   }
 };
 struct RouteResult {

@@ -23,11 +23,9 @@ struct ReductionOptions {
 /// Sums gradients over replicas. Accumulators are taken in the order in which their last value is computed
 /// and put together in buckets of about `bucket_bytes`, a large tensor on its own, one axis each; a bucket is
 /// reduced as soon as its last gradient is there. Buckets depend on shapes alone. scatter = false: the
-/// accumulator becomes the sum. scatter = true: state "shard.<accumulator>", this rank's rows, becomes its
-/// rows of the sum (it may lie in the accumulator's own memory). Axes of size one add nothing.
+/// accumulator becomes the sum. scatter = true: state own_rows_name() of the accumulator, this rank's rows,
+/// becomes its rows of the sum (it may lie in the accumulator's own memory). Axes of size one add nothing.
 Graph reduce_gradients(const Graph& graph, std::span<const ReplicatedGradient> gradients,
                        const ReductionOptions& options);
-
-std::string gradient_shard_name(std::string_view accumulator);
 
 }  // namespace farskip

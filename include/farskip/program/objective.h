@@ -5,11 +5,9 @@
 #include <memory>
 
 #include "farskip/program/step_graphs.h"
-#include "farskip/state/weights.h"
+#include "farskip/state/states.h"
 
 namespace farskip {
-
-class Executor;
 
 struct Batch;  // batch_runner.h
 
@@ -28,10 +26,8 @@ class StepObjective {
                                const StepSharding& sharding) const = 0;
   /// Outputs beside "loss_sum" that are minimised with the same scale.
   virtual std::vector<std::string> terms() const { return {}; }
-  /// Tensors of these graphs that do not belong to the trained model, by external name.
-  virtual const TensorMap& tensors() const = 0;
-  /// Binds those of them that are externals of the graph.
-  virtual void bind(Executor& executor) const = 0;
+  /// Tensors of these graphs that do not belong to the trained model; may be nullptr.
+  virtual const States* states() const { return nullptr; }
   /// Adds to a batch of random tokens, for measuring, whatever else the graphs read.
   virtual void complete_random_batch(Batch& /*batch*/) const {}
 };

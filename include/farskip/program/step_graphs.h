@@ -47,15 +47,16 @@ struct MicroBatchKind {
 PassPipeline micro_batch_pipeline(const Model& model, const LowerOptions& options,
                                   const StepSharding& sharding, const MicroBatchKind& kind);
 
-/// Without those whose names are in `frozen`.
+/// Without those whose names are in `frozen`, and those that no optimizer trains.
 std::vector<LocalParameter> without_frozen(std::vector<LocalParameter> parameters,
                                            const std::set<std::string>& frozen);
 
 /// Clip and AdamW over all parameters (decay on tensors of rank >= 2 as the hub counts ranks: an expert's
 /// matrices, not norms). All tensors are seen as matrices [rows, row size], vectors as they are; state, and
-/// only the optimizer_rows of each: own_rows_name, gradient_name and the moments. Output "grad_norm" f32[1],
-/// over all ranks, before clipping. `compute` bf16: also these rows of the compute copy of each parameter
-/// that has one (own_rows_name of compute_copy_name), so that micro-batches need not round again.
+/// only the optimizer_rows of each: own_rows_name of parameter and gradient, and the optimizer's states.
+/// Output "grad_norm" f32[1], over all ranks, before clipping. `compute` bf16: also these rows of the compute
+/// copy of each parameter that has one (own_rows_name of compute_copy_name), so that micro-batches need not
+/// round again.
 ///
 /// Where these are not all rows, the whole of what micro-batches read is then put together from all replicas:
 /// the compute copy (under compute_copy_name) of a parameter that has one, whose other rows are then behind

@@ -79,8 +79,11 @@ class TrainingProgram {
   const std::vector<LocalParameter>& parameters() const { return parameters_; }
   const std::vector<LocalParameter>& trained() const { return trained_; }
   const Optimizer& optimizer() const { return *optimizer_; }
-  /// Kinds of its states -> the parameters that have them, in order.
-  std::map<std::string, std::vector<LocalParameter>> optimizer_states() const;
+  /// What its graphs read and write beside inputs: weights first (weight_states), then the rest.
+  std::vector<StateSpec> weight_states() const {
+    return farskip::weight_states(parameters_, options_.compute);
+  }
+  std::vector<StateSpec> training_states() const;
   /// The same parameters, otherwise wired.
   void rewire(LayerGraph layers) { model_.layers = std::move(layers); }
 

@@ -15,7 +15,7 @@ namespace farskip {
 /// others: "parameter model.norm.weight (and 2 more tensors)"; empty where all are finite. Parameters come
 /// first, in the model's order, since what else is wrong follows from them; then moments; then gradients, the
 /// last layer first, which is the order in which the backward pass makes them.
-std::string describe_bad_tensors(const TrainingTensors& tensors, const TensorMap& gradients);
+std::string describe_bad_tensors(const States& states);
 
 /// A step that gave a loss or a gradient norm that is not finite.
 struct BadStep {

@@ -12,7 +12,5 @@ std::string gradient_name(std::string_view parameter);
 /// Of what an optimizer keeps for a parameter: `kind` begins the name.
 std::string state_name(std::string_view kind, std::string_view parameter);
 inline constexpr std::string_view kFirstMoment = "adam.m.", kSecondMoment = "adam.v.";
-/// In the update graph: the rows of a parameter that this rank updates.
-std::string own_rows_name(std::string_view parameter);
 
 }  // namespace farskip

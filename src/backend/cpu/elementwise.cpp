@@ -1,7 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+
 #include "farskip/backend/cpu/parallel.h"
 #include "farskip/backend/cpu/reduce.h"
+#include "farskip/backend/cpu/vector_math.h"
 #include "farskip/backend/kernel.h"
+#include "farskip/ops/ops.h"
 
 namespace farskip {
 namespace {
@@ -16,11 +20,112 @@ void run_add(const KernelCall& call) {
   cpu::parallel_ranges(call.out_shape(0).num_elements(), cpu::kElementsPerTile, add_range);
 }
 
+void run_clamp(const KernelCall& call) {
+  const auto limit = static_cast<float>(call.get<ops::Clamp>().limit);
+  const float* x = call.in(0);
+  float* out = call.out(0);
+  const auto cut = [&](std::int64_t begin, std::int64_t end) {
+#pragma omp simd
+    for (std::int64_t i = begin; i < end; ++i) {
+      const float low = x[i] < -limit ? -limit : x[i];  // a NaN stays one
+      out[i] = low > limit ? limit : low;
+    }
+  };
+  cpu::parallel_ranges(call.out_shape(0).num_elements(), cpu::kElementsPerTile, cut);
+}
+
+// dy, x → dx (may be dy)
+void run_clamp_grad(const KernelCall& call) {
+  const auto limit = static_cast<float>(call.get<ops::Clamp>().limit);
+  const float *dy = call.in(0), *x = call.in(1);
+  float* dx = call.out(0);
+  const auto differentiate = [&](std::int64_t begin, std::int64_t end) {
+#pragma omp simd
+    for (std::int64_t i = begin; i < end; ++i) dx[i] = x[i] < -limit || x[i] > limit ? 0.0F : dy[i];
+  };
+  cpu::parallel_ranges(call.out_shape(0).num_elements(), cpu::kElementsPerTile, differentiate);
+}
+
+void run_ones(const KernelCall& call) {
+  std::fill_n(call.out(0), call.out_shape(0).num_elements(), 1.0F);
+}
+
+// x[T, D], scale[T] → [T, D] (may be x)
+void run_scale_rows(const KernelCall& call) {
+  const float *x = call.in(0), *scale = call.in(1);
+  float* out = call.out(0);
+  const std::int64_t width = call.out_shape(0)[1];
+  cpu::parallel_ranges(call.out_shape(0)[0], cpu::rows_per_tile(width),
+                       [&](std::int64_t begin, std::int64_t end) {
+                         for (std::int64_t t = begin; t < end; ++t)
+#pragma omp simd
+                           for (std::int64_t i = t * width; i < (t + 1) * width; ++i)
+                             out[i] = x[i] * scale[t];
+                       });
+}
+
+// dy[T, D], x[T, D], scale[T] → dx[T, D] (may be dy), dscale[T]
+void run_scale_rows_grad(const KernelCall& call) {
+  const float *dy = call.in(0), *x = call.in(1), *scale = call.in(2);
+  float *dx = call.out(0), *d_scale = call.out(1);
+  const std::int64_t width = call.in_shape(0)[1];
+  const auto differentiate = [&](std::int64_t t) {
+    const float *gradient = dy + t * width, *values = x + t * width;
+    float* out = dx + t * width;
+    // One pass: dx may be dy, which the sum reads too.
+    d_scale[t] = cpu::lane_sum<float>(width, [&](std::int64_t i) {
+      const float d = gradient[i];
+      out[i] = d * scale[t];
+      return d * values[i];
+    });
+  };
+  cpu::parallel_ranges(call.in_shape(0)[0], cpu::rows_per_tile(width),
+                       [&](std::int64_t begin, std::int64_t end) {
+                         for (std::int64_t t = begin; t < end; ++t) differentiate(t);
+                       });
+}
+
+// x, gate → x · sigmoid(gate) (may be x)
+void run_sigmoid_gate(const KernelCall& call) {
+  const float *x = call.in(0), *gate = call.in(1);
+  float* out = call.out(0);
+  const auto apply = [&](std::int64_t begin, std::int64_t end) {
+#pragma omp simd
+    for (std::int64_t i = begin; i < end; ++i) out[i] = x[i] * cpu::fast_sigmoid(gate[i]);
+  };
+  cpu::parallel_ranges(call.out_shape(0).num_elements(), cpu::kElementsPerTile, apply);
+}
+
+// dy, x, gate → dx (may be dy), dgate (may be gate)
+void run_sigmoid_gate_grad(const KernelCall& call) {
+  const float *dy = call.in(0), *x = call.in(1), *gate = call.in(2);
+  float *dx = call.out(0), *d_gate = call.out(1);
+  const auto differentiate = [&](std::int64_t begin, std::int64_t end) {
+#pragma omp simd
+    for (std::int64_t i = begin; i < end; ++i) {
+      const float d = dy[i], s = cpu::fast_sigmoid(gate[i]);
+      dx[i] = d * s;
+      d_gate[i] = d * x[i] * (s * (1.0F - s));
+    }
+  };
+  cpu::parallel_ranges(call.out_shape(0).num_elements(), cpu::kElementsPerTile, differentiate);
+}
+
 }  // namespace
 
 void register_elementwise(KernelTable& table);
 void register_elementwise(KernelTable& table) {
-  table.add("add", DType::f32, DeviceKind::cpu, {.run = run_add, .workspace = nullptr});
+  const auto add = [&](const char* op, void (*run)(const KernelCall&)) {
+    table.add(op, DType::f32, DeviceKind::cpu, {.run = run, .workspace = nullptr});
+  };
+  add("add", run_add);
+  add("clamp", run_clamp);
+  add("clamp_grad", run_clamp_grad);
+  add("ones", run_ones);
+  add("scale_rows", run_scale_rows);
+  add("scale_rows_grad", run_scale_rows_grad);
+  add("sigmoid_gate", run_sigmoid_gate);
+  add("sigmoid_gate_grad", run_sigmoid_gate_grad);
 }
 
 }  // namespace farskip

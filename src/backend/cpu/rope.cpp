@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Rotary position embedding: the table of cosines and sines, and the rotation.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -30,6 +31,13 @@ void run_rope_table(const KernelCall& call) {
   cpu::parallel_ranges(a.positions, positions_per_tile, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t pair = 0; pair < pairs; ++pair) fill_pair(pair, begin, end);
   });
+}
+
+void run_attention_temperature(const KernelCall& call) {
+  const auto& a = call.get<ops::AttentionTemperature>();
+  const std::vector<float> values = attention_temperatures(a);
+  for (std::int64_t first = 0; first < a.tokens; first += a.sequence_length)
+    std::copy(values.begin(), values.end(), call.out(0) + first);
 }
 
 /// Rotates `pairs` pairs of `in` into `out`, which may be the same.
@@ -80,6 +88,8 @@ void run_rope(const KernelCall& call) {
 void register_rope(KernelTable& table);
 void register_rope(KernelTable& table) {
   table.add("rope_table", DType::f32, DeviceKind::cpu, {.run = run_rope_table, .workspace = nullptr});
+  table.add("attention_temperature", DType::f32, DeviceKind::cpu,
+            {.run = run_attention_temperature, .workspace = nullptr});
   table.add("rope", DType::f32, DeviceKind::cpu, {.run = run_rope, .workspace = nullptr});
 }
 

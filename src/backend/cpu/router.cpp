@@ -79,8 +79,9 @@ void route_token(const KernelCall& call, std::int64_t t, const RouteScratch& scr
   // Scores of a step that went wrong may be NaN: they rank last, so that indices stay valid and distinct.
   constexpr float lowest = std::numeric_limits<float>::lowest();
   const float* bias = call.has(1) ? call.in(1) : nullptr;
+  const float* chosen_by = a.by_logits ? call.in(0) + t * num_experts : scores;
   for (std::int64_t e = 0; e < num_experts; ++e) {
-    const float value = bias != nullptr ? scores[e] + bias[e] : scores[e];
+    const float value = bias != nullptr ? chosen_by[e] + bias[e] : chosen_by[e];
     scratch.choice[e] = value > lowest ? value : lowest;
   }
   if (a.top_groups < a.num_groups) keep_best_groups(scratch.choice, num_experts, a, scratch.groups);

@@ -39,6 +39,22 @@ void run_rope_table(const KernelCall& call) {
   }
 }
 
+/// 1 + scale · ln(1 + ⌊(p + 1) / floor⌋), in f64.
+__global__ void __launch_bounds__(kThreads)
+    attention_temperature_kernel(float* out, std::int64_t tokens, std::int64_t sequence_length,
+                                 std::int64_t floor, double scale) {
+  const std::int64_t token = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (token >= tokens) return;
+  const auto steps = static_cast<double>((token % sequence_length + 1) / floor);
+  out[token] = static_cast<float>(1.0 + scale * log1p(steps));
+}
+
+void run_attention_temperature(const KernelCall& call) {
+  const auto& a = call.get<ops::AttentionTemperature>();
+  launch(call, attention_temperature_kernel, grid_size(ceil_div(a.tokens, kThreads)), kThreads, 0,
+         call.out(0), a.tokens, a.sequence_length, a.floor, a.scale);
+}
+
 struct RopeSizes {
   std::int64_t tokens, positions;
   int heads, head_dim, offset, dim;
@@ -156,6 +172,7 @@ void run_rope(const KernelCall& call) {
 void register_cuda_rope(KernelTable& table);
 void register_cuda_rope(KernelTable& table) {
   table.add("rope_table", DType::f32, DeviceKind::cuda, {.run = cuda::run_rope_table});
+  table.add("attention_temperature", DType::f32, DeviceKind::cuda, {.run = cuda::run_attention_temperature});
   for (const DType dtype : {DType::f32, DType::bf16})
     table.add("rope", dtype, DeviceKind::cuda, {.run = cuda::run_rope});
 }

@@ -20,7 +20,7 @@ struct RouteArguments {
   float *weights, *scores;
   std::int64_t tokens;
   int num_experts, top_k, num_groups, top_groups;
-  bool use_sigmoid, top2_sum, normalize;
+  bool use_sigmoid, top2_sum, normalize, by_logits;
   float scaling;
 };
 
@@ -97,7 +97,8 @@ __global__ void route_kernel(RouteArguments a) {
   float* const groups = scores + a.num_experts;
   compute_scores(a, token, scores, lane);
   for (int e = lane; e < a.num_experts; e += 32) {
-    const float value = a.bias != nullptr ? scores[e] + a.bias[e] : scores[e];
+    const float by = a.by_logits ? a.logits[token * a.num_experts + e] : scores[e];
+    const float value = a.bias != nullptr ? by + a.bias[e] : by;
     choice[e] = value > kLowest ? value : kLowest;  // NaN ranks last
   }
   __syncwarp();
@@ -152,6 +153,7 @@ void run_route(const KernelCall& call) {
                         .use_sigmoid = a.score == ops::ScoreFunction::sigmoid,
                         .top2_sum = a.group_score == ops::GroupScore::top2_sum,
                         .normalize = a.normalize,
+                        .by_logits = a.by_logits,
                         .scaling = static_cast<float>(a.scaling)});
 }
 

@@ -81,7 +81,7 @@ void write_farskip(const ModelConfig& c, ConfigNode& map) {
 
 }  // namespace
 
-void read_common(Reader& r, ModelConfig& c) {
+void read_common(Reader& r, ModelConfig& c, std::optional<std::int64_t> class_end_token) {
   c.vocab_size = r.integer("vocab_size", {.min = 2, .max = 1 << 24});
   c.hidden_size = r.integer("hidden_size", {.min = 1, .max = 1 << 20});
   c.num_layers = r.integer("num_hidden_layers", {.min = 1, .max = 1024});
@@ -95,7 +95,11 @@ void read_common(Reader& r, ModelConfig& c) {
   if (const ConfigNode* eos = r.take("eos_token_id", "integer or list of integers")) {
     // One id or several; a list reads through the same checks.
     ConfigNode map;
-    map.set("eos_token_id", eos->kind == ConfigNode::Kind::list ? *eos : make_list({*eos}));
+    const bool is_class_token = class_end_token && eos->text == std::to_string(*class_end_token);
+    if (is_class_token && r.is_foreign() && r.sound("vocab_size") && *class_end_token >= c.vocab_size)
+      map.set("eos_token_id", make_list({}));  // the vocabulary is smaller: nobody has chosen this one
+    else
+      map.set("eos_token_id", eos->kind == ConfigNode::Kind::list ? *eos : make_list({*eos}));
     Reader list(map, r.errors(), "");
     IntegerRange ids{.min = 0};
     if (r.sound("vocab_size") && c.vocab_size > 0) ids.max = c.vocab_size - 1;
@@ -115,11 +119,12 @@ void read_grouped_query_attention(Reader& r, ModelConfig& c, const GqaDefaults& 
   if (c.gqa.head_dim % 2 != 0) r.fail("head_dim", "rotated pairs need an even size");
   for (const char* key : {"rope_interleave", "rope_interleaved"})
     r.require_value(key, false, "this family rotates halves");
+  const bool normalises = c.gqa.qk_norm != QkNorm::none;
   for (const char* key : {"qk_norm", "use_qk_norm", "qk_layernorm"})
-    r.require_value(key, c.gqa.qk_norm,
-                    c.gqa.qk_norm ? "this family normalises queries and keys"
-                                  : "this family does not normalise queries and keys");
-  c.rope = read_rope(r);
+    r.require_value(key, normalises,
+                    normalises ? "this family normalises queries and keys"
+                               : "this family does not normalise queries and keys");
+  c.rope = read_rope(r, defaults.rope_theta);
   c.softmax_scale = 1.0 / std::sqrt(static_cast<double>(c.gqa.head_dim));
 }
 
@@ -150,9 +155,10 @@ void write_common(const ModelConfig& c, ConfigNode& map) {
   const bool rewired = c.farskip.mode != FarSkipMode::off;
   // A model type of its own, so that nothing loads a rewired model silently with another wiring.
   const bool farskip = is_farskip_mode(c.farskip.mode);
-  const char* const type = farskip ? "farskip_" : rewired ? "rewired_" : "";
-  const char* const architecture = farskip ? "FarSkip" : rewired ? "Rewired" : "";
-  map.set("model_type", make_node(type + c.family));
+  const bool named = farskip && family->names_farskip;
+  const char* const type = named ? "" : farskip ? "farskip_" : rewired ? "rewired_" : "";
+  const char* const architecture = named ? "" : farskip ? "FarSkip" : rewired ? "Rewired" : "";
+  map.set("model_type", make_node(fmt::format("{}{}", type, family->hub_type())));
   map.set("architectures", make_list({make_node(architecture + family->architecture)}));
   map.set("vocab_size", make_node(c.vocab_size));
   map.set("hidden_size", make_node(c.hidden_size));

@@ -3,6 +3,7 @@
 // that a model computes. A key that is in none of these lists is refused.
 
 #include <algorithm>
+#include <set>
 
 #include "farskip/model/family.h"
 
@@ -17,6 +18,7 @@ constexpr const char* kNotes[] = {"_name_or_path", "architectures", "auto_map", 
 constexpr const char* kHubNotes[] = {"attn_implementation",
                                      "bad_words_ids",
                                      "begin_suppress_tokens",
+                                     "cache_implementation",
                                      "decoder_start_token_id",
                                      "diversity_penalty",
                                      "do_sample",
@@ -25,6 +27,7 @@ constexpr const char* kHubNotes[] = {"attn_implementation",
                                      "ep_size",
                                      "exponential_decay_length_penalty",
                                      "finetuning_task",
+                                     "for_llm_compressor",
                                      "forced_bos_token_id",
                                      "forced_eos_token_id",
                                      "gradient_checkpointing",
@@ -113,24 +116,42 @@ bool is_foreign_note(const std::string& key) {
   return key.starts_with('_') || key.ends_with("_version") || key.starts_with("unsloth_");
 }
 
+/// Weights in fp8 as DeepSeek-V3 stores them are read like others; no other form is.
+void read_quantization(Reader& r) {
+  if (!r.is_foreign() || !r.has("quantization_config")) return;
+  Reader q = r.section("quantization_config");
+  q.require_value("fmt", "e4m3", "weights in fp8 of this form alone are read");
+  if (q.string("quant_method") != "fp8")
+    q.fail("quant_method", "weights in fp8 alone are read; allowed: fp8");
+  if (q.integers("weight_block_size", {.min = 1}, {}, {}) != std::vector<std::int64_t>{128, 128})
+    q.fail("weight_block_size", "a factor per block of 128 x 128 is read; allowed: [128, 128]");
+  for (const char* key : {"activation_scheme", "scale_fmt", "modules_to_not_convert"}) q.ignore(key);
+  q.finish();
+  r.errors().add_notice("weights in fp8 are read as numbers; what is computed and written is not in fp8");
+}
+
 }  // namespace
 
 void read_fixed_choices(Reader& r, const ModelConfig& c) {
-  // Only where it stands there: these are no keys to propose for another.
+  // Only where it stands there and no family has read it: these are no keys to propose for another.
+  std::set<std::string> unread;
+  for (const ConfigNode* node : r.unread()) unread.insert(node->key);
   const auto read_present = [&](const auto& choices) {
     for (const auto& choice : choices)
-      if (r.has(choice.key))
+      if (unread.contains(choice.key))
         r.require_value(choice.key, choice.value, choice.why);
       else
         r.ignore(choice.key);
   };
+  read_quantization(r);
   read_present(kFlags);
   read_present(kNumbers);
   r.also_called("hidden_act", {"hidden_activation"});
   r.require_value("hidden_act", "silu", "the MLPs are SwiGLU");
-  for (const std::string& type : r.strings("layer_types"))
-    if (type != "full_attention")
-      r.fail("layer_types", fmt::format("'{}' is not supported; allowed: full_attention", type));
+  if (unread.contains("layer_types"))
+    for (const std::string& type : r.strings("layer_types"))
+      if (type != "full_attention")
+        r.fail("layer_types", fmt::format("'{}' is not supported; allowed: full_attention", type));
   const std::vector<std::string> mlps = r.strings("mlp_layer_types");
   for (std::size_t layer = 0; layer < mlps.size() && r.sound("mlp_layer_types"); ++layer)
     if (layer >= c.moe_layers.size() || mlps[layer] != (c.moe_layers[layer] ? "sparse" : "dense"))

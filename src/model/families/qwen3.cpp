@@ -10,7 +10,7 @@ namespace {
 ModelConfig read(Reader& r) {
   ModelConfig c;
   read_common(r, c);
-  c.gqa.qk_norm = true;
+  c.gqa.qk_norm = QkNorm::head;
   read_grouped_query_attention(r, c, {.kv_heads = 32, .head_dim = 128});
   // Without use_sliding_window neither has an effect.
   for (const char* key : {"sliding_window", "max_window_layers"}) r.ignore(key);
@@ -30,7 +30,11 @@ void write(const ModelConfig& c, ConfigNode& map) {
 }  // namespace
 
 const Family& qwen3_family() {
-  static const Family family{"qwen3", "Qwen3ForCausalLM", read, write, {}, "qwen3_moe"};
+  static const Family family{.name = "qwen3",
+                             .architecture = "Qwen3ForCausalLM",
+                             .read = read,
+                             .write = write,
+                             .with_experts = "qwen3_moe"};
   return family;
 }
 

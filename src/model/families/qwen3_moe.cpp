@@ -10,7 +10,7 @@ namespace farskip {
 namespace {
 
 void read_attention(Reader& r, ModelConfig& c) {
-  c.gqa.qk_norm = true;
+  c.gqa.qk_norm = QkNorm::head;
   read_grouped_query_attention(r, c, {.kv_heads = 4});
   // Without use_sliding_window neither has an effect.
   for (const char* key : {"sliding_window", "max_window_layers"}) r.ignore(key);

@@ -29,9 +29,9 @@ double yarn_attention_factor(const RopeConfig& rope) {
 void read_llama3(Reader& r, RopeConfig& rope) {
   rope.beta_fast = r.real("high_freq_factor", {.min = 0.0, .above_min = true});
   rope.beta_slow = r.real("low_freq_factor", {.min = 0.0, .above_min = true});
-  if (r.sound("high_freq_factor") && r.sound("low_freq_factor") && rope.beta_fast <= rope.beta_slow)
+  if (r.sound("high_freq_factor") && r.sound("low_freq_factor") && rope.beta_fast < rope.beta_slow)
     r.fail("high_freq_factor",
-           fmt::format("{} is not above low_freq_factor, {}", rope.beta_fast, rope.beta_slow));
+           fmt::format("{} is below low_freq_factor, {}", rope.beta_fast, rope.beta_slow));
 }
 
 void read_yarn(Reader& r, RopeConfig& rope) {
@@ -89,11 +89,11 @@ ConfigNode merge_rope_settings(Reader& r) {
 
 }  // namespace
 
-RopeConfig read_rope(Reader& r) {
+RopeConfig read_rope(Reader& r, double default_theta) {
   const ConfigNode settings = merge_rope_settings(r);
   Reader section(settings, r.errors(), r.path_of("rope_parameters"));
   RopeConfig rope;
-  rope.theta = section.real("rope_theta", {.min = 1.0}, 10000.0);
+  rope.theta = section.real("rope_theta", {.min = 1.0}, default_theta);
   section.require_value("partial_rotary_factor", 1.0, "whole heads are rotated");
   read_scaling(section, rope);
   section.finish();

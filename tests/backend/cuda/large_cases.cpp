@@ -167,6 +167,19 @@ std::vector<OpCase> large_rowwise_cases() {
                    Attributes::of(ops::RopeTable{.positions = 1025, .dim = 600, .theta = 1e6}),
                    {},
                    {}});
+  cases.push_back({"attention_temperature",
+                   "many tokens",
+                   Attributes::of(ops::AttentionTemperature{3 * 5003, 5003, 128, 0.1}),
+                   {},
+                   {}});
+  cases.push_back(
+      {"clamp", "a long one", Attributes::of(ops::Clamp{0.7}), {random_tensor({1001, 2048}, 740)}});
+  cases.push_back(
+      {"scale_rows", "wide rows", kNone, {random_tensor({5003, 5120}, 741), random_tensor({5003}, 742)}});
+  cases.push_back({"sigmoid_gate",
+                   "a long one",
+                   kNone,
+                   {random_tensor({1001, 2048}, 743), random_tensor({1001, 2048}, 744, 3.0)}});
   cases.push_back(
       {"swiglu", "weighted", kNone, {random_tensor({5003, 2 * 1408}, 726), random_tensor({5003}, 728)}});
   cases.push_back({"swiglu", "a wide row", kNone, {random_tensor({129, 2 * 10944}, 729), HostTensor()}});

@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+// Tensors of models for tests, in the host's memory unless a device is named.
+
+#include <memory>
+#include <span>
+#include <string>
+
+#include "farskip/state/state_names.h"
+#include "farskip/state/weights.h"
+
+namespace farskip::test {
+
+/// Contents are unspecified.
+inline std::shared_ptr<States> make_weights(const std::vector<LocalParameter>& parameters,
+                                            DType compute = DType::f32,
+                                            std::shared_ptr<Device> device = make_cpu_device()) {
+  return std::make_shared<States>(std::move(device), weight_states(parameters, compute));
+}
+inline std::shared_ptr<States> make_weights(const ModelConfig& config, const MeshPosition& mesh = {},
+                                            bool zero = false) {
+  return make_weights(local_parameters(list_parameters(config), mesh, zero));
+}
+
+/// Of a model folder.
+inline std::shared_ptr<States> load_weights(const std::filesystem::path& folder,
+                                            const MeshPosition& mesh = {}, bool zero = false) {
+  const ModelConfig config = read_hub_config(folder);
+  auto states = make_weights(config, mesh, zero);
+  farskip::load_weights(*states, list_parameters(config), SafetensorsFolder(folder));
+  return states;
+}
+
+/// What AdamW keeps.
+inline std::vector<StateSpec> moments_of(const std::vector<LocalParameter>& parameters) {
+  std::vector<StateSpec> specs;
+  for (const LocalParameter& p : parameters)
+    for (const std::string_view kind : {kFirstMoment, kSecondMoment})
+      specs.push_back({state_name(kind, p.spec.name), Role::optimizer, DType::f32,
+                       std::make_shared<LocalParameter>(p), true, std::string(kind)});
+  return specs;
+}
+
+/// In the host's memory.
+inline std::span<float> values_of(const States& states, std::string_view name) {
+  const TensorView view = states.at(name);
+  return {view.as<float>(), static_cast<std::size_t>(view.num_elements())};
+}
+
+inline bool same_bits(const TensorView& a, const TensorView& b) {
+  const auto x = a.bytes(), y = b.bytes();
+  return std::equal(x.begin(), x.end(), y.begin(), y.end());
+}
+
+}  // namespace farskip::test
