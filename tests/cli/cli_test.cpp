@@ -345,41 +345,6 @@ TEST_CASE("hub to hub conversion keeps every byte of the weights, and the wiring
   CHECK(described["farskip_layers"] == "1-2");
 }
 
-TEST_CASE("convert makes a model of equal experts of a dense one, with wiring and element type") {
-  const test::TemporaryFolder folder;
-  const std::string dense = fixture("qwen3"), tokens = dense + "/reference.safetensors";
-  const auto logits = [&](const std::string& model, const std::string& wiring) {
-    const std::string out = (folder / "out.safetensors").string();
-    std::filesystem::remove(out);
-    REQUIRE(farskip_command("forward --tokens " + tokens + " --out " + out + " --model " + model + wiring)
-                .status == 0);
-    const HostTensor values = SafetensorsFile(out).read("logits");
-    return std::vector<float>(values.values<float>().begin(), values.values<float>().end());
-  };
-  const auto apart = [](const std::vector<float>& a, const std::vector<float>& b) {
-    float most = 0, largest = 0;
-    for (std::size_t i = 0; i < a.size(); ++i) {
-      most = std::max(most, std::abs(a[i] - b[i]));
-      largest = std::max(largest, std::abs(a[i]));
-    }
-    return most / largest;
-  };
-  const std::string equal = (folder / "equal").string(), noisy = (folder / "noisy").string();
-  REQUIRE(farskip_command("convert " + dense + " " + equal + " --upcycle 8,2 --farskip full").status == 0);
-  const auto described = nlohmann::json::parse(farskip_command("inspect --json --verify " + equal).out);
-  CHECK(described["family"] == "qwen3_moe");
-  CHECK(described["experts"] == 8);
-  CHECK(described["experts_per_token"] == 2);
-  CHECK(described["farskip"] == "full");
-  CHECK(apart(logits(dense, " --farskip full"), logits(equal, "")) < 2e-5F);
-  REQUIRE(farskip_command("convert " + dense + " " + noisy +
-                          " --upcycle 8,2 --upcycle-noise 0.1 --seed 3 --dtype bf16")
-              .status == 0);
-  const float noise = apart(logits(dense, ""), logits(noisy, ""));
-  CHECK(noise > 1e-3F);
-  CHECK(noise < 0.5F);
-}
-
 TEST_CASE("a head beside a tied embedding must be that embedding, and a model has its weights") {
   const test::TemporaryFolder folder;
   std::filesystem::copy(fixture("qwen3_moe"), folder / "m", std::filesystem::copy_options::recursive);

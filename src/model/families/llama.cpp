@@ -26,7 +26,11 @@ void write(const ModelConfig& c, ConfigNode& map) {
 }  // namespace
 
 const Family& llama_family() {
-  static const Family family{"llama", "LlamaForCausalLM", read, write, {}, "mixtral"};
+  static const Family family{.name = "llama",
+                             .architecture = "LlamaForCausalLM",
+                             .read = read,
+                             .write = write,
+                             .with_experts = "mixtral"};
   return family;
 }
 

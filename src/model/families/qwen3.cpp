@@ -30,7 +30,11 @@ void write(const ModelConfig& c, ConfigNode& map) {
 }  // namespace
 
 const Family& qwen3_family() {
-  static const Family family{"qwen3", "Qwen3ForCausalLM", read, write, {}, "qwen3_moe"};
+  static const Family family{.name = "qwen3",
+                             .architecture = "Qwen3ForCausalLM",
+                             .read = read,
+                             .write = write,
+                             .with_experts = "qwen3_moe"};
   return family;
 }
 
