@@ -9,6 +9,7 @@
 #include "farskip/run/trainer.h"
 #include "reference/rounded.h"
 #include "support/catch.h"
+#include "support/models.h"
 #include "support/skip.h"
 #include "support/training.h"
 
@@ -106,7 +107,7 @@ TEST_CASE("inference on a device reads the weights that training left there") {
 }
 
 TEST_CASE("gradients computed in bf16 are those of f32 but for rounding") {
-  const auto* name = GENERATE("deepseek_v2", "deepseek_v2_yarn", "qwen3_moe", "qwen3_moe_tied");
+  const std::string name = GENERATE(from_range(test::model_fixtures()));
   const auto mode = GENERATE(FarSkipMode::off, FarSkipMode::full);
   CAPTURE(name);
   Training wide(name, mode, make_cpu_device(), two_micro_batches(DType::f32));
