@@ -121,7 +121,9 @@ TEST_CASE("gradients computed in bf16 are those of f32 but for rounding") {
   for (const auto& [parameter, tensor] : want) {
     CAPTURE(parameter);
     errors.push_back(relative_error(got.at(parameter).view(), tensor.view()));
-    CHECK(errors.back() < (test::depends_on_routing(parameter) ? 0.8 : 0.15));
+    CHECK(errors.back() < (test::depends_on_routing(parameter) ? 0.8
+                           : test::nearly_cancels(parameter)   ? 0.5
+                                                               : 0.15));
   }
   std::sort(errors.begin(), errors.end());
   CHECK(errors[errors.size() / 2] < 0.05);

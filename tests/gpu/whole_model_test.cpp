@@ -67,7 +67,9 @@ void compare(Training& cpu, Training& gpu, const Bounds& bounds, bool repeats = 
   for (const auto& [name, tensor] : cpu.gradients()) {
     CAPTURE(name);
     CHECK(relative_error(gradients[0].at(name).view(), tensor.view()) <
-          (test::depends_on_routing(name) ? bounds.routed_gradient : bounds.gradient));
+          (test::depends_on_routing(name) ? bounds.routed_gradient
+           : test::nearly_cancels(name)   ? 3.5 * bounds.gradient
+                                          : bounds.gradient));
     for (int run = 1; run < 3; ++run)
       if (repeats)
         CHECK(test::same_bytes(gradients[0].at(name), gradients[run].at(name)));
@@ -96,7 +98,7 @@ TEST_CASE("a GPU in bf16 stays within rounding of the CPU in fp32") {
       CAPTURE(name, name_of(farskip_mode_names, mode));
       Training cpu(name, mode, make_cpu_device(), DType::f32);
       Training gpu(name, mode, make_cuda_device(), DType::bf16);
-      compare(cpu, gpu, {3e-2, 2e-3, 0.15, 0.8});
+      compare(cpu, gpu, {4e-2, 2e-3, 0.15, 0.8});
     }
 }
 
@@ -108,7 +110,7 @@ TEST_CASE("a GPU in bf16 that need not repeat its bits stays within the same bou
     options.deterministic = false;
     Training cpu(name, FarSkipMode::full, make_cpu_device(), DType::f32);
     Training gpu(name, FarSkipMode::full, make_cuda_device(), options);
-    compare(cpu, gpu, {3e-2, 2e-3, 0.15, 0.8}, false);
+    compare(cpu, gpu, {4e-2, 2e-3, 0.15, 0.8}, false);
   }
 }
 
