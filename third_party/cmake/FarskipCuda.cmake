@@ -75,16 +75,20 @@ if(FARSKIP_CUDA_FOUND)
 
   add_library(farskip_cuda_libraries INTERFACE)
   add_library(farskip::cuda ALIAS farskip_cuda_libraries)
-  target_include_directories(farskip_cuda_libraries SYSTEM INTERFACE ${CUDAToolkit_INCLUDE_DIRS} ${CUDNN_INCLUDE_DIR})
+  # Headers of this layer's own sources: a program that uses the library needs none of them.
+  target_include_directories(farskip_cuda_libraries SYSTEM INTERFACE
+    "$<BUILD_INTERFACE:${CUDAToolkit_INCLUDE_DIRS}>" "$<BUILD_INTERFACE:${CUDNN_INCLUDE_DIR}>")
   # NVRTC: cuDNN's frontend names it in a part that is never run here.
   target_link_libraries(farskip_cuda_libraries INTERFACE CUDA::cudart_static CUDA::cublasLt CUDA::nvrtc
                                                          ${CUDNN_LIBRARY})
-  target_include_directories(farskip_cuda_libraries SYSTEM INTERFACE ${FARSKIP_CUDNN_FRONTEND_DIR}/include)
+  target_include_directories(farskip_cuda_libraries SYSTEM INTERFACE
+    "$<BUILD_INTERFACE:${FARSKIP_CUDNN_FRONTEND_DIR}/include>")
 
   # What transports between GPUs need.
   add_library(farskip_nccl INTERFACE)
   add_library(farskip::nccl ALIAS farskip_nccl)
-  target_include_directories(farskip_nccl SYSTEM INTERFACE ${CUDAToolkit_INCLUDE_DIRS} ${NCCL_INCLUDE_DIR})
+  target_include_directories(farskip_nccl SYSTEM INTERFACE "$<BUILD_INTERFACE:${CUDAToolkit_INCLUDE_DIRS}>"
+                                                           "$<BUILD_INTERFACE:${NCCL_INCLUDE_DIR}>")
   target_link_libraries(farskip_nccl INTERFACE CUDA::cudart_static ${NCCL_LIBRARY})
 
   # nvcc's generated code is full of what -Wpedantic and -Wconversion complain of.
