@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "farskip/base/folder.h"
+#include "farskip/hub/remote_code.h"
 #include "farskip/tensor/hash.h"
 #include "farskip/tensor/sealed_json.h"
 
@@ -31,7 +32,8 @@ void refuse_used_folder(const fs::path& folder, const Companions& companions) {
       throw UsageError(fmt::format("{} holds a model already ({}); choose another folder or remove it",
                                    folder.string(), name));
   };
-  for (const char* name : {kConfig, kWeights, "model.safetensors.index.json", kManifest}) refuse_entry(name);
+  for (const char* name : {kConfig, kWeights, "model.safetensors.index.json", kManifest, kModelingFile})
+    refuse_entry(name);
   for (const auto& [name, text] : companions.texts) refuse_entry(name);
   if (has_entry(folder, "checkpoints") || has_entry(folder, "metrics.jsonl"))
     throw UsageError(
@@ -120,12 +122,15 @@ void write_hub_folder(const fs::path& folder, const ModelConfig& config, const S
       throw DataError(fmt::format("tensor {} holds values that are not finite; nothing is written", name));
   HashedFolder files(folder);
   remove_stale_temporaries(folder, [&](std::string_view name) {
-    return name == kConfig || name == kWeights || name == kManifest ||
+    return name == kConfig || name == kWeights || name == kManifest || name == kModelingFile ||
            companions.texts.contains(std::string(name));
   });
   files.write_weights(tensors, dtype, states.device(), names_kept_in_f32(list_parameters(config)));
   for (const auto& [name, text] : companions.texts) files.write(name, text);
-  files.finish(hub_config_text(config, dtype));
+  const std::string text = hub_config_text(config, dtype);
+  if (!needs_remote_code(config)) return files.finish(text);
+  files.write(kModelingFile, remote_code());
+  files.finish(name_remote_code(text));
 }
 
 void verify_hub_folder(const fs::path& folder) {

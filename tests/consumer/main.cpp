@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Loads a model folder and prints the mean loss of each next token: consumer MODEL FILE, a safetensors file with
-// `tokens` [batch, length], I32.
+// Loads a model folder and prints the mean loss of each next token: consumer MODEL FILE, a safetensors file
+// with `tokens` [batch, length], I32.
 #include <cstdio>
 
 #include "farskip/engine/engine.h"

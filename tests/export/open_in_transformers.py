@@ -64,6 +64,9 @@ class Programs:
             return model(load_file(self.tokens)["tokens"]).logits
 
 
+WIRINGS = ("attention", "mlp", "full", "ladder", "parallel", "shortcut")
+
+
 def check(programs, fixture, dtype):
     exported = programs.folder / f"{fixture.name}-{dtype}"
     programs.run("convert", fixture, exported, "--dtype", dtype)
@@ -83,6 +86,21 @@ def check(programs, fixture, dtype):
 def is_known(config):
     """Whether transformers has the model without code from elsewhere."""
     return hasattr(transformers, json.loads(config.read_text())["architectures"][0])
+
+
+def check_rewired(programs, fixture, wiring, *options):
+    """The file that travels with a rewired model makes transformers compute what we do."""
+    exported = programs.folder / f"{fixture.name}-{wiring.replace(':', '')}"
+    programs.run("convert", fixture, exported, "--farskip", wiring, *options)
+    model = transformers.AutoModelForCausalLM.from_pretrained(exported, dtype=torch.float32, trust_remote_code=True).eval()
+    ours, theirs = programs.farskip_logits(exported), programs.transformers_logits(model)
+    error = ((ours - theirs).abs().max() / theirs.abs().max()).item()
+    expect(error < TOLERANCE, f"{fixture.name} {wiring}: logits differ by {error:.2e}")
+    again = programs.folder / f"{exported.name}-again"
+    model.save_pretrained(again)
+    expect((again / "modeling_farskip.py").is_file(), f"{again}: the modeling file stayed behind")
+    expect(torch.equal(programs.farskip_logits(again), ours), f"{again}: other logits than {exported}")
+    return error
 
 
 def check_upcycled(programs, fixture):
@@ -107,6 +125,9 @@ def main():
         for fixture in fixtures:
             for dtype in ("f32", "bf16"):
                 check(programs, fixture, dtype)
+            errors = [check_rewired(programs, fixture, wiring) for wiring in WIRINGS]
+            errors.append(check_rewired(programs, fixture, "delay:2", "--layers", "1-2"))
+            print(f"{fixture.name} in {len(errors)} wirings: logits differ by {max(errors):.1e}")
             if json.loads((fixture / "config.json").read_text())["model_type"] in ("llama", "qwen3"):
                 check_upcycled(programs, fixture)
     print(f"transformers {transformers.__version__}: {len(fixtures)} models open")

@@ -224,6 +224,24 @@ TEST_CASE("biases that choose experts are not rounded where weights are") {
   CHECK(std::memcmp(ours.bytes().data(), theirs.bytes().data(), ours.bytes().size()) == 0);
 }
 
+TEST_CASE("a rewired model brings the file by which transformers computes it, and a standard one does not") {
+  Model model("qwen3_moe");
+  const TemporaryFolder folder;
+  write_hub_folder(folder / "standard", model.config, *model.states, DType::f32, {});
+  CHECK_FALSE(fs::exists(folder / "standard" / "modeling_farskip.py"));
+  for (const FarSkipMode mode : {FarSkipMode::full, FarSkipMode::ladder}) {
+    const fs::path path = folder / std::string(name_of(farskip_mode_names, mode));
+    model.config.farskip.mode = mode;
+    write_hub_folder(path, model.config, *model.states, DType::f32, {});
+    CHECK_THAT(read_text_file(path / "modeling_farskip.py"), ContainsSubstring("class FarSkipForCausalLM"));
+    CHECK_THAT(read_text_file(path / "config.json"), ContainsSubstring("modeling_farskip.FarSkipConfig"));
+    CHECK(read_hub_config(path) == model.config);
+    CHECK_NOTHROW(verify_hub_folder(path));
+    fs::remove(path / "modeling_farskip.py");
+    CHECK_THROWS_AS(verify_hub_folder(path), MissingInputError);
+  }
+}
+
 TEST_CASE("a hash file cannot name anything outside of its folder") {
   const Model model("qwen3_moe");
   const TemporaryFolder folder;

@@ -84,6 +84,20 @@ function(farskip_add_cuda name function table header)
   target_link_libraries(farskip_${name} PRIVATE farskip::cuda)
 endfunction()
 
+# farskip_embed_text(TARGET FILE SYMBOL): adds a source with the text of FILE as `const char* const farskip::SYMBOL`.
+function(farskip_embed_text target file symbol)
+  file(READ ${CMAKE_SOURCE_DIR}/${file} text)
+  set(generated ${CMAKE_BINARY_DIR}/generated/${symbol}.cpp)
+  file(CONFIGURE OUTPUT ${generated} CONTENT
+"namespace farskip {
+extern const char* const ${symbol};
+const char* const ${symbol} = R\"__text__(@text@)__text__\";
+}  // namespace farskip
+" @ONLY)
+  set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/${file})
+  target_sources(${target} PRIVATE ${generated})
+endfunction()
+
 # farskip_state_version(TARGET): adds the source that knows version and commit (farskip/base/version.h).
 function(farskip_state_version target)
   set(generated ${CMAKE_BINARY_DIR}/generated/version.cpp)

@@ -1,0 +1,21 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+// The Python file that travels with a rewired model, so that transformers opens it (trust_remote_code=True)
+// and computes what we do.
+
+#include <string>
+
+#include "farskip/model/model_config.h"
+
+namespace farskip {
+
+inline constexpr const char* kModelingFile = "modeling_farskip.py";
+
+/// Whether transformers needs the file: it has the family, and not the wiring.
+bool needs_remote_code(const ModelConfig& config);
+/// The file's text (src/hub/modeling_farskip.py).
+std::string remote_code();
+/// The text of a config.json with the keys that name the file's classes.
+std::string name_remote_code(const std::string& config_text);
+
+}  // namespace farskip
