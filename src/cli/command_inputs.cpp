@@ -116,14 +116,18 @@ fs::path resolve_model_folder(const std::string& folder, const Logger& logger) {
 }
 
 LoadedModel load_model(const std::string& folder, Role role, const Logger& logger, const OpenedDevice& on) {
-  const fs::path path = resolve_model_folder(folder, logger);
-  verify_model_folder(path, make_self_communicator());
-  LoadedModel model{read_config(path, logger), {}, path};
+  return load_model(folder, role, make_context(on.device, logger), on.compute);
+}
+
+LoadedModel load_model(const std::string& folder, Role role, const Context& context, DType compute) {
+  const fs::path path = resolve_model_folder(folder, context.logger);
+  verify_model_folder(path, context.world());
+  LoadedModel model{read_config(path, context.logger), {}, path};
   const std::vector<ParameterSpec> specs = list_parameters(model.config);
-  const auto parameters = whole_parameters(specs);
-  model.states =
-      std::make_shared<States>(on.device, role == Role::weight ? weight_states(parameters, on.compute)
-                                                               : constant_states(parameters, on.compute));
+  const auto parameters = local_parameters(specs, context.mesh.position(), false);
+  model.states = std::make_shared<States>(context.device(), role == Role::weight
+                                                                ? weight_states(parameters, compute)
+                                                                : constant_states(parameters, compute));
   load_weights(*model.states, specs, SafetensorsFolder(path));
   return model;
 }
@@ -157,10 +161,10 @@ void add_device_options(Subcommand& command, DeviceOptions& options) {
   command.text("--precision", options.precision, "Element type of the computation: fp32 or bf16 (GPU only)");
 }
 
-OpenedDevice open_device(const DeviceOptions& options) {
+OpenedDevice open_device(const DeviceOptions& options, const Communicator& world) {
   const auto device = parse_choice(device_names, options.device, "--device");
   const auto precision = parse_choice(precision_names, options.precision, "--precision");
-  return {open_device(device, precision), compute_type(precision)};
+  return {open_device(device, precision, world), compute_type(precision)};
 }
 
 std::optional<FarSkipConfig> parse_wiring(const std::string& mode, const std::string& layers,

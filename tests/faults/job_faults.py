@@ -9,6 +9,7 @@ Finds the ranks by a tag in their command lines and signals only those and the m
 """
 
 import argparse
+import json
 import os
 import shlex
 import signal
@@ -279,6 +280,26 @@ def case_own_exit_code_on_one_rank(programs):
         job.expect_one_error("broken on purpose")
     alone = subprocess.run([programs.probe, "alone", "5", "1", "0", "3"], capture_output=True, text=True)
     expect(alone.returncode == 65 and alone.stderr.count(ERROR + "broken on purpose") == 1, f"{alone}")
+
+
+def case_eval_on_ranks(programs):
+    """Held-out loss is that of one process, wherever the experts are; a mistake is said once."""
+    model = programs.fixtures / "deepseek_v2"
+    command = ["eval", "--model", model, "--data", model / "tokens", "--sequence-length", "33", "--json", "--quiet"]
+    alone = subprocess.run([programs.farskip, *map(str, command)], capture_output=True, text=True, check=True)
+    wanted = json.loads(alone.stdout)
+    for ranks, experts in ((2, 1), (2, 2), (4, 2)):
+        with Job(programs, ranks, programs.farskip, [*command, "--expert", experts]) as job:
+            job.expect_end(60, 0)
+            got = json.loads(job.out.read_text())
+            expect(got["tokens"] == wanted["tokens"] and abs(got["loss"] - wanted["loss"]) < 1e-6, f"{got}, {wanted}")
+    with Job(programs, 2, programs.farskip, [*command, "--expert", 3]) as job:
+        job.expect_end(30, 64)
+        job.expect_one_error("expert is 3")
+    command[2] = programs.fixtures / "nothing"
+    with Job(programs, 2, programs.farskip, command) as job:
+        job.expect_end(30, 66)
+        job.expect_one_error("nothing: no such folder")
 
 
 def main():

@@ -46,6 +46,8 @@ struct OpenedDevice {
 /// what is loaded, weight or constant.
 LoadedModel load_model(const std::string& folder, Role role, const Logger& logger,
                        const OpenedDevice& on = {});
+/// This rank's part, on the context's device. Collective.
+LoadedModel load_model(const std::string& folder, Role role, const Context& context, DType compute);
 /// The folder that load_model would read.
 fs::path resolve_model_folder(const std::string& folder, const Logger& logger);
 /// DataError naming file and tensor of a weight that is not finite.
@@ -60,7 +62,8 @@ struct DeviceOptions {
   std::string device = "auto", precision = "fp32";
 };
 void add_device_options(Subcommand& command, DeviceOptions& options);
-OpenedDevice open_device(const DeviceOptions& options);
+OpenedDevice open_device(const DeviceOptions& options,
+                         const Communicator& world = make_self_communicator());
 
 /// Wiring from --farskip and --layers; nullopt without --farskip. UsageError for a bad value.
 std::optional<FarSkipConfig> parse_wiring(const std::string& mode, const std::string& layers,
