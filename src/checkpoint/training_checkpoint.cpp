@@ -177,13 +177,9 @@ void CheckpointSaver::save(const TrainingState& state, const States& states) {
 void CheckpointSaver::begin(const TrainingState& state) {
   const bool lead = mesh_.world_rank == 0;
   std::unique_ptr<OpenSave> save;
-  std::exception_ptr failure;
-  try {
+  run_together(world_, [&] {
     if (lead) save = std::make_unique<OpenSave>(state, folder_, run_id_, 0);
-  } catch (...) {
-    failure = std::current_exception();
-  }
-  throw_together(world_, failure);
+  });
   const std::string run_id = all_gather_text(world_, lead ? run_id_ : "").front();
   if (!lead) save = std::make_unique<OpenSave>(state, folder_, run_id, mesh_.world_rank);
   open_ = std::move(save);

@@ -68,22 +68,6 @@ void read_rows(const Checkpoint& checkpoint, const TensorRowsMap& wanted, Device
   }
 }
 
-/// Runs a part of collective work; an error on any rank is the same error on all of them.
-template <class Body>
-void run_together(const Communicator& world, const Body& body) {
-  std::exception_ptr failure;
-  try {
-    body();
-  } catch (...) {
-    failure = std::current_exception();
-  }
-  throw_together(world, failure);
-}
-
-}  // namespace
-
-namespace {
-
 /// The search for the checkpoint to resume from, of all ranks together: rank 0 proposes one after the other,
 /// newest first, until every rank could read its part of one.
 class ResumeSearch {

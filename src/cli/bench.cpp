@@ -14,7 +14,7 @@ namespace farskip {
 namespace {
 
 struct Options {
-  std::string config;
+  std::string config, dump_graphs;
   std::vector<std::string> overrides;
   int steps = 5, warmup = 2, emulate = 0;
   double payload = 1;
@@ -103,10 +103,13 @@ ExitCode run_overlap(const Options& options, const CommonOptions& common) {
   LoadedRun run =
       load_run(options.config, options.overrides, {.model = true, .data = false}, common.logger());
   if (!options.device.empty()) run.config.device = parse_choice(device_names, options.device, "--device");
+  run.config.dump_graphs = options.dump_graphs;
+  prepare_dump_folder(options.dump_graphs);
   JobRequest request = request_job("bench overlap", run);
   request.alike.set("--steps", make_node(options.steps));
   request.alike.set("--warmup", make_node(options.warmup));
   request.alike.set("--trace", make_node(!options.trace.empty()));
+  request.alike.set("--dump-graphs", make_node(options.dump_graphs));
   return run_job(common, request, [&](Job& job) {
     refuse_unsupported(run.config);
     const std::shared_ptr<Device> device = open_device(run.config.device, run.config.precision, job.world);
@@ -149,6 +152,7 @@ void add_bench(Subcommand& root) {
   overlap.real("--payload", o->payload, "With --emulate: how often each byte crosses, such as 0.5 or 2", 0,
                1000);
   overlap.path("--trace", o->trace, "Write a Perfetto trace of the last steps of rank 0 to this file");
+  add_dump_option(overlap, o->dump_graphs);
   overlap.run_on_ranks([o](const CommonOptions& common) { return run_overlap(*o, common); });
   add_bench_comm(bench);
   add_bench_distill(bench);

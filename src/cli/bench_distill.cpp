@@ -15,7 +15,7 @@ namespace farskip {
 namespace {
 
 struct Options {
-  std::string config;
+  std::string config, dump_graphs;
   std::vector<std::string> overrides;
   int steps = 5, warmup = 1;
 };
@@ -64,9 +64,12 @@ nlohmann::ordered_json report_json(const SeparateReport& r) {
 }
 
 ExitCode run_distill(const Options& o, const CommonOptions& common) {
-  const LoadedRun run =
+  LoadedRun run =
       load_run(o.config, o.overrides, {.model = true, .data = false, .distill = true}, common.logger());
+  run.config.dump_graphs = o.dump_graphs;
+  prepare_dump_folder(o.dump_graphs);
   JobRequest request = request_job("bench distill", run);
+  request.alike.set("--dump-graphs", make_node(o.dump_graphs));
   request.alike.set("--steps", make_node(o.steps));
   request.alike.set("--warmup", make_node(o.warmup));
   return run_job(common, request, [&](Job& job) {
@@ -96,6 +99,7 @@ void add_bench_distill(Subcommand& bench) {
   distill.overrides(o->overrides);
   distill.integer("--steps", o->steps, "Timed steps of each variant", 1, Subcommand::kMostRepetitions);
   distill.integer("--warmup", o->warmup, "Untimed steps before them", 0, Subcommand::kMostRepetitions);
+  add_dump_option(distill, o->dump_graphs);
   distill.run_on_ranks([o](const CommonOptions& common) { return run_distill(*o, common); });
 }
 

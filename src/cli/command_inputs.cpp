@@ -125,9 +125,9 @@ LoadedModel load_model(const std::string& folder, Role role, const Context& cont
   LoadedModel model{read_config(path, context.logger), {}, path};
   const std::vector<ParameterSpec> specs = list_parameters(model.config);
   const auto parameters = local_parameters(specs, context.mesh.position(), false);
-  model.states = std::make_shared<States>(context.device(), role == Role::weight
-                                                                ? weight_states(parameters, compute)
-                                                                : constant_states(parameters, compute));
+  model.states =
+      std::make_shared<States>(context.device(), role == Role::weight ? weight_states(parameters, compute)
+                                                                      : constant_states(parameters, compute));
   load_weights(*model.states, specs, SafetensorsFolder(path));
   return model;
 }

@@ -97,8 +97,8 @@ void add_eval(Subcommand& root) {
   sub.text("--farskip", o->farskip,
            fmt::format("Wiring: {} (delay:N); default: the model's own", list_names(farskip_mode_names)));
   sub.text("--layers", o->layers, "Rewired layers: all, A-B or a list");
-  sub.integer("--expert", o->expert, "Ranks that the experts of a layer are dealt out to, as parallel.expert", 1,
-              1 << 16);
+  sub.integer("--expert", o->expert, "Ranks that the experts of a layer are dealt out to, as parallel.expert",
+              1, 1 << 16);
   add_device_options(sub, o->device);
   sub.run_on_ranks([o](const CommonOptions& common) { return run(*o, common); });
 }

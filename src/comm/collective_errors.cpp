@@ -106,6 +106,16 @@ void wait_for_all(const Communicator& group, const char* what, const std::functi
   }
 }
 
+void run_together(const Communicator& group, const std::function<void()>& body) {
+  std::exception_ptr failure;
+  try {
+    body();
+  } catch (...) {
+    failure = std::current_exception();
+  }
+  throw_together(group, failure);
+}
+
 void work_together(const Communicator& group, const char* what, const std::function<void()>& work) {
   std::exception_ptr failure;
   const auto run = [&] {

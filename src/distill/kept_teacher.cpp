@@ -30,26 +30,18 @@ std::string hash_model(const fs::path& folder) {
 std::unique_ptr<TeacherCache> open_cache(const DistillConfig& config, std::int64_t sequence_length,
                                          std::int64_t vocab_size, const Communicator& world,
                                          const Logger& logger) {
-  std::exception_ptr failure;
   std::string teacher;
-  try {
+  run_together(world, [&] {
     if (world.rank() == 0) teacher = hash_model(config.teacher);
-  } catch (...) {
-    failure = std::current_exception();
-  }
-  throw_together(world, failure);
+  });
   const TeacherCacheIdentity identity{all_gather_text(world, teacher)[0], sequence_length,
                                       config.cache->top_k, vocab_size, config.temperature};
   std::unique_ptr<TeacherCache> cache;
-  for (const bool first : {true, false}) {
-    try {
+  for (const bool first : {true, false})
+    run_together(world, [&] {
       if ((world.rank() == 0) == first)
         cache = std::make_unique<TeacherCache>(config.cache->path, identity, world.rank(), logger);
-    } catch (...) {
-      failure = std::current_exception();
-    }
-    throw_together(world, failure);
-  }
+    });
   return cache;
 }
 
@@ -210,17 +202,13 @@ bool KeptTeacher::find_records(Known& known) const {
 // The teacher's experts may be on all ranks: they ask together, and fail together.
 void KeptTeacher::ask(const Batch& batch, Known& known) {
   std::vector<TeacherRecord> said = alone().ask(batch);
-  std::exception_ptr failure;
-  try {
+  run_together(context_.world(), [&] {
     for (std::size_t s = 0; s < said.size(); ++s) {
       if (known.records[s]) continue;
       cache_->add(known.keys[s], said[s]);
       known.records[s] = std::move(said[s]);
     }
-  } catch (...) {
-    failure = std::current_exception();
-  }
-  throw_together(context_.world(), failure);
+  });
 }
 
 void KeptTeacher::complete(std::vector<Batch>& batches) {

@@ -30,6 +30,11 @@ std::size_t dtype_size(DType dtype) {
   return kTypes[static_cast<std::size_t>(dtype)].size;
 }
 
+bool is_float(DType dtype) {
+  return dtype == DType::f64 || dtype == DType::f32 || dtype == DType::bf16 || dtype == DType::f16 ||
+         dtype == DType::f8_e4m3;
+}
+
 std::string_view dtype_name(DType dtype) {
   return kTypes[static_cast<std::size_t>(dtype)].name;
 }

@@ -76,11 +76,6 @@ std::int64_t load_int(const TensorView& view, std::int64_t i) {
   }
 }
 
-bool is_float(DType dtype) {
-  return dtype == DType::f64 || dtype == DType::f32 || dtype == DType::bf16 || dtype == DType::f16 ||
-         dtype == DType::f8_e4m3;
-}
-
 }  // namespace
 
 std::int64_t Shape::num_elements() const {

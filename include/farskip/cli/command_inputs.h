@@ -62,8 +62,7 @@ struct DeviceOptions {
   std::string device = "auto", precision = "fp32";
 };
 void add_device_options(Subcommand& command, DeviceOptions& options);
-OpenedDevice open_device(const DeviceOptions& options,
-                         const Communicator& world = make_self_communicator());
+OpenedDevice open_device(const DeviceOptions& options, const Communicator& world = make_self_communicator());
 
 /// Wiring from --farskip and --layers; nullopt without --farskip. UsageError for a bad value.
 std::optional<FarSkipConfig> parse_wiring(const std::string& mode, const std::string& layers,

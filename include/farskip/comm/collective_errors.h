@@ -32,6 +32,9 @@ void throw_together(const Communicator& group, const std::exception_ptr& mine);
 /// messages and lives as long as the program. Collective.
 void wait_for_all(const Communicator& group, const char* what, const std::function<bool()>& done);
 
+/// Each rank does its part; an error on any of them is the same error on all. Collective.
+void run_together(const Communicator& group, const std::function<void()>& body);
+
 /// Runs `work` on the ranks that have any, beside such a wait, then throws together. Collective.
 void work_together(const Communicator& group, const char* what, const std::function<void()>& work);
 

@@ -41,9 +41,6 @@ inline bool is_low(DType dtype) {
 inline DType wide(DType dtype) {
   return is_low(dtype) ? DType::f32 : dtype;
 }
-inline bool is_float(DType dtype) {
-  return dtype == DType::f32 || dtype == DType::f64 || dtype == DType::bf16;
-}
 
 /// Of which type an op wants an input.
 enum class InputType : std::uint8_t {

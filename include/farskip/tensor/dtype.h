@@ -14,6 +14,8 @@ enum class DType : std::uint8_t { f64, f32, bf16, f16, f8_e4m3, i64, i32, i16, i
 
 /// Bytes of one element.
 std::size_t dtype_size(DType dtype);
+/// Of the types that graphs compute in, and of those that only files have.
+bool is_float(DType dtype);
 /// Lower-case name used in graph text and messages: f32, bf16, i32, …
 std::string_view dtype_name(DType dtype);
 std::optional<DType> parse_dtype(std::string_view name);
