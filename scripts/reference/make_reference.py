@@ -87,6 +87,15 @@ VARIANTS = {
         COMMON, model_type="qwen3", num_hidden_layers=3, num_key_value_heads=2, head_dim=24,
         bos_token_id=None, eos_token_id=2, rope_parameters=dict(rope_type="linear", rope_theta=1e6, factor=2.0),
     ),
+    "llama_biases": dict(
+        COMMON, model_type="llama", num_hidden_layers=3, num_key_value_heads=2, bos_token_id=1, eos_token_id=2,
+        mlp_bias=False, attention_bias=True, rope_parameters=dict(rope_type="default", rope_theta=1e5),
+    ),
+    "deepseek_v3_biases": dict(
+        DEEPSEEK, model_type="deepseek_v3", num_hidden_layers=3, q_lora_rank=12, n_shared_experts=1,
+        num_experts_per_tok=2, norm_topk_prob=True, n_group=1, topk_group=1, routed_scaling_factor=1.5,
+        num_nextn_predict_layers=0, attention_bias=True, rope_interleave=True, rope_parameters=dict(rope_type="default", rope_theta=1e4),
+    ),
     "instella_moe": dict(
         COMMON, model_type="deepseek_v3", architectures=[instella.ARCHITECTURE], num_hidden_layers=4,
         num_key_value_heads=4, q_lora_rank=None, kv_lora_rank=16, qk_nope_head_dim=12, qk_rope_head_dim=8,
@@ -278,13 +287,15 @@ def make_model(variant, folder, seed):
     settings = dict(VARIANTS[variant])
     if is_instella(settings):
         model = instella.Model(settings)
-        for layer in model.model.layers[settings["first_k_dense_replace"]:]:
-            layer.mlp.gate.e_score_correction_bias.normal_(0.0, 0.05)
     else:
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(settings.pop("model_type"), **settings))
-    with torch.no_grad():  # norms away from one, so that a swapped or forgotten one shows
-        for parameter in model.parameters():
-            torch.nn.init.normal_(parameter, float(parameter.dim() < 2), 0.05 if parameter.dim() >= 2 else 0.2)
+    with torch.no_grad():  # norms away from one and biases from zero, so that a swapped or forgotten one shows
+        for name, parameter in model.named_parameters():
+            is_norm = parameter.dim() < 2 and not name.endswith("bias")
+            torch.nn.init.normal_(parameter, float(is_norm), 0.2 if is_norm else 0.05)
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.normal_(0.0, 0.05)
     model.save_pretrained(folder)
     (folder / "generation_config.json").unlink(missing_ok=True)
     tokens = torch.randint(0, model.config.vocab_size, (2, 40), dtype=torch.int32)

@@ -7,14 +7,13 @@ namespace farskip {
 namespace {
 
 bool is_in_group(const ParameterSpec& spec, ParameterGroup group, const ModelConfig& config) {
-  const bool is_norm = spec.shape.rank() == 1;
   switch (group) {
     case ParameterGroup::embedding:
       return spec.name == kEmbeddingName;
     case ParameterGroup::head:
       return spec.name == head_name(config);
     case ParameterGroup::attention:
-      return spec.block == SubBlock::attention && !is_norm;
+      return spec.block == SubBlock::attention && !spec.is_norm();
     case ParameterGroup::router:
       return spec.is_router;
     case ParameterGroup::experts:
@@ -22,9 +21,9 @@ bool is_in_group(const ParameterSpec& spec, ParameterGroup group, const ModelCon
     case ParameterGroup::shared_experts:
       return spec.block == SubBlock::shared;
     case ParameterGroup::dense_mlp:
-      return spec.block == SubBlock::dense && !is_norm;
+      return spec.block == SubBlock::dense && !spec.is_norm();
     case ParameterGroup::norms:
-      return is_norm;
+      return spec.is_norm();
   }
   return false;
 }

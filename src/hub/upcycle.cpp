@@ -48,6 +48,12 @@ ModelConfig upcycle_config(const ModelConfig& dense, const Upcycling& how) {
   config.moe.normalize = true;
   config.aux_loss = ModelConfig{}.aux_loss;  // a dense model has none
   config.moe_layers.assign(config.moe_layers.size(), true);
+  ErrorList errors;
+  read_model_section(model_section(config), errors);
+  if (!errors.empty())
+    throw UsageError(fmt::format(
+        "--upcycle: with experts it would be of the family {}, which cannot have what this model has: {}",
+        config.family, errors.report()));
   return config;
 }
 

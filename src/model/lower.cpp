@@ -67,6 +67,15 @@ class Lowering {
     return parameter(layer_name(scope_.layer, suffix));
   }
 
+  /// A projection of attention, with its bias where the model has one.
+  ValueId project(ValueId x, std::string_view part) {
+    Builder b = builder();
+    const std::string module = fmt::format("self_attn.{}", part);
+    const ValueId y = ops::linear(b, x, layer_parameter(module + ".weight"));
+    const auto bias = parameters_.find(layer_name(scope_.layer, module + ".bias"));
+    return bias == parameters_.end() ? y : ops::add_bias(b, y, bias->second);
+  }
+
   // Sum of contributions in order. Lists that share a beginning share its sums.
   ValueId stream(const std::vector<int>& list) {
     if (list.size() == 1) return contributions_[static_cast<std::size_t>(list[0])];
@@ -152,28 +161,26 @@ class Lowering {
                                     .chunk = c_.long_text.is_rotated(scope_.layer) ? c_.long_text.chunk : 0,
                                     .deterministic = options_.deterministic};
     ValueId out = ops::attention(b, q, k, v, document_start_, attributes).out;
-    if (c_.gated_attention)
-      out = ops::sigmoid_gate(b, out, ops::linear(b, h, layer_parameter("self_attn.gate_proj.weight")));
-    return ops::linear(b, out, layer_parameter("self_attn.o_proj.weight"));
+    if (c_.gated_attention) out = ops::sigmoid_gate(b, out, project(h, "gate_proj"));
+    return project(out, "o_proj");
   }
 
   ValueId latent_attention(ValueId h, const MlaConfig& mla) {
     Builder b = builder();
     ValueId q;
     if (mla.q_lora_rank > 0) {
-      const ValueId latent = ops::linear(b, h, layer_parameter("self_attn.q_a_proj.weight"));
+      const ValueId latent = project(h, "q_a_proj");
       const ValueId weight = layer_parameter("self_attn.q_a_layernorm.weight");
-      q = ops::linear(b, normalised(latent, weight, MlaConfig::kNormEps),
-                      layer_parameter("self_attn.q_b_proj.weight"));
+      q = project(normalised(latent, weight, MlaConfig::kNormEps), "q_b_proj");
     } else {
-      q = ops::linear(b, h, layer_parameter("self_attn.q_proj.weight"));
+      q = project(h, "q_proj");
     }
     q = rotate(q, mla.nope_dim + mla.rope_dim, mla.nope_dim);
-    const ValueId kv_a = ops::linear(b, h, layer_parameter("self_attn.kv_a_proj_with_mqa.weight"));
+    const ValueId kv_a = project(h, "kv_a_proj_with_mqa");
     const auto parts = ops::split_columns(b, kv_a, {mla.kv_lora_rank, mla.rope_dim});
     const ValueId latent =
         normalised(parts[0], layer_parameter("self_attn.kv_a_layernorm.weight"), MlaConfig::kNormEps);
-    const ValueId kv = ops::linear(b, latent, layer_parameter("self_attn.kv_b_proj.weight"));
+    const ValueId kv = project(latent, "kv_b_proj");
     const auto [k, v] = ops::mla_key_value(b, kv, rotate(parts[1], mla.rope_dim, 0),
                                            {c_.num_heads, mla.nope_dim, mla.rope_dim, mla.v_dim});
     return core_attention(h, q, k, v, c_.num_heads);
@@ -181,9 +188,9 @@ class Lowering {
 
   ValueId grouped_query_attention(ValueId h) {
     Builder b = builder();
-    ValueId q = ops::linear(b, h, layer_parameter("self_attn.q_proj.weight"));
-    ValueId k = ops::linear(b, h, layer_parameter("self_attn.k_proj.weight"));
-    ValueId v = ops::linear(b, h, layer_parameter("self_attn.v_proj.weight"));
+    ValueId q = project(h, "q_proj");
+    ValueId k = project(h, "k_proj");
+    ValueId v = project(h, "v_proj");
     if (c_.gqa.qk_norm == QkNorm::head || c_.gqa.qk_norm == QkNorm::projection) {
       q = normalised(q, layer_parameter("self_attn.q_norm.weight"));
       k = normalised(k, layer_parameter("self_attn.k_norm.weight"));

@@ -24,28 +24,32 @@ class Lister {
       table.passed_over.push_back(layer_name(layer, ""));
     for (layer_ = 0; layer_ < c_.num_layers; ++layer_) add_layer();
     layer_ = -1;
-    add(std::string(kFinalNormName), {c_.hidden_size}, SubBlock::head);
+    add_norm(std::string(kFinalNormName), c_.hidden_size, SubBlock::head);
     if (!c_.tie_embeddings) add(std::string(kHeadName), {c_.vocab_size, c_.hidden_size}, SubBlock::head);
     return std::move(out_);
   }
 
  private:
-  ParameterSpec& add(std::string name, Shape shape, SubBlock block) {
-    ParameterSpec p{name, shape, block, static_cast<std::int32_t>(layer_), false, Initializer::normal, {}};
-    if (shape.rank() == 1) p.initializer = Initializer::ones;  // all vectors but one are weights of norms
+  ParameterSpec& add(std::string name, Shape shape, SubBlock block,
+                     Initializer initializer = Initializer::normal) {
+    ParameterSpec p{name, shape, block, static_cast<std::int32_t>(layer_), false, initializer, {}};
     p.pieces.push_back({std::move(name), std::move(shape), 0});
     return out_.emplace_back(std::move(p));
+  }
+  void add_norm(std::string name, std::int64_t size, SubBlock block) {
+    add(std::move(name), {size}, block, Initializer::ones);
   }
   std::string name(std::string_view suffix) const { return layer_name(layer_, suffix); }
 
   void add_layer() {
-    add(name("input_layernorm.weight"), {c_.hidden_size}, SubBlock::attention);
+    add_norm(name("input_layernorm.weight"), c_.hidden_size, SubBlock::attention);
     if (c_.mla)
       add_latent_attention(*c_.mla);
     else
       add_grouped_query_attention();
     const bool moe = c_.moe_layers[static_cast<std::size_t>(layer_)];
-    add(name("post_attention_layernorm.weight"), {c_.hidden_size}, moe ? SubBlock::routed : SubBlock::dense);
+    add_norm(name("post_attention_layernorm.weight"), c_.hidden_size,
+             moe ? SubBlock::routed : SubBlock::dense);
     if (!moe) {
       add_mlp("mlp", names_.module, c_.intermediate_size, SubBlock::dense);
       return;
@@ -55,9 +59,8 @@ class Lister {
     router.is_router = true;
     router.pieces[0].name = name(fmt::format("{}.{}.weight", names_.module, names_.router));
     if (c_.moe.selection_bias) {
-      ParameterSpec& bias =
-          add(name("mlp.gate.e_score_correction_bias"), {c_.moe.num_experts}, SubBlock::routed);
-      bias.initializer = Initializer::zeros;
+      ParameterSpec& bias = add(name("mlp.gate.e_score_correction_bias"), {c_.moe.num_experts},
+                                SubBlock::routed, Initializer::zeros);
       bias.is_trained = false;
     }
     add_experts();
@@ -66,36 +69,42 @@ class Lister {
               SubBlock::shared);
   }
 
+  void add_projection(std::string_view part, std::int64_t outputs, std::int64_t inputs, bool has_bias) {
+    const std::string module = name(fmt::format("self_attn.{}", part));
+    add(module + ".weight", {outputs, inputs}, SubBlock::attention);
+    if (has_bias) add(module + ".bias", {outputs}, SubBlock::attention, Initializer::zeros);
+  }
+
   void add_latent_attention(const MlaConfig& mla) {
     const std::int64_t heads = c_.num_heads, qk = mla.nope_dim + mla.rope_dim;
-    const auto block = SubBlock::attention;
+    const bool bias = c_.attention_bias;
     if (mla.q_lora_rank > 0) {
-      add(name("self_attn.q_a_proj.weight"), {mla.q_lora_rank, c_.hidden_size}, block);
-      add(name("self_attn.q_a_layernorm.weight"), {mla.q_lora_rank}, block);
-      add(name("self_attn.q_b_proj.weight"), {heads * qk, mla.q_lora_rank}, block);
+      add_projection("q_a_proj", mla.q_lora_rank, c_.hidden_size, bias);
+      add_norm(name("self_attn.q_a_layernorm.weight"), mla.q_lora_rank, SubBlock::attention);
+      add_projection("q_b_proj", heads * qk, mla.q_lora_rank, false);
     } else {
-      add(name("self_attn.q_proj.weight"), {heads * qk, c_.hidden_size}, block);
+      add_projection("q_proj", heads * qk, c_.hidden_size, false);
     }
-    add(name("self_attn.kv_a_proj_with_mqa.weight"), {mla.kv_lora_rank + mla.rope_dim, c_.hidden_size},
-        block);
-    add(name("self_attn.kv_a_layernorm.weight"), {mla.kv_lora_rank}, block);
-    add(name("self_attn.kv_b_proj.weight"), {heads * (mla.nope_dim + mla.v_dim), mla.kv_lora_rank}, block);
-    add(name("self_attn.o_proj.weight"), {c_.hidden_size, heads * mla.v_dim}, block);
-    if (c_.gated_attention)
-      add(name("self_attn.gate_proj.weight"), {heads * mla.v_dim, c_.hidden_size}, block);
+    add_projection("kv_a_proj_with_mqa", mla.kv_lora_rank + mla.rope_dim, c_.hidden_size, bias);
+    add_norm(name("self_attn.kv_a_layernorm.weight"), mla.kv_lora_rank, SubBlock::attention);
+    add_projection("kv_b_proj", heads * (mla.nope_dim + mla.v_dim), mla.kv_lora_rank, false);
+    add_projection("o_proj", c_.hidden_size, heads * mla.v_dim, bias);
+    if (c_.gated_attention) add_projection("gate_proj", heads * mla.v_dim, c_.hidden_size, false);
   }
 
   void add_grouped_query_attention() {
     const GqaConfig& gqa = c_.gqa;
-    const auto block = SubBlock::attention;
-    add(name("self_attn.q_proj.weight"), {c_.num_heads * gqa.head_dim, c_.hidden_size}, block);
-    add(name("self_attn.k_proj.weight"), {gqa.kv_heads * gqa.head_dim, c_.hidden_size}, block);
-    add(name("self_attn.v_proj.weight"), {gqa.kv_heads * gqa.head_dim, c_.hidden_size}, block);
-    add(name("self_attn.o_proj.weight"), {c_.hidden_size, c_.num_heads * gqa.head_dim}, block);
+    const bool bias = c_.attention_bias;
+    add_projection("q_proj", c_.num_heads * gqa.head_dim, c_.hidden_size, bias);
+    add_projection("k_proj", gqa.kv_heads * gqa.head_dim, c_.hidden_size, bias);
+    add_projection("v_proj", gqa.kv_heads * gqa.head_dim, c_.hidden_size, bias);
+    add_projection("o_proj", c_.hidden_size, c_.num_heads * gqa.head_dim, bias);
     if (gqa.qk_norm == QkNorm::none || gqa.qk_norm == QkNorm::rotated) return;
     const bool together = gqa.qk_norm == QkNorm::projection;
-    add(name("self_attn.q_norm.weight"), {(together ? c_.num_heads : 1) * gqa.head_dim}, block);
-    add(name("self_attn.k_norm.weight"), {(together ? gqa.kv_heads : 1) * gqa.head_dim}, block);
+    add_norm(name("self_attn.q_norm.weight"), (together ? c_.num_heads : 1) * gqa.head_dim,
+             SubBlock::attention);
+    add_norm(name("self_attn.k_norm.weight"), (together ? gqa.kv_heads : 1) * gqa.head_dim,
+             SubBlock::attention);
   }
 
   void add_mlp(const std::string& module, const std::string& on_hub, std::int64_t size, SubBlock block) {

@@ -74,6 +74,37 @@ void add_scale_rows(OpTable& table) {
              .in_place = {{0, 0}}});
 }
 
+void add_bias_ops(OpTable& table) {
+  table.add({.name = "add_bias",
+             .min_inputs = 2,
+             .max_inputs = 2,
+             .inputs = {In::compute, In::wide},
+             .infer = [](const OpTypes& t) -> std::vector<TensorType> {
+               FARSKIP_SHAPE(t.shape(0).rank() == 2 && t.shape(1) == Shape{t.shape(0)[1]}, "add_bias", t);
+               return {like(t.in(0))};
+             },
+             .gradient =
+                 [](GradientCall& g) {
+                   g.set(0, g.dout());
+                   if (g.needs(1)) g.set(1, g.builder().emit("add_bias_grad", {g.dout()})[0]);
+                 },
+             .cost = [](const OpTypes& t) { return flops_cost(elements(t.shape(0))); },
+             .cheap = true,
+             .in_place = {{0, 0}}});
+
+  table.add({.name = "add_bias_grad",
+             .min_inputs = 1,
+             .max_inputs = 2,
+             .inputs = {In::compute},
+             .infer = [](const OpTypes& t) -> std::vector<TensorType> {
+               FARSKIP_SHAPE(t.shape(0).rank() == 2, "add_bias_grad", t);
+               return {{wide(t.in(0).dtype), Shape{t.shape(0)[1]}, {}}};
+             },
+             .cost = [](const OpTypes& t) { return flops_cost(elements(t.shape(0))); },
+             .in_place = {{0, 1}},
+             .accumulates = {{0, 1}}});
+}
+
 void add_sigmoid_gate(OpTable& table) {
   table.add({.name = "sigmoid_gate",
              .min_inputs = 2,
@@ -140,6 +171,7 @@ void register_elementwise(OpTable& table) {
              .in_place = {{0, 0}, {0, 1}}});
   add_clamp(table);
   add_scale_rows(table);
+  add_bias_ops(table);
   add_sigmoid_gate(table);
 }
 
@@ -161,6 +193,9 @@ ValueId ones(Builder& b, std::int64_t size) {
 }
 ValueId scale_rows(Builder& b, ValueId x, ValueId scale) {
   return b.emit("scale_rows", {x, scale})[0];
+}
+ValueId add_bias(Builder& b, ValueId x, ValueId bias) {
+  return b.emit("add_bias", {x, bias})[0];
 }
 ValueId sigmoid_gate(Builder& b, ValueId x, ValueId gate) {
   return b.emit("sigmoid_gate", {x, gate})[0];

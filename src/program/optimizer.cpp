@@ -8,7 +8,7 @@
 namespace farskip {
 namespace {
 
-/// Decay on tensors of rank >= 2 as the hub counts ranks: an expert's matrices, not norms.
+/// Decay on tensors of rank >= 2 as the hub counts ranks: an expert's matrices, not norms and biases.
 double decay_of(const OptimizerConfig& config, const ParameterSpec& spec) {
   return spec.shape.rank() >= 2 ? config.weight_decay : 0.0;
 }

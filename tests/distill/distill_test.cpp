@@ -265,6 +265,19 @@ TEST_CASE("what distillation cannot do is refused with the reason") {
   CHECK_THAT(refused({"distill.hidden_l2=1", "distill.hidden_layers=[4]"}), ContainsSubstring("0 to 3"));
 }
 
+TEST_CASE("biases of projections are frozen with attention, weights of norms with norms") {
+  const ModelConfig config = read_hub_config(test::fixtures() / "llama_biases");
+  const std::set<std::string> attention = frozen_parameters({"attention"}, config),
+                              norms = frozen_parameters({"norms"}, config);
+  for (const char* name : {"self_attn.q_proj.bias", "self_attn.o_proj.bias", "self_attn.o_proj.weight"}) {
+    CAPTURE(name);
+    CHECK(attention.contains(layer_name(1, name)));
+    CHECK(!norms.contains(layer_name(1, name)));
+  }
+  CHECK(norms.contains(layer_name(1, "input_layernorm.weight")));
+  CHECK(!attention.contains(layer_name(1, "input_layernorm.weight")));
+}
+
 TEST_CASE("patterns match whole names") {
   CHECK(matches_pattern("model.layers.10.mlp", "model.layers.1*.mlp"));
   CHECK(matches_pattern("abc", "a?c"));

@@ -24,6 +24,8 @@ const std::map<std::string, std::set<std::string>> kKernels{
     {"embedding", {"LI>L"}},
     {"embedding_grad", {"LI>F", "LIF>F"}},
     {"add", {"LL>L", "FF>F"}},
+    {"add_bias", {"LF>L"}},
+    {"add_bias_grad", {"L>F", "LF>F"}},
     {"clamp", {"L>L"}},
     {"clamp_grad", {"LL>L"}},
     {"ones", {">F"}},

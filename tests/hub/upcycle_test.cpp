@@ -127,6 +127,9 @@ TEST_CASE("models that have experts, and families without such another, are not 
   CHECK_THROWS_AS(upcycle_config(deepseek, how), UsageError);
   CHECK_THROWS_WITH(upcycle_config(deepseek, how),
                     ContainsSubstring("in place of the MLPs of deepseek_v2; allowed: llama, qwen3"));
+  CHECK_THROWS_AS(upcycle_config(Dense("llama_biases").config, how), UsageError);
+  CHECK_THROWS_WITH(upcycle_config(Dense("llama_biases").config, how),
+                    ContainsSubstring("attention_bias: \"true\" is not supported"));
 }
 
 }  // namespace

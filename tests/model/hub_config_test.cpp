@@ -7,6 +7,7 @@
 #include "farskip/base/file.h"
 #include "farskip/model/family.h"
 #include "farskip/model/model_config.h"
+#include "farskip/model/parameters.h"
 #include "support/catch.h"
 #include "support/models.h"
 #include "support/support.h"
@@ -286,6 +287,35 @@ TEST_CASE("a mistake names the key as the file spells it") {
              ContainsSubstring("n_routed_experts: 0 is out of range"));
 }
 
+TEST_CASE("attention_bias adds biases to projections in the families whose classes have them") {
+  for (const std::string& model : test::family_fixtures()) {
+    CAPTURE(model);
+    const Json config = with(fixture_config(model), {{"attention_bias", "true"}});
+    const std::string family = read(fixture_config(model)).family;
+    if (family == "mixtral" || family == "instella_moe") {
+      CHECK_THAT(refusal(config), ContainsSubstring("attention_bias"));
+      continue;
+    }
+    const ModelConfig c = read(config);
+    CHECK(c.attention_bias);
+    CHECK(read(Json::parse(hub_config_text(c))) == c);
+    std::vector<std::string> biased;
+    for (const ParameterSpec& p : list_parameters(c)) {
+      if (p.layer != 1 || !p.name.ends_with(".bias")) continue;
+      CHECK(p.initializer == Initializer::zeros);
+      CHECK(!p.is_norm());
+      CHECK(p.is_trained);
+      biased.push_back(p.name.substr(p.name.find("attn.") + 5));
+    }
+    std::vector<std::string> expected{"q_proj.bias", "k_proj.bias", "v_proj.bias", "o_proj.bias"};
+    if (c.mla && c.mla->q_lora_rank > 0)
+      expected = {"q_a_proj.bias", "kv_a_proj_with_mqa.bias", "o_proj.bias"};
+    else if (c.mla)
+      expected = {"kv_a_proj_with_mqa.bias", "o_proj.bias"};
+    CHECK(biased == expected);
+  }
+}
+
 TEST_CASE("a key that names what is built anyway is accepted with that value and refused with another") {
   struct Case {
     std::string key, accepted, refused;
@@ -293,7 +323,7 @@ TEST_CASE("a key that names what is built anyway is accepted with that value and
   const std::vector<Case> cases{{"qkv_bias", "false", "true"},
                                 {"lm_head_bias", "false", "true"},
                                 {"bias", "false", "true"},
-                                {"attention_bias", "false", "true"},
+                                {"mlp_bias", "false", "true"},
                                 {"quantization_config", "null", R"({"bits": 8})"},
                                 {"is_decoder", "false", "true"},
                                 {"is_encoder_decoder", "false", "true"},

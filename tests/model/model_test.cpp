@@ -83,7 +83,7 @@ TEST_CASE("config fields that are not built are refused by name, never ignored")
   refused("\"hidden_act\": \"silu\"", "\"hidden_act\": \"gelu\"", "gelu");
   refused("\"rope_type\": \"default\"", "\"rope_type\": \"longrope\"", "longrope");
   refused("\"model_type\": \"deepseek_v2\"", "\"model_type\": \"gpt2\"", "gpt2");
-  refused("\"attention_bias\": false", "\"attention_bias\": true", "attention_bias");
+  refused("\"attention_bias\": false", "\"mlp_bias\": true", "mlp_bias");
   refused("\"norm_topk_prob\": false", "\"norm_topk_prob\": true", "norm_topk_prob");
   refused("\"kv_lora_rank\": 16", "\"kv_lora_rank\": -16", "kv_lora_rank");
   refused("\"kv_lora_rank\": 16,", "", "kv_lora_rank");

@@ -147,6 +147,7 @@ void add_elementwise(std::vector<OpCase>& cases) {
     const std::string name = shape.text();
     const auto x = [&](std::uint64_t seed) { return random_tensor(shape, seed); };
     cases.push_back({"clamp", name, Attributes::of(ops::Clamp{0.7}), {x(171)}});
+    cases.push_back({"add_bias", name, none, {x(176), random_tensor({shape[1]}, 177)}});
     cases.push_back({"scale_rows", name, none, {x(172), random_tensor({shape[0]}, 173)}});
     cases.push_back({"sigmoid_gate", name, none, {x(174), random_tensor(shape, 175, 3.0)}});
   }

@@ -39,6 +39,12 @@ void run_scale_rows(const KernelCall& call) {
     call.out<double>(0)[i] = call.in<double>(0)[i] * table_value(call.inputs[1], i / width);
 }
 
+void run_add_bias(const KernelCall& call) {
+  const std::int64_t width = call.out_shape(0).back();
+  for (std::int64_t i = 0; i < call.out_shape(0).num_elements(); ++i)
+    call.out<double>(0)[i] = call.in<double>(0)[i] + table_value(call.inputs[1], i % width);
+}
+
 void run_sigmoid_gate(const KernelCall& call) {
   for (std::int64_t i = 0; i < call.out_shape(0).num_elements(); ++i)
     call.out<double>(0)[i] = call.in<double>(0)[i] / (1.0 + std::exp(-call.in<double>(1)[i]));
@@ -154,6 +160,7 @@ void run_linear_cross_entropy(const KernelCall& call) {
 void register_dense(KernelTable& table) {
   add_reference(table, "embedding", run_embedding);
   add_reference(table, "add", run_add);
+  add_reference(table, "add_bias", run_add_bias);
   add_reference(table, "clamp", run_clamp);
   add_reference(table, "ones", run_ones);
   add_reference(table, "scale_rows", run_scale_rows);

@@ -13,8 +13,10 @@ namespace farskip {
 namespace {
 
 // Kernels are plain functions: which op one stands for is part of its type. All ops but the collectives.
-constexpr std::array<std::string_view, 56> kOps{"adamw",
+constexpr std::array<std::string_view, 58> kOps{"adamw",
                                                 "add",
+                                                "add_bias",
+                                                "add_bias_grad",
                                                 "attention",
                                                 "attention_grad",
                                                 "attention_temperature",

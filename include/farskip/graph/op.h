@@ -32,7 +32,7 @@ struct TensorType {
 
 // Element types. A graph computes in one type: f32, f64 (references) or bf16. Activations, and the matrices
 // that products read, are of that type; where it is a low one, everything that sums or decides is wide:
-// weights of norms, the router, statistics, losses, and the gradients of parameters.
+// weights of norms, biases, the router, statistics, losses, and the gradients of parameters.
 
 inline bool is_low(DType dtype) {
   return dtype == DType::bf16;

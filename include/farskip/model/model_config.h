@@ -93,6 +93,9 @@ struct ModelConfig {
   bool tie_embeddings = false;
   std::optional<MlaConfig> mla;  // otherwise gqa
   GqaConfig gqa;
+  /// Projections of attention add a bias: all of grouped queries, and of latent attention those that read the
+  /// hidden state down to a latent, and the last.
+  bool attention_bias = false;
   bool gated_attention = false;  // what heads give is multiplied by a sigmoid gate of what they read
   LongTextConfig long_text;
   RopeConfig rope;

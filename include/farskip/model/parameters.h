@@ -45,6 +45,8 @@ struct ParameterSpec {
   /// How the names of tensors begin that may lie beside this one in a folder and carry nothing here.
   std::vector<std::string> passed_over{};
 
+  /// The weight of a norm; other vectors are biases.
+  bool is_norm() const { return initializer == Initializer::ones; }
   /// A bias per expert that takes part in the choice.
   bool is_router_bias() const { return !is_trained && block == SubBlock::routed; }
   /// Seen as a matrix: all dims but the last taken together, and the last. A vector has rows of one element.

@@ -73,6 +73,9 @@ ValueId ones(Builder& b, std::int64_t size);
 /// x[T, D], scale f32[T] → x with each row times its scale. In place.
 ValueId scale_rows(Builder& b, ValueId x, ValueId scale);
 // op "scale_rows_grad": dy[T, D], x[T, D], scale f32[T] → (dx, dscale f32[T]). In place: dx in dy.
+/// x[T, N], b[N] → x with b added to each row. In place in x. Of a low x: b and its gradient are f32.
+ValueId add_bias(Builder& b, ValueId x, ValueId bias);
+// op "add_bias_grad": dy[T, N], [accumulate db[N]] → db[N], the sums of columns.
 /// x[T, N*D], gate[T, N*D] → x · sigmoid(gate), element by element. In place in x.
 ValueId sigmoid_gate(Builder& b, ValueId x, ValueId gate);
 // op "sigmoid_gate_grad": dy, x, gate → (dx, dgate). In place: dx in dy, dgate in gate.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
 
+#include "farskip/backend/cpu/column_sums.h"
 #include "farskip/backend/cpu/parallel.h"
 #include "farskip/backend/cpu/reduce.h"
 #include "farskip/backend/cpu/vector_math.h"
@@ -85,6 +86,26 @@ void run_scale_rows_grad(const KernelCall& call) {
                        });
 }
 
+// x[T, N], b[N] → [T, N] (may be x)
+void run_add_bias(const KernelCall& call) {
+  const float *x = call.in(0), *bias = call.in(1);
+  float* out = call.out(0);
+  const std::int64_t width = call.out_shape(0)[1];
+  cpu::parallel_ranges(call.out_shape(0)[0], cpu::rows_per_tile(width),
+                       [&](std::int64_t begin, std::int64_t end) {
+                         for (std::int64_t t = begin; t < end; ++t)
+#pragma omp simd
+                           for (std::int64_t i = 0; i < width; ++i)
+                             out[t * width + i] = x[t * width + i] + bias[i];
+                       });
+}
+
+// dy[T, N], [accumulate db[N]] → db[N]
+void run_add_bias_grad(const KernelCall& call) {
+  cpu::sum_columns(call.in(0), call.in_shape(0)[0], call.in_shape(0)[1], call.has(1) ? call.in(1) : nullptr,
+                   call.out(0));
+}
+
 // x, gate → x · sigmoid(gate) (may be x)
 void run_sigmoid_gate(const KernelCall& call) {
   const float *x = call.in(0), *gate = call.in(1);
@@ -119,6 +140,8 @@ void register_elementwise(KernelTable& table) {
     table.add(op, DType::f32, DeviceKind::cpu, {.run = run, .workspace = nullptr});
   };
   add("add", run_add);
+  add("add_bias", run_add_bias);
+  add("add_bias_grad", run_add_bias_grad);
   add("clamp", run_clamp);
   add("clamp_grad", run_clamp_grad);
   add("ones", run_ones);

@@ -2,6 +2,7 @@
 // Root-mean-square norm over groups of D elements (a row, or a head of it).
 #include <cmath>
 
+#include "farskip/backend/cpu/column_sums.h"
 #include "farskip/backend/cpu/parallel.h"
 #include "farskip/backend/cpu/reduce.h"
 #include "farskip/backend/kernel.h"
@@ -77,19 +78,7 @@ void run_rms_norm_grad(const KernelCall& call) {
     for (std::int64_t group = block * kGroupsPerBlock; group < end; ++group) differentiate(group, share);
   });
 
-  constexpr std::int64_t columns_per_tile = 64;
-  cpu::parallel_ranges(size, columns_per_tile, [&](std::int64_t begin, std::int64_t end) {
-    double sums[columns_per_tile] = {};
-    for (std::int64_t block = 0; block < blocks; ++block) {
-#pragma omp simd
-      for (std::int64_t i = begin; i < end; ++i)
-        sums[i - begin] += static_cast<double>(shares[block * size + i]);
-    }
-    for (std::int64_t i = begin; i < end; ++i) {
-      const double before = dw_before != nullptr ? static_cast<double>(dw_before[i]) : 0.0;
-      dw[i] = static_cast<float>(before + sums[i - begin]);
-    }
-  });
+  cpu::sum_columns(shares, blocks, size, dw_before, dw);
 }
 
 }  // namespace

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Conversions, sums, bounds and gates, element by element, and factors row by row.
+// Conversions, sums, bounds and gates, element by element; factors row by row, and biases.
 #include <type_traits>
 
+#include "backend/cuda/column_sums.cuh"
 #include "backend/cuda/launch.cuh"
 #include "farskip/ops/ops.h"
 
@@ -203,6 +204,39 @@ void run_scale_rows_grad(const KernelCall& call) {
   });
 }
 
+template <class T, int N>
+__global__ void __launch_bounds__(kThreads)
+    add_bias_kernel(const T* x, const float* bias, T* out, std::int64_t n, std::int64_t width) {
+  const std::int64_t at = (static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x) * N;
+  if (at >= n) return;
+  float values[N], added[N];
+  load<N>(x + at, values);
+  load<N>(bias + at % width, added);
+#pragma unroll
+  for (int i = 0; i < N; ++i) values[i] += added[i];
+  store<N>(out + at, values);
+}
+
+// x[T, N], b[N] → [T, N] (may be x)
+void run_add_bias(const KernelCall& call) {
+  with_element_type(call.inputs[0].dtype, [&](auto element) {
+    using T = decltype(element);
+    const std::int64_t n = call.out_shape(0).num_elements(), width = call.out_shape(0)[1];
+    const bool wide = width % 8 == 0 && is_aligned(call.in<T>(0), call.in(1), call.out<T>(0));
+    launch(call, wide ? add_bias_kernel<T, 8> : add_bias_kernel<T, 1>,
+           grid_size(ceil_div(n, std::int64_t{kThreads} * (wide ? 8 : 1))), kThreads, 0, call.in<T>(0),
+           call.in(1), call.out<T>(0), n, width);
+  });
+}
+
+// dy[T, N], [accumulate db[N]] → db[N]
+void run_add_bias_grad(const KernelCall& call) {
+  with_element_type(call.inputs[0].dtype, [&](auto element) {
+    sum_columns(call, call.in<decltype(element)>(0), call.in_shape(0)[0], call.in_shape(0)[1],
+                call.has(1) ? call.in(1) : nullptr, call.out(0));
+  });
+}
+
 }  // namespace
 }  // namespace cuda
 
@@ -211,6 +245,8 @@ void register_cuda_elementwise(KernelTable& table) {
   for (const DType dtype : {DType::f32, DType::bf16}) {
     table.add("cast", dtype, DeviceKind::cuda, {.run = cuda::run_cast});
     table.add("add", dtype, DeviceKind::cuda, {.run = cuda::run_add});
+    table.add("add_bias", dtype, DeviceKind::cuda, {.run = cuda::run_add_bias});
+    table.add("add_bias_grad", dtype, DeviceKind::cuda, {.run = cuda::run_add_bias_grad});
     table.add("clamp", dtype, DeviceKind::cuda, {.run = cuda::run_clamp});
     table.add("clamp_grad", dtype, DeviceKind::cuda, {.run = cuda::run_clamp_grad});
     table.add("scale_rows", dtype, DeviceKind::cuda, {.run = cuda::run_scale_rows});

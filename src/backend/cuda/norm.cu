@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Root-mean-square norm over groups of D elements (a row, or a head of it).
+#include "backend/cuda/column_sums.cuh"
 #include "backend/cuda/launch.cuh"
 #include "farskip/ops/ops.h"
 
@@ -240,30 +241,6 @@ __global__ void __launch_bounds__(kThreads) norm_dx_kernel(GradArguments a) {
                           scale * (to_float(dy[i]) * a.w[i] - to_float(x[i]) * along_x));
 }
 
-constexpr int kShareLanes = 32, kShareColumns = 32;
-
-/// dw[column] = accumulate + Σ shares, in f64 and a fixed order: 32 lanes of shares, then the lanes.
-__global__ void __launch_bounds__(kShareLanes* kShareColumns)
-    sum_shares_kernel(const float* shares, const float* accumulate, float* dw, std::int64_t num_shares,
-                      std::int64_t size) {
-  __shared__ double lanes[kShareLanes][kShareColumns + 1];
-  const int lane = static_cast<int>(threadIdx.x) / kShareColumns,
-            place = static_cast<int>(threadIdx.x) % kShareColumns;
-  const std::int64_t column = static_cast<std::int64_t>(blockIdx.x) * kShareColumns + place;
-  double sum = 0.0;
-  if (column < size) {
-#pragma unroll 4
-    for (std::int64_t s = lane; s < num_shares; s += kShareLanes)
-      sum += static_cast<double>(shares[s * size + column]);
-  }
-  lanes[lane][place] = sum;
-  __syncthreads();
-  if (lane != 0 || column >= size) return;
-  double total = accumulate != nullptr ? static_cast<double>(accumulate[column]) : 0.0;
-  for (int i = 0; i < kShareLanes; ++i) total += lanes[i][place];
-  dw[column] = static_cast<float>(total);
-}
-
 std::size_t rms_norm_grad_workspace(const OpTypes& types) {
   const std::int64_t size = types.shape(2).num_elements(), groups = types.shape(3).num_elements();
   return static_cast<std::size_t>(GradSplit(groups, size).shares * size) * sizeof(float);
@@ -307,8 +284,8 @@ void run_rms_norm_grad(const KernelCall& call) {
   with_element_type(call.inputs[0].dtype, [&](auto element) {
     if (groups > 0) differentiate<decltype(element)>(call, split, a, fast);
   });
-  launch(call, sum_shares_kernel, grid_size(ceil_div(size, kShareColumns)), kShareLanes * kShareColumns, 0,
-         shares, call.has(4) ? call.in(4) : nullptr, call.out(1), fast ? split.shares : split.blocks, size);
+  sum_columns(call, shares, fast ? split.shares : split.blocks, size, call.has(4) ? call.in(4) : nullptr,
+              call.out(1));
 }
 
 }  // namespace

@@ -170,7 +170,7 @@ void write_common(const ModelConfig& c, ConfigNode& map) {
   map.set("initializer_range", make_node(c.initializer_range));
   map.set("tie_word_embeddings", make_node(c.tie_embeddings));
   map.set("hidden_act", make_node("silu"));
-  map.set("attention_bias", make_node(false));
+  map.set("attention_bias", make_node(c.attention_bias));
   map.set("attention_dropout", make_node(0.0));
   map.set("bos_token_id", c.bos_token ? make_node(*c.bos_token) : ConfigNode{});
   if (c.eos_tokens.empty()) {

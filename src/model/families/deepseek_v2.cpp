@@ -19,6 +19,7 @@ ModelConfig read(Reader& r) {
     r.require_value(key, false, "this family normalises the latents");
   for (const char* key : {"rope_interleave", "rope_interleaved"})
     r.require_value(key, true, "this family rotates pairs of neighbours");
+  c.attention_bias = r.boolean("attention_bias", false);
   read_deepseek_experts(r, c);
   r.require_value("norm_topk_prob", false,
                   "public implementations of this family disagree on what true means");

@@ -58,6 +58,7 @@ namespace {
 
 ModelConfig read(Reader& r) {
   ModelConfig c = read_deepseek_v3(r);
+  c.attention_bias = r.boolean("attention_bias", false);
   for (const char* key : {"qk_norm", "use_qk_norm", "qk_layernorm"})
     r.require_value(key, false, "this family normalises the latents");
   read_fixed_choices(r, c);

@@ -11,6 +11,7 @@ ModelConfig read(Reader& r) {
   ModelConfig c;
   read_common(r, c);
   read_grouped_query_attention(r, c, {.kv_heads = c.num_heads});
+  c.attention_bias = r.boolean("attention_bias", false);
   read_dense_layers(c);
   read_fixed_choices(r, c);
   return c;

@@ -83,6 +83,7 @@ ModelConfig read(Reader& r) {
   ModelConfig c;
   read_common(r, c);
   read_attention(r, c);
+  c.attention_bias = r.boolean("attention_bias", false);
   read_experts(r, c);
   read_fixed_choices(r, c);
   return c;

@@ -27,6 +27,7 @@ ModelConfig read(Reader& r) {
   c.gqa.qk_norm = QkNorm::projection;
   read_grouped_query_attention(r, c, {.kv_heads = c.num_heads});
   c.gqa.clip = r.optional_real("clip_qkv", {.min = 0.0, .above_min = true}).value_or(0.0);
+  c.attention_bias = r.boolean("attention_bias", false);
   read_experts(r, c);
   read_fixed_choices(r, c);
   return c;

@@ -14,6 +14,7 @@ ModelConfig read(Reader& r) {
   read_grouped_query_attention(r, c, {.kv_heads = 32, .head_dim = 128});
   // Without use_sliding_window neither has an effect.
   for (const char* key : {"sliding_window", "max_window_layers"}) r.ignore(key);
+  c.attention_bias = r.boolean("attention_bias", false);
   read_dense_layers(c);
   read_fixed_choices(r, c);
   return c;

@@ -173,6 +173,8 @@ std::vector<OpCase> large_rowwise_cases() {
                    {},
                    {}});
   cases.push_back(
+      {"add_bias", "many rows", kNone, {random_tensor({5003, 2048}, 745), random_tensor({2048}, 746)}});
+  cases.push_back(
       {"clamp", "a long one", Attributes::of(ops::Clamp{0.7}), {random_tensor({1001, 2048}, 740)}});
   cases.push_back(
       {"scale_rows", "wide rows", kNone, {random_tensor({5003, 5120}, 741), random_tensor({5003}, 742)}});
