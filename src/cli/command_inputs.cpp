@@ -119,9 +119,18 @@ LoadedModel load_model(const std::string& folder, Role role, const Logger& logge
   return load_model(folder, role, make_context(on.device, logger), on.compute);
 }
 
+namespace {
+
+fs::path resolve_verified(const std::string& folder, const Logger& logger, const Communicator& world) {
+  const fs::path path = resolve_model_folder(folder, logger);
+  verify_model_folder(path, world);
+  return path;
+}
+
+}  // namespace
+
 LoadedModel load_model(const std::string& folder, Role role, const Context& context, DType compute) {
-  const fs::path path = resolve_model_folder(folder, context.logger);
-  verify_model_folder(path, context.world());
+  const fs::path path = resolve_verified(folder, context.logger, context.world());
   LoadedModel model{read_config(path, context.logger), {}, path};
   const std::vector<ParameterSpec> specs = list_parameters(model.config);
   const auto parameters = local_parameters(specs, context.mesh.position(), false);
@@ -132,19 +141,25 @@ LoadedModel load_model(const std::string& folder, Role role, const Context& cont
   return model;
 }
 
-void refuse_not_finite(const LoadedModel& model) {
-  for (const auto& [name, view] : hub_views(*model.states, Role::weight)) {
-    if (all_finite(copy_to_host(model.states->device(), view).view())) continue;
-    const SafetensorsFolder folder(model.folder);
-    const std::vector<ParameterSpec> model_specs = list_parameters(model.config);
-    const ModelFolder names(folder, model_specs);
-    std::string stored = name;
-    for (const ParameterSpec& spec : model_specs)  // a folder may hold experts as one tensor
-      for (const HubPiece& piece : spec.pieces)
-        if (piece.name == name && names.contains(spec.name)) stored = spec.name;
-    throw DataError(
-        fmt::format("{}: {} holds values that are not finite", model.folder.string(), names.place(stored)));
-  }
+OpenedModel::OpenedModel(const std::string& name, const Logger& logger)
+    : folder(resolve_verified(name, logger, make_self_communicator())),
+      config(read_config(folder, logger)),
+      parameters(list_parameters(config)),
+      files(folder),
+      weights(files, parameters) {
+  check_weights_fit(parameters, files);
+}
+
+std::string OpenedModel::place(const ParameterSpec& spec, const std::string& tensor) const {
+  return fmt::format("{}: {}", folder.string(), stored_place(weights, spec, tensor));
+}
+
+void refuse_not_finite(const OpenedModel& model) {
+  const auto place = [&](const ParameterSpec& spec, const std::string& tensor) {
+    return model.place(spec, tensor);
+  };
+  for (const HubSource& source : hub_sources(model.parameters, rows_of(model.weights), place))
+    give_finite(source, [](const TensorView&) {});
 }
 
 void warn_beyond_context(const ModelConfig& config, std::string_view setting, std::int64_t length,

@@ -11,7 +11,7 @@ namespace farskip {
 namespace {
 
 struct Options {
-  std::string source, destination, farskip, layers, dtype = "f32", upcycle;
+  std::string source, destination, farskip, layers, dtype = "f32", upcycle, shard_size;
   double upcycle_noise = 0.0;
   std::int64_t seed = 1;
 };
@@ -40,12 +40,40 @@ Upcycling parse_upcycling(const Options& options) {
   return {*experts.value, *chosen.value, options.upcycle_noise, static_cast<std::uint64_t>(options.seed)};
 }
 
-void upcycle(LoadedModel& model, const Upcycling& how, const Logger& logger) {
-  ModelConfig config = upcycle_config(model.config, how);
-  model.states = upcycle_weights(*model.states, config, how);
+std::uint64_t parse_shard_size(const std::string& text) {
+  if (text.empty()) return kShardSize;
+  const auto bytes = parse_memory(text);
+  if (!bytes.value || *bytes.value == 0)
+    throw UsageError(
+        fmt::format("--shard-size {}: allowed: a size such as 5GB or 512MiB, more than 0 (B, kB, MB, GB, TB, "
+                    "KiB, MiB, GiB, TiB)",
+                    quote_for_message(text)));
+  return *bytes.value;
+}
+
+/// The weights of a model that is to be written, and its config.
+struct Result {
+  ModelConfig config;
+  std::vector<HubSource> sources;
+};
+
+/// Of the experts a place tells the MLP that they are made of: where a value is that is not finite.
+Result describe_result(const OpenedModel& model, const std::optional<Upcycling>& how, const Logger& logger) {
+  const RowReader rows = rows_of(model.weights);
+  const auto place = [&](const ParameterSpec& spec, const std::string& tensor) {
+    return model.place(spec, tensor);
+  };
+  if (!how) return {model.config, hub_sources(model.parameters, rows, place)};
+  const ModelConfig config = upcycle_config(model.config, *how);
   logger.info("each MLP of the {} model is {} experts now, {} for a token ({})", model.config.family,
-              how.num_experts, how.top_k, config.family);
-  model.config = std::move(config);
+              how->num_experts, how->top_k, config.family);
+  return {config, hub_sources(list_parameters(config), upcycle_rows(model.parameters, rows, config, *how),
+                              [&](const ParameterSpec& spec, const std::string& tensor) {
+                                return model.weights.contains(tensor)
+                                           ? model.place(spec, tensor)
+                                           : fmt::format("{}: {}, made of it,", model.folder.string(),
+                                                         tensor);
+                              })};
 }
 
 ExitCode run(const Options& options, const CommonOptions& common) {
@@ -54,21 +82,21 @@ ExitCode run(const Options& options, const CommonOptions& common) {
   if (!dtype || (*dtype != DType::f32 && *dtype != DType::bf16))
     throw UsageError(fmt::format("--dtype {}: allowed: f32, bf16", options.dtype));
   const auto upcycling = options.upcycle.empty() ? std::nullopt : std::optional(parse_upcycling(options));
-  LoadedModel model = load_model(options.source, Role::weight, logger);
+  const std::uint64_t shard_size = parse_shard_size(options.shard_size);
+  const OpenedModel model(options.source, logger);
   const Companions companions = read_companions(model.folder);
-  refuse_not_finite(model);
-  if (upcycling) upcycle(model, *upcycling, logger);
-  if (model.config.eos_tokens.empty()) model.config.eos_tokens = find_end_tokens(model.config, companions);
-  if (const auto wiring = parse_wiring(options.farskip, options.layers, model.config.num_layers))
-    model.config.farskip = *wiring;
-  write_hub_folder(options.destination, model.config, *model.states, *dtype, companions);
+  auto [config, sources] = describe_result(model, upcycling, logger);
+  if (config.eos_tokens.empty()) config.eos_tokens = find_end_tokens(config, companions);
+  if (const auto wiring = parse_wiring(options.farskip, options.layers, config.num_layers))
+    config.farskip = *wiring;
+  write_hub_folder(options.destination, config, sources, *dtype, companions, shard_size);
   if (!companions.tokenizer_fault.empty())
     logger.warning("tokenizer.json is copied, but FarSkip cannot use it: {}", companions.tokenizer_fault);
   if (!companions.left_behind.empty()) logger.info("not copied: {}", describe_names(companions.left_behind));
-  const std::string mode = wiring_name(model.config.farskip);
+  const std::string mode = wiring_name(config.farskip);
   if (common.json)
     print_json({{"out", options.destination},
-                {"tensors", hub_views(*model.states, Role::weight).size()},
+                {"tensors", sources.size()},
                 {"farskip", mode},
                 {"left_behind", companions.left_behind}});
   logger.info("wrote {} ({} wiring, {})", options.destination, mode, dtype_name(*dtype));
@@ -87,6 +115,8 @@ void add_convert(Subcommand& root) {
            fmt::format("Wiring of the result: {} (delay:N)", list_names(farskip_mode_names)));
   sub.text("--layers", o->layers, "Rewired layers: all, A-B or a list");
   sub.text("--dtype", o->dtype, "Element type of the weights: f32 or bf16");
+  sub.text("--shard-size", o->shard_size,
+           "Most bytes of a file of weights, as 512MiB or 5GB, which is the default");
   sub.text("--upcycle", o->upcycle,
            "E,K: each MLP of a dense model becomes E equal experts, K of them for a token; the logits stay");
   sub.real("--upcycle-noise", o->upcycle_noise,

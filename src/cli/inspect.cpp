@@ -44,7 +44,7 @@ void check_weights(const fs::path& folder) {
 
 // Everything is read: hashes where there are any, every element of the weights, the files beside them.
 void verify_model(const std::string& path, const Logger& logger) {
-  const LoadedModel model = load_model(path, Role::weight, logger);
+  const OpenedModel model(path, logger);
   refuse_not_finite(model);
   find_end_tokens(model.config, read_companions(model.folder));
 }

@@ -13,10 +13,66 @@ namespace {
 
 constexpr const char* kConfig = "config.json";
 constexpr const char* kWeights = "model.safetensors";
+constexpr const char* kIndex = "model.safetensors.index.json";
 constexpr const char* kManifest = "model.manifest.json";
 constexpr std::string_view kFormat = "farskip-model";
 constexpr int kVersion = 1;
-constexpr std::uint64_t kMaxManifestBytes = 1 << 20;
+constexpr std::uint64_t kMaxManifestBytes = 16 << 20;
+
+struct Shard {
+  std::string file;
+  std::span<const HubSource> sources;
+};
+
+std::uint64_t stored_bytes(const HubSource& source, DType dtype) {
+  return static_cast<std::uint64_t>(source.shape.num_elements()) * dtype_size(stored_dtype(source, dtype));
+}
+
+/// In the order of the sources, each shard as full as it may be.
+std::vector<Shard> cut_into_shards(std::span<const HubSource> sources, DType dtype, std::uint64_t most) {
+  std::vector<Shard> shards;
+  std::size_t first = 0;
+  std::uint64_t bytes = 0;
+  for (std::size_t i = 0; i < sources.size(); ++i) {
+    const std::uint64_t more = stored_bytes(sources[i], dtype);
+    if (i > first && bytes + more > most) {
+      shards.push_back({"", sources.subspan(first, i - first)});
+      first = i;
+      bytes = 0;
+    }
+    bytes += more;
+  }
+  shards.push_back({kWeights, sources.subspan(first)});
+  for (std::size_t i = 0; shards.size() > 1 && i < shards.size(); ++i)
+    shards[i].file = fmt::format("model-{:05}-of-{:05}.safetensors", i + 1, shards.size());
+  return shards;
+}
+
+/// "model-00001-of-00004.safetensors", of whatever number.
+bool is_shard_name(std::string_view name) {
+  constexpr std::string_view begin = "model-", end = ".safetensors";
+  if (!name.starts_with(begin) || !name.ends_with(end) || name.size() <= begin.size() + end.size())
+    return false;
+  name.remove_prefix(begin.size());
+  name.remove_suffix(end.size());
+  const std::size_t of = name.find("-of-");
+  const auto is_number = [](std::string_view text) {
+    return !text.empty() && text.find_first_not_of("0123456789") == std::string_view::npos;
+  };
+  return of != std::string_view::npos && is_number(name.substr(0, of)) && is_number(name.substr(of + 4));
+}
+
+std::string index_text(const std::vector<Shard>& shards, DType dtype) {
+  nlohmann::json files = nlohmann::json::object();
+  std::uint64_t total = 0;
+  for (const Shard& shard : shards)
+    for (const HubSource& source : shard.sources) {
+      files[source.name] = shard.file;
+      total += stored_bytes(source, dtype);
+    }
+  return nlohmann::json{{"metadata", {{"total_size", total}}}, {"weight_map", std::move(files)}}.dump(2) +
+         "\n";
+}
 
 /// What cannot be looked at counts as an entry (has_entry), and would be taken for a model.
 void refuse_unseen_folder(const fs::path& folder) {
@@ -32,8 +88,10 @@ void refuse_used_folder(const fs::path& folder, const Companions& companions) {
       throw UsageError(fmt::format("{} holds a model already ({}); choose another folder or remove it",
                                    folder.string(), name));
   };
-  for (const char* name : {kConfig, kWeights, "model.safetensors.index.json", kManifest, kModelingFile})
-    refuse_entry(name);
+  for (const char* name : {kConfig, kWeights, kIndex, kManifest, kModelingFile}) refuse_entry(name);
+  if (fs::is_directory(folder))
+    for (const std::string& name : list_entries(folder))
+      if (is_shard_name(name)) refuse_entry(name);
   for (const auto& [name, text] : companions.texts) refuse_entry(name);
   if (has_entry(folder, "checkpoints") || has_entry(folder, "metrics.jsonl"))
     throw UsageError(
@@ -66,9 +124,8 @@ class HashedFolder {
     remove_made();
   }
 
-  void write_weights(const ViewMap& tensors, DType dtype, Device& device,
-                     const std::set<std::string>& kept_in_f32) {
-    add(kWeights, write_tensors(folder_ / kWeights, tensors, dtype, device, kept_in_f32));
+  void write_weights(const Shard& shard, DType dtype) {
+    add(shard.file, write_tensors(folder_ / shard.file, shard.sources, dtype));
   }
   void write(const std::string& name, const std::string& text) {
     write_text_file(folder_ / name, text);
@@ -112,20 +169,19 @@ void verify_file(const fs::path& folder, const std::string& name, const nlohmann
 
 }  // namespace
 
-void write_hub_folder(const fs::path& folder, const ModelConfig& config, const States& states, DType dtype,
-                      const Companions& companions) {
+void write_hub_folder(const fs::path& folder, const ModelConfig& config,
+                      const std::vector<HubSource>& sources, DType dtype, const Companions& companions,
+                      std::uint64_t shard_size) {
   refuse_unseen_folder(folder);
   refuse_used_folder(folder, companions);
-  const ViewMap tensors = hub_views(states, Role::weight);
-  for (const auto& [name, view] : tensors)
-    if (!all_finite(copy_to_host(states.device(), view).view()))
-      throw DataError(fmt::format("tensor {} holds values that are not finite; nothing is written", name));
   HashedFolder files(folder);
   remove_stale_temporaries(folder, [&](std::string_view name) {
-    return name == kConfig || name == kWeights || name == kManifest || name == kModelingFile ||
-           companions.texts.contains(std::string(name));
+    return name == kConfig || name == kWeights || name == kIndex || name == kManifest ||
+           name == kModelingFile || is_shard_name(name) || companions.texts.contains(std::string(name));
   });
-  files.write_weights(tensors, dtype, states.device(), names_kept_in_f32(list_parameters(config)));
+  const std::vector<Shard> shards = cut_into_shards(sources, dtype, shard_size);
+  for (const Shard& shard : shards) files.write_weights(shard, dtype);
+  if (shards.size() > 1) files.write(kIndex, index_text(shards, dtype));
   for (const auto& [name, text] : companions.texts) files.write(name, text);
   const std::string text = hub_config_text(config, dtype);
   if (!needs_remote_code(config)) return files.finish(text);

@@ -2,6 +2,7 @@
 #include "farskip/hub/upcycle.h"
 
 #include <algorithm>
+#include <map>
 
 #include "farskip/model/family.h"
 
@@ -21,11 +22,20 @@ std::string mlp_name(std::string experts) {
   return experts.erase(experts.find(part), part.size()) + ".weight";
 }
 
-/// `experts` [E, …] holds numbers n; each expert becomes `dense` times 1 + n, element by element.
-void fill_experts(const TensorView& experts, const TensorView& dense) {
-  const std::int64_t size = dense.num_elements();
-  for (std::int64_t i = 0; i < experts.num_elements(); ++i)
-    experts.as<float>()[i] = dense.as<float>()[i % size] * (1.0F + experts.as<float>()[i]);
+/// `to`, rows of experts from `first_row` on, holds numbers n; each becomes w (1 + n) with the weight w of
+/// the MLP, whose rows repeat from expert to expert.
+void times_mlp(const TensorView& to, std::int64_t first_row, const LocalParameter& mlp,
+               const RowReader& dense) {
+  const std::int64_t height = mlp.spec.num_rows(), width = mlp.spec.row_size(), end = row_count(to.shape);
+  for (std::int64_t row = 0; row < end;) {
+    const std::int64_t first = (first_row + row) % height, count = std::min(end - row, height - first);
+    const HostTensor weights(DType::f32, Shape{count, width});
+    dense(mlp, first, weights.view());
+    const float* w = weights.values<float>().data();
+    float* values = to.as<float>() + row * width;
+    for (std::int64_t i = 0; i < count * width; ++i) values[i] = w[i] * (1.0F + values[i]);
+    row += count;
+  }
 }
 
 }  // namespace
@@ -57,24 +67,21 @@ ModelConfig upcycle_config(const ModelConfig& dense, const Upcycling& how) {
   return config;
 }
 
-std::shared_ptr<States> upcycle_weights(const States& dense, const ModelConfig& config,
-                                        const Upcycling& how) {
-  auto made = std::make_shared<States>(dense.shared_device(),
-                                       weight_states(whole_parameters(list_parameters(config)), DType::f32));
-  for (const StateSpec& state : made->specs()) {
-    const TensorView to = made->at(state.name);
-    if (dense.contains(state.name)) {
-      const TensorView from = dense.at(state.name);
-      std::copy(from.bytes().begin(), from.bytes().end(), to.bytes().begin());
-      continue;
-    }
-    LocalParameter parameter = *state.parameter;
-    const bool is_expert = parameter.spec.is_expert;
-    if (is_expert && how.noise == 0.0) parameter.spec.initializer = Initializer::zeros;
-    initialise_parameter(to, parameter, how.seed, is_expert ? how.noise : config.initializer_range);
-    if (is_expert) fill_experts(to, dense.at(mlp_name(state.name)));
-  }
-  return made;
+RowReader upcycle_rows(const std::vector<ParameterSpec>& dense_model, const RowReader& dense,
+                       const ModelConfig& config, const Upcycling& how) {
+  std::map<std::string, LocalParameter, std::less<>> there;
+  for (LocalParameter& p : whole_parameters(dense_model)) there.emplace(p.spec.name, std::move(p));
+  return [there = std::move(there), dense, how, range = config.initializer_range](
+             const LocalParameter& p, std::int64_t first_row, const TensorView& to) {
+    if (const auto same = there.find(p.spec.name); same != there.end())
+      return dense(same->second, first_row, to);
+    LocalParameter part = p;
+    part.first_row += first_row;
+    const bool is_expert = p.spec.is_expert;
+    if (is_expert && how.noise == 0.0) part.spec.initializer = Initializer::zeros;
+    initialise_parameter(to, part, how.seed, is_expert ? how.noise : range);
+    if (is_expert) times_mlp(to, first_row, there.at(mlp_name(p.spec.name)), dense);
+  };
 }
 
 }  // namespace farskip

@@ -103,6 +103,12 @@ HostTensor convert_dtype(const HostTensor& tensor, DType dtype) {
   if (tensor.dtype() == dtype) return tensor;
   HostTensor out(dtype, tensor.shape());
   const std::int64_t n = tensor.num_elements();
+  if (tensor.dtype() == DType::bf16 && dtype == DType::f32) {  // most weights: as fast as memory
+    const std::uint16_t* from = tensor.view().as<std::uint16_t>();
+    float* to = out.view().as<float>();
+    for (std::int64_t i = 0; i < n; ++i) to[i] = bf16_to_f32(from[i]);
+    return out;
+  }
   if (is_float(tensor.dtype())) {
     for (std::int64_t i = 0; i < n; ++i) store_float(out.view(), i, load_float(tensor.view(), i));
     return out;

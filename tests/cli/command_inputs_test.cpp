@@ -52,7 +52,7 @@ TEST_CASE(
           CHECK(test::same_bits(loaded.states->at(spec.name), model.states->at(spec.name)));
       }
       const LoadedModel loaded = load_model(run.path().string(), Role::weight, quiet);
-      write_hub_folder(run / "exported", loaded.config, *loaded.states, DType::f32, {});
+      write_hub_folder(run / "exported", loaded.config, hub_sources(*loaded.states), DType::f32, {});
       const LoadedModel again = load_model((run / "exported").string(), Role::weight, quiet);
       CHECK(again.config == model.config);
       for (const StateSpec& spec : model.states->specs())

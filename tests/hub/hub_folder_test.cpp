@@ -14,6 +14,7 @@
 #include "farskip/checkpoint/training_checkpoint.h"
 #include "farskip/comm/communicator.h"
 #include "support/catch.h"
+#include "support/models.h"
 #include "support/states.h"
 #include "support/support.h"
 
@@ -46,17 +47,20 @@ TEST_CASE(
   const std::string dead = ".tmp-" + std::to_string(std::stoi(test::run_command("echo $$").out));
   const std::vector<std::string> ours{"config.json", "model.safetensors", "model.manifest.json",
                                       "merges.txt"};
-  for (const std::string& name : ours) write_text_file(to / (name + dead), "half");
+  const std::vector<std::string> shards{"model-00002-of-00003.safetensors", "model.safetensors.index.json"};
+  for (const auto* names : {&ours, &shards})
+    for (const std::string& name : *names) write_text_file(to / (name + dead), "half");
   write_text_file(to / ("README.md" + dead), "another program's");
   const Model model("qwen3_moe");
   Companions companions;
   companions.texts["merges.txt"] = "#version: 0.2\n";
-  write_hub_folder(to.path(), model.config, *model.states, DType::f32, companions);
+  write_hub_folder(to.path(), model.config, hub_sources(*model.states), DType::f32, companions);
   for (const std::string& name : ours) {
     INFO(name);
     CHECK(fs::exists(to / name));
     CHECK_FALSE(fs::exists(to / (name + dead)));
   }
+  for (const std::string& name : shards) CHECK_FALSE(fs::exists(to / (name + dead)));
   CHECK(fs::exists(to / ("README.md" + dead)));
 }
 
@@ -79,7 +83,7 @@ TEST_CASE("the files beside the weights travel as they are, and the others are n
   CHECK(companions.left_behind ==
         std::vector<std::string>{"README.md", "modeling.py", "optimizer.safetensors"});
   const Model model("qwen3_moe");
-  write_hub_folder(to / "model", model.config, *model.states, DType::f32, companions);
+  write_hub_folder(to / "model", model.config, hub_sources(*model.states), DType::f32, companions);
   for (const auto& [name, text] : texts) CHECK(read_text_file(to / "model" / name) == text);
 }
 
@@ -194,7 +198,7 @@ TEST_CASE("a model that we wrote is read back only as it was written") {
     CAPTURE(name);
     const TemporaryFolder folder;
     const fs::path path = folder / "model";
-    write_hub_folder(path, model.config, *model.states, DType::bf16, companions);
+    write_hub_folder(path, model.config, hub_sources(*model.states), DType::bf16, companions);
     CHECK(read_hub_config(path) == model.config);
     verify_hub_folder(path);
     verify_model_folder(path, make_self_communicator());
@@ -215,7 +219,7 @@ TEST_CASE("biases that choose experts are not rounded where weights are") {
   const Model model("deepseek_v3");
   const std::string bias = "model.layers.1.mlp.gate.e_score_correction_bias";
   const TemporaryFolder folder;
-  write_hub_folder(folder / "model", model.config, *model.states, DType::bf16, {});
+  write_hub_folder(folder / "model", model.config, hub_sources(*model.states), DType::bf16, {});
   const SafetensorsFolder written(folder / "model");
   CHECK(written.find("model.layers.1.mlp.gate.weight").dtype == DType::bf16);
   REQUIRE(written.find(bias).dtype == DType::f32);
@@ -227,12 +231,12 @@ TEST_CASE("biases that choose experts are not rounded where weights are") {
 TEST_CASE("a rewired model brings the file by which transformers computes it, and a standard one does not") {
   Model model("qwen3_moe");
   const TemporaryFolder folder;
-  write_hub_folder(folder / "standard", model.config, *model.states, DType::f32, {});
+  write_hub_folder(folder / "standard", model.config, hub_sources(*model.states), DType::f32, {});
   CHECK_FALSE(fs::exists(folder / "standard" / "modeling_farskip.py"));
   for (const FarSkipMode mode : {FarSkipMode::full, FarSkipMode::ladder}) {
     const fs::path path = folder / std::string(name_of(farskip_mode_names, mode));
     model.config.farskip.mode = mode;
-    write_hub_folder(path, model.config, *model.states, DType::f32, {});
+    write_hub_folder(path, model.config, hub_sources(*model.states), DType::f32, {});
     CHECK_THAT(read_text_file(path / "modeling_farskip.py"), ContainsSubstring("class FarSkipForCausalLM"));
     CHECK_THAT(read_text_file(path / "config.json"), ContainsSubstring("modeling_farskip.FarSkipConfig"));
     CHECK(read_hub_config(path) == model.config);
@@ -242,11 +246,96 @@ TEST_CASE("a rewired model brings the file by which transformers computes it, an
   }
 }
 
+std::vector<HubSource> sources_of(const std::vector<ParameterSpec>& model, const ModelFolder& folder) {
+  return hub_sources(model, rows_of(folder), [&](const ParameterSpec& spec, const std::string& tensor) {
+    return stored_place(folder, spec, tensor);
+  });
+}
+
+void check_same_tensors(const fs::path& written, const std::vector<ParameterSpec>& model,
+                        const SafetensorsFolder& expected) {
+  const SafetensorsFolder files(written);
+  std::size_t count = 0;
+  for (const ParameterSpec& spec : model) {
+    std::vector<std::string> names;
+    for (const HubPiece& piece : spec.pieces) names.push_back(piece.name);
+    if (!spec.packed_transposed.empty()) names = {spec.packed_transposed};
+    for (const std::string& name : names) {
+      CAPTURE(name);
+      CHECK(test::same_bits(files.read(name).view(), convert_dtype(expected.read(name), DType::f32).view()));
+    }
+    count += names.size();
+  }
+  CHECK(files.tensors().size() == count);
+}
+
+TEST_CASE("weights go from folder to folder without a change, in one file or in shards, packed or not") {
+  for (const std::string& name : test::model_fixtures()) {
+    CAPTURE(name);
+    const Model model(name);
+    const std::vector<ParameterSpec> specs = list_parameters(model.config);
+    const SafetensorsFolder files(test::fixtures() / name);
+    const ModelFolder source(files, specs);
+    const TemporaryFolder folder;
+    constexpr std::uint64_t most = 20'000;
+    write_hub_folder(folder / "one", model.config, sources_of(specs, source), DType::f32, {});
+    write_hub_folder(folder / "shards", model.config, sources_of(specs, source), DType::f32, {}, most);
+    write_hub_folder(folder / "memory", model.config, hub_sources(*model.states), DType::f32, {});
+    CHECK(read_text_file(folder / "memory" / "model.safetensors") ==
+          read_text_file(folder / "one" / "model.safetensors"));
+    std::vector<HubSource> packed;
+    for (const StateSpec& state : model.states->specs())
+      packed.push_back(test::source_of(state.name, model.states->at(state.name)));
+    write_tensors(folder / "packed.safetensors", packed, DType::f32);
+    const SafetensorsFolder packed_files(folder / "packed.safetensors");
+    const ModelFolder packed_source(packed_files, specs);
+    write_hub_folder(folder / "unpacked", model.config, sources_of(specs, packed_source), DType::f32, {});
+    for (const char* written : {"one", "shards", "unpacked"}) {
+      CAPTURE(written);
+      check_same_tensors(folder / written, specs, files);
+      CHECK(read_hub_config(folder / written) == model.config);
+      verify_hub_folder(folder / written);
+    }
+    const SafetensorsFolder shards(folder / "shards");
+    CHECK(shards.files().size() > 1);
+    std::uint64_t total = 0;
+    for (const SafetensorsFile& file : shards.files()) {
+      std::uint64_t bytes = 0;
+      for (const TensorInfo& info : file.tensors()) bytes += info.num_bytes;
+      CHECK((bytes <= most || file.tensors().size() == 1));
+      total += bytes;
+    }
+    const auto index =
+        nlohmann::json::parse(read_text_file(folder / "shards" / "model.safetensors.index.json"));
+    CHECK(index["metadata"]["total_size"] == total);
+    CHECK(index["weight_map"].size() == shards.tensors().size());
+  }
+}
+
+TEST_CASE("shards are hashed, in the way of another model, and gone after a failure") {
+  Model model("qwen3_moe");
+  const TemporaryFolder folder;
+  const auto write = [&](const char* name) {
+    write_hub_folder(folder / name, model.config, hub_sources(*model.states), DType::bf16, {}, 20'000);
+  };
+  write("model");
+  const std::string second = SafetensorsFolder(folder / "model").files()[1].path().filename().string();
+  CHECK(second.starts_with("model-00002-of-000"));
+  fs::create_directory(folder / "other");
+  fs::copy_file(folder / "model" / second, folder / "other" / second);
+  CHECK_THROWS_WITH(write("other"), ContainsSubstring("holds a model already (" + second + ")"));
+  flip_byte(folder / "model" / second, fs::file_size(folder / "model" / second) / 2);
+  CHECK_THROWS_WITH(verify_hub_folder(folder / "model"), ContainsSubstring(second));
+  test::values_of(*model.states, "model.norm.weight")[0] = std::nanf("");  // in the last shard
+  CHECK_THROWS_WITH(write("bad"), ContainsSubstring("model.norm.weight"));
+  CHECK_FALSE(fs::exists(folder / "bad"));
+}
+
 TEST_CASE("a hash file cannot name anything outside of its folder") {
   const Model model("qwen3_moe");
   const TemporaryFolder folder;
   const fs::path path = folder / "model";
-  write_hub_folder(path, model.config, *model.states, DType::f32, {});
+  write_hub_folder(path, model.config, hub_sources(*model.states), DType::f32, {});
   fs::rename(path / "model.safetensors", folder / "moved");
   fs::create_symlink(folder / "moved", path / "model.safetensors");
   CHECK_THROWS_WITH(verify_hub_folder(path), ContainsSubstring("is a symbolic link"));
@@ -258,15 +347,17 @@ TEST_CASE("values that are not finite are not written, in whatever type") {
   float& value = test::values_of(*model.states, "model.norm.weight")[3];
   for (const float bad : {std::nanf(""), std::numeric_limits<float>::infinity()}) {
     value = bad;
-    CHECK_THROWS_WITH(write_hub_folder(folder / "model", model.config, *model.states, DType::f32, {}),
-                      ContainsSubstring("model.norm.weight") && ContainsSubstring("not finite"));
+    CHECK_THROWS_WITH(
+        write_hub_folder(folder / "model", model.config, hub_sources(*model.states), DType::f32, {}),
+        ContainsSubstring("model.norm.weight") && ContainsSubstring("not finite"));
     CHECK_FALSE(fs::exists(folder / "model"));
   }
   value = 3.4e38F;  // rounds to infinity
-  CHECK_THROWS_WITH(write_hub_folder(folder / "bf16", model.config, *model.states, DType::bf16, {}),
-                    ContainsSubstring("beyond the range of bf16"));
+  CHECK_THROWS_WITH(
+      write_hub_folder(folder / "bf16", model.config, hub_sources(*model.states), DType::bf16, {}),
+      ContainsSubstring("beyond the range of bf16"));
   CHECK_FALSE(fs::exists(folder / "bf16" / "model.safetensors"));
-  write_hub_folder(folder / "f32", model.config, *model.states, DType::f32, {});
+  write_hub_folder(folder / "f32", model.config, hub_sources(*model.states), DType::f32, {});
 }
 
 TEST_CASE("a folder that could not be written whole keeps what it had, and nothing else") {
@@ -279,13 +370,14 @@ TEST_CASE("a folder that could not be written whole keeps what it had, and nothi
   write_text_file(folder / "old" / "notes.txt", "mine");
   for (const char* name : {"old", "new/inner", "new/inner/"}) {
     CAPTURE(name);
-    CHECK_THROWS_AS(write_hub_folder(folder / name, model.config, *model.states, DType::f32, companions),
-                    IoError);
+    CHECK_THROWS_AS(
+        write_hub_folder(folder / name, model.config, hub_sources(*model.states), DType::f32, companions),
+        IoError);
   }
   CHECK_FALSE(fs::exists(folder / "new"));
   CHECK(std::distance(fs::directory_iterator(folder / "old"), fs::directory_iterator()) == 1);
   companions.texts.erase("none/vocab.json");
-  write_hub_folder(folder / "old", model.config, *model.states, DType::f32, companions);
+  write_hub_folder(folder / "old", model.config, hub_sources(*model.states), DType::f32, companions);
   verify_hub_folder(folder / "old");
 }
 
@@ -293,15 +385,17 @@ TEST_CASE("a folder that cannot be looked into is no model") {
   const Model model("qwen3_moe");
   const TemporaryFolder folder;
   fs::create_symlink("loop", folder / "loop");
-  CHECK_THROWS_AS(write_hub_folder(folder / "loop/out", model.config, *model.states, DType::f32, {}),
-                  IoError);
+  CHECK_THROWS_AS(
+      write_hub_folder(folder / "loop/out", model.config, hub_sources(*model.states), DType::f32, {}),
+      IoError);
   fs::create_directory(folder / "closed");
   fs::permissions(folder / "closed", fs::perms::none);
   fs::permissions(folder.path(), fs::perms::all);
   const bool is_root = ::geteuid() == 0;  // who may look into every folder
   if (is_root) REQUIRE(::seteuid(65534) == 0);
-  CHECK_THROWS_WITH(write_hub_folder(folder / "closed/out", model.config, *model.states, DType::f32, {}),
-                    ContainsSubstring("cannot look into this folder: Permission denied"));
+  CHECK_THROWS_WITH(
+      write_hub_folder(folder / "closed/out", model.config, hub_sources(*model.states), DType::f32, {}),
+      ContainsSubstring("cannot look into this folder: Permission denied"));
   if (is_root) REQUIRE(::seteuid(0) == 0);
   fs::permissions(folder / "closed", fs::perms::owner_all);
 }
@@ -315,8 +409,9 @@ TEST_CASE("a folder that holds any file of a model is not written to") {
     CAPTURE(name);
     const TemporaryFolder folder;
     fs::create_symlink("/nowhere", folder / name);
-    CHECK_THROWS_AS(write_hub_folder(folder.path(), model.config, *model.states, DType::f32, companions),
-                    UsageError);
+    CHECK_THROWS_AS(
+        write_hub_folder(folder.path(), model.config, hub_sources(*model.states), DType::f32, companions),
+        UsageError);
   }
 }
 
@@ -325,7 +420,7 @@ TEST_CASE("a checkpoint without its manifest is no plain model, whatever way lea
   const Model model("qwen3_moe");
   for (const char* name : {"step-20", "step-20.tmp-1-ab", "step-0.damaged-1", "step-7.replaced-x"}) {
     CAPTURE(name);
-    write_hub_folder(folder / name, model.config, *model.states, DType::f32, {});
+    write_hub_folder(folder / name, model.config, hub_sources(*model.states), DType::f32, {});
     CHECK_THROWS_WITH(refuse_bare_checkpoint(folder / name), ContainsSubstring("without its manifest.json"));
     CHECK_THROWS_AS(verify_model_folder(folder / name, make_self_communicator()), DataError);
     fs::create_directory_symlink(folder / name, folder / (std::string("link-") + name));

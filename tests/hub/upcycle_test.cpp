@@ -24,6 +24,11 @@ struct Dense {
   TensorMap weights;
 };
 
+std::shared_ptr<States> upcycle_weights(const Dense& dense, const ModelConfig& config, const Upcycling& how) {
+  return test::make_weights(config,
+                            upcycle_rows(list_parameters(dense.config), rows_of(*dense.states), config, how));
+}
+
 double rms(std::span<const float> values) {
   double sum = 0;
   for (const float value : values) sum += static_cast<double>(value) * value;
@@ -55,11 +60,11 @@ TEST_CASE(
   CHECK(config.moe.expert_size == dense.config.intermediate_size);
   CHECK(config.rope == dense.config.rope);
   CHECK(config.tie_embeddings == dense.config.tie_embeddings);
-  const auto states = upcycle_weights(*dense.states, config, how);
+  const auto states = upcycle_weights(dense, config, how);
   const TensorMap weights = read_states(*states, Role::weight);
   CHECK(weights.size() == list_parameters(config).size());
   const test::TemporaryFolder folder;
-  write_hub_folder(folder.path(), config, *states, DType::f32, {});
+  write_hub_folder(folder.path(), config, hub_sources(*states), DType::f32, {});
   CHECK(read_hub_config(folder.path()) == config);
   const std::vector<ParameterSpec> specs = list_parameters(config);
   const TensorMap read = read_states(*test::load_weights(folder.path()), Role::weight);
@@ -71,7 +76,7 @@ TEST_CASE("experts are the dense model's MLP, noise makes each another, and all 
   const double noise = GENERATE(0.0, 0.05);
   const Upcycling how{.num_experts = 3, .top_k = 2, .noise = noise, .seed = 7};
   const ModelConfig config = upcycle_config(dense.config, how);
-  const auto states = upcycle_weights(*dense.states, config, how);
+  const auto states = upcycle_weights(dense, config, how);
   const TensorMap weights = read_states(*states, Role::weight);
   for (const char* part : {"gate_up_proj", "down_proj"}) {
     const std::string experts = layer_name(1, std::string("mlp.experts.") + part);
@@ -104,7 +109,7 @@ TEST_CASE("the seed alone decides on routers and noise") {
   const Dense dense("qwen3");
   const auto make = [&](std::uint64_t seed) {
     const Upcycling how{.num_experts = 4, .top_k = 2, .noise = 0.1, .seed = seed};
-    return read_states(*upcycle_weights(*dense.states, upcycle_config(dense.config, how), how), Role::weight);
+    return read_states(*upcycle_weights(dense, upcycle_config(dense.config, how), how), Role::weight);
   };
   const TensorMap one = make(1), again = make(1), other = make(2);
   for (const char* part : {"mlp.gate.weight", "mlp.experts.gate_up_proj", "mlp.experts.down_proj"}) {

@@ -92,7 +92,9 @@ TEST_CASE("a dense model of equal experts computes the dense model's logits in e
   const Reference r(GENERATE("llama", "llama_tied", "qwen3"));
   const Upcycling how{.num_experts = 5, .top_k = GENERATE(1, 3, 5)};
   const ModelConfig config = upcycle_config(r.config, how);
-  const auto weights = upcycle_weights(*r.weights(), config, how);
+  const auto dense = r.weights();
+  const auto weights =
+      test::make_weights(config, upcycle_rows(list_parameters(r.config), rows_of(*dense), config, how));
   const Batch batch = r.batch();
   for (const std::string& mode : modes(r)) {
     CAPTURE(r.folder, mode, how.top_k);

@@ -78,10 +78,11 @@ TEST_CASE("each rank loads its own experts from a model folder, one tensor each 
     check_load_by_rank(source, specs, *whole);
 
     const test::TemporaryFolder folder;
-    ViewMap packed;
-    for (const StateSpec& spec : whole->specs()) packed[spec.name] = whole->at(spec.name);
+    std::vector<HubSource> packed;
+    for (const StateSpec& spec : whole->specs())
+      packed.push_back(test::source_of(spec.name, whole->at(spec.name)));
     for (const DType dtype : {DType::f32, DType::bf16}) {
-      write_tensors(folder / "model.safetensors", packed, dtype, whole->device());
+      write_tensors(folder / "model.safetensors", packed, dtype);
       const auto expected = load_part(SafetensorsFolder(folder.path()), specs);
       if (dtype == DType::f32) check_equals_slices(*expected, *whole);
       check_load_by_rank(folder.path(), specs, *expected);
@@ -99,7 +100,9 @@ TEST_CASE("a rank notices what does not fit the model wherever its experts are, 
   const std::string cut = "model.layers.0.mlp.experts.7.up_proj.weight";
   views["surplus"] = views.extract(missing).mapped();
   views[cut].shape = Shape{8, 32};
-  write_tensors(folder / "model.safetensors", views, DType::f32, whole->device());
+  std::vector<HubSource> sources;
+  for (const auto& [name, view] : views) sources.push_back(test::source_of(name, view));
+  write_tensors(folder / "model.safetensors", sources, DType::f32);
   for (const int rank : {0, 1}) {
     CHECK_THROWS_WITH(
         load_part(SafetensorsFolder(folder.path()), specs, {2, rank, 2}),

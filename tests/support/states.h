@@ -31,6 +31,18 @@ inline std::shared_ptr<States> load_weights(const std::filesystem::path& folder,
   return states;
 }
 
+/// Of a model whose weights `rows` makes.
+inline std::shared_ptr<States> make_weights(const ModelConfig& config, const RowReader& rows) {
+  auto states = make_weights(config);
+  for (const StateSpec& spec : states->specs()) rows(*spec.parameter, 0, states->at(spec.name));
+  return states;
+}
+
+/// A tensor of a file to be written, from memory.
+inline HubSource source_of(const std::string& name, const TensorView& values) {
+  return {name, values.shape, name, false, [values](const HubSource::Take& take) { take(values); }};
+}
+
 /// What AdamW keeps.
 inline std::vector<StateSpec> moments_of(const std::vector<LocalParameter>& parameters) {
   std::vector<StateSpec> specs;

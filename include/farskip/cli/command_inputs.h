@@ -48,10 +48,25 @@ LoadedModel load_model(const std::string& folder, Role role, const Logger& logge
                        const OpenedDevice& on = {});
 /// This rank's part, on the context's device. Collective.
 LoadedModel load_model(const std::string& folder, Role role, const Context& context, DType compute);
+/// The same, whose weights stay in their files until they are asked for: names, shapes and hashes were
+/// checked.
+struct OpenedModel {
+  OpenedModel(const std::string& name, const Logger& logger);
+  OpenedModel(const OpenedModel&) = delete;
+  OpenedModel& operator=(const OpenedModel&) = delete;
+  /// "FOLDER: model.safetensors: TENSOR".
+  std::string place(const ParameterSpec& spec, const std::string& tensor) const;
+
+  fs::path folder;
+  ModelConfig config;
+  std::vector<ParameterSpec> parameters;
+  SafetensorsFolder files;
+  ModelFolder weights;
+};
 /// The folder that load_model would read.
 fs::path resolve_model_folder(const std::string& folder, const Logger& logger);
 /// DataError naming file and tensor of a weight that is not finite.
-void refuse_not_finite(const LoadedModel& model);
+void refuse_not_finite(const OpenedModel& model);
 /// Warns where sequences of `length` tokens are longer than what the model was made for.
 void warn_beyond_context(const ModelConfig& config, std::string_view setting, std::int64_t length,
                          const Logger& logger);

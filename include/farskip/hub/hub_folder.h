@@ -2,17 +2,25 @@
 #pragma once
 // Model folders in hub layout that we write, and the hashes by which they are read again.
 
+#include <cstdint>
+#include <vector>
+
 #include "farskip/hub/companions.h"
 #include "farskip/state/weights.h"
 
 namespace farskip {
 
-/// Writes config.json, the weights among `states` as model.safetensors, the companions and
-/// model.manifest.json. UsageError where the folder holds one of them, or a run; IoError where that cannot be
-/// seen, or a file cannot be written. DataError, before anything is written, naming a weight that is not
-/// finite. A failure leaves nothing behind.
-void write_hub_folder(const fs::path& folder, const ModelConfig& config, const States& states, DType dtype,
-                      const Companions& companions);
+/// Bytes of weights in a file, as on the hub.
+inline constexpr std::uint64_t kShardSize = 5'000'000'000;
+
+/// Writes config.json, the weights, the companions and model.manifest.json. Weights are model.safetensors,
+/// or, where they take more than `shard_size` bytes, model-00001-of-0000N.safetensors … and
+/// model.safetensors.index.json; a tensor that is larger has a file of its own. They are made and written one
+/// by one. UsageError where the folder holds a model, or a run; IoError where that cannot be seen, or a file
+/// cannot be written. DataError naming a weight that is not finite. A failure leaves nothing behind.
+void write_hub_folder(const fs::path& folder, const ModelConfig& config,
+                      const std::vector<HubSource>& sources, DType dtype, const Companions& companions,
+                      std::uint64_t shard_size = kShardSize);
 
 /// Compares size and hash of every file that model.manifest.json lists; nothing where there is none.
 /// DataError naming the first file that differs, MissingInputError for one that is gone.

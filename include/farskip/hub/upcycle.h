@@ -3,6 +3,7 @@
 // A dense model as one of equal experts (sparse upcycling, Komatsuzaki et al. 2022, arXiv 2212.05055).
 
 #include <cstdint>
+#include <vector>
 
 #include "farskip/state/weights.h"
 
@@ -19,11 +20,12 @@ struct Upcycling {
 /// experts, and for a family without such another.
 ModelConfig upcycle_config(const ModelConfig& dense, const Upcycling& how);
 
-/// The weights of that model, `config`. Each expert is the MLP, w (1 + noise n) with a standard normal number
-/// n for each weight w; without noise the model computes what the dense one did, whatever its routers choose.
-/// Routers are normal with the model's initializer_range, so that tokens spread over the experts. Numbers are
-/// functions of (seed, parameter, position). All other weights are the same. In the host's memory, as `dense`
-/// is.
-std::shared_ptr<States> upcycle_weights(const States& dense, const ModelConfig& config, const Upcycling& how);
+/// The weights of that model, `config`, made of those of the dense one when they are asked for. Each expert
+/// is the MLP, w (1 + noise n) with a standard normal number n for each weight w; without noise the model
+/// computes what the dense one did, whatever its routers choose. Routers are normal with the model's
+/// initializer_range, so that tokens spread over the experts. Numbers are functions of (seed, parameter,
+/// position). All other weights are the same.
+RowReader upcycle_rows(const std::vector<ParameterSpec>& dense_model, const RowReader& dense,
+                       const ModelConfig& config, const Upcycling& how);
 
 }  // namespace farskip
