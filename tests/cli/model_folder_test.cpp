@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "farskip/base/file.h"
+#include "farskip/model/parameters.h"
 #include "farskip/tensor/safetensors.h"
 #include "farskip/tensor/safetensors_writer.h"
 #include "support/catch.h"
@@ -318,6 +319,50 @@ TEST_CASE("a conversion that fails leaves nothing in the way of the next one") {
   CHECK_FALSE(fs::exists(folder / "new"));
   CHECK(farskip_command(command).status == 0);
 }
+
+TEST_CASE("the size of files of weights is asked for with its unit") {
+  const TemporaryFolder folder;
+  const std::string out = (folder / "out").string(), command = "convert " + fixture("llama") + " " + out;
+  for (const char* bad : {"0B", "5", "5 GBs", "-1GB"}) {
+    CAPTURE(bad);
+    const auto result = farskip_command(command + " --shard-size='" + bad + "'");
+    CHECK(result.status == 64);
+    CHECK_THAT(result.err, ContainsSubstring("--shard-size") && ContainsSubstring("such as 5GB"));
+  }
+  REQUIRE(farskip_command(command + " --shard-size 50kB").status == 0);
+  CHECK(fs::exists(out + "/model.safetensors.index.json"));
+  CHECK_FALSE(fs::exists(out + "/model.safetensors"));
+  CHECK(farskip_command("inspect --verify " + out).status == 0);
+  REQUIRE(farskip_command("convert " + out + " " + out + "2").status == 0);
+  REQUIRE(farskip_command("convert " + fixture("llama") + " " + out + "3").status == 0);
+  CHECK(read_text_file(out + "2/model.safetensors") == read_text_file(out + "3/model.safetensors"));
+}
+
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)  // they keep memory of their own
+TEST_CASE("convert and inspect --verify need the memory of a piece, not of the model") {
+  const TemporaryFolder folder;
+  json config = json::parse(read_text_file(test::fixtures() / "llama" / "config.json"));
+  config["vocab_size"] = 4'000'000;  // a head and an embedding of 256 MB each
+  fs::create_directory(folder / "model");
+  write_text_file(folder / "model" / "config.json", config.dump());
+  std::vector<TensorSpec> specs;
+  for (const ParameterSpec& spec : list_parameters(read_hub_config(folder / "model")))
+    for (const HubPiece& piece : spec.pieces) specs.push_back({piece.name, DType::bf16, piece.shape});
+  SafetensorsWriter writer(folder / "model" / "model.safetensors", specs);
+  for (const TensorInfo& info : writer.tensors())
+    writer.write(info.name, std::vector<std::byte>(info.num_bytes));
+  writer.finish();
+  const std::string model = (folder / "model").string(), out = (folder / "out").string();
+  for (const std::string& command :
+       {"convert --dtype bf16 " + model + " " + out, "inspect --verify " + model}) {
+    CAPTURE(command);
+    const auto result = test::run_command(fmt::format("ulimit -v 600000; {} {}", FARSKIP_BINARY, command));
+    INFO(result.err);
+    CHECK(result.status == 0);
+  }
+  CHECK(read_text_file(out + "/model.safetensors") == read_text_file(model + "/model.safetensors"));
+}
+#endif
 
 TEST_CASE("a config.json that says what no model can be is refused in one line") {
   const TemporaryFolder folder;
