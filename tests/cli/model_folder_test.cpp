@@ -361,9 +361,9 @@ TEST_CASE("convert and inspect --verify need the memory of a piece, not of the m
     const auto result = farskip_command(command);
     INFO(result.err);
     CHECK(result.status == 0);
-    rusage most{};  // resident; libraries of GPUs map hundreds of MB that nothing touches
+    rusage most{};  // resident, with the libraries of GPUs; the weights in f32 are 1 GB
     REQUIRE(::getrusage(RUSAGE_CHILDREN, &most) == 0);
-    CHECK(most.ru_maxrss < 400'000);
+    CHECK(most.ru_maxrss < 700'000);
   }
   CHECK(read_text_file(out + "/model.safetensors") == read_text_file(model + "/model.safetensors"));
 }
