@@ -8,6 +8,8 @@
 #include <thread>
 
 #include "farskip/comm/collective_errors.h"
+#include "farskip/tensor/hash.h"
+#include "farskip/tensor/safetensors_writer.h"
 
 namespace farskip {
 namespace {

@@ -54,8 +54,8 @@ ExitCode run(const Options& options, const CommonOptions& common) {
     train.compute = device.compute;
     TrainEngine engine(wired, model.states, train, context);
     engine.compute_gradients(std::span(&batch, 1), static_cast<float>(1.0 / counted), 0.0F);
-    for (const auto& [name, view] : hub_views(*model.states, Role::gradient, "grad."))
-      gradients.emplace(name, hub_tensor(*device.device, view));
+    for (const HubSource& gradient : hub_sources(*model.states, Role::gradient))
+      gradients.emplace("grad." + gradient.name, read_source(gradient));
   }
   std::map<std::string, TensorView> out;
   for (const auto& [name, tensor] : gradients) out[name] = tensor.view();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/ops/ops.h"
+#include "farskip/ops/optimizer_ops.h"
 #include "farskip/ops/rules.h"
 
 namespace farskip {
@@ -10,12 +10,11 @@ namespace {
 
 /// A = X Xᵀ, A², and their product with X, of the smaller side k of [r, c].
 double muon_flops(const OpTypes& t) {
-  const std::int64_t rows = t.shape(0).num_rows(), columns = t.shape(0).back();
-  const std::int64_t one = t.get<Muon>().matrix_rows > 0 ? t.get<Muon>().matrix_rows : rows;
-  if (rows == 0 || columns == 0) return 0;
-  const auto k = static_cast<double>(std::min(one, columns)), l = static_cast<double>(std::max(one, columns));
-  return static_cast<double>(rows / one) * Muon::kSteps * (4 * k * k * l + 2 * k * k * k) +
-         10.0 * elements(t.shape(0));
+  if (t.shape(0).num_elements() == 0) return 0;
+  const MuonMatrix one(t.get<Muon>(), t.shape(0));
+  const auto k = static_cast<double>(one.side), l = static_cast<double>(one.elements / one.side);
+  const auto matrices = static_cast<double>(t.shape(0).num_elements() / one.elements);
+  return matrices * Muon::kSteps * (4 * k * k * l + 2 * k * k * k) + 10.0 * elements(t.shape(0));
 }
 
 }  // namespace

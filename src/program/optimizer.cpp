@@ -3,6 +3,7 @@
 
 #include <cmath>
 
+#include "farskip/ops/optimizer_ops.h"
 #include "farskip/state/state_names.h"
 
 namespace farskip {

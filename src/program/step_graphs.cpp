@@ -4,6 +4,7 @@
 #include <map>
 
 #include "farskip/autograd/gradient.h"
+#include "farskip/ops/optimizer_ops.h"
 #include "farskip/passes/chunk_experts.h"
 #include "farskip/passes/join_micro_batches.h"
 #include "farskip/passes/pipeline.h"

@@ -12,18 +12,6 @@
 namespace farskip {
 namespace {
 
-/// `count` rows of a tensor of f32, as a matrix or a vector.
-TensorView rows_view(const TensorView& tensor, std::int64_t first, std::int64_t count) {
-  return {tensor.as<float>() + first * row_size(tensor.shape), DType::f32,
-          shape_of_rows(tensor.shape, count)};
-}
-
-TensorView piece_view(const TensorView& tensor, const HubPiece& piece) {
-  TensorView view = rows_view(tensor, piece.first_row, row_count(piece.shape));
-  view.shape = piece.shape;
-  return view;
-}
-
 /// The embedding is the head too.
 bool is_tied(const std::vector<ParameterSpec>& model) {
   return std::none_of(model.begin(), model.end(),
@@ -181,10 +169,8 @@ void initialise_weights(States& states, std::uint64_t seed, double initializer_r
   make_compute_copies(states);
 }
 
-namespace {
-
-/// `first` counts the rows of this rank's part.
-void load_rows(const TensorView& to, const LocalParameter& p, std::int64_t first, const ModelFolder& folder) {
+void load_parameter(const TensorView& to, const LocalParameter& p, const ModelFolder& folder,
+                    std::int64_t first) {
   const ParameterSpec& spec = p.spec;
   if (!spec.packed_transposed.empty() && folder.contains(spec.packed_transposed))
     return folder.read_swapped(spec.packed_transposed, (p.first_row + first) / spec.shape[1], to);
@@ -197,12 +183,6 @@ void load_rows(const TensorView& to, const LocalParameter& p, std::int64_t first
       folder.read(piece.name, (from - piece.first_row) * spec.row_size(),
                   rows_view(to, from - first, upto - from));
   }
-}
-
-}  // namespace
-
-void load_parameter(const TensorView& to, const LocalParameter& p, const ModelFolder& folder) {
-  load_rows(to, p, 0, folder);
 }
 
 void check_weights_fit(const std::vector<ParameterSpec>& model, const SafetensorsFolder& folder) {
@@ -244,165 +224,6 @@ bool all_finite(const TensorView& values) {
 #pragma omp simd reduction(+ : sum)
   for (std::int64_t i = 0; i < values.num_elements(); ++i) sum += x[i] * 0.0F;
   return sum == 0;
-}
-
-ViewMap hub_views(const States& states, Role role, std::string_view prefix) {
-  ViewMap views;
-  for (const StateSpec& state : states.specs()) {
-    if (state.role != role) continue;
-    const ParameterSpec& spec = state.parameter->spec;
-    const TensorView tensor = states.at(state.name);
-    const auto add = [&](const std::string& name, const HubView& view) {
-      views.emplace(std::string(prefix) + name, view);
-    };
-    if (!spec.packed_transposed.empty())
-      add(spec.packed_transposed, {tensor, true});
-    else
-      for (const HubPiece& piece : spec.pieces) add(piece.name, piece_view(tensor, piece));
-  }
-  return views;
-}
-
-HostTensor hub_tensor(Device& device, const HubView& view) {
-  HostTensor here = copy_to_host(device, view);
-  if (!view.swapped) return here;
-  HostTensor out(DType::f32, view.stored_shape());
-  const float* from = here.values<float>().data();
-  const std::int64_t rows = view.shape[1], columns = view.shape[2];
-  for (std::int64_t i = 0; i < view.shape[0]; ++i)
-    swap_dims(from + i * rows * columns, rows, columns, out.values<float>().data() + i * rows * columns);
-  return out;
-}
-
-RowReader rows_of(const States& states) {
-  return [&states](const LocalParameter& p, std::int64_t first_row, const TensorView& to) {
-    const TensorView from = rows_view(states.at(p.spec.name), first_row, row_count(to.shape));
-    states.device().copy_out(to.data, from.data, to.num_bytes());
-  };
-}
-
-RowReader rows_of(const ModelFolder& folder) {
-  return [&folder](const LocalParameter& p, std::int64_t first_row, const TensorView& to) {
-    load_rows(to, p, first_row, folder);
-  };
-}
-
-namespace {
-
-/// Hands over rows `first` to `first` + `count` - 1.
-void give_rows(const RowReader& rows, const LocalParameter& p, std::int64_t first, std::int64_t count,
-               const HubSource::Take& take) {
-  constexpr std::int64_t most_elements = 16 << 20;
-  const std::int64_t at_once = std::clamp<std::int64_t>(most_elements / p.spec.row_size(), 1, count);
-  const HostTensor buffer(DType::f32, shape_of_rows(p.spec.shape, at_once));
-  for (std::int64_t row = 0; row < count; row += at_once) {
-    const TensorView piece = rows_view(buffer.view(), 0, std::min(at_once, count - row));
-    rows(p, first + row, piece);
-    take(piece);
-  }
-}
-
-/// Hands over the matrices of [n, rows, columns] with their dims swapped.
-void give_swapped(const RowReader& rows, const LocalParameter& p, const HubSource::Take& take) {
-  const std::int64_t height = p.spec.shape[1], width = p.spec.shape[2];
-  const HostTensor matrix(DType::f32, Shape{1, height, width}), swapped(DType::f32, Shape{1, width, height});
-  for (std::int64_t i = 0; i < p.spec.shape[0]; ++i) {
-    rows(p, i * height, matrix.view());
-    swap_dims(matrix.values<float>().data(), height, width, swapped.view().as<float>());
-    take(swapped.view());
-  }
-}
-
-}  // namespace
-
-std::vector<HubSource> hub_sources(
-    const std::vector<ParameterSpec>& model, const RowReader& rows,
-    const std::function<std::string(const ParameterSpec& spec, const std::string& tensor)>& place) {
-  std::vector<HubSource> sources;
-  for (const LocalParameter& local : whole_parameters(model)) {
-    const auto p = std::make_shared<const LocalParameter>(local);
-    const ParameterSpec& spec = p->spec;
-    const auto add = [&](const std::string& name, const Shape& shape,
-                         std::function<void(const HubSource::Take&)> give) {
-      sources.push_back({name, shape, place(spec, name), !spec.is_trained, std::move(give)});
-    };
-    if (!spec.packed_transposed.empty())
-      add(spec.packed_transposed, {spec.shape[0], spec.shape[2], spec.shape[1]},
-          [rows, p](const HubSource::Take& take) { give_swapped(rows, *p, take); });
-    else
-      for (const HubPiece& piece : spec.pieces)
-        add(piece.name, piece.shape,
-            [rows, p, first = piece.first_row, count = row_count(piece.shape)](const HubSource::Take& take) {
-              give_rows(rows, *p, first, count, take);
-            });
-  }
-  return sources;
-}
-
-std::vector<HubSource> hub_sources(const States& states) {
-  std::vector<ParameterSpec> model;
-  for (const StateSpec& state : states.specs())
-    if (state.role == Role::weight) model.push_back(state.parameter->spec);
-  return hub_sources(model, rows_of(states), [](const ParameterSpec&, const std::string& tensor) {
-    return fmt::format("tensor {}", tensor);
-  });
-}
-
-std::string stored_place(const ModelFolder& folder, const ParameterSpec& spec, const std::string& tensor) {
-  return folder.place(!folder.contains(tensor) && folder.contains(spec.name) ? spec.name : tensor);
-}
-
-void give_finite(const HubSource& source, const HubSource::Take& take) {
-  source.give([&](const TensorView& piece) {
-    if (!all_finite(piece)) throw DataError(fmt::format("{} holds values that are not finite", source.place));
-    take(piece);
-  });
-}
-
-DType stored_dtype(const HubSource& source, DType dtype) {
-  return source.kept_in_f32 ? DType::f32 : dtype;
-}
-
-namespace {
-
-/// Rounds; DataError for a value that becomes infinite.
-void round_to_bf16(const TensorView& values, std::string_view tensor, std::vector<std::uint16_t>& to) {
-  constexpr std::uint16_t infinity = 0x7f80;  // all bits of the exponent
-  to.resize(static_cast<std::size_t>(values.num_elements()));
-  const float* from = values.as<float>();
-  bool too_large = false;
-  for (std::size_t i = 0; i < to.size(); ++i) {
-    to[i] = f32_to_bf16(from[i]);
-    too_large |= (to[i] & infinity) == infinity;
-  }
-  if (!too_large) return;
-  const auto at =
-      std::find_if(to.begin(), to.end(), [](std::uint16_t value) { return (value & infinity) == infinity; });
-  throw DataError(
-      fmt::format("tensor {}: {} is beyond the range of bf16; write f32", tensor, from[at - to.begin()]));
-}
-
-}  // namespace
-
-WrittenFile write_tensors(const fs::path& path, std::span<const HubSource> sources, DType dtype) {
-  FARSKIP_CHECK(dtype == DType::f32 || dtype == DType::bf16, "weights are written as f32 or bf16");
-  std::vector<TensorSpec> specs;
-  std::map<std::string_view, const HubSource*> by_name;
-  for (const HubSource& source : sources) {
-    specs.push_back({source.name, stored_dtype(source, dtype), source.shape});
-    by_name[source.name] = &source;
-  }
-  SafetensorsWriter writer(path, std::move(specs));
-  std::vector<std::uint16_t> rounded;
-  for (const TensorInfo& info : writer.tensors()) {
-    const HubSource& source = *by_name.at(info.name);
-    give_finite(source, [&](const TensorView& piece) {
-      if (info.dtype == DType::f32) return writer.write(info.name, piece.bytes());
-      round_to_bf16(piece, info.name, rounded);
-      writer.write(info.name, std::as_bytes(std::span(rounded)));
-    });
-  }
-  return writer.finish();
 }
 
 }  // namespace farskip

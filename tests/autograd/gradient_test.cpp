@@ -7,7 +7,7 @@
 #include <random>
 
 #include "farskip/model/lower.h"
-#include "farskip/ops/ops.h"
+#include "farskip/ops/optimizer_ops.h"
 #include "farskip/passes/farskip.h"
 #include "farskip/passes/pipeline.h"
 #include "farskip/runtime/executor.h"

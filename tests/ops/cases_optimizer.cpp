@@ -3,7 +3,7 @@
 #include <cmath>
 #include <limits>
 
-#include "farskip/ops/ops.h"
+#include "farskip/ops/optimizer_ops.h"
 #include "op_case.h"
 
 namespace farskip::test {

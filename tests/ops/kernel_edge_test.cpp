@@ -4,7 +4,7 @@
 #include <limits>
 #include <set>
 
-#include "farskip/ops/ops.h"
+#include "farskip/ops/optimizer_ops.h"
 #include "interpreter.h"
 #include "op_case.h"
 #include "support/catch.h"

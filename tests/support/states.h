@@ -6,6 +6,7 @@
 #include <span>
 #include <string>
 
+#include "farskip/state/hub_sources.h"
 #include "farskip/state/state_names.h"
 #include "farskip/state/weights.h"
 

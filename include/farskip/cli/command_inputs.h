@@ -11,6 +11,7 @@
 #include "farskip/data/tokenizer.h"
 #include "farskip/distill/distill_setup.h"
 #include "farskip/runtime/context.h"
+#include "farskip/state/hub_sources.h"
 #include "farskip/state/weights.h"
 
 namespace farskip {

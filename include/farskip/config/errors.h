@@ -46,7 +46,7 @@ class ErrorList {
   void add_unknown_key(const Position& position, const std::string& section, const std::string& key);
   void add_known_key(const KnownKey& key);
 
-  /// What the user should know although nothing is wrong.
+  /// The user should know this, although nothing is wrong.
   void add_notice(std::string text) { notices_.push_back(std::move(text)); }
   const std::vector<std::string>& notices() const { return notices_; }
 

@@ -133,7 +133,7 @@ class Reader {
   const ConfigNode* take(std::string_view key, const std::string& allowed, const std::string& fallback = "-");
   /// Accepts whatever stands there.
   void ignore(std::string_view key);
-  /// Whether another program wrote the file (take_null_as_absent).
+  /// Another program wrote the file (take_null_as_absent).
   bool is_foreign() const { return null_is_absent_; }
   /// `key` may stand in the file under any of `names` instead. Where several of them have a value, the values
   /// must agree; otherwise it is a mistake that names both. Call it before `key` is read.

@@ -18,7 +18,7 @@ struct Teacher {
   std::set<std::string> shared{};  // names of list_parameters()
 
   std::string external_name(std::string_view read_name) const;
-  /// What is in memory for it beside a student at this place of a mesh.
+  /// A rank at this place of a mesh holds these for it beside a student.
   std::vector<StateSpec> states(const MeshPosition& mesh, DType compute) const;
 };
 

@@ -47,7 +47,7 @@ struct MemoryReport {
   std::size_t total() const { return weights + gradients + moments + arena + snapshot; }
 };
 
-/// Of states alone.
+/// Counts states alone.
 MemoryReport bytes_by_use(std::span<const StateSpec> specs);
 
 /// Forward-only use of a model (evaluation, logits). Plans are made on first use of a batch shape. The arena

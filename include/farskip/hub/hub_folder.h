@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "farskip/hub/companions.h"
+#include "farskip/state/hub_sources.h"
 #include "farskip/state/weights.h"
 
 namespace farskip {

@@ -11,7 +11,7 @@ namespace farskip {
 
 inline constexpr const char* kModelingFile = "modeling_farskip.py";
 
-/// Whether transformers needs the file: it has the family, and not the wiring.
+/// Transformers needs the file for this model: it has the family, and not the wiring.
 bool needs_remote_code(const ModelConfig& config);
 /// The file's text (src/hub/modeling_farskip.py).
 std::string remote_code();

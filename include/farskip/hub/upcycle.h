@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "farskip/state/hub_sources.h"
 #include "farskip/state/weights.h"
 
 namespace farskip {

@@ -36,7 +36,8 @@ struct Family {
   /// A model of several kinds of input whose text part is of this family: its model_type and architecture.
   /// Its config has ours under text_config.
   std::string outer_name{}, outer_architecture{};
-  /// Of its config.json, if it is not the name: then the architecture tells it from the family of that name.
+  /// Its config.json says this, if it is not the name: then the architecture tells it from the family of that
+  /// name.
   std::string model_type{};
   /// The end token of its config class, which files of models have that a smaller vocabulary was given.
   std::optional<std::int64_t> class_end_token{};
@@ -65,7 +66,7 @@ const Family& qwen3_moe_family();
 /// Fields that every family shares. `class_end_token`: Family::class_end_token.
 void read_common(Reader& reader, ModelConfig& config, std::optional<std::int64_t> class_end_token = {});
 void write_common(const ModelConfig& config, ConfigNode& map);
-/// What a family's config class takes where the file says nothing. head_dim 0: the heads share the hidden
+/// A family's config class takes these where the file says nothing. head_dim 0: the heads share the hidden
 /// size.
 struct GqaDefaults {
   std::int64_t kv_heads = 1, head_dim = 0;
@@ -79,7 +80,7 @@ void write_grouped_query_attention(const ModelConfig& config, ConfigNode& map);
 /// the scale of the scores.
 void read_latent_attention(Reader& reader, ModelConfig& config);
 void write_latent_attention(const ModelConfig& config, ConfigNode& map);
-/// What the experts of DeepSeek-V2 and V3 have in common: sizes, counts, scale, and which layers have them.
+/// The experts of DeepSeek-V2 and V3 have this in common: sizes, counts, scale, and which layers have them.
 /// `choose_groups`: n_group and topk_group limit the choice, else they are read and have no effect.
 void read_deepseek_experts(Reader& reader, ModelConfig& config);
 void read_expert_groups(Reader& reader, ModelConfig& config, bool choose_groups);
@@ -91,10 +92,13 @@ void write_deepseek_v3(const ModelConfig& config, ConfigNode& map);
 void write_deepseek_layers(const ModelConfig& config, ConfigNode& map);
 /// Every layer has a dense MLP and none has experts.
 void read_dense_layers(ModelConfig& config);
+/// Reads the number of experts under `count_key` (or another family's name of it) and num_experts_per_tok,
+/// which is at most that. `count` 0: the file has to say it.
+void read_expert_counts(Reader& reader, ModelConfig& config, std::string_view count_key, std::int64_t count,
+                        std::int64_t top_k);
 /// Refuses what names another routing than by softmax over all experts, without shared ones; reads the
-/// coefficient of the balance loss. Call it after the number of experts, under `count_key`, and
-/// num_experts_per_tok.
-void read_softmax_routing(Reader& reader, ModelConfig& config, std::string_view count_key);
+/// coefficient of the balance loss.
+void read_softmax_routing(Reader& reader, ModelConfig& config);
 /// Keys that name what every family builds anyway: accepted with that value and refused with another. Keys
 /// that change nothing a model computes are accepted as they are. Call it after all that a family reads.
 void read_fixed_choices(Reader& reader, const ModelConfig& config);

@@ -13,9 +13,7 @@
 // gradient of every parameter (GradientCall::is_parameter). Ops for which nothing is said take all low or all
 // f32, and give the same.
 
-#include <algorithm>
 #include <array>
-#include <cmath>
 #include <cstdint>
 #include <optional>
 #include <string_view>
@@ -482,72 +480,5 @@ struct LossResult {
 LossResult linear_cross_entropy(Builder& b, ValueId h, ValueId w, ValueId targets);
 // op "linear_cross_entropy_grad": dloss[1], h, w, targets, [accumulate dw] → (loss_sum, num_correct, dh,
 // dw): recomputes the forward, so that one pass over the logits serves both (passes/fuse_loss.h).
-
-// ---- optimizer.cpp -------------------------------------------------------------------------------
-
-/// f32 tensors (1 to 4096 of them) → [1] f64: Σ of all squares, in order of the inputs.
-ValueId sum_of_squares(Builder& b, std::vector<ValueId> tensors);
-
-struct ClipFactor {
-  double max_norm = 1.0;  // 0: no clipping
-  static void fields(auto& self, auto&& f) { f("max_norm", self.max_norm); }
-};
-/// sums of squares f64[1] (one or more, added) → (norm f32[1] = sqrt of the sum, factor f32[1] = min(1,
-/// max_norm / (norm + 1e-6))), as torch.nn.utils.clip_grad_norm_. A norm that is not finite gives factor 0:
-/// the update is then skipped.
-std::pair<ValueId, ValueId> clip_factor(Builder& b, std::vector<ValueId> sums, double max_norm);
-
-struct AdamW {
-  double beta1 = 0.9, beta2 = 0.95, eps = 1e-8, weight_decay = 0.0;
-  bool low_copy = false;
-  static void fields(auto& self, auto&& f) {
-    f("beta1", self.beta1);
-    f("beta2", self.beta2);
-    f("eps", self.eps);
-    f("weight_decay", self.weight_decay);
-    f("low_copy", self.low_copy);
-  }
-};
-struct AdamWState {
-  ValueId parameter, m, v;
-  ValueId low_copy{};  // with AdamW::low_copy: the new parameter, rounded to bf16; a result only
-};
-/// Decoupled weight decay (Loshchilov & Hutter 2019): g' = factor·g; m = β1 m + (1-β1) g'; v = β2 v +
-/// (1-β2) g'²; p = p (1 - lr·wd) - lr · (m/c1) / (sqrt(v/c2) + eps), c_i = 1 - β_i^step. hyper f32[3] =
-/// {lr, 1/c1, 1/c2}; factor f32[1]. Where factor is 0 nothing changes (low_copy is then the rounded p). In
-/// place in p, m, v.
-AdamWState adamw(Builder& b, const AdamWState& state, ValueId grad, ValueId factor, ValueId hyper,
-                 const AdamW& attributes);
-
-struct Muon {
-  double momentum = 0.95, weight_decay = 0.0;
-  std::int64_t matrix_rows = 0;  // of one matrix; 0: all rows are one
-  bool low_copy = false;
-  static void fields(auto& self, auto&& f) {
-    f("momentum", self.momentum);
-    f("weight_decay", self.weight_decay);
-    f("matrix_rows", self.matrix_rows);
-    f("low_copy", self.low_copy);
-  }
-  /// Newton-Schulz: X ← a X + (b A + c A²) X with A = X Xᵀ, so often.
-  static constexpr int kSteps = 5;
-  static constexpr float kA = 3.4445F, kB = -4.7750F, kC = 2.0315F;
-  static constexpr float kEps = 1e-7F;
-  /// Of updates, so that their root mean square is that of AdamW's (Liu et al. 2025, Moonlight).
-  static double scale(std::int64_t rows, std::int64_t columns) {
-    return 0.2 * std::sqrt(static_cast<double>(std::max(rows, columns)));
-  }
-};
-struct MuonState {
-  ValueId parameter, momentum;
-  ValueId low_copy{};  // as AdamWState's
-};
-/// Muon (Jordan et al. 2024) with Nesterov momentum, of each matrix [matrix_rows, columns] that lie below
-/// each other in [rows, columns]: g' = factor·g; m = μ m + (1-μ) g'; u = μ m + (1-μ) g'; X = u / max(‖u‖,
-/// 1e-7), then kSteps of Newton-Schulz; p = p (1 - lr·wd) - lr · scale(rows, columns) · X. On a GPU X and A
-/// are bf16. hyper as of adamw, of which lr is read; factor f32[1]. Where factor is 0 nothing changes. In
-/// place in p, m.
-MuonState muon(Builder& b, const MuonState& state, ValueId grad, ValueId factor, ValueId hyper,
-               const Muon& attributes);
 
 }  // namespace farskip::ops

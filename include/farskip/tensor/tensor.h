@@ -68,6 +68,12 @@ struct TensorView {
   }
 };
 
+/// `count` of its rows, as a matrix or a vector.
+inline TensorView rows_view(const TensorView& tensor, std::int64_t first, std::int64_t count) {
+  const auto offset = static_cast<std::size_t>(first * row_size(tensor.shape)) * dtype_size(tensor.dtype);
+  return {tensor.as<std::byte>() + offset, tensor.dtype, shape_of_rows(tensor.shape, count)};
+}
+
 /// Owns its memory, 64-byte aligned, uninitialised unless filled.
 class HostTensor {
  public:

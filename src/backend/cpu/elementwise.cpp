@@ -51,18 +51,23 @@ void run_ones(const KernelCall& call) {
   std::fill_n(call.out(0), call.out_shape(0).num_elements(), 1.0F);
 }
 
+/// row(t) for each of `rows` rows of so many elements.
+template <class Row>
+void for_each_row(std::int64_t rows, std::int64_t width, const Row& row) {
+  cpu::parallel_ranges(rows, cpu::rows_per_tile(width), [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t t = begin; t < end; ++t) row(t);
+  });
+}
+
 // x[T, D], scale[T] → [T, D] (may be x)
 void run_scale_rows(const KernelCall& call) {
   const float *x = call.in(0), *scale = call.in(1);
   float* out = call.out(0);
   const std::int64_t width = call.out_shape(0)[1];
-  cpu::parallel_ranges(call.out_shape(0)[0], cpu::rows_per_tile(width),
-                       [&](std::int64_t begin, std::int64_t end) {
-                         for (std::int64_t t = begin; t < end; ++t)
+  for_each_row(call.out_shape(0)[0], width, [&](std::int64_t t) {
 #pragma omp simd
-                           for (std::int64_t i = t * width; i < (t + 1) * width; ++i)
-                             out[i] = x[i] * scale[t];
-                       });
+    for (std::int64_t i = t * width; i < (t + 1) * width; ++i) out[i] = x[i] * scale[t];
+  });
 }
 
 // dy[T, D], x[T, D], scale[T] → dx[T, D] (may be dy), dscale[T]
@@ -80,10 +85,7 @@ void run_scale_rows_grad(const KernelCall& call) {
       return d * values[i];
     });
   };
-  cpu::parallel_ranges(call.in_shape(0)[0], cpu::rows_per_tile(width),
-                       [&](std::int64_t begin, std::int64_t end) {
-                         for (std::int64_t t = begin; t < end; ++t) differentiate(t);
-                       });
+  for_each_row(call.in_shape(0)[0], width, differentiate);
 }
 
 // x[T, N], b[N] → [T, N] (may be x)
@@ -91,13 +93,10 @@ void run_add_bias(const KernelCall& call) {
   const float *x = call.in(0), *bias = call.in(1);
   float* out = call.out(0);
   const std::int64_t width = call.out_shape(0)[1];
-  cpu::parallel_ranges(call.out_shape(0)[0], cpu::rows_per_tile(width),
-                       [&](std::int64_t begin, std::int64_t end) {
-                         for (std::int64_t t = begin; t < end; ++t)
+  for_each_row(call.out_shape(0)[0], width, [&](std::int64_t t) {
 #pragma omp simd
-                           for (std::int64_t i = 0; i < width; ++i)
-                             out[t * width + i] = x[t * width + i] + bias[i];
-                       });
+    for (std::int64_t i = 0; i < width; ++i) out[t * width + i] = x[t * width + i] + bias[i];
+  });
 }
 
 // dy[T, N], [accumulate db[N]] → db[N]

@@ -7,25 +7,14 @@
 #include "farskip/backend/cpu/parallel.h"
 #include "farskip/backend/cpu/reduce.h"
 #include "farskip/backend/kernel.h"
-#include "farskip/ops/ops.h"
+#include "farskip/ops/optimizer_ops.h"
 
 namespace farskip {
 namespace {
 
-/// Sizes of one of the matrices of a tensor.
-struct MatrixSize {
-  explicit MatrixSize(const ops::Muon& a, const Shape& shape)
-      : rows(a.matrix_rows > 0 ? a.matrix_rows : shape.num_rows()),
-        columns(shape.back()),
-        elements(rows * columns),
-        side(std::min(rows, columns)) {}
-  std::int64_t rows, columns, elements;
-  std::int64_t side;  // of X Xᵀ, or of Xᵀ X where that is smaller
-};
-
 // Two of the matrix's size, two of its smaller side, and a sum per tile.
 std::size_t muon_workspace(const OpTypes& types) {
-  const MatrixSize size(types.get<ops::Muon>(), types.shape(0));
+  const ops::MuonMatrix size(types.get<ops::Muon>(), types.shape(0));
   const std::int64_t tiles = size.elements / cpu::kElementsPerTile + 1;
   return static_cast<std::size_t>(2 * size.elements + 2 * size.side * size.side) * sizeof(float) +
          static_cast<std::size_t>(tiles + 1) * sizeof(double);
@@ -109,7 +98,7 @@ class MuonUpdate {
 
   void iterate() {
     const std::int64_t k = size_.side, columns = size_.columns;
-    const bool wide = size_.rows <= columns;  // then products are from the left
+    const bool wide = size_.is_wide();
     cpu::multiply({.transpose_a = !wide,
                    .transpose_b = wide,
                    .m = k,
@@ -141,8 +130,7 @@ class MuonUpdate {
     const float* p = call_.in(0) + first;
     float* p_out = call_.out(0) + first;
     const auto keep = static_cast<float>(1.0 - static_cast<double>(learning_rate_) * a_.weight_decay);
-    const auto step =
-        static_cast<float>(static_cast<double>(learning_rate_) * ops::Muon::scale(size_.rows, size_.columns));
+    const auto step = static_cast<float>(static_cast<double>(learning_rate_) * size_.scale());
     cpu::parallel_ranges(size_.elements, cpu::kElementsPerTile, [&](std::int64_t begin, std::int64_t end) {
 #pragma omp simd
       for (std::int64_t i = begin; i < end; ++i) p_out[i] = keep * p[i] - step * x_[i];
@@ -151,7 +139,7 @@ class MuonUpdate {
 
   const KernelCall& call_;
   const ops::Muon& a_;
-  const MatrixSize size_;
+  const ops::MuonMatrix size_;
   const float factor_, learning_rate_;
   double* const sums_;
   float *x_, *next_, *const gram_, *const polynomial_;

@@ -7,7 +7,7 @@
 #include "farskip/backend/cpu/parallel.h"
 #include "farskip/backend/cpu/reduce.h"
 #include "farskip/backend/kernel.h"
-#include "farskip/ops/ops.h"
+#include "farskip/ops/optimizer_ops.h"
 
 namespace farskip {
 namespace {

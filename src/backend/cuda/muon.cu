@@ -5,7 +5,7 @@
 
 #include "backend/cuda/launch.cuh"
 #include "backend/cuda/product.h"
-#include "farskip/ops/ops.h"
+#include "farskip/ops/optimizer_ops.h"
 #include "farskip/tensor/alignment.h"
 
 namespace farskip {
@@ -79,23 +79,15 @@ __global__ void __launch_bounds__(kThreads) apply_kernel(ApplyArguments a) {
   }
 }
 
-struct MatrixSize {
-  MatrixSize(const ops::Muon& a, const Shape& shape)
-      : rows(a.matrix_rows > 0 ? a.matrix_rows : shape.num_rows()),
-        columns(shape.back()),
-        elements(rows * columns),
-        side(std::min(rows, columns)) {}
-  std::int64_t rows, columns, elements, side;
-};
-
 std::size_t bf16_bytes(std::int64_t elements) {
   return aligned(static_cast<std::size_t>(elements) * sizeof(bf16));
 }
 
-/// Scratch of one matrix: two of its size and two of its side in bf16, its look ahead, sums, the library's.
+/// Scratch of one matrix: two of its size and two of its side in bf16, its look ahead, sums, what products
+/// need.
 class Scratch {
  public:
-  Scratch(const MatrixSize& size, std::byte* at) {
+  Scratch(const ops::MuonMatrix& size, std::byte* at) {
     const auto take = [&](std::size_t bytes) {
       std::byte* const here = at + bytes_;
       bytes_ += bytes;
@@ -108,29 +100,29 @@ class Scratch {
     look_ahead =
         reinterpret_cast<float*>(take(aligned(static_cast<std::size_t>(size.elements) * sizeof(float))));
     sums = reinterpret_cast<double*>(take(aligned(kSumBlocks * sizeof(double))));
-    library = {take(kProductWorkspace), kProductWorkspace};
+    products = {take(kProductWorkspace), kProductWorkspace};
   }
   std::size_t bytes() const { return bytes_; }
 
   bf16 *x, *next, *gram, *polynomial;
   float* look_ahead;
   double* sums;
-  std::span<std::byte> library;
+  std::span<std::byte> products;
 
  private:
   std::size_t bytes_ = 0;
 };
 
 std::size_t muon_workspace(const OpTypes& types) {
-  return Scratch(MatrixSize(types.get<ops::Muon>(), types.shape(0)), nullptr).bytes();
+  return Scratch(ops::MuonMatrix(types.get<ops::Muon>(), types.shape(0)), nullptr).bytes();
 }
 
 /// x ← a x + (b A + c A²) x with A = x xᵀ, or from the right with xᵀ x where that is smaller.
-void iterate(const KernelCall& call, const MatrixSize& size, Scratch& s) {
-  const bool wide = size.rows <= size.columns;
+void iterate(const KernelCall& call, const ops::MuonMatrix& size, Scratch& s) {
+  const bool wide = size.is_wide();
   const auto product = [&](Product p) {
     p.in = p.out = DType::bf16;
-    multiply(*call.gpu, p, s.library);
+    multiply(*call.gpu, p, s.products);
   };
   const std::int64_t k = size.side, columns = size.columns;
   product({.transpose_a = !wide,
@@ -176,7 +168,7 @@ void run_muon(const KernelCall& call) {
   const auto& a = call.get<ops::Muon>();
   const std::int64_t all = call.in_shape(0).num_elements();
   if (all == 0) return;
-  const MatrixSize size(a, call.in_shape(0));
+  const ops::MuonMatrix size(a, call.in_shape(0));
   Scratch s(size, call.workspace.data());
   const int blocks = static_cast<int>(std::min<std::int64_t>(kSumBlocks, ceil_div(size.elements, kThreads)));
   for (std::int64_t first = 0; first < all; first += size.elements) {
@@ -201,7 +193,7 @@ void run_muon(const KernelCall& call) {
                           .low_copy = call.outputs.size() > 2 ? call.out<bf16>(2) + first : nullptr,
                           .n = size.elements,
                           .weight_decay = a.weight_decay,
-                          .scale = ops::Muon::scale(size.rows, size.columns)});
+                          .scale = size.scale()});
   }
 }
 

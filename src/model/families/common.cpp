@@ -138,10 +138,21 @@ void read_dense_layers(ModelConfig& c) {
   c.aux_loss = 0.0;  // there is nothing to balance
 }
 
-void read_softmax_routing(Reader& r, ModelConfig& c, std::string_view count_key) {
+void read_expert_counts(Reader& r, ModelConfig& c, std::string_view count_key, std::int64_t count,
+                        std::int64_t top_k) {
+  constexpr IntegerRange counts{.min = 1, .max = 4096}, choices{.min = 1, .max = 256};
+  std::vector<std::string> others{"num_experts", "num_local_experts", "n_routed_experts"};
+  std::erase(others, count_key);
+  r.also_called(count_key, std::move(others));
+  c.moe.num_experts = count > 0 ? r.integer(count_key, counts, count) : r.integer(count_key, counts);
+  r.also_called("num_experts_per_tok", {"num_experts_per_token"});
+  c.moe.top_k = r.integer("num_experts_per_tok", choices, top_k);
   if (r.sound(count_key) && r.sound("num_experts_per_tok") && c.moe.top_k > c.moe.num_experts)
     r.fail("num_experts_per_tok",
            fmt::format("{} experts per token, only {} there", c.moe.top_k, c.moe.num_experts));
+}
+
+void read_softmax_routing(Reader& r, ModelConfig& c) {
   c.aux_loss = r.real("router_aux_loss_coef", {.min = 0.0}, 0.001);
   for (const char* key : {"n_shared_experts", "num_shared_experts", "shared_expert_intermediate_size"})
     r.require_value(key, 0, "this family has no shared expert");

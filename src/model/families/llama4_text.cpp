@@ -58,12 +58,7 @@ void read_attention(Reader& r, ModelConfig& c) {
 
 void read_experts(Reader& r, ModelConfig& c) {
   MoeConfig& moe = c.moe;
-  r.also_called("num_local_experts", {"num_experts", "n_routed_experts"});
-  moe.num_experts = r.integer("num_local_experts", {.min = 1, .max = 4096}, 16);
-  moe.top_k = r.integer("num_experts_per_tok", {.min = 1, .max = 256}, 1);
-  if (r.sound("num_local_experts") && r.sound("num_experts_per_tok") && moe.top_k > moe.num_experts)
-    r.fail("num_experts_per_tok",
-           fmt::format("{} experts per token, only {} there", moe.top_k, moe.num_experts));
+  read_expert_counts(r, c, "num_local_experts", 16, 1);
   moe.expert_size = moe.shared_size = c.intermediate_size;
   c.intermediate_size = r.integer("intermediate_size_mlp", {.min = 1, .max = 1 << 22}, 16384);
   moe.score = ops::ScoreFunction::sigmoid;

@@ -9,10 +9,8 @@ namespace {
 
 void read_experts(Reader& r, ModelConfig& c) {
   MoeConfig& moe = c.moe;
-  r.also_called("num_local_experts", {"num_experts", "n_routed_experts"});
-  moe.num_experts = r.integer("num_local_experts", {.min = 1, .max = 4096}, 8);
-  moe.top_k = r.integer("num_experts_per_tok", {.min = 1, .max = 256}, 2);
-  read_softmax_routing(r, c, "num_local_experts");
+  read_expert_counts(r, c, "num_local_experts", 8, 2);
+  read_softmax_routing(r, c);
   moe.expert_size = c.intermediate_size;
   moe.normalize = true;
   c.moe_layers.assign(static_cast<std::size_t>(c.num_layers), true);

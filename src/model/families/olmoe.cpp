@@ -12,11 +12,9 @@ constexpr std::int64_t kClassEndToken = 50279;
 
 void read_experts(Reader& r, ModelConfig& c) {
   MoeConfig& moe = c.moe;
-  r.also_called("num_experts", {"num_local_experts", "n_routed_experts"});
-  moe.num_experts = r.integer("num_experts", {.min = 1, .max = 4096}, 64);
-  moe.top_k = r.integer("num_experts_per_tok", {.min = 1, .max = 256}, 8);
+  read_expert_counts(r, c, "num_experts", 64, 8);
   moe.normalize = r.boolean("norm_topk_prob", false);
-  read_softmax_routing(r, c, "num_experts");
+  read_softmax_routing(r, c);
   moe.expert_size = c.intermediate_size;
   c.moe_layers.assign(static_cast<std::size_t>(c.num_layers), true);
 }

@@ -18,13 +18,10 @@ void read_attention(Reader& r, ModelConfig& c) {
 
 void read_experts(Reader& r, ModelConfig& c) {
   MoeConfig& moe = c.moe;
-  r.also_called("num_experts", {"num_local_experts", "n_routed_experts"});
-  moe.num_experts = r.integer("num_experts", {.min = 1, .max = 4096});
-  r.also_called("num_experts_per_tok", {"num_experts_per_token"});
-  moe.top_k = r.integer("num_experts_per_tok", {.min = 1, .max = 256}, 8);
+  read_expert_counts(r, c, "num_experts", 0, 8);
   moe.expert_size = r.integer("moe_intermediate_size", {.min = 1, .max = 1 << 22});
   moe.normalize = r.boolean("norm_topk_prob", false);
-  read_softmax_routing(r, c, "num_experts");
+  read_softmax_routing(r, c);
   const std::int64_t step = r.integer("decoder_sparse_step", {.min = 1}, 1);
   const auto dense = r.integers("mlp_only_layers", {.min = 0, .max = c.num_layers - 1}, {}, {});
   for (std::int64_t layer = 0; layer < c.num_layers; ++layer)

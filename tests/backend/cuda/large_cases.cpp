@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "farskip/ops/ops.h"
+#include "farskip/ops/optimizer_ops.h"
 #include "job.h"
 
 namespace farskip::test {
