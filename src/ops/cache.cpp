@@ -44,12 +44,14 @@ OpCost attention_cost(const OpTypes& t) {
 
 double head_product_flops(const OpTypes& t) {
   const auto& a = t.get<MlaKeyValue>();
-  return 2.0 * static_cast<double>(t.shape(0)[0]) * elements(t.shape(1)) / static_cast<double>(a.nope_dim + a.v_dim);
+  return 2.0 * static_cast<double>(t.shape(0)[0]) * elements(t.shape(1)) /
+         static_cast<double>(a.nope_dim + a.v_dim);
 }
 
 bool fits(const OpTypes& t) {
   const auto& a = t.get<MlaKeyValue>();
-  return t.shape(0).rank() == 2 && t.shape(1).rank() == 2 && t.shape(1)[0] == a.heads * (a.nope_dim + a.v_dim);
+  return t.shape(0).rank() == 2 && t.shape(1).rank() == 2 &&
+         t.shape(1)[0] == a.heads * (a.nope_dim + a.v_dim);
 }
 
 }  // namespace
@@ -75,19 +77,21 @@ void register_cache(OpTable& table) {
              .infer = infer_attention,
              .cost = attention_cost});
 
-  table.add({.name = "absorb_query",
-             .parse_attributes = &Attributes::parse<MlaKeyValue>,
-             .min_inputs = 2,
-             .max_inputs = 2,
-             .inputs = {In::compute},
-             .infer = [](const OpTypes& t) -> std::vector<TensorType> {
-               const auto& a = t.get<MlaKeyValue>();
-               FARSKIP_SHAPE(fits(t) && t.shape(0)[1] == a.heads * (a.nope_dim + a.rope_dim), "absorb_query", t);
-               return {rows_like(t.in(0), a.heads * (t.shape(1)[1] + a.rope_dim))};
-             },
-             .cost = [](const OpTypes& t) {
-               return flops_cost(head_product_flops(t) * static_cast<double>(t.get<MlaKeyValue>().nope_dim));
-             }});
+  table.add(
+      {.name = "absorb_query",
+       .parse_attributes = &Attributes::parse<MlaKeyValue>,
+       .min_inputs = 2,
+       .max_inputs = 2,
+       .inputs = {In::compute},
+       .infer = [](const OpTypes& t) -> std::vector<TensorType> {
+         const auto& a = t.get<MlaKeyValue>();
+         FARSKIP_SHAPE(fits(t) && t.shape(0)[1] == a.heads * (a.nope_dim + a.rope_dim), "absorb_query", t);
+         return {rows_like(t.in(0), a.heads * (t.shape(1)[1] + a.rope_dim))};
+       },
+       .cost =
+           [](const OpTypes& t) {
+             return flops_cost(head_product_flops(t) * static_cast<double>(t.get<MlaKeyValue>().nope_dim));
+           }});
 
   table.add({.name = "expand_value",
              .parse_attributes = &Attributes::parse<MlaKeyValue>,
@@ -99,9 +103,10 @@ void register_cache(OpTable& table) {
                FARSKIP_SHAPE(fits(t) && t.shape(0)[1] == a.heads * t.shape(1)[1], "expand_value", t);
                return {rows_like(t.in(0), a.heads * a.v_dim)};
              },
-             .cost = [](const OpTypes& t) {
-               return flops_cost(head_product_flops(t) * static_cast<double>(t.get<MlaKeyValue>().v_dim));
-             }});
+             .cost =
+                 [](const OpTypes& t) {
+                   return flops_cost(head_product_flops(t) * static_cast<double>(t.get<MlaKeyValue>().v_dim));
+                 }});
 }
 
 namespace ops {

@@ -113,7 +113,13 @@ TEST_CASE("an element of a product has the same bits in every tile and next to a
     };
     const HostTensor all = rows(0, 700);
     for (const auto& [first, count] : {std::pair<std::int64_t, std::int64_t>{0, 4},
-                                       {5, 1}, {21, 3}, {24, 7}, {40, 16}, {60, 17}, {13, 100}, {337, 363}}) {
+                                       {5, 1},
+                                       {21, 3},
+                                       {24, 7},
+                                       {40, 16},
+                                       {60, 17},
+                                       {13, 100},
+                                       {337, 363}}) {
       CAPTURE(transpose_b, first, count);
       const HostTensor some = rows(first, count);
       CHECK(std::equal(some.values<float>().begin(), some.values<float>().end(),

@@ -51,9 +51,9 @@ OpCase attention_case(const char* name, const Sizes& s, const Places& places) {
   std::vector<char> filled(static_cast<std::size_t>(rows));
   for (std::int64_t q = 0; q < num_sequences; ++q)
     for (std::int64_t p = 0; p < lengths[static_cast<std::size_t>(q)]; ++p)
-      filled[static_cast<std::size_t>(
-          table[static_cast<std::size_t>(q * max_blocks + p / s.block_tokens)] * s.block_tokens +
-          p % s.block_tokens)] = 1;
+      filled[static_cast<std::size_t>(table[static_cast<std::size_t>(q * max_blocks + p / s.block_tokens)] *
+                                          s.block_tokens +
+                                      p % s.block_tokens)] = 1;
   for (std::int64_t r = 0; r < rows; ++r)
     for (HostTensor* tensor : {&keys, &values})
       if (filled[static_cast<std::size_t>(r)] == 0)
@@ -90,23 +90,27 @@ std::vector<OpCase> inference_cases() {
   cases.push_back(attention_case("one token of one", {1, 1, 4, 4, 16}, {{0, 0}}));
   cases.push_back(attention_case("decoding, lengths of all kinds", {6, 2, 5, 3, 4}, ragged));
   cases.push_back(attention_case("decoding, one block a token", {2, 2, 8, 8, 1}, ragged));
-  cases.push_back(attention_case("more than one window of keys", {4, 1, 24, 16, 16}, {{0, 300}, {1, 127}, {2, 128}}));
+  cases.push_back(
+      attention_case("more than one window of keys", {4, 1, 24, 16, 16}, {{0, 300}, {1, 127}, {2, 128}}));
   cases.push_back(attention_case("one sequence from its beginning", {3, 3, 4, 4, 8}, positions_of(0, 0, 40)));
   cases.push_back(attention_case("a part of a sequence, beside others", {4, 2, 8, 8, 8},
                                  joined({{{1, 20}}, positions_of(0, 30, 47), {{2, 3}, {2, -1}, {0, -1}}})));
-  cases.push_back(attention_case("chunks", {2, 1, 4, 4, 4, 6}, joined({positions_of(0, 3, 20), {{1, 5}, {1, 6}}})));
+  cases.push_back(
+      attention_case("chunks", {2, 1, 4, 4, 4, 6}, joined({positions_of(0, 3, 20), {{1, 5}, {1, 6}}})));
   cases.push_back(attention_case("values are the beginning of keys", {20, 1, 12, 8, 4, 0, true},
                                  joined({ragged, positions_of(0, 8, 14)})));
-  cases.push_back(attention_case("many query heads of one", {40, 1, 576, 512, 16, 0, true}, {{0, 33}, {1, 150}}));
+  cases.push_back(
+      attention_case("many query heads of one", {40, 1, 576, 512, 16, 0, true}, {{0, 33}, {1, 150}}));
 
   const auto write_case = [](const char* name, std::vector<std::int32_t> rows, std::int64_t more) {
     const auto tokens = static_cast<std::int64_t>(rows.size());
-    return OpCase{"write_cache",
-                  name,
-                  Attributes::of(NoAttributes{}),
-                  {random_tensor({24, 5 + more}, 311), integer_tensor({tokens}, rows), random_tensor({tokens, 5}, 312),
-                   more > 0 ? random_tensor({tokens, more}, 313) : HostTensor()},
-                  {}};
+    return OpCase{
+        "write_cache",
+        name,
+        Attributes::of(NoAttributes{}),
+        {random_tensor({24, 5 + more}, 311), integer_tensor({tokens}, rows), random_tensor({tokens, 5}, 312),
+         more > 0 ? random_tensor({tokens, more}, 313) : HostTensor()},
+        {}};
   };
   cases.push_back(write_case("rows in any order, one that is not written", {7, 3, -1, 0, 23}, 0));
   cases.push_back(write_case("rows of two parts", {2, 1, -1}, 3));
@@ -124,8 +128,10 @@ std::vector<OpCase> inference_cases() {
   };
   for (const char* op : {"absorb_query", "expand_value"}) {
     cases.push_back(head_case(op, "odd sizes", 5, 7, {.heads = 3, .nope_dim = 5, .rope_dim = 2, .v_dim = 9}));
-    cases.push_back(head_case(op, "one token", 1, 40, {.heads = 2, .nope_dim = 16, .rope_dim = 8, .v_dim = 16}));
-    cases.push_back(head_case(op, "many tokens", 70, 33, {.heads = 4, .nope_dim = 16, .rope_dim = 4, .v_dim = 12}));
+    cases.push_back(
+        head_case(op, "one token", 1, 40, {.heads = 2, .nope_dim = 16, .rope_dim = 8, .v_dim = 16}));
+    cases.push_back(
+        head_case(op, "many tokens", 70, 33, {.heads = 4, .nope_dim = 16, .rope_dim = 4, .v_dim = 12}));
     cases.push_back(head_case(op, "no tokens", 0, 8, {.heads = 2, .nope_dim = 4, .rope_dim = 2, .v_dim = 4}));
   }
   return cases;

@@ -16,7 +16,8 @@ void run_write_cache(const KernelCall& call) {
   for (std::int64_t t = 0; t < call.in_shape(1)[0]; ++t)
     for (std::int64_t i = 0; i < width && call.in<std::int32_t>(1)[t] >= 0; ++i)
       call.out<double>(0)[call.in<std::int32_t>(1)[t] * width + i] =
-          i < columns ? call.in<double>(2)[t * columns + i] : call.in<double>(3)[t * (width - columns) + i - columns];
+          i < columns ? call.in<double>(2)[t * columns + i]
+                      : call.in<double>(3)[t * (width - columns) + i - columns];
 }
 
 void run_cached_attention(const KernelCall& call) {
@@ -66,7 +67,8 @@ void run_absorb_query(const KernelCall& call) {
     double* out = call.out<double>(0) + i * (latent + a.rope_dim);
     for (std::int64_t j = 0; j < latent; ++j) {
       out[j] = 0.0;
-      for (std::int64_t d = 0; d < a.nope_dim; ++d) out[j] += q[d] * head_weight(call, i % a.heads, false, d, j);
+      for (std::int64_t d = 0; d < a.nope_dim; ++d)
+        out[j] += q[d] * head_weight(call, i % a.heads, false, d, j);
     }
     for (std::int64_t d = 0; d < a.rope_dim; ++d) out[latent + d] = q[a.nope_dim + d];
   }

@@ -7,8 +7,8 @@
 
 namespace farskip {
 
-/// Sizes of one call, and where keys stand. q [tokens, heads * d]; keys and values have rows of `key_width` and
-/// `value_width` elements, of which head g of them has d and dv from g * d and g * dv on.
+/// Sizes of one call, and where keys stand. q [tokens, heads * d]; keys and values have rows of `key_width`
+/// and `value_width` elements, of which head g of them has d and dv from g * d and g * dv on.
 struct CachedAttentionSizes {
   std::int64_t tokens = 0, heads = 0, kv_heads = 0, d = 0, dv = 0;
   std::int64_t key_width = 0, value_width = 0;

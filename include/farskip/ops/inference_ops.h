@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 // Ops of inference: a cache of keys and values, attention over it, the absorbed products of latent attention.
-// None has a gradient. Letters as in ops.h; further C rows of a cache, M blocks of the longest sequence, L the
-// size of a latent.
+// None has a gradient. Letters as in ops.h; further C rows of a cache, M blocks of the longest sequence, L
+// the size of a latent.
 //
-// A cache is a matrix with a row a token. Its rows are dealt out in blocks of `block_tokens`; a table i32[N, M]
-// names the blocks of each sequence, so that the token at position p of sequence s has row
-// table[s, p / block_tokens] · block_tokens + p mod block_tokens.
+// A cache is a matrix with a row a token. Its rows are dealt out in blocks of `block_tokens`; a table i32[N,
+// M] names the blocks of each sequence, so that the token at position p of sequence s has row table[s, p /
+// block_tokens] · block_tokens + p mod block_tokens.
 
 #include "farskip/ops/ops.h"
 
@@ -15,7 +15,8 @@ namespace farskip::ops {
 // ---- cache.cpp -----------------------------------------------------------------------------------
 
 /// cache[C, W], rows i32[T], x[T, W1], [more[T, W - W1]] → the cache in whose row rows[t] stands row t of x,
-/// followed by that of `more`. Nothing is written for a negative rows[t]; no two others may be equal. In place.
+/// followed by that of `more`. Nothing is written for a negative rows[t]; no two others may be equal. In
+/// place.
 ValueId write_cache(Builder& b, ValueId cache, ValueId rows, ValueId x, ValueId more = {});
 
 struct CachedAttention {
@@ -50,7 +51,8 @@ ValueId cached_attention(Builder& b, ValueId q, ValueId keys, const CachePlace& 
 // q · (W_k c) = (W_kᵀ q) · c, and Σ p (W_v c) = W_v (Σ p c). Keys and values are never formed. The rows of
 // head a in w[A*(nope+v), L] are those of W_k, then those of W_v.
 
-/// q[T, A*(nope+rope)], w[A*(nope+v), L] → [T, A*(L+rope)]: of each head W_kᵀ q, then its rotated part as it is.
+/// q[T, A*(nope+rope)], w[A*(nope+v), L] → [T, A*(L+rope)]: of each head W_kᵀ q, then its rotated part as it
+/// is.
 ValueId absorb_query(Builder& b, ValueId q, ValueId w, const MlaKeyValue& attributes);
 /// x[T, A*L], w[A*(nope+v), L] → [T, A*v]: of each head W_v x.
 ValueId expand_value(Builder& b, ValueId x, ValueId w, const MlaKeyValue& attributes);

@@ -17,13 +17,14 @@ void run_write_cache(const KernelCall& call) {
   const std::int64_t width = call.out_shape(0).back(), columns = call.in_shape(2).back();
   const auto* rows = call.in<std::int32_t>(1);
   if (call.in(0) != cache) std::copy_n(call.in(0), call.outputs[0].num_elements(), cache);
-  cpu::parallel_ranges(call.in_shape(1)[0], cpu::rows_per_tile(width), [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t t = begin; t < end; ++t) {
-      if (rows[t] < 0) continue;
-      float* to = std::copy_n(call.in(2) + t * columns, columns, cache + rows[t] * width);
-      if (call.has(3)) std::copy_n(call.in(3) + t * (width - columns), width - columns, to);
-    }
-  });
+  cpu::parallel_ranges(
+      call.in_shape(1)[0], cpu::rows_per_tile(width), [&](std::int64_t begin, std::int64_t end) {
+        for (std::int64_t t = begin; t < end; ++t) {
+          if (rows[t] < 0) continue;
+          float* to = std::copy_n(call.in(2) + t * columns, columns, cache + rows[t] * width);
+          if (call.has(3)) std::copy_n(call.in(3) + t * (width - columns), width - columns, to);
+        }
+      });
 }
 
 /// One product a head: `product_of(head)`.

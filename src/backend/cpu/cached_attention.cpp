@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// Attention over a cache. A query's sums have one order, by windows of keys that begin at multiples of kKeys, so
-// its bits depend neither on what else is computed with it nor on where the blocks of its sequence lie.
+// Attention over a cache. A query's sums have one order, by windows of keys that begin at multiples of kKeys,
+// so its bits depend neither on what else is computed with it nor on where the blocks of its sequence lie.
 #include <algorithm>
 #include <limits>
 
 #include "farskip/backend/cached_attention_sizes.h"
 #include "farskip/backend/cpu/few_rows.h"
+#include "farskip/backend/cpu/micro_kernel.h"
 #include "farskip/backend/cpu/parallel.h"
 #include "farskip/backend/cpu/reduce.h"
 #include "farskip/backend/cpu/vector_math.h"
@@ -46,8 +47,8 @@ struct Running {
 };
 
 /// Scores [begin, end) of a row become weights; what was summed up so far is rescaled.
-void update_softmax(float* scores, std::int64_t begin, std::int64_t end, float scale, Running& state, float* out,
-                    std::int64_t dv) {
+void update_softmax(float* scores, std::int64_t begin, std::int64_t end, float scale, Running& state,
+                    float* out, std::int64_t dv) {
   float max = state.max;
 #pragma omp simd reduction(max : max)
   for (std::int64_t j = begin; j < end; ++j) {
@@ -67,14 +68,15 @@ void update_softmax(float* scores, std::int64_t begin, std::int64_t end, float s
 }
 
 /// out += weights · values, key by key.
-void add_values(const float* weights, std::int64_t count, const float* values, std::int64_t stride, float* out,
-                std::int64_t dv) {
+void add_values(const float* weights, std::int64_t count, const float* values, std::int64_t stride,
+                float* out, std::int64_t dv) {
   std::int64_t j = 0;
   for (; j + 4 <= count; j += 4) {
     const float *v = values + j * stride, *w = weights + j;
 #pragma omp simd
     for (std::int64_t i = 0; i < dv; ++i)
-      out[i] = (((out[i] + w[0] * v[i]) + w[1] * v[stride + i]) + w[2] * v[2 * stride + i]) + w[3] * v[3 * stride + i];
+      out[i] = (((out[i] + w[0] * v[i]) + w[1] * v[stride + i]) + w[2] * v[2 * stride + i]) +
+               w[3] * v[3 * stride + i];
   }
   for (; j < count; ++j) {
     const float* v = values + j * stride;
@@ -85,7 +87,8 @@ void add_values(const float* weights, std::int64_t count, const float* values, s
 
 class Attend {
  public:
-  Attend(const CachedAttentionSizes& s, const Tensors& x, const Queries& queries) : s_(s), x_(x), q_(queries) {}
+  Attend(const CachedAttentionSizes& s, const Tensors& x, const Queries& queries)
+      : s_(s), x_(x), q_(queries) {}
 
   void run() {
     const std::int64_t last = s_.position(q_.first + q_.count - 1);
@@ -101,9 +104,15 @@ class Attend {
   }
 
  private:
-  std::int64_t token(std::int64_t r) const { return q_.first + r / q_.heads; }
-  std::int64_t head(std::int64_t r) const { return q_.first_head + r % q_.heads; }
-  float* out(std::int64_t r) const { return x_.out + (token(r) * s_.heads + head(r)) * s_.dv; }
+  std::int64_t token(std::int64_t r) const {
+    return q_.first + r / q_.heads;
+  }
+  std::int64_t head(std::int64_t r) const {
+    return q_.first_head + r % q_.heads;
+  }
+  float* out(std::int64_t r) const {
+    return x_.out + (token(r) * s_.heads + head(r)) * s_.dv;
+  }
 
   void add_window(std::int64_t window, std::int64_t end) {
     const std::int64_t first = std::max(window, s_.first_key(q_.first));
@@ -122,8 +131,8 @@ class Attend {
       float* scores = scores_ + r * kKeys;
       update_softmax(scores, begin - window, past - window, s_.scale, running_[r], out(r), s_.dv);
       for_each_piece(s_, q_.first, begin, past, [&](std::int64_t at, std::int64_t count, std::int64_t row) {
-        add_values(scores + (begin - window) + at, count, x_.values + row * s_.value_width + q_.kv_head * s_.dv,
-                   s_.value_width, out(r), s_.dv);
+        add_values(scores + (begin - window) + at, count,
+                   x_.values + row * s_.value_width + q_.kv_head * s_.dv, s_.value_width, out(r), s_.dv);
       });
     }
   }
@@ -174,7 +183,8 @@ void run_cached_attention(const KernelCall& call) {
 void register_cached_attention(KernelTable& table);
 
 void register_cached_attention(KernelTable& table) {
-  table.add("cached_attention", DType::f32, DeviceKind::cpu, {.run = run_cached_attention, .workspace = nullptr});
+  table.add("cached_attention", DType::f32, DeviceKind::cpu,
+            {.run = run_cached_attention, .workspace = nullptr});
 }
 
 }  // namespace farskip

@@ -22,11 +22,12 @@ V load(const float* from) {
   return values;
 }
 
-// Every quarter (half, of vectors of eight) of a vector holds four steps in k of one column. Four such vectors
-// are transposed within their quarters, so that each holds one step of all columns.
+// Every quarter (half, of vectors of eight) of a vector holds four steps in k of one column. Four such
+// vectors are transposed within their quarters, so that each holds one step of all columns.
 #ifdef __AVX512F__
 Vector join_columns(const float* from, std::int64_t ld) {
-  const Eight low = __builtin_shufflevector(load<Four>(from), load<Four>(from + 4 * ld), 0, 1, 2, 3, 4, 5, 6, 7);
+  const Eight low =
+      __builtin_shufflevector(load<Four>(from), load<Four>(from + 4 * ld), 0, 1, 2, 3, 4, 5, 6, 7);
   const Eight high =
       __builtin_shufflevector(load<Four>(from + 8 * ld), load<Four>(from + 12 * ld), 0, 1, 2, 3, 4, 5, 6, 7);
   return __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
@@ -89,7 +90,8 @@ struct Columns {
 
 /// c (+)= a times the columns, summed as micro_kernel.cpp sums a block.
 template <std::int64_t rows>
-void add_rows(const Columns& x, const float* a, std::int64_t lda, bool accumulate, float* c, std::int64_t ldc) {
+void add_rows(const Columns& x, const float* a, std::int64_t lda, bool accumulate, float* c,
+              std::int64_t ldc) {
   Vector sums[rows] = {};
   std::int64_t p = 0;
   for (; x.count == kVectorWidth && p + kSteps <= x.depth; p += kSteps) {

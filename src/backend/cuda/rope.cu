@@ -12,7 +12,8 @@ struct Angles {
   double values[kMost];
 };
 
-/// cos and sin of pairs [first, first + num) at every position, in f64. `positions`: nullptr, or that of each row.
+/// cos and sin of pairs [first, first + num) at every position, in f64. `positions`: nullptr, or that of each
+/// row.
 __global__ void __launch_bounds__(kThreads)
     rope_table_kernel(const __grid_constant__ Angles angles, const std::int32_t* positions, float* table,
                       std::int64_t rows, int first, int num, int dim, double factor) {
@@ -54,7 +55,8 @@ __global__ void __launch_bounds__(kThreads)
 void run_attention_temperature(const KernelCall& call) {
   const auto& a = call.get<ops::AttentionTemperature>();
   launch(call, attention_temperature_kernel, grid_size(ceil_div(a.tokens, kThreads)), kThreads, 0,
-         call.has(0) ? call.in<std::int32_t>(0) : nullptr, call.out(0), a.tokens, a.sequence_length, a.floor, a.scale);
+         call.has(0) ? call.in<std::int32_t>(0) : nullptr, call.out(0), a.tokens, a.sequence_length, a.floor,
+         a.scale);
 }
 
 struct RopeSizes {

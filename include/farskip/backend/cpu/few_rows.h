@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// Products of few rows with a transposed right operand (weights), whose reading takes the time: it is read where
-// it lies, once, instead of being packed. Elements have the bits that micro_kernel.h gives them.
+// Products of few rows with a transposed right operand (weights), whose reading takes the time: it is read
+// where it lies, once, instead of being packed. Elements have the bits that micro_kernel.h gives them.
 
 #include <cstdint>
 
