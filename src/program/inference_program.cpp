@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "farskip/program/inference_program.h"
 
+#include "farskip/ops/inference_ops.h"
+
 namespace farskip {
 
 PassPipeline evaluation_pipeline(const Model& model, const StepObjective* objective,
@@ -18,16 +20,38 @@ PassPipeline evaluation_pipeline(const Model& model, const StepObjective* object
   return pipeline;
 }
 
-PassPipeline cached_pipeline(const Model& model, const CacheShape& shape, DType compute,
+namespace {
+
+/// Adds the choice of the next tokens.
+Graph add_draw(const Graph& forward, const CachedRunShape& shape) {
+  Graph graph = forward;
+  Builder b{graph, {0, 0, -1, SubBlock::head, Phase::forward}};
+  const ValueId logits = *graph.find_output("logits");
+  const std::int64_t rows = b.shape(logits)[0], vocab = b.shape(logits)[1];
+  const auto input = [&](std::string_view name, DType dtype, std::int64_t width) {
+    return graph.add_external(ExternalKind::input, std::string(name), {dtype, Shape{rows, width}, {}});
+  };
+  const ValueId real = input(kDrawReal, DType::f32, 4), whole = input(kDrawWhole, DType::i32, 4);
+  ValueId seen;
+  if (shape.draw == CachedDraw::penalised) seen = input(kDrawSeen, DType::i32, (vocab + 31) / 32);
+  graph.add_output("next", ops::sample(b, logits, real, whole, seen, {.num_ids = shape.num_ids}).ids);
+  return graph;
+}
+
+}  // namespace
+
+PassPipeline cached_pipeline(const Model& model, const CachedRunShape& shape, DType compute,
                              const MeshPosition& mesh) {
   LowerOptions lowering;
-  lowering.sequence_length = shape.tokens;
+  lowering.sequence_length = shape.cache.tokens;
   lowering.logits = true;
-  lowering.cache = shape;
+  lowering.cache = shape.cache;
   lowering.dtype = compute;
   PassPipeline pipeline =
-      forward_pipeline(model, lowering, {mesh, false, shape.tokens * model.config.moe.top_k});
-  pipeline.name = fmt::format("cached-{}-of-{}", shape.outputs, shape.tokens);
+      forward_pipeline(model, lowering, {mesh, false, shape.cache.tokens * model.config.moe.top_k});
+  pipeline.name = fmt::format("cached-{}-of-{}", shape.cache.outputs, shape.cache.tokens);
+  if (shape.draw != CachedDraw::none)
+    pipeline.passes.push_back({"draw", [=](const Graph& graph) { return add_draw(graph, shape); }});
   return pipeline;
 }
 

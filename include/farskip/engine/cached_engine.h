@@ -20,6 +20,22 @@ struct CacheSize {
   std::int64_t max_blocks() const { return (max_tokens + block_tokens - 1) / block_tokens; }
 };
 
+/// /// How the next token of a text is chosen (ops::sample).
+struct SamplingOptions {
+  double temperature = 0.0;         // 0: the most likely token
+  std::int64_t top_k = 0;           // among so many; 0: all
+  double top_p = 1.0, min_p = 0.0;  // among the most likely ones
+  double repetition_penalty = 1.0;  // of tokens that stand in the text
+  std::int64_t seed = 1;
+};
+/// One choice: the `counter`-th of its text. `seen`: bits of the ids in the text; read where there is a
+/// penalty.
+struct Draw {
+  SamplingOptions options;
+  std::int64_t counter = 0;
+  std::span<const std::uint32_t> seen{};
+};
+
 /// Tokens that are read in one run, of any sequences. Those of a sequence come in order, after all before
 /// them have been read.
 struct CachedTokens {
@@ -35,7 +51,9 @@ struct CachedTokens {
 class CachedEngine {
  public:
   /// `weights`: as for InferenceEngine. The cache is allocated on their device.
-  CachedEngine(Model model, std::shared_ptr<const States> weights, Context context, const CacheSize& size);
+  /// `num_ids`: ids below it are chosen (a vocabulary is often padded); 0: all.
+  CachedEngine(Model model, std::shared_ptr<const States> weights, Context context, const CacheSize& size,
+               std::int64_t num_ids = 0);
   CachedEngine(const CachedEngine&) = delete;  // executors speak to its mesh
   CachedEngine& operator=(const CachedEngine&) = delete;
 
@@ -48,10 +66,13 @@ class CachedEngine {
   void set_blocks(std::int64_t sequence, std::span<const std::int32_t> blocks);
   /// Reads the tokens; logits [output_rows, V] f32 in host memory, valid until the next call.
   TensorView logits(const CachedTokens& tokens);
+  /// Reads the tokens and chooses one to follow each of the output rows; -1 where a logit is not finite.
+  std::vector<std::int32_t> next(const CachedTokens& tokens, std::span<const Draw> draws);
 
  private:
-  BatchRunner& run(const CachedTokens& tokens);
-  BatchRunner& runner(const CacheShape& shape);
+  BatchRunner& prepare(const CachedTokens& tokens, CachedDraw draw);
+  BatchRunner& runner(const CachedRunShape& shape);
+  void run(BatchRunner& runner);
   std::int32_t cache_row(std::int32_t sequence, std::int32_t position) const;
 
   Model model_;
@@ -61,7 +82,8 @@ class CachedEngine {
   States cache_;
   std::vector<std::int32_t> table_;  // [max_sequences, max_blocks]
   HostTensor logits_;                // where the device does not share the host's memory
-  std::map<CacheShape, BatchRunner> runners_;
+  std::int64_t num_ids_;
+  std::map<CachedRunShape, BatchRunner> runners_;
 };
 
 }  // namespace farskip
