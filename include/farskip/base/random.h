@@ -2,7 +2,7 @@
 #pragma once
 // Counter-based random numbers: Philox4x32-10 (Salmon, Moraes, Dror and Shaw, "Parallel random numbers:
 // as easy as 1, 2, 3", SC 2011). Every number is a pure function of (seed, stream, counter), so there is
-// no state to save and no order in which numbers must be drawn.
+// no state to save and no order in which numbers must be drawn. Kernels on any device draw uniform numbers.
 
 #include <array>
 #include <cstdint>
@@ -12,15 +12,47 @@
 namespace farskip {
 
 /// The raw generator: 128 random bits for a 128-bit counter and a 64-bit key.
-std::array<std::uint32_t, 4> philox4x32_10(std::array<std::uint32_t, 4> counter,
-                                           std::array<std::uint32_t, 2> key);
+constexpr std::array<std::uint32_t, 4> philox4x32_10(std::array<std::uint32_t, 4> counter,
+                                                     std::array<std::uint32_t, 2> key) {
+  constexpr std::uint64_t multiplier0 = 0xD2511F53U, multiplier1 = 0xCD9E8D57U;
+  constexpr std::uint32_t weyl0 = 0x9E3779B9U, weyl1 = 0xBB67AE85U;
+  for (int round = 0; round < 10; ++round) {
+    const std::uint64_t product0 = multiplier0 * counter[0];
+    const std::uint64_t product1 = multiplier1 * counter[2];
+    counter = {static_cast<std::uint32_t>(product1 >> 32) ^ counter[1] ^ key[0],
+               static_cast<std::uint32_t>(product1),
+               static_cast<std::uint32_t>(product0 >> 32) ^ counter[3] ^ key[1],
+               static_cast<std::uint32_t>(product0)};
+    key[0] += weyl0;
+    key[1] += weyl1;
+  }
+  return counter;
+}
 
-/// 64 uniform bits. `seed` is the run's, `stream` says what the numbers are for (one parameter tensor,
+/// 128 uniform bits. `seed` is the run's, `stream` says what the numbers are for (one parameter tensor,
 /// the sampler, …), `counter` numbers the draws within the stream.
-std::uint64_t uniform_u64(std::uint64_t seed, std::uint64_t stream, std::uint64_t counter);
+constexpr std::array<std::uint32_t, 4> uniform_block(std::uint64_t seed, std::uint64_t stream,
+                                                     std::uint64_t counter) {
+  const auto low = [](std::uint64_t x) { return static_cast<std::uint32_t>(x); };
+  const auto high = [](std::uint64_t x) { return static_cast<std::uint32_t>(x >> 32); };
+  return philox4x32_10({low(counter), high(counter), low(stream), high(stream)}, {low(seed), high(seed)});
+}
+
+/// The first 64 bits of the block.
+constexpr std::uint64_t uniform_u64(std::uint64_t seed, std::uint64_t stream, std::uint64_t counter) {
+  const auto bits = uniform_block(seed, stream, counter);
+  return static_cast<std::uint64_t>(bits[1]) << 32 | bits[0];
+}
+
+/// 64 random bits as a number in [0, 1), by the upper 53.
+constexpr double to_unit(std::uint64_t bits) {
+  return static_cast<double>(bits >> 11) * 0x1p-53;
+}
 
 /// Uniform in [0, 1), 53 random bits.
-double uniform_double(std::uint64_t seed, std::uint64_t stream, std::uint64_t counter);
+constexpr double uniform_double(std::uint64_t seed, std::uint64_t stream, std::uint64_t counter) {
+  return to_unit(uniform_u64(seed, stream, counter));
+}
 
 /// Standard normal by Box-Muller. Draws 2k and 2k + 1 are the cosine and sine of one generator block.
 double normal(std::uint64_t seed, std::uint64_t stream, std::uint64_t counter);
