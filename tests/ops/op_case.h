@@ -37,7 +37,7 @@ std::vector<OpCase> attention_cases();
 std::vector<OpCase> routing_cases();
 std::vector<OpCase> optimizer_cases();
 std::vector<OpCase> distill_cases();
-std::vector<OpCase> inference_cases();
+std::vector<OpCase> sampling_cases();
 
 /// Normal random f32 numbers. Tensors of different `seed` differ.
 HostTensor random_tensor(Shape shape, std::uint64_t seed, double stddev = 1.0, double mean = 0.0);
