@@ -13,7 +13,7 @@ namespace farskip {
 namespace {
 
 // Kernels are plain functions: which op one stands for is part of its type. All ops but the collectives.
-constexpr std::array<std::string_view, 62> kOps{"absorb_query",
+constexpr std::array<std::string_view, 63> kOps{"absorb_query",
                                                 "adamw",
                                                 "add",
                                                 "add_bias",
@@ -60,6 +60,7 @@ constexpr std::array<std::string_view, 62> kOps{"absorb_query",
                                                 "route_grad",
                                                 "router_divergence",
                                                 "router_divergence_grad",
+                                                "sample",
                                                 "scale_rows",
                                                 "scale_rows_grad",
                                                 "scatter_rows",
