@@ -11,6 +11,7 @@
 #include "farskip/cli/command_inputs.h"
 #include "farskip/cli/op_cases.h"
 #include "farskip/engine/devices.h"
+#include "farskip/measure/inference_bench.h"
 #include "farskip/ops/ops.h"
 #include "farskip/runtime/executor.h"
 
