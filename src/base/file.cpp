@@ -180,6 +180,24 @@ void OutputFile::commit() {
 }
 
 // Threads of one process may make the same folder at once.
+AppendFile::AppendFile(const fs::path& path) : path_(path) {
+  descriptor_ = ::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0666);
+  if (descriptor_ < 0) throw IoError(fmt::format("{}: cannot open: {}", path.string(), std::strerror(errno)));
+}
+
+AppendFile::~AppendFile() {
+  ::close(descriptor_);
+}
+
+void AppendFile::append(std::string_view text) {
+  while (!text.empty()) {  // what is left of a line tells why it was cut
+    const ssize_t n = ::write(descriptor_, text.data(), text.size());
+    if (n < 0 && errno == EINTR) continue;
+    if (n <= 0) throw IoError(fmt::format("{}: write failed: {}", path_.string(), std::strerror(errno)));
+    text.remove_prefix(static_cast<std::size_t>(n));
+  }
+}
+
 OutputFolder::OutputFolder(const fs::path& path)
     : path_(path),
       temporary_(fmt::format("{}-{:08x}", temporary_name(path).string(), std::random_device()())) {

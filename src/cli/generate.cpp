@@ -4,17 +4,20 @@
 #include <map>
 #include <nlohmann/json.hpp>
 
+#include "farskip/base/folder.h"
 #include "farskip/cli/command.h"
 #include "farskip/cli/command_inputs.h"
 #include "farskip/hub/companions.h"
 #include "farskip/infer/continuous_batch.h"
 #include "farskip/infer/prompt_file.h"
+#include "farskip/infer/text_journal.h"
+#include "farskip/tensor/hash.h"
 
 namespace farskip {
 namespace {
 
 struct Options {
-  std::string model, prompt, prompts, tokenizer;
+  std::string model, prompt, prompts, tokenizer, out_tokens;
   GenerationRequest request;
   std::int64_t batch = 32, cache_mib = 0;
   DeviceOptions device;
@@ -111,48 +114,95 @@ ExitCode continue_one(const Options& options, const CommonOptions& common) {
   return ExitCode::ok;
 }
 
-/// Prints what was made in the order of the prompts, each as soon as all before it have been.
-class InOrder {
+/// What is done with texts, in the order of the prompts.
+class TextSink {
  public:
-  explicit InOrder(const Generator& generator) : generator_(generator) {}
-  void add(ContinuousBatch::Ended ended) {
-    done_.emplace(ended.request, std::move(ended.text));
+  TextSink(const Options& options, const Generator& generator) : generator_(generator) {
+    if (options.out_tokens.empty()) return;
+    for (const char* suffix : {".bin", ".idx", ".partial.jsonl"})
+      refuse_overwriting("--out-tokens", options.out_tokens + suffix, options.prompts);
+    journal_.emplace(options.out_tokens, asked(options));
+  }
+  /// Texts that an earlier start has made.
+  std::int64_t num_done() const { return journal_ ? journal_->num_texts() : 0; }
+
+  /// Each as soon as all before it have come. `request`: the number among those of this start.
+  void add(std::int64_t request, std::vector<std::int32_t> prompt, Generated made) {
+    done_.emplace(request, std::pair(std::move(prompt), std::move(made)));
     for (auto it = done_.find(next_); it != done_.end(); it = done_.find(++next_)) {
-      print_json({{"text", text_of(generator_, it->second)},
-                  {"ids", it->second.ids},
-                  {"finish", name_of(generation_end_names, it->second.end)}});
+      write(it->second.first, it->second.second);
       done_.erase(it);
     }
   }
+  void finish(const CommonOptions& common, const std::string& prefix) {
+    if (!journal_) return;
+    const std::int64_t texts = journal_->num_texts();
+    const std::uint64_t tokens = journal_->finish(generator_.model.config.vocab_size);
+    if (common.json)
+      print_json({{"prefix", prefix}, {"documents", texts}, {"tokens", tokens}});
+    else
+      fmt::print("{}: {} documents, {} tokens\n", prefix, texts, tokens);
+  }
 
  private:
+  /// Of the model's weights, the names and sizes of their files stand for them.
+  std::string asked(const Options& o) const {
+    const SamplingOptions& s = o.request.sampling;
+    std::string text =
+        fmt::format("{} {} {} {} {} {} {} {} {} {}", hash_file(fs::path(o.prompts)), o.request.max_tokens,
+                    s.temperature, s.top_k, s.top_p, s.min_p, s.repetition_penalty, s.seed,
+                    o.device.precision, hub_config_text(generator_.model.config));
+    for (const std::string& name : list_entries(generator_.model.folder))
+      if (name.ends_with(".safetensors")) text += fingerprint_file(InputFile(generator_.model.folder / name));
+    return hash_text(text);
+  }
+  void write(std::vector<std::int32_t>& tokens, const Generated& made) {
+    if (!journal_)
+      return print_json({{"text", text_of(generator_, made)},
+                         {"ids", made.ids},
+                         {"finish", name_of(generation_end_names, made.end)}});
+    tokens.insert(tokens.end(), made.ids.begin(), made.ids.end());
+    const std::vector<std::int64_t>& ends = generator_.model.config.eos_tokens;
+    if (made.end == GenerationEnd::stop && !ends.empty())
+      tokens.push_back(static_cast<std::int32_t>(ends[0]));
+    journal_->add(tokens);
+  }
+
   const Generator& generator_;
-  std::map<std::int64_t, Generated> done_;
+  std::optional<TextJournal> journal_;
+  std::map<std::int64_t, std::pair<std::vector<std::int32_t>, Generated>> done_;
   std::int64_t next_ = 0;
 };
 
 ExitCode continue_file(const Options& options, const CommonOptions& common) {
   const Logger logger = common.logger();
   const Generator g = open_generator(options, logger);
+  TextSink sink(options, g);
   PromptFile prompts(options.prompts, g.tokenizer, g.model.config.vocab_size, options.request);
+  for (std::int64_t i = 0; i < sink.num_done(); ++i)
+    if (!prompts.next()) break;
+  if (sink.num_done() > 0) logger.info("goes on after {} texts", sink.num_done());
   CachedEngine engine(wire_model(g.model.config), g.model.states, g.context,
                       choose_cache(options, g, options.batch, g.model.config.max_positions), num_ids(g));
   ContinuousBatch batch(engine, {.end_tokens = g.model.config.eos_tokens});
-  InOrder out(g);
+  std::map<std::int64_t, std::vector<std::int32_t>> open;  // prompts, where they are part of what is written
   for (bool more = true; more || batch.num_open() > 0;) {
     // Prompts are read as they are needed: a file may hold millions.
     while (more && batch.num_open() < 2 * options.batch) {
       std::optional<GenerationRequest> request = prompts.next();
       more = request.has_value();
       if (!more) break;
+      std::vector<std::int32_t> prompt = request->prompt;
       try {
-        batch.submit(std::move(*request));
+        open[batch.submit(std::move(*request))] = std::move(prompt);
       } catch (const UsageError& error) {
         throw DataError(fmt::format("{}: {}", prompts.place(), error.what()));
       }
     }
-    for (ContinuousBatch::Ended& ended : batch.step()) out.add(std::move(ended));
+    for (ContinuousBatch::Ended& ended : batch.step())
+      sink.add(ended.request, std::move(open.extract(ended.request).mapped()), std::move(ended.text));
   }
+  sink.finish(common, options.out_tokens);
   return ExitCode::ok;
 }
 
@@ -171,6 +221,9 @@ void add_generate(Subcommand& root) {
   sub.text("--prompt", o->prompt, "Text to continue");
   sub.path("--prompts", o->prompts,
            "JSONL of {\"prompt\": text or [ids]} with settings of their own; gives JSONL, in order");
+  sub.path("--out-tokens", o->out_tokens,
+           "Instead: a token file PREFIX.bin, PREFIX.idx with prompts and texts; goes on where it was ended");
+  sub.needs("--out-tokens", "--prompts");
   sub.path("--tokenizer", o->tokenizer, "tokenizer.json (default: the model folder's)");
   GenerationRequest& r = o->request;
   sub.integer("--max-tokens", r.max_tokens, "Largest number of new tokens", 1, kMostNewTokens);

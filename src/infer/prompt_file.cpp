@@ -39,17 +39,23 @@ std::string PromptFile::place() const {
 
 std::optional<GenerationRequest> PromptFile::next() {
   std::string_view line;
-  while (lines_.next(line)) {
+  while (num_left_ == 0) {
+    if (!lines_.next(line)) return std::nullopt;
     ++line_;
-    if (line.find_first_not_of(" \t\r") != std::string_view::npos) return parse(line);
+    if (line.find_first_not_of(" \t\r") != std::string_view::npos) parse(line);
   }
-  return std::nullopt;
+  --num_left_;
+  ++num_given_;
+  GenerationRequest request = current_;
+  ++current_.sampling.seed;
+  return request;
 }
 
-GenerationRequest PromptFile::parse(std::string_view line) const {
+void PromptFile::parse(std::string_view line) {
   const nlohmann::json object = parse_strict_json(line, place());
   JsonFields fields(object, place());
-  GenerationRequest request = defaults_;
+  GenerationRequest& request = current_ = defaults_;
+  request.sampling.seed += num_given_;
   request.prompt = tokens_of(fields.require("prompt"));
   SamplingOptions& s = request.sampling;
   constexpr std::int64_t most = std::int64_t{1} << 31;
@@ -60,8 +66,9 @@ GenerationRequest PromptFile::parse(std::string_view line) const {
   read_number(fields, "min_p", 0.0, 1.0, s.min_p);
   read_number(fields, "repetition_penalty", kLeastPenalty, kMostPenalty, s.repetition_penalty);
   read_number<std::int64_t>(fields, "seed", 0, std::numeric_limits<std::int64_t>::max(), s.seed);
+  num_left_ = 1;
+  read_number<std::int64_t>(fields, "n", 1, 1 << 20, num_left_);
   fields.finish();
-  return request;
 }
 
 std::vector<std::int32_t> PromptFile::tokens_of(const nlohmann::json& prompt) const {

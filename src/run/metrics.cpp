@@ -1,14 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "farskip/run/metrics.h"
 
-#include <fcntl.h>
 #include <unistd.h>
 
-#include <cerrno>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
-#include <cstring>
 #include <nlohmann/json.hpp>
 #include <sstream>
 
@@ -86,30 +83,19 @@ void set_aside_old_lines(const std::string& text, const fs::path& path, const Lo
 
 }  // namespace
 
-MetricsFile::MetricsFile(const fs::path& path, std::int64_t first_step, const Logger& logger) : path_(path) {
+MetricsFile::MetricsFile(const fs::path& path, std::int64_t first_step, const Logger& logger) {
   if (const auto text = read_if_inside(path.parent_path(), path.filename().string(), kMostMetricsBytes)) {
     if (first_step == 0) set_aside_old_lines(*text, path, logger);
     write_text_file(path, keep_lines(*text, path, first_step, logger));
   } else if (first_step > 0) {
     logger.warning("{}: is not there; it begins with step {}", path.string(), first_step + 1);
   }
-  descriptor_ = ::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0666);
-  if (descriptor_ < 0) throw IoError(fmt::format("{}: cannot open: {}", path.string(), std::strerror(errno)));
-}
-
-MetricsFile::~MetricsFile() {
-  if (descriptor_ >= 0) ::close(descriptor_);
+  file_.emplace(path);
 }
 
 void MetricsFile::append(const StepMetrics& metrics) {
   failpoint("metrics.append");
-  const std::string line = metrics.json() + "\n";
-  for (std::size_t done = 0; done < line.size();) {  // what is left of a line tells why it was cut
-    const ssize_t n = ::write(descriptor_, line.data() + done, line.size() - done);
-    if (n < 0 && errno == EINTR) continue;
-    if (n <= 0) throw IoError(fmt::format("{}: write failed: {}", path_.string(), std::strerror(errno)));
-    done += static_cast<std::size_t>(n);
-  }
+  file_->append(metrics.json() + "\n");
 }
 
 Progress::Progress(std::int64_t steps, std::int64_t first_step, Logger logger)

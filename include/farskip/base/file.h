@@ -69,7 +69,22 @@ class OutputFile {
   std::uint64_t written_ = 0;
 };
 
-/// The same for a folder of files: it is made under a temporary name, and commit() renames it.
+/// A file that grows line by line and is whole up to its last line end at any time; a link is refused. Throws
+/// IoError naming the path.
+class AppendFile {
+ public:
+  explicit AppendFile(const fs::path& path);
+  AppendFile(const AppendFile&) = delete;
+  AppendFile& operator=(const AppendFile&) = delete;
+  ~AppendFile();
+  void append(std::string_view text);
+
+ private:
+  fs::path path_;
+  int descriptor_ = -1;
+};
+
+/// The same as OutputFile for a folder of files: it is made under a temporary name, and commit() renames it.
 class OutputFolder {
  public:
   explicit OutputFolder(const fs::path& path);

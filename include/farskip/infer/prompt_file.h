@@ -19,14 +19,15 @@ class PromptFile {
   /// ask for.
   PromptFile(const fs::path& path, std::optional<Tokenizer> tokenizer, std::int64_t vocab_size,
              GenerationRequest defaults);
-  /// The next line's; none after the last. Blank lines are passed over. Keys: prompt, max_tokens,
-  /// temperature, top_k, top_p, min_p, repetition_penalty, seed; others are refused.
+  /// The next one; none after the last. Blank lines are passed over. Keys: prompt, max_tokens, temperature,
+  /// top_k, top_p, min_p, repetition_penalty, seed, n; others are refused. `n` texts of one prompt have
+  /// consecutive seeds. Where no seed is given, request i of the file has the default's plus i.
   std::optional<GenerationRequest> next();
   /// "FILE:LINE" of what next() gave last.
   std::string place() const;
 
  private:
-  GenerationRequest parse(std::string_view line) const;
+  void parse(std::string_view line);
   std::vector<std::int32_t> tokens_of(const nlohmann::json& prompt) const;
 
   fs::path path_;
@@ -34,7 +35,9 @@ class PromptFile {
   std::int64_t line_ = 0;
   std::optional<Tokenizer> tokenizer_;
   std::int64_t vocab_size_;
-  GenerationRequest defaults_;
+  GenerationRequest defaults_, current_;
+  std::int64_t num_left_ = 0;   // of the current line
+  std::int64_t num_given_ = 0;  // of the file
 };
 
 }  // namespace farskip

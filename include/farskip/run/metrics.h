@@ -3,6 +3,7 @@
 // What a run says while it trains: metrics.jsonl, and a progress line or log lines.
 
 #include <cstdint>
+#include <optional>
 
 #include "farskip/base/file.h"
 #include "farskip/base/log.h"
@@ -18,13 +19,11 @@ class MetricsFile {
   MetricsFile(const fs::path& path, std::int64_t first_step, const Logger& logger);
   MetricsFile(const MetricsFile&) = delete;
   MetricsFile& operator=(const MetricsFile&) = delete;
-  ~MetricsFile();
   /// IoError where the line cannot be written; the next start removes what there is of it.
   void append(const StepMetrics& metrics);
 
  private:
-  fs::path path_;
-  int descriptor_ = -1;
+  std::optional<AppendFile> file_;
 };
 
 /// A line that is redrawn in place when stderr is a terminal; otherwise a log line about every ten seconds
