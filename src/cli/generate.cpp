@@ -69,10 +69,17 @@ void add_generate(Subcommand& root) {
   sub.path("--tokenizer", o->tokenizer, "tokenizer.json (default: the model folder's)");
   GenerateOptions& g = o->generation;
   sub.integer("--max-tokens", g.max_tokens, "Largest number of new tokens", 1, 1 << 20);
-  sub.real("--temperature", g.temperature, "Sampling temperature; 0 always takes the most likely token", 0.0,
+  SamplingOptions& s = g.sampling;
+  sub.real("--temperature", s.temperature, "Sampling temperature; 0 always takes the most likely token", 0.0,
            100.0);
-  sub.integer("--top-k", g.top_k, "Sample among the k most likely tokens (0: all)", 0);
-  sub.integer("--seed", g.seed, "Seed for sampling", 0);
+  sub.integer("--top-k", s.top_k, "Sample among the k most likely tokens (0: all)", 0);
+  sub.real("--top-p", s.top_p,
+           "Sample among the most likely tokens that have this probability together (1: all)", 0.0, 1.0);
+  sub.real("--min-p", s.min_p,
+           "Sample among tokens at least so likely, relative to the most likely one (0: all)", 0.0, 1.0);
+  sub.real("--repetition-penalty", s.repetition_penalty,
+           "Makes tokens of the prompt and the text less likely (1: not)", 0.01, 100.0);
+  sub.integer("--seed", s.seed, "Seed for sampling", 0);
   add_device_options(sub, o->device);
   sub.run([o](const CommonOptions& common) { return run(*o, common); });
 }

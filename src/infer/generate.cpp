@@ -2,38 +2,46 @@
 #include "farskip/infer/generate.h"
 
 #include <algorithm>
-#include <cmath>
-#include <numeric>
 
-#include "farskip/base/random.h"
+#include "farskip/backend/kernel.h"
+#include "farskip/ops/inference_ops.h"
 
 namespace farskip {
 namespace {
 
-constexpr std::uint64_t kStream = 0x67656e6572617465;  // "generate"
+/// Chooses tokens of one text by the op's kernel on the host.
+class Chooser {
+ public:
+  Chooser(const SamplingOptions& options, std::int64_t vocab_size, std::int64_t num_ids,
+          std::span<const std::int32_t> prompt)
+      : options_(options),
+        attributes_(Attributes::of(ops::Sample{num_ids})),
+        seen_(DType::i32, {1, seen_words(vocab_size)}) {
+    std::fill(seen_.bytes().begin(), seen_.bytes().end(), std::byte{0});
+    mark_seen(seen_.values<std::int32_t>(), prompt);
+  }
 
-std::int32_t choose(std::span<const float> logits, const GenerateOptions& options, std::uint64_t counter) {
-  const auto best =
-      static_cast<std::int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
-  if (options.temperature == 0.0) return best;
-  std::vector<std::int32_t> order(logits.size());
-  std::iota(order.begin(), order.end(), 0);
-  const std::size_t k =
-      options.top_k == 0 ? order.size() : std::min(order.size(), static_cast<std::size_t>(options.top_k));
-  std::partial_sort(order.begin(), order.begin() + static_cast<std::ptrdiff_t>(k), order.end(),
-                    [&](std::int32_t a, std::int32_t b) {
-                      return logits[a] > logits[b] || (logits[a] == logits[b] && a < b);
-                    });
-  std::vector<double> cumulative;
-  double sum = 0;
-  for (std::size_t i = 0; i < k; ++i)
-    cumulative.push_back(
-        sum += std::exp((static_cast<double>(logits[order[i]]) - logits[best]) / options.temperature));
-  const double at = uniform_double(static_cast<std::uint64_t>(options.seed), kStream, counter) * sum;
-  const auto i = static_cast<std::size_t>(std::upper_bound(cumulative.begin(), cumulative.end(), at) -
-                                          cumulative.begin());
-  return order[std::min(i, k - 1)];
-}
+  /// The token after `counter` others, by logits f32[1, V].
+  std::int32_t choose(const TensorView& logits, std::int64_t counter) {
+    SamplingRow row = sampling_row(options_, counter);
+    std::int32_t id = -1;
+    const TensorView inputs[] = {logits,
+                                 {row.real.data(), DType::f32, Shape{1, 4}},
+                                 {row.whole.data(), DType::i32, Shape{1, 4}},
+                                 options_.needs_seen() ? seen_.view() : TensorView{}};
+    const TensorView outputs[] = {{&id, DType::i32, Shape{1}}, seen_.view()};
+    cpu_kernel_table()
+        .at("sample", DType::f32, DeviceKind::cpu)
+        .run({.attributes = attributes_, .inputs = inputs, .outputs = outputs, .workspace = {}});
+    if (id < 0) throw DataError("the model computes logits that are no finite numbers; look at its weights");
+    return id;
+  }
+
+ private:
+  SamplingOptions options_;
+  Attributes attributes_;
+  HostTensor seen_;
+};
 
 }  // namespace
 
@@ -48,6 +56,7 @@ Generated generate(InferenceEngine& engine, std::vector<std::int32_t> prompt, co
         fmt::format("the prompt has {} tokens and the model's max_position_embeddings is {}, so there is no "
                     "room for a new token; shorten the prompt",
                     prompt.size(), config.max_positions));
+  Chooser chooser(options.sampling, config.vocab_size, num_ids, prompt);
   Generated made;
   for (std::int64_t n = 0; n < options.max_tokens; ++n) {
     const auto length = static_cast<std::int64_t>(prompt.size());
@@ -61,9 +70,8 @@ Generated generate(InferenceEngine& engine, std::vector<std::int32_t> prompt, co
     padded.resize(static_cast<std::size_t>(std::min((length + 63) / 64 * 64, config.max_positions)),
                   prompt.back());
     const TensorView logits = engine.logits(padded, static_cast<std::int64_t>(padded.size()));
-    const float* row = logits.as<float>() + (length - 1) * config.vocab_size;
-    const std::int32_t id =
-        choose({row, static_cast<std::size_t>(num_ids)}, options, static_cast<std::uint64_t>(n));
+    float* row = logits.as<float>() + (length - 1) * config.vocab_size;
+    const std::int32_t id = chooser.choose({row, DType::f32, Shape{1, config.vocab_size}}, n);
     if (std::find(config.eos_tokens.begin(), config.eos_tokens.end(), id) != config.eos_tokens.end()) {
       made.end = GenerationEnd::end_token;
       return made;

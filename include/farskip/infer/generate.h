@@ -3,14 +3,13 @@
 #include <functional>
 
 #include "farskip/engine/engine.h"
+#include "farskip/infer/sampling.h"
 
 namespace farskip {
 
 struct GenerateOptions {
   std::int64_t max_tokens = 64;
-  double temperature = 0.0;  // 0: the most likely token
-  std::int64_t top_k = 0;    // choose among so many; 0: all
-  std::int64_t seed = 1;
+  SamplingOptions sampling;
   std::int64_t num_ids = 0;  // ids below it are chosen (a vocabulary is often padded); 0: all
 };
 
@@ -26,7 +25,7 @@ struct Generated {
 
 /// Continues `prompt` until an end token of the model, max_tokens, or the model's longest position; calls
 /// `use` with each new token. Recomputes the whole prefix for every token. UsageError where the prompt leaves
-/// no room for a token.
+/// no room for a token, DataError where the model computes logits that are no numbers.
 Generated generate(InferenceEngine& engine, std::vector<std::int32_t> prompt, const GenerateOptions& options,
                    const std::function<void(std::int32_t)>& use);
 
