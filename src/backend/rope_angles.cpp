@@ -57,12 +57,14 @@ std::vector<double> rope_angles(const ops::RopeTable& attributes) {
   return angles;
 }
 
+float attention_temperature_at(const ops::AttentionTemperature& a, std::int64_t position) {
+  return static_cast<float>(1.0 + a.scale * std::log1p(static_cast<double>((position + 1) / a.floor)));
+}
+
 std::vector<float> attention_temperatures(const ops::AttentionTemperature& a) {
   std::vector<float> values;
-  for (std::int64_t position = 0; position < a.sequence_length; ++position) {
-    const auto steps = static_cast<double>((position + 1) / a.floor);
-    values.push_back(static_cast<float>(1.0 + a.scale * std::log1p(steps)));
-  }
+  for (std::int64_t position = 0; position < a.sequence_length; ++position)
+    values.push_back(attention_temperature_at(a, position));
   return values;
 }
 

@@ -157,6 +157,7 @@ void add_bench(Subcommand& root) {
   add_bench_comm(bench);
   add_bench_distill(bench);
   add_bench_ops(bench);
+  add_bench_inference(bench);
 }
 
 }  // namespace farskip

@@ -11,6 +11,7 @@
 #include "farskip/cli/command_inputs.h"
 #include "farskip/cli/op_cases.h"
 #include "farskip/engine/devices.h"
+#include "farskip/measure/inference_bench.h"
 #include "farskip/ops/ops.h"
 #include "farskip/runtime/executor.h"
 
@@ -215,19 +216,12 @@ class OpBench {
  public:
   OpBench(Device& device, DType low, std::int64_t rounds) : device_(device), low_(low), rounds_(rounds) {}
 
-  /// Seconds of a product of `flops`, and of a copy that reads and writes `bytes` in all, at the rates of
-  /// large ones.
+  /// The rates of a large product and a large copy.
   void measure_ceilings() {
     const std::int64_t size = device_.kind() == DeviceKind::cuda ? 8192 : 1024;
     const OpRun square(device_, product_case(size, size, size, low_));
-    const std::size_t bytes =
-        device_.kind() == DeviceKind::cuda ? std::size_t{1} << 30 : std::size_t{1} << 26;
-    const auto from = device_.allocate(bytes), to = device_.allocate(bytes);
-    device_.fill_zero(from.get(), bytes);
-    const auto seconds = time_in_turns(
-        device_, {[&] { square.run(); }, [&] { device_.copy_within(to.get(), from.get(), bytes); }}, rounds_);
-    product_rate_ = square.flops() / seconds[0];
-    copy_rate_ = 2.0 * static_cast<double>(bytes) / seconds[1];
+    product_rate_ = square.flops() / time_in_turns(device_, {[&] { square.run(); }}, rounds_)[0];
+    copy_rate_ = measure_copy_rate(device_, static_cast<int>(rounds_));
   }
 
   Result measure(const OpCase& c) {

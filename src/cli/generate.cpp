@@ -1,85 +1,196 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/infer/generate.h"
-
+#include <algorithm>
 #include <cstdio>
+#include <map>
 #include <nlohmann/json.hpp>
 
 #include "farskip/cli/command.h"
 #include "farskip/cli/command_inputs.h"
 #include "farskip/hub/companions.h"
+#include "farskip/infer/continuous_batch.h"
+#include "farskip/infer/prompt_file.h"
 
 namespace farskip {
 namespace {
 
 struct Options {
-  std::string model, prompt, tokenizer;
-  GenerateOptions generation;
+  std::string model, prompt, prompts, tokenizer;
+  GenerationRequest request;
+  std::int64_t batch = 32, cache_mib = 0;
   DeviceOptions device;
 };
 
-Tokenizer require_tokenizer(const Companions& companions, const Options& options) {
-  if (companions.tokenizer) return *companions.tokenizer;
-  if (!companions.tokenizer_fault.empty()) throw DataError(companions.tokenizer_fault);
-  throw MissingInputError(
-      fmt::format("{} holds no tokenizer.json; name one with --tokenizer", options.model));
+/// A model that continues texts, with what it needs to read and write them.
+struct Generator {
+  LoadedModel model;
+  std::optional<Tokenizer> tokenizer;
+  Context context;
+
+  /// Where the ids of prompts come from.
+  std::string where(const Options& options) const {
+    return options.tokenizer.empty() ? model.folder.string() : options.tokenizer;
+  }
+};
+
+Generator open_generator(const Options& options, const Logger& logger) {
+  const OpenedDevice device = open_device(options.device);
+  Generator g{
+      load_model(options.model, Role::constant, logger, device), {}, make_context(device.device, logger)};
+  const Companions companions = options.tokenizer.empty()
+                                    ? read_companions(g.model.folder)
+                                    : read_companions(g.model.folder, Tokenizer::load(options.tokenizer));
+  if (!companions.tokenizer && !companions.tokenizer_fault.empty())
+    throw DataError(companions.tokenizer_fault);
+  g.tokenizer = companions.tokenizer;
+  g.model.config.eos_tokens = find_end_tokens(g.model.config, companions);
+  return g;
 }
 
-ExitCode run(const Options& options, const CommonOptions& common) {
+/// Memory that a cache may take where nothing is said: on a GPU most of what the weights leave.
+std::size_t default_cache_bytes(const Device& device) {
+  constexpr std::size_t host_bytes = std::size_t{2} << 30;
+  return device.shares_host_memory() ? host_bytes : device.memory().free / 10 * 7;
+}
+
+/// Room for `sequences` texts of `tokens` each, or as much of it as fits into the memory.
+CacheSize choose_cache(const Options& options, const Generator& g, std::int64_t sequences,
+                       std::int64_t tokens) {
+  CacheSize size{.max_sequences = sequences, .max_tokens = std::min(tokens, g.model.config.max_positions)};
+  const std::size_t bytes = options.cache_mib > 0 ? static_cast<std::size_t>(options.cache_mib) << 20U
+                                                  : default_cache_bytes(*g.context.device());
+  const auto block_bytes = static_cast<std::size_t>(cache_elements(g.model.config) * size.block_tokens) *
+                           dtype_size(g.model.states->compute());
+  const auto fits = static_cast<std::int64_t>(bytes / block_bytes);
+  if (fits < 1)
+    throw UsageError(
+        fmt::format("--cache-mib: {} MiB hold no block of {} tokens, which takes {} bytes; give more",
+                    bytes >> 20U, size.block_tokens, block_bytes));
+  size.num_blocks = std::min(sequences * size.max_blocks(), fits);
+  return size;
+}
+
+/// Ids that the tokenizer knows; a vocabulary is often padded.
+std::int64_t num_ids(const Generator& g) {
+  return g.tokenizer ? std::min(g.tokenizer->vocab_size(), g.model.config.vocab_size) : 0;
+}
+
+std::string text_of(const Generator& g, const Generated& made) {
+  return g.tokenizer ? g.tokenizer->decode(made.ids, true) : std::string();
+}
+
+ExitCode continue_one(const Options& options, const CommonOptions& common) {
   const Logger logger = common.logger();
-  const OpenedDevice device = open_device(options.device);
-  LoadedModel model = load_model(options.model, Role::constant, logger, device);
-  const Companions companions = options.tokenizer.empty()
-                                    ? read_companions(model.folder)
-                                    : read_companions(model.folder, Tokenizer::load(options.tokenizer));
-  const Tokenizer tokenizer = require_tokenizer(companions, options);
-  model.config.eos_tokens = find_end_tokens(model.config, companions);
-  const std::vector<std::int32_t> prompt = tokenizer.encode_prompt(options.prompt);
-  if (prompt.empty()) throw UsageError("--prompt is empty; give at least one character");
-  for (const std::int32_t id : prompt)
-    if (id >= model.config.vocab_size)
-      throw DataError(fmt::format("{}: token {} of the prompt is not in the model's vocabulary of {}",
-                                  options.tokenizer.empty() ? model.folder.string() : options.tokenizer, id,
-                                  model.config.vocab_size));
-  InferenceEngine engine(wire_model(model.config), model.states, make_context(device.device, logger));
-  GenerateOptions generation = options.generation;
-  generation.num_ids = tokenizer.vocab_size();
-  const Generated made = generate(engine, prompt, generation, [](std::int32_t) {});
-  const std::string text = tokenizer.decode(made.ids, true);
+  const Generator g = open_generator(options, logger);
+  if (!g.tokenizer)
+    throw MissingInputError(
+        fmt::format("{} holds no tokenizer.json; name one with --tokenizer", options.model));
+  GenerationRequest request = options.request;
+  request.prompt = g.tokenizer->encode_prompt(options.prompt);
+  if (request.prompt.empty()) throw UsageError("--prompt is empty; give at least one character");
+  check_token_ids(request.prompt, g.model.config.vocab_size, g.where(options));
+  const auto prompt_tokens = static_cast<std::int64_t>(request.prompt.size());
+  CachedEngine engine(wire_model(g.model.config), g.model.states, g.context,
+                      choose_cache(options, g, 1, prompt_tokens + request.max_tokens), num_ids(g));
+  ContinuousBatch batch(engine, {.end_tokens = g.model.config.eos_tokens});
+  batch.submit(std::move(request));
+  std::vector<ContinuousBatch::Ended> ended;
+  while (ended.empty()) ended = batch.step();
+  const Generated& made = ended[0].text;
   if (made.end == GenerationEnd::context)
     logger.warning("the text ends after {} of {} tokens: the model's max_position_embeddings is {}",
-                   made.ids.size(), generation.max_tokens, model.config.max_positions);
+                   made.ids.size(), options.request.max_tokens, g.model.config.max_positions);
+  const std::string text = text_of(g, made);
   if (common.json)
     print_json({{"prompt", options.prompt},
                 {"text", text},
                 {"ids", made.ids},
-                {"prompt_tokens", prompt.size()},
+                {"prompt_tokens", prompt_tokens},
                 {"finish_reason", name_of(generation_end_names, made.end)}});
   else
     std::printf("%s%s\n", options.prompt.c_str(), text.c_str());
   return ExitCode::ok;
 }
 
+/// Prints what was made in the order of the prompts, each as soon as all before it have been.
+class InOrder {
+ public:
+  explicit InOrder(const Generator& generator) : generator_(generator) {}
+  void add(ContinuousBatch::Ended ended) {
+    done_.emplace(ended.request, std::move(ended.text));
+    for (auto it = done_.find(next_); it != done_.end(); it = done_.find(++next_)) {
+      print_json({{"text", text_of(generator_, it->second)},
+                  {"ids", it->second.ids},
+                  {"finish", name_of(generation_end_names, it->second.end)}});
+      done_.erase(it);
+    }
+  }
+
+ private:
+  const Generator& generator_;
+  std::map<std::int64_t, Generated> done_;
+  std::int64_t next_ = 0;
+};
+
+ExitCode continue_file(const Options& options, const CommonOptions& common) {
+  const Logger logger = common.logger();
+  const Generator g = open_generator(options, logger);
+  PromptFile prompts(options.prompts, g.tokenizer, g.model.config.vocab_size, options.request);
+  CachedEngine engine(wire_model(g.model.config), g.model.states, g.context,
+                      choose_cache(options, g, options.batch, g.model.config.max_positions), num_ids(g));
+  ContinuousBatch batch(engine, {.end_tokens = g.model.config.eos_tokens});
+  InOrder out(g);
+  for (bool more = true; more || batch.num_open() > 0;) {
+    // Prompts are read as they are needed: a file may hold millions.
+    while (more && batch.num_open() < 2 * options.batch) {
+      std::optional<GenerationRequest> request = prompts.next();
+      more = request.has_value();
+      if (!more) break;
+      try {
+        batch.submit(std::move(*request));
+      } catch (const UsageError& error) {
+        throw DataError(fmt::format("{}: {}", prompts.place(), error.what()));
+      }
+    }
+    for (ContinuousBatch::Ended& ended : batch.step()) out.add(std::move(ended));
+  }
+  return ExitCode::ok;
+}
+
+ExitCode run(const Options& options, const CommonOptions& common) {
+  if (options.prompt.empty() == options.prompts.empty())
+    throw UsageError("give either --prompt TEXT or --prompts FILE");
+  return options.prompts.empty() ? continue_one(options, common) : continue_file(options, common);
+}
+
 }  // namespace
 
 void add_generate(Subcommand& root) {
   auto o = std::make_shared<Options>();
-  Subcommand sub = root.add("generate", "Continue a text, greedily or by sampling");
+  Subcommand sub = root.add("generate", "Continue texts, greedily or by sampling");
   sub.required_path("--model", o->model, "Model folder, checkpoint or run directory");
-  sub.required_text("--prompt", o->prompt, "Text to continue");
+  sub.text("--prompt", o->prompt, "Text to continue");
+  sub.path("--prompts", o->prompts,
+           "JSONL of {\"prompt\": text or [ids]} with settings of their own; gives JSONL, in order");
   sub.path("--tokenizer", o->tokenizer, "tokenizer.json (default: the model folder's)");
-  GenerateOptions& g = o->generation;
-  sub.integer("--max-tokens", g.max_tokens, "Largest number of new tokens", 1, 1 << 20);
-  SamplingOptions& s = g.sampling;
-  sub.real("--temperature", s.temperature, "Sampling temperature; 0 always takes the most likely token", 0.0,
-           100.0);
-  sub.integer("--top-k", s.top_k, "Sample among the k most likely tokens (0: all)", 0);
-  sub.real("--top-p", s.top_p,
-           "Sample among the most likely tokens that have this probability together (1: all)", 0.0, 1.0);
-  sub.real("--min-p", s.min_p,
-           "Sample among tokens at least so likely, relative to the most likely one (0: all)", 0.0, 1.0);
-  sub.real("--repetition-penalty", s.repetition_penalty,
-           "Makes tokens of the prompt and the text less likely (1: not)", 0.01, 100.0);
-  sub.integer("--seed", s.seed, "Seed for sampling", 0);
+  GenerationRequest& r = o->request;
+  sub.integer("--max-tokens", r.max_tokens, "Largest number of new tokens", 1, kMostNewTokens);
+  sub.real("--temperature", r.sampling.temperature,
+           "Sampling temperature; 0 always takes the most likely token", 0.0, kMostTemperature);
+  sub.integer("--top-k", r.sampling.top_k, "Sample among the k most likely tokens (0: all)", 0,
+              std::numeric_limits<std::int32_t>::max());
+  sub.real("--top-p", r.sampling.top_p, "Sample among the most likely tokens that sum to this probability",
+           0.0, 1.0);
+  sub.real("--min-p", r.sampling.min_p,
+           "Sample among tokens at least so likely, relative to the most likely one", 0.0, 1.0);
+  sub.real("--repetition-penalty", r.sampling.repetition_penalty,
+           "Divides the logits of tokens that stand in the text (1: no penalty)", kLeastPenalty,
+           kMostPenalty);
+  sub.integer("--seed", r.sampling.seed, "Seed for sampling", 0);
+  sub.integer("--batch", o->batch, "Texts of --prompts that are continued at once", 1, 1 << 16);
+  sub.integer("--cache-mib", o->cache_mib,
+              "Memory for keys and values (0: what is needed, within 2 GiB; on a GPU, most "
+              "of what is free)",
+              0, 1 << 24);
   add_device_options(sub, o->device);
   sub.run([o](const CommonOptions& common) { return run(*o, common); });
 }

@@ -59,34 +59,33 @@ BatchLoss& BatchLoss::operator+=(const BatchLoss& other) {
 
 BatchRunner::BatchRunner(std::unique_ptr<Executor> executor) : executor_(std::move(executor)) {}
 
-/// `like`: type and shape; its data is not looked at.
-void BatchRunner::set(const std::string& name, const void* values, const TensorView& like) {
+void BatchRunner::set(std::string_view name, const TensorView& values) {
   if (!executor_->has_external(name)) return;
   Device& device = executor_->device();
-  DeviceBuffer& buffer = inputs_[name];
-  if (buffer.memory == nullptr || buffer.bytes != like.num_bytes()) {
-    buffer = allocate_on(device, like.num_bytes());
-    executor_->bind(name, {buffer.memory.get(), like.dtype, like.shape});
+  auto it = inputs_.find(name);
+  if (it == inputs_.end() || it->second.bytes != values.num_bytes()) {
+    it = inputs_.insert_or_assign(std::string(name), allocate_on(device, values.num_bytes())).first;
+    executor_->bind(name, {it->second.memory.get(), values.dtype, values.shape});
   }
-  device.copy_in(buffer.memory.get(), values, buffer.bytes);
+  device.copy_in(it->second.memory.get(), values.data, values.num_bytes());
 }
 
 void BatchRunner::set_batch(const Batch& batch, int number) {
   const auto set_values = [&](std::string_view input, const std::vector<std::int32_t>& values) {
-    set(micro_batch_name(input, number), values.data(),
-        {nullptr, DType::i32, Shape{static_cast<std::int64_t>(values.size())}});
+    // Only read from.
+    set(micro_batch_name(input, number), {const_cast<std::int32_t*>(values.data()), DType::i32,
+                                          Shape{static_cast<std::int64_t>(values.size())}});
   };
   set_values("tokens", batch.tokens);
   set_values("targets", batch.targets);
   set_values("document_start", batch.document_start);
   for (const auto& [input, tensor] : batch.objective_inputs)
-    set(micro_batch_name(input, number), tensor.view().data, tensor.view());
+    set(micro_batch_name(input, number), tensor.view());
 }
 
 void BatchRunner::set_scales(float loss_scale, float balance_scale) {
-  const TensorView scalar{nullptr, DType::f32, Shape{1}};
-  set(std::string(kLossScale), &loss_scale, scalar);
-  set(std::string(kBalanceScale), &balance_scale, scalar);
+  set(kLossScale, {&loss_scale, DType::f32, Shape{1}});
+  set(kBalanceScale, {&balance_scale, DType::f32, Shape{1}});
 }
 
 namespace {

@@ -5,6 +5,7 @@
 #include <chrono>
 
 #include "farskip/distill/freeze.h"
+#include "farskip/program/inference_program.h"
 #include "farskip/schedule/dependence.h"
 #include "farskip/schedule/hideable.h"
 

@@ -10,20 +10,26 @@ void register_rope(OpTable& table);
 void register_rope(OpTable& table) {
   table.add({.name = "rope_table",
              .parse_attributes = &Attributes::parse<RopeTable>,
+             .max_inputs = 1,
+             .inputs = {In::integer},
              .infer = [](const OpTypes& t) -> std::vector<TensorType> {
                const auto& a = t.get<RopeTable>();
-               FARSKIP_SHAPE(a.positions > 0 && a.dim > 0 && a.dim % 2 == 0, "rope_table", t);
+               FARSKIP_SHAPE(a.positions > 0 && a.dim > 0 && a.dim % 2 == 0 &&
+                                 (!t.has(0) || t.shape(0) == Shape{a.positions}),
+                             "rope_table", t);
                return {{DType::f32, Shape{a.positions, a.dim}, {}}};
              },
              .cost = [](const OpTypes& t) { return flops_cost(20.0 * elements(t.outputs[0].shape)); }});
 
   table.add({.name = "attention_temperature",
              .parse_attributes = &Attributes::parse<AttentionTemperature>,
+             .max_inputs = 1,
+             .inputs = {In::integer},
              .infer = [](const OpTypes& t) -> std::vector<TensorType> {
                const auto& a = t.get<AttentionTemperature>();
-               FARSKIP_SHAPE(
-                   a.tokens > 0 && a.sequence_length > 0 && a.tokens % a.sequence_length == 0 && a.floor > 0,
-                   "attention_temperature", t);
+               FARSKIP_SHAPE(a.tokens > 0 && a.sequence_length > 0 && a.tokens % a.sequence_length == 0 &&
+                                 a.floor > 0 && (!t.has(0) || t.shape(0) == Shape{a.tokens}),
+                             "attention_temperature", t);
                return {{DType::f32, Shape{a.tokens}, {}}};
              },
              .cost = [](const OpTypes& t) { return flops_cost(20.0 * elements(t.outputs[0].shape)); }});
@@ -56,11 +62,11 @@ void register_rope(OpTable& table) {
 }
 
 namespace ops {
-ValueId rope_table(Builder& b, const RopeTable& attributes) {
-  return b.emit("rope_table", attributes, {})[0];
+ValueId rope_table(Builder& b, const RopeTable& attributes, ValueId positions) {
+  return b.emit("rope_table", attributes, {positions})[0];
 }
-ValueId attention_temperature(Builder& b, const AttentionTemperature& attributes) {
-  return b.emit("attention_temperature", attributes, {})[0];
+ValueId attention_temperature(Builder& b, const AttentionTemperature& attributes, ValueId positions) {
+  return b.emit("attention_temperature", attributes, {positions})[0];
 }
 ValueId rope(Builder& b, ValueId x, ValueId table, const Rope& attributes) {
   return b.emit("rope", attributes, {x, table})[0];

@@ -118,19 +118,4 @@ PassPipeline TrainingProgram::gather() const {
   return gather_pipeline(trained_, sharding(0), options_.compute);
 }
 
-PassPipeline evaluation_pipeline(const Model& model, const StepObjective* objective,
-                                 const EvaluationShape& shape, DType compute, const MeshPosition& mesh) {
-  LowerOptions lowering;
-  lowering.batch = shape.sequences;
-  lowering.sequence_length = shape.sequence_length;
-  lowering.logits = shape.logits;
-  lowering.document_mask = shape.document_mask;
-  lowering.dtype = compute;
-  const std::int64_t all_rows = shape.sequences * shape.sequence_length * model.config.moe.top_k;
-  PassPipeline pipeline = objective_pipeline(objective, model, lowering, {mesh, false, all_rows});
-  pipeline.name =
-      fmt::format("{}-{}x{}", shape.logits ? "logits" : "evaluation", shape.sequences, shape.sequence_length);
-  return pipeline;
-}
-
 }  // namespace farskip

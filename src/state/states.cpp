@@ -9,17 +9,19 @@
 namespace farskip {
 
 Range StateSpec::rows() const {
+  if (role == Role::cache) return {0, row_count(cache_shape)};
   return own_rows_only ? parameter->own_rows : Range{0, parameter->spec.num_rows()};
 }
 
 Shape StateSpec::shape() const {
+  if (role == Role::cache) return cache_shape;
   const std::int64_t count = rows().count;
   return count == parameter->spec.num_rows() ? parameter->spec.shape
                                              : shape_of_rows(parameter->spec.shape, count);
 }
 
 std::size_t StateSpec::num_bytes() const {
-  return static_cast<std::size_t>(rows().count * parameter->spec.row_size()) * dtype_size(dtype);
+  return static_cast<std::size_t>(shape().num_elements()) * dtype_size(dtype);
 }
 
 std::size_t total_bytes(std::span<const StateSpec> specs, Role role) {
@@ -49,6 +51,17 @@ std::vector<StateSpec> constant_states(const std::vector<LocalParameter>& parame
     specs.push_back({name ? name(read) : read, Role::constant,
                      p.spec.has_compute_copy() ? compute : DType::f32, std::make_shared<LocalParameter>(p)});
   }
+  return specs;
+}
+
+std::vector<StateSpec> cache_states(const ModelConfig& config, std::int64_t rows, DType compute) {
+  std::vector<StateSpec> specs;
+  for (const CacheSpec& cache : list_caches(config))
+    specs.push_back({.name = cache.name,
+                     .role = Role::cache,
+                     .dtype = compute,
+                     .parameter = nullptr,
+                     .cache_shape = Shape{rows, cache.width}});
   return specs;
 }
 

@@ -49,6 +49,14 @@ void check_matmul(bool transpose_a, bool transpose_b, std::int64_t m, std::int64
   CHECK(worst_error(run_kernel(run)[0], sum) < 1e-5);
 }
 
+cpu::Product product_of(std::int64_t m, std::int64_t n, std::int64_t k) {
+  cpu::Product product;
+  product.m = m;
+  product.n = n;
+  product.k = k;
+  return product;
+}
+
 }  // namespace
 
 TEST_CASE("matmul agrees with a product in double for all transposes and odd sizes") {
@@ -72,18 +80,19 @@ TEST_CASE("the tiles of every shape cover it, stay within the limit and keep all
       for (const std::int64_t n : {1, 64, 513, 1408, 10944})
         for (const std::int64_t siblings : {1, 64}) {
           CAPTURE(threads, m, n, siblings);
-          const cpu::Tiling t = cpu::choose_tiling(m, n, 2048, cpu::available_workers(siblings));
+          const cpu::Tiling t = cpu::choose_tiling(product_of(m, n, 2048), cpu::available_workers(siblings));
           CHECK(t.columns <= cpu::kMaxTileColumns);
           CHECK((t.num_rows * t.rows >= m && (t.num_rows - 1) * t.rows < m));
           CHECK((t.num_columns * t.columns >= n && (t.num_columns - 1) * t.columns < n));
         }
     // Whole rounds of all threads, or nearly so.
     for (const std::int64_t n : {1408, 2048}) {
-      const std::int64_t count = cpu::choose_tiling(2048, n, 2048, cpu::available_workers()).count();
+      const cpu::Product product = product_of(2048, n, 2048);
+      const std::int64_t count = cpu::choose_tiling(product, cpu::available_workers()).count();
       const std::int64_t rounds = (count + threads - 1) / threads;
       CHECK(10 * count >= 8 * rounds * threads);
     }
-    CHECK(cpu::choose_tiling(0, 1408, 2048, cpu::available_workers()).count() == 0);
+    CHECK(cpu::choose_tiling(product_of(0, 1408, 2048), cpu::available_workers()).count() == 0);
   }
   omp_set_num_threads(omp_get_num_procs());
 }
@@ -91,18 +100,31 @@ TEST_CASE("the tiles of every shape cover it, stay within the limit and keep all
 TEST_CASE("an element of a product has the same bits in every tile and next to any number of other rows") {
   std::mt19937 random(3);
   const std::int64_t k = 600, n = 333;
-  const HostTensor a = random_floats({700, k}, random), b = random_floats({k, n}, random);
-  const auto rows = [&](std::int64_t first, std::int64_t count) {
-    HostTensor part(DType::f32, {count, k});
-    std::copy_n(a.view().as<float>() + first * k, count * k, part.view().as<float>());
-    return run_kernel(
-        {"matmul", Attributes::of(ops::Matmul{}), {part, b}, {{DType::f32, {count, n}, {}}}})[0];
-  };
-  const HostTensor all = rows(0, 700);
-  for (const auto& [first, count] : {std::pair<std::int64_t, std::int64_t>{0, 4}, {13, 100}, {337, 363}}) {
-    const HostTensor some = rows(first, count);
-    CHECK(std::equal(some.values<float>().begin(), some.values<float>().end(),
-                     all.view().as<float>() + first * n));
+  const HostTensor a = random_floats({700, k}, random);
+  for (const bool transpose_b : {false, true}) {
+    const HostTensor b = random_floats(transpose_b ? Shape{n, k} : Shape{k, n}, random);
+    const auto rows = [&](std::int64_t first, std::int64_t count) {
+      HostTensor part(DType::f32, {count, k});
+      std::copy_n(a.view().as<float>() + first * k, count * k, part.view().as<float>());
+      return run_kernel({"matmul",
+                         Attributes::of(ops::Matmul{.transpose_b = transpose_b}),
+                         {part, b},
+                         {{DType::f32, {count, n}, {}}}})[0];
+    };
+    const HostTensor all = rows(0, 700);
+    for (const auto& [first, count] : {std::pair<std::int64_t, std::int64_t>{0, 4},
+                                       {5, 1},
+                                       {21, 3},
+                                       {24, 7},
+                                       {40, 16},
+                                       {60, 17},
+                                       {13, 100},
+                                       {337, 363}}) {
+      CAPTURE(transpose_b, first, count);
+      const HostTensor some = rows(first, count);
+      CHECK(std::equal(some.values<float>().begin(), some.values<float>().end(),
+                       all.view().as<float>() + first * n));
+    }
   }
 }
 

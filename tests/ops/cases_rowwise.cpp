@@ -25,8 +25,8 @@ ops::RopeTable yarn(std::int64_t positions, std::int64_t dim, std::int64_t origi
 }
 
 void add_rope(std::vector<OpCase>& cases) {
-  const auto table_case = [](const char* name, const ops::RopeTable& a) {
-    return OpCase{"rope_table", name, Attributes::of(a), {}, {}};
+  const auto table_case = [](const char* name, const ops::RopeTable& a, HostTensor positions = {}) {
+    return OpCase{"rope_table", name, Attributes::of(a), {std::move(positions)}, {}};
   };
   cases.push_back(table_case("plain", {.positions = 67, .dim = 6, .theta = 10000.0}));
   cases.push_back(table_case("one position, one pair", {.positions = 1, .dim = 2, .theta = 8e6}));
@@ -44,12 +44,16 @@ void add_rope(std::vector<OpCase>& cases) {
                                                      .beta_fast = 4.0,
                                                      .beta_slow = 1.0}));
 
-  const auto temperature_case = [](const char* name, const ops::AttentionTemperature& a) {
-    return OpCase{"attention_temperature", name, Attributes::of(a), {}, {}};
+  cases.push_back(table_case("given positions", yarn(4, 8, 32, 4.0), integer_tensor({4}, {77, 0, 3, 3})));
+
+  const auto temperature_case = [](const char* name, const ops::AttentionTemperature& a,
+                                   HostTensor positions = {}) {
+    return OpCase{"attention_temperature", name, Attributes::of(a), {std::move(positions)}, {}};
   };
   cases.push_back(temperature_case("two sequences, many steps", {90, 45, 4, 0.1}));
   cases.push_back(temperature_case("no step", {11, 11, 8192, 0.1}));
   cases.push_back(temperature_case("one token", {1, 1, 1, 0.5}));
+  cases.push_back(temperature_case("given positions", {3, 3, 4, 0.1}, integer_tensor({3}, {90, 0, 7})));
 
   struct Row {
     const char* name;

@@ -16,7 +16,7 @@ constexpr std::uint64_t kSeed = 20260101;
 std::vector<OpCase> all_op_cases() {
   std::vector<OpCase> all;
   for (const auto& family : {dense_cases(), rowwise_cases(), attention_cases(), routing_cases(),
-                             optimizer_cases(), distill_cases(), sampling_cases()})
+                             optimizer_cases(), distill_cases(), inference_cases(), sampling_cases()})
     all.insert(all.end(), family.begin(), family.end());
   return all;
 }

@@ -37,6 +37,7 @@ std::vector<OpCase> attention_cases();
 std::vector<OpCase> routing_cases();
 std::vector<OpCase> optimizer_cases();
 std::vector<OpCase> distill_cases();
+std::vector<OpCase> inference_cases();
 std::vector<OpCase> sampling_cases();
 
 /// Normal random f32 numbers. Tensors of different `seed` differ.

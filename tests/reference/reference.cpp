@@ -10,6 +10,7 @@ void register_reference_kernels(KernelTable& table) {
   reference::register_routing(table);
   reference::register_optimizer(table);
   reference::register_distill(table);
+  reference::register_inference(table);
   reference::register_sampling(table);
 }
 

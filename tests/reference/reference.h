@@ -22,6 +22,7 @@ void register_attention(KernelTable& table);  // attention, mla_key_value
 void register_routing(KernelTable& table);    // router, dispatch, rows on their way
 void register_optimizer(KernelTable& table);  // sum_of_squares, clip_factor, adamw, muon
 void register_distill(KernelTable& table);    // losses of a student beside its teacher
+void register_inference(KernelTable& table);  // ops on a cache
 void register_sampling(KernelTable& table);   // the next token
 
 /// Element of an input that no product reads: in a graph such tables are f32 whatever the type of the rest.

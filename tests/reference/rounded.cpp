@@ -13,7 +13,8 @@ namespace farskip {
 namespace {
 
 // Kernels are plain functions: which op one stands for is part of its type. All ops but the collectives.
-constexpr std::array<std::string_view, 58> kOps{"adamw",
+constexpr std::array<std::string_view, 63> kOps{"absorb_query",
+                                                "adamw",
                                                 "add",
                                                 "add_bias",
                                                 "add_bias_grad",
@@ -22,6 +23,7 @@ constexpr std::array<std::string_view, 58> kOps{"adamw",
                                                 "attention_temperature",
                                                 "balance_loss",
                                                 "balance_loss_grad",
+                                                "cached_attention",
                                                 "cached_distill_loss",
                                                 "cached_distill_loss_grad",
                                                 "cast",
@@ -37,6 +39,7 @@ constexpr std::array<std::string_view, 58> kOps{"adamw",
                                                 "distill_loss_grad",
                                                 "embedding",
                                                 "embedding_grad",
+                                                "expand_value",
                                                 "gather_rows",
                                                 "grouped_matmul",
                                                 "grouped_matmul_wgrad",
@@ -57,6 +60,7 @@ constexpr std::array<std::string_view, 58> kOps{"adamw",
                                                 "route_grad",
                                                 "router_divergence",
                                                 "router_divergence_grad",
+                                                "sample",
                                                 "scale_rows",
                                                 "scale_rows_grad",
                                                 "scatter_rows",
@@ -70,7 +74,8 @@ constexpr std::array<std::string_view, 58> kOps{"adamw",
                                                 "sum_of_squares",
                                                 "swiglu",
                                                 "swiglu_grad",
-                                                "teacher_top_k"};
+                                                "teacher_top_k",
+                                                "write_cache"};
 
 struct Widened {
   HostTensor memory;

@@ -52,10 +52,11 @@ double rope_frequency(const ops::RopeTable& a, std::int64_t pair) {
 
 void run_rope_table(const KernelCall& call) {
   const auto& a = call.get<ops::RopeTable>();
-  for (std::int64_t position = 0; position < a.positions; ++position)
+  for (std::int64_t r = 0; r < a.positions; ++r)
     for (std::int64_t pair = 0; pair < a.dim / 2; ++pair) {
-      const double angle = static_cast<double>(position) * rope_frequency(a, pair);
-      double* row = call.out<double>(0) + position * a.dim;
+      const double position = call.has(0) ? call.in<std::int32_t>(0)[r] : static_cast<double>(r);
+      const double angle = position * rope_frequency(a, pair);
+      double* row = call.out<double>(0) + r * a.dim;
       row[pair] = std::cos(angle) * a.attention_factor;
       row[a.dim / 2 + pair] = std::sin(angle) * a.attention_factor;
     }
@@ -64,7 +65,7 @@ void run_rope_table(const KernelCall& call) {
 void run_attention_temperature(const KernelCall& call) {
   const auto& a = call.get<ops::AttentionTemperature>();
   for (std::int64_t t = 0; t < a.tokens; ++t) {
-    const std::int64_t position = t % a.sequence_length;
+    const std::int64_t position = call.has(0) ? call.in<std::int32_t>(0)[t] : t % a.sequence_length;
     const double steps = std::floor((static_cast<double>(position) + 1.0) / static_cast<double>(a.floor));
     call.out<double>(0)[t] = 1.0 + a.scale * std::log(1.0 + steps);
   }

@@ -22,6 +22,15 @@ add_library(farskip::pcre2 ALIAS PkgConfig::pcre2)
 pkg_check_modules(zlib REQUIRED IMPORTED_TARGET zlib)
 add_library(farskip::zlib ALIAS PkgConfig::zlib)
 
+# GCC 12 takes what its own AVX-512 intrinsics leave undefined on purpose for a mistake (GCC bug 105593), and Eigen is
+# full of them.
+find_package(Eigen3 3.3 REQUIRED NO_MODULE)
+add_library(farskip::eigen INTERFACE IMPORTED)
+target_link_libraries(farskip::eigen INTERFACE Eigen3::Eigen)
+if(CMAKE_CXX_COMPILER_ID STREQUAL GNU AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
+  target_compile_options(farskip::eigen INTERFACE -Wno-uninitialized -Wno-maybe-uninitialized)
+endif()
+
 # Products of few rows, for which packing the weights would not pay (docs/decisions/002-cpu-kernels.md): oneDNN where
 # it exists, OpenBLAS otherwise. src/backend/blas/{onednn,openblas}.cpp implement the same header.
 # (Debian's dnnl-config.cmake insists on OpenCL headers that nothing here needs, hence the plain look-up.)

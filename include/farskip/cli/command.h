@@ -95,6 +95,7 @@ void add_data(Subcommand& root);
 void add_bench(Subcommand& root);
 void add_bench_comm(Subcommand& bench);
 void add_bench_distill(Subcommand& bench);
+void add_bench_inference(Subcommand& bench);
 void add_bench_ops(Subcommand& bench);
 void add_bench_step(Subcommand& bench);
 void add_plan(Subcommand& root);

@@ -49,15 +49,15 @@ class BatchRunner {
   /// `number`: of the micro-batches that are in flight at once. Does not wait for earlier runs.
   void set_batch(const Batch& batch, int number = 0);
   void set_scales(float loss_scale, float balance_scale);
+  /// An input by name, from host memory; passed over where the graph has none of that name.
+  void set(std::string_view name, const TensorView& values);
   Executor& executor() { return *executor_; }
   const Executor& executor() const { return *executor_; }
 
  private:
-  void set(const std::string& name, const void* values, const TensorView& like);
-
   std::unique_ptr<Executor> executor_;
   // Bound once, when first set: binding again would make the executor resolve every address anew.
-  std::map<std::string, DeviceBuffer> inputs_;
+  std::map<std::string, DeviceBuffer, std::less<>> inputs_;
 };
 
 /// Losses of several runs, set aside on the device and read together: one wait a step.

@@ -11,6 +11,7 @@
 
 #include "farskip/engine/batch_runner.h"
 #include "farskip/passes/pipeline.h"
+#include "farskip/program/inference_program.h"
 #include "farskip/program/training_program.h"
 #include "farskip/runtime/context.h"
 #include "farskip/runtime/executor.h"

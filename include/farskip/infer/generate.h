@@ -1,21 +1,32 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-#include <functional>
+// A text that a model continues: what is asked for, and what comes of it.
 
-#include "farskip/engine/engine.h"
-#include "farskip/infer/sampling.h"
+#include <cstdint>
+#include <functional>
+#include <string_view>
+#include <vector>
+
+#include "farskip/config/choice.h"
+#include "farskip/engine/cached_engine.h"
 
 namespace farskip {
 
-struct GenerateOptions {
+// Ranges of what may be asked for.
+inline constexpr std::int64_t kMostNewTokens = 1 << 20;
+inline constexpr double kMostTemperature = 100.0, kLeastPenalty = 0.01, kMostPenalty = 100.0;
+
+struct GenerationRequest {
+  std::vector<std::int32_t> prompt;
   std::int64_t max_tokens = 64;
   SamplingOptions sampling;
-  std::int64_t num_ids = 0;  // ids below it are chosen (a vocabulary is often padded); 0: all
+  /// Called with each new token; false ends the text after it. May be empty.
+  std::function<bool(std::int32_t)> keep_going{};
 };
 
 /// Why a text ends.
-enum class GenerationEnd { end_token, max_tokens, context };
-inline constexpr Choice<GenerationEnd> generation_end_names[] = {{"stop", GenerationEnd::end_token},
+enum class GenerationEnd { stop, max_tokens, context };
+inline constexpr Choice<GenerationEnd> generation_end_names[] = {{"stop", GenerationEnd::stop},
                                                                  {"length", GenerationEnd::max_tokens},
                                                                  {"context", GenerationEnd::context}};
 struct Generated {
@@ -23,10 +34,7 @@ struct Generated {
   GenerationEnd end = GenerationEnd::max_tokens;
 };
 
-/// Continues `prompt` until an end token of the model, max_tokens, or the model's longest position; calls
-/// `use` with each new token. Recomputes the whole prefix for every token. UsageError where the prompt leaves
-/// no room for a token, DataError where the model computes logits that are no numbers.
-Generated generate(InferenceEngine& engine, std::vector<std::int32_t> prompt, const GenerateOptions& options,
-                   const std::function<void(std::int32_t)>& use);
+/// DataError naming `where` for an id that the model's vocabulary does not have.
+void check_token_ids(const std::vector<std::int32_t>& ids, std::int64_t vocab_size, std::string_view where);
 
 }  // namespace farskip

@@ -2,6 +2,9 @@
 #pragma once
 // Lowering: LayerGraph → Graph, forward only, shapes known.
 
+#include <optional>
+
+#include "farskip/model/cache.h"
 #include "farskip/model/layer_graph.h"
 #include "farskip/model/parameters.h"
 
@@ -13,21 +16,29 @@ struct LowerOptions {
   bool logits = false;               // output "logits" [B*S, V] instead of the loss
   bool hidden = false;               // outputs for a comparison of two models instead of the loss
   std::vector<std::int64_t>
-      streams{};               // with `hidden`: layers after which the residual stream is one of them
-  bool balance_loss = false;   // output "balance_loss": Σ over layers and sequences, see ops.h
-  bool document_mask = false;  // input "document_start"
-  DType dtype = DType::f32;    // f32, f64, or bf16: what it computes in
-  bool deterministic = true;   // false: kernels that do not repeat their bits may be taken (ops::Attention)
+      streams{};                      // with `hidden`: layers after which the residual stream is one of them
+  bool balance_loss = false;          // output "balance_loss": Σ over layers and sequences, see ops.h
+  bool document_mask = false;         // input "document_start"
+  DType dtype = DType::f32;           // f32, f64, or bf16: what it computes in
+  std::optional<CacheShape> cache{};  // over a cache; batch 1, sequence_length and `tokens` are one number
+  bool deterministic = true;  // false: kernels that do not repeat their bits may be taken (ops::Attention)
 };
+
+/// Inputs of a run over a cache: where its tokens stand (ops::CachePlace), the row of the cache of each
+/// (negative: none), and of which tokens logits are wanted.
+inline constexpr std::string_view kBlockTable = "block_table", kSequences = "sequences",
+                                  kPositions = "positions", kCacheRows = "cache_rows",
+                                  kOutputRows = "output_rows";
 
 /// Externals: inputs "tokens" i32[B*S], "targets" i32[B*S] (-1: not counted; absent with `logits`),
 /// "document_start" i32[B*S] with document_mask; every parameter of list_parameters under its read_name. In
 /// bf16 these are bf16 where the parameter has a compute copy, else f32; activations with the residual stream
 /// are bf16, but router, balance loss and losses (and logits) f32. Outputs: "loss_sum" [1], "num_correct"
 /// i32[1] (or "logits"); "balance_loss" [1] if asked for and any layer has experts; "expert_offsets.<layer>"
-/// i32[E+1] for each layer with experts. With `hidden`, instead of the loss: "hidden" [B*S, H], which the
-/// head reads; "router_logits.<layer>" [B*S, E] and "router_choice.<layer>" i32[B*S, K] for each layer with
-/// experts; "stream.<layer>" [B*S, H].
+/// i32[E+1] for each layer with experts. With `cache` (and `logits`): the inputs above instead of targets
+/// and document starts, the caches of list_caches as state, and "logits" [outputs, V]. With `hidden`, instead
+/// of the loss: "hidden" [B*S, H], which the head reads; "router_logits.<layer>" [B*S, E] and
+/// "router_choice.<layer>" i32[B*S, K] for each layer with experts; "stream.<layer>" [B*S, H].
 Graph lower(const ModelConfig& config, const LayerGraph& layers, const LowerOptions& options);
 
 }  // namespace farskip

@@ -122,7 +122,7 @@ constexpr auto enum_names(RopeScaling) {
 /// beta_slow times over the original positions and keep those that turn more than beta_fast times; between
 /// the two, yarn blends linearly in the index of the pair, llama3 in the number of turns.
 struct RopeTable {
-  std::int64_t positions = 0;  // rows: positions 0 .. positions-1
+  std::int64_t positions = 0;  // rows: positions 0 .. positions-1, or as they are given
   std::int64_t dim = 0;        // rotated elements of a head, even
   double theta = 10000.0;
   RopeScaling scaling = RopeScaling::none;
@@ -142,8 +142,8 @@ struct RopeTable {
     f("attention_factor", self.attention_factor);
   }
 };
-/// → [positions, dim]: cos of the dim/2 angles, then sin of them. Computed in f64, stored as f32.
-ValueId rope_table(Builder& b, const RopeTable& attributes);
+/// [positions i32[P]] → [P, dim]: cos of the dim/2 angles, then sin of them. Computed in f64, stored as f32.
+ValueId rope_table(Builder& b, const RopeTable& attributes, ValueId positions = {});
 
 struct Rope {
   std::int64_t head_dim = 0;  // x has N heads of this size in a row
@@ -176,9 +176,10 @@ struct AttentionTemperature {
     f("scale", self.scale);
   }
 };
-/// → f32 [T]: 1 + scale · ln(1 + ⌊(p + 1) / floor⌋) for the position p of each token, by which Llama 4 scales
-/// queries that are not rotated (arXiv 2501.19399). Computed in f64.
-ValueId attention_temperature(Builder& b, const AttentionTemperature& attributes);
+/// [positions i32[T]] → f32 [T]: 1 + scale · ln(1 + ⌊(p + 1) / floor⌋) for the position p of each token (by
+/// default that in its sequence), by which Llama 4 scales queries that are not rotated (arXiv 2501.19399).
+/// Computed in f64.
+ValueId attention_temperature(Builder& b, const AttentionTemperature& attributes, ValueId positions = {});
 
 struct Attention {
   std::int64_t sequence_length = 0;  // S; T is a multiple of it

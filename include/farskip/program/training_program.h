@@ -99,14 +99,4 @@ class TrainingProgram {
   RoutedRowsPlan routed_rows_;
 };
 
-/// A forward alone: the losses of an objective (none: cross-entropy on the data), or logits.
-struct EvaluationShape {
-  std::int64_t sequences = 1, sequence_length = 1;
-  bool logits = false, document_mask = false;
-  auto operator<=>(const EvaluationShape&) const = default;
-};
-/// Made for the worst routing.
-PassPipeline evaluation_pipeline(const Model& model, const StepObjective* objective,
-                                 const EvaluationShape& shape, DType compute, const MeshPosition& mesh);
-
 }  // namespace farskip

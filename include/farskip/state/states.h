@@ -11,6 +11,7 @@
 #include <string_view>
 #include <vector>
 
+#include "farskip/model/cache.h"
 #include "farskip/model/parameters.h"
 #include "farskip/runtime/executor.h"
 
@@ -22,15 +23,17 @@ enum class Role : std::uint8_t {
   gradient,
   optimizer,  // what an optimizer keeps of a weight
   constant,   // what graphs read of a model that no step changes
+  cache,      // of the tokens that a model has read
 };
 
 struct StateSpec {
   std::string name;  // of the external in graphs
   Role role = Role::weight;
   DType dtype = DType::f32;
-  std::shared_ptr<const LocalParameter> parameter;  // that it belongs to
+  std::shared_ptr<const LocalParameter> parameter;  // that it belongs to; a cache belongs to none
   bool own_rows_only = false;                       // no other rows than those that this rank updates
-  std::string kind{};  // of an optimizer's state: what begins its name (state/state_names.h)
+  std::string kind{};   // of an optimizer's state: what begins its name (state/state_names.h)
+  Shape cache_shape{};  // of a cache
 
   /// Rows of the parameter that are kept. Count may be 0.
   Range rows() const;
@@ -47,6 +50,8 @@ std::vector<StateSpec> weight_states(const std::vector<LocalParameter>& paramete
 /// `name`: of the external, from the parameter's read_name(); by default that itself.
 std::vector<StateSpec> constant_states(const std::vector<LocalParameter>& parameters, DType compute,
                                        const std::function<std::string(std::string_view)>& name = {});
+/// list_caches in so many rows each, in the type that graphs compute in.
+std::vector<StateSpec> cache_states(const ModelConfig& config, std::int64_t rows, DType compute);
 
 /// The tensors of such a list in the memory of a device, one block a list.
 class States {

@@ -22,7 +22,7 @@ void run_products(std::int64_t experts, std::span<std::byte> workspace, const F&
   FARSKIP_CHECK(workspace.size() >= first_tiles_bytes(experts), "workspace of {} bytes", workspace.size());
   auto* first = reinterpret_cast<std::int64_t*>(workspace.data());
   const cpu::Workers workers = cpu::available_workers(experts);
-  const auto tiling_of = [&](const cpu::Product& p) { return cpu::choose_tiling(p.m, p.n, p.k, workers); };
+  const auto tiling_of = [&](const cpu::Product& p) { return cpu::choose_tiling(p, workers); };
   first[0] = 0;
   for (std::int64_t e = 0; e < experts; ++e) first[e + 1] = first[e] + tiling_of(product_of(e)).count();
   cpu::parallel_for(first[experts], [&](std::int64_t i) {

@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "farskip/backend/cpu/blas.h"
+#include "farskip/backend/cpu/few_rows.h"
 #include "farskip/backend/cpu/micro_kernel.h"
 #include "farskip/backend/cpu/parallel.h"
 #include "farskip/backend/kernel.h"
@@ -14,11 +14,14 @@ namespace farskip {
 namespace cpu {
 namespace {
 
-/// Below this many rows a product is bound by reading its right operand, which packing would only copy:
-/// left to the matrix library.
-constexpr std::int64_t kFewRows = 4;
+/// Columns of a tile of few rows.
+constexpr std::int64_t kFewRowsColumns = 64;
 /// Beyond this many rows the packed columns are used often enough.
 constexpr std::int64_t kMaxTileRows = 1008;
+
+bool has_few_rows(const Product& p) {
+  return p.m <= kFewRows && !p.transpose_a && p.transpose_b;
+}
 
 }  // namespace
 
@@ -26,10 +29,10 @@ Workers available_workers(std::int64_t siblings) {
   return {omp_get_max_threads(), std::max<std::int64_t>(siblings, 1)};
 }
 
-Tiling choose_tiling(std::int64_t m, std::int64_t n, std::int64_t k, Workers workers) {
+Tiling choose_tiling(const Product& p, Workers workers) {
+  const std::int64_t m = p.m, n = p.n, k = p.k;
   if (m <= 0 || n <= 0) return {};
-  // The matrix library does not promise that an element has the same bits in every tile.
-  if (m < kFewRows) workers = {16, 1};
+  if (has_few_rows(p)) return {m, kFewRowsColumns, 1, ceil_div(n, kFewRowsColumns)};
   // Costs in multiply-adds, measured: packing an element of a or b, starting a tile.
   constexpr double kPackRow = 50, kPackColumn = 30, kStart = 1e5;
   constexpr std::int64_t kMostParts = 48;
@@ -73,15 +76,14 @@ void run_tile(const Product& p, const Tiling& tiling, std::int64_t i) {
     for (std::int64_t r = 0; r < m; ++r)
       std::memcpy(c + r * p.ldc, from + r * p.ldc, static_cast<std::size_t>(n) * sizeof(float));
   }
-  if (p.m < kFewRows && p.k > 0)
-    sgemm_single_thread(p.transpose_a, p.transpose_b, m, n, p.k, 1.0F, a, p.lda, b, p.ldb,
-                        accumulate ? 1.0F : 0.0F, c, p.ldc);
+  if (has_few_rows(p))
+    multiply_few_rows(m, n, p.k, a, p.lda, b, p.ldb, accumulate, c, p.ldc);
   else
     multiply_tile(p.transpose_a, p.transpose_b, m, n, p.k, a, p.lda, b, p.ldb, accumulate, c, p.ldc);
 }
 
 void multiply(const Product& product) {
-  const Tiling tiling = choose_tiling(product.m, product.n, product.k, available_workers());
+  const Tiling tiling = choose_tiling(product, available_workers());
   parallel_for(tiling.count(), [&](std::int64_t i) { run_tile(product, tiling, i); });
 }
 

@@ -16,15 +16,16 @@ namespace {
 void run_rope_table(const KernelCall& call) {
   const auto& a = call.get<ops::RopeTable>();
   float* out = call.out(0);
+  const auto* positions = call.has(0) ? call.in<std::int32_t>(0) : nullptr;
   const std::vector<double> angles = rope_angles(a);
   const std::int64_t pairs = a.dim / 2;
   const auto fill_pair = [&](std::int64_t pair, std::int64_t begin, std::int64_t end) {
     const double angle = angles[static_cast<std::size_t>(pair)];
-    for (std::int64_t position = begin; position < end; ++position) {
-      float* row = out + position * a.dim;
-      row[pair] = static_cast<float>(std::cos(static_cast<double>(position) * angle) * a.attention_factor);
-      row[pairs + pair] =
-          static_cast<float>(std::sin(static_cast<double>(position) * angle) * a.attention_factor);
+    for (std::int64_t r = begin; r < end; ++r) {
+      const auto position = static_cast<double>(positions == nullptr ? r : positions[r]);
+      float* row = out + r * a.dim;
+      row[pair] = static_cast<float>(std::cos(position * angle) * a.attention_factor);
+      row[pairs + pair] = static_cast<float>(std::sin(position * angle) * a.attention_factor);
     }
   };
   constexpr std::int64_t positions_per_tile = 64;
@@ -35,6 +36,11 @@ void run_rope_table(const KernelCall& call) {
 
 void run_attention_temperature(const KernelCall& call) {
   const auto& a = call.get<ops::AttentionTemperature>();
+  if (call.has(0)) {
+    const auto* positions = call.in<std::int32_t>(0);
+    for (std::int64_t t = 0; t < a.tokens; ++t) call.out(0)[t] = attention_temperature_at(a, positions[t]);
+    return;
+  }
   const std::vector<float> values = attention_temperatures(a);
   for (std::int64_t first = 0; first < a.tokens; first += a.sequence_length)
     std::copy(values.begin(), values.end(), call.out(0) + first);

@@ -12,17 +12,18 @@ struct Angles {
   double values[kMost];
 };
 
-/// cos and sin of pairs [first, first + num) at every position, in f64.
+/// cos and sin of pairs [first, first + num) at every position, in f64. `positions`: nullptr, or that of each
+/// row.
 __global__ void __launch_bounds__(kThreads)
-    rope_table_kernel(const __grid_constant__ Angles angles, float* table, std::int64_t positions, int first,
-                      int num, int dim, double factor) {
+    rope_table_kernel(const __grid_constant__ Angles angles, const std::int32_t* positions, float* table,
+                      std::int64_t rows, int first, int num, int dim, double factor) {
   const std::int64_t item = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  const std::int64_t position = item / num;
-  if (position >= positions) return;
+  const std::int64_t r = item / num;
+  if (r >= rows) return;
   const int pair = static_cast<int>(item % num);
   double sine, cosine;
-  sincos(static_cast<double>(position) * angles.values[pair], &sine, &cosine);
-  float* row = table + position * dim;
+  sincos(static_cast<double>(positions == nullptr ? r : positions[r]) * angles.values[pair], &sine, &cosine);
+  float* row = table + r * dim;
   row[first + pair] = static_cast<float>(cosine * factor);
   row[dim / 2 + first + pair] = static_cast<float>(sine * factor);
 }
@@ -30,29 +31,32 @@ __global__ void __launch_bounds__(kThreads)
 void run_rope_table(const KernelCall& call) {
   const auto& a = call.get<ops::RopeTable>();
   const std::vector<double> all = rope_angles(a);
+  const auto* positions = call.has(0) ? call.in<std::int32_t>(0) : nullptr;
   for (std::int64_t first = 0; first < a.dim / 2; first += Angles::kMost) {
     const std::int64_t num = std::min<std::int64_t>(Angles::kMost, a.dim / 2 - first);
     Angles angles{};
     std::copy_n(all.begin() + first, num, angles.values);
     launch(call, rope_table_kernel, grid_size(ceil_div(a.positions * num, kThreads)), kThreads, 0, angles,
-           call.out(0), a.positions, first, num, a.dim, a.attention_factor);
+           positions, call.out(0), a.positions, first, num, a.dim, a.attention_factor);
   }
 }
 
 /// 1 + scale · ln(1 + ⌊(p + 1) / floor⌋), in f64.
 __global__ void __launch_bounds__(kThreads)
-    attention_temperature_kernel(float* out, std::int64_t tokens, std::int64_t sequence_length,
-                                 std::int64_t floor, double scale) {
+    attention_temperature_kernel(const std::int32_t* positions, float* out, std::int64_t tokens,
+                                 std::int64_t sequence_length, std::int64_t floor, double scale) {
   const std::int64_t token = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (token >= tokens) return;
-  const auto steps = static_cast<double>((token % sequence_length + 1) / floor);
+  const std::int64_t position = positions == nullptr ? token % sequence_length : positions[token];
+  const auto steps = static_cast<double>((position + 1) / floor);
   out[token] = static_cast<float>(1.0 + scale * log1p(steps));
 }
 
 void run_attention_temperature(const KernelCall& call) {
   const auto& a = call.get<ops::AttentionTemperature>();
   launch(call, attention_temperature_kernel, grid_size(ceil_div(a.tokens, kThreads)), kThreads, 0,
-         call.out(0), a.tokens, a.sequence_length, a.floor, a.scale);
+         call.has(0) ? call.in<std::int32_t>(0) : nullptr, call.out(0), a.tokens, a.sequence_length, a.floor,
+         a.scale);
 }
 
 struct RopeSizes {

@@ -168,6 +168,9 @@ TEST_CASE("f32 on the GPU is the CPU's: optimizer and casts") {
 TEST_CASE("f32 on the GPU is the CPU's: distillation") {
   run(distill_cases, false);
 }
+TEST_CASE("f32 on the GPU is the CPU's: inference") {
+  run(inference_cases, false);
+}
 TEST_CASE("f32 on the GPU is the CPU's: large distillation") {
   run(large_distill_cases, false);
 }
@@ -200,6 +203,9 @@ TEST_CASE("bf16 on the GPU is f32 of the rounded inputs, rounded: routing") {
 }
 TEST_CASE("bf16 on the GPU is f32 of the rounded inputs, rounded: distillation") {
   run(distill_cases, true);
+}
+TEST_CASE("bf16 on the GPU is f32 of the rounded inputs, rounded: inference") {
+  run(inference_cases, true);
 }
 TEST_CASE("bf16 on the GPU is f32 of the rounded inputs, rounded: large distillation") {
   run(large_distill_cases, true);

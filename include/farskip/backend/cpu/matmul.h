@@ -32,7 +32,7 @@ struct Workers {
 /// Call it outside of the loop: inside, a thread sees only itself.
 Workers available_workers(std::int64_t siblings = 1);
 /// The tiling with the least estimated time: whole rounds of all threads, few elements packed twice.
-Tiling choose_tiling(std::int64_t m, std::int64_t n, std::int64_t k, Workers workers);
+Tiling choose_tiling(const Product& product, Workers workers);
 
 /// Computes tile i of the product on the calling thread (inside parallel_for).
 void run_tile(const Product& product, const Tiling& tiling, std::int64_t i);

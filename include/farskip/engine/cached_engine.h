@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+// A model beside a cache of what it has read: each token is read once.
+
+#include <map>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "farskip/engine/engine.h"
+
+namespace farskip {
+
+/// How much a cache holds: num_blocks · block_tokens tokens, of some sequences at once.
+struct CacheSize {
+  std::int64_t num_blocks = 1, block_tokens = 16;
+  std::int64_t max_sequences = 1;
+  std::int64_t max_tokens = 1;  // of a sequence
+  /// Of a sequence.
+  std::int64_t max_blocks() const { return (max_tokens + block_tokens - 1) / block_tokens; }
+};
+
+/// /// How the next token of a text is chosen (ops::sample).
+struct SamplingOptions {
+  double temperature = 0.0;         // 0: the most likely token
+  std::int64_t top_k = 0;           // among so many; 0: all
+  double top_p = 1.0, min_p = 0.0;  // among the most likely ones
+  double repetition_penalty = 1.0;  // of tokens that stand in the text
+  std::int64_t seed = 1;
+};
+/// One choice: the `counter`-th of its text. `seen`: bits of the ids in the text; read where there is a
+/// penalty.
+struct Draw {
+  SamplingOptions options;
+  std::int64_t counter = 0;
+  std::span<const std::uint32_t> seen{};
+};
+
+/// Tokens that are read in one run, of any sequences. Those of a sequence come in order, after all before
+/// them have been read.
+struct CachedTokens {
+  std::vector<std::int32_t> tokens, sequences, positions;
+  std::vector<std::int32_t> output_rows{};  // of these, whose logits are wanted
+
+  std::int64_t count() const { return static_cast<std::int64_t>(tokens.size()); }
+  void add(std::int32_t token, std::int64_t sequence, std::int64_t position, bool output);
+};
+
+/// Plans are made on first use of a number of tokens, rounded up. On the CPU what is computed of a sequence
+/// has the same bits whatever else is read in a run, and however its own tokens are dealt out to runs.
+class CachedEngine {
+ public:
+  /// `weights`: as for InferenceEngine. The cache is allocated on their device.
+  /// `num_ids`: ids below it are chosen (a vocabulary is often padded); 0: all.
+  CachedEngine(Model model, std::shared_ptr<const States> weights, Context context, const CacheSize& size,
+               std::int64_t num_ids = 0);
+  CachedEngine(const CachedEngine&) = delete;  // executors speak to its mesh
+  CachedEngine& operator=(const CachedEngine&) = delete;
+
+  const ModelConfig& config() const { return model_.config; }
+  const CacheSize& size() const { return size_; }
+  /// The caches. What no token was written to is unspecified, and not read.
+  const States& cache() const { return cache_; }
+
+  /// Where the tokens of a sequence stand from now on: block i has positions from i · block_tokens on.
+  void set_blocks(std::int64_t sequence, std::span<const std::int32_t> blocks);
+  /// Reads the tokens; logits [output_rows, V] f32 in host memory, valid until the next call.
+  TensorView logits(const CachedTokens& tokens);
+  /// Reads the tokens and chooses one to follow each of the output rows; -1 where a logit is not finite.
+  std::vector<std::int32_t> next(const CachedTokens& tokens, std::span<const Draw> draws);
+
+ private:
+  BatchRunner& prepare(const CachedTokens& tokens, CachedDraw draw);
+  BatchRunner& runner(const CachedRunShape& shape);
+  void run(BatchRunner& runner);
+  std::int32_t cache_row(std::int32_t sequence, std::int32_t position) const;
+
+  Model model_;
+  std::shared_ptr<const States> weights_;
+  Context context_;
+  CacheSize size_;
+  States cache_;
+  std::vector<std::int32_t> table_;  // [max_sequences, max_blocks]
+  HostTensor logits_;                // where the device does not share the host's memory
+  std::int64_t num_ids_;
+  std::map<CachedRunShape, BatchRunner> runners_;
+};
+
+}  // namespace farskip

@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+// What a model keeps of the tokens that it has read, so that it need not read them again.
+
+#include "farskip/model/model_config.h"
+
+namespace farskip {
+
+/// A cache of one layer: a row of `width` elements a token, [num_blocks · block_tokens, width].
+struct CacheSpec {
+  std::string name;  // of the state in graphs
+  std::int32_t layer = -1;
+  std::int64_t width = 0;
+};
+/// Keys and values of each layer; of latent attention the latent, followed by the rotated part of the key.
+std::vector<CacheSpec> list_caches(const ModelConfig& config);
+/// Elements that a token takes in all of them.
+std::int64_t cache_elements(const ModelConfig& config);
+
+enum class CacheKind : std::uint8_t { keys, values, latents };
+std::string cache_name(CacheKind kind, std::int32_t layer);
+
+/// A run over a cache. Its tokens are of any sequences, at any positions.
+struct CacheShape {
+  std::int64_t tokens = 1;                         // T
+  std::int64_t outputs = 1;                        // tokens of which logits are wanted
+  std::int64_t sequences = 1;                      // N, rows of the table of blocks
+  std::int64_t max_blocks = 1;                     // M, of a sequence
+  std::int64_t num_blocks = 1, block_tokens = 16;  // of the cache
+  auto operator<=>(const CacheShape&) const = default;
+};
+
+}  // namespace farskip

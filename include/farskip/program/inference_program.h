@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+// The graphs of a model that is asked, not trained: whole sequences, or tokens beside a cache.
+
+#include "farskip/program/objective.h"
+
+namespace farskip {
+
+/// A forward alone: the losses of an objective (none: cross-entropy on the data), or logits.
+struct EvaluationShape {
+  std::int64_t sequences = 1, sequence_length = 1;
+  bool logits = false, document_mask = false;
+  auto operator<=>(const EvaluationShape&) const = default;
+};
+/// Made for the worst routing.
+PassPipeline evaluation_pipeline(const Model& model, const StepObjective* objective,
+                                 const EvaluationShape& shape, DType compute, const MeshPosition& mesh);
+
+/// Tokens that continue what lies in a cache: the first tokens of a text, as many as there are, or the next
+/// one of each of many texts, or both at once. Output "logits" [outputs, V] f32; with a draw also "next"
+/// i32[outputs], the tokens that ops::sample chooses by the inputs kDrawReal, kDrawWhole and, with a penalty,
+/// kDrawSeen.
+enum class CachedDraw : std::uint8_t { none, plain, penalised };
+struct CachedRunShape {
+  CacheShape cache;
+  CachedDraw draw = CachedDraw::none;
+  std::int64_t num_ids = 0;  // ids below it may be chosen; 0: all
+  auto operator<=>(const CachedRunShape&) const = default;
+};
+inline constexpr std::string_view kDrawReal = "draw_real", kDrawWhole = "draw_whole", kDrawSeen = "draw_seen";
+PassPipeline cached_pipeline(const Model& model, const CachedRunShape& shape, DType compute,
+                             const MeshPosition& mesh);
+
+}  // namespace farskip

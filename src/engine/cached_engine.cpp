@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "farskip/engine/cached_engine.h"
+
+#include <algorithm>
+#include <bit>
+
+namespace farskip {
+namespace {
+
+/// The next of 1, 2, 3, 4, 6, 8, 12, …: few plans, and at most a third of a run is padding.
+std::int64_t round_up_tokens(std::int64_t count) {
+  const auto power = static_cast<std::int64_t>(std::bit_ceil(static_cast<std::uint64_t>(count)));
+  return power >= 4 && count <= power / 4 * 3 ? power / 4 * 3 : power;
+}
+
+TensorView integers(const std::vector<std::int32_t>& values) {
+  return {const_cast<std::int32_t*>(values.data()), DType::i32,
+          Shape{static_cast<std::int64_t>(values.size())}};
+}
+
+bool has_penalty(const Draw& draw) {
+  return draw.options.repetition_penalty != 1.0;
+}
+
+/// `rows`: draws, padded. `vocab_size`: 0 where none has a penalty.
+void set_draws(BatchRunner& runner, std::span<const Draw> draws, std::int64_t rows, std::int64_t vocab_size) {
+  const HostTensor real(DType::f32, Shape{rows, 4}), whole(DType::i32, Shape{rows, 4});
+  const HostTensor seen(DType::i32, Shape{rows, (vocab_size + 31) / 32});
+  for (const HostTensor* tensor : {&real, &whole, &seen})
+    std::fill_n(tensor->view().as<std::byte>(), tensor->view().num_bytes(), std::byte{0});
+  for (std::size_t i = 0; i < draws.size(); ++i) {
+    const SamplingOptions& o = draws[i].options;
+    float* r = real.view().as<float>() + 4 * i;
+    r[0] = static_cast<float>(o.temperature);
+    r[1] = static_cast<float>(o.top_p);
+    r[2] = static_cast<float>(o.min_p);
+    r[3] = static_cast<float>(o.repetition_penalty);
+    const auto seed = static_cast<std::uint64_t>(o.seed);
+    std::int32_t* w = whole.view().as<std::int32_t>() + 4 * i;
+    w[0] = static_cast<std::int32_t>(o.top_k);
+    w[1] = static_cast<std::int32_t>(static_cast<std::uint32_t>(seed));
+    w[2] = static_cast<std::int32_t>(static_cast<std::uint32_t>(seed >> 32U));
+    w[3] = static_cast<std::int32_t>(draws[i].counter);
+    if (vocab_size > 0 && has_penalty(draws[i]))
+      std::copy(draws[i].seen.begin(), draws[i].seen.end(),
+                seen.view().as<std::uint32_t>() + seen.shape()[1] * static_cast<std::int64_t>(i));
+  }
+  runner.set(kDrawReal, real.view());
+  runner.set(kDrawWhole, whole.view());
+  runner.set(kDrawSeen, seen.view());
+}
+
+}  // namespace
+
+void CachedTokens::add(std::int32_t token, std::int64_t sequence, std::int64_t position, bool output) {
+  if (output) output_rows.push_back(static_cast<std::int32_t>(tokens.size()));
+  tokens.push_back(token);
+  sequences.push_back(static_cast<std::int32_t>(sequence));
+  positions.push_back(static_cast<std::int32_t>(position));
+}
+
+CachedEngine::CachedEngine(Model model, std::shared_ptr<const States> weights, Context context,
+                           const CacheSize& size, std::int64_t num_ids)
+    : model_(std::move(model)),
+      weights_(std::move(weights)),
+      context_(std::move(context)),
+      size_(size),
+      cache_(weights_->shared_device(),
+             cache_states(model_.config, size.num_blocks * size.block_tokens, weights_->compute())),
+      table_(static_cast<std::size_t>(size.max_sequences * size.max_blocks())),
+      num_ids_(num_ids) {}
+
+void CachedEngine::set_blocks(std::int64_t sequence, std::span<const std::int32_t> blocks) {
+  FARSKIP_CHECK(
+      sequence < size_.max_sequences && static_cast<std::int64_t>(blocks.size()) <= size_.max_blocks(),
+      "{} blocks of sequence {}", blocks.size(), sequence);
+  std::copy(blocks.begin(), blocks.end(), table_.begin() + sequence * size_.max_blocks());
+}
+
+std::int32_t CachedEngine::cache_row(std::int32_t sequence, std::int32_t position) const {
+  FARSKIP_CHECK(sequence < size_.max_sequences && position < size_.max_tokens, "position {} of sequence {}",
+                position, sequence);
+  const auto at = static_cast<std::size_t>(sequence * size_.max_blocks() + position / size_.block_tokens);
+  return static_cast<std::int32_t>(table_[at] * size_.block_tokens + position % size_.block_tokens);
+}
+
+BatchRunner& CachedEngine::runner(const CachedRunShape& shape) {
+  if (const auto it = runners_.find(shape); it != runners_.end()) return it->second;
+  auto executor =
+      compile(cached_pipeline(model_, shape, weights_->compute(), context_.mesh.position()), context_, {});
+  weights_->bind(*executor);
+  cache_.bind(*executor);
+  return runners_.emplace(shape, BatchRunner(std::move(executor))).first->second;
+}
+
+BatchRunner& CachedEngine::prepare(const CachedTokens& given, CachedDraw draw) {
+  FARSKIP_CHECK(given.count() > 0, "a run without tokens");
+  CachedTokens padded = given;
+  const auto count = static_cast<std::size_t>(round_up_tokens(given.count()));
+  const auto outputs = static_cast<std::int64_t>(std::max<std::size_t>(given.output_rows.size(), 1));
+  padded.tokens.resize(count, 0);
+  padded.sequences.resize(count, 0);
+  padded.positions.resize(count, -1);
+  padded.output_rows.resize(static_cast<std::size_t>(round_up_tokens(outputs)), 0);
+  std::vector<std::int32_t> rows(count, -1);
+  for (std::size_t t = 0; t < given.tokens.size(); ++t)
+    rows[t] = cache_row(given.sequences[t], given.positions[t]);
+  BatchRunner& r = runner({.cache = {.tokens = static_cast<std::int64_t>(count),
+                                     .outputs = static_cast<std::int64_t>(padded.output_rows.size()),
+                                     .sequences = size_.max_sequences,
+                                     .max_blocks = size_.max_blocks(),
+                                     .num_blocks = size_.num_blocks,
+                                     .block_tokens = size_.block_tokens},
+                           .draw = draw,
+                           .num_ids = num_ids_});
+  r.set("tokens", integers(padded.tokens));
+  r.set(kSequences, integers(padded.sequences));
+  r.set(kPositions, integers(padded.positions));
+  r.set(kCacheRows, integers(rows));
+  r.set(kOutputRows, integers(padded.output_rows));
+  TensorView table = integers(table_);
+  table.shape = Shape{size_.max_sequences, size_.max_blocks()};
+  r.set(kBlockTable, table);
+  return r;
+}
+
+void CachedEngine::run(BatchRunner& runner) {
+  if (context_.heartbeat != nullptr) context_.heartbeat->beat();
+  runner.executor().run();
+}
+
+TensorView CachedEngine::logits(const CachedTokens& tokens) {
+  BatchRunner& r = prepare(tokens, CachedDraw::none);
+  run(r);
+  TensorView logits = r.executor().output("logits");
+  if (!context_.device()->shares_host_memory()) {
+    logits_ = r.executor().read_output("logits");
+    logits = logits_.view();
+  }
+  return rows_view(logits, 0, static_cast<std::int64_t>(tokens.output_rows.size()));
+}
+
+std::vector<std::int32_t> CachedEngine::next(const CachedTokens& tokens, std::span<const Draw> draws) {
+  FARSKIP_CHECK(draws.size() == tokens.output_rows.size(), "{} draws", draws.size());
+  const bool penalised = std::any_of(draws.begin(), draws.end(), has_penalty);
+  BatchRunner& r = prepare(tokens, penalised ? CachedDraw::penalised : CachedDraw::plain);
+  const TensorType& ids = r.executor().graph().type(*r.executor().graph().find_output("next"));
+  set_draws(r, draws, ids.shape[0], penalised ? config().vocab_size : 0);
+  run(r);
+  const HostTensor next = r.executor().read_output("next");
+  const auto values = next.values<std::int32_t>();
+  return {values.begin(), values.begin() + static_cast<std::ptrdiff_t>(draws.size())};
+}
+
+}  // namespace farskip

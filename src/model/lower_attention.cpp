@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "lowering.h"
+
+namespace farskip {
+
+ValueId Lowering::project(ValueId x, std::string_view part) {
+  Builder b = builder();
+  const std::string module = fmt::format("self_attn.{}", part);
+  const ValueId y = ops::linear(b, x, layer_parameter(module + ".weight"));
+  const auto bias = parameters_.find(layer_name(scope_.layer, module + ".bias"));
+  return bias == parameters_.end() ? y : ops::add_bias(b, y, bias->second);
+}
+
+ValueId Lowering::rope_table() {
+  if (rope_table_) return rope_table_;
+  const RopeConfig& r = c_.rope;
+  Builder b = builder();
+  rope_table_ = ops::rope_table(b,
+                                {.positions = options_.sequence_length,
+                                 .dim = c_.rope_dim(),
+                                 .theta = r.theta,
+                                 .scaling = r.scaling,
+                                 .factor = r.factor,
+                                 .original_positions = r.original_positions,
+                                 .beta_fast = r.beta_fast,
+                                 .beta_slow = r.beta_slow,
+                                 .attention_factor = r.attention_factor},
+                                place_.positions);
+  return rope_table_;
+}
+
+ValueId Lowering::rotate(ValueId x, std::int64_t head_dim, std::int64_t offset) {
+  Builder b = builder();
+  const ValueId table = rope_table();
+  return ops::rope(
+      b, x, table,
+      {.head_dim = head_dim, .offset = offset, .dim = c_.rope_dim(), .interleaved = c_.rope.interleaved});
+}
+
+ValueId Lowering::attention_temperature() {
+  if (!temperature_) {
+    Builder b = builder();
+    temperature_ = ops::attention_temperature(b,
+                                              {.tokens = tokens_,
+                                               .sequence_length = options_.sequence_length,
+                                               .floor = c_.long_text.temperature_floor,
+                                               .scale = c_.long_text.temperature_scale},
+                                              place_.positions);
+  }
+  return temperature_;
+}
+
+std::int64_t Lowering::attention_chunk() const {
+  return c_.long_text.is_rotated(scope_.layer) ? c_.long_text.chunk : 0;
+}
+
+ValueId Lowering::attend(ValueId q, ValueId k, ValueId v, std::int64_t kv_heads) {
+  if (options_.cache)
+    return attend_cached(q, cached(CacheKind::keys, k), cached(CacheKind::values, v), kv_heads,
+                         c_.v_head_dim());
+  Builder b = builder();
+  return ops::attention(b, q, k, v, document_start_,
+                        {.sequence_length = options_.sequence_length,
+                         .heads = c_.num_heads,
+                         .kv_heads = kv_heads,
+                         .scale = c_.softmax_scale,
+                         .chunk = attention_chunk(),
+                         .deterministic = options_.deterministic})
+      .out;
+}
+
+ValueId Lowering::cached(CacheKind kind, ValueId x, ValueId more) {
+  Builder b = builder();
+  const ValueId before = caches_.at(cache_name(kind, scope_.layer));
+  const ValueId after = ops::write_cache(b, before, cache_rows_, x, more);
+  graph_.add_update(before, after);
+  return after;
+}
+
+ValueId Lowering::attend_cached(ValueId q, ValueId keys, ValueId values, std::int64_t kv_heads,
+                                std::int64_t value_size) {
+  Builder b = builder();
+  return ops::cached_attention(b, q, keys, place_, values,
+                               {.heads = c_.num_heads,
+                                .kv_heads = kv_heads,
+                                .scale = c_.softmax_scale,
+                                .chunk = attention_chunk(),
+                                .block_tokens = options_.cache->block_tokens,
+                                .value_size = value_size});
+}
+
+ValueId Lowering::attention_output(ValueId h, ValueId heads) {
+  Builder b = builder();
+  if (c_.gated_attention) heads = ops::sigmoid_gate(b, heads, project(h, "gate_proj"));
+  return project(heads, "o_proj");
+}
+
+ValueId Lowering::latent_attention(ValueId h, const MlaConfig& mla) {
+  Builder b = builder();
+  ValueId q;
+  if (mla.q_lora_rank > 0) {
+    const ValueId latent = project(h, "q_a_proj");
+    const ValueId weight = layer_parameter("self_attn.q_a_layernorm.weight");
+    q = project(normalised(latent, weight, MlaConfig::kNormEps), "q_b_proj");
+  } else {
+    q = project(h, "q_proj");
+  }
+  q = rotate(q, mla.nope_dim + mla.rope_dim, mla.nope_dim);
+  const ValueId kv_a = project(h, "kv_a_proj_with_mqa");
+  const auto parts = ops::split_columns(b, kv_a, {mla.kv_lora_rank, mla.rope_dim});
+  const ValueId latent =
+      normalised(parts[0], layer_parameter("self_attn.kv_a_layernorm.weight"), MlaConfig::kNormEps);
+  const ValueId rotated = rotate(parts[1], mla.rope_dim, 0);
+  if (options_.cache) return attention_output(h, attend_absorbed(q, latent, rotated, mla));
+  const auto [k, v] = ops::mla_key_value(b, project(latent, "kv_b_proj"), rotated, head_parts(mla));
+  return attention_output(h, attend(q, k, v, c_.num_heads));
+}
+
+ValueId Lowering::attend_absorbed(ValueId q, ValueId latent, ValueId rotated, const MlaConfig& mla) {
+  Builder b = builder();
+  const ValueId weight = layer_parameter("self_attn.kv_b_proj.weight");
+  const ValueId latents = cached(CacheKind::latents, latent, rotated);
+  const ValueId absorbed = ops::absorb_query(b, q, weight, head_parts(mla));
+  return ops::expand_value(b, attend_cached(absorbed, latents, {}, 1, mla.kv_lora_rank), weight,
+                           head_parts(mla));
+}
+
+ValueId Lowering::grouped_query_attention(ValueId h) {
+  Builder b = builder();
+  ValueId q = project(h, "q_proj");
+  ValueId k = project(h, "k_proj");
+  ValueId v = project(h, "v_proj");
+  if (c_.gqa.qk_norm == QkNorm::head || c_.gqa.qk_norm == QkNorm::projection) {
+    q = normalised(q, layer_parameter("self_attn.q_norm.weight"));
+    k = normalised(k, layer_parameter("self_attn.k_norm.weight"));
+  }
+  if (c_.gqa.clip > 0)
+    for (ValueId* x : {&q, &k, &v}) *x = ops::clamp(b, *x, c_.gqa.clip);
+  if (c_.long_text.is_rotated(scope_.layer)) {
+    for (ValueId* x : {&q, &k}) {
+      *x = rotate(*x, c_.gqa.head_dim, 0);
+      if (c_.gqa.qk_norm == QkNorm::rotated)
+        *x = normalised(*x, ops::ones(b, c_.gqa.head_dim), c_.rms_norm_eps);
+    }
+  } else if (c_.long_text.temperature_scale > 0) {
+    q = ops::scale_rows(b, q, attention_temperature());
+  }
+  return attention_output(h, attend(q, k, v, c_.gqa.kv_heads));
+}
+
+}  // namespace farskip

@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+// How a LayerGraph becomes a Graph. Attention stands in lower_attention.cpp, the rest in lower.cpp.
+
+#include <map>
+#include <unordered_map>
+
+#include "farskip/model/cache.h"
+#include "farskip/model/lower.h"
+#include "farskip/ops/inference_ops.h"
+
+namespace farskip {
+
+class Lowering {
+ public:
+  Lowering(const ModelConfig& config, const LayerGraph& layers, const LowerOptions& options)
+      : c_(config), layers_(layers), options_(options), tokens_(options.batch * options.sequence_length) {}
+
+  Graph run();
+
+ private:
+  Builder builder() { return {graph_, scope_}; }
+
+  /// After the last block of a layer that was asked for: the sum of everything so far.
+  void add_stream_output(std::size_t block);
+  void add_externals();
+  void add_cache_externals(const CacheShape& shape);
+  ValueId parameter(std::string_view name) const;
+  ValueId layer_parameter(std::string_view suffix) const {
+    return parameter(layer_name(scope_.layer, suffix));
+  }
+  /// A projection of attention, with its bias where the model has one.
+  ValueId project(ValueId x, std::string_view part);
+  /// Sum of contributions in order. Lists that share a beginning share its sums.
+  ValueId stream(const std::vector<int>& list);
+  /// Shared and routed experts read the same norm of the same stream: one op.
+  ValueId normalised(ValueId x, ValueId weight);
+  ValueId normalised(ValueId x, ValueId weight, double eps);
+
+  ValueId lower_block(const LayerBlock& block, int index);
+  ValueId mlp(ValueId h, const std::string& module);
+  ValueId routed_experts(ValueId h);
+  void add_balance_loss(Builder& b, const ops::RouteResult& routed);
+  void lower_head(ValueId x);
+
+  // ---- attention; `h` is what the projections of the layer read
+  ValueId rope_table();
+  ValueId rotate(ValueId x, std::int64_t head_dim, std::int64_t offset);
+  ValueId attention_temperature();
+  std::int64_t attention_chunk() const;
+  ops::MlaKeyValue head_parts(const MlaConfig& mla) const {
+    return {c_.num_heads, mla.nope_dim, mla.rope_dim, mla.v_dim};
+  }
+  ValueId latent_attention(ValueId h, const MlaConfig& mla);
+  ValueId grouped_query_attention(ValueId h);
+  ValueId attend(ValueId q, ValueId k, ValueId v, std::int64_t kv_heads);
+  /// The cache of this layer, with these rows in it.
+  ValueId cached(CacheKind kind, ValueId x, ValueId more = {});
+  ValueId attend_cached(ValueId q, ValueId keys, ValueId values, std::int64_t kv_heads,
+                        std::int64_t value_size);
+  /// Over the latents themselves: neither keys nor values are formed.
+  ValueId attend_absorbed(ValueId q, ValueId latent, ValueId rotated, const MlaConfig& mla);
+  /// What the heads give becomes the contribution of the block.
+  ValueId attention_output(ValueId h, ValueId heads);
+
+  const ModelConfig& c_;
+  const LayerGraph& layers_;
+  const LowerOptions& options_;
+  const std::int64_t tokens_;
+  Graph graph_;
+  Scope scope_;
+  ValueId token_ids_, targets_, document_start_, rope_table_, temperature_, balance_loss_;
+  ValueId cache_rows_, output_rows_;
+  ops::CachePlace place_;
+  std::unordered_map<std::string, ValueId> parameters_, caches_;
+  std::vector<ValueId> contributions_;
+  std::map<std::vector<int>, ValueId> sums_;
+  std::map<std::pair<ValueId, ValueId>, ValueId> norms_;
+};
+
+}  // namespace farskip

@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "farskip/program/inference_program.h"
+
+#include "farskip/ops/inference_ops.h"
+
+namespace farskip {
+
+PassPipeline evaluation_pipeline(const Model& model, const StepObjective* objective,
+                                 const EvaluationShape& shape, DType compute, const MeshPosition& mesh) {
+  LowerOptions lowering;
+  lowering.batch = shape.sequences;
+  lowering.sequence_length = shape.sequence_length;
+  lowering.logits = shape.logits;
+  lowering.document_mask = shape.document_mask;
+  lowering.dtype = compute;
+  const std::int64_t all_rows = shape.sequences * shape.sequence_length * model.config.moe.top_k;
+  PassPipeline pipeline = objective_pipeline(objective, model, lowering, {mesh, false, all_rows});
+  pipeline.name =
+      fmt::format("{}-{}x{}", shape.logits ? "logits" : "evaluation", shape.sequences, shape.sequence_length);
+  return pipeline;
+}
+
+namespace {
+
+/// Adds the choice of the next tokens.
+Graph add_draw(const Graph& forward, const CachedRunShape& shape) {
+  Graph graph = forward;
+  Builder b{graph, {0, 0, -1, SubBlock::head, Phase::forward}};
+  const ValueId logits = *graph.find_output("logits");
+  const std::int64_t rows = b.shape(logits)[0], vocab = b.shape(logits)[1];
+  const auto input = [&](std::string_view name, DType dtype, std::int64_t width) {
+    return graph.add_external(ExternalKind::input, std::string(name), {dtype, Shape{rows, width}, {}});
+  };
+  const ValueId real = input(kDrawReal, DType::f32, 4), whole = input(kDrawWhole, DType::i32, 4);
+  ValueId seen;
+  if (shape.draw == CachedDraw::penalised) seen = input(kDrawSeen, DType::i32, (vocab + 31) / 32);
+  graph.add_output("next", ops::sample(b, logits, real, whole, seen, {.num_ids = shape.num_ids}).ids);
+  return graph;
+}
+
+}  // namespace
+
+PassPipeline cached_pipeline(const Model& model, const CachedRunShape& shape, DType compute,
+                             const MeshPosition& mesh) {
+  LowerOptions lowering;
+  lowering.sequence_length = shape.cache.tokens;
+  lowering.logits = true;
+  lowering.cache = shape.cache;
+  lowering.dtype = compute;
+  PassPipeline pipeline =
+      forward_pipeline(model, lowering, {mesh, false, shape.cache.tokens * model.config.moe.top_k});
+  pipeline.name = fmt::format("cached-{}-of-{}", shape.cache.outputs, shape.cache.tokens);
+  if (shape.draw != CachedDraw::none)
+    pipeline.passes.push_back({"draw", [=](const Graph& graph) { return add_draw(graph, shape); }});
+  return pipeline;
+}
+
+}  // namespace farskip
