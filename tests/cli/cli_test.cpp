@@ -100,6 +100,9 @@ TEST_CASE("mistakes end with one clear message and the documented exit code") {
       {"plan " + tmp + "/run.yaml --ranks 2147483648", 64, "allowed: integer, 0 to 1048576"},
       {"generate --model x --prompt y --seed 99999999999999999999", 64, "does not fit into 64 bits"},
       {"generate --model x --prompt y --temperature nan", 64, "--temperature: \"nan\" is not finite"},
+      {"generate --model x --prompt y --top-p 1.5", 64, "--top-p: \"1.5\" is out of range"},
+      {"generate --model x --prompt y --min-p -0.1", 64, "--min-p: \"-0.1\" is out of range"},
+      {"generate --model x --prompt y --repetition-penalty 0", 64, "allowed: number >= 0.01 and <= 100"},
       {"train " + tmp, 64, tmp + ": is a folder; a YAML file is expected\n"},
       {"train '" + tmp + "/a run'", 64, "a YAML file is expected, such as " + tmp + "/a run/config.yaml"},
       {"train " + tmp + "/data.yaml data.tokens=[x] train.steps 5", 64,
@@ -420,6 +423,17 @@ train: {steps: 40, sequence_length: 32, global_batch: 8, micro_batch: 8, learnin
   // Ids behind the tokenizer's are never drawn.
   CHECK(farskip_command("generate --max-tokens 60 --temperature 20 --model " + tmp + "/run --prompt 'The'")
             .status == 0);
+  const auto with = [&](const std::string& options) {
+    return farskip_command("generate --max-tokens 30 --model " + tmp + "/run --prompt 'The value' " + options)
+        .out;
+  };
+  const std::string greedy = with(""), sampled = with("--temperature 1 --seed 2");
+  CHECK(sampled != greedy);
+  CHECK(with("--temperature 1 --seed 2") == sampled);
+  CHECK(with("--temperature 1 --seed 3") != sampled);
+  for (const char* narrow : {"--top-k 1", "--top-p 0", "--min-p 1"})
+    CHECK(with(std::string("--temperature 1 --seed 2 ") + narrow) == greedy);
+  CHECK(with("--repetition-penalty 5") != greedy);
   REQUIRE(
       farskip_command("convert " + tmp + "/run " + tmp + "/hub --dtype bf16 --farskip full --layers '[1]'")
           .status == 0);
