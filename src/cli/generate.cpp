@@ -72,6 +72,13 @@ CacheSize choose_cache(const Options& options, const Generator& g, std::int64_t 
   return size;
 }
 
+/// A run of a GPU has to be large, and kernels of training read its prompts.
+ContinuousBatchOptions batch_options(const Generator& g) {
+  const bool on_gpu = !g.context.device()->shares_host_memory();
+  return {
+      .end_tokens = g.model.config.eos_tokens, .max_run_tokens = on_gpu ? 8192 : 512, .fresh_runs = on_gpu};
+}
+
 /// Ids that the tokenizer knows; a vocabulary is often padded.
 std::int64_t num_ids(const Generator& g) {
   return g.tokenizer ? std::min(g.tokenizer->vocab_size(), g.model.config.vocab_size) : 0;
@@ -94,7 +101,7 @@ ExitCode continue_one(const Options& options, const CommonOptions& common) {
   const auto prompt_tokens = static_cast<std::int64_t>(request.prompt.size());
   CachedEngine engine(wire_model(g.model.config), g.model.states, g.context,
                       choose_cache(options, g, 1, prompt_tokens + request.max_tokens), num_ids(g));
-  ContinuousBatch batch(engine, {.end_tokens = g.model.config.eos_tokens});
+  ContinuousBatch batch(engine, batch_options(g));
   batch.submit(std::move(request));
   std::vector<ContinuousBatch::Ended> ended;
   while (ended.empty()) ended = batch.step();
@@ -184,7 +191,7 @@ ExitCode continue_file(const Options& options, const CommonOptions& common) {
   if (sink.num_done() > 0) logger.info("goes on after {} texts", sink.num_done());
   CachedEngine engine(wire_model(g.model.config), g.model.states, g.context,
                       choose_cache(options, g, options.batch, g.model.config.max_positions), num_ids(g));
-  ContinuousBatch batch(engine, {.end_tokens = g.model.config.eos_tokens});
+  ContinuousBatch batch(engine, batch_options(g));
   std::map<std::int64_t, std::vector<std::int32_t>> open;  // prompts, where they are part of what is written
   for (bool more = true; more || batch.num_open() > 0;) {
     // Prompts are read as they are needed: a file may hold millions.

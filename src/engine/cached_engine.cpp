@@ -18,6 +18,33 @@ TensorView integers(const std::vector<std::int32_t>& values) {
           Shape{static_cast<std::int64_t>(values.size())}};
 }
 
+/// How texts that all begin in a run lie in it.
+struct FreshTexts {
+  std::int64_t length = 0;                     // of each, if they are equally long, else that of the run
+  std::vector<std::int32_t> document_start{};  // of each token, where texts are not equally long
+};
+
+/// `count`: of tokens, padding included.
+FreshTexts find_fresh_texts(const CachedTokens& given, std::int64_t count) {
+  FreshTexts texts{count};
+  std::int32_t start = 0, num_texts = 0, longest = 0;
+  for (std::size_t t = 0; t < given.tokens.size(); ++t) {
+    if (given.positions[t] == 0) {
+      start = static_cast<std::int32_t>(t);
+      ++num_texts;
+    }
+    FARSKIP_CHECK(given.positions[t] == static_cast<std::int32_t>(t) - start,
+                  "a text that does not begin in its run");
+    longest = std::max(longest, given.positions[t] + 1);
+    texts.document_start.push_back(start);
+  }
+  if (num_texts == 1) return {count};  // nothing before the padding sees it
+  if (given.count() == count && std::int64_t{longest} * num_texts == count) return {longest};
+  for (std::int64_t t = given.count(); t < count; ++t)
+    texts.document_start.push_back(static_cast<std::int32_t>(t));
+  return texts;
+}
+
 bool has_penalty(const Draw& draw) {
   return draw.options.repetition_penalty != 1.0;
 }
@@ -105,12 +132,18 @@ BatchRunner& CachedEngine::prepare(const CachedTokens& given, CachedDraw draw) {
   std::vector<std::int32_t> rows(count, -1);
   for (std::size_t t = 0; t < given.tokens.size(); ++t)
     rows[t] = cache_row(given.sequences[t], given.positions[t]);
+  // Chunks of attention are counted from the beginning of a text.
+  FreshTexts fresh;
+  if (given.fresh) fresh = find_fresh_texts(given, static_cast<std::int64_t>(count));
+  if (config().long_text.chunk > 0 && !fresh.document_start.empty()) fresh = {};
   BatchRunner& r = runner({.cache = {.tokens = static_cast<std::int64_t>(count),
                                      .outputs = static_cast<std::int64_t>(padded.output_rows.size()),
                                      .sequences = size_.max_sequences,
                                      .max_blocks = size_.max_blocks(),
                                      .num_blocks = size_.num_blocks,
-                                     .block_tokens = size_.block_tokens},
+                                     .block_tokens = size_.block_tokens,
+                                     .fresh_length = fresh.length,
+                                     .documents = !fresh.document_start.empty()},
                            .draw = draw,
                            .num_ids = num_ids_});
   r.set("tokens", integers(padded.tokens));
@@ -118,6 +151,7 @@ BatchRunner& CachedEngine::prepare(const CachedTokens& given, CachedDraw draw) {
   r.set(kPositions, integers(padded.positions));
   r.set(kCacheRows, integers(rows));
   r.set(kOutputRows, integers(padded.output_rows));
+  r.set("document_start", integers(fresh.document_start));
   TensorView table = integers(table_);
   table.shape = Shape{size_.max_sequences, size_.max_blocks()};
   r.set(kBlockTable, table);

@@ -87,14 +87,23 @@ bool ContinuousBatch::make_room(Sequence& sequence, std::int64_t tokens) {
   return true;
 }
 
+/// Whether a sequence's tokens are read in a run of those that begin.
+bool ContinuousBatch::begins(const Sequence& s) const {
+  return options_.fresh_runs && s.num_read == 0 && s.num_unread() <= options_.max_run_tokens;
+}
+
 std::vector<ContinuousBatch::Ended> ContinuousBatch::step() {
   admit();
   CachedTokens run;
+  run.fresh =
+      std::any_of(active_.begin(), active_.end(), [&](const SequencePointer& s) { return begins(*s); });
   std::vector<Draw> draws;
   std::vector<Sequence*> drawing;
   for (std::size_t i = 0; i < active_.size() && run.count() < options_.max_run_tokens; ++i) {
     Sequence& s = *active_[i];
+    if (begins(s) != run.fresh) continue;
     const std::int64_t count = std::min(s.num_unread(), options_.max_run_tokens - run.count());
+    if (run.fresh && count < s.num_unread()) break;
     if (!make_room(s, s.num_read + count)) break;
     for (std::int64_t k = 0; k < count; ++k, ++s.num_read)
       run.add(s.tokens[static_cast<std::size_t>(s.num_read)], s.slot, s.num_read, s.num_unread() == 1);

@@ -112,6 +112,7 @@ InferenceTimes InferenceBench::decode(std::int64_t batch, std::int64_t length, i
 
 InferenceTimes InferenceBench::prefill(std::int64_t requests, std::int64_t length, int repetitions) {
   CachedTokens run;
+  run.fresh = true;
   for (std::int64_t s = 0; s < requests; ++s)
     for (std::int64_t p = 0; p < length; ++p) run.add(random_token(s * length + p), s, p, p + 1 == length);
   return measure(run, repetitions);

@@ -60,6 +60,7 @@ void Lowering::add_cache_externals(const CacheShape& shape) {
             .positions = input(kPositions, {tokens_})};
   cache_rows_ = input(kCacheRows, {tokens_});
   output_rows_ = input(kOutputRows, {shape.outputs});
+  if (shape.documents) document_start_ = input("document_start", {tokens_});
   for (const CacheSpec& spec : list_caches(c_))
     caches_[spec.name] =
         graph_.add_external(ExternalKind::state, spec.name,

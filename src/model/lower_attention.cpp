@@ -55,17 +55,19 @@ std::int64_t Lowering::attention_chunk() const {
 }
 
 ValueId Lowering::attend(ValueId q, ValueId k, ValueId v, std::int64_t kv_heads) {
-  if (options_.cache)
-    return attend_cached(q, cached(CacheKind::keys, k), cached(CacheKind::values, v), kv_heads,
-                         c_.v_head_dim());
+  if (options_.cache && !c_.mla) {
+    const ValueId keys = cached(CacheKind::keys, k), values = cached(CacheKind::values, v);
+    if (reads_cache()) return attend_cached(q, keys, values, kv_heads, c_.v_head_dim());
+  }
   Builder b = builder();
-  return ops::attention(b, q, k, v, document_start_,
-                        {.sequence_length = options_.sequence_length,
-                         .heads = c_.num_heads,
-                         .kv_heads = kv_heads,
-                         .scale = c_.softmax_scale,
-                         .chunk = attention_chunk(),
-                         .deterministic = options_.deterministic})
+  return ops::attention(
+             b, q, k, v, document_start_,
+             {.sequence_length = options_.cache ? options_.cache->fresh_length : options_.sequence_length,
+              .heads = c_.num_heads,
+              .kv_heads = kv_heads,
+              .scale = c_.softmax_scale,
+              .chunk = attention_chunk(),
+              .deterministic = options_.deterministic})
       .out;
 }
 
@@ -111,15 +113,17 @@ ValueId Lowering::latent_attention(ValueId h, const MlaConfig& mla) {
   const ValueId latent =
       normalised(parts[0], layer_parameter("self_attn.kv_a_layernorm.weight"), MlaConfig::kNormEps);
   const ValueId rotated = rotate(parts[1], mla.rope_dim, 0);
-  if (options_.cache) return attention_output(h, attend_absorbed(q, latent, rotated, mla));
+  if (options_.cache) {
+    const ValueId latents = cached(CacheKind::latents, latent, rotated);
+    if (reads_cache()) return attention_output(h, attend_absorbed(q, latents, mla));
+  }
   const auto [k, v] = ops::mla_key_value(b, project(latent, "kv_b_proj"), rotated, head_parts(mla));
   return attention_output(h, attend(q, k, v, c_.num_heads));
 }
 
-ValueId Lowering::attend_absorbed(ValueId q, ValueId latent, ValueId rotated, const MlaConfig& mla) {
+ValueId Lowering::attend_absorbed(ValueId q, ValueId latents, const MlaConfig& mla) {
   Builder b = builder();
   const ValueId weight = layer_parameter("self_attn.kv_b_proj.weight");
-  const ValueId latents = cached(CacheKind::latents, latent, rotated);
   const ValueId absorbed = ops::absorb_query(b, q, weight, head_parts(mla));
   return ops::expand_value(b, attend_cached(absorbed, latents, {}, 1, mla.kv_lora_rank), weight,
                            head_parts(mla));

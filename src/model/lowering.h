@@ -54,12 +54,14 @@ class Lowering {
   ValueId latent_attention(ValueId h, const MlaConfig& mla);
   ValueId grouped_query_attention(ValueId h);
   ValueId attend(ValueId q, ValueId k, ValueId v, std::int64_t kv_heads);
+  /// Whether attention is over a cache; otherwise a cache is only written.
+  bool reads_cache() const { return options_.cache && options_.cache->fresh_length == 0; }
   /// The cache of this layer, with these rows in it.
   ValueId cached(CacheKind kind, ValueId x, ValueId more = {});
   ValueId attend_cached(ValueId q, ValueId keys, ValueId values, std::int64_t kv_heads,
                         std::int64_t value_size);
   /// Over the latents themselves: neither keys nor values are formed.
-  ValueId attend_absorbed(ValueId q, ValueId latent, ValueId rotated, const MlaConfig& mla);
+  ValueId attend_absorbed(ValueId q, ValueId latents, const MlaConfig& mla);
   /// What the heads give becomes the contribution of the block.
   ValueId attention_output(ValueId h, ValueId heads);
 

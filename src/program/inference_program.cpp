@@ -50,6 +50,7 @@ PassPipeline cached_pipeline(const Model& model, const CachedRunShape& shape, DT
   PassPipeline pipeline =
       forward_pipeline(model, lowering, {mesh, false, shape.cache.tokens * model.config.moe.top_k});
   pipeline.name = fmt::format("cached-{}-of-{}", shape.cache.outputs, shape.cache.tokens);
+  if (shape.cache.fresh_length > 0) pipeline.name += fmt::format("-fresh-{}", shape.cache.fresh_length);
   if (shape.draw != CachedDraw::none)
     pipeline.passes.push_back({"draw", [=](const Graph& graph) { return add_draw(graph, shape); }});
   return pipeline;

@@ -66,6 +66,10 @@ class Reader {
     }
     return *this;
   }
+  Reader& fresh() {
+    next_.fresh = true;
+    return *this;
+  }
   void run() {
     const TensorView logits = engine_.logits(next_);
     REQUIRE(logits.shape[0] == static_cast<std::int64_t>(places_.size()));
@@ -152,6 +156,26 @@ TEST_CASE("reading beside a cache gives the logits of whole sequences, every mod
   Reader reader(model, weights, texts, 1);
   read_in_parts(reader, texts);
   CHECK(worst_difference(reader.rows, read_whole(model, weights, texts)) < 2e-5);
+}
+
+TEST_CASE("texts that begin in a run are read without the cache, and go on from it") {
+  const std::string name = GENERATE(from_range(test::family_fixtures()));
+  CAPTURE(name);
+  const ModelConfig config = read_hub_config(test::fixtures() / name);
+  const auto weights = test::load_weights(test::fixtures() / name);
+  const Model model = wire_model(config, wiring_of(FarSkipMode::full));
+  const Texts texts(config, {11, 8, 23});
+  Reader reader(model, weights, texts, 1);
+  reader.add(0, 0, 5).add(1, 0, 1).add(2, 0, 9).fresh().run();  // lengths that differ, padding
+  reader.add(0, 5, 11).add(1, 1, 2).add(2, 9, 10).run();
+  reader.add(1, 2, 8).add(2, 10, 23).run();
+  const Rows whole = read_whole(model, weights, texts);
+  CHECK(worst_difference(reader.rows, whole) < 2e-5);
+  Reader one(model, weights, texts, 2);
+  one.add(0, 0, 4).add(1, 0, 4).fresh().run();  // of one length
+  one.add(2, 0, 7).fresh().run();               // one text
+  one.add(0, 4, 11).add(1, 4, 8).add(2, 7, 23).run();
+  CHECK(worst_difference(one.rows, whole) < 2e-5);
 }
 
 TEST_CASE("what is read of a sequence has the same bits beside any others, in any parts, in any blocks") {

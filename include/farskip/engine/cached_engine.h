@@ -20,7 +20,7 @@ struct CacheSize {
   std::int64_t max_blocks() const { return (max_tokens + block_tokens - 1) / block_tokens; }
 };
 
-/// /// How the next token of a text is chosen (ops::sample).
+/// How the next token of a text is chosen (ops::sample).
 struct SamplingOptions {
   double temperature = 0.0;         // 0: the most likely token
   std::int64_t top_k = 0;           // among so many; 0: all
@@ -41,6 +41,9 @@ struct Draw {
 struct CachedTokens {
   std::vector<std::int32_t> tokens, sequences, positions;
   std::vector<std::int32_t> output_rows{};  // of these, whose logits are wanted
+  /// All texts begin in this run and are read to where `tokens` ends, so attention need not read the cache:
+  /// the kernels of training serve, whose last bits differ.
+  bool fresh = false;
 
   std::int64_t count() const { return static_cast<std::int64_t>(tokens.size()); }
   void add(std::int32_t token, std::int64_t sequence, std::int64_t position, bool output);

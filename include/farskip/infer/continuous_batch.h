@@ -17,6 +17,9 @@ namespace farskip {
 struct ContinuousBatchOptions {
   std::vector<std::int64_t> end_tokens;
   std::int64_t max_run_tokens = 512;  // of a run; long prompts are read in parts
+  /// Prompts are read in runs of their own (CachedTokens::fresh), which on a GPU is faster. On a CPU a text
+  /// would not have the same bits in any company.
+  bool fresh_runs = false;
 };
 
 /// A text's tokens depend on its request alone, not on what else is continued (where the engine's bits do
@@ -57,6 +60,7 @@ class ContinuousBatch {
   using SequencePointer = std::unique_ptr<Sequence>;
 
   std::int64_t longest() const;
+  bool begins(const Sequence& sequence) const;
   void admit();
   bool make_room(Sequence& sequence, std::int64_t tokens);
   void release(Sequence& sequence);

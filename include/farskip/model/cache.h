@@ -27,6 +27,10 @@ struct CacheShape {
   std::int64_t sequences = 1;                      // N, rows of the table of blocks
   std::int64_t max_blocks = 1;                     // M, of a sequence
   std::int64_t num_blocks = 1, block_tokens = 16;  // of the cache
+  // > 0: the run's tokens attend to each other alone, in sequences of this length, as in training; the cache
+  // is only written. With `documents`, a sequence holds several texts.
+  std::int64_t fresh_length = 0;
+  bool documents = false;
   auto operator<=>(const CacheShape&) const = default;
 };
 
