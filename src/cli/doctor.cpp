@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <nlohmann/json.hpp>
 
-#include "farskip/backend/cpu/blas.h"
 #include "farskip/backend/cpu/machine.h"
 #include "farskip/backend/cuda/info.h"
 #include "farskip/base/environment.h"
@@ -47,9 +46,6 @@ ExitCode run(const CommonOptions& common) {
   std::vector<std::string> advice;
   if (measured.threads < machine.cores)
     advice.push_back(fmt::format("OMP_NUM_THREADS allows {} of {} cores", measured.threads, machine.cores));
-  if (!std::string_view(cpu::blas_name()).starts_with("oneDNN"))
-    advice.push_back(
-        "oneDNN (libdnnl-dev) was not found when this was built; matrix products are slower without it");
   std::vector<std::string> transports{"self"};
   if (!mpi_library().empty())
     transports.push_back("mpi");
@@ -72,7 +68,6 @@ ExitCode run(const CommonOptions& common) {
                                  {"memory_bytes", machine.memory_bytes},
                                  {"system", machine.system},
                                  {"instruction_set", cpu::instruction_set()},
-                                 {"matrix_library", cpu::blas_name()},
                                  {"matmul_gflops", measured.matmul_gflops},
                                  {"copy_gb_per_second", measured.copy_gb_per_second},
                                  {"devices", devices},
@@ -89,8 +84,7 @@ ExitCode run(const CommonOptions& common) {
              measured.threads, cpu::instruction_set());
   fmt::print("memory           {:.1f} GiB\n", static_cast<double>(machine.memory_bytes) / (1 << 30));
   fmt::print("system           {}\n", machine.system);
-  fmt::print("matrix products  {}: {:.0f} GFLOP/s (fp32, 1024 cubed)\n", cpu::blas_name(),
-             measured.matmul_gflops);
+  fmt::print("matrix products  {:.0f} GFLOP/s (fp32, 1024 cubed)\n", measured.matmul_gflops);
   fmt::print("memory copy      {:.1f} GB/s\n", measured.copy_gb_per_second);
   print_gpus(gpu);
   fmt::print("devices          {}\n", fmt::join(devices, ", "));

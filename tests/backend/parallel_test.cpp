@@ -6,7 +6,7 @@
 #include <stdexcept>
 #include <vector>
 
-#include "farskip/backend/cpu/blas.h"
+#include "farskip/backend/cpu/micro_kernel.h"
 #include "support/catch.h"
 
 using namespace farskip::cpu;
@@ -67,8 +67,7 @@ TEST_CASE("a matrix product inside parallel_for has the same bits for every thre
     omp_set_num_threads(threads);
     std::vector<float> c(static_cast<std::size_t>(count * m * n));
     parallel_for(count, [&](std::int64_t i) {
-      sgemm_single_thread(false, false, m, n, k, 1.0F, a.data(), k, b.data(), n, 0.0F, c.data() + i * m * n,
-                          n);
+      multiply_tile(false, false, m, n, k, a.data(), k, b.data(), n, false, c.data() + i * m * n, n);
     });
     return c;
   };

@@ -245,7 +245,7 @@ moe_intermediate_size: 256
                                           "test", errors);
   const ModelConfig model = read_model_section(tree, errors);
   errors.throw_if_any();
-  // Each thread has buffers of its own in the matrix library: 2 MB of OpenBLAS, which no plan counts.
+  // Each thread has scratch on its stack (backend/cpu/micro_kernel.h), which no plan counts.
   struct Threads {
     const int before = omp_get_max_threads();
     ~Threads() { omp_set_num_threads(before); }

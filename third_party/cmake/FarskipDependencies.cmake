@@ -31,24 +31,6 @@ if(CMAKE_CXX_COMPILER_ID STREQUAL GNU AND CMAKE_CXX_COMPILER_VERSION VERSION_LES
   target_compile_options(farskip::eigen INTERFACE -Wno-uninitialized -Wno-maybe-uninitialized)
 endif()
 
-# Products of few rows, for which packing the weights would not pay (docs/decisions/002-cpu-kernels.md): oneDNN where
-# it exists, OpenBLAS otherwise. src/backend/blas/{onednn,openblas}.cpp implement the same header.
-# (Debian's dnnl-config.cmake insists on OpenCL headers that nothing here needs, hence the plain look-up.)
-option(FARSKIP_FORCE_OPENBLAS "Use OpenBLAS even where oneDNN is installed" OFF)
-find_path(DNNL_INCLUDE_DIR dnnl.h)
-find_library(DNNL_LIBRARY dnnl)
-add_library(farskip::blas INTERFACE IMPORTED)
-if(DNNL_INCLUDE_DIR AND DNNL_LIBRARY AND NOT FARSKIP_FORCE_OPENBLAS)
-  set(FARSKIP_BLAS onednn)
-  target_include_directories(farskip::blas INTERFACE ${DNNL_INCLUDE_DIR})
-  target_link_libraries(farskip::blas INTERFACE ${DNNL_LIBRARY})
-else()
-  set(FARSKIP_BLAS openblas)
-  pkg_check_modules(openblas REQUIRED IMPORTED_TARGET openblas)
-  target_link_libraries(farskip::blas INTERFACE PkgConfig::openblas)
-endif()
-message(STATUS "Matrix products: ${FARSKIP_BLAS}")
-
 # Messages between ranks: MPI where it is installed; otherwise src/comm/mpi/no_mpi.cpp, which says that this build
 # runs on one rank. (Open MPI's old C++ bindings do not compile without warnings.)
 add_library(farskip::mpi INTERFACE IMPORTED)
