@@ -36,7 +36,7 @@ class Lowering {
   void add_stream_output(std::size_t block) {
     const int layer = layers_.blocks[block].layer;
     const auto& wanted = options_.streams;
-    if (!options_.hidden || layer < 0 || layers_.blocks[block + 1].layer == layer ||
+    if (options_.head != HeadOutput::hidden || layer < 0 || layers_.blocks[block + 1].layer == layer ||
         std::find(wanted.begin(), wanted.end(), layer) == wanted.end())
       return;
     std::vector<int> all(contributions_.size());
@@ -49,7 +49,7 @@ class Lowering {
       return graph_.add_external(ExternalKind::input, name, {DType::i32, Shape{tokens_}, {}});
     };
     token_ids_ = input("tokens");
-    if (!options_.logits) targets_ = input("targets");
+    if (options_.head != HeadOutput::logits) targets_ = input("targets");
     if (options_.document_mask) document_start_ = input("document_start");
     for (const ParameterSpec& p : list_parameters(c_)) {
       const DType dtype = p.has_compute_copy() ? options_.dtype : wide(options_.dtype);
@@ -236,7 +236,7 @@ class Lowering {
                                                 .scaling = moe.scaling,
                                                 .by_logits = moe.by_logits});
     add_balance_loss(b, routed);
-    if (options_.hidden) {
+    if (options_.head == HeadOutput::hidden) {
       graph_.add_output(fmt::format("router_logits.{}", scope_.layer), logits);
       graph_.add_output(fmt::format("router_choice.{}", scope_.layer), routed.indices);
     }
@@ -268,14 +268,18 @@ class Lowering {
 
   void lower_head(ValueId x) {
     const ValueId h = normalised(x, parameter(kFinalNormName));
-    if (options_.hidden) {
+    if (options_.head == HeadOutput::hidden) {
       graph_.add_output("hidden", h);
       return;
     }
     const ValueId weight = parameter(head_name(c_));
     Builder b = builder();
-    if (options_.logits) {
+    if (options_.head == HeadOutput::logits) {
       graph_.add_output("logits", ops::matmul(b, h, weight, {.transpose_b = true, .wide = true}));
+      return;
+    }
+    if (options_.head == HeadOutput::token_losses) {
+      graph_.add_output("token_losses", ops::token_losses(b, h, weight, targets_));
       return;
     }
     const ops::LossResult loss = ops::linear_cross_entropy(b, h, weight, targets_);

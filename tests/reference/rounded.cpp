@@ -13,7 +13,7 @@ namespace farskip {
 namespace {
 
 // Kernels are plain functions: which op one stands for is part of its type. All ops but the collectives.
-constexpr std::array<std::string_view, 58> kOps{"adamw",
+constexpr std::array<std::string_view, 59> kOps{"adamw",
                                                 "add",
                                                 "add_bias",
                                                 "add_bias_grad",
@@ -70,7 +70,8 @@ constexpr std::array<std::string_view, 58> kOps{"adamw",
                                                 "sum_of_squares",
                                                 "swiglu",
                                                 "swiglu_grad",
-                                                "teacher_top_k"};
+                                                "teacher_top_k",
+                                                "token_losses"};
 
 struct Widened {
   HostTensor memory;
