@@ -17,21 +17,12 @@ struct Options {
   DeviceOptions device;
 };
 
-Tokenizer require_tokenizer(const Companions& companions, const Options& options) {
-  if (companions.tokenizer) return *companions.tokenizer;
-  if (!companions.tokenizer_fault.empty()) throw DataError(companions.tokenizer_fault);
-  throw MissingInputError(
-      fmt::format("{} holds no tokenizer.json; name one with --tokenizer", options.model));
-}
-
 ExitCode run(const Options& options, const CommonOptions& common) {
   const Logger logger = common.logger();
   const OpenedDevice device = open_device(options.device);
   LoadedModel model = load_model(options.model, Role::constant, logger, device);
-  const Companions companions = options.tokenizer.empty()
-                                    ? read_companions(model.folder)
-                                    : read_companions(model.folder, Tokenizer::load(options.tokenizer));
-  const Tokenizer tokenizer = require_tokenizer(companions, options);
+  const Companions companions = require_tokenizer(model, options.tokenizer);
+  const Tokenizer& tokenizer = *companions.tokenizer;
   model.config.eos_tokens = find_end_tokens(model.config, companions);
   const std::vector<std::int32_t> prompt = tokenizer.encode_prompt(options.prompt);
   if (prompt.empty()) throw UsageError("--prompt is empty; give at least one character");
