@@ -146,6 +146,9 @@ void Subcommand::overrides(std::vector<std::string>& values) {
 void Subcommand::path(const std::string& name, std::string& value, const std::string& help) {
   app_.add_option(name, value, help)->check(is_path)->type_name("PATH");
 }
+void Subcommand::paths(const std::string& name, std::vector<std::string>& values, const std::string& help) {
+  app_.add_option(name, values, help)->check(is_path)->type_name("PATH");
+}
 void Subcommand::required_path(const std::string& name, std::string& value, const std::string& help) {
   app_.add_option(name, value, help)->required()->check(is_path)->type_name("PATH");
 }

@@ -11,6 +11,7 @@
 #include "farskip/cli/command.h"
 #include "farskip/engine/devices.h"
 #include "farskip/engine/engine_options.h"
+#include "farskip/hub/companions.h"
 #include "farskip/run/run_data.h"
 #include "farskip/run/trainer.h"
 #include "farskip/state/model_folder.h"
@@ -97,6 +98,15 @@ TrainEngineOptions random_step_options(const LoadedRun& run, const Context& cont
     add_random_distillation(options, *run.distill, run.model, context,
                             static_cast<std::uint64_t>(run.config.seed));
   return options;
+}
+
+Companions require_tokenizer(const LoadedModel& model, const std::string& tokenizer) {
+  if (!tokenizer.empty()) return read_companions(model.folder, Tokenizer::load(tokenizer));
+  Companions companions = read_companions(model.folder);
+  if (companions.tokenizer) return companions;
+  if (!companions.tokenizer_fault.empty()) throw DataError(companions.tokenizer_fault);
+  throw MissingInputError(
+      fmt::format("{} holds no tokenizer.json; name one with --tokenizer", model.folder.string()));
 }
 
 fs::path resolve_model_folder(const std::string& folder, const Logger& logger) {

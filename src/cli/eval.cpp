@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
 #include <cmath>
 #include <nlohmann/json.hpp>
 
@@ -6,14 +7,17 @@
 #include "farskip/cli/command_inputs.h"
 #include "farskip/cli/job.h"
 #include "farskip/engine/devices.h"
+#include "farskip/hub/companions.h"
 #include "farskip/infer/evaluate.h"
+#include "farskip/infer/multiple_choice.h"
 #include "farskip/run/trainer.h"
 
 namespace farskip {
 namespace {
 
 struct Options {
-  std::string model, data, farskip, layers;
+  std::string model, data, tokenizer, farskip, layers;
+  std::vector<std::string> tasks;
   DeviceOptions device;
   std::int64_t sequence_length = 256, batch = 8, max_sequences = 0, expert = 1;
 };
@@ -35,6 +39,8 @@ JobRequest request_of(const Options& o) {
   set("command", make_node("eval"));
   set("--model", make_node(o.model));
   set("--data", make_node(o.data));
+  set("--tasks", make_node(fmt::format("{}", fmt::join(o.tasks, " "))));
+  set("--tokenizer", make_node(o.tokenizer));
   set("--farskip", make_node(o.farskip));
   set("--layers", make_node(o.layers));
   set("--device", make_node(o.device.device));
@@ -46,40 +52,118 @@ JobRequest request_of(const Options& o) {
   return request;
 }
 
-Evaluation evaluate_on(const Options& options, const Job& job) {
-  const OpenedDevice device = open_device(options.device, job.world);
-  ParallelConfig parallel;
-  parallel.expert = static_cast<int>(options.expert);
-  const Context context = job.context(make_mesh(job.world, parallel, *device.device), device.device);
-  LoadedModel model = load_model(options.model, Role::constant, context, device.compute);
-  if (const auto wiring = parse_wiring(options.farskip, options.layers, model.config.num_layers))
-    model.config.farskip = *wiring;
-  const auto tokens = std::make_shared<const TokenFile>(options.data, model.config.vocab_size);
+void check_finite(double value, const char* what, const Options& options) {
+  if (!std::isfinite(value))
+    throw DataError(fmt::format("{}: {} is {}; check the weights with farskip inspect --verify",
+                                options.model, what, value));
+}
+
+Evaluation evaluate_text(const Options& options, InferenceEngine& engine, const Logger& logger) {
+  const auto tokens = std::make_shared<const TokenFile>(options.data, engine.config().vocab_size);
   SamplerOptions sampling;
-  sampling.sequence_length = cut_length(options.sequence_length, *tokens, job.logger);
-  warn_beyond_context(model.config, "--sequence-length", sampling.sequence_length, job.logger);
+  sampling.sequence_length = cut_length(options.sequence_length, *tokens, logger);
+  warn_beyond_context(engine.config(), "--sequence-length", sampling.sequence_length, logger);
   sampling.shuffle = false;
   sampling.whole_stream = true;
   std::vector<SamplerSource> sources;
   sources.push_back({tokens, 1.0});
   const Sampler sampler(std::move(sources), sampling);
-  InferenceEngine engine(wire_model(model.config), model.states, context);
-  return evaluate(engine, sampler, options.batch, options.max_sequences);
+  const Evaluation e = evaluate(engine, sampler, options.batch, options.max_sequences);
+  check_finite(e.loss, "the loss", options);
+  return e;
+}
+
+/// The choices of all items.
+std::vector<Continuation> encode_task(const Task& task, const Companions& companions,
+                                      const ModelConfig& model, const Job& job) {
+  const auto prefix = find_prefix_token(companions);
+  std::vector<Continuation> all;
+  for (const TaskItem& item : task.items)
+    for (Continuation& choice : encode_choices(item, *companions.tokenizer, prefix, model))
+      all.push_back(std::move(choice));
+  const auto cut = std::count_if(
+      all.begin(), all.end(), [&](const Continuation& c) { return c.num_positions() > model.max_positions; });
+  if (cut > 0 && job.world.rank() == 0)
+    job.logger.warning(
+        "{}: {} of {} choices are with their context longer than the model's max_position_embeddings, {}; "
+        "these contexts lose their first tokens",
+        task.name, cut, all.size(), model.max_positions);
+  return all;
+}
+
+TaskScore evaluate_task(const Options& options, const Task& task, std::span<const Continuation> choices,
+                        InferenceEngine& engine) {
+  const std::vector<double> found = log_likelihoods(engine, choices, options.batch);
+  for (const double log_likelihood : found) check_finite(log_likelihood, "a log-likelihood", options);
+  return score_task(task, found);
+}
+
+struct Results {
+  std::optional<Evaluation> text;
+  std::vector<TaskScore> tasks;  // in the order of --tasks
+};
+
+nlohmann::ordered_json json_of(const Results& results, const std::vector<Task>& tasks) {
+  nlohmann::ordered_json object;
+  if (const auto& e = results.text)
+    object = {
+        {"loss", e->loss}, {"perplexity", std::exp(e->loss)}, {"top1", e->accuracy}, {"tokens", e->tokens}};
+  const auto or_null = [](std::optional<double> x) { return x ? nlohmann::json(*x) : nlohmann::json(); };
+  for (std::size_t i = 0; i < tasks.size(); ++i) {
+    const auto& [accuracy, normalized] = results.tasks[i];
+    object["tasks"].push_back({{"name", tasks[i].name},
+                               {"accuracy", accuracy.mean},
+                               {"accuracy_stderr", or_null(accuracy.standard_error)},
+                               {"accuracy_norm", normalized.mean},
+                               {"accuracy_norm_stderr", or_null(normalized.standard_error)},
+                               {"samples", tasks[i].items.size()}});
+  }
+  return object;
+}
+
+std::string percent(const Share& share) {
+  const auto& error = share.standard_error;
+  return fmt::format("{:.2f}%{}", 100.0 * share.mean, error ? fmt::format(" ± {:.2f}", 100.0 * *error) : "");
+}
+
+void print_text(const Results& results, const std::vector<Task>& tasks) {
+  if (const auto& e = results.text)
+    fmt::print("loss {:.4f} nats/token, perplexity {:.2f}, top-1 {:.2f}%, {} tokens\n", e->loss,
+               std::exp(e->loss), 100.0 * e->accuracy, e->tokens);
+  for (std::size_t i = 0; i < tasks.size(); ++i)
+    fmt::print("{}: accuracy {}, normalized by length {}, {} samples\n", tasks[i].name,
+               percent(results.tasks[i].accuracy), percent(results.tasks[i].accuracy_normalized),
+               tasks[i].items.size());
 }
 
 ExitCode run(const Options& options, const CommonOptions& common) {
+  if (options.data.empty() && options.tasks.empty())
+    throw UsageError("nothing to evaluate on; give --data PREFIX, --tasks FILE, or both");
   return run_job(common, request_of(options), [&](Job& job) {
-    const Evaluation e = evaluate_on(options, job);
-    if (!std::isfinite(e.loss))
-      throw DataError(fmt::format("{}: the loss is {}; check the weights with farskip inspect --verify",
-                                  options.model, e.loss));
+    std::vector<Task> tasks;
+    for (const std::string& path : options.tasks) tasks.push_back(read_task(path));
+    const OpenedDevice device = open_device(options.device, job.world);
+    ParallelConfig parallel;
+    parallel.expert = static_cast<int>(options.expert);
+    const Context context = job.context(make_mesh(job.world, parallel, *device.device), device.device);
+    LoadedModel model = load_model(options.model, Role::constant, context, device.compute);
+    if (const auto wiring = parse_wiring(options.farskip, options.layers, model.config.num_layers))
+      model.config.farskip = *wiring;
+    std::vector<std::vector<Continuation>> choices;  // all, before anything is computed: an item may be wrong
+    if (!tasks.empty()) {
+      const Companions companions = require_tokenizer(model, options.tokenizer);
+      for (const Task& task : tasks) choices.push_back(encode_task(task, companions, model.config, job));
+    }
+    InferenceEngine engine(wire_model(model.config), model.states, context);
+    Results results;
+    if (!options.data.empty()) results.text = evaluate_text(options, engine, job.logger);
+    for (std::size_t i = 0; i < tasks.size(); ++i)
+      results.tasks.push_back(evaluate_task(options, tasks[i], choices[i], engine));
     if (job.world.rank() != 0) return ExitCode::ok;
     if (common.json)
-      print_json(
-          {{"loss", e.loss}, {"perplexity", std::exp(e.loss)}, {"top1", e.accuracy}, {"tokens", e.tokens}});
+      print_json(json_of(results, tasks));
     else
-      fmt::print("loss {:.4f} nats/token, perplexity {:.2f}, top-1 {:.2f}%, {} tokens\n", e.loss,
-                 std::exp(e.loss), 100.0 * e.accuracy, e.tokens);
+      print_text(results, tasks);
     return ExitCode::ok;
   });
 }
@@ -88,17 +172,25 @@ ExitCode run(const Options& options, const CommonOptions& common) {
 
 void add_eval(Subcommand& root) {
   auto o = std::make_shared<Options>();
-  Subcommand sub = root.add("eval", "Measure held-out loss, perplexity and top-1 accuracy");
+  Subcommand sub = root.add(
+      "eval", "Measure held-out loss, perplexity and top-1 accuracy, or accuracy on multiple choice");
   sub.required_path("--model", o->model, "Model folder, checkpoint or run directory");
-  sub.required_path("--data", o->data, "Token file prefix (PREFIX.bin, PREFIX.idx)");
-  sub.integer("--sequence-length", o->sequence_length, "Largest context, in tokens", 1, 1 << 20);
+  sub.path("--data", o->data, "Token file prefix (PREFIX.bin, PREFIX.idx)");
+  sub.paths(
+      "--tasks", o->tasks,
+      "Multiple-choice tasks, JSONL of {\"context\", \"choices\", \"gold\"}; the likeliest choice wins");
+  sub.path("--tokenizer", o->tokenizer, "tokenizer.json for --tasks (default: the model folder's)");
+  sub.integer("--sequence-length", o->sequence_length, "Largest context of --data, in tokens", 1, 1 << 20);
   sub.integer("--batch", o->batch, "Sequences at a time on each rank", 1, 1 << 16);
-  sub.integer("--max-sequences", o->max_sequences, "Stop after this many sequences (0: all)", 0);
+  sub.integer("--max-sequences", o->max_sequences, "Stop after this many sequences of --data (0: all)", 0);
   sub.text("--farskip", o->farskip,
            fmt::format("Wiring: {} (delay:N); default: the model's own", list_names(farskip_mode_names)));
   sub.text("--layers", o->layers, "Rewired layers: all, A-B or a list");
   sub.integer("--expert", o->expert, "Ranks that the experts of a layer are dealt out to, as parallel.expert",
               1, 1 << 16);
+  sub.needs("--tokenizer", "--tasks");
+  sub.needs("--sequence-length", "--data");
+  sub.needs("--max-sequences", "--data");
   add_device_options(sub, o->device);
   sub.run_on_ranks([o](const CommonOptions& common) { return run(*o, common); });
 }

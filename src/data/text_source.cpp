@@ -77,18 +77,10 @@ const std::string& text_of(const nlohmann::json& object, const std::string& plac
 
 using UseDocument = std::function<void(std::string_view)>;
 
-void for_each_json_line(const fs::path& path, bool gzip, const UseDocument& use) {
-  LineReader lines(path, gzip);
-  std::string_view line;
-  for (std::uint64_t number = 1; lines.next(line); ++number) {
-    const std::string place = fmt::format("{}:{}", printable(path.string(), 1000), number);
-    if (number == 1) refuse_foreign(place, line);
-    check_utf8(place, line, lines.line_start());
-    if (number == 1) line = without_mark(line);
-    if (is_blank(line)) continue;
-    const std::string at = fmt::format("{} (byte {})", place, lines.line_start());
-    use(text_of(parse_strict_json(line, place), at));
-  }
+void use_json_lines(const fs::path& path, const UseDocument& use) {
+  for_each_json_line(path, [&](const nlohmann::json& object, const std::string& place, std::uint64_t start) {
+    use(text_of(object, fmt::format("{} (byte {})", place, start)));
+  });
 }
 
 /// Whether a text is one JSON object a line. Two lines tell.
@@ -109,7 +101,7 @@ void for_each_json_document(const fs::path& path, bool gzip, const UseDocument& 
     LineReader lines(path, gzip);
     std::string_view line;
     while (lines.next(line) && is_blank(without_mark(line))) continue;
-    if (is_json_lines(without_mark(line))) return for_each_json_line(path, gzip, use);
+    if (is_json_lines(without_mark(line))) return use_json_lines(path, use);
   }
   TextStream stream(path, gzip);
   const std::string whole = read_rest(stream), place = printable(path.string(), 1000);
@@ -152,13 +144,25 @@ void use_plain_text(const fs::path& path, bool gzip, const UseDocument& use) {
 
 }  // namespace
 
+void for_each_json_line(const fs::path& path, const UseJsonLine& use) {
+  LineReader lines(path, text_format(path).value_or(TextFormat{}).gzip);
+  std::string_view line;
+  for (std::uint64_t number = 1; lines.next(line); ++number) {
+    const std::string place = fmt::format("{}:{}", printable(path.string(), 1000), number);
+    if (number == 1) refuse_foreign(place, line);
+    check_utf8(place, line, lines.line_start());
+    if (number == 1) line = without_mark(line);
+    if (!is_blank(line)) use(parse_strict_json(line, place), place, lines.line_start());
+  }
+}
+
 void for_each_document(const fs::path& file, const UseDocument& use) {
   const auto [layout, gzip] = text_format(file).value_or(TextFormat{});
   switch (layout) {
     case TextLayout::plain:
       return use_plain_text(file, gzip, use);
     case TextLayout::json_lines:
-      return for_each_json_line(file, gzip, use);
+      return use_json_lines(file, use);
     case TextLayout::json:
       return for_each_json_document(file, gzip, use);
   }

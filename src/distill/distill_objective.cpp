@@ -12,7 +12,7 @@ namespace {
 
 LowerOptions hidden_options(const LowerOptions& options, std::vector<std::int64_t> streams) {
   LowerOptions hidden = options;
-  hidden.hidden = true;
+  hidden.head = HeadOutput::hidden;
   hidden.streams = std::move(streams);
   return hidden;
 }

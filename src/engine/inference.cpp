@@ -12,7 +12,7 @@ InferenceEngine::InferenceEngine(Model model, std::shared_ptr<const States> stat
 
 BatchRunner& InferenceEngine::runner(const EvaluationShape& shape) {
   if (const auto it = runners_.find(shape); it != runners_.end()) return it->second;
-  const StepObjective* objective = shape.logits ? nullptr : objective_.get();
+  const StepObjective* objective = shape.head == HeadOutput::loss ? objective_.get() : nullptr;
   auto executor =
       compile(evaluation_pipeline(model_, objective, shape, states_->compute(), context_.mesh.position()),
               context_, {});
@@ -23,7 +23,7 @@ BatchRunner& InferenceEngine::runner(const EvaluationShape& shape) {
 
 BatchLoss InferenceEngine::loss(const Batch& batch, std::int64_t sequence_length) {
   const auto sequences = static_cast<std::int64_t>(batch.tokens.size()) / sequence_length;
-  BatchRunner& r = runner({sequences, sequence_length, false, !batch.document_start.empty()});
+  BatchRunner& r = runner({sequences, sequence_length, HeadOutput::loss, !batch.document_start.empty()});
   if (context_.heartbeat != nullptr) context_.heartbeat->beat();
   r.set_batch(batch);
   r.executor().run();
@@ -32,15 +32,28 @@ BatchLoss InferenceEngine::loss(const Batch& batch, std::int64_t sequence_length
   return losses_.read();
 }
 
+/// An output in host memory.
+TensorView InferenceEngine::run_for(const std::string& output, BatchRunner& runner, const Batch& batch) {
+  if (context_.heartbeat != nullptr) context_.heartbeat->beat();
+  runner.set_batch(batch);
+  runner.executor().run();
+  if (context_.device()->shares_host_memory()) return runner.executor().output(output);
+  const HeartbeatWait wait(context_.heartbeat, "the outputs of an evaluation");
+  output_ = runner.executor().read_output(output);
+  return output_.view();
+}
+
 TensorView InferenceEngine::logits(std::span<const std::int32_t> tokens, std::int64_t sequence_length) {
-  BatchRunner& r =
-      runner({static_cast<std::int64_t>(tokens.size()) / sequence_length, sequence_length, true});
-  r.set_batch({{tokens.begin(), tokens.end()}, {}, {}});
-  r.executor().run();
-  const TensorView logits = r.executor().output("logits");
-  if (context_.device()->shares_host_memory()) return logits;
-  logits_ = r.executor().read_output("logits");
-  return logits_.view();
+  const auto sequences = static_cast<std::int64_t>(tokens.size()) / sequence_length;
+  return run_for("logits", runner({sequences, sequence_length, HeadOutput::logits}),
+                 {{tokens.begin(), tokens.end()}, {}, {}});
+}
+
+std::span<const float> InferenceEngine::token_losses(const Batch& batch, std::int64_t sequence_length) {
+  const auto sequences = static_cast<std::int64_t>(batch.tokens.size()) / sequence_length;
+  const TensorView losses =
+      run_for("token_losses", runner({sequences, sequence_length, HeadOutput::token_losses}), batch);
+  return {losses.as<float>(), batch.tokens.size()};
 }
 
 }  // namespace farskip

@@ -13,17 +13,11 @@ namespace farskip {
 namespace {
 
 constexpr const char* kTokenizer = "tokenizer.json";
+constexpr const char* kTokenizerConfig = "tokenizer_config.json";
 constexpr const char* kGeneration = "generation_config.json";
-constexpr const char* kTravelling[] = {kTokenizer,
-                                       "tokenizer_config.json",
-                                       "special_tokens_map.json",
-                                       "added_tokens.json",
-                                       "vocab.json",
-                                       "merges.txt",
-                                       kGeneration,
-                                       "chat_template.json",
-                                       "chat_template.jinja",
-                                       "LICENSE"};
+constexpr const char* kTravelling[] = {
+    kTokenizer,   kTokenizerConfig, "special_tokens_map.json", "added_tokens.json",   "vocab.json",
+    "merges.txt", kGeneration,      "chat_template.json",      "chat_template.jinja", "LICENSE"};
 constexpr std::uint64_t kMaxBytes = 256 << 20;
 
 /// Written anew for the model that leaves, or of the folder alone.
@@ -135,6 +129,20 @@ std::vector<std::int64_t> find_end_tokens(const ModelConfig& config, const Compa
         eos && (config.vocab_size == 0 || *eos < config.vocab_size))
       ids.push_back(*eos);
   return ids;
+}
+
+std::optional<std::int32_t> find_prefix_token(const Companions& companions) {
+  const Tokenizer& tokenizer = companions.tokenizer.value();
+  if (const auto file = companions.texts.find(kTokenizerConfig); file != companions.texts.end()) {
+    const nlohmann::json config = parse_object(file->second, kTokenizerConfig);
+    for (const char* key : {"bos_token", "eos_token"}) {
+      nlohmann::json token = config.value(key, nlohmann::json());
+      if (token.is_object()) token = token.value("content", nlohmann::json());  // an added token, written out
+      if (!token.is_string()) continue;
+      if (const auto id = tokenizer.token_id(token.get_ref<const std::string&>())) return id;
+    }
+  }
+  return tokenizer.eos();
 }
 
 }  // namespace farskip

@@ -245,10 +245,11 @@ namespace {
 /// What its engine takes for the held-out loss of a micro-batch.
 MemoryReport forward_memory(const Model& teacher, const PlanRequest& request, const Logger& logger) {
   const TrainEngineOptions& o = request.options;
-  const Graph graph = run_pipeline(
-      evaluation_pipeline(teacher, nullptr, {o.micro_batch, o.sequence_length, false, o.document_mask},
-                          request.dtype, request.mesh),
-      pipeline_of(request), logger);
+  const Graph graph =
+      run_pipeline(evaluation_pipeline(teacher, nullptr,
+                                       {o.micro_batch, o.sequence_length, HeadOutput::loss, o.document_mask},
+                                       request.dtype, request.mesh),
+                   pipeline_of(request), logger);
   MemoryReport memory = bytes_by_use(
       constant_states(local_parameters(list_parameters(teacher.config), request.mesh, false), request.dtype));
   memory.arena = make_serial_plan(graph, workspace_of(request), Waits::at_once).arena_bytes;

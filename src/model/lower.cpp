@@ -26,7 +26,7 @@ Graph Lowering::run() {
 void Lowering::add_stream_output(std::size_t block) {
   const int layer = layers_.blocks[block].layer;
   const auto& wanted = options_.streams;
-  if (!options_.hidden || layer < 0 || layers_.blocks[block + 1].layer == layer ||
+  if (options_.head != HeadOutput::hidden || layer < 0 || layers_.blocks[block + 1].layer == layer ||
       std::find(wanted.begin(), wanted.end(), layer) == wanted.end())
     return;
   std::vector<int> all(contributions_.size());
@@ -41,7 +41,7 @@ void Lowering::add_externals() {
   token_ids_ = input("tokens");
   if (options_.cache)
     add_cache_externals(*options_.cache);
-  else if (!options_.logits)
+  else if (options_.head != HeadOutput::logits)
     targets_ = input("targets");
   if (options_.document_mask) document_start_ = input("document_start");
   for (const ParameterSpec& p : list_parameters(c_)) {
@@ -137,7 +137,7 @@ ValueId Lowering::routed_experts(ValueId h) {
                                               .scaling = moe.scaling,
                                               .by_logits = moe.by_logits});
   add_balance_loss(b, routed);
-  if (options_.hidden) {
+  if (options_.head == HeadOutput::hidden) {
     graph_.add_output(fmt::format("router_logits.{}", scope_.layer), logits);
     graph_.add_output(fmt::format("router_choice.{}", scope_.layer), routed.indices);
   }
@@ -170,13 +170,17 @@ void Lowering::lower_head(ValueId x) {
   Builder b = builder();
   if (options_.cache) x = ops::embedding(b, x, output_rows_);
   const ValueId h = normalised(x, parameter(kFinalNormName));
-  if (options_.hidden) {
+  if (options_.head == HeadOutput::hidden) {
     graph_.add_output("hidden", h);
     return;
   }
   const ValueId weight = parameter(head_name(c_));
-  if (options_.logits) {
+  if (options_.head == HeadOutput::logits) {
     graph_.add_output("logits", ops::matmul(b, h, weight, {.transpose_b = true, .wide = true}));
+    return;
+  }
+  if (options_.head == HeadOutput::token_losses) {
+    graph_.add_output("token_losses", ops::token_losses(b, h, weight, targets_));
     return;
   }
   const ops::LossResult loss = ops::linear_cross_entropy(b, h, weight, targets_);

@@ -36,6 +36,17 @@ void register_loss(OpTable& table) {
              .fused_gradient = "linear_cross_entropy_grad",
              .cost = [](const OpTypes& t) { return flops_cost(head_flops(t.shape(0), t.shape(1))); }});
 
+  table.add({.name = "token_losses",
+             .min_inputs = 3,  // h, w, targets
+             .max_inputs = 3,
+             .inputs = {In::compute, In::compute, In::integer},
+             .infer = [](const OpTypes& t) -> std::vector<TensorType> {
+               FARSKIP_SHAPE(t.shape(0)[1] == t.shape(1)[1] && t.shape(0)[0] == t.shape(2)[0], "token_losses",
+                             t);
+               return {{wide(t.in(0).dtype), t.shape(2), {}}};
+             },
+             .cost = [](const OpTypes& t) { return flops_cost(head_flops(t.shape(0), t.shape(1))); }});
+
   table.add(
       {.name = "linear_cross_entropy_grad",
        .min_inputs = 4,  // dloss, h, w, targets
@@ -56,6 +67,9 @@ namespace ops {
 LossResult linear_cross_entropy(Builder& b, ValueId h, ValueId w, ValueId targets) {
   const auto out = b.emit("linear_cross_entropy", {h, w, targets});
   return {out[0], out[1]};
+}
+ValueId token_losses(Builder& b, ValueId h, ValueId w, ValueId targets) {
+  return b.emit("token_losses", {h, w, targets})[0];
 }
 }  // namespace ops
 }  // namespace farskip

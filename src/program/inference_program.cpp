@@ -10,13 +10,15 @@ PassPipeline evaluation_pipeline(const Model& model, const StepObjective* object
   LowerOptions lowering;
   lowering.batch = shape.sequences;
   lowering.sequence_length = shape.sequence_length;
-  lowering.logits = shape.logits;
+  lowering.head = shape.head;
   lowering.document_mask = shape.document_mask;
   lowering.dtype = compute;
   const std::int64_t all_rows = shape.sequences * shape.sequence_length * model.config.moe.top_k;
   PassPipeline pipeline = objective_pipeline(objective, model, lowering, {mesh, false, all_rows});
-  pipeline.name =
-      fmt::format("{}-{}x{}", shape.logits ? "logits" : "evaluation", shape.sequences, shape.sequence_length);
+  const char* const name = shape.head == HeadOutput::logits         ? "logits"
+                           : shape.head == HeadOutput::token_losses ? "token-losses"
+                                                                    : "evaluation";
+  pipeline.name = fmt::format("{}-{}x{}", name, shape.sequences, shape.sequence_length);
   return pipeline;
 }
 
@@ -44,7 +46,7 @@ PassPipeline cached_pipeline(const Model& model, const CachedRunShape& shape, DT
                              const MeshPosition& mesh) {
   LowerOptions lowering;
   lowering.sequence_length = shape.cache.tokens;
-  lowering.logits = true;
+  lowering.head = HeadOutput::logits;
   lowering.cache = shape.cache;
   lowering.dtype = compute;
   PassPipeline pipeline =

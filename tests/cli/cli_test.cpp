@@ -38,7 +38,8 @@ TEST_CASE("mistakes end with one clear message and the documented exit code") {
   write_text_file(folder / "run.yaml", "init: {from: " + model + "}\n");
   write_text_file(folder / "lr small.yaml", "init: {from: " + model + "}\n");
   write_text_file(folder / "text.txt", "some text\n");
-  const std::string tokenizer = fixture("tokenizer_gpt2") + "/tokenizer.json";
+  const std::string tokenizer = fixture("tokenizer_gpt2") + "/tokenizer.json",
+                    tasks = fixture("tasks") + "/small.jsonl";
   write_text_file(
       folder / "data.yaml",
       "device: cpu\nmodel: {family: qwen3_moe, vocab_size: 2048, hidden_size: 32, num_hidden_layers: 1, "
@@ -63,6 +64,16 @@ TEST_CASE("mistakes end with one clear message and the documented exit code") {
       {"data info " + tmp + "/none", 66, "none"},
       {"eval --model " + model + " --data " + tmp + "/none", 66, "none"},
       {"eval --model " + tmp + "/nowhere --data x", 66, "nowhere"},
+      {"eval --model " + model, 64, "give --data PREFIX, --tasks FILE, or both"},
+      {"eval --model " + model + " --tasks " + tasks, 66,
+       "holds no tokenizer.json; name one with --tokenizer"},
+      {"eval --model " + model + " --tasks " + tmp + "/none.jsonl", 66, "none.jsonl"},
+      {"eval --model " + model + " --tasks " + tasks + " " + tmp + "/text.txt", 65, "text.txt:1"},
+      {"eval --model " + model + " --tasks " + tasks + " --tokenizer " + tokenizer, 65,
+       "small.jsonl:1.choices[0]: token"},
+      {"eval --model " + model + " --tasks " + tasks + " --max-sequences 3", 64,
+       "--max-sequences requires --data"},
+      {"eval --model " + model + " --data x --tokenizer y", 64, "--tokenizer requires --tasks"},
       {"eval --model " + model + " --data " + model + "/tokens --farskip sideways", 64, "attention"},
       {"convert " + model + " " + tmp + "/out --farskip delay", 64,
        "allowed: off, attention, mlp, full, ladder, parallel, shortcut, delay; mode delay with its number, "
@@ -202,6 +213,42 @@ TEST_CASE("a text that is shorter than the sequence is evaluated as long as it i
   REQUIRE(cut.status == 0);
   CHECK_THAT(cut.err, ContainsSubstring(fmt::format("--sequence-length: cut from 1048576 to {}", length)));
   CHECK(cut.out == whole.out);
+}
+
+TEST_CASE("eval scores multiple-choice tasks, alone or beside held-out text") {
+  const test::TemporaryFolder folder;
+  const std::string model = (folder / "model").string(), one = (folder / "one.jsonl").string(),
+                    small = fixture("tasks") + "/small.jsonl";
+  std::filesystem::copy(fixture("qwen3_moe"), model);
+  for (const char* name : {"tokenizer.json", "tokenizer_config.json"})
+    std::filesystem::copy(test::fixtures() / "tasks" / name, model);
+  write_text_file(one, "{\"context\": \"the\", \"choices\": [\" end\"], \"gold\": 0}\n");
+  const std::string eval = "eval --model " + model + " --tasks " + small + " " + one;
+  const auto alone = farskip_command(eval + " --json");
+  REQUIRE(alone.status == 0);
+  CHECK_THAT(alone.err, ContainsSubstring("small: 18 of 68 choices are"));
+  const auto found = nlohmann::json::parse(alone.out);
+  CHECK_FALSE(found.contains("loss"));
+  REQUIRE(found["tasks"].size() == 2);
+  auto harness = nlohmann::json::parse(read_text_file(fixture("tasks") + "/harness.json"))["qwen3_moe"];
+  harness.erase("log_likelihoods");
+  harness.update({{"name", "small"}, {"samples", 20}});
+  CHECK(found["tasks"][0] == harness);
+  CHECK(found["tasks"][1] == nlohmann::json{{"name", "one"},
+                                            {"accuracy", 1.0},
+                                            {"accuracy_stderr", nullptr},
+                                            {"accuracy_norm", 1.0},
+                                            {"accuracy_norm_stderr", nullptr},
+                                            {"samples", 1}});
+  const auto both = farskip_command(eval + " --json --data " + model + "/tokens");
+  REQUIRE(both.status == 0);
+  CHECK(nlohmann::json::parse(both.out)["tasks"] == found["tasks"]);
+  CHECK(nlohmann::json::parse(both.out).contains("loss"));
+  const auto text = farskip_command(eval);
+  CHECK_THAT(
+      text.out,
+      ContainsSubstring("small: accuracy 25.00% ± 9.93, normalized by length 35.00% ± 10.94, 20 samples") &&
+          ContainsSubstring("one: accuracy 100.00%, "));
 }
 
 struct Surroundings {

@@ -63,6 +63,7 @@ const std::map<std::string, std::set<std::string>> kKernels{
     {"grouped_matmul", {"LLI>L"}},
     {"grouped_matmul_wgrad", {"LLI>F", "LLIF>F"}},
     {"linear_cross_entropy", {"LLI>FI"}},
+    {"token_losses", {"LLI>F"}},
     {"linear_cross_entropy_grad", {"FLLI>FILF", "FLLIF>FILF"}},
     {"distill_loss", {"LLLLI>FD"}},
     {"distill_loss_grad", {"FLLLLI>FDLF", "FLLLLIF>FDLF", "FLLLLI>FDL"}},
@@ -236,8 +237,8 @@ TEST_CASE("the forward in bf16 gives losses and logits in f32") {
   const auto* name = GENERATE("deepseek_v2", "qwen3_moe_tied");
   const LoadedModel m = load(name, FarSkipMode::off);
   LowerOptions options = lowering();
-  for (const bool logits : {false, true}) {
-    options.logits = logits;
+  for (const HeadOutput head : {HeadOutput::loss, HeadOutput::token_losses, HeadOutput::logits}) {
+    options.head = head;
     const Graph graph = run_pipeline(forward_pipeline(m, options, {}), {}, Logger(LogLevel::off));
     check_kernels(graph);
     for (const Output& o : graph.outputs()) {

@@ -283,9 +283,11 @@ def case_own_exit_code_on_one_rank(programs):
 
 
 def case_eval_on_ranks(programs):
-    """Held-out loss is that of one process, wherever the experts are; a mistake is said once."""
+    """Held-out loss and accuracies are those of one process, wherever the experts are; a mistake is said once."""
     model = programs.fixtures / "deepseek_v2"
-    command = ["eval", "--model", model, "--data", model / "tokens", "--sequence-length", "33", "--json", "--quiet"]
+    tasks = programs.fixtures / "tasks"
+    command = ["eval", "--model", model, "--data", model / "tokens", "--sequence-length", "33", "--json", "--quiet",
+               "--tasks", tasks / "small.jsonl", "--tokenizer", tasks / "tokenizer.json"]
     alone = subprocess.run([programs.farskip, *map(str, command)], capture_output=True, text=True, check=True)
     wanted = json.loads(alone.stdout)
     for ranks, experts in ((2, 1), (2, 2), (4, 2)):
@@ -293,9 +295,13 @@ def case_eval_on_ranks(programs):
             job.expect_end(60, 0)
             got = json.loads(job.out.read_text())
             expect(got["tokens"] == wanted["tokens"] and abs(got["loss"] - wanted["loss"]) < 1e-6, f"{got}, {wanted}")
+            expect(got["tasks"] == wanted["tasks"], f"{got}, {wanted}")
     with Job(programs, 2, programs.farskip, [*command, "--expert", 3]) as job:
         job.expect_end(30, 64)
         job.expect_one_error("expert is 3")
+    with Job(programs, 2, programs.farskip, command[:-2]) as job:
+        job.expect_end(30, 66)
+        job.expect_one_error("holds no tokenizer.json")
     command[2] = programs.fixtures / "nothing"
     with Job(programs, 2, programs.farskip, command) as job:
         job.expect_end(30, 66)

@@ -123,22 +123,24 @@ void add_rows(std::vector<OpCase>& cases) {
 }
 
 void add_loss(std::vector<OpCase>& cases) {
-  const auto loss_case = [](const char* name, std::int64_t vocab, std::int64_t hidden, double stddev,
-                            const HostTensor& targets) {
-    return OpCase{"linear_cross_entropy",
-                  name,
-                  Attributes::of(NoAttributes{}),
-                  {random_tensor({targets.num_elements(), hidden}, 31, stddev),
-                   random_tensor({vocab, hidden}, 32), targets}};
+  const auto add_cases = [&](const char* name, std::int64_t vocab, std::int64_t hidden, double stddev,
+                             const HostTensor& targets) {
+    OpCase sum{"linear_cross_entropy",
+               name,
+               Attributes::of(NoAttributes{}),
+               {random_tensor({targets.num_elements(), hidden}, 31, stddev),
+                random_tensor({vocab, hidden}, 32), targets}};
+    OpCase of_tokens = sum;
+    of_tokens.op = "token_losses";
+    of_tokens.differentiated = {};
+    cases.push_back(std::move(sum));
+    cases.push_back(std::move(of_tokens));
   };
-  cases.push_back(
-      loss_case("some tokens not counted", 19, 7, 0.5, integer_tensor({6}, {3, -1, 18, 0, -1, 7})));
-  cases.push_back(loss_case("one token", 5, 3, 1.0, integer_tensor({1}, {4})));
-  cases.push_back(loss_case("large logits", 11, 9, 20.0, random_integers({8}, 0, 11, 33)));
-  cases.push_back(
-      loss_case("blocks of tokens and of vocabulary", 1031, 16, 0.3, random_integers({301}, -1, 1031, 34)));
-  OpCase none = loss_case("no token counted", 6, 4, 1.0, integer_tensor({3}, {-1, -1, -1}));
-  cases.push_back(none);
+  add_cases("some tokens not counted", 19, 7, 0.5, integer_tensor({6}, {3, -1, 18, 0, -1, 7}));
+  add_cases("one token", 5, 3, 1.0, integer_tensor({1}, {4}));
+  add_cases("large logits", 11, 9, 20.0, random_integers({8}, 0, 11, 33));
+  add_cases("blocks of tokens and of vocabulary", 1031, 16, 0.3, random_integers({301}, -1, 1031, 34));
+  add_cases("no token counted", 6, 4, 1.0, integer_tensor({3}, {-1, -1, -1}));
 }
 
 void add_elementwise(std::vector<OpCase>& cases) {

@@ -130,10 +130,10 @@ void run_concat_rows(const KernelCall& call) {
   }
 }
 
-void run_linear_cross_entropy(const KernelCall& call) {
+/// Calls use(token, loss, whether the target is on top) for each token that is counted.
+template <class Use>
+void for_each_loss(const KernelCall& call, const Use& use) {
   const std::int64_t hidden = call.in_shape(1)[1], vocab = call.in_shape(1)[0];
-  double loss = 0.0;
-  std::int32_t correct = 0;
   for (std::int64_t t = 0; t < call.in_shape(2).num_elements(); ++t) {
     const std::int32_t target = call.in<std::int32_t>(2)[t];
     if (target < 0) continue;
@@ -148,11 +148,24 @@ void run_linear_cross_entropy(const KernelCall& call) {
     double sum = 0.0;
     for (const double logit : logits) sum += std::exp(logit - largest);
     const double chosen = logits[static_cast<std::size_t>(target)];
-    loss += largest + std::log(sum) - chosen;
-    correct += chosen == largest ? 1 : 0;
+    use(t, largest + std::log(sum) - chosen, chosen == largest);
   }
+}
+
+void run_linear_cross_entropy(const KernelCall& call) {
+  double loss = 0.0;
+  std::int32_t correct = 0;
+  for_each_loss(call, [&](std::int64_t, double of_token, bool is_correct) {
+    loss += of_token;
+    correct += is_correct ? 1 : 0;
+  });
   call.out<double>(0)[0] = loss;
   call.out<std::int32_t>(1)[0] = correct;
+}
+
+void run_token_losses(const KernelCall& call) {
+  std::fill_n(call.out<double>(0), call.in_shape(2).num_elements(), 0.0);
+  for_each_loss(call, [&](std::int64_t t, double loss, bool) { call.out<double>(0)[t] = loss; });
 }
 
 }  // namespace
@@ -172,6 +185,7 @@ void register_dense(KernelTable& table) {
   add_reference(table, "split_rows", run_split_rows);
   add_reference(table, "concat_rows", run_concat_rows);
   add_reference(table, "linear_cross_entropy", run_linear_cross_entropy);
+  add_reference(table, "token_losses", run_token_losses);
 }
 
 }  // namespace farskip::reference

@@ -13,7 +13,7 @@ namespace farskip {
 namespace {
 
 // Kernels are plain functions: which op one stands for is part of its type. All ops but the collectives.
-constexpr std::array<std::string_view, 63> kOps{"absorb_query",
+constexpr std::array<std::string_view, 64> kOps{"absorb_query",
                                                 "adamw",
                                                 "add",
                                                 "add_bias",
@@ -75,6 +75,7 @@ constexpr std::array<std::string_view, 63> kOps{"absorb_query",
                                                 "swiglu",
                                                 "swiglu_grad",
                                                 "teacher_top_k",
+                                                "token_losses",
                                                 "write_cache"};
 
 struct Widened {

@@ -56,6 +56,8 @@ class Subcommand {
   /// Assignments `key.path=value` to keys of the configuration.
   void overrides(std::vector<std::string>& values);
   void path(const std::string& name, std::string& value, const std::string& help);
+  /// Several values may follow the name.
+  void paths(const std::string& name, std::vector<std::string>& values, const std::string& help);
   void required_path(const std::string& name, std::string& value, const std::string& help);
   void text(const std::string& name, std::string& value, const std::string& help);
   /// May be empty: whether that means something is for the command to say.

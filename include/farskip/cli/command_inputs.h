@@ -17,6 +17,7 @@
 namespace farskip {
 
 class Subcommand;
+struct Companions;
 
 struct LoadedRun {
   RunConfig config;
@@ -64,6 +65,9 @@ struct OpenedModel {
   SafetensorsFolder files;
   ModelFolder weights;
 };
+/// What travels with the weights of a loaded model, with a tokenizer: that of the file `tokenizer`, or of the
+/// folder where this is empty. DataError for one of a kind that is not built, MissingInputError without any.
+Companions require_tokenizer(const LoadedModel& model, const std::string& tokenizer);
 /// The folder that load_model would read.
 fs::path resolve_model_folder(const std::string& folder, const Logger& logger);
 /// DataError naming file and tensor of a weight that is not finite.

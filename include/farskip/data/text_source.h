@@ -3,6 +3,7 @@
 // Raw text as documents, and documents as tokens.
 
 #include <functional>
+#include <nlohmann/json_fwd.hpp>
 #include <span>
 #include <string>
 #include <string_view>
@@ -20,6 +21,13 @@ namespace farskip {
 /// Throws DataError naming file, byte offset and line or element for text that is not UTF-8, broken JSON, a
 /// missing "text", and contents that are of another format than plain text.
 void for_each_document(const fs::path& file, const std::function<void(std::string_view text)>& use);
+
+/// Calls `use` with each value of a JSONL file, its place "FILE:LINE", and the byte at which that line
+/// begins. Blank lines and a byte order mark are passed over. Throws DataError naming the place for text that
+/// is not UTF-8 and broken JSON.
+using UseJsonLine =
+    std::function<void(const nlohmann::json& value, const std::string& place, std::uint64_t line_start)>;
+void for_each_json_line(const fs::path& file, const UseJsonLine& use);
 
 /// Adds every document of the files and an end-of-document token after each. A warning names files without a
 /// document. Throws DataError if the tokenizer has no eos() or there is no document at all.

@@ -67,20 +67,24 @@ class InferenceEngine {
   const Mesh& mesh() const { return context_.mesh; }
   /// Makes the plan of loss() for batches of this shape, so that its memory is taken now. Collective.
   void prepare_loss(std::int64_t sequences, std::int64_t sequence_length, bool document_mask) {
-    runner({sequences, sequence_length, false, document_mask});
+    runner({sequences, sequence_length, HeadOutput::loss, document_mask});
   }
   BatchLoss loss(const Batch& batch, std::int64_t sequence_length);
   /// logits[B*S, V] f32 in host memory, valid until the next call.
   TensorView logits(std::span<const std::int32_t> tokens, std::int64_t sequence_length);
+  /// Cross-entropy of each token's target in nats, 0 where it is not counted: f32[B*S] in host memory, valid
+  /// until the next call.
+  std::span<const float> token_losses(const Batch& batch, std::int64_t sequence_length);
 
  private:
   BatchRunner& runner(const EvaluationShape& shape);
+  TensorView run_for(const std::string& output, BatchRunner& runner, const Batch& batch);
 
   Model model_;
   std::shared_ptr<const States> states_;
   Context context_;
   KeptLosses losses_;
-  HostTensor logits_;  // where the device does not share the host's memory
+  HostTensor output_;  // where the device does not share the host's memory
   std::shared_ptr<const StepObjective> objective_;
   std::map<EvaluationShape, BatchRunner> runners_;
 };

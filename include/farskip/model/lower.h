@@ -10,11 +10,18 @@
 
 namespace farskip {
 
+/// What a graph ends in.
+enum class HeadOutput {
+  loss,          // "loss_sum" [1], "num_correct" i32[1]
+  token_losses,  // "token_losses" [B*S]: 0 where the target is not counted
+  logits,        // "logits" [B*S, V]
+  hidden         // what a comparison of two models reads
+};
+
 struct LowerOptions {
   std::int64_t batch = 1;            // B sequences
   std::int64_t sequence_length = 1;  // S
-  bool logits = false;               // output "logits" [B*S, V] instead of the loss
-  bool hidden = false;               // outputs for a comparison of two models instead of the loss
+  HeadOutput head = HeadOutput::loss;
   std::vector<std::int64_t>
       streams{};                      // with `hidden`: layers after which the residual stream is one of them
   bool balance_loss = false;          // output "balance_loss": Σ over layers and sequences, see ops.h
@@ -31,15 +38,14 @@ inline constexpr std::string_view kBlockTable = "block_table", kSequences = "seq
                                   kOutputRows = "output_rows";
 
 /// Externals: inputs "tokens" i32[B*S], "targets" i32[B*S] (-1: not counted; absent with `logits`),
-/// "document_start" i32[B*S] with document_mask (or CacheShape::documents); every parameter of
-/// list_parameters under its read_name. In bf16 these are bf16 where the parameter has a compute copy, else
-/// f32; activations with the residual stream are bf16, but router, balance loss and losses (and logits) f32.
-/// Outputs: "loss_sum" [1], "num_correct" i32[1] (or "logits"); "balance_loss" [1] if asked for and any layer
-/// has experts; "expert_offsets.<layer>" i32[E+1] for each layer with experts. With `cache` (and `logits`):
-/// the inputs above instead of targets and document starts, the caches of list_caches as state, and "logits"
-/// [outputs, V]. With `hidden`, instead of the loss: "hidden" [B*S, H], which the head reads;
-/// "router_logits.<layer>" [B*S, E] and "router_choice.<layer>" i32[B*S, K] for each layer with experts;
-/// "stream.<layer>" [B*S, H].
+/// "document_start" i32[B*S] with document_mask; every parameter of list_parameters under its read_name. In
+/// bf16 these are bf16 where the parameter has a compute copy, else f32; activations with the residual stream
+/// are bf16, but router, balance loss and losses (and logits) f32. Outputs: "loss_sum" [1], "num_correct"
+/// i32[1] (or what else HeadOutput names); "balance_loss" [1] if asked for and any layer has experts;
+/// "expert_offsets.<layer>" i32[E+1] for each layer with experts. With `cache` (and head logits): the inputs
+/// above instead of targets and document starts, the caches of list_caches as state, and "logits" [outputs,
+/// V]. With `hidden`, instead of the loss: "hidden" [B*S, H], which the head reads; "router_logits.<layer>"
+/// [B*S, E] and "router_choice.<layer>" i32[B*S, K] for each layer with experts; "stream.<layer>" [B*S, H].
 Graph lower(const ModelConfig& config, const LayerGraph& layers, const LowerOptions& options);
 
 }  // namespace farskip

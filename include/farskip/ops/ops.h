@@ -479,6 +479,8 @@ struct LossResult {
 /// target has the largest logit). Works on blocks of tokens: no [T, V] buffer exists. h and w may be low, the
 /// loss and dw are f32.
 LossResult linear_cross_entropy(Builder& b, ValueId h, ValueId w, ValueId targets);
+/// The same for each token: losses[T], wide, 0 where the target is not counted. Not differentiable.
+ValueId token_losses(Builder& b, ValueId h, ValueId w, ValueId targets);
 // op "linear_cross_entropy_grad": dloss[1], h, w, targets, [accumulate dw] → (loss_sum, num_correct, dh,
 // dw): recomputes the forward, so that one pass over the logits serves both (passes/fuse_loss.h).
 

@@ -6,10 +6,12 @@
 
 namespace farskip {
 
-/// A forward alone: the losses of an objective (none: cross-entropy on the data), or logits.
+/// A forward alone: the losses of an objective (none: cross-entropy on the data), or another output of the
+/// head.
 struct EvaluationShape {
   std::int64_t sequences = 1, sequence_length = 1;
-  bool logits = false, document_mask = false;
+  HeadOutput head = HeadOutput::loss;
+  bool document_mask = false;
   auto operator<=>(const EvaluationShape&) const = default;
 };
 /// Made for the worst routing.

@@ -114,7 +114,8 @@ void forward_tile(const KernelCall& call, const ForwardBuffers& buffers, std::in
   for (std::int64_t i = 0; i < m; ++i) buffers.partials[(t0 + i) * buffers.chunks + chunk] = partial[i];
 }
 
-void run_linear_cross_entropy(const KernelCall& call) {
+/// The loss of each token, in the workspace.
+const TokenLoss* compute_losses(const KernelCall& call) {
   const std::int64_t tokens = call.in_shape(0)[0], vocabulary = call.in_shape(1)[0];
   const auto* targets = call.in<std::int32_t>(2);
   cpu::check_targets(targets, tokens, vocabulary);
@@ -136,7 +137,16 @@ void run_linear_cross_entropy(const KernelCall& call) {
       buffers.losses[t] = finish_token(total, buffers.target_logits[t]);
     }
   });
-  store_sums(buffers.losses, tokens, call.out(0), call.out<std::int32_t>(1));
+  return buffers.losses;
+}
+
+void run_linear_cross_entropy(const KernelCall& call) {
+  store_sums(compute_losses(call), call.in_shape(0)[0], call.out(0), call.out<std::int32_t>(1));
+}
+
+void run_token_losses(const KernelCall& call) {
+  const TokenLoss* losses = compute_losses(call);
+  for (std::int64_t t = 0; t < call.in_shape(0)[0]; ++t) call.out(0)[t] = static_cast<float>(losses[t].loss);
 }
 
 // ---- forward and gradient ------------------------------------------------------------------------
@@ -197,10 +207,13 @@ void run_linear_cross_entropy_grad(const KernelCall& call) {
 void register_loss(KernelTable& table);
 
 void register_loss(KernelTable& table) {
+  const auto forward_workspace = [](const OpTypes& types) {
+    return ForwardBuffers::bytes(types.shape(0)[0], types.shape(1)[0]);
+  };
   table.add("linear_cross_entropy", DType::f32, DeviceKind::cpu,
-            {.run = run_linear_cross_entropy, .workspace = [](const OpTypes& types) {
-               return ForwardBuffers::bytes(types.shape(0)[0], types.shape(1)[0]);
-             }});
+            {.run = run_linear_cross_entropy, .workspace = forward_workspace});
+  table.add("token_losses", DType::f32, DeviceKind::cpu,
+            {.run = run_token_losses, .workspace = forward_workspace});
   table.add("linear_cross_entropy_grad", DType::f32, DeviceKind::cpu,
             {.run = run_linear_cross_entropy_grad, .workspace = [](const OpTypes& types) {
                return gradient_bytes(types.shape(1)[0], types.shape(2)[0]);

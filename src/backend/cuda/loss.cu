@@ -180,6 +180,11 @@ __global__ void __launch_bounds__(kMaxThreads)
   }
 }
 
+__global__ void store_losses(const double* losses, std::int64_t tokens, float* to) {
+  const std::int64_t t = std::int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (t < tokens) to[t] = float(losses[t]);
+}
+
 // ---- blocks of tokens ----------------------------------------------------------------------------
 
 /// How the workspace of one call is laid out.
@@ -275,7 +280,8 @@ void compute_logits(const LaunchContext& gpu, const Blocks& blocks, const Buffer
 
 // ---- ops -----------------------------------------------------------------------------------------
 
-void run_linear_cross_entropy(const KernelCall& call) {
+/// The results of each token, in the workspace.
+Buffers compute_losses(const KernelCall& call) {
   const TensorView &h = call.inputs[0], &w = call.inputs[1];
   const Blocks blocks(h.shape[0], w.shape[0], DType::f32);
   const Buffers buffers(call.workspace, blocks);
@@ -284,7 +290,19 @@ void run_linear_cross_entropy(const KernelCall& call) {
     compute_logits(*call.gpu, blocks, buffers, h, w, DType::f32, t, rows);
     launch_finish<float, false>(*call.gpu, blocks, buffers, t, rows, call.in<std::int32_t>(2), nullptr);
   }
-  launch_sum(*call.gpu, buffers, blocks.tokens, call.out(0), call.out<std::int32_t>(1));
+  return buffers;
+}
+
+void run_linear_cross_entropy(const KernelCall& call) {
+  const Buffers buffers = compute_losses(call);
+  launch_sum(*call.gpu, buffers, call.in_shape(0)[0], call.out(0), call.out<std::int32_t>(1));
+}
+
+void run_token_losses(const KernelCall& call) {
+  const Buffers buffers = compute_losses(call);
+  const std::int64_t tokens = call.in_shape(0)[0];
+  launch(call, store_losses, dim3(grid_size(ceil_div(tokens, kMaxThreads))), dim3(kMaxThreads), 0,
+         buffers.results.loss, tokens, call.out(0));
 }
 
 void run_linear_cross_entropy_grad(const KernelCall& call) {
@@ -342,11 +360,15 @@ void run_linear_cross_entropy_grad(const KernelCall& call) {
 void register_cuda_loss(KernelTable& table);
 
 void register_cuda_loss(KernelTable& table) {
-  for (const DType dtype : {DType::f32, DType::bf16})
+  const auto forward_workspace = [](const OpTypes& types) {
+    return cuda::Blocks(types.shape(0)[0], types.shape(1)[0], DType::f32).bytes();
+  };
+  for (const DType dtype : {DType::f32, DType::bf16}) {
     table.add("linear_cross_entropy", dtype, DeviceKind::cuda,
-              {.run = cuda::run_linear_cross_entropy, .workspace = [](const OpTypes& types) {
-                 return cuda::Blocks(types.shape(0)[0], types.shape(1)[0], DType::f32).bytes();
-               }});
+              {.run = cuda::run_linear_cross_entropy, .workspace = forward_workspace});
+    table.add("token_losses", dtype, DeviceKind::cuda,
+              {.run = cuda::run_token_losses, .workspace = forward_workspace});
+  }
   // Its first floating-point input is dloss, f32 whatever h is.
   table.add("linear_cross_entropy_grad", DType::f32, DeviceKind::cuda,
             {.run = cuda::run_linear_cross_entropy_grad, .workspace = [](const OpTypes& types) {

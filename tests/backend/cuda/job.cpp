@@ -356,8 +356,8 @@ double error_bound(const Job& job, DType output, bool low) {
     return 1.0 / 256;
   }
   // Exact products of bf16 numbers, summed by tensor cores, which cut off where f32 arithmetic rounds.
-  if (low &&
-      (op == "matmul" || op == "grouped_matmul_wgrad" || op == "linear_cross_entropy" || op == "attention"))
+  if (low && (op == "matmul" || op == "grouped_matmul_wgrad" || op == "linear_cross_entropy" ||
+              op == "token_losses" || op == "attention"))
     return 1e-4;
   if (op == "grouped_matmul_wgrad") return 5e-5;  // one f32 sum over all rows of an expert, thousands of them
   return 1e-5;

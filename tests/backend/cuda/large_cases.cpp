@@ -110,11 +110,14 @@ std::vector<OpCase> large_dense_cases() {
                                                                                                 : e);
   cases.push_back(grouped_case("64 experts, balanced", even, 256, 192));
   cases.push_back(grouped_case("64 experts, every third empty, one with most rows", uneven, 176, 320));
-  cases.push_back({"linear_cross_entropy",
-                   "a large vocabulary",
-                   kNone,
-                   {random_tensor({515, 256}, 713, 0.1), random_tensor({10240, 256}, 714),
-                    random_integers({515}, -1, 10240, 715)}});
+  for (const char* op : {"linear_cross_entropy", "token_losses"})
+    cases.push_back(
+        {op,
+         "a large vocabulary",
+         kNone,
+         {random_tensor({515, 256}, 713, 0.1), random_tensor({10240, 256}, 714),
+          random_integers({515}, -1, 10240, 715)},
+         op == std::string_view("token_losses") ? std::vector<std::size_t>{} : std::vector<std::size_t>{0}});
   cases.push_back(attention_case("MLA's head sizes", 2, 4, 4, 512, 192, 128));
   cases.push_back(attention_case("grouped heads, odd length", 2, 6, 2, 333, 64, 64));
   return cases;
