@@ -189,6 +189,23 @@ TEST_CASE(
   }
 }
 
+TEST_CASE("what stands for an empty context is bos_token, else eos_token, else the end of a document") {
+  Companions companions;
+  companions.tokenizer = Tokenizer::load(test::fixtures() / "tokenizer_gpt2" / "tokenizer.json");
+  const auto found = [&](const std::string& config) {
+    companions.texts["tokenizer_config.json"] = config;
+    return find_prefix_token(companions);
+  };
+  const auto id = [&](const char* token) { return companions.tokenizer->token_id(token); };
+  REQUIRE(id("<|im_start|>"));
+  CHECK(find_prefix_token(companions) == id("<|endoftext|>"));
+  CHECK(found(R"({"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"})") == id("<|im_start|>"));
+  CHECK(found(R"({"bos_token": {"content": "<|im_start|>", "lstrip": false}})") == id("<|im_start|>"));
+  CHECK(found(R"({"bos_token": null, "eos_token": "<|im_end|>"})") == id("<|im_end|>"));
+  CHECK(found(R"({"bos_token": "<s>"})") == id("<|endoftext|>"));  // which this tokenizer lacks
+  CHECK_THROWS_AS(found("[]"), DataError);
+}
+
 TEST_CASE("a model that we wrote is read back only as it was written") {
   const Model model("deepseek_v2");
   Companions companions;
