@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <map>
 #include <nlohmann/json.hpp>
@@ -20,6 +21,7 @@ struct Options {
   std::string model, prompt, prompts, tokenizer, out_tokens;
   GenerationRequest request;
   std::int64_t batch = 32, cache_mib = 0;
+  bool ignore_eos = false;
   DeviceOptions device;
 };
 
@@ -46,6 +48,7 @@ Generator open_generator(const Options& options, const Logger& logger) {
     throw DataError(companions.tokenizer_fault);
   g.tokenizer = companions.tokenizer;
   g.model.config.eos_tokens = find_end_tokens(g.model.config, companions);
+  if (options.ignore_eos) g.model.config.eos_tokens.clear();
   return g;
 }
 
@@ -192,7 +195,9 @@ ExitCode continue_file(const Options& options, const CommonOptions& common) {
   CachedEngine engine(wire_model(g.model.config), g.model.states, g.context,
                       choose_cache(options, g, options.batch, g.model.config.max_positions), num_ids(g));
   ContinuousBatch batch(engine, batch_options(g));
-  std::map<std::int64_t, std::vector<std::int32_t>> open;  // prompts, where they are part of what is written
+  std::map<std::int64_t, std::vector<std::int32_t>> open;  // prompts of texts that have not ended
+  const auto start = std::chrono::steady_clock::now();
+  std::size_t num_read = 0, num_made = 0;
   for (bool more = true; more || batch.num_open() > 0;) {
     // Prompts are read as they are needed: a file may hold millions.
     while (more && batch.num_open() < 2 * options.batch) {
@@ -200,15 +205,21 @@ ExitCode continue_file(const Options& options, const CommonOptions& common) {
       more = request.has_value();
       if (!more) break;
       std::vector<std::int32_t> prompt = request->prompt;
+      num_read += prompt.size();
       try {
         open[batch.submit(std::move(*request))] = std::move(prompt);
       } catch (const UsageError& error) {
         throw DataError(fmt::format("{}: {}", prompts.place(), error.what()));
       }
     }
-    for (ContinuousBatch::Ended& ended : batch.step())
+    for (ContinuousBatch::Ended& ended : batch.step()) {
+      num_made += ended.text.ids.size();
       sink.add(ended.request, std::move(open.extract(ended.request).mapped()), std::move(ended.text));
+    }
   }
+  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  logger.info("read {} tokens and made {} in {:.2f} s, {:.0f} tokens/s", num_read, num_made, seconds,
+              static_cast<double>(num_made) / seconds);
   sink.finish(common, options.out_tokens);
   return ExitCode::ok;
 }
@@ -245,6 +256,7 @@ void add_generate(Subcommand& root) {
   sub.real("--repetition-penalty", r.sampling.repetition_penalty,
            "Divides the logits of tokens that stand in the text (1: no penalty)", kLeastPenalty,
            kMostPenalty);
+  sub.flag("--ignore-eos", o->ignore_eos, "Goes on after tokens that end a text");
   sub.integer("--seed", r.sampling.seed, "Seed for sampling", 0);
   sub.integer("--batch", o->batch, "Texts of --prompts that are continued at once", 1, 1 << 16);
   sub.integer("--cache-mib", o->cache_mib,
