@@ -22,9 +22,11 @@ cudaDataType_t data_type(DType dtype) {
   return dtype == DType::bf16 ? CUDA_R_16BF : CUDA_R_32F;
 }
 
-/// Largest power of two, up to 256, that divides the address: kernels with wide loads need it.
-std::uint32_t alignment_of(const void* p) {
-  const auto address = reinterpret_cast<std::uintptr_t>(p) | 256;
+/// Largest power of two, up to 256, that divides the addresses of the matrices, the next of which is `stride`
+/// elements on: kernels with wide loads need it.
+std::uint32_t alignment_of(const void* p, std::int64_t stride, DType dtype) {
+  const auto address =
+      reinterpret_cast<std::uintptr_t>(p) | static_cast<std::uintptr_t>(stride) * dtype_size(dtype) | 256;
   return static_cast<std::uint32_t>(address & -address);
 }
 
@@ -34,14 +36,22 @@ struct Alignments {
 
 Alignments alignments_of(const Product& p) {
   const void* source = p.accumulate != nullptr ? p.accumulate : p.c;
-  return {alignment_of(p.a), alignment_of(p.b), std::min(alignment_of(p.c), alignment_of(source))};
+  return {alignment_of(p.a, p.stride_a, p.in), alignment_of(p.b, p.stride_b, p.in),
+          std::min(alignment_of(p.c, p.stride_c, p.out), alignment_of(source, p.stride_c, p.out))};
 }
 
 /// A row-major [rows, columns] is a column-major [columns, rows].
-void create_layout(Layout& layout, DType dtype, std::int64_t rows, std::int64_t columns, std::int64_t ld) {
+void create_layout(Layout& layout, DType dtype, std::int64_t rows, std::int64_t columns, std::int64_t ld,
+                   std::int64_t batches, std::int64_t stride) {
   FARSKIP_CUDA_CHECK(cublasLtMatrixLayoutCreate(layout.address(), data_type(dtype),
                                                 static_cast<std::uint64_t>(columns),
                                                 static_cast<std::uint64_t>(rows), ld));
+  if (batches == 1) return;
+  const auto count = static_cast<std::int32_t>(batches);
+  FARSKIP_CUDA_CHECK(cublasLtMatrixLayoutSetAttribute(layout.get(), CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT,
+                                                      &count, sizeof(count)));
+  FARSKIP_CUDA_CHECK(cublasLtMatrixLayoutSetAttribute(
+      layout.get(), CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &stride, sizeof(stride)));
 }
 
 template <class T>
@@ -84,9 +94,11 @@ std::shared_ptr<ProductPlan> create_plan(cublasLtHandle_t handle, const Product&
                                                     sizeof(left)));
   FARSKIP_CUDA_CHECK(cublasLtMatmulDescSetAttribute(plan->operation.get(), CUBLASLT_MATMUL_DESC_TRANSB,
                                                     &right, sizeof(right)));
-  create_layout(plan->a, p.in, p.transpose_b ? p.n : p.k, p.transpose_b ? p.k : p.n, p.ldb);
-  create_layout(plan->b, p.in, p.transpose_a ? p.k : p.m, p.transpose_a ? p.m : p.k, p.lda);
-  create_layout(plan->c, p.out, p.m, p.n, p.ldc);
+  create_layout(plan->a, p.in, p.transpose_b ? p.n : p.k, p.transpose_b ? p.k : p.n, p.ldb, p.batches,
+                p.stride_b);
+  create_layout(plan->b, p.in, p.transpose_a ? p.k : p.m, p.transpose_a ? p.m : p.k, p.lda, p.batches,
+                p.stride_a);
+  create_layout(plan->c, p.out, p.m, p.n, p.ldc, p.batches, p.stride_c);
   choose_algorithm(handle, aligned, workspace, *plan);
   return plan;
 }
@@ -110,14 +122,15 @@ void multiply(const LaunchContext& gpu, const Product& p, std::span<std::byte> w
                 dtype_name(p.in), dtype_name(p.out));
   FARSKIP_CHECK(p.out == DType::f32 || p.accumulate == nullptr || p.accumulate != p.c, "a bf16 sum in place");
   if (p.m == 0 || p.n == 0) return;
-  FARSKIP_CHECK(p.k > 0 || p.beta == 1.0F, "a product without depth");
+  FARSKIP_CHECK(p.k > 0 || (p.beta == 1.0F && p.batches == 1), "a product without depth");
   if (p.k == 0) return copy_or_clear(gpu, p);
   const Alignments aligned = alignments_of(p);
   const bool accumulate = p.accumulate != nullptr;
   const std::string problem =
-      fmt::format("product {}{} {}x{}x{} ld {} {} {} {} {} aligned {} {} {} workspace {}",
+      fmt::format("product {}{} {}x{}x{} ld {} {} {} batches {} {} {} {} {} {} aligned {} {} {} workspace {}",
                   p.transpose_a ? 't' : 'n', p.transpose_b ? 't' : 'n', p.m, p.n, p.k, p.lda, p.ldb, p.ldc,
-                  dtype_name(p.in), dtype_name(p.out), aligned.a, aligned.b, aligned.c, workspace.size());
+                  p.batches, p.stride_a, p.stride_b, p.stride_c, dtype_name(p.in), dtype_name(p.out),
+                  aligned.a, aligned.b, aligned.c, workspace.size());
   ProductPlan& plan = gpu.plans->get<ProductPlan>(
       problem, [&] { return create_plan(gpu.blas, p, aligned, workspace.size()); });
   const float beta = accumulate ? p.beta : 0.0F;

@@ -26,6 +26,8 @@ struct Product {
   std::int64_t ldc = 0;
   const void* accumulate = nullptr;  // laid out as c, and may be c where that is f32
   float alpha = 1.0F, beta = 1.0F;
+  // So many products of equal sizes: elements from a matrix to that of the next one.
+  std::int64_t batches = 1, stride_a = 0, stride_b = 0, stride_c = 0;
 };
 
 constexpr std::size_t kProductWorkspace = 32 << 20;
