@@ -17,7 +17,6 @@ import re
 import subprocess
 import sys
 import sysconfig
-import time
 
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
 
@@ -119,22 +118,16 @@ METRICS = {"accuracy": "acc,none", "accuracy_stderr": "acc_stderr,none", "accura
 def compare(args):
     folder, lines, out = map(pathlib.Path, (args.folder, args.lines, args.out))
     command = [args.farskip, "eval", "--model", folder, "--tasks", lines, "--batch", args.batch, "--json", "--quiet"]
-    runs, seconds = {}, {}
+    theirs, _ = run_harness(folder, folder, lines, out / "harness", args.batch)
+    rows = [["harness", *(theirs[key] for key in METRICS.values()), len(lines.read_text(encoding="utf-8").splitlines())]]
     for ranks in args.ranks:
         launcher = ["mpirun", "--oversubscribe", "-np", ranks] if ranks > 1 else []
-        began = time.monotonic()
         done = subprocess.run([str(word) for word in launcher + command], check=True, stdout=subprocess.PIPE, text=True)
-        seconds[f"farskip, {ranks} ranks"] = time.monotonic() - began
-        runs[f"farskip, {ranks} ranks"] = json.loads(done.stdout)["tasks"][0]
-    began = time.monotonic()
-    theirs, _ = run_harness(folder, folder, lines, out / "harness", args.batch)
-    seconds["harness"] = time.monotonic() - began
-    names = [*METRICS, "samples"]
-    rows = [["harness", *(theirs[key] for key in METRICS.values()), theirs.get("sample_len", len(lines.read_text().splitlines()))]]
-    rows += [[run, *(result[key] for key in names)] for run, result in runs.items()]
+        ours = json.loads(done.stdout)["tasks"][0]
+        rows.append([f"farskip, ranks: {ranks}", *(ours[key] for key in METRICS), ours["samples"]])
     differs = [row[1:] != rows[0][1:] for row in rows]
-    text = table(["", *names, "seconds", ""],
-                 [[*map(str, row), f"{seconds[row[0]]:.0f}", "DIFFERS" if d else "equal"] for row, d in zip(rows, differs)])
+    text = table(["", *METRICS, "samples", ""],
+                 [[*map(str, row), "DIFFERS" if d else "equal"] for row, d in zip(rows, differs)])
     (out / "table.md").write_text(text + "\n")
     print(text)
     return int(any(differs))
