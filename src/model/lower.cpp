@@ -67,10 +67,12 @@ class Lowering {
     return parameter(layer_name(scope_.layer, suffix));
   }
 
-  /// A projection of attention, with its bias where the model has one.
-  ValueId project(ValueId x, std::string_view part) {
+  /// A projection of attention.
+  ValueId project(ValueId x, std::string_view part) { return linear(x, fmt::format("self_attn.{}", part)); }
+
+  /// The product with a module's weight, and its bias where the model has one.
+  ValueId linear(ValueId x, const std::string& module) {
     Builder b = builder();
-    const std::string module = fmt::format("self_attn.{}", part);
     const ValueId y = ops::linear(b, x, layer_parameter(module + ".weight"));
     const auto bias = parameters_.find(layer_name(scope_.layer, module + ".bias"));
     return bias == parameters_.end() ? y : ops::add_bias(b, y, bias->second);
@@ -123,8 +125,7 @@ class Lowering {
 
   ValueId mlp(ValueId h, const std::string& module) {
     Builder b = builder();
-    const ValueId gate_up = ops::linear(b, h, layer_parameter(module + ".gate_up_proj.weight"));
-    return ops::linear(b, ops::swiglu(b, gate_up), layer_parameter(module + ".down_proj.weight"));
+    return linear(ops::swiglu(b, linear(h, module + ".gate_up_proj")), module + ".down_proj");
   }
 
   ValueId rope_table() {
