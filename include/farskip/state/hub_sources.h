@@ -15,8 +15,7 @@
 namespace farskip {
 
 /// Fills f32 with rows of a parameter from `first_row` on, where a row is its last dim (of a vector: one
-/// element). Of a parameter that the hub has with swapped dims only whole matrices are asked for, and `to` is
-/// [n, rows, columns].
+/// element). Of a parameter that the hub has with swapped dims only whole matrices are asked for.
 using RowReader =
     std::function<void(const LocalParameter& parameter, std::int64_t first_row, const TensorView& to)>;
 /// Of weights in memory, which must outlive it.
