@@ -91,6 +91,15 @@ VARIANTS = {
         COMMON, model_type="llama", num_hidden_layers=3, num_key_value_heads=2, bos_token_id=1, eos_token_id=2,
         mlp_bias=False, attention_bias=True, rope_parameters=dict(rope_type="default", rope_theta=1e5),
     ),
+    "llama_mlp_biases": dict(
+        COMMON, model_type="llama", num_hidden_layers=3, num_key_value_heads=2, bos_token_id=1, eos_token_id=2,
+        mlp_bias=True, rope_parameters=dict(rope_type="default", rope_theta=1e5),
+    ),
+    "deepseek_v2_biases": dict(
+        DEEPSEEK, num_hidden_layers=3, n_shared_experts=2, num_experts_per_tok=2, routed_scaling_factor=1.0,
+        topk_method="greedy", n_group=None, topk_group=None, attention_bias=True, mlp_bias=True,
+        rope_parameters=dict(rope_type="default", rope_theta=1e4),
+    ),
     "deepseek_v3_biases": dict(
         DEEPSEEK, model_type="deepseek_v3", num_hidden_layers=3, q_lora_rank=12, n_shared_experts=1,
         num_experts_per_tok=2, norm_topk_prob=True, n_group=1, topk_group=1, routed_scaling_factor=1.5,

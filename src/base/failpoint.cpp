@@ -18,8 +18,8 @@
 namespace farskip {
 namespace {
 
-constexpr std::string_view kNames[] = {"ckpt.begin",  "ckpt.shard",  "ckpt.manifest",
-                                       "ckpt.rename", "ckpt.latest", "metrics.append"};
+constexpr std::string_view kNames[] = {"ckpt.begin",  "ckpt.shard",     "ckpt.manifest", "ckpt.rename",
+                                       "ckpt.latest", "metrics.append", "convert.shard"};
 
 bool is_known(std::string_view name) {
   return std::find(std::begin(kNames), std::end(kNames), name) != std::end(kNames);

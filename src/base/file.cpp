@@ -161,6 +161,13 @@ void OutputFile::write(std::span<const std::byte> bytes) {
           fmt::format("{}: write failed after {} bytes: {}", path_.string(), written_ + done, reason()));
     done += static_cast<std::size_t>(n);
   }
+  // The disk begins with each part of a large file as soon as that is whole, so that commit() has little left
+  // to wait for. A hint, which some file systems refuse.
+  constexpr std::uint64_t part = std::uint64_t{32} << 20;
+  const std::uint64_t begin = written_ / part * part, end = (written_ + done) / part * part;
+  if (begin < end)
+    ::sync_file_range(descriptor_, static_cast<off_t>(begin), static_cast<off_t>(end - begin),
+                      SYNC_FILE_RANGE_WRITE);
   written_ += done;
 }
 

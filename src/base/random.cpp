@@ -10,13 +10,10 @@ namespace {
 
 /// Draws 2 * pair and 2 * pair + 1.
 std::pair<double, double> normal_pair(std::uint64_t seed, std::uint64_t stream, std::uint64_t pair) {
-  const auto bits = uniform_block(seed, stream, pair);
-  const auto unit = [&](std::size_t i) {
-    return to_unit(static_cast<std::uint64_t>(bits[i + 1]) << 32 | bits[i]);
-  };
+  const auto bits = uniform_bits(seed, stream, pair);
   // 1 - u is in (0, 1], so the logarithm is finite.
-  const double radius = std::sqrt(-2.0 * std::log(1.0 - unit(0)));
-  const double angle = 2.0 * std::numbers::pi * unit(2);
+  const double radius = std::sqrt(-2.0 * std::log(1.0 - to_unit(bits[0])));
+  const double angle = 2.0 * std::numbers::pi * to_unit(bits[1]);
   return {radius * std::cos(angle), radius * std::sin(angle)};
 }
 

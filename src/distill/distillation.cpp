@@ -12,6 +12,33 @@
 #include "farskip/tensor/hash.h"
 
 namespace farskip {
+namespace {
+
+/// A weight, and whether it is the same as a folder's to the bit. Part by part: both may be large.
+struct Comparison {
+  std::string hash;
+  std::size_t bytes = 0;
+  bool same = true;
+};
+Comparison compare(const States& states, const LocalParameter& p, const ModelFolder* folder) {
+  Comparison result;
+  Hasher hasher;
+  const TensorView weight = states.at(p.spec.name);
+  for_each_part(p.spec, [&](std::int64_t first, std::int64_t count) {
+    const HostTensor here = copy_to_host(states.device(), rows_view(weight, first, count));
+    hasher.update(here.bytes());
+    result.bytes += here.bytes().size();
+    if (folder == nullptr || !result.same) return;
+    const HostTensor there(DType::f32, here.shape());
+    load_parameter(there.view(), p, *folder, first);
+    result.same = std::memcmp(here.bytes().data(), there.bytes().data(), here.bytes().size()) == 0;
+  });
+  result.hash = hasher.hex();
+  return result;
+}
+
+}  // namespace
+
 Distillation::Distillation(const RunConfig& config, const ModelConfig& student, States& states,
                            const Context& context)
     : config_(*config.distill),
@@ -48,19 +75,15 @@ Distillation::Distillation(const RunConfig& config, const ModelConfig& student, 
 void Distillation::share_frozen(Teacher& teacher, const SafetensorsFolder& folder, const States& states) {
   std::vector<std::string> candidates;
   std::vector<double> equal;
-  std::map<std::string, std::pair<std::size_t, std::string>> mine;  // bytes and hash
+  std::map<std::string, Comparison> mine;
   const auto model = list_parameters(teacher.model.config);
   const ModelFolder names(folder, model);
   for (const LocalParameter& p : local_parameters(model, context_.mesh.position(), false)) {
     const std::string& name = p.spec.name;
     if (!frozen_.contains(name) || !states.contains(name) || states.at(name).shape != p.spec.shape) continue;
-    const HostTensor here = copy_to_host(*context_.device(), states.at(name)),
-                     there(DType::f32, p.spec.shape);
-    load_parameter(there.view(), p, names);
-    mine[name] = {here.bytes().size(), hash_bytes(here.bytes())};
+    const Comparison& mine_of = mine[name] = compare(states, p, &names);
     candidates.push_back(name);
-    equal.push_back(std::memcmp(here.bytes().data(), there.bytes().data(), here.bytes().size()) == 0 ? 1.0
-                                                                                                     : 0.0);
+    equal.push_back(mine_of.same ? 1.0 : 0.0);
   }
   if (candidates.empty()) return;
   context_.world().all_reduce(std::span(equal), Reduction::min);
@@ -68,9 +91,9 @@ void Distillation::share_frozen(Teacher& teacher, const SafetensorsFolder& folde
   for (std::size_t i = 0; i < candidates.size(); ++i) {
     if (equal[i] == 0.0) continue;
     const std::string& name = candidates[i];
-    bytes += mine.at(name).first;
+    bytes += mine.at(name).bytes;
     teacher.shared.insert(name);
-    shared_hashes_[name] = mine.at(name).second;
+    shared_hashes_[name] = mine.at(name).hash;
   }
   if (!frozen_.empty())
     context_.logger.info("{} parameters are frozen; teacher and student share {} of them, {:.0f} MiB",
@@ -78,12 +101,16 @@ void Distillation::share_frozen(Teacher& teacher, const SafetensorsFolder& folde
 }
 
 void Distillation::check_weights(const States& states) const {
-  for (const auto& [name, hash] : shared_hashes_)
-    if (hash_bytes(copy_to_host(states.device(), states.at(name)).bytes()) != hash)
+  for (const StateSpec& spec : states.specs()) {
+    const std::string& name = spec.parameter->spec.name;
+    const auto shared = shared_hashes_.find(name);
+    if (spec.role == Role::weight && shared != shared_hashes_.end() &&
+        compare(states, *spec.parameter, nullptr).hash != shared->second)
       throw UsageError(fmt::format(
           "{} is frozen (distill.freeze), and the checkpoint has trained it; use the list that the "
           "checkpoint was made with, or another run_dir",
           name));
+  }
 }
 
 void Distillation::forget_old_numbers(const RunSettings& saved, const RunSettings& now,

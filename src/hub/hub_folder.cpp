@@ -3,6 +3,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "farskip/base/failpoint.h"
 #include "farskip/base/folder.h"
 #include "farskip/hub/remote_code.h"
 #include "farskip/tensor/hash.h"
@@ -15,6 +16,7 @@ constexpr const char* kConfig = "config.json";
 constexpr const char* kWeights = "model.safetensors";
 constexpr const char* kIndex = "model.safetensors.index.json";
 constexpr const char* kManifest = "model.manifest.json";
+constexpr const char* kUnfinished = "unfinished";  // what begins the name of the folder that is written into
 constexpr std::string_view kFormat = "farskip-model";
 constexpr int kVersion = 1;
 constexpr std::uint64_t kMaxManifestBytes = 16 << 20;
@@ -100,59 +102,86 @@ void refuse_used_folder(const fs::path& folder, const Companions& companions) {
                     folder.string()));
 }
 
-/// Makes a folder, writes files into it and remembers what it has written. Until it is finished, all of that
-/// goes again with it: half a model would be in the way of the next try.
-class HashedFolder {
+/// The folders on the way to one that were not there: made, and removed again unless they are kept.
+class NewFolders {
  public:
-  explicit HashedFolder(const fs::path& folder) : folder_(folder) {
+  explicit NewFolders(const fs::path& folder) {
     std::error_code ignored;
     for (fs::path path = folder; !path.empty() && !fs::exists(path, ignored); path = path.parent_path())
       made_.push_back(path);
     std::error_code failure;
     fs::create_directories(folder, failure);
     if (!failure) return;
-    remove_made();
+    remove();
     throw IoError(fmt::format("{}: cannot create folder: {}", folder.string(), failure.message()));
   }
+  NewFolders(const NewFolders&) = delete;
+  NewFolders& operator=(const NewFolders&) = delete;
+  ~NewFolders() { remove(); }
+
+  void keep() { made_.clear(); }
+
+ private:
+  void remove() const {
+    std::error_code ignored;  // one that is not empty stays
+    for (const fs::path& path : made_) fs::remove(path, ignored);
+  }
+
+  std::vector<fs::path> made_;  // the innermost first
+};
+
+/// Writes files and remembers them. All of them are in a folder of another name inside the one that they are
+/// for, until they are finished: a process that is killed leaves nothing that looks like a model.
+class HashedFolder {
+ public:
+  explicit HashedFolder(const fs::path& folder)
+      : folder_(folder), made_(folder), unfinished_(folder / kUnfinished) {}
   HashedFolder(const HashedFolder&) = delete;
   HashedFolder& operator=(const HashedFolder&) = delete;
   ~HashedFolder() {
-    if (finished_) return;
     std::error_code ignored;
-    for (const auto& [name, file] : files_.items()) fs::remove(folder_ / name, ignored);
-    fs::remove(folder_ / kManifest, ignored);
-    remove_made();
+    for (const std::string& name : placed_) fs::remove(folder_ / name, ignored);
   }
 
   void write_weights(const Shard& shard, DType dtype) {
-    add(shard.file, write_tensors(folder_ / shard.file, shard.sources, dtype));
+    add(shard.file, write_tensors(unfinished_.temporary() / shard.file, shard.sources, dtype));
+    failpoint("convert.shard");
   }
   void write(const std::string& name, const std::string& text) {
-    write_text_file(folder_ / name, text);
+    write_text_file(unfinished_.temporary() / name, text);
     add(name, {text.size(), hash_text(text)});
   }
   /// The hashes, and then config.json: a folder with it is whole.
   void finish(const std::string& config) {
-    add(kConfig, {config.size(), hash_text(config)});
-    write_text_file(folder_ / kManifest,
+    write(kConfig, config);
+    write_text_file(unfinished_.temporary() / kManifest,
                     print_sealed({{"format", kFormat}, {"version", kVersion}, {"files", files_}}));
-    write_text_file(folder_ / kConfig, config);
-    finished_ = true;
+    for (const auto& [name, file] : files_.items())
+      if (name != kConfig) put_in_place(name);
+    put_in_place(kManifest);
+    put_in_place(kConfig);
+    placed_.clear();
+    made_.keep();
   }
 
  private:
   void add(const std::string& name, const WrittenFile& file) {
     files_[name] = {{"size", file.size}, {"xxh3_128", file.hash}};
   }
-  void remove_made() const {
-    std::error_code ignored;  // one that is not empty stays
-    for (const fs::path& path : made_) fs::remove(path, ignored);
+  void put_in_place(const std::string& name) {
+    std::error_code failure;
+    fs::rename(unfinished_.temporary() / name, folder_ / name, failure);
+    if (failure)
+      throw IoError(
+          fmt::format("{}: cannot put it in place: {}", (folder_ / name).string(), failure.message()));
+    placed_.push_back(name);
   }
 
   fs::path folder_;
-  std::vector<fs::path> made_;  // folders that were not there, the innermost first
+  NewFolders made_;
+  std::vector<std::string> placed_;  // while not all are
+  OutputFolder unfinished_;
   nlohmann::json files_ = nlohmann::json::object();
-  bool finished_ = false;
 };
 
 void verify_file(const fs::path& folder, const std::string& name, const nlohmann::json& expected) {
@@ -175,10 +204,7 @@ void write_hub_folder(const fs::path& folder, const ModelConfig& config,
   refuse_unseen_folder(folder);
   refuse_used_folder(folder, companions);
   HashedFolder files(folder);
-  remove_stale_temporaries(folder, [&](std::string_view name) {
-    return name == kConfig || name == kWeights || name == kIndex || name == kManifest ||
-           name == kModelingFile || is_shard_name(name) || companions.texts.contains(std::string(name));
-  });
+  remove_stale_temporaries(folder, [](std::string_view name) { return name == kUnfinished; });
   const std::vector<Shard> shards = cut_into_shards(sources, dtype, shard_size);
   for (const Shard& shard : shards) files.write_weights(shard, dtype);
   if (shards.size() > 1) files.write(kIndex, index_text(shards, dtype));

@@ -71,7 +71,7 @@ RowReader upcycle_rows(const std::vector<ParameterSpec>& dense_model, const RowR
                        const ModelConfig& config, const Upcycling& how) {
   std::map<std::string, LocalParameter, std::less<>> there;
   for (LocalParameter& p : whole_parameters(dense_model)) there.emplace(p.spec.name, std::move(p));
-  return [there = std::move(there), dense, how, range = config.initializer_range](
+  return [there = std::move(there), dense, how, host = make_cpu_device(), range = config.initializer_range](
              const LocalParameter& p, std::int64_t first_row, const TensorView& to) {
     if (const auto same = there.find(p.spec.name); same != there.end())
       return dense(same->second, first_row, to);
@@ -79,7 +79,7 @@ RowReader upcycle_rows(const std::vector<ParameterSpec>& dense_model, const RowR
     part.first_row += first_row;
     const bool is_expert = p.spec.is_expert;
     if (is_expert && how.noise == 0.0) part.spec.initializer = Initializer::zeros;
-    initialise_parameter(to, part, how.seed, is_expert ? how.noise : range);
+    initialise_parameter(*host, to, part, how.seed, is_expert ? how.noise : range);
     if (is_expert) times_mlp(to, first_row, there.at(mlp_name(p.spec.name)), dense);
   };
 }

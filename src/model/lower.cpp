@@ -72,6 +72,13 @@ ValueId Lowering::parameter(std::string_view name) const {
   FARSKIP_CHECK(it != parameters_.end(), "no parameter {}", name);
   return it->second;
 }
+ValueId Lowering::linear(ValueId x, const std::string& module) {
+  Builder b = builder();
+  const ValueId y = ops::linear(b, x, layer_parameter(module + ".weight"));
+  const auto bias = parameters_.find(layer_name(scope_.layer, module + ".bias"));
+  return bias == parameters_.end() ? y : ops::add_bias(b, y, bias->second);
+}
+
 ValueId Lowering::stream(const std::vector<int>& list) {
   if (list.size() == 1) return contributions_[static_cast<std::size_t>(list[0])];
   if (const auto it = sums_.find(list); it != sums_.end()) return it->second;
@@ -117,8 +124,7 @@ ValueId Lowering::lower_block(const LayerBlock& block, int index) {
 
 ValueId Lowering::mlp(ValueId h, const std::string& module) {
   Builder b = builder();
-  const ValueId gate_up = ops::linear(b, h, layer_parameter(module + ".gate_up_proj.weight"));
-  return ops::linear(b, ops::swiglu(b, gate_up), layer_parameter(module + ".down_proj.weight"));
+  return linear(ops::swiglu(b, linear(h, module + ".gate_up_proj")), module + ".down_proj");
 }
 
 ValueId Lowering::routed_experts(ValueId h) {

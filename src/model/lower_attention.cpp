@@ -3,14 +3,6 @@
 
 namespace farskip {
 
-ValueId Lowering::project(ValueId x, std::string_view part) {
-  Builder b = builder();
-  const std::string module = fmt::format("self_attn.{}", part);
-  const ValueId y = ops::linear(b, x, layer_parameter(module + ".weight"));
-  const auto bias = parameters_.find(layer_name(scope_.layer, module + ".bias"));
-  return bias == parameters_.end() ? y : ops::add_bias(b, y, bias->second);
-}
-
 ValueId Lowering::rope_table() {
   if (rope_table_) return rope_table_;
   const RopeConfig& r = c_.rope;

@@ -29,8 +29,10 @@ class Lowering {
   ValueId layer_parameter(std::string_view suffix) const {
     return parameter(layer_name(scope_.layer, suffix));
   }
-  /// A projection of attention, with its bias where the model has one.
-  ValueId project(ValueId x, std::string_view part);
+  /// The product with a module's weight, and its bias where the model has one.
+  ValueId linear(ValueId x, const std::string& module);
+  /// A projection of attention.
+  ValueId project(ValueId x, std::string_view part) { return linear(x, fmt::format("self_attn.{}", part)); }
   /// Sum of contributions in order. Lists that share a beginning share its sums.
   ValueId stream(const std::vector<int>& list);
   /// Shared and routed experts read the same norm of the same stream: one op.

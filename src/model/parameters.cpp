@@ -115,6 +115,16 @@ class Lister {
                       {name(on_hub + ".up_proj.weight"), half, size}};
     ParameterSpec& down = add(name(module + ".down_proj.weight"), {c_.hidden_size, size}, block);
     down.pieces[0].name = name(on_hub + ".down_proj.weight");
+    if (c_.mlp_bias) add_mlp_biases(module, on_hub, size, block);
+  }
+
+  void add_mlp_biases(const std::string& module, const std::string& on_hub, std::int64_t size,
+                      SubBlock block) {
+    ParameterSpec& gate_up = add(name(module + ".gate_up_proj.bias"), {2 * size}, block, Initializer::zeros);
+    gate_up.pieces = {{name(on_hub + ".gate_proj.bias"), {size}, 0},
+                      {name(on_hub + ".up_proj.bias"), {size}, size}};
+    ParameterSpec& down = add(name(module + ".down_proj.bias"), {c_.hidden_size}, block, Initializer::zeros);
+    down.pieces[0].name = name(on_hub + ".down_proj.bias");
   }
 
   std::string expert_name(std::int64_t expert, std::string_view part) const {

@@ -48,6 +48,7 @@ void add_scale_rows(OpTable& table) {
              .min_inputs = 2,
              .max_inputs = 2,
              .inputs = {In::compute, In::wide},
+             .bounded = {0, 1},
              .infer = [](const OpTypes& t) -> std::vector<TensorType> {
                FARSKIP_SHAPE(t.shape(0).rank() == 2 && t.shape(1) == Shape{t.shape(0)[0]}, "scale_rows", t);
                return {like(t.in(0))};
@@ -60,12 +61,14 @@ void add_scale_rows(OpTable& table) {
                  },
              .cost = [](const OpTypes& t) { return flops_cost(elements(t.shape(0))); },
              .cheap = true,
-             .in_place = {{0, 0}}});
+             .in_place = {{0, 0}},
+             .routed = RoutedRows::by_row});
 
   table.add({.name = "scale_rows_grad",
              .min_inputs = 3,
              .max_inputs = 3,
              .inputs = {In::compute, In::compute, In::wide},
+             .bounded = {0, 1, 2},
              .infer = [](const OpTypes& t) -> std::vector<TensorType> {
                FARSKIP_SHAPE(t.in(0) == t.in(1), "scale_rows_grad", t);
                return {like(t.in(0)), like(t.in(2))};

@@ -21,7 +21,7 @@ class Sharder {
       if (node.op->routed == RoutedRows::by_expert)
         run_by_expert(node);
       else if (node.op->routed == RoutedRows::by_row && travelling(node) != nullptr)
-        run_by_row(node);
+        run_by_row(node, *travelling(node));
       else
         run_anywhere(NodeId(n));
     }
@@ -91,9 +91,21 @@ class Sharder {
     return route;
   }
 
+  /// The op that makes these rows row by row, if one does: it can as well run where they go.
+  const Node* row_op(ValueId rows) const {
+    const NodeId maker = graph_.value(rows).producer;
+    return maker && graph_.node(maker).op->routed == RoutedRows::by_row ? &graph_.node(maker) : nullptr;
+  }
+
+  /// What travels is what row by row ops read, so that rows leave as dispatch_rows gives them, however they
+  /// are scaled.
   ValueId send(ValueId rows, const Route& route) {
     AtExperts& there = at_experts_[rows];
     if (there.value) return there.value;
+    if (const Node* const op = row_op(rows)) {
+      run_by_row(*op, route);
+      return there.value;
+    }
     const ValueId slabs = ops::exchange_rows(builder_, copy_(rows), route.offsets, route.attributes).slabs;
     there = {ops::gather_rows(builder_, slabs, route.order.source), &route};
     return there.value;
@@ -109,13 +121,14 @@ class Sharder {
   }
 
   void run_by_expert(const Node& node) {
-    const Route& route = route_of(node.inputs[2], node.inputs[0]);
+    ValueId source = node.inputs[0];
+    while (const Node* const op = row_op(source)) source = op->inputs[0];
+    const Route& route = route_of(node.inputs[2], source);
     const ValueId rows = send(node.inputs[0], route);
     emit(node, {rows, copy_(node.inputs[1]), route.order.offsets}, route);
   }
 
-  void run_by_row(const Node& node) {
-    const Route& route = *travelling(node);
+  void run_by_row(const Node& node, const Route& route) {
     std::vector<ValueId> inputs;
     for (const ValueId v : node.inputs) inputs.push_back(v ? send(v, route) : v);
     emit(node, std::move(inputs), route);

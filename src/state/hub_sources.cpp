@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <map>
 
+#include "farskip/base/work_queue.h"
 #include "farskip/state/weights.h"
 
 namespace farskip {
@@ -30,11 +31,12 @@ RowReader rows_of(const ModelFolder& folder) {
 
 namespace {
 
+constexpr std::int64_t kPieceElements = 1 << 20;  // which stay in the caches until they are written
+
 /// Hands over rows `first` to `first` + `count` - 1.
 void give_rows(const RowReader& rows, const LocalParameter& p, std::int64_t first, std::int64_t count,
                const HubSource::Take& take) {
-  constexpr std::int64_t most_elements = 16 << 20;
-  const std::int64_t at_once = std::clamp<std::int64_t>(most_elements / p.spec.row_size(), 1, count);
+  const std::int64_t at_once = std::clamp<std::int64_t>(kPieceElements / p.spec.row_size(), 1, count);
   const HostTensor buffer(DType::f32, shape_of_rows(p.spec.shape, at_once));
   for (std::int64_t row = 0; row < count; row += at_once) {
     const TensorView piece = rows_view(buffer.view(), 0, std::min(at_once, count - row));
@@ -128,21 +130,22 @@ DType stored_dtype(const HubSource& source, DType dtype) {
 
 namespace {
 
-/// Rounds; DataError for a value that becomes infinite.
-void round_to_bf16(const TensorView& values, std::string_view tensor, std::vector<std::uint16_t>& to) {
-  constexpr std::uint16_t infinity = 0x7f80;  // all bits of the exponent
-  to.resize(static_cast<std::size_t>(values.num_elements()));
-  const float* from = values.as<float>();
-  bool too_large = false;
-  for (std::size_t i = 0; i < to.size(); ++i) {
-    to[i] = f32_to_bf16(from[i]);
-    too_large |= (to[i] & infinity) == infinity;
-  }
-  if (!too_large) return;
-  const auto at =
-      std::find_if(to.begin(), to.end(), [](std::uint16_t value) { return (value & infinity) == infinity; });
-  throw DataError(
-      fmt::format("tensor {}: {} is beyond the range of bf16; write f32", tensor, from[at - to.begin()]));
+/// A copy as a file has it; DataError for a value that becomes infinite.
+HostTensor stored_values(const TensorView& values, std::string_view tensor, DType dtype) {
+  constexpr std::uint16_t infinity = 0x7f80;  // all bits of the exponent of bf16
+  HostTensor stored(dtype, values.shape);
+  convert_values(values, stored.view());
+  if (dtype != DType::bf16) return stored;
+  const std::uint16_t* const low = stored.view().as<std::uint16_t>();
+  std::int64_t num_infinite = 0;
+#pragma omp simd reduction(+ : num_infinite)
+  for (std::int64_t i = 0; i < values.num_elements(); ++i)
+    num_infinite += (low[i] & infinity) == infinity ? 1 : 0;
+  if (num_infinite == 0) return stored;
+  const auto* const at = std::find_if(low, low + values.num_elements(),
+                                      [](std::uint16_t value) { return (value & infinity) == infinity; });
+  throw DataError(fmt::format("tensor {}: {} is beyond the range of bf16; write f32", tensor,
+                              values.as<float>()[at - low]));
 }
 
 }  // namespace
@@ -156,15 +159,22 @@ WrittenFile write_tensors(const fs::path& path, std::span<const HubSource> sourc
     by_name[source.name] = &source;
   }
   SafetensorsWriter writer(path, std::move(specs));
-  std::vector<std::uint16_t> rounded;
-  for (const TensorInfo& info : writer.tensors()) {
-    const HubSource& source = *by_name.at(info.name);
-    give_finite(source, [&](const TensorView& piece) {
-      if (info.dtype == DType::f32) return writer.write(info.name, piece.bytes());
-      round_to_bf16(piece, info.name, rounded);
-      writer.write(info.name, std::as_bytes(std::span(rounded)));
+  // Values are read and converted on this thread, hashed and written on the other.
+  constexpr std::size_t most_waiting = 4;
+  WorkQueue queue(most_waiting);
+  for (const TensorInfo& info : writer.tensors())
+    give_finite(*by_name.at(info.name), [&](const TensorView& piece) {
+      // A matrix with swapped dims comes as a whole, and may be large.
+      const std::int64_t count = piece.num_elements();
+      for (std::int64_t at = 0; at < count; at += kPieceElements) {
+        const TensorView part(piece.as<float>() + at, DType::f32,
+                              Shape{std::min(kPieceElements, count - at)});
+        queue.post([&writer, &info, values = stored_values(part, info.name, info.dtype)] {
+          writer.write(info.name, values.bytes());
+        });
+      }
     });
-  }
+  queue.finish();
   return writer.finish();
 }
 

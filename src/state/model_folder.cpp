@@ -83,15 +83,14 @@ void ModelFolder::read(std::string_view name, std::int64_t first, const TensorVi
   // In parts that stay in the caches.
   constexpr std::int64_t most_elements = 1 << 18;
   const std::int64_t width = row_size(to.shape), count = to.num_elements();
-  const std::int64_t step = std::max<std::int64_t>(most_elements / width, 1) * width;
+  const std::int64_t step = std::min(std::max<std::int64_t>(most_elements / width, 1) * width, count);
+  const HostTensor buffer(info.dtype, Shape{step});
   for (std::int64_t at = 0; at < count; at += step) {
     const std::int64_t size = std::min(step, count - at);
-    const TensorView part(to.as<float>() + at, DType::f32, Shape{size});
-    const HostTensor stored(info.dtype, part.shape);
+    const TensorView stored = rows_view(buffer.view(), 0, size);
     files_.read_into(info.name, offset + static_cast<std::uint64_t>(at) * dtype_size(info.dtype),
-                     stored.view().bytes());
-    const HostTensor converted = convert_dtype(stored, DType::f32);
-    std::copy(converted.bytes().begin(), converted.bytes().end(), part.bytes().begin());
+                     stored.bytes());
+    convert_values(stored, {to.as<float>() + at, DType::f32, Shape{size}});
   }
   if (info.dtype == DType::f8_e4m3) apply_scales(info, first, to);
 }

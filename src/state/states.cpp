@@ -135,14 +135,6 @@ void States::fill_zero(Role role) const {
     if (spec.role == role) device_->fill_zero(at(spec.name).data, spec.num_bytes());
 }
 
-void fill_from_host(Device& device, const TensorView& to,
-                    const std::function<void(const TensorView&)>& fill) {
-  if (device.shares_host_memory()) return fill(to);
-  const HostTensor host(to.dtype, to.shape);
-  fill(host.view());
-  device.copy_in(to.data, host.view().data, to.num_bytes());
-}
-
 HostTensor copy_to_host(Device& device, const TensorView& from) {
   HostTensor host(from.dtype, from.shape);
   device.copy_out(host.view().data, from.data, from.num_bytes());

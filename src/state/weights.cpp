@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
 #include <set>
-#include <thread>
 
 #include "farskip/base/random.h"
 #include "farskip/state/model_folder.h"
@@ -106,24 +105,6 @@ void check_tied_head(const std::vector<ParameterSpec>& model, const SafetensorsF
                     folder.file_of(head).path().string(), head, embedding));
 }
 
-/// Each element is a function of its position, so that several threads may share the work.
-void fill_normal_in_parts(std::uint64_t seed, std::uint64_t stream, std::uint64_t first, double range,
-                          std::span<float> values) {
-  constexpr std::size_t least = std::size_t{1} << 21;  // elements for which a thread is worth its start
-  const std::size_t parts =
-      std::clamp<std::size_t>(values.size() / least, 1, std::max(1U, std::thread::hardware_concurrency()));
-  const std::size_t size = (values.size() + parts - 1) / parts;
-  std::vector<std::jthread> threads;
-  for (std::size_t begin = 0; begin < values.size(); begin += size) {
-    const std::span<float> part = values.subspan(begin, std::min(size, values.size() - begin));
-    const auto fill = [=] { fill_normal(seed, stream, first + begin, 0.0, range, part); };
-    if (parts == 1)
-      fill();
-    else
-      threads.emplace_back(fill);
-  }
-}
-
 }  // namespace
 
 std::vector<LocalParameter> whole_parameters(const std::vector<ParameterSpec>& specs) {
@@ -136,36 +117,52 @@ bool is_filled(const StateSpec& spec) {
   return spec.role == Role::weight || spec.role == Role::constant;
 }
 
-/// Fills a state with f32 values, which it may keep rounded.
-void fill_in_f32(States& states, const StateSpec& spec, const std::function<void(const TensorView&)>& fill) {
-  fill_from_host(states.device(), states.at(spec.name), [&](const TensorView& to) {
-    if (to.dtype == DType::f32) return fill(to);
-    const HostTensor exact(DType::f32, to.shape);
-    fill(exact.view());
-    const HostTensor rounded = convert_dtype(exact, to.dtype);
-    std::copy(rounded.bytes().begin(), rounded.bytes().end(), to.bytes().begin());
+/// Fills a state from a folder, part by part where the host cannot write f32 in place.
+void load_state(States& states, const StateSpec& spec, const ModelFolder& folder) {
+  Device& device = states.device();
+  const LocalParameter& p = *spec.parameter;
+  const TensorView to = states.at(spec.name);
+  if (device.shares_host_memory() && to.dtype == DType::f32) return load_parameter(to, p, folder);
+  for_each_part(p.spec, [&](std::int64_t first, std::int64_t count) {
+    const TensorView part = rows_view(to, first, count);
+    const HostTensor exact(DType::f32, part.shape);
+    load_parameter(exact.view(), p, folder, first);
+    const HostTensor stored = convert_dtype(exact, to.dtype);  // which is `exact` where f32 is kept
+    device.copy_in(part.data, stored.view().data, part.num_bytes());
   });
 }
 
 }  // namespace
 
-void initialise_parameter(const TensorView& to, const LocalParameter& p, std::uint64_t seed,
+std::int64_t rows_at_once(const ParameterSpec& spec) {
+  constexpr std::int64_t most_elements = 16 << 20;
+  const std::int64_t unit = spec.packed_transposed.empty() ? 1 : spec.shape[1];
+  return std::max<std::int64_t>(most_elements / (unit * spec.row_size()), 1) * unit;
+}
+
+void for_each_part(const ParameterSpec& spec, const std::function<void(std::int64_t, std::int64_t)>& f) {
+  const std::int64_t rows = spec.num_rows(), most = rows_at_once(spec);
+  for (std::int64_t first = 0; first < rows; first += most) f(first, std::min(most, rows - first));
+}
+
+void initialise_parameter(Device& device, const TensorView& to, const LocalParameter& p, std::uint64_t seed,
                           double initializer_range) {
   const ParameterSpec& spec = p.spec;
-  const std::span<float> values(to.as<float>(), static_cast<std::size_t>(to.num_elements()));
-  const auto first = static_cast<std::uint64_t>(p.first_row * spec.row_size());
+  if (spec.initializer == Initializer::zeros) return device.fill_zero(to.data, to.num_bytes());
   if (spec.initializer == Initializer::normal)
-    fill_normal_in_parts(seed, stream_id(spec.name), first, initializer_range, values);
-  else
-    std::fill(values.begin(), values.end(), spec.initializer == Initializer::ones ? 1.0F : 0.0F);
+    return device.fill_normal(to, {.seed = seed,
+                                   .stream = stream_id(spec.name),
+                                   .first = static_cast<std::uint64_t>(p.first_row * spec.row_size()),
+                                   .stddev = initializer_range});
+  FARSKIP_CHECK(to.dtype == DType::f32, "the norm {} is {}", spec.name, dtype_name(to.dtype));
+  const std::vector<float> ones(static_cast<std::size_t>(to.num_elements()), 1.0F);
+  device.copy_in(to.data, ones.data(), to.num_bytes());
 }
 
 void initialise_weights(States& states, std::uint64_t seed, double initializer_range) {
   for (const StateSpec& spec : states.specs())
     if (is_filled(spec))
-      fill_in_f32(states, spec, [&](const TensorView& to) {
-        initialise_parameter(to, *spec.parameter, seed, initializer_range);
-      });
+      initialise_parameter(states.device(), states.at(spec.name), *spec.parameter, seed, initializer_range);
   make_compute_copies(states);
 }
 
@@ -173,7 +170,9 @@ void load_parameter(const TensorView& to, const LocalParameter& p, const ModelFo
                     std::int64_t first) {
   const ParameterSpec& spec = p.spec;
   if (!spec.packed_transposed.empty() && folder.contains(spec.packed_transposed))
-    return folder.read_swapped(spec.packed_transposed, (p.first_row + first) / spec.shape[1], to);
+    return folder.read_swapped(
+        spec.packed_transposed, (p.first_row + first) / spec.shape[1],
+        {to.data, to.dtype, {row_count(to.shape) / spec.shape[1], spec.shape[1], spec.shape[2]}});
   if (folder.contains(spec.name)) return folder.read(spec.name, (p.first_row + first) * spec.row_size(), to);
   const std::int64_t end = first + row_count(to.shape);
   for (const HubPiece& piece : spec.pieces) {
@@ -194,8 +193,7 @@ void load_weights(States& states, const std::vector<ParameterSpec>& model, const
   check_weights_fit(model, folder);
   const ModelFolder names(folder, model);
   for (const StateSpec& spec : states.specs())
-    if (is_filled(spec))
-      fill_in_f32(states, spec, [&](const TensorView& to) { load_parameter(to, *spec.parameter, names); });
+    if (is_filled(spec)) load_state(states, spec, names);
   make_compute_copies(states);
 }
 

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "farskip/tensor/tensor.h"
 
+#include <algorithm>
+
 #include "farskip/base/memory.h"
 
 namespace farskip {
@@ -99,30 +101,35 @@ HostTensor::HostTensor(DType dtype, Shape shape) : view_{nullptr, dtype, std::mo
   view_.data = memory_.get();
 }
 
+void convert_values(const TensorView& from, const TensorView& to) {
+  const std::int64_t n = to.num_elements();
+  FARSKIP_CHECK(from.num_elements() == n, "{} elements for {}", from.num_elements(), n);
+  if (from.dtype == to.dtype) {
+    std::copy_n(from.as<std::byte>(), to.num_bytes(), to.as<std::byte>());
+  } else if (from.dtype == DType::bf16 && to.dtype == DType::f32) {  // most weights: as fast as memory
+    const std::uint16_t* low = from.as<std::uint16_t>();
+    float* wide = to.as<float>();
+    for (std::int64_t i = 0; i < n; ++i) wide[i] = bf16_to_f32(low[i]);
+  } else if (from.dtype == DType::f32 && to.dtype == DType::bf16) {
+    const float* wide = from.as<float>();
+    std::uint16_t* low = to.as<std::uint16_t>();
+    for (std::int64_t i = 0; i < n; ++i) low[i] = f32_to_bf16(wide[i]);
+  } else if (is_float(from.dtype)) {
+    for (std::int64_t i = 0; i < n; ++i) store_float(to, i, load_float(from, i));
+  } else if (to.dtype == DType::i64) {
+    for (std::int64_t i = 0; i < n; ++i) to.as<std::int64_t>()[i] = load_int(from, i);
+  } else {
+    FARSKIP_CHECK(to.dtype == DType::i32, "cannot convert {} to {}", dtype_name(from.dtype),
+                  dtype_name(to.dtype));
+    for (std::int64_t i = 0; i < n; ++i)
+      to.as<std::int32_t>()[i] = static_cast<std::int32_t>(load_int(from, i));
+  }
+}
+
 HostTensor convert_dtype(const HostTensor& tensor, DType dtype) {
   if (tensor.dtype() == dtype) return tensor;
   HostTensor out(dtype, tensor.shape());
-  const std::int64_t n = tensor.num_elements();
-  if (tensor.dtype() == DType::bf16 && dtype == DType::f32) {  // most weights: as fast as memory
-    const std::uint16_t* from = tensor.view().as<std::uint16_t>();
-    float* to = out.view().as<float>();
-    for (std::int64_t i = 0; i < n; ++i) to[i] = bf16_to_f32(from[i]);
-    return out;
-  }
-  if (is_float(tensor.dtype())) {
-    for (std::int64_t i = 0; i < n; ++i) store_float(out.view(), i, load_float(tensor.view(), i));
-    return out;
-  }
-  for (std::int64_t i = 0; i < n; ++i) {
-    const std::int64_t value = load_int(tensor.view(), i);
-    if (dtype == DType::i64) {
-      out.view().as<std::int64_t>()[i] = value;
-    } else {
-      FARSKIP_CHECK(dtype == DType::i32, "cannot convert {} to {}", dtype_name(tensor.dtype()),
-                    dtype_name(dtype));
-      out.view().as<std::int32_t>()[i] = static_cast<std::int32_t>(value);
-    }
-  }
+  convert_values(tensor.view(), out.view());
   return out;
 }
 

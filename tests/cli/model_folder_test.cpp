@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // Model folders as commands read and write them.
 
+#include <signal.h>
 #include <sys/resource.h>
 
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "farskip/base/file.h"
 #include "farskip/model/parameters.h"
@@ -320,6 +322,59 @@ TEST_CASE("a conversion that fails leaves nothing in the way of the next one") {
   CHECK_THAT(full.err, ContainsSubstring("merges.txt: write failed"));
   CHECK_FALSE(fs::exists(folder / "new"));
   CHECK(farskip_command(command).status == 0);
+}
+
+/// The names in a folder.
+std::set<std::string> names_in(const fs::path& folder) {
+  std::set<std::string> names;
+  for (const auto& entry : fs::directory_iterator(folder)) names.insert(entry.path().filename().string());
+  return names;
+}
+
+TEST_CASE(
+    "a conversion that is killed leaves nothing that looks like a model, and the next one clears it away") {
+  const TemporaryFolder folder;
+  const fs::path out = folder / "out";
+  const std::string convert = "convert --shard-size 50kB " + fixture("llama") + " ";
+  const auto killed =
+      test::run_command("FARSKIP_FAULT=convert.shard " FARSKIP_BINARY " " + convert + out.string());
+  CHECK(killed.status == 128 + SIGKILL);
+  const std::set<std::string> left = names_in(out);
+  REQUIRE(left.size() == 1);
+  CHECK_THAT(*left.begin(), ContainsSubstring("unfinished.tmp-"));
+  CHECK(farskip_command("inspect " + out.string()).status != 0);
+  REQUIRE(farskip_command(convert + out.string()).status == 0);
+  REQUIRE(farskip_command(convert + (folder / "clean").string()).status == 0);
+  CHECK(names_in(out) == names_in(folder / "clean"));
+
+  const auto failed = test::run_command("FARSKIP_FAULT=convert.shard:error " FARSKIP_BINARY " " + convert +
+                                        (folder / "new").string());
+  CHECK(failed.status == 74);
+  CHECK_FALSE(fs::exists(folder / "new"));
+}
+
+TEST_CASE("a teacher may be a config.json alone where no weights are needed: plan and bench") {
+  const TemporaryFolder folder;
+  fs::create_directory(folder / "teacher");
+  fs::copy(test::fixtures() / "deepseek_v2" / "config.json", folder / "teacher" / "config.json");
+  const std::string config = (folder / "distill.yaml").string();
+  write_text_file(config,
+                  fmt::format("name: d\nrun_dir: {0}/run\nfarskip: {{mode: full}}\n"
+                              "distill: {{teacher: {0}/teacher}}\n"
+                              "data: {{tokens: [{1}/deepseek_v2/tokens]}}\n"
+                              "train: {{steps: 2, sequence_length: 16, global_batch: 2, micro_batch: 2}}\n",
+                              folder.path().string(), test::fixtures().string()));
+  for (const std::string& command :
+       {"plan --device-rate 20GFLOP/s,10GB/s " + config, "bench distill --steps 1 --warmup 0 " + config,
+        "bench step --steps 1 " + config}) {
+    CAPTURE(command);
+    const auto result = farskip_command(command);
+    INFO(result.err);
+    CHECK(result.status == 0);
+  }
+  const auto distill = farskip_command("distill " + config);
+  CHECK(distill.status == 66);
+  CHECK_THAT(distill.err, ContainsSubstring("teacher"));
 }
 
 TEST_CASE("the size of files of weights is asked for with its unit") {

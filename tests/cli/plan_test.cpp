@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // farskip plan: what it predicts is consistent, and what it cannot predict it refuses.
 
+#include <algorithm>
 #include <chrono>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "farskip/base/file.h"
 #include "farskip/cli/units.h"
@@ -319,6 +321,27 @@ TEST_CASE("a plan that does not fit the card names what makes it smaller, and th
   CHECK_THAT(plan_large(""), ContainsSubstring("this does not fit the card, which has 75 GiB; try "
                                                "schedule.recompute=full, a smaller train.sequence_length, "));
   CHECK_THAT(plan_large("schedule.recompute=full"), !ContainsSubstring("does not fit"));
+}
+
+TEST_CASE("each released model among the configurations is planned on eight ranks") {
+  const std::set<std::string> expected{
+      "deepseek_v2",  "deepseek_v2_lite", "deepseek_v3",   "instella_moe_16b", "llama4_maverick",
+      "llama4_scout", "mixtral_8x7b",     "moonlight_16b", "olmoe_1b_7b",      "qwen3_30b_a3b"};
+  std::set<std::string> planned;
+  for (const auto& entry : fs::directory_iterator(FARSKIP_SOURCE_DIR "/configs/models")) {
+    CAPTURE(entry.path());
+    // Layers are of three kinds at most; a plan of all sixty takes ten seconds.
+    const auto result = test::run_command(FARSKIP_BINARY " plan --json --quiet --ranks 8 " +
+                                          entry.path().string() + " model.num_hidden_layers=6");
+    INFO(result.err);
+    REQUIRE(result.status == 0);
+    const json plan = json::parse(result.out);
+    for (const char* seconds : {"step_seconds_standard", "step_seconds_farskip"})
+      CHECK(plan[seconds].get<double>() > 0.0);
+    CHECK(!plan["collectives"].empty());
+    planned.insert(entry.path().stem().string());
+  }
+  CHECK(std::includes(planned.begin(), planned.end(), expected.begin(), expected.end()));
 }
 
 TEST_CASE("one rank needs no link and has no communication") {

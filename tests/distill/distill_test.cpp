@@ -278,6 +278,16 @@ TEST_CASE("biases of projections are frozen with attention, weights of norms wit
   CHECK(!attention.contains(layer_name(1, "input_layernorm.weight")));
 }
 
+TEST_CASE("biases of MLPs are frozen with what they belong to") {
+  const ModelConfig config = read_hub_config(test::fixtures() / "deepseek_v2_biases");
+  const std::set<std::string> shared = frozen_parameters({"shared_experts"}, config),
+                              dense = frozen_parameters({"dense_mlp"}, config);
+  CHECK(shared.contains(layer_name(1, "mlp.shared_experts.gate_up_proj.bias")));
+  CHECK(shared.contains(layer_name(1, "mlp.shared_experts.down_proj.bias")));
+  CHECK(!shared.contains(layer_name(0, "mlp.gate_up_proj.bias")));
+  CHECK(dense.contains(layer_name(0, "mlp.gate_up_proj.bias")));
+}
+
 TEST_CASE("patterns match whole names") {
   CHECK(matches_pattern("model.layers.10.mlp", "model.layers.1*.mlp"));
   CHECK(matches_pattern("abc", "a?c"));

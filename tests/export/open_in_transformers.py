@@ -129,7 +129,8 @@ def main():
             errors.append(check_rewired(programs, fixture, "delay:2", "--layers", "1-2"))
             print(f"{fixture.name} in {len(errors)} wirings: logits differ by {max(errors):.1e}")
             config = json.loads((fixture / "config.json").read_text())
-            if config["model_type"] in ("llama", "qwen3") and not config["attention_bias"]:  # Mixtral has no biases
+            biased = config["attention_bias"] or config.get("mlp_bias", False)
+            if config["model_type"] in ("llama", "qwen3") and not biased:  # Mixtral has no biases
                 check_upcycled(programs, fixture)
     print(f"transformers {transformers.__version__}: {len(fixtures)} models open")
 

@@ -135,6 +135,8 @@ TEST_CASE("models that have experts, and families without such another, are not 
   CHECK_THROWS_AS(upcycle_config(Dense("llama_biases").config, how), UsageError);
   CHECK_THROWS_WITH(upcycle_config(Dense("llama_biases").config, how),
                     ContainsSubstring("attention_bias: \"true\" is not supported"));
+  CHECK_THROWS_WITH(upcycle_config(Dense("llama_mlp_biases").config, how),
+                    ContainsSubstring("mlp_bias: \"true\" is not supported"));
 }
 
 }  // namespace

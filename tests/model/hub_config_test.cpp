@@ -316,6 +316,40 @@ TEST_CASE("attention_bias adds biases to projections in the families whose class
   }
 }
 
+/// Whether the MLP of the family's class in transformers has biases where its config says so.
+bool has_mlp_bias(const std::string& family) {
+  return family == "llama" || family == "deepseek_v2";
+}
+
+TEST_CASE("mlp_bias adds biases to dense MLPs and shared experts in the families whose classes have them") {
+  for (const std::string& model : test::family_fixtures()) {
+    CAPTURE(model);
+    // Checkpoints of before compare: their config says nothing of it but in llama.
+    const ModelConfig without = read(fixture_config(model));
+    CHECK(Json::parse(hub_config_text(without)).contains("mlp_bias") == (without.family == "llama"));
+    const Json config = with(fixture_config(model), {{"mlp_bias", "true"}});
+    if (!has_mlp_bias(without.family)) {
+      CHECK_THAT(refusal(config), ContainsSubstring("mlp_bias"));
+      continue;
+    }
+    const ModelConfig c = read(config);
+    CHECK(c.mlp_bias);
+    CHECK(read(Json::parse(hub_config_text(c))) == c);
+    std::vector<std::string> biases;
+    for (const ParameterSpec& p : list_parameters(c))
+      for (const HubPiece& piece : p.pieces)
+        if (piece.name.ends_with(".bias") && p.is_trained) biases.push_back(piece.name);
+    std::vector<std::string> expected;
+    for (std::int64_t layer = 0; layer < c.num_layers; ++layer)
+      for (const char* part : {"gate_proj", "up_proj", "down_proj"})
+        expected.push_back(layer_name(
+            layer,
+            fmt::format("mlp.{}{}.bias",
+                        c.moe_layers[static_cast<std::size_t>(layer)] ? "shared_experts." : "", part)));
+    CHECK(biases == expected);
+  }
+}
+
 TEST_CASE("a key that names what is built anyway is accepted with that value and refused with another") {
   struct Case {
     std::string key, accepted, refused;
@@ -347,6 +381,7 @@ TEST_CASE("a key that names what is built anyway is accepted with that value and
       const ModelConfig known = read(config);
       // Read for what they say by these families.
       if (c.key == "num_nextn_predict_layers" && find_family(known.family)->has_mtp) continue;
+      if (c.key == "mlp_bias" && has_mlp_bias(known.family)) continue;
       if (c.key == "layer_types" && !known.long_text.rotated.empty()) continue;
       std::vector<std::string> notices;
       CHECK(read(with(config, {{c.key, c.accepted}}), &notices) == read(config));

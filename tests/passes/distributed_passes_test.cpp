@@ -98,6 +98,29 @@ output "row_overflow.3" = %10
 )");
 }
 
+TEST_CASE(
+    "rows that are scaled on their way to the experts are scaled there: what travels is what was "
+    "dispatched") {
+  const Graph scaled = parse_graph(R"(%0 = input "x" : f32[6, 4]
+%1 = input "choice" : i32[6, 2]
+%2 = input "weight" : f32[6, 2]
+%3 = parameter "up" : f32[4, 6, 4]
+%5, %6, %7 = sort_by_expert(%1) {num_experts=4} @3.routed.forward
+%8 = permute_values(%2, %5, %6) {columns=0} @3.routed.forward
+%9 = dispatch_rows(%0, %5, %6) {top_k=2} @3.routed.forward
+%10 = scale_rows(%9, %8) @3.routed.forward
+%11 = grouped_matmul(%10, %3, %7) {transpose_w=true} @3.routed.forward
+%12 = combine_rows(%11, %5, %6) {top_k=2} @3.routed.forward
+output "y" = %12
+)");
+  const Graph graph = eliminate_dead_code(rows_in_slabs(shard_experts(scaled, {.peers = 2, .max_rows = 9})));
+  verify_graph(graph);
+  const std::string text = print_graph(graph);
+  CHECK_THAT(text, ContainsSubstring("%21 = scale_rows(%16, %20) @3.routed.forward : f32[<=18:%15, 4]"));
+  CHECK(count_nodes(graph, "scale_rows") == 1);
+  CHECK(count_nodes(graph, "exchange_slabs") == 2);
+}
+
 TEST_CASE("in chunks, what lies between sort and combine is repeated for each part of the tokens") {
   const Graph graph = chunk_experts(parse_graph(kMoe), 2);
   verify_graph(graph);

@@ -226,6 +226,10 @@ class TestDevice final : public Device {
     cpu_->copy_within(to, from, bytes);
   }
   void fill_zero(void* device, std::size_t bytes) override { cpu_->fill_zero(device, bytes); }
+  void fill_normal(const TensorView& to, const NormalNumbers& numbers) override {
+    check_not_recording();
+    cpu_->fill_normal(to, numbers);
+  }
   void synchronize() override { check_not_recording(); }
   const cuda::LaunchContext* compute_context() const override {
     return kind_ == DeviceKind::cpu ? nullptr : &context_;

@@ -5,6 +5,7 @@
 
 #include <cstring>
 
+#include "farskip/base/random.h"
 #include "support/catch.h"
 #include "support/models.h"
 #include "support/states.h"
@@ -86,6 +87,97 @@ TEST_CASE("each rank loads its own experts from a model folder, one tensor each 
       const auto expected = load_part(SafetensorsFolder(folder.path()), specs);
       if (dtype == DType::f32) check_equals_slices(*expected, *whole);
       check_load_by_rank(folder.path(), specs, *expected);
+    }
+  }
+}
+
+/// A device whose memory the host cannot write in place; it notes what is copied into it.
+class FarDevice final : public Device {
+ public:
+  DeviceKind kind() const override { return cpu_->kind(); }
+  std::string name() const override { return "far"; }
+  const KernelTable& kernels() const override { return cpu_->kernels(); }
+  bool shares_host_memory() const override { return false; }
+  DeviceMemory memory() const override { return cpu_->memory(); }
+  std::shared_ptr<std::byte[]> allocate(std::size_t bytes) override {
+    auto memory = cpu_->allocate(bytes);
+    std::fill_n(memory.get(), bytes, std::byte{0xff});  // NaN
+    return memory;
+  }
+  void copy_in(void* device, const void* host, std::size_t bytes) override {
+    largest_copy_in = std::max(largest_copy_in, bytes);
+    cpu_->copy_in(device, host, bytes);
+  }
+  void copy_out(std::span<const CopyOut> parts) override { cpu_->copy_out(parts); }
+  void copy_within(void* to, const void* from, std::size_t bytes) override {
+    cpu_->copy_within(to, from, bytes);
+  }
+  void fill_zero(void* device, std::size_t bytes) override { cpu_->fill_zero(device, bytes); }
+  void fill_normal(const TensorView& to, const NormalNumbers& numbers) override {
+    cpu_->fill_normal(to, numbers);
+  }
+  void synchronize() override {}
+  std::unique_ptr<TimeMarks> make_time_marks(std::size_t count) override {
+    return cpu_->make_time_marks(count);
+  }
+
+  std::size_t largest_copy_in = 0;
+
+ private:
+  std::shared_ptr<Device> cpu_ = make_cpu_device();
+};
+
+TEST_CASE("random weights are made on the device in the type that they have there") {
+  const ModelConfig config = read_hub_config(test::fixtures() / "deepseek_v3_biases");
+  const auto parameters = local_parameters(list_parameters(config), {2, 1, 2}, false);
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    const auto device = std::make_shared<FarDevice>();
+    States states(device, constant_states(parameters, dtype));
+    initialise_weights(states, 7, 0.02);
+    for (const StateSpec& spec : states.specs()) {
+      CAPTURE(spec.name);
+      const ParameterSpec& p = spec.parameter->spec;
+      HostTensor expected(DType::f32, p.shape);
+      const float constant = p.initializer == Initializer::ones ? 1.0F : 0.0F;
+      std::fill(expected.values<float>().begin(), expected.values<float>().end(), constant);
+      const auto first = static_cast<std::uint64_t>(spec.parameter->first_row * p.row_size());
+      if (p.initializer == Initializer::normal)
+        fill_normal(7, stream_id(p.name), first, 0.0, 0.02, expected.values<float>());
+      const HostTensor rounded = convert_dtype(expected, spec.dtype),
+                       got = copy_to_host(*device, states.at(spec.name));
+      REQUIRE(got.bytes().size() == rounded.bytes().size());
+      CHECK(std::memcmp(got.bytes().data(), rounded.bytes().data(), rounded.bytes().size()) == 0);
+    }
+    CHECK(device->largest_copy_in <= static_cast<std::size_t>(config.hidden_size) * sizeof(float));  // norms
+  }
+}
+
+// More than 64 MiB each; the hub has the second with swapped dims.
+std::vector<ParameterSpec> large_parameters() {
+  std::vector<ParameterSpec> specs(2);
+  specs[0] = {
+      "table", {70001, 256}, SubBlock::none, -1, false, Initializer::normal, {{"table", {70001, 256}, 0}}};
+  specs[1] = {"experts", {5, 1001, 4096}, SubBlock::none, -1, true, Initializer::normal, {}};
+  specs[1].packed_transposed = "packed";
+  return specs;
+}
+
+TEST_CASE("weights pass through host memory in parts, of whole matrices where dims are swapped") {
+  const test::TemporaryFolder folder;
+  const std::vector<ParameterSpec> specs = large_parameters();
+  const auto whole = test::make_weights(whole_parameters(specs));
+  initialise_weights(*whole, 3, 0.02);
+  write_tensors(folder / "model.safetensors", hub_sources(*whole), DType::f32);
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    const auto device = std::make_shared<FarDevice>();
+    States states(device, constant_states(whole_parameters(specs), dtype));
+    load_weights(states, specs, SafetensorsFolder(folder.path()));
+    CHECK(device->largest_copy_in <= std::size_t{64} << 20);
+    for (const StateSpec& spec : states.specs()) {
+      const HostTensor got = copy_to_host(*device, states.at(spec.name));
+      const HostTensor expected =
+          convert_dtype(copy_to_host(whole->device(), whole->at(spec.parameter->spec.name)), spec.dtype);
+      CHECK(std::memcmp(got.bytes().data(), expected.bytes().data(), expected.bytes().size()) == 0);
     }
   }
 }

@@ -8,6 +8,7 @@
 #include <string>
 
 #include "farskip/backend/kernel.h"
+#include "farskip/base/random.h"
 
 namespace farskip {
 
@@ -85,6 +86,9 @@ class Device {
   /// From one place of device memory to another; the two do not overlap. Never waits (cudaMemcpyAsync).
   virtual void copy_within(void* to, const void* from, std::size_t bytes) = 0;
   virtual void fill_zero(void* device, std::size_t bytes) = 0;
+  /// Normal numbers in device memory, rounded to its type (f32 or bf16, to nearest even). On the CPU those of
+  /// base/random.h to the bit; elsewhere the device's logarithm and sine may differ in the last bit of f64.
+  virtual void fill_normal(const TensorView& to, const NormalNumbers& numbers) = 0;
   /// Waits for all that was launched, and throws what went wrong in it.
   virtual void synchronize() = 0;
 

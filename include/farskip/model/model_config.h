@@ -96,6 +96,7 @@ struct ModelConfig {
   /// Projections of attention add a bias: all of grouped queries, and of latent attention those that read the
   /// hidden state down to a latent, and the last.
   bool attention_bias = false;
+  bool mlp_bias = false;  // projections of dense MLPs and shared experts add one; of routed experts none
   bool gated_attention = false;  // what heads give is multiplied by a sigmoid gate of what they read
   LongTextConfig long_text;
   RopeConfig rope;

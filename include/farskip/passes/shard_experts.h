@@ -16,9 +16,10 @@ struct ExpertSharding {
 /// their own experts, and routed rows travel to them and back. By the rules of the ops (OpDef::routed): what
 /// works by expert runs where the experts are, what works row by row runs where its rows are, and everything
 /// else where the rows were made; where these meet, an all-to-all (exchange_rows, return_rows) is inserted,
-/// once a value. Outputs "row_overflow.<layer>" i32[1] (".<number>" behind those of a layer with several
-/// routes) say where the bound did not hold. Gradients follow from the ops, so differentiate afterwards. One
-/// peer: the graph as it is.
+/// once a value. Rows that an op makes row by row on their way to the experts (Llama 4 scales them) travel as
+/// that op reads them, and it runs there. Outputs "row_overflow.<layer>" i32[1] (".<number>" behind those of
+/// a layer with several routes) say where the bound did not hold. Gradients follow from the ops, so
+/// differentiate afterwards. One peer: the graph as it is.
 Graph shard_experts(const Graph& graph, const ExpertSharding& sharding);
 
 }  // namespace farskip

@@ -15,8 +15,7 @@
 namespace farskip {
 
 /// Fills f32 with rows of a parameter from `first_row` on, where a row is its last dim (of a vector: one
-/// element). Of a parameter that the hub has with swapped dims only whole matrices are asked for, and `to` is
-/// [n, rows, columns].
+/// element). Of a parameter that the hub has with swapped dims only whole matrices are asked for.
 using RowReader =
     std::function<void(const LocalParameter& parameter, std::int64_t first_row, const TensorView& to)>;
 /// Of weights in memory, which must outlive it.
@@ -36,7 +35,7 @@ struct HubSource {
   std::function<void(const Take&)> give;  // hands over all values in f32, in order, in pieces of any size
 };
 /// The hub tensors of a model, in its order: experts one by one, or packed where the hub's files have them
-/// so. Pieces are of some 64 MiB, or one matrix with swapped dims if that is more. `place`: of a hub tensor
+/// so. Pieces are of some 4 MiB, or one matrix with swapped dims if that is more. `place`: of a hub tensor
 /// of a parameter.
 std::vector<HubSource> hub_sources(
     const std::vector<ParameterSpec>& model, const RowReader& rows,
@@ -52,8 +51,8 @@ std::string stored_place(const ModelFolder& folder, const ParameterSpec& spec, c
 void give_finite(const HubSource& source, const HubSource::Take& take);
 /// The type of a source in a file, `dtype` being that of weights.
 DType stored_dtype(const HubSource& source, DType dtype);
-/// Writes f32 tensors one by one, converted to `dtype` (f32 or bf16, rounded to nearest even) but for some.
-/// DataError for a value that is not finite, or beyond the range of bf16.
+/// Writes f32 tensors one by one, while the next piece is read, converted to `dtype` (f32 or bf16, rounded to
+/// nearest even) but for some. DataError for a value that is not finite, or beyond the range of bf16.
 WrittenFile write_tensors(const fs::path& path, std::span<const HubSource> sources, DType dtype);
 
 }  // namespace farskip

@@ -93,8 +93,6 @@ class States {
   std::map<std::string, std::pair<std::size_t, TensorView>, std::less<>> views_;  // with the spec's index
 };
 
-/// Fills device memory with what `fill` writes to the host: in place where the two are one.
-void fill_from_host(Device& device, const TensorView& to, const std::function<void(const TensorView&)>& fill);
 /// A copy in host memory.
 HostTensor copy_to_host(Device& device, const TensorView& from);
 

@@ -22,17 +22,25 @@ std::vector<LocalParameter> whole_parameters(const std::vector<ParameterSpec>& s
 
 /// Fills weights and constants. Matrices: normal with mean 0 and standard deviation `initializer_range`, each
 /// element a function of (seed, parameter name, position in the whole parameter) only, whatever part is here;
-/// norms: one. Rounded where a state is kept in bf16. Compute copies are made.
+/// norms: one. Rounded where a state is kept in bf16. The device makes them: nothing passes through the host.
+/// Compute copies are made.
 void initialise_weights(States& states, std::uint64_t seed, double initializer_range);
 
-/// One parameter in f32, this rank's part.
-void initialise_parameter(const TensorView& to, const LocalParameter& parameter, std::uint64_t seed,
-                          double initializer_range);
+/// One parameter in memory of the device, this rank's part or rows at its beginning.
+void initialise_parameter(Device& device, const TensorView& to, const LocalParameter& parameter,
+                          std::uint64_t seed, double initializer_range);
+
+/// Rows of a parameter that pass through host memory at once: some 64 MiB in f32, or one matrix if that is
+/// more, since the hub may have matrices with swapped dims.
+std::int64_t rows_at_once(const ParameterSpec& spec);
+/// Calls f(first, count) for all rows of a parameter, that many at a time.
+void for_each_part(const ParameterSpec& spec,
+                   const std::function<void(std::int64_t first, std::int64_t count)>& f);
 
 /// Fills weights and constants from hub layout (f32, bf16, f16 or f64; experts one tensor each or packed). Of
 /// experts, only those here are read. `model`: all parameters, whole; the folder must hold exactly these.
 /// DataError naming each tensor that is missing, of another shape, or not part of the model, wherever its
-/// experts are. Compute copies are made.
+/// experts are. What the host cannot write in place passes through rows_at_once(). Compute copies are made.
 void load_weights(States& states, const std::vector<ParameterSpec>& model, const SafetensorsFolder& folder);
 /// The check of load_weights alone: names, shapes, types, and that a head stored beside its embedding is
 /// that.

@@ -103,7 +103,10 @@ class HostTensor {
   TensorView view_;
 };
 
-/// Converts between floating-point (or between integer) element types; other pairs are InternalError.
+/// Converts between floating-point (or between integer) element types, as many elements as `to` has, in host
+/// memory; other pairs are InternalError.
+void convert_values(const TensorView& from, const TensorView& to);
+/// The same into a new tensor; of the same type, it shares its memory.
 HostTensor convert_dtype(const HostTensor& tensor, DType dtype);
 
 }  // namespace farskip

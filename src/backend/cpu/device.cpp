@@ -3,10 +3,12 @@
 
 #include <unistd.h>
 
+#include <array>
 #include <chrono>
 #include <cstring>
 #include <vector>
 
+#include "farskip/backend/cpu/parallel.h"
 #include "farskip/base/memory.h"
 
 namespace farskip {
@@ -48,6 +50,21 @@ class CpuDevice final : public Device {
   }
   void fill_zero(void* device, std::size_t bytes) override {
     if (bytes > 0) std::memset(device, 0, bytes);
+  }
+  void fill_normal(const TensorView& to, const NormalNumbers& numbers) override {
+    FARSKIP_CHECK(to.dtype == DType::f32 || to.dtype == DType::bf16, "normal numbers as {}",
+                  dtype_name(to.dtype));
+    constexpr std::int64_t tile = 1 << 14;
+    cpu::parallel_ranges(to.num_elements(), tile, [&](std::int64_t begin, std::int64_t end) {
+      const std::uint64_t first = numbers.first + static_cast<std::uint64_t>(begin);
+      const auto count = static_cast<std::size_t>(end - begin);
+      std::array<float, tile> exact;
+      const std::span<float> out(to.dtype == DType::f32 ? to.as<float>() + begin : exact.data(), count);
+      farskip::fill_normal(numbers.seed, numbers.stream, first, 0.0, numbers.stddev, out);
+      if (to.dtype == DType::bf16)
+        for (std::size_t i = 0; i < count; ++i)
+          to.as<std::uint16_t>()[begin + static_cast<std::int64_t>(i)] = f32_to_bf16(exact[i]);
+    });
   }
   void synchronize() override {}
   std::unique_ptr<TimeMarks> make_time_marks(std::size_t count) override {

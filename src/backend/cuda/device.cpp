@@ -12,6 +12,7 @@
 #include "backend/cuda/handle.h"
 #include "backend/cuda/library_plans.h"
 #include "backend/cuda/pinned_ring.h"
+#include "backend/cuda/random.h"
 #include "farskip/backend/cuda/context.h"
 #include "farskip/backend/cuda/info.h"
 
@@ -234,6 +235,10 @@ class CudaDevice final : public Device {
   }
   void fill_zero(void* device, std::size_t bytes) override {
     if (bytes > 0) FARSKIP_CUDA_CHECK(cudaMemsetAsync(device, 0, bytes, stream_.get()));
+  }
+  void fill_normal(const TensorView& to, const NormalNumbers& numbers) override {
+    use();
+    cuda::fill_normal(context_, to, numbers);
   }
   void synchronize() override { FARSKIP_CUDA_CHECK(cudaStreamSynchronize(stream_.get())); }
 

@@ -159,9 +159,9 @@ void run_ones(const KernelCall& call) {
 template <class T, int N>
 __global__ void __launch_bounds__(kThreads)
     scale_rows_kernel(const T* scaled, const T* x, const float* scale, T* out, float* d_scale,
-                      std::int64_t rows, std::int64_t width) {
+                      std::int64_t rows, std::int64_t width, const std::int32_t* count) {
   const std::int64_t row = warp_row();
-  if (row >= rows) return;
+  if (row >= actual_rows(rows, count)) return;
   const float factor = scale[row];
   float sum = 0.0F;
   for (std::int64_t i = static_cast<std::int64_t>(threadIdx.x % 32) * N; i < width; i += 32 * N) {
@@ -186,7 +186,7 @@ void launch_scale_rows(const KernelCall& call, const T* x, const float* scale, f
   const std::int64_t rows = call.out_shape(0)[0], width = call.out_shape(0)[1];
   const bool wide = width % 8 == 0 && is_aligned(call.in<T>(0), x, call.out<T>(0));
   launch(call, wide ? scale_rows_kernel<T, 8> : scale_rows_kernel<T, 1>, warp_row_grid(rows), kThreads, 0,
-         call.in<T>(0), x, scale, call.out<T>(0), d_scale, rows, width);
+         call.in<T>(0), x, scale, call.out<T>(0), d_scale, rows, width, input_count(call, 0));
 }
 
 // x[T, D], scale[T] → [T, D] (may be x)

@@ -24,18 +24,25 @@ inline unsigned grid_size(std::int64_t blocks) {
   return static_cast<unsigned>(blocks);
 }
 
-/// Launches on the call's stream; an empty grid is nothing to do. The error of a launch names the kernel.
+/// An empty grid is nothing to do. The error of a launch names the kernel.
 template <class... Parameters, class... Values>
-void launch(const KernelCall& call, void (*kernel)(Parameters...), dim3 grid, dim3 block,
+void launch(cudaStream_t stream, void (*kernel)(Parameters...), dim3 grid, dim3 block,
             std::size_t shared_bytes, const Values&... values) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
-  kernel<<<grid, block, shared_bytes, call.gpu->stream>>>(static_cast<Parameters>(values)...);
+  kernel<<<grid, block, shared_bytes, stream>>>(static_cast<Parameters>(values)...);
   const cudaError_t status = cudaGetLastError();
   if (status == cudaSuccess) return;
   const char* name = nullptr;
   if (cudaFuncGetName(&name, reinterpret_cast<const void*>(kernel)) != cudaSuccess) name = "a kernel";
   throw InternalError(
       fmt::format("launch of {}: {} ({})", name, cudaGetErrorName(status), cudaGetErrorString(status)));
+}
+
+/// Launches on the call's stream.
+template <class... Parameters, class... Values>
+void launch(const KernelCall& call, void (*kernel)(Parameters...), dim3 grid, dim3 block,
+            std::size_t shared_bytes, const Values&... values) {
+  launch(call.gpu->stream, kernel, grid, block, shared_bytes, values...);
 }
 
 /// Device address of the number of rows of an input; nullptr: all of them.

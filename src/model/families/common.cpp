@@ -182,6 +182,7 @@ void write_common(const ModelConfig& c, ConfigNode& map) {
   map.set("tie_word_embeddings", make_node(c.tie_embeddings));
   map.set("hidden_act", make_node("silu"));
   map.set("attention_bias", make_node(c.attention_bias));
+  if (c.mlp_bias) map.set("mlp_bias", make_node(true));  // a family without such biases refuses the key
   map.set("attention_dropout", make_node(0.0));
   map.set("bos_token_id", c.bos_token ? make_node(*c.bos_token) : ConfigNode{});
   if (c.eos_tokens.empty()) {

@@ -20,6 +20,7 @@ ModelConfig read(Reader& r) {
   for (const char* key : {"rope_interleave", "rope_interleaved"})
     r.require_value(key, true, "this family rotates pairs of neighbours");
   c.attention_bias = r.boolean("attention_bias", false);
+  c.mlp_bias = r.boolean("mlp_bias", false);
   read_deepseek_experts(r, c);
   r.require_value("norm_topk_prob", false,
                   "public implementations of this family disagree on what true means");

@@ -12,6 +12,7 @@ ModelConfig read(Reader& r) {
   read_common(r, c);
   read_grouped_query_attention(r, c, {.kv_heads = c.num_heads});
   c.attention_bias = r.boolean("attention_bias", false);
+  c.mlp_bias = r.boolean("mlp_bias", false);
   read_dense_layers(c);
   read_fixed_choices(r, c);
   return c;
@@ -20,7 +21,7 @@ ModelConfig read(Reader& r) {
 void write(const ModelConfig& c, ConfigNode& map) {
   write_common(c, map);
   write_grouped_query_attention(c, map);
-  map.set("mlp_bias", make_node(false));
+  map.set("mlp_bias", make_node(c.mlp_bias));
   write_rope(c.rope, map);
 }
 
