@@ -269,7 +269,7 @@ TEST_CASE("the lowered model adds up what the lists say, as a model in double pr
     LowerOptions options;
     options.batch = static_cast<std::int64_t>(tokens.size());
     options.sequence_length = 1;
-    options.logits = true;
+    options.head = HeadOutput::logits;
     Graph graph = lower(config, rewire_farskip(build_layer_graph(config), c.wiring), options);
     verify_graph(graph);
     Plan plan = make_serial_plan(graph, cpu_workspace);

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// ops "grouped_matmul" and "grouped_matmul_wgrad": tensor cores where types and sizes allow, a plain kernel
-// elsewhere. The sizes of the groups stay on the device.
+// ops "grouped_matmul" and "grouped_matmul_wgrad": tensor cores where types and sizes allow, a kernel for few
+// rows, a plain one elsewhere. The sizes of the groups stay on the device.
 #include <algorithm>
 
+#include "backend/cuda/few_rows.h"
 #include "backend/cuda/grouped_tiles.h"
 #include "backend/cuda/tiled_product.cuh"
 #include "farskip/ops/ops.h"
@@ -110,6 +111,10 @@ void run_grouped_matmul(const KernelCall& call) {
   FARSKIP_CHECK(call.inputs[1].dtype == dtype && call.outputs[0].dtype == dtype, "mixed types");
   const std::int64_t rows = call.in_shape(0).num_rows();
   if (rows == 0 || n == 0) return;
+  const FewRowsProduct few{
+      call.in<std::int32_t>(2), rows, w[0], n, k, call.inputs[0].data, call.inputs[1].data,
+      call.outputs[0].data};
+  if (dtype == DType::bf16 && transpose_w && fits_few_rows(few)) return run_few_rows(call, few);
   if (dtype != DType::bf16 || !fits_grouped_tiles(rows, w[0], n, k))
     return dtype == DType::bf16 ? run_rows_plain<bf16>(call, transpose_w, n, k)
                                 : run_rows_plain<float>(call, transpose_w, n, k);

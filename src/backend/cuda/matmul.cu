@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // op "matmul".
+#include "backend/cuda/few_rows.h"
 #include "backend/cuda/product.h"
 #include "farskip/backend/kernel.h"
 #include "farskip/ops/ops.h"
@@ -26,7 +27,14 @@ void run_matmul(const KernelCall& call) {
   product.b = call.inputs[1].data;
   product.c = call.outputs[0].data;
   if (call.has(2)) product.accumulate = call.inputs[2].data;
-  cuda::multiply(*call.gpu, product, call.workspace);
+  const cuda::FewRowsProduct few{nullptr,   product.m, 1,
+                                 product.n, product.k, product.a,
+                                 product.b, product.c, product.out == DType::f32};
+  if (product.in == DType::bf16 && !product.transpose_a && product.transpose_b &&
+      product.accumulate == nullptr && fits_few_rows(few))
+    run_few_rows(call, few);
+  else
+    cuda::multiply(*call.gpu, product, call.workspace);
 }
 
 }  // namespace
