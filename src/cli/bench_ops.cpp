@@ -59,10 +59,13 @@ class OpRun {
     workspace_bytes_ = kernel_->workspace == nullptr ? 0 : kernel_->workspace(types);
     place(c.inputs, outputs);
     std::size_t integers = 0;
-    for (const TensorView& input : inputs_) {
+    for (std::size_t i = 0; i < inputs_.size(); ++i) {
+      const TensorView& input = inputs_[i];
       if (input.dtype == DType::i32) {
         const auto& values = c.integers.at(integers++);
         device.copy_in(input.data, values.data(), values.size() * sizeof(values[0]));
+      } else if (const auto it = c.numbers.find(i); it != c.numbers.end()) {
+        device.copy_in(input.data, it->second.data(), it->second.size() * sizeof(float));
       } else {
         fill_random(device, input);
       }

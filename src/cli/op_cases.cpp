@@ -5,7 +5,7 @@
 #include <numeric>
 
 #include "farskip/base/random.h"
-#include "farskip/ops/ops.h"
+#include "farskip/ops/inference_ops.h"
 
 namespace farskip {
 namespace {
@@ -52,6 +52,8 @@ class Cases {
     }
     add_elementwise();
     add_head();
+    add_cached_attention();
+    add_sampling();
     return std::move(cases_);
   }
 
@@ -139,6 +141,53 @@ class Cases {
     const TensorType h = low({tokens_, hidden_}), w = low({model_.vocab_size, hidden_});
     add("head and cross-entropy, with gradient", "linear_cross_entropy_grad", {f32({1}), h, w, i32(tokens_)},
         kSquare, NoAttributes{}, {random_tokens(tokens_, model_.vocab_size)});
+  }
+
+  /// The next token of each sequence of the micro-batch, which lies in a cache; blocks in a mixed order.
+  void add_cached_attention() {
+    const std::int64_t sequences = tokens_ / length_, block_tokens = 16;
+    const std::int64_t blocks = (length_ + block_tokens - 1) / block_tokens,
+                       rows = sequences * blocks * block_tokens;
+    const std::int64_t heads = model_.num_heads, kv = model_.mla ? 1 : model_.gqa.kv_heads;
+    const std::int64_t dv = model_.mla ? model_.mla->kv_lora_rank : model_.gqa.head_dim;
+    const std::int64_t d = model_.mla ? dv + model_.mla->rope_dim : dv;
+    std::vector<std::int32_t> of_sequence(static_cast<std::size_t>(sequences));
+    std::iota(of_sequence.begin(), of_sequence.end(), 0);
+    const std::vector<std::int32_t> positions(of_sequence.size(), static_cast<std::int32_t>(length_ - 1));
+    std::vector<TensorType> inputs{low({sequences, heads * d}),
+                                   low({rows, kv * d}),
+                                   i32(sequences),
+                                   i32(sequences),
+                                   {DType::i32, Shape{sequences, blocks}, {}}};
+    if (!model_.mla) inputs.push_back(low({rows, kv * dv}));
+    add("cached attention, the next token", "cached_attention", inputs, kCopy,
+        ops::CachedAttention{.heads = heads,
+                             .kv_heads = kv,
+                             .scale = 1.0 / std::sqrt(static_cast<double>(d)),
+                             .block_tokens = block_tokens,
+                             .value_size = dv},
+        {of_sequence, positions, route_evenly(sequences * blocks).row_slot});
+  }
+
+  /// Of one text for each token of the micro-batch, up to 2,048.
+  void add_sampling() {
+    const std::int64_t rows = std::min<std::int64_t>(tokens_, 2048);
+    const auto add_choice = [&](const char* name, float temperature, float top_p, std::int32_t top_k) {
+      std::vector<float> real;
+      std::vector<std::int32_t> whole;
+      for (std::int32_t r = 0; r < rows; ++r) {
+        real.insert(real.end(), {temperature, top_p, 0.0F, 1.0F});
+        whole.insert(whole.end(), {top_k, 1, 0, r});
+      }
+      add(name, "sample", {f32({rows, model_.vocab_size}), f32({rows, 4}), {DType::i32, Shape{rows, 4}, {}}},
+          kCopy, ops::Sample{}, {whole});
+      cases_.back().numbers[1] = real;
+    };
+    add_choice("sample, the most likely", 0.0F, 1.0F, 0);
+    add_choice("sample, by temperature", 0.8F, 1.0F, 0);
+    add_choice("sample, top 50", 0.8F, 1.0F, 50);
+    add_choice("sample, top 0.9", 0.8F, 0.9F, 0);
+    add_choice("sample, top 50 and top 0.9", 0.8F, 0.9F, 50);
   }
 
   const ModelConfig& model_;

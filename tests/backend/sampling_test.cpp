@@ -4,9 +4,12 @@
 #include <cmath>
 #include <numeric>
 
+#include "farskip/base/random.h"
 #include "farskip/ops/inference_ops.h"
+#include "farskip/tensor/safetensors.h"
 #include "run_kernel.h"
 #include "support/catch.h"
+#include "support/support.h"
 
 using namespace farskip;
 using namespace farskip::test;
@@ -18,9 +21,10 @@ struct Options {
   std::int32_t top_k = 0, seed = 1;
 };
 
-/// Ids for rows of logits [n, V]; row r has options[r % …] and counter first + r.
+/// Ids for rows of logits [n, V]; row r has options[r % …] and counter first + r. `seen`: empty, or for each
+/// id whether it stands in all texts.
 std::vector<std::int32_t> sample(const HostTensor& logits, const std::vector<Options>& options,
-                                 std::int32_t first = 0) {
+                                 std::int32_t first = 0, const std::vector<bool>& seen = {}) {
   const std::int64_t rows = logits.shape()[0];
   std::vector<float> real;
   std::vector<std::int32_t> whole;
@@ -29,10 +33,20 @@ std::vector<std::int32_t> sample(const HostTensor& logits, const std::vector<Opt
     real.insert(real.end(), {o.temperature, o.top_p, o.min_p, o.penalty});
     whole.insert(whole.end(), {o.top_k, o.seed, 0, first + static_cast<std::int32_t>(r)});
   }
-  const auto out = run_kernel({.op = "sample",
-                               .attributes = Attributes::of(ops::Sample{}),
-                               .inputs = {logits, floats({rows, 4}, real), integers({rows, 4}, whole)},
-                               .outputs = {{DType::i32, Shape{rows}, {}}}});
+  KernelRun run{.op = "sample",
+                .attributes = Attributes::of(ops::Sample{}),
+                .inputs = {logits, floats({rows, 4}, real), integers({rows, 4}, whole)},
+                .outputs = {{DType::i32, Shape{rows}, {}}}};
+  if (!seen.empty()) {
+    const Shape words{rows, (logits.shape()[1] + 31) / 32};
+    std::vector<std::uint32_t> bits(static_cast<std::size_t>(words.num_elements()));
+    for (std::size_t i = 0; i < bits.size() * 32; ++i)
+      if (const std::size_t id = i % (32 * static_cast<std::size_t>(words[1])); id < seen.size() && seen[id])
+        bits[i / 32] |= 1U << (i % 32);
+    run.inputs.push_back(integers(words, {bits.begin(), bits.end()}));
+    run.outputs.push_back({DType::i32, words, {}});
+  }
+  const auto out = run_kernel(run);
   const auto ids = out[0].values<std::int32_t>();
   return {ids.begin(), ids.end()};
 }
@@ -91,6 +105,31 @@ TEST_CASE("tokens are drawn as often as their probabilities say, and others neve
     REQUIRE(kept >= 2.0);
     const double freedom = kept - 1.0;
     CHECK(chi_square < freedom + 4.0 * std::sqrt(2.0 * freedom));  // four standard deviations
+  }
+}
+
+TEST_CASE("tokens are drawn by the probabilities that transformers gives them") {
+  const SafetensorsFile reference(fixtures() / "sampling" / "reference.safetensors");
+  const HostTensor logits = reference.read("logits"), seen = reference.read("seen"),
+                   options = reference.read("options"), probabilities = reference.read("probabilities");
+  const auto vocab = static_cast<std::size_t>(logits.shape()[1]);
+  constexpr std::int32_t draws = 300;
+  for (std::size_t r = 0; r < static_cast<std::size_t>(logits.shape()[0]); ++r) {
+    const float* row = logits.view().as<float>() + r * vocab;
+    const float* o = options.view().as<float>() + r * 5;
+    const auto* marks = seen.view().as<std::int32_t>() + r * vocab;
+    INFO("row " << r << ": temperature " << o[0] << ", top_p " << o[1] << ", min_p " << o[2] << ", penalty "
+                << o[3] << ", top_k " << o[4]);
+    const auto ids = sample(repeated({row, row + vocab}, draws),
+                            {{o[0], o[1], o[2], o[3], static_cast<std::int32_t>(o[4])}}, 0,
+                            std::vector<bool>(marks, marks + vocab));
+    for (std::int32_t n = 0; n < draws; ++n) {
+      const double at = uniform_double(1, 0x73616d706c65, static_cast<std::uint64_t>(n));
+      const double* p = probabilities.view().as<double>() + r * vocab;
+      std::int32_t expected = 0;
+      for (double sum = p[0]; sum <= at; sum += p[expected]) ++expected;
+      CHECK(ids[static_cast<std::size_t>(n)] == expected);
+    }
   }
 }
 

@@ -102,6 +102,23 @@ std::vector<OpCase> inference_cases() {
   cases.push_back(
       attention_case("many query heads of one", {40, 1, 576, 512, 16, 0, true}, {{0, 33}, {1, 150}}));
 
+  // Head sizes and groups of models, for which a GPU has kernels of their own.
+  const Places mixed =
+      joined({{{0, 0}, {1, 511}, {2, 64}, {3, 63}}, positions_of(4, 37, 109), {{5, -1}, {0, -1}}});
+  cases.push_back(attention_case("3 heads of 64 share keys, decoding", {9, 3, 64, 64, 16},
+                                 joined({ragged, {{5, 1300}, {6, -1}}})));
+  cases.push_back(attention_case("3 heads of 64 share keys, a part of a prompt", {9, 3, 64, 64, 16}, mixed));
+  cases.push_back(attention_case("heads of 64 with keys of their own", {3, 3, 64, 64, 32}, mixed));
+  cases.push_back(attention_case("4 heads of 128, chunks", {8, 2, 128, 128, 16, 48}, mixed));
+  cases.push_back(attention_case("20 heads of 128 share keys", {20, 1, 128, 128, 5}, mixed));
+  cases.push_back(attention_case("one prompt of many tiles", {4, 2, 128, 128, 16}, positions_of(0, 0, 200)));
+  cases.push_back(attention_case("one long text", {4, 1, 128, 128, 16}, {{0, 3000}}));
+  cases.push_back(attention_case("latents of 16 heads", {16, 1, 576, 512, 16, 0, true},
+                                 joined({ragged, positions_of(5, 90, 101), {{6, 700}, {7, -1}}})));
+  cases.push_back(attention_case("narrower latents", {16, 1, 544, 512, 16, 0, true}, ragged));
+  cases.push_back(
+      attention_case("latents of 128 heads", {128, 1, 576, 512, 16, 0, true}, {{0, 0}, {1, 260}, {0, -1}}));
+
   const auto write_case = [](const char* name, std::vector<std::int32_t> rows, std::int64_t more) {
     const auto tokens = static_cast<std::int64_t>(rows.size());
     return OpCase{

@@ -85,6 +85,11 @@ std::vector<OpCase> sampling_cases() {
   cases.push_back(sample_case("all logits are equal", float_tensor({1, 97}, std::vector<float>(97, -2.5F)),
                               {{0.7F, 0.5F, 0.1F, 1.0F, 5}}, false));
   cases.push_back(sample_case("ids that cannot be chosen", masked_logits({82, 500}, 609), all, true));
+  const std::vector<RowOptions> few = {
+      {1.0F}, {0.7F, 0.9F}, {1.0F, 1.0F, 0.0F, 1.0F, 50}, {0.8F, 0.95F, 0.01F, 1.1F, 1000}, {3.0F, 0.99F}};
+  for (const std::int64_t vocab : {49152, 152067})
+    cases.push_back(
+        sample_case("the vocabulary of a model", random_tensor({5, vocab}, 610, 2.5), few, true, vocab - 7));
   cases.push_back(sample_case("no rows", HostTensor(DType::f32, {0, 50}), all, true));
   // Rows without a choice: nothing above -infinity, a NaN of either sign, infinity.
   const float nan = std::numeric_limits<float>::quiet_NaN();

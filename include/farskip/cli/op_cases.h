@@ -3,6 +3,7 @@
 // The ops of one layer of a model at its sizes, as `farskip bench ops` times them.
 
 #include <cstdint>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -26,6 +27,8 @@ struct OpCase {
   /// Of the integer inputs, in their order.
   std::vector<std::vector<std::int32_t>> integers;
   Ceiling ceiling;
+  /// Of f32 inputs that are not random, by their index.
+  std::map<std::size_t, std::vector<float>> numbers{};
 };
 
 /// Rows of each expert: offsets i32[experts + 1] of `rows` rows, spread evenly, or by Zipf's law (expert e

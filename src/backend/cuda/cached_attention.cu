@@ -22,25 +22,32 @@ CachedAttentionLayout layout_of(const KernelCall& call) {
 
 // ---- tensor cores --------------------------------------------------------------------------------
 
-/// One warp a row of the result: parts of the keys are weighted by their largest scores and sums.
+/// One thread four columns of a row of the result: parts of the keys are weighted by their largest scores and
+/// sums.
 __global__ void __launch_bounds__(kThreads)
     combine_parts_kernel(const float* partial, const float2* stats, const std::int32_t* positions, bf16* out,
                          std::int64_t rows, int heads, int dv, int splits) {
-  const std::int64_t row = warp_row();
+  const std::int64_t item = std::int64_t(blockIdx.x) * kThreads + threadIdx.x, row = item / (dv / 4);
   if (row >= rows) return;
-  const bool exists = positions[row / heads] >= 0;
-  float largest = -INFINITY, sum = 0.0F;
-  for (int s = 0; exists && s < splits; ++s) largest = fmaxf(largest, stats[s * rows + row].x);
-  for (int s = 0; exists && s < splits; ++s)
-    sum += stats[s * rows + row].y * exp2f(stats[s * rows + row].x - largest);
-  for (int i = int(threadIdx.x) % 32; i < dv; i += 32) {
-    float value = 0.0F;
-    for (int s = 0; exists && s < splits; ++s) {
+  const int column = int(item % (dv / 4)) * 4;
+  float sums[4] = {}, sum = 1.0F;
+  if (positions[row / heads] >= 0) {
+    float largest = -INFINITY;
+    for (int s = 0; s < splits; ++s) largest = fmaxf(largest, stats[s * rows + row].x);
+    sum = 0.0F;
+#pragma unroll 4
+    for (int s = 0; s < splits; ++s) {
       const float2 of_part = stats[s * rows + row];
-      if (of_part.y > 0.0F) value += partial[(s * rows + row) * dv + i] * exp2f(of_part.x - largest);
+      float values[4] = {};
+      if (of_part.y > 0.0F) load<4>(partial + (s * rows + row) * dv + column, values);
+      const float weight = exp2f(of_part.x - largest);
+      sum += of_part.y * weight;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sums[i] += values[i] * weight;
     }
-    out[row * dv + i] = __float2bfloat16_rn(exists ? value / sum : 0.0F);
   }
+#pragma unroll
+  for (int i = 0; i < 4; ++i) out[row * dv + column + i] = __float2bfloat16_rn(sums[i] / sum);
 }
 
 template <class S, bool kOfToken>
@@ -101,8 +108,8 @@ void run_on_tensor_cores(const KernelCall& call, const CachedAttentionLayout& l)
   else
     run_tiles<TileShape<1, 4, 32, 576, 512, true>, TileShape<4, 2, 32, 576, 512, true>>(call, l, a);
   if (l.splits > 1)
-    launch(call, combine_parts_kernel, warp_row_grid(rows), kThreads, 0, partial, stats, s.positions, a.out,
-           rows, l.heads, l.dv, l.splits);
+    launch(call, combine_parts_kernel, grid_size(ceil_div(rows * l.dv / 4, kThreads)), kThreads, 0, partial,
+           stats, s.positions, a.out, rows, l.heads, l.dv, l.splits);
 }
 
 // ---- all else ------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@
 // Tokens are taken in tiles of so many that the queries of one key head fill kLargeRows rows. Within a tile,
 // tokens of one sequence that follow each other are a run, which reads its keys once. Runs that need only
 // kSmallRows rows (decoding) have blocks of their own. Keys are split into parts, each a block, where there
-// are too few tiles to fill the card; their results are put together by another kernel.
+// are too few tokens to fill the card; their results are put together by another kernel.
 
 #include <algorithm>
 #include <cstddef>
@@ -40,12 +40,27 @@ struct CachedAttentionLayout {
   }
 };
 
+/// Into how many parts keys are split, so that blocks come in full waves. Lengths are data, so a middling one
+/// is assumed; a block costs as much as `extra` more keys, for what begins it and for its result.
+inline std::int64_t choose_splits(const CachedAttentionLayout& l, std::int64_t max_keys) {
+  constexpr std::int64_t multiprocessors = 132, most = 64;
+  const std::int64_t of_each = l.d == 64 ? 5 : l.keys_alone && l.group > kSmallRows ? 1 : 2;
+  const std::int64_t at_once = multiprocessors * of_each, extra = l.keys_alone ? 256 : 64;
+  const std::int64_t keys = std::min<std::int64_t>(max_keys, 2048),
+                     blocks = l.tokens * l.kv_heads * l.head_parts;
+  const auto cost = [&](std::int64_t splits) {
+    return (blocks * splits + at_once - 1) / at_once * (keys / splits + extra);
+  };
+  std::int64_t best = 1;
+  for (std::int64_t splits = 2; splits <= std::min(most, max_keys / 64); ++splits)
+    if (cost(splits) < cost(best)) best = splits;
+  return best;
+}
+
 /// `max_keys`: of a sequence.
 inline CachedAttentionLayout lay_out_cached_attention(const ops::CachedAttention& a, std::int64_t tokens,
                                                       std::int64_t q_width, bool keys_alone,
                                                       std::int64_t max_keys) {
-  constexpr std::int64_t blocks = 264;  // two for each multiprocessor of a Hopper card
-  constexpr std::int64_t least_keys = 128, most_splits = 32;
   CachedAttentionLayout l{.tokens = tokens,
                           .heads = a.heads,
                           .kv_heads = a.kv_heads,
@@ -55,9 +70,7 @@ inline CachedAttentionLayout lay_out_cached_attention(const ops::CachedAttention
                           .keys_alone = keys_alone};
   l.tile_tokens = std::max<std::int64_t>(kLargeRows / l.group, 1);
   l.head_parts = (l.group + kLargeRows - 1) / kLargeRows;
-  const std::int64_t busy = std::max<std::int64_t>(l.tiles() * l.kv_heads * l.head_parts, 1);
-  l.splits = std::clamp<std::int64_t>((blocks + busy - 1) / busy, 1,
-                                      std::clamp<std::int64_t>(max_keys / least_keys, 1, most_splits));
+  l.splits = choose_splits(l, max_keys);
   return l;
 }
 

@@ -35,7 +35,7 @@ struct TileShape {
   static constexpr int kWarpKeys = kKeys / kColumnWarps, kWarpColumns = kDv / kColumnWarps;
   // Rows are 16 bytes longer than a multiple of 32, so that eight of them lie in different banks.
   static constexpr int kLd = kD + 8, kLdValues = kKeysAlone ? kLd : kDv + 8, kLdWeights = kKeys + 8;
-  static_assert(kWarpKeys == 8 ? kD % 32 == 0 : kWarpKeys % 16 == 0 && kD % 16 == 0);
+  static_assert(kD % 32 == 0 && (kWarpKeys == 8 || kWarpKeys % 16 == 0));
   static_assert(kWarpColumns % 16 == 0 && kKeys % 16 == 0 && kKeys <= kThreads);
 };
 
@@ -146,31 +146,40 @@ __device__ void load_step(const Arguments& a, const Work& w, Shared<S>& shared, 
     copy(a.values, std::integral_constant<int, S::kDv>{}, S::kLdValues, shared.values[stage]);
 }
 
-/// Products of this warp's 16 queries and kWarpKeys keys.
+/// Products of this warp's 16 queries and kWarpKeys keys. Where these are few, every second 16 of the depth
+/// goes into a sum of its own: a product waits for the one before that has the same sum.
 template <class S>
 __device__ __forceinline__ void multiply_keys(const bf16* q, const bf16* keys,
                                               float (&scores)[S::kWarpKeys / 8][4]) {
-  std::uint32_t left[4], right[4];
-  if constexpr (S::kWarpKeys == 8) {
-#pragma unroll 2
-    for (int k = 0; k < S::kD; k += 32) {
-      mma::load_deep_right(right, keys + k, S::kLd);
-      mma::load_left(left, q + k, S::kLd);
-      mma::multiply(scores[0], left, right[0], right[1]);
-      mma::load_left(left, q + k + 16, S::kLd);
-      mma::multiply(scores[0], left, right[2], right[3]);
-    }
-  } else {
-#pragma unroll 4
-    for (int k = 0; k < S::kD; k += 16) {
-      mma::load_left(left, q + k, S::kLd);
+  constexpr int kTiles = S::kWarpKeys / 8, kSums = kTiles < 4 ? 2 : 1;
+  static_assert(S::kD % (16 * kSums) == 0);
+  float sums[kSums][kTiles][4] = {};
+#pragma unroll(S::kD > 128 ? 3 : 4)
+  for (int k = 0; k < S::kD; k += 16 * kSums) {
+    std::uint32_t left[kSums][4], right[4];
 #pragma unroll
-      for (int n = 0; n < S::kWarpKeys / 16; ++n) {
-        mma::load_right(right, keys + n * 16 * S::kLd + k, S::kLd);
-        mma::multiply(scores[2 * n], left, right[0], right[1]);
-        mma::multiply(scores[2 * n + 1], left, right[2], right[3]);
+    for (int s = 0; s < kSums; ++s) mma::load_left(left[s], q + k + 16 * s, S::kLd);
+    if constexpr (kTiles == 1) {
+      mma::load_deep_right(right, keys + k, S::kLd);
+      mma::multiply(sums[0][0], left[0], right[0], right[1]);
+      mma::multiply(sums[1][0], left[1], right[2], right[3]);
+    } else {
+#pragma unroll
+      for (int s = 0; s < kSums; ++s) {
+#pragma unroll
+        for (int n = 0; n < kTiles / 2; ++n) {
+          mma::load_right(right, keys + n * 16 * S::kLd + k + 16 * s, S::kLd);
+          mma::multiply(sums[s][2 * n], left[s], right[0], right[1]);
+          mma::multiply(sums[s][2 * n + 1], left[s], right[2], right[3]);
+        }
       }
     }
+  }
+#pragma unroll
+  for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e)
+      scores[n][e] = kSums == 2 ? sums[0][n][e] + sums[kSums - 1][n][e] : sums[0][n][e];
   }
 }
 
@@ -305,7 +314,7 @@ __device__ void attend(const Arguments& a, const Work& w, Shared<S>& shared) {
     __syncthreads();  // keys of this step are there; nobody reads those of the step before
     if (key + S::kKeys < w.end) load_step(a, w, shared, stage ^ 1);
     find_rows<S>(a, w, key + 2 * S::kKeys, shared.rows[stage]);
-    float scores[S::kWarpKeys / 8][4] = {}, factor[2];
+    float scores[S::kWarpKeys / 8][4], factor[2];
     multiply_keys<S>(shared.q + row0 * S::kLd, shared.keys[stage] + column_warp * S::kWarpKeys * S::kLd,
                      scores);
     update_softmax<S>(a, key, row0, column_warp, scores, state, shared, factor);

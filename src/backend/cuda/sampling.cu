@@ -45,12 +45,19 @@ struct Row {
       for (int u = 0; u < Unroll; ++u) {
         const auto i = static_cast<std::int32_t>(base + u * step);
         if (base + u * step >= end) break;
-        const unsigned bits = seen != nullptr ? static_cast<unsigned>(seen[i / 32]) >> (i % 32) : 0U;
+        if (seen != nullptr) penalise(x[u], static_cast<unsigned>(seen[i / 32]) >> (i % 32));
 #pragma unroll
         for (int j = 0; j < N; ++j)
-          if (i + j < end) f(i + j, (bits >> j & 1U) != 0 ? sampling::penalised(x[u][j], penalty) : x[u][j]);
+          if (i + j < end) f(i + j, x[u][j]);
       }
     }
+  }
+  template <int N>
+  __device__ __forceinline__ void penalise(float (&x)[N], unsigned bits) const {
+    if (bits << (32 - N) == 0) return;
+#pragma unroll
+    for (int j = 0; j < N; ++j)
+      if ((bits >> j & 1U) != 0) x[j] = sampling::penalised(x[j], penalty);
   }
   /// The ids of this thread when the block takes the whole row.
   template <int N, class F>
@@ -132,13 +139,14 @@ __device__ std::uint32_t find_threshold(const Row& row, const Weight& weight, co
   std::uint64_t wanted = 0;
   for (int d = 0; d < sampling::kDigits; ++d) {
     const int shift = sampling::shift_of(d);
+    // Of the logits whose upper digits are known; one of them may be NaN, which then is no bound.
+    const float low = float_of_key(known), high = float_of_key(known | ~known_bits);
     for (int i = threadIdx.x; i < sampling::kBins; i += kRowThreads) scratch.low[i] = scratch.high[i] = 0;
     __syncthreads();
     row.for_my_ids<N>([&](std::int32_t, float logit) {
-      const std::uint32_t key = sampling::logit_key(logit);
-      if ((key & known_bits) != known) return;
-      if (const std::uint64_t w = weight(key, logit); w != 0)
-        scratch.add((key >> shift) % sampling::kBins, w);
+      if (logit < low || logit > high) return;
+      if (const std::uint64_t w = weight(logit); w != 0)
+        scratch.add((order_key(logit) >> shift) % sampling::kBins, w);
     });
     __syncthreads();
     // Thread 0 has the largest digits.
@@ -200,20 +208,18 @@ template <int N>
 __device__ std::int32_t draw(const Row& row, const RowOptions& options, std::uint32_t largest,
                              RowScratch& scratch) {
   const Masses masses(largest, options.temperature);
-  std::uint32_t least = 0;
+  float least = -INFINITY;  // the smallest logit that is kept
   if (const std::uint64_t kept = options.kept_of(row.num_ids); kept > 0)
-    least = find_threshold<N>(
-        row, [](std::uint32_t, float) { return std::uint64_t{1}; }, [&](std::uint64_t) { return kept; },
-        scratch);
+    least = float_of_key(find_threshold<N>(
+        row, [](float) { return std::uint64_t{1}; }, [&](std::uint64_t) { return kept; }, scratch));
   if (options.has_top_p())
-    least = find_threshold<N>(
-        row,
-        [&](std::uint32_t key, float logit) { return key >= least ? masses.of(logit) : std::uint64_t{0}; },
-        [&](std::uint64_t total) { return options.nucleus(total); }, scratch);
+    least = float_of_key(find_threshold<N>(
+        row, [&](float logit) { return logit >= least ? masses.of(logit) : std::uint64_t{0}; },
+        [&](std::uint64_t total) { return options.nucleus(total); }, scratch));
 
   const std::uint64_t least_mass = options.least_mass();
   const auto kept_mass = [&](float logit) {
-    const std::uint64_t mass = sampling::logit_key(logit) >= least ? masses.of(logit) : 0;
+    const std::uint64_t mass = logit >= least ? masses.of(logit) : 0;
     return mass >= least_mass ? mass : 0;
   };
   const std::int32_t packs = (row.num_ids + 32 * N - 1) / (32 * N);

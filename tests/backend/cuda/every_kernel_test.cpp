@@ -171,6 +171,9 @@ TEST_CASE("f32 on the GPU is the CPU's: distillation") {
 TEST_CASE("f32 on the GPU is the CPU's: inference") {
   run(inference_cases, false);
 }
+TEST_CASE("f32 on the GPU is the CPU's: sampling") {
+  run(sampling_cases, false);
+}
 TEST_CASE("f32 on the GPU is the CPU's: large distillation") {
   run(large_distill_cases, false);
 }

@@ -351,7 +351,7 @@ double error_bound(const Job& job, DType output, bool low) {
   if (low && op == "linear_cross_entropy_grad") return 1.0 / 32;
   if (output == DType::bf16) {
     // Probabilities are rounded to bf16 as well; the worst of millions of sums of 2,048 products.
-    if (op == "attention") return 1.0 / 48;
+    if (op == "attention" || op == "cached_attention") return 1.0 / 48;
     // One rounding of the result: half a unit in the last of 8 bits, 2^-9 of the value at most.
     return 1.0 / 256;
   }
