@@ -7,10 +7,11 @@
 namespace farskip::cuda {
 namespace {
 
-constexpr int kColumns = 4;                    // of a warp
-constexpr int kMostRows = 8;                   // at once; more read the weights again
-constexpr int kElements = 8;                   // of a lane, in one access
-constexpr std::int64_t kMostRowsOfAGroup = 4;  // at the mean: beyond it tensor cores are faster
+constexpr int kColumns = 4;                     // of a warp
+constexpr int kMostRows = 8;                    // at once; more read the weights again
+constexpr int kElements = 8;                    // of a lane, in one access
+constexpr std::int64_t kMostRowsOfOne = 4;      // where there is one group: beyond it tensor cores are faster
+constexpr std::int64_t kMostRowsAtTheMean = 2;  // where there are several
 
 /// Which rows and weights a block works on.
 struct Group {
@@ -96,8 +97,8 @@ __global__ void __launch_bounds__(kThreads) few_rows_kernel(const __grid_constan
 }  // namespace
 
 bool fits_few_rows(const FewRowsProduct& p) {
-  return p.rows > 0 && p.rows <= std::max<std::int64_t>(kMostRows, kMostRowsOfAGroup * p.groups) &&
-         p.k % kElements == 0 && is_aligned(p.x, p.w);
+  const std::int64_t most = p.groups == 1 ? kMostRowsOfOne : kMostRowsAtTheMean * p.groups;
+  return p.rows > 0 && p.rows <= most && p.k % kElements == 0 && is_aligned(p.x, p.w);
 }
 
 void run_few_rows(const KernelCall& call, const FewRowsProduct& p) {
