@@ -6,6 +6,7 @@ find_package(OpenMP REQUIRED COMPONENTS CXX)
 find_package(spdlog REQUIRED)
 find_package(nlohmann_json REQUIRED)
 find_package(PkgConfig REQUIRED)
+find_package(Eigen3 3.3 REQUIRED NO_MODULE)  # equations of the fold, and products of the tests' references
 
 find_package(yaml-cpp REQUIRED)
 add_library(farskip::yaml_cpp INTERFACE IMPORTED)
