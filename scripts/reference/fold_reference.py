@@ -152,16 +152,14 @@ class Fold:
             if rewired:
                 self.fold_output(k, "self_attn.o_proj", *student.attention(k, z), h, h - full)
             after = full + student.attention(k, z)[1]
-            # The MLP reads the stream without this attention, but a dense one between layers of experts.
+            # The MLP reads the stream without this attention.
             is_moe = f"model.layers.{k}.mlp.gate.weight" in student.weights
-            stale = is_moe or self.experts == 0
-            z_t, z = teacher.norm(h, norms[1]), student.norm(full if stale else after, norms[1])
+            z_t, z = teacher.norm(h, norms[1]), student.norm(full, norms[1])
             shared = is_moe and self.c.get("n_shared_experts")
             modules = ["mlp"] if not is_moe else ["mlp.shared_experts"] * bool(shared) + [
                 f"mlp.experts.{e}" for e in range(self.experts)]
-            if stale:
-                self.fold_input(z, z_t, k, ["mlp.gate"] * is_moe + [f"{m}.{n}_proj" for m in modules for n in ("gate", "up")])
-            rewired |= stale
+            self.fold_input(z, z_t, k, ["mlp.gate"] * is_moe + [f"{m}.{n}_proj" for m in modules for n in ("gate", "up")])
+            rewired = True
             t, part, full = h, after, after
             blocks = [(lambda m, z: m.mlp(k, z), "mlp.down_proj")]
             if is_moe:
@@ -169,10 +167,9 @@ class Fold:
                     (lambda m, z: m.routed(k, z), "mlp.experts.{}.down_proj")]
             for block, name in blocks:
                 t = t + block(teacher, z_t)[1]
-                if rewired:
-                    self.fold_output(k, name, *block(student, z), t, t - full)
+                self.fold_output(k, name, *block(student, z), t, t - full)
                 part, full = full, full + block(student, z)[1]
-            if not stale:
+            if self.experts and not is_moe:  # a dense MLP is missed only where no layer has experts
                 part = full
         return {key: student.weights[key].astype(np.float32) for key in sorted(self.changed)}
 
