@@ -94,7 +94,10 @@ class Folding {
     int layer = -2;
     for (std::size_t i = 0; i < teacher_wiring_.blocks.size(); ++i) {
       const LayerBlock& block = student_wiring_.blocks[i];
-      if (block.layer != layer) enter_layer(layer = block.layer);
+      if (block.layer != layer) {
+        enter_layer(layer = block.layer);
+        if (layer >= 0) context_.logger.info("folding layer {} of {}", layer, config_.num_layers);
+      }
       if (block.kind != SubBlock::head) fold_block(static_cast<int>(i), block);
     }
     folded_.teacher_loss = teacher_.loss();

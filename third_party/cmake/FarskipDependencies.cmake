@@ -6,7 +6,6 @@ find_package(OpenMP REQUIRED COMPONENTS CXX)
 find_package(spdlog REQUIRED)
 find_package(nlohmann_json REQUIRED)
 find_package(PkgConfig REQUIRED)
-find_package(Eigen3 3.3 REQUIRED NO_MODULE)  # equations of the fold, and products of the tests' references
 
 find_package(yaml-cpp REQUIRED)
 add_library(farskip::yaml_cpp INTERFACE IMPORTED)
@@ -14,6 +13,13 @@ if(TARGET yaml-cpp::yaml-cpp)
   target_link_libraries(farskip::yaml_cpp INTERFACE yaml-cpp::yaml-cpp)  # 0.8
 else()
   target_link_libraries(farskip::yaml_cpp INTERFACE yaml-cpp)  # 0.7
+endif()
+
+find_package(Eigen3 3.3 REQUIRED NO_MODULE)
+add_library(farskip::eigen INTERFACE IMPORTED)
+target_link_libraries(farskip::eigen INTERFACE Eigen3::Eigen)
+if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
+  target_compile_options(farskip::eigen INTERFACE -Wno-uninitialized)  # its bug 105593 again (FarskipOptions)
 endif()
 
 pkg_check_modules(xxhash REQUIRED IMPORTED_TARGET libxxhash)
