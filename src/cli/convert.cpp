@@ -89,9 +89,11 @@ Folded fold_result(const Options& options, const Result& result, const FarSkipCo
 }
 
 void report_fold(const Folded& folded, const Logger& logger) {
-  if (folded.edges.empty()) return logger.info("--fold: the model has this wiring already, and stays as it is");
-  logger.info("folded {} edges in {:.1f} s: held-out loss {:.4f} nats rewired, {:.4f} folded, {:.4f} of the model",
-              folded.edges.size(), folded.seconds, folded.loss_before, folded.loss_after, folded.teacher_loss);
+  if (folded.edges.empty())
+    return logger.info("--fold: the model has this wiring already, and stays as it is");
+  logger.info(
+      "folded {} edges in {:.1f} s: held-out loss {:.4f} nats rewired, {:.4f} folded, {:.4f} of the model",
+      folded.edges.size(), folded.seconds, folded.loss_before, folded.loss_after, folded.teacher_loss);
 }
 
 nlohmann::ordered_json fold_json(const Folded& folded) {
@@ -167,15 +169,18 @@ void add_convert(Subcommand& root) {
   sub.real("--upcycle-noise", o->upcycle_noise,
            "By how much experts differ: each weight times 1 + this x a normal number", 0.0, 1.0);
   sub.integer("--seed", o->seed, "Seed of the routers and of the noise", 0);
-  sub.path("--fold", o->fold.source,
-           "Token files (PREFIX) or text, to which the weights of the rewired model are fitted in closed form");
+  sub.path(
+      "--fold", o->fold.source,
+      "Token files (PREFIX) or text, to which the weights of the rewired model are fitted in closed form");
   sub.integer("--fold-sequences", o->fold.sequences, "Most sequences that the fold looks at", 1, 1 << 24);
-  sub.integer("--sequence-length", o->fold.sequence_length,
-              fmt::format("Tokens of a sequence of the fold; default: {}, or the model's context", kFoldLength), 2,
-              1 << 20);
+  sub.integer(
+      "--sequence-length", o->fold.sequence_length,
+      fmt::format("Tokens of a sequence of the fold; default: {}, or the model's context", kFoldLength), 2,
+      1 << 20);
   sub.text("--device", o->device.device, "Where the fold computes: auto, cpu or cuda");
   sub.needs("--fold", "--farskip");
-  for (const char* option : {"--fold-sequences", "--sequence-length", "--device"}) sub.needs(option, "--fold");
+  for (const char* option : {"--fold-sequences", "--sequence-length", "--device"})
+    sub.needs(option, "--fold");
   sub.needs("--upcycle-noise", "--upcycle");
   sub.needs("--seed", "--upcycle");
   sub.run([o](const CommonOptions& common) { return run(*o, common); });

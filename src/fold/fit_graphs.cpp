@@ -21,7 +21,8 @@ ValueId product(Builder& b, ValueId x, ValueId r) {
 /// The weights of the rows of a fit, with either sign.
 struct RowWeights {
   RowWeights(Graph& graph, std::int64_t tokens)
-      : plus(add_input(graph, "row_weight", {tokens})), minus(add_input(graph, "negative_weight", {tokens})) {}
+      : plus(add_input(graph, "row_weight", {tokens})),
+        minus(add_input(graph, "negative_weight", {tokens})) {}
   ValueId difference(Builder& b, ValueId x, ValueId y) const {
     return ops::add(b, ops::scale_rows(b, x, plus), ops::scale_rows(b, y, minus));
   }
@@ -55,8 +56,9 @@ Graph input_fit_graph(const ModelConfig& config, const LayerBlock& block, const 
   Graph graph;
   Builder b = builder_of(graph, block);
   const std::int64_t tokens = options.batch * options.sequence_length, hidden = config.hidden_size;
-  const ValueId norm = graph.add_external(ExternalKind::parameter, layer_name(block.layer, norm_suffix(block.kind)),
-                                          {DType::f32, Shape{hidden}, {}});
+  const ValueId norm =
+      graph.add_external(ExternalKind::parameter, layer_name(block.layer, norm_suffix(block.kind)),
+                         {DType::f32, Shape{hidden}, {}});
   const auto normed = [&](const char* stream) {
     return ops::rms_norm(b, add_input(graph, stream, {tokens, hidden}), norm, config.rms_norm_eps);
   };

@@ -35,8 +35,8 @@ double mean_square(const MatrixView& rows, Eigen::Index row) {
   return rows.row(row).cast<double>().squaredNorm() / static_cast<double>(rows.cols()) + tiny;
 }
 
-/// How a fit weighs the tokens of some sequences. The first of a sequence counts for nothing: its stream is larger by
-/// orders of magnitude in many models, and would be all that a fit looks at.
+/// How a fit weighs the tokens of some sequences. The first of a sequence counts for nothing: its stream is
+/// larger by orders of magnitude in many models, and would be all that a fit looks at.
 class TokenWeights {
  public:
   TokenWeights(std::int64_t tokens, std::int64_t sequence_length)
@@ -186,7 +186,8 @@ class Folding {
     std::vector<Eigen::MatrixXd> changes;
     for (const NormalEquations& one : sums) changes.push_back(solve_ridge(one, kOutputRidge));
     folded_.weights[name] = fold_output(*context_.device(), weight, changes);
-    folded_.edges.push_back({block.layer, block.kind, FoldSide::output, residual / (fitted_tokens() * static_cast<double>(config_.hidden_size)), 0.0,
+    folded_.edges.push_back({block.layer, block.kind, FoldSide::output,
+                             residual / (fitted_tokens() * static_cast<double>(config_.hidden_size)), 0.0,
                              kOutputRidge});
   }
 
@@ -202,7 +203,8 @@ class Folding {
       weights.write(runner);
       runner.run();
       const HostTensor gram = runner.read("gram"), cross = runner.read("cross");
-      for (std::size_t e = 0; e < sums.size(); ++e) sums[e].add(part(gram, e, sums.size()), part(cross, e, sums.size()));
+      for (std::size_t e = 0; e < sums.size(); ++e)
+        sums[e].add(part(gram, e, sums.size()), part(cross, e, sums.size()));
       residual += runner.read_number("residual_squares");
     });
     return residual;
@@ -231,14 +233,11 @@ class Folding {
       const HostTensor teacher = missing_in_student(token, missing.view());
       const MatrixView target = as_matrix(teacher.view()), rest = as_matrix(missing.view());
       for (Eigen::Index t = 0; t < rest.rows(); ++t)
-        if (t % text_.sequence_length != 0)
-          sum += mean_square(rest, t) / mean_square(target, t);
+        if (t % text_.sequence_length != 0) sum += mean_square(rest, t) / mean_square(target, t);
     });
     return sum / fitted_tokens();
   }
-  double fitted_tokens() const {
-    return static_cast<double>(fitted_.count * (text_.sequence_length - 1));
-  }
+  double fitted_tokens() const { return static_cast<double>(fitted_.count * (text_.sequence_length - 1)); }
 
   const ModelConfig& config_;
   const LayerGraph& teacher_wiring_;

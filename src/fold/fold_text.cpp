@@ -27,10 +27,11 @@ TokenFile open_source(const std::string& source, const fs::path& folder, const M
   const std::vector<fs::path> sources{source};
   const std::vector<fs::path> files = list_text_files(sources, logger);
   if (!tokenizer)
-    throw UsageError(fmt::format(
-        "--fold {}: text needs a tokenizer, and the model's folder has none that can be used; give token files "
-        "(PREFIX.bin, PREFIX.idx)",
-        source));
+    throw UsageError(
+        fmt::format("--fold {}: text needs a tokenizer, and the model's folder has none that can be used; "
+                    "give token files "
+                    "(PREFIX.bin, PREFIX.idx)",
+                    source));
   TokenFileWriter writer((folder / "tokens").string(), token_type_for(tokenizer->vocab_size()));
   add_text(files, *tokenizer, writer, logger);
   writer.commit();
@@ -57,9 +58,9 @@ FoldText read_fold_text(const FoldTextOptions& options, const ModelConfig& model
   const auto tokens = static_cast<std::int64_t>(source.num_tokens());
   const std::int64_t there = std::max<std::int64_t>(tokens - 1, 0) / text.sequence_length;
   if (there == 0)
-    throw DataError(
-        fmt::format("--fold {}: {} tokens, and one sequence takes {}; give more text, or a smaller --sequence-length",
-                    options.source, tokens, text.sequence_length + 1));
+    throw DataError(fmt::format(
+        "--fold {}: {} tokens, and one sequence takes {}; give more text, or a smaller --sequence-length",
+        options.source, tokens, text.sequence_length + 1));
   const std::int64_t taken = std::min(there, options.sequences);
   if (taken < options.sequences)
     logger.warning("--fold {}: {} of {} sequences, since the text has {} tokens; more text folds better",

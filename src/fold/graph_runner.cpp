@@ -38,8 +38,8 @@ void GraphRunner::run() {
 
 void GraphRunner::read(std::string_view output, const TensorView& to) const {
   const TensorView from = executor_->output(output);
-  FARSKIP_CHECK(from.num_bytes() == to.num_bytes(), "output {} has {} bytes, not {}", output, from.num_bytes(),
-                to.num_bytes());
+  FARSKIP_CHECK(from.num_bytes() == to.num_bytes(), "output {} has {} bytes, not {}", output,
+                from.num_bytes(), to.num_bytes());
   executor_->device().copy_out(to.data, from.data, to.num_bytes());
 }
 

@@ -15,7 +15,8 @@ void NormalEquations::add(const TensorView& gram_part, const TensorView& cross_p
 Eigen::MatrixXd solve_ridge(const NormalEquations& equations, double ridge) {
   const double mean = equations.gram.diagonal().mean();
   if (!(mean > 0)) return Eigen::MatrixXd::Zero(equations.cross.rows(), equations.cross.cols());
-  // Products in f32 are rounded, so the sum may miss being positive definite by more than a small ridge makes up for.
+  // Products in f32 are rounded, so the sum may miss being positive definite by more than a small ridge makes
+  // up for.
   for (double penalty = ridge * mean;; penalty *= 10.0) {
     Eigen::MatrixXd damped = equations.gram;
     damped.diagonal().array() += penalty;

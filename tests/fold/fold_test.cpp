@@ -54,7 +54,8 @@ TEST_CASE("folded weights are those that NumPy finds in double") {
          hub_sources(list_parameters(fixture.model.config), rows,
                      [](const ParameterSpec&, const std::string& tensor) { return tensor; })) {
       INFO(fmt::format("{} {}", name, source.name));
-      const HostTensor before = SafetensorsFolder(test::fixtures() / name).read(source.name), now = read_source(source);
+      const HostTensor before = SafetensorsFolder(test::fixtures() / name).read(source.name),
+                       now = read_source(source);
       if (!expected.contains(source.name)) {
         CHECK(test::same_bits(now.view(), before.view()));
         continue;
@@ -89,7 +90,8 @@ TEST_CASE("block by block a model has the loss of its whole graph") {
 
 TEST_CASE("every family folds onto every wiring, and fits what it fits") {
   for (const std::string& name : test::family_fixtures())
-    for (const FarSkipMode mode : {FarSkipMode::attention, FarSkipMode::full, FarSkipMode::shortcut, FarSkipMode::delay}) {
+    for (const FarSkipMode mode :
+         {FarSkipMode::attention, FarSkipMode::full, FarSkipMode::shortcut, FarSkipMode::delay}) {
       const Fixture fixture(name);
       const FarSkipConfig wiring{mode, {}};
       const Folded folded = fixture.fold(wiring, read_text(fixture.model.config, 64));

@@ -23,7 +23,8 @@ NormalEquations equations_of(const Eigen::MatrixXd& x, const Eigen::MatrixXd& r)
 }
 
 TEST_CASE("ridge regression finds the map that made the data, and minimises what it says") {
-  const Eigen::MatrixXd x = random_matrix(40, 7, 1), map = random_matrix(7, 3, 2), noise = random_matrix(40, 3, 3);
+  const Eigen::MatrixXd x = random_matrix(40, 7, 1), map = random_matrix(7, 3, 2),
+                        noise = random_matrix(40, 3, 3);
   CHECK((solve_ridge(equations_of(x, x * map), 1e-12) - map).norm() < 1e-9);
   const NormalEquations sums = equations_of(x, x * map + noise);
   const Eigen::MatrixXd found = solve_ridge(sums, 0.1);
@@ -31,7 +32,8 @@ TEST_CASE("ridge regression finds the map that made the data, and minimises what
   const auto cost = [&](const Eigen::MatrixXd& d) {
     return (x * map + noise - x * d).squaredNorm() + penalty * d.squaredNorm();
   };
-  for (std::uint64_t i = 0; i < 20; ++i) CHECK(cost(found + 0.01 * random_matrix(7, 3, 10 + i)) > cost(found));
+  for (std::uint64_t i = 0; i < 20; ++i)
+    CHECK(cost(found + 0.01 * random_matrix(7, 3, 10 + i)) > cost(found));
   CHECK(squares_gained(sums, found) ==
         Catch::Approx((x * map + noise - x * found).squaredNorm() - (x * map + noise).squaredNorm()));
 }

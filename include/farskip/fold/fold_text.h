@@ -19,7 +19,8 @@ struct FoldTextOptions {
 };
 inline constexpr std::int64_t kFoldLength = 1024;
 
-/// Sequences of S tokens: those that weights are fitted to, then those held out, by which losses are measured.
+/// Sequences of S tokens: those that weights are fitted to, then those held out, by which losses are
+/// measured.
 struct FoldText {
   std::vector<std::int32_t> tokens, targets;  // [(fitted + held_out) * S], targets the next tokens
   std::int64_t sequence_length = 0;
@@ -28,11 +29,13 @@ struct FoldText {
   std::int64_t sequences() const { return fitted + held_out; }
 };
 
-/// Sequences spread evenly over the source, the n-th of those the S tokens from n S on, with the token behind them; one
-/// of 16 is held out. A source with fewer sequences gives what it has, with a warning. `tokenizer`: of text.
+/// Sequences spread evenly over the source, the n-th of those the S tokens from n S on, with the token behind
+/// them; one of 16 is held out. A source with fewer sequences gives what it has, with a warning. `tokenizer`:
+/// of text.
 ///
-/// UsageError for a length beyond the model's context, and for text without a tokenizer; MissingInputError where there
-/// is no source; DataError for a source without a sequence, and for a token that the model does not have.
+/// UsageError for a length beyond the model's context, and for text without a tokenizer; MissingInputError
+/// where there is no source; DataError for a source without a sequence, and for a token that the model does
+/// not have.
 FoldText read_fold_text(const FoldTextOptions& options, const ModelConfig& model,
                         const std::optional<Tokenizer>& tokenizer, const Logger& logger);
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// The residual stream of a model over many tokens, in host memory, while its sub-blocks are computed one after the
-// other: each for all tokens before the next.
+// The residual stream of a model over many tokens, in host memory, while its sub-blocks are computed one
+// after the other: each for all tokens before the next.
 
 #include <map>
 
@@ -10,14 +10,15 @@
 
 namespace farskip {
 
-/// Contributions that every later block reads are summed up at once, so that a few tensors [T, H] are held whatever
-/// the depth: one in the standard wiring of a dense model, at most one more for each block that some later block
-/// omits.
+/// Contributions that every later block reads are summed up at once, so that a few tensors [T, H] are held
+/// whatever the depth: one in the standard wiring of a dense model, at most one more for each block that some
+/// later block omits.
 class ResidualStream {
  public:
   explicit ResidualStream(LayerGraph layers);
 
-  /// What block `block` reads, which is the next one: f32 rows of tokens from `first` on, as many as `to` has.
+  /// What block `block` reads, which is the next one: f32 rows of tokens from `first` on, as many as `to`
+  /// has.
   void read(int block, std::int64_t first, const TensorView& to) const;
   /// The sum of all contributions so far.
   void read_all(std::int64_t first, const TensorView& to) const;
@@ -29,8 +30,8 @@ class ResidualStream {
   void settle();
 
   LayerGraph layers_;
-  std::vector<int> last_omission_;     // by contribution: the last block that does not read it; -1: all read it
-  HostTensor settled_;                 // the sum of those that are not pending; without data before the first
+  std::vector<int> last_omission_;  // by contribution: the last block that does not read it; -1: all read it
+  HostTensor settled_;              // the sum of those that are not pending; without data before the first
   std::map<int, HostTensor> pending_;  // contributions that a later block may omit, and those behind one
   int num_added_ = 0;
 };
