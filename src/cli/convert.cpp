@@ -4,6 +4,7 @@
 #include "farskip/cli/command.h"
 #include "farskip/cli/command_inputs.h"
 #include "farskip/config/scalar.h"
+#include "farskip/fold/fold.h"
 #include "farskip/hub/hub_folder.h"
 #include "farskip/hub/upcycle.h"
 
@@ -14,6 +15,8 @@ struct Options {
   std::string source, destination, farskip, layers, dtype = "f32", upcycle, shard_size;
   double upcycle_noise = 0.0;
   std::int64_t seed = 1;
+  FoldTextOptions fold;
+  DeviceOptions device;  // of the fold
 };
 
 std::string describe_names(const std::vector<std::string>& names) {
@@ -51,10 +54,11 @@ std::uint64_t parse_shard_size(const std::string& text) {
   return *bytes.value;
 }
 
-/// The weights of a model that is to be written, and its config.
+/// The weights of a model that is to be written, its config, and where its tensors come from.
 struct Result {
   ModelConfig config;
-  std::vector<HubSource> sources;
+  RowReader rows;
+  std::function<std::string(const ParameterSpec& spec, const std::string& tensor)> place;
 };
 
 /// Of the experts a place tells the MLP that they are made of: where a value is that is not finite.
@@ -63,17 +67,49 @@ Result describe_result(const OpenedModel& model, const std::optional<Upcycling>&
   const auto place = [&](const ParameterSpec& spec, const std::string& tensor) {
     return model.place(spec, tensor);
   };
-  if (!how) return {model.config, hub_sources(model.parameters, rows, place)};
+  if (!how) return {model.config, rows, place};
   const ModelConfig config = upcycle_config(model.config, *how);
   logger.info("each MLP of the {} model is {} experts now, {} for a token ({})", model.config.family,
               how->num_experts, how->top_k, config.family);
-  return {config, hub_sources(list_parameters(config), upcycle_rows(model.parameters, rows, config, *how),
-                              [&](const ParameterSpec& spec, const std::string& tensor) {
-                                return model.weights.contains(tensor)
-                                           ? model.place(spec, tensor)
-                                           : fmt::format("{}: {}, made of it,", model.folder.string(),
-                                                         tensor);
-                              })};
+  return {config, upcycle_rows(model.parameters, rows, config, *how),
+          [&model](const ParameterSpec& spec, const std::string& tensor) {
+            return model.weights.contains(tensor)
+                       ? model.place(spec, tensor)
+                       : fmt::format("{}: {}, made of it,", model.folder.string(), tensor);
+          }};
+}
+
+Folded fold_result(const Options& options, const Result& result, const FarSkipConfig& wiring,
+                   const Companions& companions, const Logger& logger) {
+  const OpenedDevice device = open_device(options.device);
+  const FoldText text = read_fold_text(options.fold, result.config, companions.tokenizer, logger);
+  const Model teacher = wire_model(result.config);
+  return fold_model(teacher, wire_model(result.config, wiring).layers, result.rows, text,
+                    make_context(device.device, logger));
+}
+
+void report_fold(const Folded& folded, const Logger& logger) {
+  if (folded.edges.empty())
+    return logger.info("--fold: the model has this wiring already, and stays as it is");
+  logger.info(
+      "folded {} edges in {:.1f} s: held-out loss {:.4f} nats rewired, {:.4f} folded, {:.4f} of the model",
+      folded.edges.size(), folded.seconds, folded.loss_before, folded.loss_after, folded.teacher_loss);
+}
+
+nlohmann::ordered_json fold_json(const Folded& folded) {
+  nlohmann::ordered_json edges = nlohmann::ordered_json::array();
+  for (const FoldEdge& edge : folded.edges)
+    edges.push_back({{"layer", edge.layer},
+                     {"block", block_name(edge.block)},
+                     {"side", fold_side_name(edge.side)},
+                     {"error_before", edge.error_before},
+                     {"error_after", edge.error_after},
+                     {"ridge", edge.ridge}});
+  return {{"edges", std::move(edges)},
+          {"loss_teacher", folded.teacher_loss},
+          {"loss_before", folded.loss_before},
+          {"loss_after", folded.loss_after},
+          {"seconds", folded.seconds}};
 }
 
 ExitCode run(const Options& options, const CommonOptions& common) {
@@ -85,20 +121,31 @@ ExitCode run(const Options& options, const CommonOptions& common) {
   const std::uint64_t shard_size = parse_shard_size(options.shard_size);
   const OpenedModel model(options.source, logger);
   const Companions companions = read_companions(model.folder);
-  auto [config, sources] = describe_result(model, upcycling, logger);
+  Result result = describe_result(model, upcycling, logger);
+  ModelConfig& config = result.config;
   if (config.eos_tokens.empty()) config.eos_tokens = find_end_tokens(config, companions);
-  if (const auto wiring = parse_wiring(options.farskip, options.layers, config.num_layers))
-    config.farskip = *wiring;
+  const auto wiring = parse_wiring(options.farskip, options.layers, config.num_layers);
+  refuse_unusable_folder(options.destination, companions);
+  Folded folded;
+  if (!options.fold.source.empty()) {
+    folded = fold_result(options, result, *wiring, companions, logger);
+    report_fold(folded, logger);
+  }
+  if (wiring) config.farskip = *wiring;
+  const auto sources = hub_sources(list_parameters(config), folded_rows(result.rows, folded), result.place);
   write_hub_folder(options.destination, config, sources, *dtype, companions, shard_size);
   if (!companions.tokenizer_fault.empty())
     logger.warning("tokenizer.json is copied, but FarSkip cannot use it: {}", companions.tokenizer_fault);
   if (!companions.left_behind.empty()) logger.info("not copied: {}", describe_names(companions.left_behind));
   const std::string mode = wiring_name(config.farskip);
-  if (common.json)
-    print_json({{"out", options.destination},
-                {"tensors", sources.size()},
-                {"farskip", mode},
-                {"left_behind", companions.left_behind}});
+  if (common.json) {
+    nlohmann::ordered_json object{{"out", options.destination},
+                                  {"tensors", sources.size()},
+                                  {"farskip", mode},
+                                  {"left_behind", companions.left_behind}};
+    if (!options.fold.source.empty()) object.update(fold_json(folded));
+    print_json(object);
+  }
   logger.info("wrote {} ({} wiring, {})", options.destination, mode, dtype_name(*dtype));
   return ExitCode::ok;
 }
@@ -122,6 +169,18 @@ void add_convert(Subcommand& root) {
   sub.real("--upcycle-noise", o->upcycle_noise,
            "By how much experts differ: each weight times 1 + this x a normal number", 0.0, 1.0);
   sub.integer("--seed", o->seed, "Seed of the routers and of the noise", 0);
+  sub.path(
+      "--fold", o->fold.source,
+      "Token files (PREFIX) or text, to which the weights of the rewired model are fitted in closed form");
+  sub.integer("--fold-sequences", o->fold.sequences, "Most sequences that the fold looks at", 1, 1 << 24);
+  sub.integer(
+      "--sequence-length", o->fold.sequence_length,
+      fmt::format("Tokens of a sequence of the fold; default: {}, or the model's context", kFoldLength), 2,
+      1 << 20);
+  sub.text("--device", o->device.device, "Where the fold computes: auto, cpu or cuda");
+  sub.needs("--fold", "--farskip");
+  for (const char* option : {"--fold-sequences", "--sequence-length", "--device"})
+    sub.needs(option, "--fold");
   sub.needs("--upcycle-noise", "--upcycle");
   sub.needs("--seed", "--upcycle");
   sub.run([o](const CommonOptions& common) { return run(*o, common); });

@@ -193,6 +193,10 @@ class GraphParser {
 
 }  // namespace
 
+std::string_view block_name(SubBlock block) {
+  return kBlocks[static_cast<std::size_t>(block)];
+}
+
 std::string Scope::text() const {
   std::string text;
   if (model != 0) text += fmt::format("m{}.", model);

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "farskip/hub/hub_folder.h"
 
+#include <unistd.h>
+
 #include <nlohmann/json.hpp>
 
 #include "farskip/base/failpoint.h"
@@ -196,13 +198,32 @@ void verify_file(const fs::path& folder, const std::string& name, const nlohmann
         file.path().string(), file.size(), hash, kManifest, kManifest));
 }
 
+/// What a folder would be made in, or itself where it is there.
+fs::path nearest_folder(fs::path path) {
+  std::error_code ignored;
+  path = fs::absolute(path, ignored);
+  while (path.has_parent_path() && path != path.parent_path() && !fs::exists(path, ignored))
+    path = path.parent_path();
+  return path;
+}
+
 }  // namespace
+
+void refuse_unusable_folder(const fs::path& folder, const Companions& companions) {
+  refuse_unseen_folder(folder);
+  refuse_used_folder(folder, companions);
+  const fs::path place = nearest_folder(folder);
+  std::error_code ignored;
+  const bool is_folder = fs::is_directory(place, ignored);
+  if (is_folder && ::access(place.c_str(), W_OK | X_OK) == 0) return;
+  throw IoError(fmt::format("{}: cannot create folder: {} {}; choose another folder", folder.string(),
+                            place.string(), is_folder ? "cannot be written" : "is no folder"));
+}
 
 void write_hub_folder(const fs::path& folder, const ModelConfig& config,
                       const std::vector<HubSource>& sources, DType dtype, const Companions& companions,
                       std::uint64_t shard_size) {
-  refuse_unseen_folder(folder);
-  refuse_used_folder(folder, companions);
+  refuse_unusable_folder(folder, companions);
   HashedFolder files(folder);
   remove_stale_temporaries(folder, [](std::string_view name) { return name == kUnfinished; });
   const std::vector<Shard> shards = cut_into_shards(sources, dtype, shard_size);

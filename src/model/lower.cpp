@@ -9,14 +9,22 @@
 namespace farskip {
 
 Graph Lowering::run() {
-  add_externals();
+  token_ids_ = token_input("tokens");
+  if (options_.cache)
+    add_cache_externals(*options_.cache);
+  else if (options_.head != HeadOutput::logits)
+    targets_ = token_input("targets");
+  if (options_.document_mask) document_start_ = token_input("document_start");
+  for (const ParameterSpec& p : list_parameters(c_)) add_parameter(p);
   for (std::size_t i = 0; i < layers_.blocks.size(); ++i) {
     const LayerBlock& block = layers_.blocks[i];
     scope_ = {0, 0, block.layer, block.kind, Phase::forward};
+    const ValueId x =
+        block.kind == SubBlock::embedding ? ValueId() : stream(layers_.reads(static_cast<int>(i)));
     if (block.kind == SubBlock::head)
-      lower_head(stream(layers_.reads(static_cast<int>(i))));
+      lower_head(x);
     else
-      contributions_.push_back(lower_block(block, static_cast<int>(i)));
+      contributions_.push_back(lower_block(block.kind, x));
     add_stream_output(i);
   }
   if (balance_loss_) graph_.add_output("balance_loss", balance_loss_);
@@ -34,21 +42,38 @@ void Lowering::add_stream_output(std::size_t block) {
   graph_.add_output(fmt::format("stream.{}", layer), stream(all));
 }
 
-void Lowering::add_externals() {
-  const auto input = [&](const char* name) {
-    return graph_.add_external(ExternalKind::input, name, {DType::i32, Shape{tokens_}, {}});
-  };
-  token_ids_ = input("tokens");
-  if (options_.cache)
-    add_cache_externals(*options_.cache);
-  else if (options_.head != HeadOutput::logits)
-    targets_ = input("targets");
-  if (options_.document_mask) document_start_ = input("document_start");
-  for (const ParameterSpec& p : list_parameters(c_)) {
-    const DType dtype = p.has_compute_copy() ? options_.dtype : wide(options_.dtype);
-    parameters_[p.name] =
-        graph_.add_external(ExternalKind::parameter, read_name(p, options_.dtype), {dtype, p.shape, {}});
+Graph Lowering::run_alone(const LayerBlock& block) {
+  alone_ = true;
+  scope_ = {0, 0, block.layer, block.kind, Phase::forward};
+  for (const ParameterSpec& p : list_parameters(c_))
+    if (p.layer == block.layer) add_parameter(p);
+  ValueId x;
+  if (block.kind == SubBlock::embedding)
+    token_ids_ = token_input("tokens");
+  else
+    x = graph_.add_external(ExternalKind::input, "stream",
+                            {options_.dtype, Shape{tokens_, c_.hidden_size}, {}});
+  if (block.kind == SubBlock::head) {
+    targets_ = token_input("targets");
+    lower_head(x);
+  } else {
+    graph_.add_output("out", lower_block(block.kind, x));
   }
+  return std::move(graph_);
+}
+
+ValueId Lowering::token_input(std::string_view name) {
+  return graph_.add_external(ExternalKind::input, std::string(name), {DType::i32, Shape{tokens_}, {}});
+}
+
+void Lowering::add_parameter(const ParameterSpec& p) {
+  const DType dtype = p.has_compute_copy() ? options_.dtype : wide(options_.dtype);
+  parameters_[p.name] =
+      graph_.add_external(ExternalKind::parameter, read_name(p, options_.dtype), {dtype, p.shape, {}});
+}
+
+void Lowering::show(const char* name, ValueId value) {
+  if (alone_) graph_.add_output(name, value);
 }
 
 void Lowering::add_cache_externals(const CacheShape& shape) {
@@ -56,11 +81,11 @@ void Lowering::add_cache_externals(const CacheShape& shape) {
     return graph_.add_external(ExternalKind::input, std::string(name), {DType::i32, std::move(dims), {}});
   };
   place_ = {.table = input(kBlockTable, {shape.sequences, shape.max_blocks}),
-            .sequences = input(kSequences, {tokens_}),
-            .positions = input(kPositions, {tokens_})};
-  cache_rows_ = input(kCacheRows, {tokens_});
+            .sequences = token_input(kSequences),
+            .positions = token_input(kPositions)};
+  cache_rows_ = token_input(kCacheRows);
   output_rows_ = input(kOutputRows, {shape.outputs});
-  if (shape.documents) document_start_ = input("document_start", {tokens_});
+  if (shape.documents) document_start_ = token_input("document_start");
   for (const CacheSpec& spec : list_caches(c_))
     caches_[spec.name] =
         graph_.add_external(ExternalKind::state, spec.name,
@@ -99,18 +124,15 @@ ValueId Lowering::normalised(ValueId x, ValueId weight, double eps) {
   return ops::rms_norm(b, x, weight, eps);
 }
 
-ValueId Lowering::lower_block(const LayerBlock& block, int index) {
-  if (block.kind == SubBlock::embedding) {
+ValueId Lowering::lower_block(SubBlock kind, ValueId x) {
+  if (kind == SubBlock::embedding) {
     Builder b = builder();
     return ops::embedding(b, parameter(kEmbeddingName), token_ids_);
   }
-  const ValueId x = stream(layers_.reads(index));
-  if (block.kind == SubBlock::attention) {
-    const ValueId h = normalised(x, layer_parameter("input_layernorm.weight"));
-    return c_.mla ? latent_attention(h, *c_.mla) : grouped_query_attention(h);
-  }
-  const ValueId h = normalised(x, layer_parameter("post_attention_layernorm.weight"));
-  switch (block.kind) {
+  const ValueId h = normalised(x, layer_parameter(norm_suffix(kind)));
+  switch (kind) {
+    case SubBlock::attention:
+      return c_.mla ? latent_attention(h, *c_.mla) : grouped_query_attention(h);
     case SubBlock::dense:
       return mlp(h, "mlp");
     case SubBlock::shared:
@@ -118,13 +140,15 @@ ValueId Lowering::lower_block(const LayerBlock& block, int index) {
     case SubBlock::routed:
       return routed_experts(h);
     default:
-      throw InternalError(fmt::format("block {} has no lowering", index));
+      throw InternalError(fmt::format("{} has no lowering", scope_.text()));
   }
 }
 
 ValueId Lowering::mlp(ValueId h, const std::string& module) {
   Builder b = builder();
-  return linear(ops::swiglu(b, linear(h, module + ".gate_up_proj")), module + ".down_proj");
+  const ValueId inner = ops::swiglu(b, linear(h, module + ".gate_up_proj"));
+  show("inner", inner);
+  return linear(inner, module + ".down_proj");
 }
 
 ValueId Lowering::routed_experts(ValueId h) {
@@ -133,15 +157,7 @@ ValueId Lowering::routed_experts(ValueId h) {
   const ValueId logits =
       ops::linear(b, ops::cast(b, h, wide(options_.dtype)), layer_parameter("mlp.gate.weight"));
   const ValueId bias = moe.selection_bias ? layer_parameter("mlp.gate.e_score_correction_bias") : ValueId();
-  const ops::RouteResult routed = ops::route(b, logits, bias,
-                                             {.top_k = moe.top_k,
-                                              .score = moe.score,
-                                              .num_groups = moe.num_groups,
-                                              .top_groups = moe.top_groups,
-                                              .group_score = moe.group_score,
-                                              .normalize = moe.normalize,
-                                              .scaling = moe.scaling,
-                                              .by_logits = moe.by_logits});
+  const ops::RouteResult routed = ops::route(b, logits, bias, routing(moe));
   add_balance_loss(b, routed);
   if (options_.head == HeadOutput::hidden) {
     graph_.add_output(fmt::format("router_logits.{}", scope_.layer), logits);
@@ -160,6 +176,8 @@ ValueId Lowering::routed_experts(ValueId h) {
   const ValueId gate_up =
       ops::grouped_matmul(b, rows, layer_parameter("mlp.experts.gate_up_proj"), order.offsets);
   const ValueId inner = ops::swiglu(b, gate_up, weight);
+  show("inner", inner);
+  show("router_logits", logits);
   const ValueId out = ops::grouped_matmul(b, inner, layer_parameter("mlp.experts.down_proj"), order.offsets);
   return ops::combine_rows(b, out, order, moe.top_k);
 }
@@ -196,6 +214,25 @@ void Lowering::lower_head(ValueId x) {
 
 Graph lower(const ModelConfig& config, const LayerGraph& layers, const LowerOptions& options) {
   return Lowering(config, layers, options).run();
+}
+
+Graph lower_block(const ModelConfig& config, const LayerBlock& block, const LowerOptions& options) {
+  return Lowering(config, {}, options).run_alone(block);
+}
+
+std::string_view norm_suffix(SubBlock kind) {
+  return kind == SubBlock::attention ? "input_layernorm.weight" : "post_attention_layernorm.weight";
+}
+
+ops::Route routing(const MoeConfig& moe) {
+  return {.top_k = moe.top_k,
+          .score = moe.score,
+          .num_groups = moe.num_groups,
+          .top_groups = moe.top_groups,
+          .group_score = moe.group_score,
+          .normalize = moe.normalize,
+          .scaling = moe.scaling,
+          .by_logits = moe.by_logits};
 }
 
 }  // namespace farskip

@@ -86,6 +86,7 @@ ValueId Lowering::attend_cached(ValueId q, ValueId keys, ValueId values, std::in
 ValueId Lowering::attention_output(ValueId h, ValueId heads) {
   Builder b = builder();
   if (c_.gated_attention) heads = ops::sigmoid_gate(b, heads, project(h, "gate_proj"));
+  show("inner", heads);
   return project(heads, "o_proj");
 }
 

@@ -17,13 +17,18 @@ class Lowering {
       : c_(config), layers_(layers), options_(options), tokens_(options.batch * options.sequence_length) {}
 
   Graph run();
+  /// As lower_block() says.
+  Graph run_alone(const LayerBlock& block);
 
  private:
   Builder builder() { return {graph_, scope_}; }
 
   /// After the last block of a layer that was asked for: the sum of everything so far.
   void add_stream_output(std::size_t block);
-  void add_externals();
+  ValueId token_input(std::string_view name);
+  void add_parameter(const ParameterSpec& p);
+  /// An output of a block that is lowered alone.
+  void show(const char* name, ValueId value);
   void add_cache_externals(const CacheShape& shape);
   ValueId parameter(std::string_view name) const;
   ValueId layer_parameter(std::string_view suffix) const {
@@ -39,7 +44,8 @@ class Lowering {
   ValueId normalised(ValueId x, ValueId weight);
   ValueId normalised(ValueId x, ValueId weight, double eps);
 
-  ValueId lower_block(const LayerBlock& block, int index);
+  /// `x`: the stream that it reads.
+  ValueId lower_block(SubBlock kind, ValueId x);
   ValueId mlp(ValueId h, const std::string& module);
   ValueId routed_experts(ValueId h);
   void add_balance_loss(Builder& b, const ops::RouteResult& routed);
@@ -72,6 +78,7 @@ class Lowering {
   const LowerOptions& options_;
   const std::int64_t tokens_;
   Graph graph_;
+  bool alone_ = false;
   Scope scope_;
   ValueId token_ids_, targets_, document_start_, rope_table_, temperature_, balance_loss_;
   ValueId cache_rows_, output_rows_;

@@ -15,21 +15,19 @@ else()
   target_link_libraries(farskip::yaml_cpp INTERFACE yaml-cpp)  # 0.7
 endif()
 
+find_package(Eigen3 3.3 REQUIRED NO_MODULE)
+add_library(farskip::eigen INTERFACE IMPORTED)
+target_link_libraries(farskip::eigen INTERFACE Eigen3::Eigen)
+if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
+  target_compile_options(farskip::eigen INTERFACE -Wno-uninitialized)  # its bug 105593 again (FarskipOptions)
+endif()
+
 pkg_check_modules(xxhash REQUIRED IMPORTED_TARGET libxxhash)
 add_library(farskip::xxhash ALIAS PkgConfig::xxhash)
 pkg_check_modules(pcre2 REQUIRED IMPORTED_TARGET libpcre2-8)
 add_library(farskip::pcre2 ALIAS PkgConfig::pcre2)
 pkg_check_modules(zlib REQUIRED IMPORTED_TARGET zlib)
 add_library(farskip::zlib ALIAS PkgConfig::zlib)
-
-# GCC 12 takes what its own AVX-512 intrinsics leave undefined on purpose for a mistake (GCC bug 105593), and Eigen is
-# full of them.
-find_package(Eigen3 3.3 REQUIRED NO_MODULE)
-add_library(farskip::eigen INTERFACE IMPORTED)
-target_link_libraries(farskip::eigen INTERFACE Eigen3::Eigen)
-if(CMAKE_CXX_COMPILER_ID STREQUAL GNU AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
-  target_compile_options(farskip::eigen INTERFACE -Wno-uninitialized -Wno-maybe-uninitialized)
-endif()
 
 # Messages between ranks: MPI where it is installed; otherwise src/comm/mpi/no_mpi.cpp, which says that this build
 # runs on one rank. (Open MPI's old C++ bindings do not compile without warnings.)

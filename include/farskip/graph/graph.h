@@ -16,6 +16,7 @@
 namespace farskip {
 
 enum class SubBlock : std::uint8_t { none, embedding, attention, shared, routed, dense, head, optimizer };
+std::string_view block_name(SubBlock block);
 enum class Phase : std::uint8_t { forward, backward, update };
 
 /// Where in the training step a node belongs. Printer, profiler, planner and report all use it.

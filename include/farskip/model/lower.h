@@ -48,4 +48,17 @@ inline constexpr std::string_view kBlockTable = "block_table", kSequences = "seq
 /// [B*S, E] and "router_choice.<layer>" i32[B*S, K] for each layer with experts; "stream.<layer>" [B*S, H].
 Graph lower(const ModelConfig& config, const LayerGraph& layers, const LowerOptions& options);
 
+/// One sub-block alone, as lower() has it. Externals: input "stream" [B*S, H], which it reads (the embedding
+/// has "tokens" instead, the head also "targets"); every parameter of its layer, of all blocks outside of
+/// layers where it has none. Outputs: "out" [B*S, H], what it adds to the stream; "inner", what its last
+/// matrix reads: concatenated heads [B*S, A*Dv], gated activations [B*S, I], those of routed experts
+/// [B*S*K, I] in the order of sort_by_expert; of those also "router_logits" [B*S, E] and
+/// "expert_offsets.<layer>". The head has the outputs that lower() gives it.
+Graph lower_block(const ModelConfig& config, const LayerBlock& block, const LowerOptions& options);
+
+/// The norm of what a sub-block of a layer reads, for layer_name().
+std::string_view norm_suffix(SubBlock kind);
+/// How the routers of a model choose.
+ops::Route routing(const MoeConfig& moe);
+
 }  // namespace farskip

@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+// The sequences that a fold looks at.
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "farskip/base/log.h"
+#include "farskip/data/tokenizer.h"
+#include "farskip/model/model_config.h"
+
+namespace farskip {
+
+struct FoldTextOptions {
+  std::string source;                // prefix of token files, or a text file, or a folder of them
+  std::int64_t sequences = 512;      // at most
+  std::int64_t sequence_length = 0;  // 0: kFoldLength, or the model's context where that is shorter
+};
+inline constexpr std::int64_t kFoldLength = 1024;
+
+/// Sequences of S tokens: those that weights are fitted to, then those held out, by which losses are
+/// measured.
+struct FoldText {
+  std::vector<std::int32_t> tokens, targets;  // [(fitted + held_out) * S], targets the next tokens
+  std::int64_t sequence_length = 0;
+  std::int64_t fitted = 0, held_out = 0;
+
+  std::int64_t sequences() const { return fitted + held_out; }
+};
+
+/// Sequences spread evenly over the source, the n-th of those the S tokens from n S on, with the token behind
+/// them; one of 16 is held out. A source with fewer sequences gives what it has, with a warning. `tokenizer`:
+/// of text.
+///
+/// UsageError for a length beyond the model's context, and for text without a tokenizer; MissingInputError
+/// where there is no source; DataError for a source without a sequence, and for a token that the model does
+/// not have.
+FoldText read_fold_text(const FoldTextOptions& options, const ModelConfig& model,
+                        const std::optional<Tokenizer>& tokenizer, const Logger& logger);
+
+}  // namespace farskip

@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "farskip/fold/fold_text.h"
+
+#include <algorithm>
+
+#include "farskip/data/text_source.h"
+#include "farskip/data/token_file.h"
+
+namespace farskip {
+namespace {
+
+constexpr std::int64_t kHeldOutOf = 16;  // one sequence of so many
+
+std::int64_t choose_length(const FoldTextOptions& options, const ModelConfig& model) {
+  if (options.sequence_length == 0) return std::min(kFoldLength, model.max_positions);
+  if (options.sequence_length > model.max_positions)
+    throw UsageError(
+        fmt::format("--sequence-length {}: the model's max_position_embeddings is {}; give at most that",
+                    options.sequence_length, model.max_positions));
+  return options.sequence_length;
+}
+
+/// Text becomes token files in `folder`.
+TokenFile open_source(const std::string& source, const fs::path& folder, const ModelConfig& model,
+                      const std::optional<Tokenizer>& tokenizer, const Logger& logger) {
+  if (fs::exists(source + ".idx")) return TokenFile(source, model.vocab_size);
+  const std::vector<fs::path> sources{source};
+  const std::vector<fs::path> files = list_text_files(sources, logger);
+  if (!tokenizer)
+    throw UsageError(
+        fmt::format("--fold {}: text needs a tokenizer, and the model's folder has none that can be used; "
+                    "give token files "
+                    "(PREFIX.bin, PREFIX.idx)",
+                    source));
+  TokenFileWriter writer((folder / "tokens").string(), token_type_for(tokenizer->vocab_size()));
+  add_text(files, *tokenizer, writer, logger);
+  writer.commit();
+  return TokenFile(writer.prefix(), model.vocab_size);
+}
+
+/// Sequence number `n` of the source goes behind the others.
+void append_sequence(const TokenFile& source, std::int64_t n, FoldText& text) {
+  const std::int64_t length = text.sequence_length;
+  std::vector<std::int32_t> tokens(static_cast<std::size_t>(length + 1));
+  source.read(static_cast<std::uint64_t>(n * length), tokens.size(), tokens.data());
+  text.tokens.insert(text.tokens.end(), tokens.begin(), tokens.end() - 1);
+  text.targets.insert(text.targets.end(), tokens.begin() + 1, tokens.end());
+}
+
+}  // namespace
+
+FoldText read_fold_text(const FoldTextOptions& options, const ModelConfig& model,
+                        const std::optional<Tokenizer>& tokenizer, const Logger& logger) {
+  FoldText text;
+  text.sequence_length = choose_length(options, model);
+  const OutputFolder folder(fs::temp_directory_path() / "farskip-fold");  // never committed
+  const TokenFile source = open_source(options.source, folder.temporary(), model, tokenizer, logger);
+  const auto tokens = static_cast<std::int64_t>(source.num_tokens());
+  const std::int64_t there = std::max<std::int64_t>(tokens - 1, 0) / text.sequence_length;
+  if (there == 0)
+    throw DataError(fmt::format(
+        "--fold {}: {} tokens, and one sequence takes {}; give more text, or a smaller --sequence-length",
+        options.source, tokens, text.sequence_length + 1));
+  const std::int64_t taken = std::min(there, options.sequences);
+  if (taken < options.sequences)
+    logger.warning("--fold {}: {} of {} sequences, since the text has {} tokens; more text folds better",
+                   options.source, taken, options.sequences, tokens);
+  const auto append = [&](bool held_out) {
+    for (std::int64_t i = 0; i < taken; ++i)
+      if ((i % kHeldOutOf == kHeldOutOf - 1) == held_out) append_sequence(source, i * there / taken, text);
+  };
+  append(false);
+  append(true);
+  text.held_out = taken / kHeldOutOf;
+  text.fitted = taken - text.held_out;
+  return text;
+}
+
+}  // namespace farskip

@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "farskip/fold/fold_weights.h"
+
+#include "farskip/fold/matrices.h"
+
+namespace farskip {
+
+std::vector<std::string> stream_readers(SubBlock kind) {
+  switch (kind) {
+    case SubBlock::attention:
+      return {"self_attn.q_proj.weight",    "self_attn.k_proj.weight",
+              "self_attn.v_proj.weight",    "self_attn.q_a_proj.weight",
+              "self_attn.gate_proj.weight", "self_attn.kv_a_proj_with_mqa.weight"};
+    case SubBlock::dense:
+      return {"mlp.gate_up_proj.weight"};
+    case SubBlock::shared:
+      return {"mlp.shared_experts.gate_up_proj.weight"};
+    case SubBlock::routed:
+      return {"mlp.gate.weight", "mlp.experts.gate_up_proj"};
+    default:
+      return {};
+  }
+}
+
+std::string stream_writer(SubBlock kind) {
+  switch (kind) {
+    case SubBlock::attention:
+      return "self_attn.o_proj.weight";
+    case SubBlock::dense:
+      return "mlp.down_proj.weight";
+    case SubBlock::shared:
+      return "mlp.shared_experts.down_proj.weight";
+    case SubBlock::routed:
+      return "mlp.experts.down_proj";
+    default:
+      throw InternalError("a block without a matrix that writes the stream");
+  }
+}
+
+HostTensor fold_input(Device& device, const TensorView& weight, const Eigen::MatrixXd& change) {
+  const HostTensor now = copy_to_host(device, weight);
+  MatrixView w = as_matrix(now.view());
+  w += (w.cast<double>() * change.transpose()).cast<float>();
+  device.copy_in(weight.data, now.view().data, now.bytes().size());
+  return now;
+}
+
+HostTensor fold_output(Device& device, const TensorView& weight,
+                       const std::vector<Eigen::MatrixXd>& changes) {
+  const HostTensor now = copy_to_host(device, weight);
+  MatrixView w = as_matrix(now.view());
+  const Eigen::Index height = w.rows() / static_cast<Eigen::Index>(changes.size());
+  for (std::size_t i = 0; i < changes.size(); ++i)
+    w.middleRows(static_cast<Eigen::Index>(i) * height, height) += changes[i].transpose().cast<float>();
+  device.copy_in(weight.data, now.view().data, now.bytes().size());
+  return now;
+}
+
+}  // namespace farskip

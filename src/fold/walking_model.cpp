@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "farskip/fold/walking_model.h"
+
+#include <algorithm>
+
+#include "farskip/model/lower.h"
+
+namespace farskip {
+
+std::shared_ptr<States> load_layer(const ModelConfig& config, const RowReader& rows, int layer,
+                                   const std::shared_ptr<Device>& device) {
+  std::vector<ParameterSpec> specs = list_parameters(config);
+  std::erase_if(specs, [&](const ParameterSpec& spec) { return spec.layer != layer; });
+  auto weights = std::make_shared<States>(device, constant_states(whole_parameters(specs), DType::f32));
+  for (const StateSpec& spec : weights->specs())
+    fill_from_host(*device, weights->at(spec.name),
+                   [&](const TensorView& to) { rows(*spec.parameter, 0, to); });
+  return weights;
+}
+
+WalkingModel::WalkingModel(const ModelConfig& config, const LayerGraph& wiring, const FoldText& text,
+                           const SequenceRange& range, Context context)
+    : config_(config),
+      wiring_(wiring),
+      text_(text),
+      range_(range),
+      context_(std::move(context)),
+      stream_(wiring) {}
+
+void WalkingModel::compute(int block) {
+  HostTensor out(DType::f32, Shape{range_.count * text_.sequence_length, config_.hidden_size});
+  run_all(block, [&](GraphRunner& runner, std::int64_t sequence) {
+    runner.read("out", rows_view(out.view(), first_row(sequence), range_.at_once * text_.sequence_length));
+  });
+  stream_.add(std::move(out));
+}
+
+double WalkingModel::loss() {
+  double sum = 0;
+  run_all(static_cast<int>(wiring_.blocks.size()) - 1, [&](GraphRunner& runner, std::int64_t) {
+    sum += static_cast<double>(runner.read("loss_sum").values<float>()[0]);
+  });
+  return sum / static_cast<double>(range_.count * text_.sequence_length);
+}
+
+void WalkingModel::run_all(int block, const std::function<void(GraphRunner&, std::int64_t)>& use) {
+  LowerOptions options;
+  options.batch = range_.at_once;
+  options.sequence_length = text_.sequence_length;
+  GraphRunner runner(lower_block(config_, wiring_.blocks[static_cast<std::size_t>(block)], options),
+                     context_);
+  runner.bind(*weights_);
+  const std::int64_t end = range_.first + range_.count;
+  for (std::int64_t sequence = range_.first; sequence < end; sequence += range_.at_once) {
+    set_inputs(runner, block, sequence);
+    runner.run();
+    use(runner, sequence);
+  }
+}
+
+void WalkingModel::set_inputs(GraphRunner& runner, int block, std::int64_t sequence) const {
+  const auto set = [&](const char* name, const std::vector<std::int32_t>& values) {
+    if (!runner.has_input(name)) return;
+    const TensorView& to = runner.input(name);
+    std::copy_n(values.begin() + sequence * text_.sequence_length, to.num_elements(), to.as<std::int32_t>());
+  };
+  set("tokens", text_.tokens);
+  set("targets", text_.targets);
+  if (runner.has_input("stream")) stream_.read(block, first_row(sequence), runner.input("stream"));
+}
+
+}  // namespace farskip

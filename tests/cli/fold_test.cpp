@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+// farskip convert --fold as a person uses it.
+#include <nlohmann/json.hpp>
+
+#include "farskip/base/error.h"
+#include "farskip/base/file.h"
+#include "support/catch.h"
+#include "support/support.h"
+
+namespace farskip {
+namespace {
+
+test::CommandResult fold(const std::string& model, const fs::path& out, const std::string& options) {
+  return test::run_command(fmt::format("{} convert {} {} --fold {} {}", FARSKIP_BINARY,
+                                       (test::fixtures() / model).string(), out.string(),
+                                       (test::fixtures() / "deepseek_v2" / "tokens").string(), options));
+}
+
+TEST_CASE("convert --fold writes the same tensors, says what each fit did, and the result can be read") {
+  const test::TemporaryFolder folder;
+  const auto result =
+      fold("deepseek_v2", folder / "out", "--farskip full --fold-sequences 64 --sequence-length 32 --json");
+  REQUIRE(result.status == 0);
+  const auto said = nlohmann::json::parse(result.out);
+  CHECK(said["tensors"] == 118);
+  REQUIRE(said["edges"].size() == 19);
+  CHECK(said["edges"][0]["layer"] == 0);
+  CHECK(said["edges"][0]["block"] == "dense");
+  CHECK(said["edges"][0]["side"] == "input");
+  CHECK(said["edges"][0]["error_after"] < said["edges"][0]["error_before"]);
+  CHECK(said["edges"][0]["ridge"] > 0.0);
+  for (const char* key : {"loss_before", "loss_after", "seconds"}) CHECK(said[key] > 0.0);
+  // The model's weights are random, and its loss no less than that of a rewired one: closer to it is better.
+  const double teacher = said["loss_teacher"];
+  CHECK(std::abs(said["loss_after"].get<double>() - teacher) <
+        std::abs(said["loss_before"].get<double>() - teacher));
+  const auto read = test::run_command(
+      fmt::format("{} inspect --json --verify {}", FARSKIP_BINARY, (folder / "out").string()));
+  REQUIRE(read.status == 0);
+  CHECK(nlohmann::json::parse(read.out)["farskip"] == "full");
+}
+
+TEST_CASE("convert --fold onto a model's own wiring writes the model itself") {
+  const test::TemporaryFolder folder;
+  const auto result = fold("llama", folder / "folded", "--farskip off --sequence-length 16 --json");
+  REQUIRE(result.status == 0);
+  CHECK(nlohmann::json::parse(result.out)["edges"].empty());
+  REQUIRE(test::run_command(fmt::format("{} convert {} {}", FARSKIP_BINARY,
+                                        (test::fixtures() / "llama").string(), (folder / "plain").string()))
+              .status == 0);
+  for (const char* file : {"model.safetensors", "config.json"})
+    CHECK(read_text_file(folder / "folded" / file) == read_text_file(folder / "plain" / file));
+}
+
+TEST_CASE("convert --fold refuses what it cannot do before it computes") {
+  const test::TemporaryFolder folder;
+  const auto check = [](const test::CommandResult& result, int status, const std::string& message) {
+    CHECK(result.status == status);
+    CHECK_THAT(result.err, ContainsSubstring(message));
+  };
+  check(fold("llama", folder / "out", ""), 64, "--fold requires --farskip");
+  check(fold("llama", folder / "out", "--farskip full --fold-sequences 0"), 64, "--fold-sequences");
+  check(fold("llama", folder / "out", "--farskip full --sequence-length 4096"), 64,
+        "max_position_embeddings is 256");
+  check(fold("llama", "/proc/folded", "--farskip full"), 74, "/proc");
+  check(fold("llama", test::fixtures() / "llama", "--farskip full"), 64, "holds a model already");
+  CHECK(fs::is_empty(folder.path()));
+}
+
+}  // namespace
+}  // namespace farskip

@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "farskip/fold/fold_text.h"
+
+#include <unistd.h>
+
+#include "farskip/data/token_file.h"
+#include "support/catch.h"
+#include "support/support.h"
+
+namespace farskip {
+namespace {
+
+const Logger kQuiet(LogLevel::off);
+
+ModelConfig model_of(std::int64_t vocab_size) {
+  ModelConfig model;
+  model.vocab_size = vocab_size;
+  model.max_positions = 64;
+  return model;
+}
+
+/// Token files of 0, 1, 2, …
+std::string write_counting(const test::TemporaryFolder& folder, std::int32_t count) {
+  TokenFileWriter writer((folder / "tokens").string(), TokenType::u16);
+  std::vector<std::int32_t> ids;
+  for (std::int32_t i = 0; i < count; ++i) ids.push_back(i);
+  writer.add_document(ids);
+  writer.commit();
+  return writer.prefix();
+}
+
+TEST_CASE("a fold's sequences are spread over the text, and one of 16 is held out, behind the others") {
+  const test::TemporaryFolder folder;
+  const std::string tokens = write_counting(folder, 64 * 8 + 1);
+  const FoldText text = read_fold_text({tokens, 32, 8}, model_of(1000), std::nullopt, kQuiet);
+  CHECK(text.fitted == 30);
+  CHECK(text.held_out == 2);
+  CHECK(text.tokens[8] == 16);            // every other sequence of the 64
+  CHECK(text.tokens[30 * 8] == 15 * 16);  // the first that is held out
+  for (std::size_t i = 0; i < text.tokens.size(); ++i) CHECK(text.targets[i] == text.tokens[i] + 1);
+}
+
+TEST_CASE("a fold takes the sequences that are there, and at most the model's context of tokens") {
+  const test::TemporaryFolder folder;
+  const std::string tokens = write_counting(folder, 130);
+  const FoldText text = read_fold_text({tokens, 512, 0}, model_of(1000), std::nullopt, kQuiet);
+  CHECK(text.sequence_length == 64);
+  CHECK(text.sequences() == 2);
+  CHECK(text.held_out == 0);
+}
+
+TEST_CASE("a fold reads text with the model's tokenizer, and leaves no file behind") {
+  const test::TemporaryFolder folder;
+  fs::create_directory(folder / "pages");
+  std::string page;
+  for (int i = 0; i < 200; ++i) page += "the quick brown fox ";
+  write_text_file(folder / "pages" / "a.txt", page);
+  write_text_file(folder / "pages" / "b.md", page);
+  const Tokenizer tokenizer = Tokenizer::load(test::fixtures() / "tokenizer_gpt2" / "tokenizer.json");
+  const FoldText text = read_fold_text({(folder / "pages").string(), 4, 16}, model_of(tokenizer.vocab_size()),
+                                       tokenizer, kQuiet);
+  std::vector<std::int32_t> expected = tokenizer.encode(page);
+  expected.resize(16);
+  CHECK(std::equal(expected.begin(), expected.end(), text.tokens.begin()));
+  for (const auto& entry : fs::directory_iterator(fs::temp_directory_path()))
+    CHECK_THAT(entry.path().filename().string(),
+               !ContainsSubstring(fmt::format("farskip-fold.tmp-{}", ::getpid())));
+}
+
+TEST_CASE("a fold refuses what it cannot read, by name") {
+  const test::TemporaryFolder folder;
+  write_text_file(folder / "empty.txt", "");
+  write_text_file(folder / "short.txt", "one");
+  const std::string tokens = write_counting(folder, 100), none = (folder / "none").string();
+  const Tokenizer tokenizer = Tokenizer::load(test::fixtures() / "tokenizer_gpt2" / "tokenizer.json");
+  const ModelConfig model = model_of(tokenizer.vocab_size());
+  const auto read = [&](const std::string& source, std::int64_t length, const ModelConfig& of,
+                        const std::optional<Tokenizer>& with) {
+    return read_fold_text({source, 4, length}, of, with, kQuiet);
+  };
+  CHECK_THROWS_WITH(read(tokens, 65, model, {}),
+                    ContainsSubstring("--sequence-length 65: the model's max_position"));
+  CHECK_THROWS_AS(read(tokens, 65, model, {}), UsageError);
+  CHECK_THROWS_WITH(read(tokens, 8, model_of(50), {}), ContainsSubstring("50"));
+  CHECK_THROWS_AS(read(tokens, 8, model_of(50), {}), DataError);
+  CHECK_THROWS_AS(read(none, 8, model, tokenizer), MissingInputError);
+  CHECK_THROWS_WITH(read((folder / "short.txt").string(), 8, model, {}),
+                    ContainsSubstring("needs a tokenizer"));
+  CHECK_THROWS_WITH(read((folder / "empty.txt").string(), 8, model, tokenizer),
+                    ContainsSubstring("no document"));
+  CHECK_THROWS_WITH(read((folder / "short.txt").string(), 8, model, tokenizer),
+                    ContainsSubstring("one sequence takes 9; give more text"));
+  CHECK_THROWS_AS(read((folder / "short.txt").string(), 8, model, tokenizer), DataError);
+}
+
+}  // namespace
+}  // namespace farskip

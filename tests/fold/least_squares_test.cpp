@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "farskip/fold/least_squares.h"
+
+#include "farskip/base/random.h"
+#include "farskip/fold/matrices.h"
+#include "support/catch.h"
+
+namespace farskip {
+namespace {
+
+Eigen::MatrixXd random_matrix(std::int64_t rows, std::int64_t columns, std::uint64_t stream) {
+  Eigen::MatrixXd m(rows, columns);
+  for (Eigen::Index i = 0; i < m.size(); ++i)
+    m.data()[i] = uniform_double(7, stream, static_cast<std::uint64_t>(i)) - 0.5;
+  return m;
+}
+
+NormalEquations equations_of(const Eigen::MatrixXd& x, const Eigen::MatrixXd& r) {
+  NormalEquations sums(x.cols(), r.cols());
+  sums.gram = x.transpose() * x;
+  sums.cross = x.transpose() * r;
+  return sums;
+}
+
+TEST_CASE("ridge regression finds the map that made the data, and minimises what it says") {
+  const Eigen::MatrixXd x = random_matrix(40, 7, 1), map = random_matrix(7, 3, 2),
+                        noise = random_matrix(40, 3, 3);
+  CHECK((solve_ridge(equations_of(x, x * map), 1e-12) - map).norm() < 1e-9);
+  const NormalEquations sums = equations_of(x, x * map + noise);
+  const Eigen::MatrixXd found = solve_ridge(sums, 0.1);
+  const double penalty = 0.1 * sums.gram.diagonal().mean();
+  const auto cost = [&](const Eigen::MatrixXd& d) {
+    return (x * map + noise - x * d).squaredNorm() + penalty * d.squaredNorm();
+  };
+  for (std::uint64_t i = 0; i < 20; ++i)
+    CHECK(cost(found + 0.01 * random_matrix(7, 3, 10 + i)) > cost(found));
+  CHECK(squares_gained(sums, found) ==
+        Catch::Approx((x * map + noise - x * found).squaredNorm() - (x * map + noise).squaredNorm()));
+}
+
+TEST_CASE("rows without content change nothing, fewer rows than columns are no obstacle") {
+  CHECK(solve_ridge(NormalEquations(5, 2), 1e-2) == Eigen::MatrixXd::Zero(5, 2));
+  const Eigen::MatrixXd x = random_matrix(3, 9, 4), r = random_matrix(3, 2, 5);
+  const Eigen::MatrixXd found = solve_ridge(equations_of(x, r), 1e-8);
+  CHECK(found.allFinite());
+  CHECK((x * found - r).norm() < 1e-4 * r.norm());
+}
+
+}  // namespace
+}  // namespace farskip
