@@ -3,7 +3,7 @@
 # Builds a preset and runs every test: scripts/test.sh [--preset NAME] [ARGUMENT of ctest ...], e.g. -R parity. The last
 # line is always "N passed, N failed", with ", N skipped" after it where tests need what this machine or build lacks (a GPU,
 # MPI), which are named above it. The exit code is 0 only if nothing failed. The preset is release or, with CI=true in the
-# environment, ci, where warnings are errors and includes have to be complete.
+# environment, ci, where warnings are errors.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
