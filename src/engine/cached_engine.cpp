@@ -95,6 +95,8 @@ CachedEngine::CachedEngine(Model model, std::shared_ptr<const States> weights, C
       cache_(weights_->shared_device(),
              cache_states(model_.config, size.num_blocks * size.block_tokens, weights_->compute())),
       table_(static_cast<std::size_t>(size.max_sequences * size.max_blocks())),
+      table_on_device_(allocate_on(*context_.device(), table_.size() * sizeof(std::int32_t))),
+      end_changed_(size.max_sequences),
       num_ids_(num_ids) {}
 
 void CachedEngine::set_blocks(std::int64_t sequence, std::span<const std::int32_t> blocks) {
@@ -102,6 +104,18 @@ void CachedEngine::set_blocks(std::int64_t sequence, std::span<const std::int32_
       sequence < size_.max_sequences && static_cast<std::int64_t>(blocks.size()) <= size_.max_blocks(),
       "{} blocks of sequence {}", blocks.size(), sequence);
   std::copy(blocks.begin(), blocks.end(), table_.begin() + sequence * size_.max_blocks());
+  first_changed_ = std::min(first_changed_, sequence);
+  end_changed_ = std::max(end_changed_, sequence + 1);
+}
+
+void CachedEngine::copy_changed_blocks() {
+  if (first_changed_ >= end_changed_) return;
+  const std::int64_t first = first_changed_ * size_.max_blocks(), end = end_changed_ * size_.max_blocks();
+  context_.device()->copy_in(table_on_device_.memory.get() + first * sizeof(std::int32_t),
+                             table_.data() + first,
+                             static_cast<std::size_t>(end - first) * sizeof(std::int32_t));
+  first_changed_ = size_.max_sequences;
+  end_changed_ = 0;
 }
 
 std::int32_t CachedEngine::cache_row(std::int32_t sequence, std::int32_t position) const {
@@ -117,6 +131,8 @@ BatchRunner& CachedEngine::runner(const CachedRunShape& shape) {
       compile(cached_pipeline(model_, shape, weights_->compute(), context_.mesh.position()), context_, {});
   weights_->bind(*executor);
   cache_.bind(*executor);
+  executor->bind(kBlockTable,
+                 {table_on_device_.memory.get(), DType::i32, Shape{size_.max_sequences, size_.max_blocks()}});
   return runners_.emplace(shape, BatchRunner(std::move(executor))).first->second;
 }
 
@@ -152,9 +168,7 @@ BatchRunner& CachedEngine::prepare(const CachedTokens& given, CachedDraw draw) {
   r.set(kCacheRows, integers(rows));
   r.set(kOutputRows, integers(padded.output_rows));
   r.set("document_start", integers(fresh.document_start));
-  TensorView table = integers(table_);
-  table.shape = Shape{size_.max_sequences, size_.max_blocks()};
-  r.set(kBlockTable, table);
+  copy_changed_blocks();
   return r;
 }
 

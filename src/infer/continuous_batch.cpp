@@ -17,6 +17,10 @@ ContinuousBatch::ContinuousBatch(CachedEngine& engine, ContinuousBatchOptions op
   for (std::int64_t slot = engine.size().max_sequences; slot-- > 0;) free_slots_.push_back(slot);
 }
 
+std::int64_t ContinuousBatch::num_blocks(std::int64_t tokens) const {
+  return (tokens + engine_.size().block_tokens - 1) / engine_.size().block_tokens;
+}
+
 // A text alone always fits, so that the oldest one never waits for room.
 std::int64_t ContinuousBatch::longest() const {
   const CacheSize& size = engine_.size();
@@ -51,12 +55,17 @@ std::int64_t ContinuousBatch::submit(GenerationRequest request) {
 // Only while there is room for a whole prompt: a text that has to give back its blocks soon was read for
 // nothing.
 void ContinuousBatch::admit() {
+  // Blocks that nobody has and nobody needs for what it has still to read.
+  std::int64_t free = pool_.num_free();
+  const auto missing = [&](const Sequence& s) {
+    return num_blocks(static_cast<std::int64_t>(s.tokens.size())) -
+           static_cast<std::int64_t>(s.blocks.size());
+  };
+  for (const SequencePointer& s : active_) free -= missing(*s);
   while (!waiting_.empty() && !free_slots_.empty()) {
     Sequence& next = *waiting_.front();
-    const std::int64_t blocks =
-        (static_cast<std::int64_t>(next.tokens.size()) + engine_.size().block_tokens) /
-        engine_.size().block_tokens;
-    if (!active_.empty() && blocks > pool_.num_free()) return;
+    if (!active_.empty() && missing(next) > free) return;
+    free -= missing(next);
     next.slot = free_slots_.back();
     free_slots_.pop_back();
     active_.push_back(std::move(waiting_.front()));
@@ -74,8 +83,8 @@ void ContinuousBatch::release(Sequence& sequence) {
 /// Blocks for so many tokens of a sequence, if need be those of the sequences after it. False where it is
 /// itself the last one, and has given back its own.
 bool ContinuousBatch::make_room(Sequence& sequence, std::int64_t tokens) {
-  const std::int64_t block_tokens = engine_.size().block_tokens;
-  while (!pool_.grow(sequence.blocks, (tokens + block_tokens - 1) / block_tokens)) {
+  if (num_blocks(tokens) <= static_cast<std::int64_t>(sequence.blocks.size())) return true;
+  while (!pool_.grow(sequence.blocks, num_blocks(tokens))) {
     SequencePointer last = std::move(active_.back());
     active_.pop_back();
     const bool is_last = last.get() == &sequence;

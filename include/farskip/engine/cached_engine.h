@@ -76,6 +76,7 @@ class CachedEngine {
   BatchRunner& prepare(const CachedTokens& tokens, CachedDraw draw);
   BatchRunner& runner(const CachedRunShape& shape);
   void run(BatchRunner& runner);
+  void copy_changed_blocks();
   std::int32_t cache_row(std::int32_t sequence, std::int32_t position) const;
 
   Model model_;
@@ -84,7 +85,9 @@ class CachedEngine {
   CacheSize size_;
   States cache_;
   std::vector<std::int32_t> table_;  // [max_sequences, max_blocks]
-  HostTensor logits_;                // where the device does not share the host's memory
+  DeviceBuffer table_on_device_;     // the same, less what has changed in these sequences
+  std::int64_t first_changed_ = 0, end_changed_;
+  HostTensor logits_;  // where the device does not share the host's memory
   std::int64_t num_ids_;
   std::map<CachedRunShape, BatchRunner> runners_;
 };

@@ -60,6 +60,8 @@ class ContinuousBatch {
   using SequencePointer = std::unique_ptr<Sequence>;
 
   std::int64_t longest() const;
+  /// That so many tokens of a text take.
+  std::int64_t num_blocks(std::int64_t tokens) const;
   bool begins(const Sequence& sequence) const;
   void admit();
   bool make_room(Sequence& sequence, std::int64_t tokens);
