@@ -19,7 +19,7 @@ std::string fixture(const std::string& name) {
   return (test::fixtures() / name).string();
 }
 test::CommandResult farskip_command(const std::string& arguments) {
-  return run_command(std::string(FARSKIP_BINARY) + " " + arguments);
+  return run_command(fmt::format("{} {}", FARSKIP_BINARY, arguments));
 }
 
 struct Mistake {
