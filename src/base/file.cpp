@@ -186,10 +186,13 @@ void OutputFile::commit() {
   }
 }
 
-// Threads of one process may make the same folder at once.
 AppendFile::AppendFile(const fs::path& path) : path_(path) {
   descriptor_ = ::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0666);
   if (descriptor_ < 0) throw IoError(fmt::format("{}: cannot open: {}", path.string(), std::strerror(errno)));
+  if (::flock(descriptor_, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK)
+    return;  // not every file system locks
+  ::close(descriptor_);
+  throw IoError(fmt::format("{}: another process writes it", path.string()));
 }
 
 AppendFile::~AppendFile() {
@@ -205,6 +208,7 @@ void AppendFile::append(std::string_view text) {
   }
 }
 
+// Threads of one process may make the same folder at once.
 OutputFolder::OutputFolder(const fs::path& path)
     : path_(path),
       temporary_(fmt::format("{}-{:08x}", temporary_name(path).string(), std::random_device()())) {

@@ -13,7 +13,8 @@ namespace farskip {
 namespace {
 
 struct Options {
-  std::string config, device, first, second;  // lists: requests and lengths, or batches and lengths
+  std::string config, device;
+  std::string counts, lengths;  // lists: texts at once, and tokens of each
   std::vector<std::string> overrides;
   int repetitions = 20;
 };
@@ -57,8 +58,8 @@ std::string wiring_name(const Model& model) {
 }
 
 ExitCode run_decode(const Options& options, const CommonOptions& common) {
-  const auto batches = parse_list("--batches", options.first, 1 << 16);
-  const auto lengths = parse_list("--lengths", options.second, 1 << 20);
+  const auto batches = parse_list("--batches", options.counts, 1 << 16);
+  const auto lengths = parse_list("--lengths", options.lengths, 1 << 20);
   const OpenedBench b = open_bench(options, common);
   const double copy_rate = measure_copy_rate(*b.context.device(), 5);
   if (!common.json)
@@ -89,8 +90,8 @@ ExitCode run_decode(const Options& options, const CommonOptions& common) {
 }
 
 ExitCode run_prefill(const Options& options, const CommonOptions& common) {
-  const auto requests = parse_list("--requests", options.first, 1 << 16);
-  const auto lengths = parse_list("--lengths", options.second, 1 << 20);
+  const auto requests = parse_list("--requests", options.counts, 1 << 16);
+  const auto lengths = parse_list("--lengths", options.lengths, 1 << 20);
   const OpenedBench b = open_bench(options, common);
   if (!common.json)
     fmt::print("{}, {}\n{:>8} {:>8} {:>11} {:>11} {:>12}\n", b.context.device()->name(), wiring_name(b.model),
@@ -117,14 +118,14 @@ ExitCode run_prefill(const Options& options, const CommonOptions& common) {
   return ExitCode::ok;
 }
 
-void add(Subcommand& bench, const char* name, const char* help, const char* first, const Options& defaults,
-         const char* first_help, ExitCode (*run)(const Options&, const CommonOptions&)) {
+void add(Subcommand& bench, const char* name, const char* help, const char* counts, const Options& defaults,
+         const char* counts_help, ExitCode (*run)(const Options&, const CommonOptions&)) {
   auto o = std::make_shared<Options>(defaults);
   Subcommand sub = bench.add(name, help);
   sub.positional("CONFIG", o->config, "Run configuration (YAML): model, wiring, precision");
   sub.overrides(o->overrides);
-  sub.text(first, o->first, first_help);
-  sub.text("--lengths", o->second, "Tokens of a text, between commas");
+  sub.text(counts, o->counts, counts_help);
+  sub.text("--lengths", o->lengths, "Tokens of a text, between commas");
   sub.integer("--repetitions", o->repetitions, "Timed runs of each row", 1, Subcommand::kMostRepetitions);
   sub.text("--device", o->device, "auto, cpu or cuda (default: the configuration's)");
   sub.run([o, run](const CommonOptions& common) { return run(*o, common); });
@@ -134,10 +135,10 @@ void add(Subcommand& bench, const char* name, const char* help, const char* firs
 
 void add_bench_inference(Subcommand& bench) {
   Options prefill, decode;
-  prefill.first = "1,16";
-  prefill.second = "512,1024,2048";
-  decode.first = "1,8,64,256,1024";
-  decode.second = "512";
+  prefill.counts = "1,16";
+  prefill.lengths = "512,1024,2048";
+  decode.counts = "1,8,64,256,1024";
+  decode.lengths = "512";
   add(bench, "prefill", "Measure the time to the first token after texts that are read at once", "--requests",
       prefill, "Texts at once, between commas", run_prefill);
   add(bench, "decode", "Measure the time between tokens, beside the bytes that have to be read", "--batches",

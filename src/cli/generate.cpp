@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
+#include <limits>
 #include <map>
 #include <nlohmann/json.hpp>
 
@@ -30,20 +31,16 @@ struct Generator {
   LoadedModel model;
   std::optional<Tokenizer> tokenizer;
   Context context;
-
-  /// Where the ids of prompts come from.
-  std::string where(const Options& options) const {
-    return options.tokenizer.empty() ? model.folder.string() : options.tokenizer;
-  }
 };
 
-Generator open_generator(const Options& options, const Logger& logger) {
+/// `of_text`: the prompt is a text, so there has to be a tokenizer.
+Generator open_generator(const Options& options, bool of_text, const Logger& logger) {
   const OpenedDevice device = open_device(options.device);
   Generator g{
       load_model(options.model, Role::constant, logger, device), {}, make_context(device.device, logger)};
-  const Companions companions = options.tokenizer.empty()
-                                    ? read_companions(g.model.folder)
-                                    : read_companions(g.model.folder, Tokenizer::load(options.tokenizer));
+  const Companions companions = of_text || !options.tokenizer.empty()
+                                    ? require_tokenizer(g.model, options.tokenizer)
+                                    : read_companions(g.model.folder);
   if (!companions.tokenizer && !companions.tokenizer_fault.empty())
     throw DataError(companions.tokenizer_fault);
   g.tokenizer = companions.tokenizer;
@@ -71,15 +68,19 @@ CacheSize choose_cache(const Options& options, const Generator& g, std::int64_t 
     throw UsageError(
         fmt::format("--cache-mib: {} MiB hold no block of {} tokens, which takes {} bytes; give more",
                     bytes >> 20U, size.block_tokens, block_bytes));
-  size.num_blocks = std::min(sequences * size.max_blocks(), fits);
+  // Rows of the cache are counted in 32 bits.
+  const std::int64_t most = std::numeric_limits<std::int32_t>::max() / size.block_tokens;
+  size.num_blocks = std::min({sequences * size.max_blocks(), fits, most});
+  size.max_tokens = std::min(size.max_tokens, size.num_blocks * size.block_tokens);
   return size;
 }
 
 /// A run of a GPU has to be large, and kernels of training read its prompts.
-ContinuousBatchOptions batch_options(const Generator& g) {
+ContinuousBatchOptions batch_options(const Generator& g, std::int64_t batch) {
   const bool on_gpu = !g.context.device()->shares_host_memory();
-  return {
-      .end_tokens = g.model.config.eos_tokens, .max_run_tokens = on_gpu ? 8192 : 512, .fresh_runs = on_gpu};
+  return {.end_tokens = g.model.config.eos_tokens,
+          .max_run_tokens = std::max<std::int64_t>(on_gpu ? 8192 : 512, batch),
+          .fresh_runs = on_gpu};
 }
 
 /// Ids that the tokenizer knows; a vocabulary is often padded.
@@ -93,18 +94,16 @@ std::string text_of(const Generator& g, const Generated& made) {
 
 ExitCode continue_one(const Options& options, const CommonOptions& common) {
   const Logger logger = common.logger();
-  const Generator g = open_generator(options, logger);
-  if (!g.tokenizer)
-    throw MissingInputError(
-        fmt::format("{} holds no tokenizer.json; name one with --tokenizer", options.model));
+  const Generator g = open_generator(options, true, logger);
   GenerationRequest request = options.request;
   request.prompt = g.tokenizer->encode_prompt(options.prompt);
   if (request.prompt.empty()) throw UsageError("--prompt is empty; give at least one character");
-  check_token_ids(request.prompt, g.model.config.vocab_size, g.where(options));
+  check_token_ids(request.prompt, g.model.config.vocab_size,
+                  options.tokenizer.empty() ? g.model.folder.string() : options.tokenizer);
   const auto prompt_tokens = static_cast<std::int64_t>(request.prompt.size());
   CachedEngine engine(wire_model(g.model.config), g.model.states, g.context,
                       choose_cache(options, g, 1, prompt_tokens + request.max_tokens), num_ids(g));
-  ContinuousBatch batch(engine, batch_options(g));
+  ContinuousBatch batch(engine, batch_options(g, 1));
   batch.submit(std::move(request));
   std::vector<ContinuousBatch::Ended> ended;
   while (ended.empty()) ended = batch.step();
@@ -133,6 +132,8 @@ class TextSink {
       refuse_overwriting("--out-tokens", options.out_tokens + suffix, options.prompts);
     journal_.emplace(options.out_tokens, asked(options));
   }
+  /// Requests of this start whose texts have been written.
+  std::int64_t num_written() const { return next_; }
   /// Texts that an earlier start has made.
   std::int64_t num_done() const { return journal_ ? journal_->num_texts() : 0; }
 
@@ -155,7 +156,7 @@ class TextSink {
   }
 
  private:
-  /// Of the model's weights, the names and sizes of their files stand for them.
+  /// Everything that texts depend on; of large weights a part.
   std::string asked(const Options& o) const {
     const SamplingOptions& s = o.request.sampling;
     std::string text =
@@ -164,6 +165,7 @@ class TextSink {
                     o.device.precision, hub_config_text(generator_.model.config));
     for (const std::string& name : list_entries(generator_.model.folder))
       if (name.ends_with(".safetensors")) text += fingerprint_file(InputFile(generator_.model.folder / name));
+    if (generator_.tokenizer) text += generator_.tokenizer->json();
     return hash_text(text);
   }
   void write(std::vector<std::int32_t>& tokens, const Generated& made) {
@@ -172,9 +174,7 @@ class TextSink {
                          {"ids", made.ids},
                          {"finish", name_of(generation_end_names, made.end)}});
     tokens.insert(tokens.end(), made.ids.begin(), made.ids.end());
-    const std::vector<std::int64_t>& ends = generator_.model.config.eos_tokens;
-    if (made.end == GenerationEnd::stop && !ends.empty())
-      tokens.push_back(static_cast<std::int32_t>(ends[0]));
+    if (made.end_token) tokens.push_back(*made.end_token);
     journal_->add(tokens);
   }
 
@@ -186,7 +186,7 @@ class TextSink {
 
 ExitCode continue_file(const Options& options, const CommonOptions& common) {
   const Logger logger = common.logger();
-  const Generator g = open_generator(options, logger);
+  const Generator g = open_generator(options, false, logger);
   TextSink sink(options, g);
   PromptFile prompts(options.prompts, g.tokenizer, g.model.config.vocab_size, options.request);
   for (std::int64_t i = 0; i < sink.num_done(); ++i)
@@ -194,16 +194,19 @@ ExitCode continue_file(const Options& options, const CommonOptions& common) {
   if (sink.num_done() > 0) logger.info("goes on after {} texts", sink.num_done());
   CachedEngine engine(wire_model(g.model.config), g.model.states, g.context,
                       choose_cache(options, g, options.batch, g.model.config.max_positions), num_ids(g));
-  ContinuousBatch batch(engine, batch_options(g));
+  ContinuousBatch batch(engine, batch_options(g, options.batch));
   std::map<std::int64_t, std::vector<std::int32_t>> open;  // prompts of texts that have not ended
   const auto start = std::chrono::steady_clock::now();
   std::size_t num_read = 0, num_made = 0;
+  std::int64_t num_requests = 0;
   for (bool more = true; more || batch.num_open() > 0;) {
     // Prompts are read as they are needed: a file may hold millions.
-    while (more && batch.num_open() < 2 * options.batch) {
+    const std::int64_t most_ahead = 64 * options.batch;  // of the oldest text that is still continued
+    while (more && batch.num_open() < 2 * options.batch && num_requests - sink.num_written() < most_ahead) {
       std::optional<GenerationRequest> request = prompts.next();
       more = request.has_value();
       if (!more) break;
+      ++num_requests;
       std::vector<std::int32_t> prompt = request->prompt;
       num_read += prompt.size();
       try {
@@ -257,7 +260,7 @@ void add_generate(Subcommand& root) {
            "Divides the logits of tokens that stand in the text (1: no penalty)", kLeastPenalty,
            kMostPenalty);
   sub.flag("--ignore-eos", o->ignore_eos, "Goes on after tokens that end a text");
-  sub.integer("--seed", r.sampling.seed, "Seed for sampling", 0);
+  sub.integer("--seed", r.sampling.seed, "Seed for sampling", 0, kMostSeed);
   sub.integer("--batch", o->batch, "Texts of --prompts that are continued at once", 1, 1 << 16);
   sub.integer("--cache-mib", o->cache_mib,
               "Memory for keys and values (0: what is needed, within 2 GiB; on a GPU, most "

@@ -94,7 +94,7 @@ CachedEngine::CachedEngine(Model model, std::shared_ptr<const States> weights, C
       size_(size),
       cache_(weights_->shared_device(),
              cache_states(model_.config, size.num_blocks * size.block_tokens, weights_->compute())),
-      table_(static_cast<std::size_t>(size.max_sequences * size.max_blocks())),
+      table_(static_cast<std::size_t>(size.max_sequences * size.max_blocks()), -1),
       table_on_device_(allocate_on(*context_.device(), table_.size() * sizeof(std::int32_t))),
       end_changed_(size.max_sequences),
       num_ids_(num_ids) {}
@@ -119,9 +119,11 @@ void CachedEngine::copy_changed_blocks() {
 }
 
 std::int32_t CachedEngine::cache_row(std::int32_t sequence, std::int32_t position) const {
-  FARSKIP_CHECK(sequence < size_.max_sequences && position < size_.max_tokens, "position {} of sequence {}",
-                position, sequence);
+  FARSKIP_CHECK(
+      sequence >= 0 && sequence < size_.max_sequences && position >= 0 && position < size_.max_tokens,
+      "position {} of sequence {}", position, sequence);
   const auto at = static_cast<std::size_t>(sequence * size_.max_blocks() + position / size_.block_tokens);
+  FARSKIP_CHECK(table_[at] >= 0, "position {} of sequence {} has no block", position, sequence);
   return static_cast<std::int32_t>(table_[at] * size_.block_tokens + position % size_.block_tokens);
 }
 
@@ -144,7 +146,9 @@ BatchRunner& CachedEngine::prepare(const CachedTokens& given, CachedDraw draw) {
   padded.tokens.resize(count, 0);
   padded.sequences.resize(count, 0);
   padded.positions.resize(count, -1);
-  padded.output_rows.resize(static_cast<std::size_t>(round_up_tokens(outputs)), 0);
+  // In decoding as many as tokens; else few sizes, so that few plans are made.
+  padded.output_rows.resize(
+      given.count() == outputs ? count : std::bit_ceil(static_cast<std::size_t>(outputs)), 0);
   std::vector<std::int32_t> rows(count, -1);
   for (std::size_t t = 0; t < given.tokens.size(); ++t)
     rows[t] = cache_row(given.sequences[t], given.positions[t]);

@@ -138,7 +138,10 @@ class Folding {
 
   void fold_inputs(int i, const LayerBlock& block) {
     const std::vector<int> reads = student_wiring_.reads(i);
-    if (!input_change_ || input_change_->reads != reads) input_change_ = fit_input(i, block, reads);
+    // Attention has a norm of its own, also where it reads what an MLP reads.
+    if (!input_change_ || input_change_->reads != reads ||
+        norm_suffix(input_change_->edge.block) != norm_suffix(block.kind))
+      input_change_ = fit_input(i, block, reads);
     folded_.edges.push_back(input_change_->edge);
     folded_.edges.back().block = block.kind;
     for (const std::string& part : stream_readers(block.kind)) {

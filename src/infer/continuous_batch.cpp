@@ -21,12 +21,6 @@ std::int64_t ContinuousBatch::num_blocks(std::int64_t tokens) const {
   return (tokens + engine_.size().block_tokens - 1) / engine_.size().block_tokens;
 }
 
-// A text alone always fits, so that the oldest one never waits for room.
-std::int64_t ContinuousBatch::longest() const {
-  const CacheSize& size = engine_.size();
-  return std::min({engine_.config().max_positions, size.max_tokens, size.num_blocks * size.block_tokens});
-}
-
 std::int64_t ContinuousBatch::submit(GenerationRequest request) {
   const auto length = static_cast<std::int64_t>(request.prompt.size());
   if (length == 0) throw UsageError("a prompt is empty; give at least one token");
@@ -35,11 +29,15 @@ std::int64_t ContinuousBatch::submit(GenerationRequest request) {
         fmt::format("the prompt has {} tokens and the model's max_position_embeddings is {}, so there is no "
                     "room for a new token; shorten the prompt",
                     length, engine_.config().max_positions));
-  if (length >= longest())
+  // A text alone always fits, so that the oldest one never waits for room.
+  const CacheSize& size = engine_.size();
+  const std::int64_t most = std::min(size.max_tokens, size.num_blocks * size.block_tokens);
+  const std::int64_t whole = std::min(length + request.max_tokens, engine_.config().max_positions);
+  if (whole > most)
     throw UsageError(
-        fmt::format("the prompt has {} tokens and the cache holds {} of a text; shorten the prompt "
-                    "or give the cache more memory",
-                    length, longest()));
+        fmt::format("a prompt of {} tokens and {} new ones may take {} of the cache, which holds {} of a "
+                    "text; ask for fewer, or give the cache more memory",
+                    length, request.max_tokens, whole, most));
   auto sequence = std::make_unique<Sequence>();
   sequence->number = num_submitted_++;
   sequence->tokens = request.prompt;
@@ -127,13 +125,18 @@ std::vector<ContinuousBatch::Ended> ContinuousBatch::step() {
     Sequence& s = *drawing[i];
     const auto end = end_of(s, ids[i]);
     if (!end) continue;
-    ended.push_back(
-        {s.number,
-         {{s.tokens.begin() + static_cast<std::ptrdiff_t>(s.request.prompt.size()), s.tokens.end()}, *end}});
+    Generated text{{s.tokens.begin() + static_cast<std::ptrdiff_t>(s.request.prompt.size()), s.tokens.end()},
+                   *end};
+    if (is_end_token(ids[i])) text.end_token = ids[i];
+    ended.push_back({s.number, std::move(text)});
     release(s);
     std::erase_if(active_, [&](const SequencePointer& p) { return p.get() == &s; });
   }
   return ended;
+}
+
+bool ContinuousBatch::is_end_token(std::int32_t id) const {
+  return std::find(options_.end_tokens.begin(), options_.end_tokens.end(), id) != options_.end_tokens.end();
 }
 
 /// Takes the token into the text, unless it is one that ends texts.
@@ -141,13 +144,13 @@ std::optional<GenerationEnd> ContinuousBatch::end_of(Sequence& s, std::int32_t i
   if (id < 0)
     throw DataError(
         "a logit of the model is not a finite number; check the weights with farskip inspect --verify");
-  if (std::find(options_.end_tokens.begin(), options_.end_tokens.end(), id) != options_.end_tokens.end())
-    return GenerationEnd::stop;
+  if (is_end_token(id)) return GenerationEnd::stop;
   s.tokens.push_back(id);
   if (!s.seen.empty()) mark(s.seen, id);
   if (s.request.keep_going && !s.request.keep_going(id)) return GenerationEnd::stop;
   if (s.num_generated() >= s.request.max_tokens) return GenerationEnd::max_tokens;
-  if (static_cast<std::int64_t>(s.tokens.size()) >= longest()) return GenerationEnd::context;
+  if (static_cast<std::int64_t>(s.tokens.size()) >= engine_.config().max_positions)
+    return GenerationEnd::context;
   return std::nullopt;
 }
 

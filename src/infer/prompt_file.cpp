@@ -10,14 +10,17 @@
 namespace farskip {
 namespace {
 
+constexpr std::int64_t kMostTexts = 1 << 20;  // of one prompt
+
 /// An optional number within a range, both ends included.
 template <class T>
 void read_number(JsonFields& fields, const std::string& key, T low, T high, T& value) {
   const nlohmann::json& given = fields.get(key);
   if (given.is_null()) return;
-  const bool is_right = std::is_integral_v<T> ? given.is_number_integer() : given.is_number();
-  if (!is_right || given.get<double>() < static_cast<double>(low) ||
-      given.get<double>() > static_cast<double>(high))
+  bool is_right = std::is_integral_v<T> ? given.is_number_integer() : given.is_number();
+  if (is_right && given.is_number_unsigned())
+    is_right = given.get<std::uint64_t>() <= static_cast<std::uint64_t>(high);
+  if (!is_right || given.get<T>() < low || given.get<T>() > high)
     throw DataError(fmt::format("{} is {}; allowed: {} from {} to {}", fields.at(key), given.dump(),
                                 std::is_integral_v<T> ? "an integer" : "a number", low, high));
   value = given.get<T>();
@@ -58,16 +61,15 @@ void PromptFile::parse(std::string_view line) {
   request.sampling.seed += num_given_;
   request.prompt = tokens_of(fields.require("prompt"));
   SamplingOptions& s = request.sampling;
-  constexpr std::int64_t most = std::int64_t{1} << 31;
   read_number<std::int64_t>(fields, "max_tokens", 1, kMostNewTokens, request.max_tokens);
   read_number(fields, "temperature", 0.0, kMostTemperature, s.temperature);
-  read_number<std::int64_t>(fields, "top_k", 0, most - 1, s.top_k);
+  read_number<std::int64_t>(fields, "top_k", 0, std::numeric_limits<std::int32_t>::max(), s.top_k);
   read_number(fields, "top_p", 0.0, 1.0, s.top_p);
   read_number(fields, "min_p", 0.0, 1.0, s.min_p);
   read_number(fields, "repetition_penalty", kLeastPenalty, kMostPenalty, s.repetition_penalty);
-  read_number<std::int64_t>(fields, "seed", 0, std::numeric_limits<std::int64_t>::max(), s.seed);
+  read_number<std::int64_t>(fields, "seed", 0, kMostSeed, s.seed);
   num_left_ = 1;
-  read_number<std::int64_t>(fields, "n", 1, 1 << 20, num_left_);
+  read_number<std::int64_t>(fields, "n", 1, kMostTexts, num_left_);
   fields.finish();
 }
 

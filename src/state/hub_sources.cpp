@@ -56,10 +56,6 @@ void give_swapped(const RowReader& rows, const LocalParameter& p, const HubSourc
   }
 }
 
-}  // namespace
-
-namespace {
-
 void add_sources(std::vector<HubSource>& sources, const LocalParameter& local, const RowReader& rows,
                  const std::function<std::string(const ParameterSpec&, const std::string&)>& place) {
   const auto p = std::make_shared<const LocalParameter>(local);

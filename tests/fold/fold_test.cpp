@@ -2,6 +2,8 @@
 // The fold as a whole: against NumPy, on every family, and where there is nothing to fold.
 #include "farskip/fold/fold.h"
 
+#include <map>
+
 #include "farskip/engine/engine.h"
 #include "farskip/fold/matrices.h"
 #include "farskip/fold/walking_model.h"
@@ -102,6 +104,19 @@ TEST_CASE("every family folds onto every wiring, and fits what it fits") {
         CHECK(edge.error_after <= edge.error_before);
       }
     }
+}
+
+TEST_CASE("attention and MLP that read the same stream are fitted apart, as their norms differ") {
+  const Fixture fixture("llama");
+  const FarSkipConfig wiring{FarSkipMode::delay, {}, 3};
+  const LayerGraph layers = wire_model(fixture.model.config, wiring).layers;
+  const int attention = layers.find(SubBlock::attention, 1), dense = layers.find(SubBlock::dense, 1);
+  REQUIRE(layers.reads(attention) == layers.reads(dense));
+  std::map<SubBlock, double> errors;
+  for (const FoldEdge& edge : fixture.fold(wiring, read_text(fixture.model.config, 16)).edges)
+    if (edge.layer == 1 && edge.side == FoldSide::input) errors[edge.block] = edge.error_before;
+  REQUIRE(errors.size() == 2);
+  CHECK(errors.at(SubBlock::attention) != errors.at(SubBlock::dense));
 }
 
 TEST_CASE("a model folded onto its own wiring stays as it is") {

@@ -5,6 +5,7 @@
 
 #include <deque>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "farskip/engine/cached_engine.h"
@@ -29,8 +30,8 @@ class ContinuousBatch {
  public:
   ContinuousBatch(CachedEngine& engine, ContinuousBatchOptions options);
 
-  /// UsageError where the prompt is empty, leaves no room for a token within the model's longest position, or
-  /// does not fit into the cache. Returns the number of the request: 0, 1, ….
+  /// UsageError where the prompt is empty or leaves no room for a token within the model's longest position,
+  /// or where the whole text may not fit into the cache. Returns the number of the request: 0, 1, ….
   std::int64_t submit(GenerationRequest request);
   /// Requests that have not ended.
   std::int64_t num_open() const { return static_cast<std::int64_t>(waiting_.size() + active_.size()); }
@@ -59,13 +60,13 @@ class ContinuousBatch {
   };
   using SequencePointer = std::unique_ptr<Sequence>;
 
-  std::int64_t longest() const;
   /// That so many tokens of a text take.
   std::int64_t num_blocks(std::int64_t tokens) const;
   bool begins(const Sequence& sequence) const;
   void admit();
   bool make_room(Sequence& sequence, std::int64_t tokens);
   void release(Sequence& sequence);
+  bool is_end_token(std::int32_t id) const;
   std::optional<GenerationEnd> end_of(Sequence& sequence, std::int32_t id);
 
   CachedEngine& engine_;

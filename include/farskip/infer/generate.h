@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string_view>
 #include <vector>
 
@@ -14,6 +15,7 @@ namespace farskip {
 
 // Ranges of what may be asked for.
 inline constexpr std::int64_t kMostNewTokens = 1 << 20;
+inline constexpr std::int64_t kMostSeed = std::int64_t{1} << 62;
 inline constexpr double kMostTemperature = 100.0, kLeastPenalty = 0.01, kMostPenalty = 100.0;
 
 struct GenerationRequest {
@@ -32,6 +34,7 @@ inline constexpr Choice<GenerationEnd> generation_end_names[] = {{"stop", Genera
 struct Generated {
   std::vector<std::int32_t> ids;
   GenerationEnd end = GenerationEnd::max_tokens;
+  std::optional<std::int32_t> end_token{};  // that ended it; no part of ids
 };
 
 /// DataError naming `where` for an id that the model's vocabulary does not have.

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Rows into a cache, and the products of absorbed latent attention.
 #include <algorithm>
-#include <cstring>
 
 #include "farskip/backend/cpu/matmul.h"
 #include "farskip/backend/cpu/parallel.h"
