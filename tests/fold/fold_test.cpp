@@ -104,6 +104,19 @@ TEST_CASE("every family folds onto every wiring, and fits what it fits") {
     }
 }
 
+TEST_CASE(
+    "layers before the first rewired one keep their weights, and later standard ones mend what is left") {
+  const Fixture fixture("deepseek_v2");
+  FarSkipConfig wiring = kFull;
+  wiring.layers = *parse_layer_selection("2-2").value;
+  const Folded folded = fixture.fold(wiring, read_text(fixture.model.config, 64));
+  REQUIRE(!folded.edges.empty());
+  CHECK(folded.edges.front().layer == 2);
+  for (const FoldEdge& edge : folded.edges)
+    if (edge.layer == 3) CHECK(edge.side == FoldSide::output);
+  for (const auto& [name, weights] : folded.weights) CHECK(!name.starts_with("model.layers.1."));
+}
+
 TEST_CASE("a model folded onto its own wiring stays as it is") {
   const Fixture fixture("deepseek_v2", kFull);
   const Folded folded = fixture.fold(kFull, read_text(fixture.model.config, 8));
