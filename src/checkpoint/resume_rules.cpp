@@ -8,6 +8,7 @@ namespace farskip {
 namespace {
 
 constexpr std::string_view kOrder = "samples may come again or be left out";
+constexpr std::string_view kFold = "weights are folded before the first step alone";
 constexpr std::string_view kValidation = "validation numbers do not compare with earlier ones";
 
 constexpr ResumeRule kRules[] = {
@@ -78,6 +79,9 @@ constexpr ResumeRule kRules[] = {
     {"distill.early_stopping.metric", AtResume::warned, "its looks begin anew"},
     {"distill.cache.path", AtResume::free},  // the folder says whose outputs it keeps
     {"distill.cache.top_k", AtResume::warned},
+    {"distill.fold.text", AtResume::warned, kFold},
+    {"distill.fold.tokens", AtResume::warned, kFold},
+    {"distill.fold.sequences", AtResume::warned, kFold},
     {"checkpoint.every", AtResume::free},
     {"checkpoint.keep", AtResume::free},
     {"checkpoint.resume", AtResume::free},

@@ -119,6 +119,21 @@ void check_early_stopping(Reader& reader, const DistillConfig& config) {
                             name_of(held_out_metric_names, metric)));
 }
 
+std::optional<FoldConfig> read_fold(Reader& parent) {
+  Reader reader = parent.section("fold");
+  FoldConfig config;
+  config.text = reader.optional_path("text").value_or("");
+  config.tokens = reader.optional_path("tokens").value_or("");
+  config.sequences = reader.integer("sequences", at_least_one, config.sequences);
+  const bool present = parent.has("fold"), sound = reader.sound("text") && reader.sound("tokens");
+  if (present && sound && config.text.empty() == config.tokens.empty())
+    reader.fail("text",
+                "one of text and tokens is needed; allowed: text, a file or folder, or tokens, the "
+                "prefix of token files");
+  reader.finish();
+  return present ? std::optional(config) : std::nullopt;
+}
+
 std::int64_t read_curriculum(Reader& parent) {
   Reader reader = parent.section("curriculum");
   const std::int64_t every = reader.integer("every", at_least_zero, 0);
@@ -160,6 +175,11 @@ std::optional<DistillConfig> read_distill_section(Reader& root, bool required) {
   config.early_stopping = read_early_stopping(reader);
   config.cache = read_teacher_cache(reader, config);
   check_early_stopping(reader, config);
+  config.fold = read_fold(reader);
+  if (config.fold && config.curriculum_every > 0)
+    reader.fail(
+        "fold",
+        "not possible beside distill.curriculum, whose first steps have another wiring; use one of them");
   reader.finish();
   return present ? std::optional(config) : std::nullopt;
 }

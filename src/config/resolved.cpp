@@ -122,11 +122,17 @@ ConfigNode distill_tree(const DistillConfig& config) {
     for (const std::int64_t value : values) nodes.push_back(make_node(value));
     return make_list(std::move(nodes));
   };
-  ConfigNode curriculum, cache;
+  ConfigNode curriculum, cache, fold;
   curriculum.set("every", make_node(config.curriculum_every));
   if (config.cache) {
     cache.set("path", make_node(std::string_view(config.cache->path)));
     cache.set("top_k", make_node(config.cache->top_k));
+  }
+  if (config.fold) {
+    const bool is_text = config.fold->tokens.empty();
+    fold.set(is_text ? "text" : "tokens",
+             make_node(std::string_view(is_text ? config.fold->text : config.fold->tokens)));
+    fold.set("sequences", make_node(config.fold->sequences));
   }
   node.set("teacher", make_node(std::string_view(config.teacher)));
   node.set("loss", loss_tree(config.loss));
@@ -147,6 +153,7 @@ ConfigNode distill_tree(const DistillConfig& config) {
   }
   node.set("early_stopping", std::move(stopping));
   node.set("cache", std::move(cache));
+  node.set("fold", std::move(fold));
   return node;
 }
 

@@ -10,6 +10,7 @@
 #include "farskip/engine/devices.h"
 #include "farskip/passes/farskip.h"
 #include "farskip/tensor/hash.h"
+#include "fold_start.h"
 
 namespace farskip {
 namespace {
@@ -41,7 +42,8 @@ Comparison compare(const States& states, const LocalParameter& p, const ModelFol
 
 Distillation::Distillation(const RunConfig& config, const ModelConfig& student, States& states,
                            const Context& context)
-    : config_(*config.distill),
+    : run_(config),
+      config_(*config.distill),
       student_(student),
       context_(context),
       frozen_(frozen_parameters(config_.freeze, student)) {
@@ -98,6 +100,10 @@ void Distillation::share_frozen(Teacher& teacher, const SafetensorsFolder& folde
   if (!frozen_.empty())
     context_.logger.info("{} parameters are frozen; teacher and student share {} of them, {:.0f} MiB",
                          frozen_.size(), teacher.shared.size(), static_cast<double>(bytes) / (1 << 20));
+}
+
+void Distillation::fill_weights(States& states) const {
+  if (config_.fold) fold_start(run_, student_, frozen_, context_, states);
 }
 
 void Distillation::check_weights(const States& states) const {

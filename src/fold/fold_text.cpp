@@ -21,17 +21,17 @@ std::int64_t choose_length(const FoldTextOptions& options, const ModelConfig& mo
 }
 
 /// Text becomes token files in `folder`.
-TokenFile open_source(const std::string& source, const fs::path& folder, const ModelConfig& model,
+TokenFile open_source(const FoldTextOptions& options, const fs::path& folder, const ModelConfig& model,
                       const std::optional<Tokenizer>& tokenizer, const Logger& logger) {
+  const std::string& source = options.source;
   if (fs::exists(source + ".idx")) return TokenFile(source, model.vocab_size);
   const std::vector<fs::path> sources{source};
   const std::vector<fs::path> files = list_text_files(sources, logger);
   if (!tokenizer)
     throw UsageError(
-        fmt::format("--fold {}: text needs a tokenizer, and the model's folder has none that can be used; "
-                    "give token files "
-                    "(PREFIX.bin, PREFIX.idx)",
-                    source));
+        fmt::format("{} {}: text needs a tokenizer, and the model's folder has none that can be used; "
+                    "give token files (PREFIX.bin, PREFIX.idx)",
+                    options.option, source));
   TokenFileWriter writer((folder / "tokens").string(), token_type_for(tokenizer->vocab_size()));
   add_text(files, *tokenizer, writer, logger);
   writer.commit();
@@ -54,17 +54,17 @@ FoldText read_fold_text(const FoldTextOptions& options, const ModelConfig& model
   FoldText text;
   text.sequence_length = choose_length(options, model);
   const OutputFolder folder(fs::temp_directory_path() / "farskip-fold");  // never committed
-  const TokenFile source = open_source(options.source, folder.temporary(), model, tokenizer, logger);
+  const TokenFile source = open_source(options, folder.temporary(), model, tokenizer, logger);
   const auto tokens = static_cast<std::int64_t>(source.num_tokens());
   const std::int64_t there = std::max<std::int64_t>(tokens - 1, 0) / text.sequence_length;
   if (there == 0)
     throw DataError(fmt::format(
-        "--fold {}: {} tokens, and one sequence takes {}; give more text, or a smaller --sequence-length",
-        options.source, tokens, text.sequence_length + 1));
+        "{} {}: {} tokens, and one sequence takes {}; give more text, or a smaller sequence length",
+        options.option, options.source, tokens, text.sequence_length + 1));
   const std::int64_t taken = std::min(there, options.sequences);
   if (taken < options.sequences)
-    logger.warning("--fold {}: {} of {} sequences, since the text has {} tokens; more text folds better",
-                   options.source, taken, options.sequences, tokens);
+    logger.warning("{} {}: {} of {} sequences, since the text has {} tokens; more text folds better",
+                   options.option, options.source, taken, options.sequences, tokens);
   const auto append = [&](bool held_out) {
     for (std::int64_t i = 0; i < taken; ++i)
       if ((i % kHeldOutOf == kHeldOutOf - 1) == held_out) append_sequence(source, i * there / taken, text);

@@ -53,6 +53,7 @@ Outcome set(const KnownKey& key, const std::string& value) {
   if (key.path == "distill.cache.top_k")  // which keeps no hidden states
     for (const char* more : {"cache.path=c", "hidden_l2=0", "hidden_layers=[]", "teacher_layers=[]"})
       apply_override(tree, std::string("distill.") + more, errors);
+  if (key.path == "distill.fold.sequences") apply_override(tree, "distill.fold.text=t", errors);
   const RunConfig config = read_run_config(tree, errors);
   if (!errors.empty()) return {"", errors.report()};
   const ConfigNode resolved = run_config_tree(config);

@@ -77,6 +77,32 @@ TEST_CASE("a student that is its teacher has exactly zero loss and gradient, and
   }
 }
 
+TEST_CASE("a distillation may begin with folded weights, and refuses a fold that its settings would undo") {
+  const test::TemporaryFolder folder;
+  const std::string tokens = (kTeacher / "tokens").string();
+  const auto distance = [&](const char* name, const std::vector<std::string>& overrides) {
+    distill(make_run(folder / name, overrides));
+    for (const auto& line : read_metrics(folder / name))
+      if (line.contains("validation_untrained_loss"))
+        return std::abs(line["validation_untrained_loss"].get<double>() -
+                        line["validation_teacher_loss"].get<double>());
+    return -1.0;
+  };
+  const std::string fold = "distill.fold.tokens=" + tokens;
+  const double plain = distance("plain", {}), folded = distance("folded", {fold});
+  CHECK(folded >= 0.0);
+  CHECK(folded < 0.5 * plain);
+  const auto refuses = [&](const std::vector<std::string>& overrides, const std::string& message) {
+    CHECK_THROWS_WITH(distill(make_run(folder / "refused", overrides)), ContainsSubstring(message));
+  };
+  refuses({fold, "distill.freeze=[attention]"}, "which distill.freeze keeps");
+  fs::copy(kTeacher, folder / "copy");
+  refuses({fold, "init.from=" + (folder / "copy").string()}, "does not start from the teacher");
+  refuses({fold, "distill.curriculum.every=2"}, "distill.curriculum");
+  refuses({fold, "distill.fold.text=" + tokens}, "one of text and tokens");
+  refuses({"distill.fold.tokens=" + tokens + "-none"}, "tokens-none");
+}
+
 TEST_CASE("distillation lowers the divergence, and reports what it is about") {
   const test::TemporaryFolder folder;
   distill(make_run(folder / "run",

@@ -119,6 +119,19 @@ TEST_CASE("attention and MLP that read the same stream are fitted apart, as thei
   CHECK(errors.at(SubBlock::attention) != errors.at(SubBlock::dense));
 }
 
+TEST_CASE(
+    "layers before the first rewired one keep their weights, and later standard ones mend what is left") {
+  const Fixture fixture("deepseek_v2");
+  FarSkipConfig wiring = kFull;
+  wiring.layers = *parse_layer_selection("2-2").value;
+  const Folded folded = fixture.fold(wiring, read_text(fixture.model.config, 64));
+  REQUIRE(!folded.edges.empty());
+  CHECK(folded.edges.front().layer == 2);
+  for (const FoldEdge& edge : folded.edges)
+    if (edge.layer == 3) CHECK(edge.side == FoldSide::output);
+  for (const auto& [name, weights] : folded.weights) CHECK(!name.starts_with("model.layers.1."));
+}
+
 TEST_CASE("a model folded onto its own wiring stays as it is") {
   const Fixture fixture("deepseek_v2", kFull);
   const Folded folded = fixture.fold(kFull, read_text(fixture.model.config, 8));

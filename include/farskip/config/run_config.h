@@ -179,6 +179,13 @@ struct TeacherCacheConfig {
   bool operator==(const TeacherCacheConfig&) const = default;
 };
 
+/// Weights that a distillation begins with, fitted to the student's wiring (fold/fold.h).
+struct FoldConfig {
+  std::string text, tokens;      // one of them: a text file or folder, or the prefix of token files
+  std::int64_t sequences = 512;  // at most, of train.sequence_length tokens
+  bool operator==(const FoldConfig&) const = default;
+};
+
 struct DistillConfig {
   std::string teacher;  // folder of a model
   DistillWeights loss{.kl = 1.0};
@@ -192,6 +199,7 @@ struct DistillConfig {
   std::int64_t curriculum_every = 0;  // curriculum.every: steps between rewired layers; 0: all at once
   std::optional<EarlyStoppingConfig> early_stopping;
   std::optional<TeacherCacheConfig> cache;
+  std::optional<FoldConfig> fold;
   bool operator==(const DistillConfig&) const = default;
 };
 

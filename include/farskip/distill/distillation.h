@@ -25,8 +25,8 @@ class Distillation final : public RunObjective {
     return kept_ ? nullptr : objective_;
   }
   void add_to(TrainingOptions& options) const override;
-  /// Nothing: they are there, since what the teacher shares depends on them.
-  void fill_weights(States& /*states*/) const override {}
+  /// They are there, since what the teacher shares depends on them; distill.fold changes them.
+  void fill_weights(States& states) const override;
 
   /// The student as it is wired in step `step` (from 0): in a curriculum not in all its layers yet.
   std::optional<LayerGraph> layers_at(std::int64_t step) const override;
@@ -51,6 +51,7 @@ class Distillation final : public RunObjective {
   double metric_value(const Evaluation& e) const;
   void share_frozen(Teacher& teacher, const SafetensorsFolder& folder, const States& states);
 
+  RunConfig run_;
   DistillConfig config_;
   ModelConfig student_;
   Context context_;

@@ -16,6 +16,7 @@ struct FoldTextOptions {
   std::string source;                // prefix of token files, or a text file, or a folder of them
   std::int64_t sequences = 512;      // at most
   std::int64_t sequence_length = 0;  // 0: kFoldLength, or the model's context where that is shorter
+  std::string option = "--fold";     // that names the source, for messages
 };
 inline constexpr std::int64_t kFoldLength = 1024;
 
