@@ -81,10 +81,17 @@ TEST_CASE("each setting that is compared shows when it has changed, alone and wi
       {"distill.cache.top_k", {"distill.cache.path=kept"}},
   };
   const std::set<std::string> compared = keys_with({AtResume::refused, AtResume::warned});
-  const std::set<std::string> other_cases{
-      "train.learning_rate.schedule",    "train.learning_rate.decay_steps",  // below
-      "distill.hidden_layers",           "distill.teacher_layers",          "distill.early_stopping.every",
-      "distill.early_stopping.patience", "distill.early_stopping.delta",    "distill.early_stopping.metric"};
+  const std::set<std::string> other_cases{"train.learning_rate.schedule",
+                                          "train.learning_rate.decay_steps",  // below
+                                          "distill.hidden_layers",
+                                          "distill.teacher_layers",
+                                          "distill.early_stopping.every",
+                                          "distill.early_stopping.patience",
+                                          "distill.early_stopping.delta",
+                                          "distill.early_stopping.metric",
+                                          "distill.fold.text",
+                                          "distill.fold.tokens",
+                                          "distill.fold.sequences"};
   const RunSettings before = settings({});
   for (const std::string& key : compared) {
     INFO(key);
@@ -102,6 +109,9 @@ TEST_CASE("each setting that is compared shows when it has changed, alone and wi
   CHECK(lines({"distill.hidden_l2=1", "distill.hidden_layers=[0]", "distill.teacher_layers=[1]"},
               {"distill.hidden_l2=1", "distill.hidden_layers=[2]", "distill.teacher_layers=[3]"}) ==
         "distill.hidden_layers: checkpoint [0], now [2]\ndistill.teacher_layers: checkpoint [1], now [3]");
+  CHECK(lines({"distill.fold.text=a"}, {"distill.fold.text=b", "distill.fold.sequences=8"}) ==
+        "distill.fold.text: checkpoint a, now b (weights are folded before the first step alone)\n"
+        "distill.fold.sequences: checkpoint 512, now 8 (weights are folded before the first step alone)");
   CHECK_THAT(lines({}, {"distill.early_stopping.every=3"}),
              ContainsSubstring("distill.early_stopping.every: checkpoint none, now 3") &&
                  ContainsSubstring("metric: checkpoint none, now validation_loss (its looks begin anew)"));
