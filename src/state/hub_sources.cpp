@@ -129,7 +129,8 @@ namespace {
 /// A copy as a file has it; DataError for a value that becomes infinite.
 HostTensor stored_values(const TensorView& values, std::string_view tensor, DType dtype) {
   constexpr std::uint16_t infinity = 0x7f80;  // all bits of the exponent of bf16
-  HostTensor stored(dtype, values.shape);
+  // Not values.shape: GCC 13 and 14 take its copy for one of no elements, and warn.
+  HostTensor stored(dtype, Shape{values.num_elements()});
   convert_values(values, stored.view());
   if (dtype != DType::bf16) return stored;
   const std::uint16_t* const low = stored.view().as<std::uint16_t>();
