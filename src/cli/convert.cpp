@@ -105,10 +105,14 @@ nlohmann::ordered_json fold_json(const Folded& folded) {
                      {"error_before", edge.error_before},
                      {"error_after", edge.error_after},
                      {"ridge", edge.ridge}});
+  // Nothing is folded onto a model's own wiring, nor measured then.
+  const auto loss = [&](double value) {
+    return folded.edges.empty() ? nlohmann::ordered_json() : nlohmann::ordered_json(value);
+  };
   return {{"edges", std::move(edges)},
-          {"loss_teacher", folded.teacher_loss},
-          {"loss_before", folded.loss_before},
-          {"loss_after", folded.loss_after},
+          {"loss_teacher", loss(folded.teacher_loss)},
+          {"loss_before", loss(folded.loss_before)},
+          {"loss_after", loss(folded.loss_after)},
           {"seconds", folded.seconds}};
 }
 

@@ -47,19 +47,19 @@ std::uint64_t for_each_line(const fs::path& path, const F& use) {
 TextJournal::TextJournal(const std::string& prefix, const std::string& asked)
     : prefix_(prefix), path_(prefix + ".partial.jsonl") {
   const std::string header = nlohmann::json{{kAsked, asked}}.dump();
-  std::uint64_t whole = 0;
-  if (fs::exists(path_)) {
-    whole = for_each_line(path_, [&](std::string_view line, std::int64_t number) {
-      if (number == 1 && line != header)
-        refuse(path_, 1, "was begun with another model, other prompts or other settings");
-      if (number > 1) tokens_of(line, path_, number);
-      num_texts_ = number - 1;
-    });
-    std::error_code failure;
-    fs::resize_file(path_, whole, failure);
-    if (failure) throw IoError(fmt::format("{}: cannot cut: {}", path_.string(), failure.message()));
-  }
-  file_ = std::make_unique<AppendFile>(path_);
+  for (const char* suffix : {".bin", ".idx"})
+    if (!fs::exists(path_) && fs::exists(prefix + suffix))
+      throw UsageError(fmt::format("{}{} exists already; remove it, or name another prefix", prefix, suffix));
+  file_ = std::make_unique<AppendFile>(path_);  // from here on no other process writes it
+  const std::uint64_t whole = for_each_line(path_, [&](std::string_view line, std::int64_t number) {
+    if (number == 1 && line != header)
+      refuse(path_, 1, "was begun with another model, other prompts or other settings");
+    if (number > 1) tokens_of(line, path_, number);
+    num_texts_ = number - 1;
+  });
+  std::error_code failure;
+  fs::resize_file(path_, whole, failure);
+  if (failure) throw IoError(fmt::format("{}: cannot cut: {}", path_.string(), failure.message()));
   if (whole == 0) file_->append(header + "\n");
 }
 

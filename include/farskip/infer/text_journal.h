@@ -15,7 +15,8 @@ namespace farskip {
 class TextJournal {
  public:
   /// `asked`: of everything that the texts depend on. DataError where the file is there and was begun for
-  /// something else, or is no journal. A last line without an end is left out.
+  /// something else, or is no journal; UsageError where there is a token file and no journal; IoError where
+  /// another process writes it. A last line without an end is left out.
   TextJournal(const std::string& prefix, const std::string& asked);
 
   /// Texts that are there: of the first requests.
