@@ -24,6 +24,7 @@ constexpr ResumeRule kRules[] = {
     {"farskip.layers", AtResume::by_content},
     {"farskip.delay", AtResume::by_content},
     {"parallel.expert", AtResume::free},
+    {"parallel.tensor", AtResume::free},
     {"parallel.zero", AtResume::free},
     {"parallel.timeout", AtResume::free},
     {"parallel.gpu_transport", AtResume::free},

@@ -85,12 +85,6 @@ CheckpointFile write_text_shard(const CheckpointWriter& writer, const std::strin
   return {name, text.size(), hash_text(text)};
 }
 
-std::size_t num_bytes(const TensorRowsMap& rows) {
-  std::size_t bytes = 0;
-  for (const auto& [name, part] : rows) bytes += part.view.num_bytes();
-  return bytes;
-}
-
 }  // namespace
 
 struct CheckpointSaver::OpenSave {
@@ -107,6 +101,7 @@ struct CheckpointSaver::OpenSave {
   CheckpointWriter writer;
   std::thread thread;
   std::atomic<bool> written = false;
+  std::map<std::string, HostTensor> joined;  // of parts on several ranks
   // Of the thread, until it has been joined:
   std::exception_ptr failure;
   std::string report;
@@ -122,6 +117,7 @@ CheckpointSaver::CheckpointSaver(Options options, ModelConfig config,
       logger_(context.logger),
       mesh_(context.mesh.position()),
       world_(context.world()),
+      tensor_(context.mesh.tensor()),
       run_id_(make_run_id()) {}
 
 CheckpointSaver::~CheckpointSaver() {
@@ -157,6 +153,8 @@ void CheckpointSaver::save(const TrainingState& state, const States& states) {
   OpenSave& save = *open_;
   try {
     TensorRowsMap weights = weights_to_write(states, mesh_), optimizer = optimizer_to_write(states, mesh_);
+    for (TensorRowsMap* rows : {&weights, &optimizer})
+      join_parts(*rows, tensor_, states.device(), save.joined);
     if (asynchronous_ || !states.device().shares_host_memory()) {
       copy_tensors(weights, states.device());
       copy_tensors(optimizer, states.device());
@@ -190,6 +188,7 @@ void CheckpointSaver::begin(const TrainingState& state) {
 void CheckpointSaver::copy_tensors(TensorRowsMap& rows, Device& device) {
   std::vector<CopyOut> parts;
   for (auto& [name, part] : rows) {
+    if (open_->joined.contains(name)) continue;  // is one
     HostTensor& copy = snapshot_[name];
     if (copy.shape() != part.view.shape) copy = HostTensor(DType::f32, part.view.shape);
     parts.push_back({copy.view().data, part.view.data, part.view.num_bytes()});
@@ -200,7 +199,8 @@ void CheckpointSaver::copy_tensors(TensorRowsMap& rows, Device& device) {
 
 std::size_t CheckpointSaver::snapshot_bytes(const States& states) const {
   if (!asynchronous_) return 0;
-  return num_bytes(weights_to_write(states, mesh_)) + num_bytes(optimizer_to_write(states, mesh_));
+  return bytes_to_write(weights_to_write(states, mesh_), mesh_) +
+         bytes_to_write(optimizer_to_write(states, mesh_), mesh_);
 }
 
 void CheckpointSaver::write_own_files(OpenSave& save, const TensorRowsMap& weights,

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
 #include <cstring>
 #include <nlohmann/json.hpp>
 
@@ -47,6 +48,14 @@ std::vector<std::string> refuse_other_settings(const RunSettings& saved, const R
       path.string(), fmt::join(changed.refused, "\n  "), path.string()));
 }
 
+HostTensor columns_of(const TensorView& matrix, const Range& columns) {
+  HostTensor out(matrix.dtype, Shape{matrix.shape[0], columns.count});
+  for (std::int64_t r = 0; r < matrix.shape[0]; ++r)
+    std::copy_n(matrix.as<float>() + r * matrix.shape[1] + columns.first, columns.count,
+                out.values<float>().data() + r * columns.count);
+  return out;
+}
+
 void read_rows(const Checkpoint& checkpoint, const TensorRowsMap& wanted, Device& device) {
   for (const auto& [name, rows] : wanted) {
     if (!checkpoint.contains(name))
@@ -61,7 +70,8 @@ void read_rows(const Checkpoint& checkpoint, const TensorRowsMap& wanted, Device
       throw DataError(fmt::format("{}: tensor \"{}\" is {} {}, the model has {} {}",
                                   checkpoint.path().string(), name, dtype_name(saved.dtype),
                                   saved.shape.text(), dtype_name(rows.view.dtype), rows.full_shape.text()));
-    device.copy_in(rows.view.data, read.bytes().data(), rows.view.num_bytes());
+    const HostTensor own = rows.has_whole_rows() ? HostTensor() : columns_of(read.view(), rows.columns);
+    device.copy_in(rows.view.data, (rows.has_whole_rows() ? read : own).bytes().data(), rows.view.num_bytes());
     if (!all_finite(read.view()))
       throw DataError(fmt::format("{}: tensor \"{}\" holds values that are not finite",
                                   checkpoint.path().string(), name));

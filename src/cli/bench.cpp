@@ -95,7 +95,7 @@ Mesh mesh_to_measure(const Options& options, const RunConfig& config, const Comm
   if (options.emulate == 0) return make_mesh(world, config.parallel, device);
   if (world.size() > 1)
     throw UsageError("--emulate: one process plays one rank of many; start it without mpirun");
-  return make_emulated_mesh(options.emulate, config.parallel.expert, options.payload, device);
+  return make_emulated_mesh(options.emulate, config.parallel, options.payload, device);
 }
 
 ExitCode run_overlap(const Options& options, const CommonOptions& common) {

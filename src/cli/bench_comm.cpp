@@ -133,7 +133,7 @@ ExitCode run_on_ranks(const Options& options, const RunConfig& config, const Com
   refuse_unsupported(config);
   Arena arena(open_device(config.device, config.precision, job.world));
   const Mesh mesh = options.emulate > 0
-                        ? make_emulated_mesh(options.emulate, config.parallel.expert, 1.0, arena.device())
+                        ? make_emulated_mesh(options.emulate, config.parallel, 1.0, arena.device())
                         : make_mesh(job.world, config.parallel, arena.device());
   if (mesh.world().size() == 1) throw UsageError("bench comm: one rank has no peer; use mpirun -np 2");
   nlohmann::ordered_json all = nlohmann::ordered_json::array();

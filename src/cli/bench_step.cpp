@@ -92,7 +92,7 @@ class StepTimer {
     const std::int64_t tokens = t.global_batch * t.sequence_length;
     const std::vector<Batch> batches =
         random_step(static_cast<std::uint64_t>(run_.config.seed), static_cast<std::uint64_t>(number_),
-                    options_, context_.world(), run_.model.vocab_size);
+                    options_, context_.mesh, run_.model.vocab_size);
     context_.world().barrier();
     engine_.observe(
         observed ? [&](const Executor& executor,

@@ -64,19 +64,20 @@ void refuse_unknown_link(const PlanRequest& request) {
 }
 
 PlanRequest make_request(const LoadedRun& run, const Options& o, int ranks, const GpuCard* card) {
-  const int expert = run.config.parallel.expert;
-  if (ranks % expert != 0)
+  const ParallelConfig& parallel = run.config.parallel;
+  if (const int inner = std::max(parallel.expert, parallel.tensor); ranks % inner != 0)
     throw UsageError(
-        fmt::format("--ranks {}: parallel.expert is {}, which does not divide it; use a multiple of {}, or "
-                    "another parallel.expert",
-                    ranks, expert, expert));
+        fmt::format("--ranks {}: parallel.{} is {}, which does not divide it; use a multiple of {}, or another "
+                    "parallel.{}",
+                    ranks, parallel.tensor > 1 ? "tensor" : "expert", inner, inner,
+                    parallel.tensor > 1 ? "tensor" : "expert"));
   PlanRequest request;
   request.model = run.model;
   if (run.model.farskip.mode == FarSkipMode::off) request.model.farskip = {FarSkipMode::full, {}};
   request.options = engine_options(run.config, ranks);
   request.options.expert_chunks = std::max(1, request.options.expert_chunks);  // auto: both are planned
   request.distill = run.distill;
-  request.mesh = {ranks, 0, expert};
+  request.mesh = {ranks, 0, parallel.expert, parallel.tensor};
   request.dtype = run.config.precision == Precision::bf16 ? DType::bf16 : DType::f32;
   const double latency = parse_duration("--latency", o.latency);
   request.costs.card = card;
@@ -118,8 +119,9 @@ fs::path cache_file(const PlanRequest& r, const Options& o) {
   const std::string folder = user_cache_folder();
   if (folder.empty()) return {};
   const MachineInfo machine = machine_info();
-  std::string key = fmt::format("{} {} {} {} {} {} {} {} {} {} {} {} {} {}", machine.processor, machine.cores,
+  std::string key = fmt::format("{} {} {} {} {} {} {} {} {} {} {} {} {} {} {}", machine.processor, machine.cores,
                                 o.local_ranks, commit(), r.mesh.world_size, r.mesh.expert_size,
+                                r.mesh.tensor_size,
                                 r.options.zero, r.options.micro_batch, r.options.micro_batches,
                                 r.options.sequence_length, r.options.expert_chunks, r.options.balance_loss,
                                 r.options.routed_rows_memory.value_or(0), hub_config_text(r.model));
@@ -185,7 +187,8 @@ ExitCode run_plan(const Options& o, const CommonOptions& common) {
   const LoadedRun run = load_run(o.config, o.overrides, {.model = true, .data = false}, logger);
   const GpuCard* const card = choose_card(run.config, o);
   refuse_unplannable(run.config, o, card);
-  const int ranks = o.ranks > 0 ? o.ranks : run.config.parallel.expert;
+  const int ranks =
+      o.ranks > 0 ? o.ranks : std::max(run.config.parallel.expert, run.config.parallel.tensor);
   PlanRequest request = make_request(run, o, ranks, card);
   const LayerGraph standard = build_layer_graph(request.model);
   const WiringPair wirings{standard, rewire_farskip(standard, request.model.farskip)};
@@ -216,7 +219,7 @@ void add_plan(Subcommand& root) {
   plan.positional("CONFIG", o->config, "Run configuration (YAML)");
   plan.overrides(o->overrides);
   add_dump_option(plan, o->dump_graphs);
-  plan.integer("--ranks", o->ranks, "Ranks of the job (0: parallel.expert)", 0, 1 << 20);
+  plan.integer("--ranks", o->ranks, "Ranks of the job (0: those of parallel.expert or parallel.tensor)", 0, 1 << 20);
   plan.text("--link", o->link,
             "Rate of a rank, each way: 48GB/s, 400Gb/s (GB/s, MB/s, Gb/s, Mb/s); up to 8 GPUs: NVLink's");
   plan.text("--latency", o->latency, "Latency of one collective: 20us (us, ms, s)");

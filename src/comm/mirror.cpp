@@ -153,9 +153,10 @@ Communicator make_mirror_communicator(int size, int rank) {
 Mesh make_mirror_mesh(const MeshPosition& position) {
   const auto group = [&](MeshAxis axis) {
     return make_group(position.size(axis), position.rank(axis),
-                      std::string(enum_names(axis)[static_cast<std::size_t>(axis)]));
+                      std::string(axis_name(axis)));
   };
-  return {group(MeshAxis::world), group(MeshAxis::expert), group(MeshAxis::data)};
+  return Mesh({group(MeshAxis::world), group(MeshAxis::expert), group(MeshAxis::data),
+               group(MeshAxis::tensor), group(MeshAxis::batch)});
 }
 
 }  // namespace farskip

@@ -35,6 +35,7 @@ ConfigNode farskip_tree(const FarSkipConfig& config) {
 ConfigNode parallel_tree(const ParallelConfig& config) {
   ConfigNode node;
   node.set("expert", make_node(config.expert));
+  node.set("tensor", make_node(config.tensor));
   node.set("zero", make_node(config.zero));
   node.set("timeout", make_node(config.timeout));
   node.set("gpu_transport", make_word(name_of(gpu_transport_names, config.gpu_transport)));

@@ -60,36 +60,33 @@ std::shared_ptr<DeviceCommunicator> connect(const Communicator& group, GpuTransp
 }  // namespace
 
 Mesh make_mesh(const Communicator& world, const ParallelConfig& config, const Device& device) {
-  Mesh mesh(world, config.expert);
+  Mesh mesh(world, config.expert, config.tensor);
   if (device.kind() == DeviceKind::cpu) return mesh;
   Mesh::DeviceGroups groups;
-  for (const MeshAxis axis : {MeshAxis::world, MeshAxis::expert, MeshAxis::data}) {
-    const Communicator& group = mesh.group(axis);
-    auto& connected = groups[static_cast<std::size_t>(axis)];
-    if (axis != MeshAxis::world && group.size() == world.size())  // the same ranks
-      connected = groups[static_cast<std::size_t>(MeshAxis::world)];
-    else if (group.size() > 1)
-      connected = connect(group, config.gpu_transport, device);
-  }
+  const auto connected = [&](MeshAxis axis) -> auto& { return groups[static_cast<std::size_t>(axis)]; };
+  const MeshPosition position = mesh.position();
+  for (const MeshAxis axis : mesh_axes)
+    if (position.size(axis) > 1 && !connected(axis)) {
+      connected(axis) = connect(mesh.group(axis), config.gpu_transport, device);
+      for (const MeshAxis other : mesh_axes)
+        if (position.same_ranks(axis, other)) connected(other) = connected(axis);
+    }
   mesh.set_device_groups(std::move(groups));
   return mesh;
 }
 
-Mesh make_emulated_mesh(int world_size, int expert_size, double payload, const Device& device) {
+Mesh make_emulated_mesh(int world_size, const ParallelConfig& config, double payload, const Device& device) {
   if (device.kind() == DeviceKind::cpu)
     throw UsageError(
         "emulated ranks need a GPU (--device cuda): their link is the bus between it and the host");
-  if (expert_size < 1 || world_size < 1 || world_size % expert_size != 0)
-    throw UsageError(fmt::format("parallel.expert is {}, which does not divide the {} emulated ranks",
-                                 expert_size, world_size));
-  Mesh mesh = make_mirror_mesh({world_size, 0, expert_size});
+  check_mesh_sizes(world_size, config.expert, config.tensor);
+  Mesh mesh = make_mirror_mesh({world_size, 0, config.expert, config.tensor});
   Mesh::DeviceGroups groups;
-  for (const MeshAxis axis : {MeshAxis::world, MeshAxis::expert, MeshAxis::data}) {
+  for (const MeshAxis axis : mesh_axes) {
     const Communicator& group = mesh.group(axis);
     if (group.size() > 1)
       groups[static_cast<std::size_t>(axis)] = make_emulated_communicator(
-          group.size(), group.rank(), std::string(enum_names(axis)[static_cast<std::size_t>(axis)]),
-          device.index(), payload);
+          group.size(), group.rank(), std::string(axis_name(axis)), device.index(), payload);
   }
   mesh.set_device_groups(std::move(groups));
   return mesh;

@@ -220,9 +220,10 @@ void TrainEngine::run_micro_batches(std::span<const Batch> batches, std::int64_t
 BatchLoss TrainEngine::sum_over_ranks(const BatchLoss& loss, std::span<double> also_summed) const {
   BatchLoss sum = loss;
   std::vector<double> values{loss.loss_sum, loss.num_correct, loss.balance_loss, loss.num_overflows};
-  values.insert(values.end(), also_summed.begin(), also_summed.end());
   for (const auto& [layer, rows] : loss.expert_rows) values.insert(values.end(), rows.begin(), rows.end());
   for (const auto& [name, value] : loss.sums) values.push_back(value);
+  if (!context_.mesh.position().counts_sequences()) std::fill(values.begin(), values.end(), 0.0);
+  values.insert(values.end(), also_summed.begin(), also_summed.end());
   {
     const HeartbeatWait wait(context_.heartbeat, "sums of a step");
     world().all_reduce(std::span(values));
@@ -230,10 +231,10 @@ BatchLoss TrainEngine::sum_over_ranks(const BatchLoss& loss, std::span<double> a
   auto at = values.begin();
   for (double* value : {&sum.loss_sum, &sum.num_correct, &sum.balance_loss, &sum.num_overflows})
     *value = *at++;
-  for (double& value : also_summed) value = *at++;
   for (auto& [layer, rows] : sum.expert_rows)
     for (double& value : rows) value = *at++;
   for (auto& [name, value] : sum.sums) value = *at++;
+  for (double& value : also_summed) value = *at++;
   return sum;
 }
 

@@ -1,19 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "farskip/engine/engine_options.h"
 
+#include "farskip/comm/mesh.h"
 #include "farskip/engine/devices.h"
 #include "farskip/ops/ops.h"
 
 namespace farskip {
 
 TrainEngineOptions engine_options(const RunConfig& config, int world_size) {
-  const std::int64_t at_once = config.train.micro_batch * world_size;
+  check_mesh_sizes(world_size, config.parallel.expert, config.parallel.tensor);
+  // The ranks of a tensor group read the same sequences.
+  const int readers = world_size / config.parallel.tensor;
+  const std::int64_t at_once = config.train.micro_batch * readers;
   if (config.train.global_batch % at_once != 0)
     throw UsageError(
         fmt::format("train.global_batch is {}, which {} ranks with a train.micro_batch of {} ({} sequences "
                     "at once) do not "
                     "divide; use a multiple of {}, or another micro_batch or number of ranks",
-                    config.train.global_batch, world_size, config.train.micro_batch, at_once, at_once));
+                    config.train.global_batch, readers, config.train.micro_batch, at_once, at_once));
   TrainEngineOptions options;
   options.micro_batch = config.train.micro_batch;
   options.sequence_length = config.train.sequence_length;
@@ -27,7 +31,8 @@ TrainEngineOptions engine_options(const RunConfig& config, int world_size) {
                     options.in_flight, world_size, options.micro_batches, options.micro_batches));
   options.expert_chunks = config.schedule.expert_chunks.value_or(0);
   static_assert(ScheduleConfig::kMostExpertChunks <= ops::kMostRowParts);
-  if (config.parallel.expert > 1 && options.expert_chunks > options.sequence_length)
+  if (config.parallel.expert > 1 && config.parallel.tensor == 1 &&
+      options.expert_chunks > options.sequence_length)
     throw UsageError(
         fmt::format("schedule.expert_chunks is {}, and a sequence has {} tokens (train.sequence_length); use "
                     "at most {}",

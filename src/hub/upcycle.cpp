@@ -76,10 +76,9 @@ RowReader upcycle_rows(const std::vector<ParameterSpec>& dense_model, const RowR
     if (const auto same = there.find(p.spec.name); same != there.end())
       return dense(same->second, first_row, to);
     LocalParameter part = p;
-    part.first_row += first_row;
     const bool is_expert = p.spec.is_expert;
     if (is_expert && how.noise == 0.0) part.spec.initializer = Initializer::zeros;
-    initialise_parameter(*host, to, part, how.seed, is_expert ? how.noise : range);
+    initialise_parameter(*host, to, part, first_row, how.seed, is_expert ? how.noise : range);
     if (is_expert) times_mlp(to, first_row, there.at(mlp_name(p.spec.name)), dense);
   };
 }

@@ -38,14 +38,14 @@ void pad_batch(Batch& batch, std::int64_t sequences, std::int64_t length, bool d
 
 Evaluation evaluate(InferenceEngine& engine, const Sampler& sampler, std::int64_t batch,
                     std::int64_t max_sequences) {
-  const Communicator& world = engine.mesh().world();
+  const Communicator &world = engine.mesh().world(), &readers = engine.mesh().batch();
   auto sequences = static_cast<std::int64_t>(sampler.samples_per_epoch(0));
   if (max_sequences > 0) sequences = std::min(sequences, max_sequences);
   std::array<double, 4> sums{};  // loss, correct, counted, ranks that could not read their part
   std::exception_ptr failure;
   std::map<std::string, double> more;
-  for (std::int64_t first = 0; first < sequences; first += batch * world.size()) {
-    const std::int64_t own = first + batch * world.rank();
+  for (std::int64_t first = 0; first < sequences; first += batch * readers.size()) {
+    const std::int64_t own = first + batch * readers.rank();
     const std::int64_t count = std::clamp<std::int64_t>(sequences - own, 0, batch);
     Batch b;
     try {
@@ -58,10 +58,11 @@ Evaluation evaluate(InferenceEngine& engine, const Sampler& sampler, std::int64_
     if (world.size() > 1)
       pad_batch(b, batch, sampler.options().sequence_length, sampler.options().document_mask);
     const BatchLoss loss = engine.loss(b, sampler.options().sequence_length);
-    sums[0] += loss.loss_sum;
-    sums[1] += loss.num_correct;
-    sums[2] += static_cast<double>(count_targets(b));
-    for (const auto& [name, sum] : loss.sums) more[name] += sum;
+    const auto counted = [&](double sum) { return engine.mesh().position().counts_sequences() ? sum : 0.0; };
+    sums[0] += counted(loss.loss_sum);
+    sums[1] += counted(loss.num_correct);
+    sums[2] += counted(static_cast<double>(count_targets(b)));
+    for (const auto& [name, sum] : loss.sums) more[name] += counted(sum);
   }
   std::vector<double> values(sums.begin(), sums.end());
   for (const auto& [name, sum] : more) values.push_back(sum);

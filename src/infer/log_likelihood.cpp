@@ -13,7 +13,7 @@ namespace {
 /// a token does not change it.
 constexpr std::int64_t kLengthUnit = 32;
 
-/// Sequences of one length that the ranks of an expert group compute together.
+/// Sequences of one length that ranks which exchange routed rows compute together.
 struct Round {
   std::int64_t length = 0;
   std::int64_t sequences = 0;        // of each rank; the last of them may be padding
@@ -67,17 +67,20 @@ std::vector<double> log_likelihoods(InferenceEngine& engine, std::span<const Con
                                     std::int64_t batch) {
   const MeshPosition mesh = engine.mesh().position();
   const ByLength lengths = sort_by_length(continuations, engine.config().max_positions);
-  const std::vector<Round> rounds = cut_into_rounds(lengths, batch, mesh.size(MeshAxis::expert));
+  // Ranks that exchange routed rows take part in the same rounds; those of a tensor group have the same texts.
+  const int together = mesh.exchange_size();
+  const std::vector<Round> rounds = cut_into_rounds(lengths, batch, together);
   std::vector<double> sums(continuations.size());  // of this rank's; those of the others are 0
   for (auto r = static_cast<std::size_t>(mesh.rank(MeshAxis::data)); r < rounds.size();
        r += static_cast<std::size_t>(mesh.size(MeshAxis::data))) {
     const Round& round = rounds[r];
-    const std::span<const std::size_t> own = own_part(round, mesh.rank(MeshAxis::expert));
+    const std::span<const std::size_t> own = own_part(round, mesh.world_rank % together);
     const auto size = static_cast<std::size_t>(round.sequences * round.length);
     Batch sequences{std::vector<std::int32_t>(size, 0), std::vector<std::int32_t>(size, -1), {}};
     for (std::size_t i = 0; i < own.size(); ++i)
       put_sequence(continuations[own[i]], static_cast<std::int64_t>(i), round.length, sequences);
     auto losses = engine.token_losses(sequences, round.length);
+    if (!mesh.counts_sequences()) continue;
     for (const std::size_t i : own) {
       const auto row = losses.first(static_cast<std::size_t>(round.length));
       sums[i] = -std::accumulate(row.begin(), row.end(), 0.0);

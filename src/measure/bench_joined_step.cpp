@@ -84,11 +84,11 @@ SeparateReport bench_joined_step(const ModelConfig& student, const DistillSetup&
 
   const Communicator& world = context.world();
   const auto scale = 1.0F / static_cast<float>(options.micro_batch * options.sequence_length *
-                                               options.micro_batches * world.size());
+                                               options.micro_batches * context.mesh.batch().size());
   SeparateReport report;
   for (int i = 0; i < separate.warmup + separate.repetitions; ++i) {
     const std::vector<Batch> batches = random_step(separate.seed, static_cast<std::uint64_t>(i),
-                                                   joined.options(), world, student.vocab_size);
+                                                   joined.options(), context.mesh, student.vocab_size);
     double together = 0, forward = 0, step = 0;
     // Which goes first changes: a machine that grows warmer favours neither.
     for (const bool first : {true, false}) {

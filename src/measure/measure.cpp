@@ -29,13 +29,13 @@ Batch random_batch(std::uint64_t seed, std::uint64_t number, std::int64_t tokens
 }
 
 std::vector<Batch> random_step(std::uint64_t seed, std::uint64_t number, const TrainEngineOptions& options,
-                               const Communicator& world, std::int64_t vocab_size) {
+                               const Mesh& mesh, std::int64_t vocab_size) {
   std::vector<Batch> batches;
   const auto count = static_cast<std::uint64_t>(options.micro_batches);
   for (std::uint64_t m = 0; m < count; ++m) {
     batches.push_back(random_batch(seed,
-                                   (number * count + m) * static_cast<std::uint64_t>(world.size()) +
-                                       static_cast<std::uint64_t>(world.rank()),
+                                   (number * count + m) * static_cast<std::uint64_t>(mesh.batch().size()) +
+                                       static_cast<std::uint64_t>(mesh.batch().rank()),
                                    options.micro_batch * options.sequence_length, vocab_size));
     if (options.document_mask) batches.back().document_start.resize(batches.back().tokens.size(), 0);
     if (options.objective) options.objective->complete_random_batch(batches.back());
@@ -89,7 +89,7 @@ CostTable measure_as_chosen(const Model& model, const TrainEngineOptions& option
   const Context context = shared.with_own_arena();
   RandomEngine engine(model, blocking, context, 0);
   const std::int64_t tokens = options.micro_batch * options.sequence_length;
-  const std::vector<Batch> batches = random_step(0, 0, options, context.world(), model.config.vocab_size);
+  const std::vector<Batch> batches = random_step(0, 0, options, context.mesh, model.config.vocab_size);
 
   ExecutedPlans plans;
   engine->observe([&](const Executor& executor, const std::vector<StepTime>& times) {

@@ -216,10 +216,10 @@ OverlapReport measure_overlap(const Model& model, const TrainEngineOptions& opti
   OverlapReport report;
   std::vector<StepTimes> a, b;
   CostTable measured;
-  const auto scale = 1.0F / static_cast<float>(tokens * options.micro_batches * world.size());
+  const auto scale = 1.0F / static_cast<float>(tokens * options.micro_batches * context.mesh.batch().size());
   for (int i = 0; i < overlap.warmup + overlap.repetitions; ++i) {
     const std::vector<Batch> batches =
-        random_step(7, static_cast<std::uint64_t>(i), options, world, model.config.vocab_size);
+        random_step(7, static_cast<std::uint64_t>(i), options, context.mesh, model.config.vocab_size);
     StepTimes first, second;
     // Which goes first changes from pair to pair: a machine that grows warmer favours neither.
     if (i % 2 == 0) first = blocking.step(batches, scale, i + 1);
@@ -237,7 +237,7 @@ OverlapReport measure_overlap(const Model& model, const TrainEngineOptions& opti
   for (int i = 0; context.device()->kind() != DeviceKind::cpu && i < to_record + overlap.repetitions; ++i) {
     const int number = overlap.warmup + overlap.repetitions + i;
     const std::vector<Batch> batches =
-        random_step(7, static_cast<std::uint64_t>(number), options, world, model.config.vocab_size);
+        random_step(7, static_cast<std::uint64_t>(number), options, context.mesh, model.config.vocab_size);
     const double first = blocking.whole_step(batches, scale, number + 1);
     const double second = overlapped.whole_step(batches, scale, number + 1);
     report.identical = report.identical && blocking.same_sums_as(overlapped);

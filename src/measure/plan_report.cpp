@@ -14,7 +14,7 @@ namespace farskip {
 bool can_chunk(const ModelConfig& model, const TrainEngineOptions& options, const MeshPosition& mesh) {
   const bool routes =
       std::find(model.moe_layers.begin(), model.moe_layers.end(), true) != model.moe_layers.end();
-  return mesh.expert_size > 1 && routes && options.sequence_length > 1;
+  return mesh.exchange_size() > 1 && routes && options.sequence_length > 1;
 }
 
 int other_of_one_and_two(int number) {
@@ -133,7 +133,7 @@ class Planner {
   NodeSeconds costs_of(const Graph& graph) const {
     if (r_.costs.table) return r_.costs.table->estimate(graph, r_.costs.links);
     const std::int64_t all = options_.micro_batch * options_.sequence_length * r_.model.moe.top_k;
-    const std::int64_t bound = r_.mesh.expert_size * program_.routed_rows().max_rows;
+    const std::int64_t bound = r_.mesh.exchange_size() * program_.routed_rows().max_rows;
     return estimate_by_rates(graph, r_.costs.rates, r_.costs.links,
                              bound > 0 ? static_cast<double>(all) / static_cast<double>(bound) : 1.0);
   }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "farskip/model/cache.h"
 
+#include <algorithm>
 #include <array>
 
 namespace farskip {
@@ -10,7 +11,11 @@ std::string cache_name(CacheKind kind, std::int32_t layer) {
   return fmt::format("cache.{}.{}", names[static_cast<std::size_t>(kind)], layer);
 }
 
-std::vector<CacheSpec> list_caches(const ModelConfig& config) {
+std::int64_t own_kv_heads(const ModelConfig& config, int tensor_size) {
+  return std::max<std::int64_t>(config.gqa.kv_heads / tensor_size, 1);
+}
+
+std::vector<CacheSpec> list_caches(const ModelConfig& config, int tensor_size) {
   std::vector<CacheSpec> specs;
   for (std::int32_t layer = 0; layer < config.num_layers; ++layer) {
     const auto add = [&](CacheKind kind, std::int64_t width) {
@@ -19,8 +24,9 @@ std::vector<CacheSpec> list_caches(const ModelConfig& config) {
     if (config.mla) {
       add(CacheKind::latents, config.mla->kv_lora_rank + config.mla->rope_dim);
     } else {
-      add(CacheKind::keys, config.gqa.kv_heads * config.gqa.head_dim);
-      add(CacheKind::values, config.gqa.kv_heads * config.gqa.head_dim);
+      const std::int64_t width = own_kv_heads(config, tensor_size) * config.gqa.head_dim;
+      add(CacheKind::keys, width);
+      add(CacheKind::values, width);
     }
   }
   return specs;

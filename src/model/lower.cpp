@@ -7,6 +7,15 @@
 #include "lowering.h"
 
 namespace farskip {
+namespace {
+
+/// Without the exchange of routed rows, for which a pass splits the experts (passes/shard_experts.h).
+MeshPosition tensor_axis(MeshPosition mesh) {
+  if (mesh.exchange_size() > 1) mesh.expert_size = 1;
+  return mesh;
+}
+
+}  // namespace
 
 Graph Lowering::run() {
   token_ids_ = token_input("tokens");
@@ -69,7 +78,7 @@ ValueId Lowering::token_input(std::string_view name) {
 void Lowering::add_parameter(const ParameterSpec& p) {
   const DType dtype = p.has_compute_copy() ? options_.dtype : wide(options_.dtype);
   parameters_[p.name] =
-      graph_.add_external(ExternalKind::parameter, read_name(p, options_.dtype), {dtype, p.shape, {}});
+      graph_.add_external(ExternalKind::parameter, read_name(p, options_.dtype), {dtype, local_shape(p, tensor_axis(options_.mesh)), {}});
 }
 
 void Lowering::show(const char* name, ValueId value) {
@@ -99,9 +108,33 @@ ValueId Lowering::parameter(std::string_view name) const {
 }
 ValueId Lowering::linear(ValueId x, const std::string& module) {
   Builder b = builder();
-  const ValueId y = ops::linear(b, x, layer_parameter(module + ".weight"));
+  return add_module_bias(ops::linear(b, x, layer_parameter(module + ".weight")), module);
+}
+ValueId Lowering::linear_of_parts(ValueId x, const std::string& module) {
+  Builder b = builder();
+  return add_module_bias(sum_of_parts(ops::linear(b, x, layer_parameter(module + ".weight"))), module);
+}
+ValueId Lowering::add_module_bias(ValueId y, const std::string& module) {
   const auto bias = parameters_.find(layer_name(scope_.layer, module + ".bias"));
-  return bias == parameters_.end() ? y : ops::add_bias(b, y, bias->second);
+  if (bias == parameters_.end()) return y;
+  Builder b = builder();
+  return ops::add_bias(b, y, bias->second);
+}
+
+std::vector<ValueId> Lowering::for_parts(std::vector<ValueId> whole) {
+  if (num_parts() == 1) return whole;
+  Builder b = builder();
+  return ops::fan_out(b, std::move(whole), over_parts());
+}
+ValueId Lowering::for_parts(ValueId whole) {
+  ValueId& part = for_parts_[whole];
+  if (!part) part = for_parts(std::vector{whole})[0];
+  return part;
+}
+ValueId Lowering::sum_of_parts(ValueId part) {
+  if (num_parts() == 1) return part;
+  Builder b = builder();
+  return ops::all_reduce(b, {part}, over_parts())[0];
 }
 
 ValueId Lowering::stream(const std::vector<int>& list) {
@@ -146,9 +179,9 @@ ValueId Lowering::lower_block(SubBlock kind, ValueId x) {
 
 ValueId Lowering::mlp(ValueId h, const std::string& module) {
   Builder b = builder();
-  const ValueId inner = ops::swiglu(b, linear(h, module + ".gate_up_proj"));
+  const ValueId inner = ops::swiglu(b, linear(for_parts(h), module + ".gate_up_proj"));
   show("inner", inner);
-  return linear(inner, module + ".down_proj");
+  return linear_of_parts(inner, module + ".down_proj");
 }
 
 ValueId Lowering::routed_experts(ValueId h) {
@@ -163,12 +196,16 @@ ValueId Lowering::routed_experts(ValueId h) {
     graph_.add_output(fmt::format("router_logits.{}", scope_.layer), logits);
     graph_.add_output(fmt::format("router_choice.{}", scope_.layer), routed.indices);
   }
-  const ops::RoutedOrder order = ops::sort_by_expert(b, routed.indices, moe.num_experts);
+  ops::RoutedOrder order = ops::sort_by_expert(b, routed.indices, moe.num_experts);
   graph_.add_output(fmt::format("expert_offsets.{}", scope_.layer), order.offsets);
+  if (num_parts() > 1 && options_.mesh.expert_size > 1) {
+    const Range own = part_of(moe.num_experts, num_parts(), options_.mesh.rank(MeshAxis::expert));
+    order = ops::own_experts(b, order, {.first = own.first, .count = own.count});
+  }
   // A weight of what experts give multiplies inside the expert, before its down-projection, so that its
   // gradient needs no saved [R, H] tensor.
-  ValueId weight = ops::permute_values(b, routed.weights, order.row_slot, order.slot_row);
-  ValueId rows = ops::dispatch_rows(b, h, order, moe.top_k);
+  ValueId weight = ops::permute_values(b, for_parts(routed.weights), order.row_slot, order.slot_row);
+  ValueId rows = ops::dispatch_rows(b, for_parts(h), order, moe.top_k);
   if (moe.scales_input) {
     rows = ops::scale_rows(b, rows, weight);
     weight = {};
@@ -179,7 +216,7 @@ ValueId Lowering::routed_experts(ValueId h) {
   show("inner", inner);
   show("router_logits", logits);
   const ValueId out = ops::grouped_matmul(b, inner, layer_parameter("mlp.experts.down_proj"), order.offsets);
-  return ops::combine_rows(b, out, order, moe.top_k);
+  return sum_of_parts(ops::combine_rows(b, out, order, moe.top_k));
 }
 
 void Lowering::add_balance_loss(Builder& b, const ops::RouteResult& routed) {

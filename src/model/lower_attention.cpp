@@ -55,7 +55,7 @@ ValueId Lowering::attend(ValueId q, ValueId k, ValueId v, std::int64_t kv_heads)
   return ops::attention(
              b, q, k, v, document_start_,
              {.sequence_length = options_.cache ? options_.cache->fresh_length : options_.sequence_length,
-              .heads = c_.num_heads,
+              .heads = own_heads(),
               .kv_heads = kv_heads,
               .scale = c_.softmax_scale,
               .chunk = attention_chunk(),
@@ -75,7 +75,7 @@ ValueId Lowering::attend_cached(ValueId q, ValueId keys, ValueId values, std::in
                                 std::int64_t value_size) {
   Builder b = builder();
   return ops::cached_attention(b, q, keys, place_, values,
-                               {.heads = c_.num_heads,
+                               {.heads = own_heads(),
                                 .kv_heads = kv_heads,
                                 .scale = c_.softmax_scale,
                                 .chunk = attention_chunk(),
@@ -85,33 +85,46 @@ ValueId Lowering::attend_cached(ValueId q, ValueId keys, ValueId values, std::in
 
 ValueId Lowering::attention_output(ValueId h, ValueId heads) {
   Builder b = builder();
-  if (c_.gated_attention) heads = ops::sigmoid_gate(b, heads, project(h, "gate_proj"));
+  if (c_.gated_attention) heads = ops::sigmoid_gate(b, heads, project(for_parts(h), "gate_proj"));
   show("inner", heads);
-  return project(heads, "o_proj");
+  return linear_of_parts(heads, "self_attn.o_proj");
+}
+
+ValueId Lowering::take_own_heads(ValueId x, std::int64_t heads) {
+  if (num_parts() == 1) return x;
+  Builder b = builder();
+  const std::int64_t width = b.shape(x)[1], head = width / heads;
+  // Fewer heads than ranks: consecutive ranks have the same one.
+  const std::int64_t own = std::max<std::int64_t>(heads / num_parts(), 1);
+  const std::int64_t first = heads * options_.mesh.rank(MeshAxis::tensor) / num_parts();
+  return ops::take_columns(b, for_parts(x), {.first = first * head, .count = own * head, .of = width});
 }
 
 ValueId Lowering::latent_attention(ValueId h, const MlaConfig& mla) {
   Builder b = builder();
   ValueId q;
+  std::vector<ValueId> shared;  // what all heads share
   if (mla.q_lora_rank > 0) {
-    const ValueId latent = project(h, "q_a_proj");
     const ValueId weight = layer_parameter("self_attn.q_a_layernorm.weight");
-    q = project(normalised(latent, weight, MlaConfig::kNormEps), "q_b_proj");
+    shared.push_back(normalised(project(h, "q_a_proj"), weight, MlaConfig::kNormEps));
   } else {
-    q = project(h, "q_proj");
+    q = project(for_parts(h), "q_proj");
   }
-  q = rotate(q, mla.nope_dim + mla.rope_dim, mla.nope_dim);
   const ValueId kv_a = project(h, "kv_a_proj_with_mqa");
   const auto parts = ops::split_columns(b, kv_a, {mla.kv_lora_rank, mla.rope_dim});
-  const ValueId latent =
-      normalised(parts[0], layer_parameter("self_attn.kv_a_layernorm.weight"), MlaConfig::kNormEps);
-  const ValueId rotated = rotate(parts[1], mla.rope_dim, 0);
+  shared.push_back(
+      normalised(parts[0], layer_parameter("self_attn.kv_a_layernorm.weight"), MlaConfig::kNormEps));
+  shared.push_back(rotate(parts[1], mla.rope_dim, 0));
+  shared = for_parts(std::move(shared));
+  if (!q) q = project(shared[0], "q_b_proj");
+  const ValueId latent = shared[shared.size() - 2], rotated = shared.back();
+  q = rotate(q, mla.nope_dim + mla.rope_dim, mla.nope_dim);
   if (options_.cache) {
     const ValueId latents = cached(CacheKind::latents, latent, rotated);
     if (reads_cache()) return attention_output(h, attend_absorbed(q, latents, mla));
   }
   const auto [k, v] = ops::mla_key_value(b, project(latent, "kv_b_proj"), rotated, head_parts(mla));
-  return attention_output(h, attend(q, k, v, c_.num_heads));
+  return attention_output(h, attend(q, k, v, own_heads()));
 }
 
 ValueId Lowering::attend_absorbed(ValueId q, ValueId latents, const MlaConfig& mla) {
@@ -124,25 +137,36 @@ ValueId Lowering::attend_absorbed(ValueId q, ValueId latents, const MlaConfig& m
 
 ValueId Lowering::grouped_query_attention(ValueId h) {
   Builder b = builder();
-  ValueId q = project(h, "q_proj");
-  ValueId k = project(h, "k_proj");
-  ValueId v = project(h, "v_proj");
-  if (c_.gqa.qk_norm == QkNorm::head || c_.gqa.qk_norm == QkNorm::projection) {
-    q = normalised(q, layer_parameter("self_attn.q_norm.weight"));
-    k = normalised(k, layer_parameter("self_attn.k_norm.weight"));
+  const GqaConfig& gqa = c_.gqa;
+  // A norm over all heads needs them on one rank; fewer heads than ranks are on several.
+  const bool whole_q = gqa.qk_norm == QkNorm::projection;
+  const bool whole_v = gqa.kv_heads < num_parts(), whole_k = whole_q || whole_v;
+  ValueId q = project(whole_q ? h : for_parts(h), "q_proj");
+  ValueId k = project(whole_k ? h : for_parts(h), "k_proj");
+  ValueId v = project(whole_v ? h : for_parts(h), "v_proj");
+  if (gqa.qk_norm == QkNorm::head || whole_q) {
+    const auto weight = [&](std::string_view name, bool whole) {
+      const ValueId w = layer_parameter(fmt::format("self_attn.{}.weight", name));
+      return whole ? w : for_parts(w);
+    };
+    q = normalised(q, weight("q_norm", whole_q));
+    k = normalised(k, weight("k_norm", whole_k));
   }
-  if (c_.gqa.clip > 0)
-    for (ValueId* x : {&q, &k, &v}) *x = ops::clamp(b, *x, c_.gqa.clip);
+  if (whole_q) q = take_own_heads(q, c_.num_heads);
+  if (whole_k) k = take_own_heads(k, gqa.kv_heads);
+  if (whole_v) v = take_own_heads(v, gqa.kv_heads);
+  if (gqa.clip > 0)
+    for (ValueId* x : {&q, &k, &v}) *x = ops::clamp(b, *x, gqa.clip);
   if (c_.long_text.is_rotated(scope_.layer)) {
     for (ValueId* x : {&q, &k}) {
-      *x = rotate(*x, c_.gqa.head_dim, 0);
-      if (c_.gqa.qk_norm == QkNorm::rotated)
-        *x = normalised(*x, ops::ones(b, c_.gqa.head_dim), c_.rms_norm_eps);
+      *x = rotate(*x, gqa.head_dim, 0);
+      if (gqa.qk_norm == QkNorm::rotated)
+        *x = normalised(*x, ops::ones(b, gqa.head_dim), c_.rms_norm_eps);
     }
   } else if (c_.long_text.temperature_scale > 0) {
     q = ops::scale_rows(b, q, attention_temperature());
   }
-  return attention_output(h, attend(q, k, v, c_.gqa.kv_heads));
+  return attention_output(h, attend(q, k, v, own_kv_heads(c_, num_parts())));
 }
 
 }  // namespace farskip

@@ -26,6 +26,18 @@ class Lowering {
   /// After the last block of a layer that was asked for: the sum of everything so far.
   void add_stream_output(std::size_t block);
   ValueId token_input(std::string_view name);
+
+  // ---- the axis tensor
+  int num_parts() const { return options_.mesh.tensor_size; }
+  ops::Replicas over_parts() const {
+    return {.axis = MeshAxis::tensor, .size = num_parts(), .rank = options_.mesh.rank(MeshAxis::tensor)};
+  }
+  /// Values that are whole on every rank, as the rank's own part of what follows reads them.
+  std::vector<ValueId> for_parts(std::vector<ValueId> whole);
+  ValueId for_parts(ValueId whole);
+  /// What all ranks' parts add up to.
+  ValueId sum_of_parts(ValueId part);
+  std::int64_t own_heads() const { return c_.num_heads / num_parts(); }
   void add_parameter(const ParameterSpec& p);
   /// An output of a block that is lowered alone.
   void show(const char* name, ValueId value);
@@ -36,6 +48,9 @@ class Lowering {
   }
   /// The product with a module's weight, and its bias where the model has one.
   ValueId linear(ValueId x, const std::string& module);
+  /// The same where the inputs are cut over the ranks of the axis tensor: their products are summed.
+  ValueId linear_of_parts(ValueId x, const std::string& module);
+  ValueId add_module_bias(ValueId y, const std::string& module);
   /// A projection of attention.
   ValueId project(ValueId x, std::string_view part) { return linear(x, fmt::format("self_attn.{}", part)); }
   /// Sum of contributions in order. Lists that share a beginning share its sums.
@@ -57,10 +72,12 @@ class Lowering {
   ValueId attention_temperature();
   std::int64_t attention_chunk() const;
   ops::MlaKeyValue head_parts(const MlaConfig& mla) const {
-    return {c_.num_heads, mla.nope_dim, mla.rope_dim, mla.v_dim};
+    return {own_heads(), mla.nope_dim, mla.rope_dim, mla.v_dim};
   }
   ValueId latent_attention(ValueId h, const MlaConfig& mla);
   ValueId grouped_query_attention(ValueId h);
+  /// Of heads that were computed on every rank, those of this rank.
+  ValueId take_own_heads(ValueId x, std::int64_t heads);
   ValueId attend(ValueId q, ValueId k, ValueId v, std::int64_t kv_heads);
   /// Whether attention is over a cache; otherwise a cache is only written.
   bool reads_cache() const { return options_.cache && options_.cache->fresh_length == 0; }
@@ -87,6 +104,7 @@ class Lowering {
   std::vector<ValueId> contributions_;
   std::map<std::vector<int>, ValueId> sums_;
   std::map<std::pair<ValueId, ValueId>, ValueId> norms_;
+  std::map<ValueId, ValueId> for_parts_;
 };
 
 }  // namespace farskip

@@ -69,38 +69,52 @@ class Lister {
               SubBlock::shared);
   }
 
-  void add_projection(std::string_view part, std::int64_t outputs, std::int64_t inputs, bool has_bias) {
+  /// `layout`: of weight and bias.
+  void add_projection(std::string_view part, std::int64_t outputs, std::int64_t inputs, bool has_bias,
+                      const Layout& layout = {}) {
     const std::string module = name(fmt::format("self_attn.{}", part));
-    add(module + ".weight", {outputs, inputs}, SubBlock::attention);
-    if (has_bias) add(module + ".bias", {outputs}, SubBlock::attention, Initializer::zeros);
+    add(module + ".weight", {outputs, inputs}, SubBlock::attention).layout = layout;
+    if (has_bias)
+      add(module + ".bias", {outputs}, SubBlock::attention, Initializer::zeros).layout = layout;
+  }
+  /// From the heads back to the stream: its inputs are cut, and what the ranks give is summed.
+  void add_output_projection(std::int64_t inputs) {
+    const std::string module = name("self_attn.o_proj");
+    add(module + ".weight", {c_.hidden_size, inputs}, SubBlock::attention).layout = {
+        {.dim = 1, .heads = c_.num_heads}};
+    if (c_.attention_bias) add(module + ".bias", {c_.hidden_size}, SubBlock::attention, Initializer::zeros);
   }
 
   void add_latent_attention(const MlaConfig& mla) {
     const std::int64_t heads = c_.num_heads, qk = mla.nope_dim + mla.rope_dim;
     const bool bias = c_.attention_bias;
+    const Layout by_head{{.dim = 0, .heads = heads}};
     if (mla.q_lora_rank > 0) {
       add_projection("q_a_proj", mla.q_lora_rank, c_.hidden_size, bias);
       add_norm(name("self_attn.q_a_layernorm.weight"), mla.q_lora_rank, SubBlock::attention);
-      add_projection("q_b_proj", heads * qk, mla.q_lora_rank, false);
+      add_projection("q_b_proj", heads * qk, mla.q_lora_rank, false, by_head);
     } else {
-      add_projection("q_proj", heads * qk, c_.hidden_size, false);
+      add_projection("q_proj", heads * qk, c_.hidden_size, false, by_head);
     }
     add_projection("kv_a_proj_with_mqa", mla.kv_lora_rank + mla.rope_dim, c_.hidden_size, bias);
     add_norm(name("self_attn.kv_a_layernorm.weight"), mla.kv_lora_rank, SubBlock::attention);
-    add_projection("kv_b_proj", heads * (mla.nope_dim + mla.v_dim), mla.kv_lora_rank, false);
-    add_projection("o_proj", c_.hidden_size, heads * mla.v_dim, bias);
-    if (c_.gated_attention) add_projection("gate_proj", heads * mla.v_dim, c_.hidden_size, false);
+    add_projection("kv_b_proj", heads * (mla.nope_dim + mla.v_dim), mla.kv_lora_rank, false, by_head);
+    add_output_projection(heads * mla.v_dim);
+    if (c_.gated_attention) add_projection("gate_proj", heads * mla.v_dim, c_.hidden_size, false, by_head);
   }
 
   void add_grouped_query_attention() {
     const GqaConfig& gqa = c_.gqa;
     const bool bias = c_.attention_bias;
-    add_projection("q_proj", c_.num_heads * gqa.head_dim, c_.hidden_size, bias);
-    add_projection("k_proj", gqa.kv_heads * gqa.head_dim, c_.hidden_size, bias);
-    add_projection("v_proj", gqa.kv_heads * gqa.head_dim, c_.hidden_size, bias);
-    add_projection("o_proj", c_.hidden_size, c_.num_heads * gqa.head_dim, bias);
+    const bool together = gqa.qk_norm == QkNorm::projection;  // a norm over all heads: they stay together
+    const Layout by_head{{.dim = 0, .heads = c_.num_heads}};
+    const Layout by_kv_head{{.dim = 0, .heads = gqa.kv_heads, .whole_if_few_heads = true}};
+    add_projection("q_proj", c_.num_heads * gqa.head_dim, c_.hidden_size, bias, together ? Layout{} : by_head);
+    add_projection("k_proj", gqa.kv_heads * gqa.head_dim, c_.hidden_size, bias,
+                   together ? Layout{} : by_kv_head);
+    add_projection("v_proj", gqa.kv_heads * gqa.head_dim, c_.hidden_size, bias, by_kv_head);
+    add_output_projection(c_.num_heads * gqa.head_dim);
     if (gqa.qk_norm == QkNorm::none || gqa.qk_norm == QkNorm::rotated) return;
-    const bool together = gqa.qk_norm == QkNorm::projection;
     add_norm(name("self_attn.q_norm.weight"), (together ? c_.num_heads : 1) * gqa.head_dim,
              SubBlock::attention);
     add_norm(name("self_attn.k_norm.weight"), (together ? gqa.kv_heads : 1) * gqa.head_dim,
@@ -111,16 +125,19 @@ class Lister {
     const Shape half{size, c_.hidden_size};
     ParameterSpec& gate_up = add(name(module + ".gate_up_proj.weight"), {2 * size, c_.hidden_size}, block);
     gate_up.matrix_rows = size;
+    gate_up.layout = {{.dim = 0, .groups = 2}};
     gate_up.pieces = {{name(on_hub + ".gate_proj.weight"), half, 0},
                       {name(on_hub + ".up_proj.weight"), half, size}};
     ParameterSpec& down = add(name(module + ".down_proj.weight"), {c_.hidden_size, size}, block);
     down.pieces[0].name = name(on_hub + ".down_proj.weight");
+    down.layout = {{.dim = 1}};
     if (c_.mlp_bias) add_mlp_biases(module, on_hub, size, block);
   }
 
   void add_mlp_biases(const std::string& module, const std::string& on_hub, std::int64_t size,
                       SubBlock block) {
     ParameterSpec& gate_up = add(name(module + ".gate_up_proj.bias"), {2 * size}, block, Initializer::zeros);
+    gate_up.layout = {{.dim = 0, .groups = 2}};
     gate_up.pieces = {{name(on_hub + ".gate_proj.bias"), {size}, 0},
                       {name(on_hub + ".up_proj.bias"), {size}, size}};
     ParameterSpec& down = add(name(module + ".down_proj.bias"), {c_.hidden_size}, block, Initializer::zeros);
@@ -136,6 +153,7 @@ class Lister {
     ParameterSpec& gate_up =
         add(name("mlp.experts.gate_up_proj"), {experts, 2 * size, hidden}, SubBlock::routed);
     gate_up.is_expert = true;
+    gate_up.layout = {{.dim = 0, .axis = MeshAxis::expert}, {.dim = 1, .groups = 2}};
     gate_up.matrix_rows = size;
     gate_up.pieces.clear();
     if (names_.packed_transposed) gate_up.packed_transposed = name(names_.module + ".experts.gate_up_proj");
@@ -145,6 +163,7 @@ class Lister {
     }
     ParameterSpec& down = add(name("mlp.experts.down_proj"), {experts, hidden, size}, SubBlock::routed);
     down.is_expert = true;
+    down.layout = {{.dim = 0, .axis = MeshAxis::expert}, {.dim = 2}};
     down.matrix_rows = hidden;
     down.pieces.clear();
     if (names_.packed_transposed) down.packed_transposed = name(names_.module + ".experts.down_proj");
@@ -159,25 +178,88 @@ class Lister {
   std::vector<ParameterSpec> out_;
 };
 
-/// Keeps the experts of one rank of the expert axis.
-void keep_own_experts(LocalParameter& p, const MeshPosition& mesh) {
-  const std::int64_t experts = p.full_shape[0];
-  if (experts % mesh.expert_size != 0)
-    throw UsageError(fmt::format(
-        "parallel.expert is {}, which does not divide the {} experts of a layer; use a divisor of {}",
-        mesh.expert_size, experts, experts));
-  const Range own = part_of(experts, mesh.expert_size, mesh.rank(MeshAxis::expert));
-  const std::int64_t rows_per_expert = p.spec.num_rows() / experts;
-  p.first_row = own.first * rows_per_expert;
-  std::vector<std::int64_t> dims(p.full_shape.dims().begin(), p.full_shape.dims().end());
-  dims[0] = own.count;
-  p.spec.shape = Shape(dims);
-  const std::int64_t end = own.end() * rows_per_expert;
-  std::erase_if(p.spec.pieces, [&](const HubPiece& piece) {
-    return piece.first_row < p.first_row || piece.first_row >= end;
-  });
-  for (HubPiece& piece : p.spec.pieces) piece.first_row -= p.first_row;
-  p.owners.axis = MeshAxis::data;
+/// The cuts that a mesh makes.
+Layout layout_on(const ParameterSpec& spec, const MeshPosition& mesh) {
+  Layout layout;
+  for (const Cut& cut : spec.layout) {
+    const int ranks = mesh.size(cut.axis);
+    const bool whole_experts = spec.is_expert && mesh.expert_size > 1 && cut.axis == MeshAxis::tensor;
+    const bool few_heads = cut.whole_if_few_heads && cut.heads < ranks && ranks % cut.heads == 0;
+    if (ranks > 1 && !whole_experts && !few_heads) layout.push_back(cut);
+  }
+  return layout;
+}
+
+void check_divides(const ParameterSpec& spec, const Cut& cut, int ranks) {
+  const std::int64_t size =
+      cut.heads > 0 ? cut.heads : spec.shape[static_cast<std::size_t>(cut.dim)] / cut.groups;
+  if (size % ranks == 0) return;
+  if (cut.axis == MeshAxis::expert)
+    throw UsageError(
+        fmt::format("parallel.expert is {}, which does not divide the {} experts of a layer; use a divisor of {}",
+                    ranks, size, size));
+  throw UsageError(fmt::format("parallel.tensor is {}, which does not divide the {}{} of {}; use a divisor of {}",
+                               ranks, size, cut.heads > 0 ? " heads" : "", spec.name, size));
+}
+
+bool is_column_cut(const ParameterSpec& spec, const Cut& cut) {
+  return spec.shape.rank() > 1 && cut.dim == static_cast<int>(spec.shape.rank()) - 1;
+}
+
+/// The rows that a cut of a dim of rows leaves.
+std::vector<RowBlock> cut_rows(const ParameterSpec& spec, const Cut& cut, const MeshPosition& mesh) {
+  const auto dim = static_cast<std::size_t>(cut.dim);
+  std::int64_t outer = 1, inner = 1;
+  for (std::size_t d = 0; d < dim; ++d) outer *= spec.shape[d];
+  for (std::size_t d = dim + 1; d + 1 < spec.shape.rank(); ++d) inner *= spec.shape[d];
+  const std::int64_t group = spec.shape[dim] / cut.groups * inner;
+  const Range part = part_of(group, mesh.size(cut.axis), mesh.rank(cut.axis));
+  std::vector<RowBlock> blocks;
+  for (std::int64_t g = 0; g < outer * cut.groups; ++g)
+    blocks.push_back({g * part.count, g * group + part.first, part.count});
+  return blocks;
+}
+
+std::vector<HubPiece> pieces_of(const LocalParameter& p) {
+  std::vector<HubPiece> pieces;
+  for (const HubPiece& piece : p.spec.pieces)
+    for (const RowBlock& block : p.blocks) {
+      const std::int64_t from = std::max(block.whole_row, piece.first_row),
+                         upto = std::min(block.whole_row + block.count,
+                                         piece.first_row + row_count(piece.shape));
+      if (from < upto)
+        pieces.push_back({piece.name,
+                          piece.shape,
+                          block.row + from - block.whole_row,
+                          {from - piece.first_row, upto - from}});
+    }
+  return pieces;
+}
+
+LocalParameter cut_parameter(const ParameterSpec& spec, const MeshPosition& mesh) {
+  LocalParameter p{.spec = spec,
+                   .full_shape = spec.shape,
+                   .blocks = {{0, 0, spec.num_rows()}},
+                   .columns = {0, spec.row_size()},
+                   .owners = {},
+                   .own_rows = {},
+                   .cut_axis = {}};
+  std::vector<std::int64_t> dims = spec.shape.dims();
+  for (const Cut& cut : layout_on(spec, mesh)) {
+    FARSKIP_CHECK(!p.cut_axis, "{} is cut twice", spec.name);
+    check_divides(spec, cut, mesh.size(cut.axis));
+    p.cut_axis = cut.axis;
+    dims[static_cast<std::size_t>(cut.dim)] /= mesh.size(cut.axis);
+    if (is_column_cut(spec, cut))
+      p.columns = part_of(spec.row_size(), mesh.size(cut.axis), mesh.rank(cut.axis));
+    else
+      p.blocks = cut_rows(spec, cut, mesh);
+  }
+  p.spec.shape = Shape(std::move(dims));
+  if (p.cut_axis) p.spec.pieces = pieces_of(p);
+  if (spec.matrix_rows > 0 && p.cut_axis && *p.cut_axis != MeshAxis::expert && p.has_whole_rows())
+    p.spec.matrix_rows /= mesh.size(*p.cut_axis);
+  return p;
 }
 
 /// Deals matrices out to replicas: evenly where there are as many as replicas, else to those that have least
@@ -215,15 +297,27 @@ std::vector<LocalParameter> local_parameters(
   std::vector<LocalParameter> local;
   MatrixDealer dealer;
   for (const ParameterSpec& spec : specs) {
-    LocalParameter p{spec, 0, spec.shape, {}, {}};
-    if (spec.is_expert) keep_own_experts(p, mesh);
-    const MeshAxis axis = p.owners.axis;
+    LocalParameter p = cut_parameter(spec, mesh);
+    const MeshAxis axis = spec.is_expert ? MeshAxis::data : MeshAxis::batch;
     p.owners = keeps_matrices && keeps_matrices(spec) ? dealer.deal(p.spec, axis, mesh.size(axis))
                                                       : cut_evenly(axis, p.spec.num_rows(), mesh.size(axis));
     p.own_rows = zero ? p.owners.part(mesh.rank(axis)) : Range{0, p.spec.num_rows()};
     local.push_back(std::move(p));
   }
   return local;
+}
+
+Shape local_shape(const ParameterSpec& spec, const MeshPosition& mesh) {
+  return cut_parameter(spec, mesh).spec.shape;
+}
+
+void LocalParameter::for_each_block(
+    std::int64_t first, std::int64_t count,
+    const std::function<void(std::int64_t, std::int64_t, std::int64_t)>& f) const {
+  for (const RowBlock& block : blocks) {
+    const std::int64_t from = std::max(first, block.row), upto = std::min(first + count, block.row + block.count);
+    if (from < upto) f(from, block.whole_row + from - block.row, upto - from);
+  }
 }
 
 std::string_view head_name(const ModelConfig& config) {

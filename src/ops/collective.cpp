@@ -31,6 +31,20 @@ MeshAxis axis(const Attributes& attributes) {
   return attributes.get<Replicas>().axis;
 }
 
+/// One message for all of them.
+void sum_over_ranks(GradientCall& g) {
+  std::vector<std::size_t> read;
+  std::vector<ValueId> gradients;
+  for (std::size_t i = 0; g.in(i); ++i)
+    if (g.needs(i) && g.dout(i)) {
+      read.push_back(i);
+      gradients.push_back(g.dout(i));
+    }
+  if (read.empty()) return;
+  const std::vector<ValueId> sums = all_reduce(g.builder(), gradients, g.get<Replicas>());
+  for (std::size_t i = 0; i < read.size(); ++i) g.set(read[i], sums[i]);
+}
+
 std::vector<TensorType> reduce_scatter_types(const OpTypes& t) {
   const auto& a = t.get<Replicas>();
   FARSKIP_SHAPE(a.num_cuts() == t.inputs.size(), "reduce_scatter", t);
@@ -70,12 +84,29 @@ void register_collective(OpTable& table) {
                for (const TensorType* type : t.inputs) out.push_back(like(*type));
                return out;
              },
+             .gradient =
+                 [](GradientCall& g) {
+                   for (std::size_t i = 0; g.in(i); ++i) g.set(i, g.dout(i));
+                 },
              .cost = [](const OpTypes& t) -> OpCost {
                return {.wire_bytes = 2 * sent_share(t) * total_bytes(t.inputs)};
              },
              .in_place_each = true,
              .collective = true,
              .axis = axis});
+
+  table.add({.name = "fan_out",
+             .parse_attributes = &Attributes::parse<Replicas>,
+             .min_inputs = 1,
+             .max_inputs = kMostTensors,
+             .inputs = {In::any},
+             .infer = [](const OpTypes& t) -> std::vector<TensorType> {
+               std::vector<TensorType> out;
+               for (const TensorType* type : t.inputs) out.push_back(like(*type));
+               return out;
+             },
+             .gradient = sum_over_ranks,
+             .cheap = true});
 
   table.add({.name = "reduce_scatter",
              .parse_attributes = &Attributes::parse<Replicas>,
@@ -105,6 +136,9 @@ void register_collective(OpTable& table) {
 namespace ops {
 std::vector<ValueId> all_reduce(Builder& b, std::vector<ValueId> tensors, const Replicas& attributes) {
   return b.emit("all_reduce", attributes, std::move(tensors));
+}
+std::vector<ValueId> fan_out(Builder& b, std::vector<ValueId> tensors, const Replicas& attributes) {
+  return b.emit("fan_out", attributes, std::move(tensors));
 }
 std::vector<ValueId> reduce_scatter(Builder& b, std::vector<ValueId> tensors, const Replicas& attributes) {
   return b.emit("reduce_scatter", attributes, std::move(tensors));

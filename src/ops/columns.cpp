@@ -31,6 +31,36 @@ void register_columns(OpTable& table) {
                    g.set(0, concat_columns(g.builder(), parts));
                  }});
 
+  table.add({.name = "take_columns",
+             .parse_attributes = &Attributes::parse<ColumnRange>,
+             .min_inputs = 1,
+             .max_inputs = 1,
+             .inputs = {In::compute},
+             .infer = [](const OpTypes& t) -> std::vector<TensorType> {
+               const auto& a = t.get<ColumnRange>();
+               FARSKIP_SHAPE(t.shape(0)[1] == a.of && a.first >= 0 && a.first + a.count <= a.of, "take_columns",
+                             t);
+               return {rows_like(t.in(0), a.count)};
+             },
+             .gradient =
+                 [](GradientCall& g) {
+                   g.set(0, g.builder().emit("place_columns", g.get<ColumnRange>(), {g.dout()})[0]);
+                 },
+             .cheap = true});
+
+  table.add({.name = "place_columns",
+             .parse_attributes = &Attributes::parse<ColumnRange>,
+             .min_inputs = 1,
+             .max_inputs = 1,
+             .inputs = {In::compute},
+             .infer = [](const OpTypes& t) -> std::vector<TensorType> {
+               FARSKIP_SHAPE(t.shape(0)[1] == t.get<ColumnRange>().count, "place_columns", t);
+               return {rows_like(t.in(0), t.get<ColumnRange>().of)};
+             },
+             .gradient =
+                 [](GradientCall& g) { g.set(0, take_columns(g.builder(), g.dout(), g.get<ColumnRange>())); },
+             .cheap = true});
+
   table.add({.name = "concat_columns",
              .min_inputs = 1,
              .max_inputs = 8,
@@ -55,6 +85,9 @@ void register_columns(OpTable& table) {
 namespace ops {
 std::vector<ValueId> split_columns(Builder& b, ValueId x, std::vector<std::int64_t> widths) {
   return b.emit("split_columns", SplitColumns{std::move(widths)}, {x});
+}
+ValueId take_columns(Builder& b, ValueId x, const ColumnRange& attributes) {
+  return b.emit("take_columns", attributes, {x})[0];
 }
 ValueId concat_columns(Builder& b, std::vector<ValueId> parts) {
   return b.emit("concat_columns", std::move(parts))[0];

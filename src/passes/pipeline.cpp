@@ -7,6 +7,7 @@
 #include "farskip/base/file.h"
 #include "farskip/base/folder.h"
 #include "farskip/passes/dead_code.h"
+#include "farskip/passes/drop_fan_out.h"
 #include "farskip/passes/fuse_accumulate.h"
 #include "farskip/passes/fuse_loss.h"
 #include "farskip/passes/rematerialise.h"
@@ -15,7 +16,8 @@
 namespace farskip {
 
 std::span<const Pass> common_passes() {
-  static const std::array<Pass, 5> passes{{
+  static const std::array<Pass, 6> passes{{
+      {"drop_fan_out", drop_fan_out},
       {"fuse_loss", fuse_loss},
       {"fuse_accumulate", fuse_accumulate},
       {std::string(kRowsInSlabs), rows_in_slabs},

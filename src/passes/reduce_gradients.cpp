@@ -17,7 +17,7 @@ struct Gradient {
   RowCut owners;
 };
 struct Bucket {
-  MeshAxis axis = MeshAxis::world;
+  MeshAxis axis = MeshAxis::batch;
   std::vector<Gradient> gradients;
   std::size_t bytes = 0;
 };
@@ -27,7 +27,7 @@ class Reducer {
   Reducer(const Graph& graph, const ReductionOptions& options) : graph_(graph), options_(options) {}
 
   Graph run(std::span<const ReplicatedGradient> gradients) {
-    for (const MeshAxis axis : {MeshAxis::world, MeshAxis::data})
+    for (const MeshAxis axis : {MeshAxis::batch, MeshAxis::data})
       if (options_.mesh.size(axis) > 1) make_buckets(gradients, axis);
     Graph out(graph_.ops());
     GraphCopier copy(graph_, out);

@@ -7,6 +7,7 @@
 #include "farskip/ops/optimizer_ops.h"
 #include "farskip/passes/chunk_experts.h"
 #include "farskip/passes/join_micro_batches.h"
+#include "farskip/passes/merge_all_reduces.h"
 #include "farskip/passes/pipeline.h"
 #include "farskip/passes/recompute.h"
 #include "farskip/passes/reduce_gradients.h"
@@ -18,12 +19,15 @@
 namespace farskip {
 
 PassPipeline forward_pipeline(const Model& model, const LowerOptions& options, const StepSharding& sharding) {
-  const ExpertSharding experts{.peers = sharding.mesh.expert_size,
+  const ExpertSharding experts{.peers = sharding.mesh.exchange_size(),
                                .max_rows = sharding.max_rows,
                                .rows = options.batch * options.sequence_length * model.config.moe.top_k};
-  const int chunks = sharding.mesh.expert_size > 1 ? sharding.expert_chunks : 1;
+  const int chunks = sharding.mesh.exchange_size() > 1 ? sharding.expert_chunks : 1;
+  LowerOptions here = options;
+  here.mesh = sharding.mesh;
   return {"forward",
-          {{"lower", [=](const Graph&) { return lower(model.config, model.layers, options); }},
+          {{"lower", [=](const Graph&) { return lower(model.config, model.layers, here); }},
+           {"merge_all_reduces", merge_all_reduces},
            {"chunk_experts", [=](const Graph& graph) { return chunk_experts(graph, chunks); }},
            {"shard_experts", [=](const Graph& graph) { return shard_experts(graph, experts); }}}};
 }
@@ -217,21 +221,27 @@ class UpdateGraph {
  private:
   const MeshPosition& mesh() const { return sharding_.mesh; }
 
+  /// Over which ranks this rank's rows of a gradient are different ones; none: over no others.
+  std::optional<MeshAxis> distinct_over(const LocalParameter& p) const {
+    const std::optional<MeshAxis> axis = sharding_.zero ? p.cut_axis ? MeshAxis::world : p.owners.axis
+                                                        : p.cut_axis;
+    if (!axis || mesh().size(*axis) == 1) return {};
+    return mesh().same_ranks(*axis, MeshAxis::world) ? MeshAxis::world : axis;
+  }
+
   /// Squares of every gradient of the model, each counted once.
   std::vector<ValueId> sums_of_squares() {
-    const auto over_ranks = [&](ValueId sum, MeshAxis axis) {
-      if (mesh().size(axis) == 1) return sum;
-      return ops::all_reduce(b_, {sum},
-                             {.axis = axis, .size = mesh().size(axis), .rank = mesh().rank(axis)})[0];
-    };
-    if (sharding_.zero || mesh().world_size == 1)  // no two ranks have the same rows
-      return {over_ranks(ops::sum_of_squares(b_, gradients_), MeshAxis::world)};
-    std::vector<ValueId> replicated, experts;
+    std::map<std::optional<MeshAxis>, std::vector<ValueId>> gradients;
     for (std::size_t i = 0; i < parameters_.size(); ++i)
-      (parameters_[i].spec.is_expert ? experts : replicated).push_back(gradients_[i]);
+      gradients[distinct_over(parameters_[i])].push_back(gradients_[i]);
     std::vector<ValueId> sums;
-    if (!replicated.empty()) sums.push_back(ops::sum_of_squares(b_, replicated));
-    if (!experts.empty()) sums.push_back(over_ranks(ops::sum_of_squares(b_, experts), MeshAxis::expert));
+    for (const auto& [axis, list] : gradients) {
+      const ValueId sum = ops::sum_of_squares(b_, list);
+      sums.push_back(!axis ? sum
+                           : ops::all_reduce(
+                                 b_, {sum},
+                                 {.axis = *axis, .size = mesh().size(*axis), .rank = mesh().rank(*axis)})[0]);
+    }
     return sums;
   }
 

@@ -58,7 +58,7 @@ TrainingProgram::TrainingProgram(Model model, TrainingOptions options, const Mes
           local_parameters(list_parameters(model_.config), mesh, options_.zero,
                            [this](const ParameterSpec& spec) { return optimizer_->keeps_matrices(spec); })),
       trained_(without_frozen(parameters_, options_.frozen)),
-      routed_rows_(plan_routed_rows(model_.config, options_, mesh.expert_size)) {}
+      routed_rows_(plan_routed_rows(model_.config, options_, mesh.exchange_size())) {}
 
 std::vector<StateSpec> TrainingProgram::training_states() const {
   std::vector<StateSpec> specs;

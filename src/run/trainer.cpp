@@ -137,7 +137,8 @@ class TrainingRun {
   const Communicator& world() const { return context_.world(); }
   Device& device() const { return *context_.device(); }
   StepSamples samples() const {
-    return {config_.train.micro_batch, options_.micro_batches, world().rank(), world().size()};
+    const Communicator& readers = context_.mesh.batch();
+    return {config_.train.micro_batch, options_.micro_batches, readers.rank(), readers.size()};
   }
 
   void start() {
@@ -308,7 +309,8 @@ class TrainingRun {
     std::exception_ptr failure = note_failure_;  // of the step before
     try {
       batches = samples().read(*data_.train, state_.samples);
-      for (const Batch& batch : batches) sums[0] += static_cast<double>(count_targets(batch));
+      if (context_.mesh.position().counts_sequences())
+        for (const Batch& batch : batches) sums[0] += static_cast<double>(count_targets(batch));
     } catch (...) {
       failure = std::current_exception();
     }

@@ -54,9 +54,10 @@ std::vector<StateSpec> constant_states(const std::vector<LocalParameter>& parame
   return specs;
 }
 
-std::vector<StateSpec> cache_states(const ModelConfig& config, std::int64_t rows, DType compute) {
+std::vector<StateSpec> cache_states(const ModelConfig& config, std::int64_t rows, DType compute,
+                                    int tensor_size) {
   std::vector<StateSpec> specs;
-  for (const CacheSpec& cache : list_caches(config))
+  for (const CacheSpec& cache : list_caches(config, tensor_size))
     specs.push_back({.name = cache.name,
                      .role = Role::cache,
                      .dtype = compute,

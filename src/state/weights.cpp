@@ -145,15 +145,23 @@ void for_each_part(const ParameterSpec& spec, const std::function<void(std::int6
   for (std::int64_t first = 0; first < rows; first += most) f(first, std::min(most, rows - first));
 }
 
-void initialise_parameter(Device& device, const TensorView& to, const LocalParameter& p, std::uint64_t seed,
-                          double initializer_range) {
+void initialise_parameter(Device& device, const TensorView& to, const LocalParameter& p, std::int64_t first,
+                          std::uint64_t seed, double initializer_range) {
   const ParameterSpec& spec = p.spec;
   if (spec.initializer == Initializer::zeros) return device.fill_zero(to.data, to.num_bytes());
-  if (spec.initializer == Initializer::normal)
-    return device.fill_normal(to, {.seed = seed,
-                                   .stream = stream_id(spec.name),
-                                   .first = static_cast<std::uint64_t>(p.first_row * spec.row_size()),
-                                   .stddev = initializer_range});
+  if (spec.initializer == Initializer::normal) {
+    const std::int64_t whole_row = row_size(p.full_shape);
+    p.for_each_block(first, row_count(to.shape), [&](std::int64_t row, std::int64_t whole, std::int64_t count) {
+      device.fill_normal(rows_view(to, row - first, count),
+                         {.seed = seed,
+                          .stream = stream_id(spec.name),
+                          .first = static_cast<std::uint64_t>(whole * whole_row + p.columns.first),
+                          .stddev = initializer_range,
+                          .row_length = p.has_whole_rows() ? 0 : p.columns.count,
+                          .row_stride = whole_row});
+    });
+    return;
+  }
   FARSKIP_CHECK(to.dtype == DType::f32, "the norm {} is {}", spec.name, dtype_name(to.dtype));
   const std::vector<float> ones(static_cast<std::size_t>(to.num_elements()), 1.0F);
   device.copy_in(to.data, ones.data(), to.num_bytes());
@@ -162,25 +170,81 @@ void initialise_parameter(Device& device, const TensorView& to, const LocalParam
 void initialise_weights(States& states, std::uint64_t seed, double initializer_range) {
   for (const StateSpec& spec : states.specs())
     if (is_filled(spec))
-      initialise_parameter(states.device(), states.at(spec.name), *spec.parameter, seed, initializer_range);
+      initialise_parameter(states.device(), states.at(spec.name), *spec.parameter, 0, seed,
+                           initializer_range);
   make_compute_copies(states);
 }
+
+namespace {
+
+/// The columns of a rank's part, of rows that are read whole, some at a time.
+void take_columns(const LocalParameter& p, const TensorView& to,
+                  const std::function<void(std::int64_t row, const TensorView& whole)>& read_rows) {
+  constexpr std::int64_t most_elements = 1 << 20;
+  const std::int64_t width = row_size(p.full_shape), own = p.columns.count, rows = row_count(to.shape);
+  const std::int64_t at_once = std::clamp<std::int64_t>(most_elements / width, 1, rows);
+  const HostTensor buffer(DType::f32, Shape{at_once, width});
+  for (std::int64_t row = 0; row < rows; row += at_once) {
+    const TensorView whole = rows_view(buffer.view(), 0, std::min(at_once, rows - row));
+    read_rows(row, whole);
+    for (std::int64_t r = 0; r < whole.shape[0]; ++r)
+      std::copy_n(whole.as<float>() + r * width + p.columns.first, own, to.as<float>() + (row + r) * own);
+  }
+}
+
+/// Rows of hub tensor `name` from `row` on, of which this rank has some columns or all.
+void load_rows(const TensorView& to, const LocalParameter& p, const ModelFolder& folder, std::string_view name,
+               std::int64_t row) {
+  const std::int64_t width = row_size(p.full_shape);
+  if (p.has_whole_rows()) return folder.read(name, row * width, to);
+  take_columns(p, to, [&](std::int64_t first, const TensorView& whole) {
+    folder.read(name, (row + first) * width, whole);
+  });
+}
+
+/// Matrices that the hub has with swapped dims. Of those that are cut, each is read whole.
+void load_swapped(const TensorView& to, const LocalParameter& p, const ModelFolder& folder, std::int64_t first) {
+  const std::string& name = p.spec.packed_transposed;
+  const std::int64_t height = p.full_shape[1], width = p.full_shape[2];
+  if (p.spec.shape[1] == height && p.spec.shape[2] == width)
+    return p.for_each_block(
+        first, row_count(to.shape), [&](std::int64_t row, std::int64_t whole, std::int64_t count) {
+          const TensorView part = rows_view(to, row - first, count);
+          folder.read_swapped(name, whole / height, {part.data, part.dtype, {count / height, height, width}});
+        });
+  HostTensor matrix(DType::f32, Shape{1, height, width});
+  std::int64_t known = -1;
+  p.for_each_block(first, row_count(to.shape), [&](std::int64_t row, std::int64_t whole, std::int64_t count) {
+    for (std::int64_t done = 0; done < count;) {
+      const std::int64_t at = whole + done, of_this = std::min(count - done, height - at % height);
+      if (at / height != known) folder.read_swapped(name, known = at / height, matrix.view());
+      for (std::int64_t r = 0; r < of_this; ++r)
+        std::copy_n(matrix.view().as<float>() + (at % height + r) * width + p.columns.first, p.columns.count,
+                    to.as<float>() + (row - first + done + r) * p.columns.count);
+      done += of_this;
+    }
+  });
+}
+
+}  // namespace
 
 void load_parameter(const TensorView& to, const LocalParameter& p, const ModelFolder& folder,
                     std::int64_t first) {
   const ParameterSpec& spec = p.spec;
   if (!spec.packed_transposed.empty() && folder.contains(spec.packed_transposed))
-    return folder.read_swapped(
-        spec.packed_transposed, (p.first_row + first) / spec.shape[1],
-        {to.data, to.dtype, {row_count(to.shape) / spec.shape[1], spec.shape[1], spec.shape[2]}});
-  if (folder.contains(spec.name)) return folder.read(spec.name, (p.first_row + first) * spec.row_size(), to);
+    return load_swapped(to, p, folder, first);
+  if (folder.contains(spec.name))
+    return p.for_each_block(first, row_count(to.shape),
+                            [&](std::int64_t row, std::int64_t whole, std::int64_t count) {
+                              load_rows(rows_view(to, row - first, count), p, folder, spec.name, whole);
+                            });
   const std::int64_t end = first + row_count(to.shape);
   for (const HubPiece& piece : spec.pieces) {
     const std::int64_t from = std::max(first, piece.first_row),
-                       upto = std::min(end, piece.first_row + row_count(piece.shape));
+                       upto = std::min(end, piece.first_row + piece.rows().count);
     if (from < upto)
-      folder.read(piece.name, (from - piece.first_row) * spec.row_size(),
-                  rows_view(to, from - first, upto - from));
+      load_rows(rows_view(to, from - first, upto - from), p, folder, piece.name,
+                piece.rows().first + from - piece.first_row);
   }
 }
 

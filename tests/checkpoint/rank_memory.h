@@ -77,7 +77,7 @@ struct Rank {
                         : spec.kind == kFirstMoment ? first_moment
                                                     : second_moment;
       const Values values(kind, p.spec.name);
-      std::int64_t position = (p.first_row + spec.rows().first) * p.spec.row_size();
+      std::int64_t position = (p.blocks.front().whole_row + spec.rows().first) * p.spec.row_size();
       for (float& value : values_of(*states, spec.name)) visitor(values, position++, value);
     }
   }

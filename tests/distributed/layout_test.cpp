@@ -194,6 +194,28 @@ TEST_CASE("Qwen3-MoE trains the same on every layout") {
   check_layouts(task, usual_layouts());
 }
 
+/// Tensor x data, with whole experts on each rank of a tensor group, and with every expert cut.
+std::vector<Layout> tensor_layouts() {
+  return {{.tensor = 2},
+          {.tensor = 4},  // of few heads of keys and values, several ranks have the same
+          {.expert = 2, .tensor = 2},
+          {.data = 2, .zero = true, .tensor = 2},
+          {.expert = 2, .data = 2, .zero = true, .tensor = 2},
+          {.expert = 2, .data = 2, .recompute = Recompute::full, .tensor = 2}};
+}
+
+TEST_CASE("every family trains the same where ranks share every matrix") {
+  for (const char* name : {"deepseek_v2", "deepseek_v3", "qwen3_moe", "llama4_text", "mixtral", "olmoe",
+                           "instella_moe", "llama_biases", "llama_mlp_biases", "qwen3", "qwen3_moe_tied"})
+    for (const FarSkipMode wiring : {FarSkipMode::off, FarSkipMode::full}) {
+      INFO(name << ", " << name_of(farskip_mode_names, wiring));
+      Task task = fixture_task(name, wiring);
+      task.balance_loss = !task.model.moe_layers.empty();
+      task.document_mask = wiring == FarSkipMode::full;
+      check_layouts(task, tensor_layouts());
+    }
+}
+
 TEST_CASE("a model whose 12 experts are 3, 4, 6 or 12 to a rank trains the same on every layout") {
   Task task{.model = small_model(12, 5), .wiring = FarSkipMode::full};
   task.balance_loss = true;

@@ -42,13 +42,13 @@ void add_sequence(const Task& task, std::int64_t number, Batch& batch) {
 }
 
 /// Dealt out as the trainer does: in each part of a step `micro_batch` consecutive sequences a rank.
-std::vector<Batch> batches_of(const Task& task, std::int64_t step, const Communicator& world) {
+std::vector<Batch> batches_of(const Task& task, std::int64_t step, const Communicator& readers) {
   std::vector<Batch> batches;
-  const std::int64_t parts = task.global_batch / (task.micro_batch * world.size());
+  const std::int64_t parts = task.global_batch / (task.micro_batch * readers.size());
   for (std::int64_t part = 0; part < parts; ++part) {
     batches.emplace_back();
     const std::int64_t first =
-        step * task.global_batch + (part * world.size() + world.rank()) * task.micro_batch;
+        step * task.global_batch + (part * readers.size() + readers.rank()) * task.micro_batch;
     for (std::int64_t i = 0; i < task.micro_batch; ++i) add_sequence(task, first + i, batches.back());
   }
   return batches;
@@ -63,7 +63,7 @@ struct RankOutcome {
 };
 
 RankOutcome train_rank(const Task& task, const Layout& layout, const Communicator& world) {
-  const Mesh mesh(world, layout.expert);
+  const Mesh mesh(world, layout.expert, layout.tensor);
   const Model model = wire_model(task.model, {task.wiring, {}});
   const TrainEngineOptions configured = options_of(task, layout);
   const TrainingProgram program(model, configured, mesh.position());
@@ -80,10 +80,10 @@ RankOutcome train_rank(const Task& task, const Layout& layout, const Communicato
   TrainEngine engine(model, states, options, context);
   RankOutcome out;
   for (std::int64_t step = 0; step < task.steps; ++step) {
-    const std::vector<Batch> batches = batches_of(task, step, world);
+    const std::vector<Batch> batches = batches_of(task, step, mesh.batch());
     double counted = 0;
     for (const Batch& batch : batches) counted += static_cast<double>(count_targets(batch));
-    world.all_reduce(std::span(&counted, 1));
+    mesh.batch().all_reduce(std::span(&counted, 1));
     std::array<double, 2> also_summed{1, static_cast<double>(world.rank())};
     const BatchLoss loss = engine.compute_gradients(
         batches, static_cast<float>(1.0 / counted),
@@ -107,18 +107,26 @@ RankOutcome train_rank(const Task& task, const Layout& layout, const Communicato
   return out;
 }
 
-/// Copies rows into the whole tensor; where `filled` says that they are there already, compares.
-void place_rows(HostTensor& whole, std::vector<char>& filled, const HostTensor& rows, std::int64_t first,
-                const std::string& name) {
-  for (std::size_t i = 0; i < rows.values<float>().size(); ++i) {
-    const std::size_t at = static_cast<std::size_t>(first) + i;
-    float& to = whole.values<float>()[at];
-    if (filled[at] == 0)
-      to = rows.values<float>()[i];
-    else
-      expect(to == rows.values<float>()[i], fmt::format("replicas of {} differ at element {}", name, at));
-    filled[at] = 1;
-  }
+/// Copies a rank's rows, from `first` of its part on, into the whole tensor; where `filled` says that they are
+/// there already, compares.
+void place_rows(HostTensor& whole, std::vector<char>& filled, const HostTensor& rows, const LocalParameter& p,
+                std::int64_t first) {
+  const std::int64_t width = row_size(p.full_shape), own = p.columns.count;
+  const float* from = rows.values<float>().data();
+  p.for_each_block(first, rows.values<float>().size() / own,
+                   [&](std::int64_t, std::int64_t whole_row, std::int64_t count) {
+                     for (std::int64_t i = 0; i < count * own; ++i, ++from) {
+                       const auto at = static_cast<std::size_t>((whole_row + i / own) * width + p.columns.first +
+                                                                i % own);
+                       float& to = whole.values<float>()[at];
+                       if (filled[at] == 0)
+                         to = *from;
+                       else
+                         expect(to == *from,
+                                fmt::format("replicas of {} differ at element {}", p.spec.name, at));
+                       filled[at] = 1;
+                     }
+                   });
 }
 
 enum class Kind { weight, first, second };
@@ -139,8 +147,8 @@ TensorMap put_together(const Task& task, const std::vector<RankOutcome>& ranks, 
           std::fill(filled.begin(), filled.end(), 1);
           continue;
         }
-        const std::int64_t row = p.first_row + (kind == Kind::weight ? 0 : p.own_rows.first);
-        place_rows(tensor, filled, part_of_rank(rank).at(name), row * p.spec.row_size(), name);
+        place_rows(tensor, filled, part_of_rank(rank).at(name), p,
+                   kind == Kind::weight ? 0 : p.own_rows.first);
       }
     expect(std::count(filled.begin(), filled.end(), 0) == 0, fmt::format("nobody has all of {}", name));
   }
@@ -167,12 +175,12 @@ ModelConfig small_model(std::int64_t experts, std::int64_t top_k, std::int64_t l
 }
 
 TrainEngineOptions options_of(const Task& task, const Layout& layout) {
-  FARSKIP_CHECK(task.global_batch % (task.micro_batch * layout.ranks()) == 0, "{} sequences on {}",
+  FARSKIP_CHECK(task.global_batch % (task.micro_batch * layout.readers()) == 0, "{} sequences on {}",
                 task.global_batch, layout.text());
   TrainEngineOptions options;
   options.micro_batch = task.micro_batch;
   options.sequence_length = task.sequence_length;
-  options.micro_batches = task.global_batch / (task.micro_batch * layout.ranks());
+  options.micro_batches = task.global_batch / (task.micro_batch * layout.readers());
   options.document_mask = task.document_mask;
   options.balance_loss = task.balance_loss;
   options.zero = layout.zero;

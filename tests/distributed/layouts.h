@@ -21,9 +21,12 @@ struct Layout {
   int in_flight = 1;
   int chunks = 1;
   Recompute recompute = Recompute::none;
-  int ranks() const { return expert * data; }
+  int tensor = 1;  // above 1, `expert` is 1 or the same
+  int ranks() const { return std::max(expert, tensor) * data; }
+  /// That read sequences of their own.
+  int readers() const { return ranks() / tensor; }
   std::string text() const {
-    return fmt::format("expert {} x data {}{}{}, {} chunks", expert, data, zero ? ", ZeRO" : "",
+    return fmt::format("expert {} x data {}, tensor {}{}{}, {} chunks", expert, data, tensor, zero ? ", ZeRO" : "",
                        overlap ? "" : ", waits at once", chunks);
   }
 };

@@ -145,7 +145,7 @@ TEST_CASE("routed rows of emulated ranks travel as those of the mirror do") {
       for (const Case& c : cases) {
         CAPTURE(payload, c.tokens, c.width);
         const Results want = Run(c, make_cpu_device(), make_mirror_mesh({kPeers, 0, kPeers}), waits)();
-        Run gpu(c, device, make_emulated_mesh(kPeers, kPeers, payload, *device), waits);
+        Run gpu(c, device, make_emulated_mesh(kPeers, {.expert = kPeers}, payload, *device), waits);
         for (int run = 0; run < 3; ++run) check_same(gpu(), want);
       }
 }

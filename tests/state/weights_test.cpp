@@ -20,7 +20,7 @@ const std::vector<MeshPosition> kMeshes{{1, 0, 1}, {2, 0, 1}, {2, 0, 2}, {3, 0, 
 std::span<const std::byte> slice_of(const States& whole, const LocalParameter& p) {
   const auto row_bytes = static_cast<std::size_t>(p.spec.row_size()) * sizeof(float);
   return std::span<const std::byte>(whole.at(p.spec.name).bytes())
-      .subspan(static_cast<std::size_t>(p.first_row) * row_bytes,
+      .subspan(static_cast<std::size_t>(p.blocks.front().whole_row) * row_bytes,
                static_cast<std::size_t>(p.spec.num_rows()) * row_bytes);
 }
 
@@ -140,7 +140,7 @@ TEST_CASE("random weights are made on the device in the type that they have ther
       HostTensor expected(DType::f32, p.shape);
       const float constant = p.initializer == Initializer::ones ? 1.0F : 0.0F;
       std::fill(expected.values<float>().begin(), expected.values<float>().end(), constant);
-      const auto first = static_cast<std::uint64_t>(spec.parameter->first_row * p.row_size());
+      const auto first = static_cast<std::uint64_t>(spec.parameter->blocks.front().whole_row * p.row_size());
       if (p.initializer == Initializer::normal)
         fill_normal(7, stream_id(p.name), first, 0.0, 0.02, expected.values<float>());
       const HostTensor rounded = convert_dtype(expected, spec.dtype),

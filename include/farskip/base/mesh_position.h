@@ -3,6 +3,7 @@
 // Where one rank stands in the mesh of all ranks, in plain numbers: enough to shard and to plan, without any
 // communication (comm/mesh.h has the groups themselves).
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <string_view>
@@ -10,26 +11,74 @@
 
 namespace farskip {
 
-/// The groups a rank belongs to: all ranks, the ranks that share one set of experts (its row of the mesh),
-/// the ranks that hold the same experts (its column).
-enum class MeshAxis : std::uint8_t { world, expert, data };
+/// The groups a rank belongs to.
+enum class MeshAxis : std::uint8_t {
+  world,   // all ranks
+  expert,  // that share one set of experts: consecutive ranks
+  data,    // that hold the same experts
+  tensor,  // that share every matrix and read the same sequences: consecutive ranks
+  batch,   // that hold the same parts of matrices and read other sequences
+};
 constexpr auto enum_names(MeshAxis) {
-  return std::array<std::string_view, 3>{"world", "expert", "data"};
+  return std::array<std::string_view, 5>{"world", "expert", "data", "tensor", "batch"};
+}
+inline constexpr std::array mesh_axes{MeshAxis::world, MeshAxis::expert, MeshAxis::data, MeshAxis::tensor,
+                                      MeshAxis::batch};
+constexpr std::string_view axis_name(MeshAxis axis) {
+  return enum_names(axis)[static_cast<std::size_t>(axis)];
 }
 
-/// rank = data rank * expert_size + expert rank.
+/// rank = data rank * inner size + inner rank, where the inner axis is tensor, or expert where that is 1.
 struct MeshPosition {
   int world_size = 1, world_rank = 0;
   int expert_size = 1;  // divides world_size
+  int tensor_size = 1;  // likewise; above 1, expert_size is 1 or the same
 
   int size(MeshAxis axis) const {
-    if (axis == MeshAxis::world) return world_size;
-    return axis == MeshAxis::expert ? expert_size : world_size / expert_size;
+    switch (axis) {
+      case MeshAxis::world:
+        return world_size;
+      case MeshAxis::expert:
+        return expert_size;
+      case MeshAxis::tensor:
+        return tensor_size;
+      case MeshAxis::data:
+        return world_size / std::max(expert_size, tensor_size);
+      case MeshAxis::batch:
+        return world_size / tensor_size;
+    }
+    return 1;
   }
   int rank(MeshAxis axis) const {
-    if (axis == MeshAxis::world) return world_rank;
-    return axis == MeshAxis::expert ? world_rank % expert_size : world_rank / expert_size;
+    switch (axis) {
+      case MeshAxis::world:
+        return world_rank;
+      case MeshAxis::expert:
+        return world_rank % expert_size;
+      case MeshAxis::tensor:
+        return world_rank % tensor_size;
+      case MeshAxis::data:
+        return world_rank / std::max(expert_size, tensor_size);
+      case MeshAxis::batch:
+        return world_rank / tensor_size;
+    }
+    return 0;
   }
+  /// Whether both groups are the same ranks.
+  bool same_ranks(MeshAxis a, MeshAxis b) const {
+    const auto is_inner = [this](MeshAxis axis) {
+      return axis == MeshAxis::expert || axis == MeshAxis::tensor || size(axis) == world_size;
+    };
+    const auto is_outer = [this](MeshAxis axis) {
+      return axis == MeshAxis::data || axis == MeshAxis::batch || size(axis) == world_size;
+    };
+    return size(a) == size(b) && ((is_inner(a) && is_inner(b)) || (is_outer(a) && is_outer(b)));
+  }
+  /// Ranks between which routed rows travel: those that share experts and read other sequences.
+  int exchange_size() const { return tensor_size == 1 ? expert_size : 1; }
+  /// Whether this rank speaks for its sequences where something is counted over the world: one of a tensor
+  /// group does.
+  bool counts_sequences() const { return rank(MeshAxis::tensor) == 0; }
   friend bool operator==(const MeshPosition&, const MeshPosition&) = default;
 };
 

@@ -5,19 +5,26 @@
 
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
 
+#include "farskip/comm/communicator.h"
 #include "farskip/state/weights.h"
 
 namespace farskip {
 
-/// Some rows of a checkpoint tensor, where they lie: in the memory of the states' device, or in a copy. At
-/// least one row.
+/// A block of a checkpoint tensor, where it lies: in the memory of the states' device, or in a copy. At least
+/// one row.
 struct TensorRows {
   Shape full_shape;  // of the whole tensor, rank 1 or 2
   std::int64_t first_row = 0;
-  TensorView view;  // [num_rows] or [num_rows, row size]
+  Range columns{};  // of each row, those that are here
+  TensorView view;  // [num_rows] or [num_rows, columns]
+  /// Where the ranks of a tensor group have a part each of what one of them writes: its rank in the group.
+  std::optional<int> writer{};
+
   std::int64_t num_rows() const { return view.shape[0]; }
+  bool has_whole_rows() const { return columns.count == row_size(full_shape); }
 };
 /// The key is the tensor's name in the checkpoint: its hub name; before it, the kind of an optimizer's state.
 using TensorRowsMap = std::map<std::string, TensorRows>;
@@ -25,11 +32,18 @@ using TensorRowsMap = std::map<std::string, TensorRows>;
 /// All that this rank holds of one role, cut at the borders of hub tensors.
 TensorRowsMap held_rows(const States& states, Role role);
 
-/// The part that this rank writes: over all ranks, each hub tensor once, and each row of a state once. Hub
-/// tensors are dealt out so that the bytes of all ranks are about equal; states by the rows of ZeRO, whether
-/// or not the replicas keep more.
+/// The part that this rank writes, or has a share in: over all ranks, each hub tensor once, and each row of a
+/// state once. Hub tensors are dealt out so that the bytes of all ranks are about equal; states by the rows of
+/// ZeRO, whether or not the replicas keep more.
 TensorRowsMap weights_to_write(const States& states, const MeshPosition& mesh);
 TensorRowsMap optimizer_to_write(const States& states, const MeshPosition& mesh);
+/// Bytes of it that this rank writes.
+std::size_t bytes_to_write(const TensorRowsMap& rows, const MeshPosition& mesh);
+
+/// Puts together what several ranks of a tensor group have parts of: their writers get it whole, in `storage`,
+/// and what others write is gone from the list. Collective over `tensor`.
+void join_parts(TensorRowsMap& rows, const Communicator& tensor, Device& device,
+                std::map<std::string, HostTensor>& storage);
 
 /// "model-00002-of-00004.safetensors" for rank 1 of 4; alone "model.safetensors", as the hub has it.
 std::string shard_name(std::string_view stem, const MeshPosition& mesh);

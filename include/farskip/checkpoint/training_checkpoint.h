@@ -71,7 +71,7 @@ class CheckpointSaver {
   std::map<std::string, std::string> texts_;
   Logger logger_;
   MeshPosition mesh_;
-  Communicator world_;
+  Communicator world_, tensor_;
   std::string run_id_;
   std::map<std::string, HostTensor> snapshot_;
   std::unique_ptr<OpenSave> open_;  // last: its thread uses the others

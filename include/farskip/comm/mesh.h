@@ -10,28 +10,35 @@
 
 namespace farskip {
 
-/// The ranks of a world as a grid of two axes, data and expert. Expert is the inner one: rank = data index *
-/// expert size + expert index, so that the ranks that exchange routed rows are neighbours.
+/// UsageError where these sizes do not make a mesh (Mesh says which do).
+void check_mesh_sizes(int world_size, int expert_size, int tensor_size);
+
+/// The ranks of a world as a grid of two axes. The outer one is data; the inner one is expert, or tensor (whose
+/// ranks may share experts, too), so that the ranks that speak to each other in every layer are neighbours.
 ///
-/// Experts are sharded over `expert` and replicated over `data`; all other parameters are replicated over
-/// `world`.
+/// Experts are sharded over `expert` and replicated over `data`; other matrices are cut over `tensor`, and they
+/// and everything else are replicated over `batch`.
 class Mesh {
  public:
-  /// Collective over `world`. Throws UsageError unless `expert_size` divides the world's size.
-  Mesh(const Communicator& world, int expert_size);
-  /// Of groups that exist already.
-  Mesh(Communicator world, Communicator expert, Communicator data);
+  /// Collective over `world`. Throws UsageError unless both divide the world's size, and `expert_size` is 1 or
+  /// `tensor_size` where that is above 1.
+  Mesh(const Communicator& world, int expert_size, int tensor_size = 1);
+  /// Of groups that exist already, by MeshAxis.
+  using Groups = std::array<Communicator, mesh_axes.size()>;
+  explicit Mesh(Groups groups);
 
-  MeshPosition position() const { return {world_.size(), world_.rank(), expert_.size()}; }
-  const Communicator& group(MeshAxis axis) const {
-    return axis == MeshAxis::world ? world_ : axis == MeshAxis::expert ? expert_ : data_;
+  MeshPosition position() const {
+    return {world().size(), world().rank(), expert().size(), group(MeshAxis::tensor).size()};
   }
-  const Communicator& world() const { return world_; }
-  const Communicator& expert() const { return expert_; }  // this rank's row: same data index
-  const Communicator& data() const { return data_; }      // this rank's column: same expert index
+  const Communicator& group(MeshAxis axis) const { return groups_[static_cast<std::size_t>(axis)]; }
+  const Communicator& world() const { return group(MeshAxis::world); }
+  const Communicator& expert() const { return group(MeshAxis::expert); }
+  const Communicator& data() const { return group(MeshAxis::data); }
+  const Communicator& tensor() const { return group(MeshAxis::tensor); }
+  const Communicator& batch() const { return group(MeshAxis::batch); }
 
   /// By MeshAxis; nullptr for an axis of one rank, and where plans run on CPUs.
-  using DeviceGroups = std::array<std::shared_ptr<DeviceCommunicator>, 3>;
+  using DeviceGroups = std::array<std::shared_ptr<DeviceCommunicator>, mesh_axes.size()>;
   void set_device_groups(DeviceGroups groups) { device_groups_ = std::move(groups); }
   DeviceCommunicator* on_device(MeshAxis axis) const {
     return device_groups_[static_cast<std::size_t>(axis)].get();
@@ -41,7 +48,7 @@ class Mesh {
   std::uint64_t device_generation() const;
 
  private:
-  Communicator world_, expert_, data_;
+  Groups groups_;
   DeviceGroups device_groups_;
 };
 

@@ -23,7 +23,7 @@ std::shared_ptr<Device> open_device(DeviceChoice device, Precision precision,
 /// connected so.
 Mesh make_mesh(const Communicator& world, const ParallelConfig& config, const Device& device);
 /// Rank 0 of a job of so many ranks on this GPU alone (comm/mirror.h, make_emulated_communicator).
-Mesh make_emulated_mesh(int world_size, int expert_size, double payload, const Device& device);
+Mesh make_emulated_mesh(int world_size, const ParallelConfig& config, double payload, const Device& device);
 DType compute_type(Precision precision);
 /// Whether a training step has the same bits in each run: it is told to (`deterministic`), or every kernel of
 /// this device repeats its bits in this type anyway.

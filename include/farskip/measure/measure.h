@@ -14,7 +14,7 @@ namespace farskip {
 Batch random_batch(std::uint64_t seed, std::uint64_t number, std::int64_t tokens, std::int64_t vocab_size);
 /// This rank's micro-batches of step `number`, with what the objective reads beside tokens.
 std::vector<Batch> random_step(std::uint64_t seed, std::uint64_t number, const TrainEngineOptions& options,
-                               const Communicator& world, std::int64_t vocab_size);
+                               const Mesh& mesh, std::int64_t vocab_size);
 
 /// What one executed plan took, by node id, agreed by all ranks: a kernel's mean over ranks; the longest of a
 /// collective, which with aligned starts (TrainEngineOptions::align) is its transport, without packing.

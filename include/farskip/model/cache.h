@@ -12,10 +12,13 @@ struct CacheSpec {
   std::int32_t layer = -1;
   std::int64_t width = 0;
 };
-/// Keys and values of each layer; of latent attention the latent, followed by the rotated part of the key.
-std::vector<CacheSpec> list_caches(const ModelConfig& config);
-/// Elements that a token takes in all of them.
+/// Keys and values of each layer, of the heads that one of `tensor_size` ranks has; of latent attention the
+/// latent, followed by the rotated part of the key.
+std::vector<CacheSpec> list_caches(const ModelConfig& config, int tensor_size = 1);
+/// Elements that a token takes in all of them, on one rank.
 std::int64_t cache_elements(const ModelConfig& config);
+/// Heads of keys and values on one rank: its share, or one that several ranks have where there are fewer.
+std::int64_t own_kv_heads(const ModelConfig& config, int tensor_size);
 
 enum class CacheKind : std::uint8_t { keys, values, latents };
 std::string cache_name(CacheKind kind, std::int32_t layer);

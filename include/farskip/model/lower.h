@@ -28,6 +28,7 @@ struct LowerOptions {
   bool document_mask = false;         // input "document_start"
   DType dtype = DType::f32;           // f32, f64, or bf16: what it computes in
   std::optional<CacheShape> cache{};  // over a cache; batch 1, sequence_length and `tokens` are one number
+  MeshPosition mesh{};                // whose axis `tensor` cuts heads, MLPs and experts
   bool deterministic = true;  // false: kernels that do not repeat their bits may be taken (ops::Attention)
 };
 
@@ -46,6 +47,10 @@ inline constexpr std::string_view kBlockTable = "block_table", kSequences = "seq
 /// above instead of targets and document starts, the caches of list_caches as state, and "logits" [outputs,
 /// V]. With `hidden`, instead of the loss: "hidden" [B*S, H], which the head reads; "router_logits.<layer>"
 /// [B*S, E] and "router_choice.<layer>" i32[B*S, K] for each layer with experts; "stream.<layer>" [B*S, H].
+///
+/// Over several ranks of the axis tensor, parameters have the shapes of local_parameters(), and what each rank
+/// gives to the residual stream is summed (all_reduce), so that the stream is whole on all of them. Caches have
+/// the heads of the rank.
 Graph lower(const ModelConfig& config, const LayerGraph& layers, const LowerOptions& options);
 
 /// One sub-block alone, as lower() has it. Externals: input "stream" [B*S, H], which it reads (the embedding

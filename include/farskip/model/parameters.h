@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -19,7 +20,23 @@ struct HubPiece {
   std::string name;
   Shape shape;
   std::int64_t first_row = 0;  // rows of the parameter, all dims but the last taken together
+  Range part{};                // on one rank of several: those of its rows that are here. Count 0: all
+
+  Range rows() const { return part.count > 0 ? part : Range{0, row_count(shape)}; }
 };
+
+/// How a dim is dealt out over the ranks of an axis: it is `groups` equal parts, one behind the other, and each
+/// of them is cut into as many equal, consecutive parts as there are ranks. Gate and up rows of one matrix are
+/// two groups.
+struct Cut {
+  int dim = 0;
+  MeshAxis axis = MeshAxis::tensor;
+  std::int64_t groups = 1;
+  std::int64_t heads = 0;          // that make up the dim, each of which stays whole. 0: elements may part
+  bool whole_if_few_heads = false;  // fewer heads than ranks (a divisor of them): the tensor is not cut
+};
+/// Without cuts a tensor is whole on every rank.
+using Layout = std::vector<Cut>;
 
 enum class Initializer : std::uint8_t { normal, ones, zeros };
 
@@ -42,6 +59,8 @@ struct ParameterSpec {
   /// Of experts: the hub holds them all in one tensor of this name, in which the last two dims are swapped.
   /// Empty: it has them as pieces; a folder may hold them as one tensor of `name`.
   std::string packed_transposed{};
+  /// Over the axes of a mesh. Experts that are dealt out over `expert` are not cut further.
+  Layout layout{};
   /// How the names of tensors begin that may lie beside this one in a folder and carry nothing here.
   std::vector<std::string> passed_over{};
 
@@ -65,23 +84,37 @@ std::string own_rows_name(std::string_view tensor);
 /// Where the graphs of a model that computes in `compute` (f32, f64 or bf16) find the parameter.
 std::string read_name(const ParameterSpec& spec, DType compute);
 
-/// What one rank holds of a parameter: all of it, or the experts that are its own.
+/// Rows of a whole parameter that lie together on one rank, too.
+struct RowBlock {
+  std::int64_t row = 0, whole_row = 0, count = 0;
+};
+
+/// What one rank holds of a parameter: all of it, or the part that its layout gives to the rank.
 struct LocalParameter {
-  ParameterSpec spec;  // shape and pieces of the experts here; rows of pieces count from the first here
-  std::int64_t first_row = 0;  // of the whole parameter, where the part here begins
-  Shape full_shape;            // of the whole parameter
-  /// Over the ranks that hold the same part (world, or data for experts): which of them updates which rows of
+  ParameterSpec spec;  // shape of the part here; pieces that have rows here, whose first_row counts from it
+  Shape full_shape;    // of the whole parameter
+  std::vector<RowBlock> blocks;  // of the part here, in order
+  Range columns;                 // of whole rows
+  /// Over the ranks that hold the same part (batch, or data for experts): which of them updates which rows of
   /// `spec` with ZeRO, and writes them into checkpoints.
   RowCut owners;
   Range own_rows;  // of `spec`, whose optimizer state this rank keeps: all of them, or its part of `owners`
+  /// Over which axis ranks have other parts of it; batch or data: over none.
+  std::optional<MeshAxis> cut_axis;
+
+  bool has_whole_rows() const { return columns.count == farskip::row_size(full_shape); }
+  /// Calls f(local row, row of the whole parameter, count) for the blocks of local rows [first, first + count).
+  void for_each_block(std::int64_t first, std::int64_t count,
+                      const std::function<void(std::int64_t, std::int64_t, std::int64_t)>& f) const;
 };
 
-/// In the order of `specs`. Expert e lives on rank e / (E / expert_size) of the expert axis. `zero`:
-/// optimizer state is dealt out to the replicas, by rows, or by whole matrices where `keeps_matrices` says
-/// so. UsageError unless the expert axis divides the experts.
+/// In the order of `specs`. `zero`: optimizer state is dealt out to the replicas, by rows, or by whole matrices
+/// where `keeps_matrices` says so. UsageError unless the axes divide what they cut.
 std::vector<LocalParameter> local_parameters(
     const std::vector<ParameterSpec>& specs, const MeshPosition& mesh, bool zero,
     const std::function<bool(const ParameterSpec&)>& keeps_matrices = {});
+/// The shape of a rank's part.
+Shape local_shape(const ParameterSpec& spec, const MeshPosition& mesh);
 
 /// In order: embedding, layers, final norm, head (absent when tied).
 std::vector<ParameterSpec> list_parameters(const ModelConfig& config);

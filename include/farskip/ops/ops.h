@@ -230,6 +230,17 @@ struct SplitColumns {
 };
 /// x[T, Σ widths] → one [T, width] each.
 std::vector<ValueId> split_columns(Builder& b, ValueId x, std::vector<std::int64_t> widths);
+struct ColumnRange {
+  std::int64_t first = 0, count = 0, of = 0;
+  static void fields(auto& self, auto&& f) {
+    f("first", self.first);
+    f("count", self.count);
+    f("of", self.of);
+  }
+};
+/// x[T, of] → [T, count]: columns from `first` on. op "place_columns" (same attributes): [T, count] → [T, of], 0
+/// in all other columns. Each is the other's gradient.
+ValueId take_columns(Builder& b, ValueId x, const ColumnRange& attributes);
 /// The reverse ("concat_columns", up to 8 inputs).
 ValueId concat_columns(Builder& b, std::vector<ValueId> parts);
 
@@ -322,20 +333,32 @@ struct RoutedOrder {
 /// order of slots within an expert (a stable counting sort).
 RoutedOrder sort_by_expert(Builder& b, ValueId indices, std::int64_t num_experts);
 
+struct OwnExperts {
+  std::int64_t first = 0, count = 0;
+  static void fields(auto& self, auto&& f) {
+    f("first", self.first);
+    f("count", self.count);
+  }
+};
+/// The same order for the rows of some experts alone: row_slot i32[R] row-counted, slot_row -1 where a slot's
+/// expert is none of them, offsets i32[count + 1].
+RoutedOrder own_experts(Builder& b, const RoutedOrder& order, const OwnExperts& attributes);
+
 struct TopK {
   std::int64_t top_k = 1;
   static void fields(auto& self, auto&& f) { f("top_k", self.top_k); }
 };
 /// x[T, H], order → [R, H]: row r is x[row_slot[r] / K].
 ValueId dispatch_rows(Builder& b, ValueId x, const RoutedOrder& order, std::int64_t top_k);
-/// y[R, H], order → [T, H]: Σ_k y[slot_row[t*K+k]], in order of k. Each is the other's gradient.
+/// y[R, H], order → [T, H]: Σ_k y[slot_row[t*K+k]], in order of k; a slot without a row counts as 0. Each is the
+/// other's gradient.
 ValueId combine_rows(Builder& b, ValueId y, const RoutedOrder& order, std::int64_t top_k);
 struct PermuteValues {
   std::int64_t columns = 0;  // 0: the result is [R]; otherwise [R / columns, columns]
   static void fields(auto& self, auto&& f) { f("columns", self.columns); }
 };
 /// values f32[any shape of R elements], index i32[R], inverse i32[R] → R elements: out[i] =
-/// values[index[i]]. The gradient swaps index and inverse.
+/// values[index[i]], or 0 where that is -1. The gradient swaps index and inverse.
 ValueId permute_values(Builder& b, ValueId values, ValueId index, ValueId inverse,
                        PermuteValues attributes = {});
 
@@ -462,8 +485,12 @@ struct Replicas {
     return bounds[tensor * static_cast<std::size_t>(size + 1) + static_cast<std::size_t>(r)];
   }
 };
-/// Tensors (f32 or f64) → their sums over the ranks of the axis. In place.
+/// Tensors → their sums over the ranks of the axis, bf16 summed in f32. In place. The gradient is that of the
+/// sums: whatever reads them is the same on every rank.
 std::vector<ValueId> all_reduce(Builder& b, std::vector<ValueId> tensors, const Replicas& attributes);
+/// Tensors as they are, where each rank of the axis goes on with a part of what follows: the gradient is the sum
+/// of the ranks' gradients. Nothing runs in the forward (passes/drop_fan_out.h).
+std::vector<ValueId> fan_out(Builder& b, std::vector<ValueId> tensors, const Replicas& attributes);
 /// Tensors f32 → this rank's rows of their sums: [count, row size], or [count] of a vector.
 std::vector<ValueId> reduce_scatter(Builder& b, std::vector<ValueId> tensors, const Replicas& attributes);
 /// This rank's rows of several tensors → the whole tensors, [rows, row size] or [rows].

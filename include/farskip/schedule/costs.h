@@ -20,7 +20,7 @@ struct LinkModel {
   double bytes_per_second = 0;  // each way; 0: not known
 };
 /// By MeshAxis.
-using LinkModels = std::array<LinkModel, 3>;
+using LinkModels = std::array<LinkModel, mesh_axes.size()>;
 
 class CostTable {
  public:

@@ -51,7 +51,8 @@ std::vector<StateSpec> weight_states(const std::vector<LocalParameter>& paramete
 std::vector<StateSpec> constant_states(const std::vector<LocalParameter>& parameters, DType compute,
                                        const std::function<std::string(std::string_view)>& name = {});
 /// list_caches in so many rows each, in the type that graphs compute in.
-std::vector<StateSpec> cache_states(const ModelConfig& config, std::int64_t rows, DType compute);
+std::vector<StateSpec> cache_states(const ModelConfig& config, std::int64_t rows, DType compute,
+                                    int tensor_size = 1);
 
 /// The tensors of such a list in the memory of a device, one block a list.
 class States {

@@ -26,9 +26,9 @@ std::vector<LocalParameter> whole_parameters(const std::vector<ParameterSpec>& s
 /// Compute copies are made.
 void initialise_weights(States& states, std::uint64_t seed, double initializer_range);
 
-/// One parameter in memory of the device, this rank's part or rows at its beginning.
+/// Rows of one parameter in memory of the device, from row `first` of this rank's part on.
 void initialise_parameter(Device& device, const TensorView& to, const LocalParameter& parameter,
-                          std::uint64_t seed, double initializer_range);
+                          std::int64_t first, std::uint64_t seed, double initializer_range);
 
 /// Rows of a parameter that pass through host memory at once: some 64 MiB in f32, or one matrix if that is
 /// more, since the hub may have matrices with swapped dims.

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // Cuts the columns of a matrix apart, and joins them.
+#include <algorithm>
 #include <cstring>
 
 #include "farskip/backend/cpu/parallel.h"
 #include "farskip/backend/cpu/reduce.h"
 #include "farskip/backend/kernel.h"
+#include "farskip/ops/ops.h"
 
 namespace farskip {
 namespace {
@@ -43,11 +45,36 @@ void run_concat_columns(const KernelCall& call) {
   for_each_piece(call.inputs, call.out_shape(0)[0], call.out_shape(0)[1], copy);
 }
 
+// x[T, of] → [T, count], or the other way, where all other columns are 0
+void run_take_columns(const KernelCall& call) {
+  const auto& a = call.get<ops::ColumnRange>();
+  const float* x = call.in(0) + a.first;
+  float* out = call.out(0);
+  cpu::parallel_ranges(call.in_shape(0)[0], cpu::rows_per_tile(a.count),
+                       [&](std::int64_t begin, std::int64_t end) {
+                         for (std::int64_t t = begin; t < end; ++t)
+                           std::copy_n(x + t * a.of, a.count, out + t * a.count);
+                       });
+}
+void run_place_columns(const KernelCall& call) {
+  const auto& a = call.get<ops::ColumnRange>();
+  const float* x = call.in(0);
+  float* out = call.out(0);
+  cpu::parallel_ranges(call.in_shape(0)[0], cpu::rows_per_tile(a.of),
+                       [&](std::int64_t begin, std::int64_t end) {
+                         std::fill(out + begin * a.of, out + end * a.of, 0.0F);
+                         for (std::int64_t t = begin; t < end; ++t)
+                           std::copy_n(x + t * a.count, a.count, out + t * a.of + a.first);
+                       });
+}
+
 }  // namespace
 
 void register_columns(KernelTable& table);
 void register_columns(KernelTable& table) {
   table.add("split_columns", DType::f32, DeviceKind::cpu, {.run = run_split_columns, .workspace = nullptr});
+  table.add("take_columns", DType::f32, DeviceKind::cpu, {.run = run_take_columns, .workspace = nullptr});
+  table.add("place_columns", DType::f32, DeviceKind::cpu, {.run = run_place_columns, .workspace = nullptr});
   table.add("concat_columns", DType::f32, DeviceKind::cpu, {.run = run_concat_columns, .workspace = nullptr});
 }
 

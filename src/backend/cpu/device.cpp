@@ -54,6 +54,16 @@ class CpuDevice final : public Device {
   void fill_normal(const TensorView& to, const NormalNumbers& numbers) override {
     FARSKIP_CHECK(to.dtype == DType::f32 || to.dtype == DType::bf16, "normal numbers as {}",
                   dtype_name(to.dtype));
+    if (numbers.row_length > 0) {
+      for (std::int64_t row = 0; row < to.num_elements() / numbers.row_length; ++row)
+        fill_normal({to.as<std::byte>() + static_cast<std::size_t>(row * numbers.row_length) * dtype_size(to.dtype),
+                     to.dtype, Shape{numbers.row_length}},
+                    {.seed = numbers.seed,
+                     .stream = numbers.stream,
+                     .first = numbers.first + static_cast<std::uint64_t>(row * numbers.row_stride),
+                     .stddev = numbers.stddev});
+      return;
+    }
     constexpr std::int64_t tile = 1 << 14;
     cpu::parallel_ranges(to.num_elements(), tile, [&](std::int64_t begin, std::int64_t end) {
       const std::uint64_t first = numbers.first + static_cast<std::uint64_t>(begin);

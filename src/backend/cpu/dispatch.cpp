@@ -64,6 +64,21 @@ void run_sort_by_expert(const KernelCall& call) {
   });
 }
 
+// row_slot[R], slot_row[R], offsets[E+1] → those of some experts alone, and the number of their rows
+void run_own_experts(const KernelCall& call) {
+  const auto& a = call.get<ops::OwnExperts>();
+  const auto *row_slot = call.in<std::int32_t>(0), *slot_row = call.in<std::int32_t>(1),
+             *offsets = call.in<std::int32_t>(2);
+  const std::int32_t first = offsets[a.first], end = offsets[a.first + a.count];
+  std::copy(row_slot + first, row_slot + end, call.out<std::int32_t>(0));
+  auto* own_row = call.out<std::int32_t>(1);
+  const std::int64_t slots = call.in_shape(1)[0];
+  for (std::int64_t s = 0; s < slots; ++s)
+    own_row[s] = slot_row[s] >= first && slot_row[s] < end ? slot_row[s] - first : -1;
+  for (std::int64_t e = 0; e <= a.count; ++e) call.out<std::int32_t>(2)[e] = offsets[a.first + e] - first;
+  call.out<std::int32_t>(3)[0] = end - first;
+}
+
 // x[T, H], row_slot[R], slot_row[R] → [R, H]
 void run_dispatch_rows(const KernelCall& call) {
   const auto top_k = static_cast<std::int32_t>(call.get<ops::TopK>().top_k);
@@ -78,7 +93,7 @@ void run_dispatch_rows(const KernelCall& call) {
   });
 }
 
-// y[R, H], row_slot[R], slot_row[R] → [T, H]
+// y[R, H], row_slot[R], slot_row[R] (-1: nothing) → [T, H]
 void run_combine_rows(const KernelCall& call) {
   const std::int64_t top_k = call.get<ops::TopK>().top_k;
   const float* y = call.in(0);
@@ -88,8 +103,12 @@ void run_combine_rows(const KernelCall& call) {
   const auto combine = [&](std::int64_t t) {
     const std::int32_t* rows = slot_row + t * top_k;
     float* sum = out + t * hidden;
-    std::memcpy(sum, y + rows[0] * hidden, static_cast<std::size_t>(hidden) * sizeof(float));
+    if (rows[0] >= 0)
+      std::memcpy(sum, y + rows[0] * hidden, static_cast<std::size_t>(hidden) * sizeof(float));
+    else
+      std::fill(sum, sum + hidden, 0.0F);
     for (std::int64_t k = 1; k < top_k; ++k) {
+      if (rows[k] < 0) continue;
       const float* row = y + rows[k] * hidden;
 #pragma omp simd
       for (std::int64_t h = 0; h < hidden; ++h) sum[h] += row[h];
@@ -106,7 +125,7 @@ void run_permute_values(const KernelCall& call) {
   const auto* index = call.in<std::int32_t>(1);
   float* out = call.out(0);
   const auto permute = [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t i = begin; i < end; ++i) out[i] = values[index[i]];
+    for (std::int64_t i = begin; i < end; ++i) out[i] = index[i] < 0 ? 0.0F : values[index[i]];
   };
   cpu::parallel_ranges(call.out_shape(0).num_elements(), cpu::kElementsPerTile, permute);
 }
@@ -117,6 +136,7 @@ void register_dispatch(KernelTable& table);
 void register_dispatch(KernelTable& table) {
   table.add("sort_by_expert", DType::i32, DeviceKind::cpu,
             {.run = run_sort_by_expert, .workspace = sort_workspace});
+  table.add("own_experts", DType::i32, DeviceKind::cpu, {.run = run_own_experts, .workspace = nullptr});
   table.add("dispatch_rows", DType::f32, DeviceKind::cpu, {.run = run_dispatch_rows, .workspace = nullptr});
   table.add("combine_rows", DType::f32, DeviceKind::cpu, {.run = run_combine_rows, .workspace = nullptr});
   table.add("permute_values", DType::f32, DeviceKind::cpu, {.run = run_permute_values, .workspace = nullptr});

@@ -10,16 +10,22 @@ namespace farskip {
 namespace cuda {
 namespace {
 
-/// sum[i] = Σ_p parts[p, i], in order of p.
+/// sum[i] = Σ_p parts[p, i], in order of p; of bf16 in f32, rounded once.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     sum_parts_kernel(const T* parts, T* sum, std::int64_t elements, int ranks) {
   const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * kThreads;
   for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < elements;
        i += step) {
-    T total = parts[i];
-    for (int p = 1; p < ranks; ++p) total += parts[p * elements + i];
-    sum[i] = total;
+    if constexpr (std::is_same_v<T, bf16>) {
+      float total = to_float(parts[i]);
+      for (int p = 1; p < ranks; ++p) total += to_float(parts[p * elements + i]);
+      store_one(sum + i, total);
+    } else {
+      T total = parts[i];
+      for (int p = 1; p < ranks; ++p) total += parts[p * elements + i];
+      sum[i] = total;
+    }
   }
 }
 
@@ -266,6 +272,11 @@ void register_cuda_collective(KernelTable& table) {
              .workspace = cuda::all_reduce_workspace,
              .finish = cuda::unpack_all_reduce<float>,
              .transport = cuda::transport_all_reduce<float>});
+  table.add("all_reduce", DType::bf16, gpu,
+            {.run = cuda::pack_all_reduce<cuda::bf16>,
+             .workspace = cuda::all_reduce_workspace,
+             .finish = cuda::unpack_all_reduce<cuda::bf16>,
+             .transport = cuda::transport_all_reduce<cuda::bf16>});
   table.add("all_reduce", DType::f64, gpu,
             {.run = cuda::pack_all_reduce<double>,
              .workspace = cuda::all_reduce_workspace,

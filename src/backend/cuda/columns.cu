@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Cuts the columns of a matrix apart, and joins them.
 #include "backend/cuda/copy_rows.cuh"
+#include "farskip/ops/ops.h"
 
 namespace farskip {
 namespace cuda {
@@ -36,6 +37,29 @@ void run_concat_columns(const KernelCall& call) {
   }
 }
 
+void run_take_columns(const KernelCall& call) {
+  const auto& a = call.get<ops::ColumnRange>();
+  const TensorView &x = call.inputs[0], &out = call.outputs[0];
+  copy_rows(call, {.from = {.base = column_address(x, a.first), .stride = a.of},
+                   .to = {.base = out.data, .stride = a.count},
+                   .rows = x.shape[0],
+                   .width = a.count,
+                   .element_bytes = dtype_size(x.dtype),
+                   .count = input_count(call, 0)});
+}
+
+void run_place_columns(const KernelCall& call) {
+  const auto& a = call.get<ops::ColumnRange>();
+  const TensorView &x = call.inputs[0], &out = call.outputs[0];
+  FARSKIP_CUDA_CHECK(cudaMemsetAsync(out.data, 0, out.num_bytes(), call.gpu->stream));
+  copy_rows(call, {.from = {.base = x.data, .stride = a.count},
+                   .to = {.base = column_address(out, a.first), .stride = a.of},
+                   .rows = x.shape[0],
+                   .width = a.count,
+                   .element_bytes = dtype_size(x.dtype),
+                   .count = input_count(call, 0)});
+}
+
 }  // namespace
 }  // namespace cuda
 
@@ -43,6 +67,8 @@ void register_cuda_columns(KernelTable& table);
 void register_cuda_columns(KernelTable& table) {
   for (const DType dtype : {DType::f32, DType::bf16}) {
     table.add("split_columns", dtype, DeviceKind::cuda, {.run = cuda::run_split_columns});
+    table.add("take_columns", dtype, DeviceKind::cuda, {.run = cuda::run_take_columns});
+    table.add("place_columns", dtype, DeviceKind::cuda, {.run = cuda::run_place_columns});
     table.add("concat_columns", dtype, DeviceKind::cuda, {.run = cuda::run_concat_columns});
   }
 }

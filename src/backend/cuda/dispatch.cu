@@ -135,17 +135,46 @@ void run_take_from_slabs(const KernelCall& call) {
   });
 }
 
-// values, index[R], inverse[R] → out[i] = values[index[i]]
+__global__ void __launch_bounds__(kThreads)
+    permute_values_kernel(const float* values, const std::int32_t* index, float* out, std::int64_t n,
+                          const std::int32_t* count) {
+  const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (i >= actual_rows(n, count)) return;
+  const std::int32_t at = index[i];
+  if (at < -1 || at >= n) __trap();
+  out[i] = at < 0 ? 0.0F : values[at];
+}
+
+// values, index[R] (-1: 0), inverse[R] → out[i] = values[index[i]]
 void run_permute_values(const KernelCall& call) {
-  const std::int64_t values = call.out_shape(0).num_elements();
-  copy_rows(call, {.from = {.base = call.inputs[0].data,
-                            .stride = 1,
-                            .index = call.in<std::int32_t>(1),
-                            .limit = static_cast<std::int32_t>(values)},
-                   .to = {.base = call.outputs[0].data, .stride = 1},
-                   .rows = values,
-                   .width = 1,
-                   .element_bytes = sizeof(float)});
+  const std::int64_t n = call.out_shape(0).num_elements();
+  if (n == 0) return;
+  launch(call, permute_values_kernel, grid_size(ceil_div(n, kThreads)), kThreads, 0, call.in(0),
+         call.in<std::int32_t>(1), call.out(0), n, input_count(call, 1));
+}
+
+/// One thread a slot; the first ones also an expert.
+__global__ void __launch_bounds__(kThreads)
+    own_experts_kernel(const std::int32_t* row_slot, const std::int32_t* slot_row, const std::int32_t* offsets,
+                       std::int32_t* own_slot, std::int32_t* own_row, std::int32_t* own_offsets,
+                       std::int32_t* num_rows, std::int64_t slots, int experts) {
+  const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  const std::int32_t first = offsets[0], end = offsets[experts];
+  if (i <= experts) own_offsets[i] = offsets[i] - first;
+  if (i == 0) num_rows[0] = end - first;
+  if (i >= slots) return;
+  own_row[i] = slot_row[i] >= first && slot_row[i] < end ? slot_row[i] - first : -1;
+  if (i < end - first) own_slot[i] = row_slot[first + i];
+}
+
+// row_slot[R], slot_row[R], offsets[E+1] → those of some experts alone, and the number of their rows
+void run_own_experts(const KernelCall& call) {
+  const auto& a = call.get<ops::OwnExperts>();
+  const std::int64_t slots = call.in_shape(1)[0], threads = std::max(slots, a.count + 1);
+  launch(call, own_experts_kernel, grid_size(ceil_div(threads, kThreads)), kThreads, 0,
+         call.in<std::int32_t>(0), call.in<std::int32_t>(1), call.in<std::int32_t>(2) + a.first,
+         call.out<std::int32_t>(0), call.out<std::int32_t>(1), call.out<std::int32_t>(2),
+         call.out<std::int32_t>(3), slots, static_cast<int>(a.count));
 }
 
 }  // namespace
@@ -155,6 +184,7 @@ void register_cuda_dispatch(KernelTable& table);
 void register_cuda_dispatch(KernelTable& table) {
   table.add("sort_by_expert", DType::i32, DeviceKind::cuda,
             {.run = cuda::run_sort_by_expert, .workspace = cuda::sort_workspace});
+  table.add("own_experts", DType::i32, DeviceKind::cuda, {.run = cuda::run_own_experts});
   table.add("permute_values", DType::f32, DeviceKind::cuda, {.run = cuda::run_permute_values});
   for (const DType dtype : {DType::f32, DType::bf16}) {
     table.add("dispatch_rows", dtype, DeviceKind::cuda, {.run = cuda::run_dispatch_rows});

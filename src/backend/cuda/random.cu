@@ -23,6 +23,22 @@ __global__ void __launch_bounds__(kThreads)
   if (even + 1 < n) store_one(out + even + 1, static_cast<float>(stddev * (radius * sine)));
 }
 
+/// Element i of rows that begin `stride` draws behind each other. A thread makes the generator's block for one
+/// draw alone.
+template <class T>
+__global__ void __launch_bounds__(kThreads) fill_normal_rows_kernel(T* out, std::int64_t n, NormalNumbers numbers) {
+  const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (i >= n) return;
+  const std::int64_t row = i / numbers.row_length;
+  const std::uint64_t draw =
+      numbers.first + static_cast<std::uint64_t>(row * numbers.row_stride + i % numbers.row_length);
+  const auto bits = uniform_bits(numbers.seed, numbers.stream, draw / 2);
+  const double radius = sqrt(-2.0 * log(1.0 - to_unit(bits[0])));
+  double sine = 0.0, cosine = 0.0;
+  sincos(2.0 * std::numbers::pi * to_unit(bits[1]), &sine, &cosine);
+  store_one(out + i, static_cast<float>(numbers.stddev * (radius * (draw % 2 == 0 ? cosine : sine))));
+}
+
 }  // namespace
 
 void fill_normal(const LaunchContext& context, const TensorView& to, const NormalNumbers& numbers) {
@@ -30,6 +46,9 @@ void fill_normal(const LaunchContext& context, const TensorView& to, const Norma
   const std::int64_t blocks = n / 2 + 1;  // of the generator, of which the first and last may be cut
   with_element_type(to.dtype, [&](auto element) {
     using T = decltype(element);
+    if (numbers.row_length > 0)
+      return launch(context.stream, fill_normal_rows_kernel<T>, grid_size(ceil_div(n, kThreads)), kThreads, 0,
+                    to.as<T>(), n, numbers);
     launch(context.stream, fill_normal_kernel<T>, grid_size(ceil_div(blocks, kThreads)), kThreads, 0,
            to.as<T>(), n, numbers.seed, numbers.stream, numbers.first, numbers.stddev);
   });
