@@ -101,8 +101,8 @@ TensorRowsMap weights_to_write(const States& states, const MeshPosition& mesh) {
   return mine;
 }
 
-// Ranks of a tensor group have the same rows of what is not cut, and of what is cut by columns: they take turns
-// at writing.
+// Ranks of a tensor group have the same rows of what is not cut, and of what is cut by columns: they take
+// turns at writing.
 TensorRowsMap optimizer_to_write(const States& states, const MeshPosition& mesh) {
   TensorRowsMap mine;
   int turn = 0;

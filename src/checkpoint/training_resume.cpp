@@ -71,7 +71,8 @@ void read_rows(const Checkpoint& checkpoint, const TensorRowsMap& wanted, Device
                                   checkpoint.path().string(), name, dtype_name(saved.dtype),
                                   saved.shape.text(), dtype_name(rows.view.dtype), rows.full_shape.text()));
     const HostTensor own = rows.has_whole_rows() ? HostTensor() : columns_of(read.view(), rows.columns);
-    device.copy_in(rows.view.data, (rows.has_whole_rows() ? read : own).bytes().data(), rows.view.num_bytes());
+    device.copy_in(rows.view.data, (rows.has_whole_rows() ? read : own).bytes().data(),
+                   rows.view.num_bytes());
     if (!all_finite(read.view()))
       throw DataError(fmt::format("{}: tensor \"{}\" holds values that are not finite",
                                   checkpoint.path().string(), name));

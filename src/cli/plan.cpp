@@ -66,11 +66,11 @@ void refuse_unknown_link(const PlanRequest& request) {
 PlanRequest make_request(const LoadedRun& run, const Options& o, int ranks, const GpuCard* card) {
   const ParallelConfig& parallel = run.config.parallel;
   if (const int inner = std::max(parallel.expert, parallel.tensor); ranks % inner != 0)
-    throw UsageError(
-        fmt::format("--ranks {}: parallel.{} is {}, which does not divide it; use a multiple of {}, or another "
-                    "parallel.{}",
-                    ranks, parallel.tensor > 1 ? "tensor" : "expert", inner, inner,
-                    parallel.tensor > 1 ? "tensor" : "expert"));
+    throw UsageError(fmt::format(
+        "--ranks {}: parallel.{} is {}, which does not divide it; use a multiple of {}, or another "
+        "parallel.{}",
+        ranks, parallel.tensor > 1 ? "tensor" : "expert", inner, inner,
+        parallel.tensor > 1 ? "tensor" : "expert"));
   PlanRequest request;
   request.model = run.model;
   if (run.model.farskip.mode == FarSkipMode::off) request.model.farskip = {FarSkipMode::full, {}};
@@ -119,12 +119,11 @@ fs::path cache_file(const PlanRequest& r, const Options& o) {
   const std::string folder = user_cache_folder();
   if (folder.empty()) return {};
   const MachineInfo machine = machine_info();
-  std::string key = fmt::format("{} {} {} {} {} {} {} {} {} {} {} {} {} {} {}", machine.processor, machine.cores,
-                                o.local_ranks, commit(), r.mesh.world_size, r.mesh.expert_size,
-                                r.mesh.tensor_size,
-                                r.options.zero, r.options.micro_batch, r.options.micro_batches,
-                                r.options.sequence_length, r.options.expert_chunks, r.options.balance_loss,
-                                r.options.routed_rows_memory.value_or(0), hub_config_text(r.model));
+  std::string key = fmt::format(
+      "{} {} {} {} {} {} {} {} {} {} {} {} {} {} {}", machine.processor, machine.cores, o.local_ranks,
+      commit(), r.mesh.world_size, r.mesh.expert_size, r.mesh.tensor_size, r.options.zero,
+      r.options.micro_batch, r.options.micro_batches, r.options.sequence_length, r.options.expert_chunks,
+      r.options.balance_loss, r.options.routed_rows_memory.value_or(0), hub_config_text(r.model));
   if (r.distill) key += distill_key(*r.distill);
   return fs::path(folder) / "farskip" / fmt::format("costs-{}.txt", hash_text(key));
 }
@@ -187,8 +186,7 @@ ExitCode run_plan(const Options& o, const CommonOptions& common) {
   const LoadedRun run = load_run(o.config, o.overrides, {.model = true, .data = false}, logger);
   const GpuCard* const card = choose_card(run.config, o);
   refuse_unplannable(run.config, o, card);
-  const int ranks =
-      o.ranks > 0 ? o.ranks : std::max(run.config.parallel.expert, run.config.parallel.tensor);
+  const int ranks = o.ranks > 0 ? o.ranks : std::max(run.config.parallel.expert, run.config.parallel.tensor);
   PlanRequest request = make_request(run, o, ranks, card);
   const LayerGraph standard = build_layer_graph(request.model);
   const WiringPair wirings{standard, rewire_farskip(standard, request.model.farskip)};
@@ -219,7 +217,8 @@ void add_plan(Subcommand& root) {
   plan.positional("CONFIG", o->config, "Run configuration (YAML)");
   plan.overrides(o->overrides);
   add_dump_option(plan, o->dump_graphs);
-  plan.integer("--ranks", o->ranks, "Ranks of the job (0: those of parallel.expert or parallel.tensor)", 0, 1 << 20);
+  plan.integer("--ranks", o->ranks, "Ranks of the job (0: those of parallel.expert or parallel.tensor)", 0,
+               1 << 20);
   plan.text("--link", o->link,
             "Rate of a rank, each way: 48GB/s, 400Gb/s (GB/s, MB/s, Gb/s, Mb/s); up to 8 GPUs: NVLink's");
   plan.text("--latency", o->latency, "Latency of one collective: 20us (us, ms, s)");

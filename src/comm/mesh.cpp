@@ -9,16 +9,16 @@ namespace {
 void check_divides(const char* key, int size, int world_size) {
   if (size >= 1 && world_size % size == 0) return;
   if (world_size == 1)
-    throw UsageError(
-        fmt::format("{} is {}, and this is one rank; start the program with mpirun -np {} (or a multiple), or "
-                    "set {} to 1",
-                    key, size, size, key));
+    throw UsageError(fmt::format(
+        "{} is {}, and this is one rank; start the program with mpirun -np {} (or a multiple), or "
+        "set {} to 1",
+        key, size, size, key));
   std::string allowed;
   for (int d = 1; d <= world_size; ++d)
     if (world_size % d == 0) allowed += fmt::format("{}{}", allowed.empty() ? "" : ", ", d);
-  throw UsageError(fmt::format(
-      "{} is {}, which does not divide the {} ranks of the world; with {} ranks it may be {}", key, size,
-      world_size, world_size, allowed));
+  throw UsageError(
+      fmt::format("{} is {}, which does not divide the {} ranks of the world; with {} ranks it may be {}",
+                  key, size, world_size, world_size, allowed));
 }
 
 Mesh::Groups split_world(const Communicator& world, int expert, int tensor) {

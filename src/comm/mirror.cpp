@@ -152,8 +152,7 @@ Communicator make_mirror_communicator(int size, int rank) {
 
 Mesh make_mirror_mesh(const MeshPosition& position) {
   const auto group = [&](MeshAxis axis) {
-    return make_group(position.size(axis), position.rank(axis),
-                      std::string(axis_name(axis)));
+    return make_group(position.size(axis), position.rank(axis), std::string(axis_name(axis)));
   };
   return Mesh({group(MeshAxis::world), group(MeshAxis::expert), group(MeshAxis::data),
                group(MeshAxis::tensor), group(MeshAxis::batch)});

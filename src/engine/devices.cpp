@@ -63,7 +63,9 @@ Mesh make_mesh(const Communicator& world, const ParallelConfig& config, const De
   Mesh mesh(world, config.expert, config.tensor);
   if (device.kind() == DeviceKind::cpu) return mesh;
   Mesh::DeviceGroups groups;
-  const auto connected = [&](MeshAxis axis) -> auto& { return groups[static_cast<std::size_t>(axis)]; };
+  const auto connected = [&](MeshAxis axis) -> auto& {
+    return groups[static_cast<std::size_t>(axis)];
+  };
   const MeshPosition position = mesh.position();
   for (const MeshAxis axis : mesh_axes)
     if (position.size(axis) > 1 && !connected(axis)) {

@@ -46,6 +46,12 @@ TrainEngineOptions engine_options(const RunConfig& config, int world_size) {
   options.document_mask = config.data.document_mask;
   options.balance_loss = config.train.aux_loss > 0;
   options.optimizer = config.train.optimizer;
+  if (config.parallel.tensor > 1 && options.optimizer.name == OptimizerName::muon)
+    throw UsageError(
+        fmt::format("train.optimizer.name is muon, which needs whole matrices, and parallel.tensor is {}, "
+                    "which cuts them; "
+                    "use adamw, or parallel.tensor: 1",
+                    config.parallel.tensor));
   options.pipeline.dump_folder = config.dump_graphs;
   return options;
 }

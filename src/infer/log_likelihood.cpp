@@ -67,7 +67,8 @@ std::vector<double> log_likelihoods(InferenceEngine& engine, std::span<const Con
                                     std::int64_t batch) {
   const MeshPosition mesh = engine.mesh().position();
   const ByLength lengths = sort_by_length(continuations, engine.config().max_positions);
-  // Ranks that exchange routed rows take part in the same rounds; those of a tensor group have the same texts.
+  // Ranks that exchange routed rows take part in the same rounds; those of a tensor group have the same
+  // texts.
   const int together = mesh.exchange_size();
   const std::vector<Round> rounds = cut_into_rounds(lengths, batch, together);
   std::vector<double> sums(continuations.size());  // of this rank's; those of the others are 0

@@ -77,8 +77,8 @@ ValueId Lowering::token_input(std::string_view name) {
 
 void Lowering::add_parameter(const ParameterSpec& p) {
   const DType dtype = p.has_compute_copy() ? options_.dtype : wide(options_.dtype);
-  parameters_[p.name] =
-      graph_.add_external(ExternalKind::parameter, read_name(p, options_.dtype), {dtype, local_shape(p, tensor_axis(options_.mesh)), {}});
+  parameters_[p.name] = graph_.add_external(ExternalKind::parameter, read_name(p, options_.dtype),
+                                            {dtype, local_shape(p, tensor_axis(options_.mesh)), {}});
 }
 
 void Lowering::show(const char* name, ValueId value) {
@@ -95,7 +95,7 @@ void Lowering::add_cache_externals(const CacheShape& shape) {
   cache_rows_ = token_input(kCacheRows);
   output_rows_ = input(kOutputRows, {shape.outputs});
   if (shape.documents) document_start_ = token_input("document_start");
-  for (const CacheSpec& spec : list_caches(c_))
+  for (const CacheSpec& spec : list_caches(c_, num_parts()))
     caches_[spec.name] =
         graph_.add_external(ExternalKind::state, spec.name,
                             {options_.dtype, {shape.num_blocks * shape.block_tokens, spec.width}, {}});

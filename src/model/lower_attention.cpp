@@ -160,8 +160,7 @@ ValueId Lowering::grouped_query_attention(ValueId h) {
   if (c_.long_text.is_rotated(scope_.layer)) {
     for (ValueId* x : {&q, &k}) {
       *x = rotate(*x, gqa.head_dim, 0);
-      if (gqa.qk_norm == QkNorm::rotated)
-        *x = normalised(*x, ops::ones(b, gqa.head_dim), c_.rms_norm_eps);
+      if (gqa.qk_norm == QkNorm::rotated) *x = normalised(*x, ops::ones(b, gqa.head_dim), c_.rms_norm_eps);
     }
   } else if (c_.long_text.temperature_scale > 0) {
     q = ops::scale_rows(b, q, attention_temperature());

@@ -74,8 +74,7 @@ class Lister {
                       const Layout& layout = {}) {
     const std::string module = name(fmt::format("self_attn.{}", part));
     add(module + ".weight", {outputs, inputs}, SubBlock::attention).layout = layout;
-    if (has_bias)
-      add(module + ".bias", {outputs}, SubBlock::attention, Initializer::zeros).layout = layout;
+    if (has_bias) add(module + ".bias", {outputs}, SubBlock::attention, Initializer::zeros).layout = layout;
   }
   /// From the heads back to the stream: its inputs are cut, and what the ranks give is summed.
   void add_output_projection(std::int64_t inputs) {
@@ -109,7 +108,8 @@ class Lister {
     const bool together = gqa.qk_norm == QkNorm::projection;  // a norm over all heads: they stay together
     const Layout by_head{{.dim = 0, .heads = c_.num_heads}};
     const Layout by_kv_head{{.dim = 0, .heads = gqa.kv_heads, .whole_if_few_heads = true}};
-    add_projection("q_proj", c_.num_heads * gqa.head_dim, c_.hidden_size, bias, together ? Layout{} : by_head);
+    add_projection("q_proj", c_.num_heads * gqa.head_dim, c_.hidden_size, bias,
+                   together ? Layout{} : by_head);
     add_projection("k_proj", gqa.kv_heads * gqa.head_dim, c_.hidden_size, bias,
                    together ? Layout{} : by_kv_head);
     add_projection("v_proj", gqa.kv_heads * gqa.head_dim, c_.hidden_size, bias, by_kv_head);
@@ -195,11 +195,12 @@ void check_divides(const ParameterSpec& spec, const Cut& cut, int ranks) {
       cut.heads > 0 ? cut.heads : spec.shape[static_cast<std::size_t>(cut.dim)] / cut.groups;
   if (size % ranks == 0) return;
   if (cut.axis == MeshAxis::expert)
-    throw UsageError(
-        fmt::format("parallel.expert is {}, which does not divide the {} experts of a layer; use a divisor of {}",
-                    ranks, size, size));
-  throw UsageError(fmt::format("parallel.tensor is {}, which does not divide the {}{} of {}; use a divisor of {}",
-                               ranks, size, cut.heads > 0 ? " heads" : "", spec.name, size));
+    throw UsageError(fmt::format(
+        "parallel.expert is {}, which does not divide the {} experts of a layer; use a divisor of {}", ranks,
+        size, size));
+  throw UsageError(
+      fmt::format("parallel.tensor is {}, which does not divide the {}{} of {}; use a divisor of {}", ranks,
+                  size, cut.heads > 0 ? " heads" : "", spec.name, size));
 }
 
 bool is_column_cut(const ParameterSpec& spec, const Cut& cut) {
@@ -315,7 +316,8 @@ void LocalParameter::for_each_block(
     std::int64_t first, std::int64_t count,
     const std::function<void(std::int64_t, std::int64_t, std::int64_t)>& f) const {
   for (const RowBlock& block : blocks) {
-    const std::int64_t from = std::max(first, block.row), upto = std::min(first + count, block.row + block.count);
+    const std::int64_t from = std::max(first, block.row),
+                       upto = std::min(first + count, block.row + block.count);
     if (from < upto) f(from, block.whole_row + from - block.row, upto - from);
   }
 }

@@ -38,8 +38,8 @@ void register_columns(OpTable& table) {
              .inputs = {In::compute},
              .infer = [](const OpTypes& t) -> std::vector<TensorType> {
                const auto& a = t.get<ColumnRange>();
-               FARSKIP_SHAPE(t.shape(0)[1] == a.of && a.first >= 0 && a.first + a.count <= a.of, "take_columns",
-                             t);
+               FARSKIP_SHAPE(t.shape(0)[1] == a.of && a.first >= 0 && a.first + a.count <= a.of,
+                             "take_columns", t);
                return {rows_like(t.in(0), a.count)};
              },
              .gradient =

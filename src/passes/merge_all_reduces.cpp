@@ -6,8 +6,8 @@
 namespace farskip {
 namespace {
 
-/// x + Σ over ranks of `partial`, where neither the sum over ranks nor the addition has been emitted yet. x may
-/// be absent.
+/// x + Σ over ranks of `partial`, where neither the sum over ranks nor the addition has been emitted yet. x
+/// may be absent.
 struct Unfinished {
   ValueId x, partial;  // in the new graph
   const Node* all_reduce = nullptr;

@@ -223,8 +223,8 @@ class UpdateGraph {
 
   /// Over which ranks this rank's rows of a gradient are different ones; none: over no others.
   std::optional<MeshAxis> distinct_over(const LocalParameter& p) const {
-    const std::optional<MeshAxis> axis = sharding_.zero ? p.cut_axis ? MeshAxis::world : p.owners.axis
-                                                        : p.cut_axis;
+    const std::optional<MeshAxis> axis =
+        sharding_.zero ? p.cut_axis ? MeshAxis::world : p.owners.axis : p.cut_axis;
     if (!axis || mesh().size(*axis) == 1) return {};
     return mesh().same_ranks(*axis, MeshAxis::world) ? MeshAxis::world : axis;
   }
@@ -237,10 +237,10 @@ class UpdateGraph {
     std::vector<ValueId> sums;
     for (const auto& [axis, list] : gradients) {
       const ValueId sum = ops::sum_of_squares(b_, list);
-      sums.push_back(!axis ? sum
-                           : ops::all_reduce(
-                                 b_, {sum},
-                                 {.axis = *axis, .size = mesh().size(*axis), .rank = mesh().rank(*axis)})[0]);
+      sums.push_back(
+          !axis ? sum
+                : ops::all_reduce(
+                      b_, {sum}, {.axis = *axis, .size = mesh().size(*axis), .rank = mesh().rank(*axis)})[0]);
     }
     return sums;
   }

@@ -151,15 +151,16 @@ void initialise_parameter(Device& device, const TensorView& to, const LocalParam
   if (spec.initializer == Initializer::zeros) return device.fill_zero(to.data, to.num_bytes());
   if (spec.initializer == Initializer::normal) {
     const std::int64_t whole_row = row_size(p.full_shape);
-    p.for_each_block(first, row_count(to.shape), [&](std::int64_t row, std::int64_t whole, std::int64_t count) {
-      device.fill_normal(rows_view(to, row - first, count),
-                         {.seed = seed,
-                          .stream = stream_id(spec.name),
-                          .first = static_cast<std::uint64_t>(whole * whole_row + p.columns.first),
-                          .stddev = initializer_range,
-                          .row_length = p.has_whole_rows() ? 0 : p.columns.count,
-                          .row_stride = whole_row});
-    });
+    p.for_each_block(
+        first, row_count(to.shape), [&](std::int64_t row, std::int64_t whole, std::int64_t count) {
+          device.fill_normal(rows_view(to, row - first, count),
+                             {.seed = seed,
+                              .stream = stream_id(spec.name),
+                              .first = static_cast<std::uint64_t>(whole * whole_row + p.columns.first),
+                              .stddev = initializer_range,
+                              .row_length = p.has_whole_rows() ? 0 : p.columns.count,
+                              .row_stride = whole_row});
+        });
     return;
   }
   FARSKIP_CHECK(to.dtype == DType::f32, "the norm {} is {}", spec.name, dtype_name(to.dtype));
@@ -193,8 +194,8 @@ void take_columns(const LocalParameter& p, const TensorView& to,
 }
 
 /// Rows of hub tensor `name` from `row` on, of which this rank has some columns or all.
-void load_rows(const TensorView& to, const LocalParameter& p, const ModelFolder& folder, std::string_view name,
-               std::int64_t row) {
+void load_rows(const TensorView& to, const LocalParameter& p, const ModelFolder& folder,
+               std::string_view name, std::int64_t row) {
   const std::int64_t width = row_size(p.full_shape);
   if (p.has_whole_rows()) return folder.read(name, row * width, to);
   take_columns(p, to, [&](std::int64_t first, const TensorView& whole) {
@@ -203,7 +204,8 @@ void load_rows(const TensorView& to, const LocalParameter& p, const ModelFolder&
 }
 
 /// Matrices that the hub has with swapped dims. Of those that are cut, each is read whole.
-void load_swapped(const TensorView& to, const LocalParameter& p, const ModelFolder& folder, std::int64_t first) {
+void load_swapped(const TensorView& to, const LocalParameter& p, const ModelFolder& folder,
+                  std::int64_t first) {
   const std::string& name = p.spec.packed_transposed;
   const std::int64_t height = p.full_shape[1], width = p.full_shape[2];
   if (p.spec.shape[1] == height && p.spec.shape[2] == width)

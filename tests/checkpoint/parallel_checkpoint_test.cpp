@@ -11,16 +11,20 @@ namespace {
 
 using namespace test;
 
-std::vector<Layout> all_layouts() {
-  std::vector<Layout> layouts;
+std::vector<RankLayout> all_layouts() {
+  std::vector<RankLayout> layouts;
   for (const bool zero : {false, true})
     for (const auto& [ranks, expert] : {std::pair{1, 1}, {2, 1}, {2, 2}, {3, 1}, {4, 2}, {4, 4}})
       layouts.push_back({ranks, expert, zero});
+  for (const RankLayout& layout :
+       {RankLayout{2, 1, false, 2}, RankLayout{2, 2, true, 2}, RankLayout{4, 1, true, 2},
+        RankLayout{4, 2, false, 2}, RankLayout{4, 2, true, 2}, RankLayout{4, 1, false, 4}})
+    layouts.push_back(layout);
   return layouts;
 }
 
 /// Resumes on another layout, checks every value, and saves as step `next` where that is not 0.
-void resume_on(const Layout& layout, const fs::path& folder, std::int64_t step, std::int64_t next = 0) {
+void resume_on(const RankLayout& layout, const fs::path& folder, std::int64_t step, std::int64_t next = 0) {
   on_ranks(layout, folder, false, [&](const Communicator& world, Rank& rank, CheckpointSaver& saver) {
     const auto resumed =
         resume_training(folder, model(), state_of(step).settings, *rank.states, world, kQuiet);
@@ -31,12 +35,12 @@ void resume_on(const Layout& layout, const fs::path& folder, std::int64_t step, 
 }
 
 TEST_CASE("a checkpoint of any mesh is resumed on any other, bit for bit") {
-  for (const Layout& from : all_layouts()) {
+  for (const RankLayout& from : all_layouts()) {
     INFO("from " << from.text());
     const test::TemporaryFolder folder;
     save_on(from, folder.path(), 5);
     check_content(folder / "step-5");
-    for (const Layout& to : all_layouts()) {
+    for (const RankLayout& to : all_layouts()) {
       INFO("to " << to.text());
       CHECK_NOTHROW(resume_on(to, folder.path(), 5));
     }
@@ -76,8 +80,8 @@ TEST_CASE("ZeRO or not, and asynchronous or not, the ranks write the same files"
 }
 
 TEST_CASE("each hub tensor falls to one rank, and each rank gets about equally many bytes") {
-  for (const Layout& layout : {Layout{2, 2, true}, Layout{3, 1, true}, Layout{5, 1, false},
-                               Layout{6, 2, true}, Layout{8, 8, true}}) {
+  for (const RankLayout& layout : {RankLayout{2, 2, true}, RankLayout{3, 1, true}, RankLayout{5, 1, false},
+                                   RankLayout{6, 2, true}, RankLayout{8, 8, true}}) {
     INFO(layout.text());
     std::set<std::string> names;
     std::vector<std::size_t> elements;
@@ -110,7 +114,8 @@ TEST_CASE("one rank writes the files of the hub") {
 }
 
 TEST_CASE("a checkpoint of several ranks is a model folder") {
-  for (const Layout& layout : {Layout{1, 1, false}, Layout{3, 1, true}, Layout{4, 2, true}}) {
+  for (const RankLayout& layout : {RankLayout{1, 1, false}, RankLayout{3, 1, true}, RankLayout{4, 2, true},
+                                   RankLayout{2, 1, true, 2}, RankLayout{4, 2, false, 2}}) {
     const test::TemporaryFolder folder;
     save_on(layout, folder.path(), 1);
     CHECK(read_hub_config(folder / "step-1") == model());

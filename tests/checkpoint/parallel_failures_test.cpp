@@ -24,7 +24,7 @@ void note_error(const Communicator& world, std::vector<std::string>& errors, con
 }
 
 TEST_CASE("a rank that fails fails the save for all, with one error, and leaves nothing behind") {
-  const Layout layout{4, 2, true};
+  const RankLayout layout{4, 2, true};
   for (const bool asynchronous : {false, true})
     for (const char* fault : {"ckpt.begin:0", "ckpt.shard:0", "ckpt.shard:1", "ckpt.shard:3",
                               "ckpt.manifest:0", "ckpt.rename:0"}) {
@@ -112,7 +112,7 @@ TEST_CASE("an exception that passes gives up the save of several ranks, and comp
 
 TEST_CASE("ranks resume together: from nothing, past a damaged checkpoint, and not with another seed") {
   const test::TemporaryFolder folder;
-  const Layout layout{4, 4, true};
+  const RankLayout layout{4, 4, true};
   std::vector<std::string> errors(4);
   const auto resume = [&](const std::string& seed, std::optional<TrainingState> expected) {
     on_ranks(layout, folder.path(), false, [&](const Communicator& world, Rank& rank, CheckpointSaver&) {
@@ -141,7 +141,7 @@ TEST_CASE("ranks resume together: from nothing, past a damaged checkpoint, and n
 
 TEST_CASE("old checkpoints are removed once, by rank 0, after the commit") {
   const test::TemporaryFolder folder;
-  const Layout layout{2, 2, true};
+  const RankLayout layout{2, 2, true};
   run_local_ranks(2, [&](const Communicator& world) {
     Rank rank(layout, world.rank());
     rank.fill();

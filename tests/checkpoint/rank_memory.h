@@ -16,12 +16,14 @@ namespace farskip::test {
 
 inline const Logger kQuiet(LogLevel::off);
 
-struct Layout {
+struct RankLayout {
   int ranks, expert;
   bool zero;
-  MeshPosition mesh(int rank) const { return {ranks, rank, expert}; }
+  int tensor = 1;
+  MeshPosition mesh(int rank) const { return {ranks, rank, expert, tensor}; }
   std::string text() const {
-    return fmt::format("{} ranks, expert {}, {} ZeRO", ranks, expert, zero ? "with" : "without");
+    return fmt::format("{} ranks, expert {}, tensor {}, {} ZeRO", ranks, expert, tensor,
+                       zero ? "with" : "without");
   }
 };
 
@@ -61,7 +63,7 @@ void expect(bool condition, fmt::format_string<Args...> format, Args&&... args) 
 
 /// The memory of one rank.
 struct Rank {
-  explicit Rank(const Layout& layout, int rank)
+  explicit Rank(const RankLayout& layout, int rank)
       : parameters(local_parameters(all_specs(), layout.mesh(rank), layout.zero)),
         states(make_weights(parameters)) {
     states->add(moments_of(parameters));
@@ -77,8 +79,14 @@ struct Rank {
                         : spec.kind == kFirstMoment ? first_moment
                                                     : second_moment;
       const Values values(kind, p.spec.name);
-      std::int64_t position = (p.blocks.front().whole_row + spec.rows().first) * p.spec.row_size();
-      for (float& value : values_of(*states, spec.name)) visitor(values, position++, value);
+      const std::span<float> all = values_of(*states, spec.name);
+      const std::int64_t width = row_size(p.full_shape), first = spec.rows().first;
+      p.for_each_block(
+          first, spec.rows().count, [&](std::int64_t row, std::int64_t whole, std::int64_t count) {
+            for (std::int64_t i = 0; i < count * p.columns.count; ++i)
+              visitor(values, (whole + i / p.columns.count) * width + p.columns.first + i % p.columns.count,
+                      all[static_cast<std::size_t>((row - first) * p.columns.count + i)]);
+          });
     }
   }
   void set_all(float to) {
@@ -105,15 +113,16 @@ inline TrainingState state_of(std::int64_t step) {
 
 /// Calls body(world, rank's memory, its saver) on every rank.
 template <class Body>
-void on_ranks(const Layout& layout, const fs::path& folder, bool asynchronous, const Body& body) {
+void on_ranks(const RankLayout& layout, const fs::path& folder, bool asynchronous, const Body& body) {
   run_local_ranks(layout.ranks, [&](const Communicator& world) {
     Rank rank(layout, world.rank());
-    CheckpointSaver saver({folder, 10, asynchronous}, model(), {}, quiet_context(Mesh(world, layout.expert)));
+    CheckpointSaver saver({folder, 10, asynchronous}, model(), {},
+                          quiet_context(Mesh(world, layout.expert, layout.tensor)));
     body(world, rank, saver);
   });
 }
 
-inline void save_on(const Layout& layout, const fs::path& folder, std::int64_t step,
+inline void save_on(const RankLayout& layout, const fs::path& folder, std::int64_t step,
                     bool asynchronous = false) {
   on_ranks(layout, folder, asynchronous, [&](const Communicator&, Rank& rank, CheckpointSaver& saver) {
     rank.fill();

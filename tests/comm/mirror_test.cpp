@@ -107,7 +107,11 @@ TEST_CASE("the mesh of a mirror has the groups of a real one") {
   CHECK(mesh.data().size() == 3);
   CHECK(mesh.data().rank() == 1);
   CHECK_THROWS_AS(mesh.world().split(0, 0, "x"), InternalError);
-  CHECK_THROWS_AS(Mesh(mesh.world(), mesh.data(), mesh.expert()), InternalError);
+  const MeshPosition shared{12, 7, 1, 4};
+  CHECK(make_mirror_mesh(shared).position() == shared);
+  CHECK(make_mirror_mesh(shared).batch().rank() == 1);
+  CHECK_THROWS_AS(Mesh({mesh.world(), mesh.data(), mesh.expert(), mesh.tensor(), mesh.batch()}),
+                  InternalError);
 }
 
 }  // namespace

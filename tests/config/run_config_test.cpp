@@ -88,7 +88,7 @@ TEST_CASE("the smallest configuration has every default") {
 TEST_CASE("the example of the contract is read, every value of it") {
   const RunConfig config = load(example, {}, {.needs = {.model = true, .data = true, .distill = true}});
   CHECK(config.name == "example");
-  CHECK(config.parallel == ParallelConfig{2, 1, 90});
+  CHECK(config.parallel == ParallelConfig{.expert = 2, .zero = 1, .timeout = 90});
   CHECK(config.data.tokens == std::vector<std::string>{"path/prefix"});
   CHECK(config.data.weights == std::vector<double>{1.0});
   CHECK(config.train.micro_batch == 8);

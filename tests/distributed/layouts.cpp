@@ -107,26 +107,25 @@ RankOutcome train_rank(const Task& task, const Layout& layout, const Communicato
   return out;
 }
 
-/// Copies a rank's rows, from `first` of its part on, into the whole tensor; where `filled` says that they are
-/// there already, compares.
+/// Copies a rank's rows, from `first` of its part on, into the whole tensor; where `filled` says that they
+/// are there already, compares.
 void place_rows(HostTensor& whole, std::vector<char>& filled, const HostTensor& rows, const LocalParameter& p,
                 std::int64_t first) {
   const std::int64_t width = row_size(p.full_shape), own = p.columns.count;
   const float* from = rows.values<float>().data();
-  p.for_each_block(first, rows.values<float>().size() / own,
-                   [&](std::int64_t, std::int64_t whole_row, std::int64_t count) {
-                     for (std::int64_t i = 0; i < count * own; ++i, ++from) {
-                       const auto at = static_cast<std::size_t>((whole_row + i / own) * width + p.columns.first +
-                                                                i % own);
-                       float& to = whole.values<float>()[at];
-                       if (filled[at] == 0)
-                         to = *from;
-                       else
-                         expect(to == *from,
-                                fmt::format("replicas of {} differ at element {}", p.spec.name, at));
-                       filled[at] = 1;
-                     }
-                   });
+  p.for_each_block(
+      first, rows.values<float>().size() / own,
+      [&](std::int64_t, std::int64_t whole_row, std::int64_t count) {
+        for (std::int64_t i = 0; i < count * own; ++i, ++from) {
+          const auto at = static_cast<std::size_t>((whole_row + i / own) * width + p.columns.first + i % own);
+          float& to = whole.values<float>()[at];
+          if (filled[at] == 0)
+            to = *from;
+          else
+            expect(to == *from, fmt::format("replicas of {} differ at element {}", p.spec.name, at));
+          filled[at] = 1;
+        }
+      });
 }
 
 enum class Kind { weight, first, second };

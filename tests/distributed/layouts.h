@@ -26,8 +26,8 @@ struct Layout {
   /// That read sequences of their own.
   int readers() const { return ranks() / tensor; }
   std::string text() const {
-    return fmt::format("expert {} x data {}, tensor {}{}{}, {} chunks", expert, data, tensor, zero ? ", ZeRO" : "",
-                       overlap ? "" : ", waits at once", chunks);
+    return fmt::format("expert {} x data {}, tensor {}{}{}, {} chunks", expert, data, tensor,
+                       zero ? ", ZeRO" : "", overlap ? "" : ", waits at once", chunks);
   }
 };
 

@@ -203,8 +203,10 @@ TEST_CASE("work is recorded again when an external is bound to another place") {
 }
 
 TEST_CASE("emulated ranks ask for a GPU and for experts that can be dealt out") {
-  CHECK_THROWS_WITH(make_emulated_mesh(8, {.expert = 8}, 1.0, *make_cpu_device()), ContainsSubstring("need a GPU"));
-  CHECK_THROWS_WITH(make_emulated_mesh(8, {.expert = 3}, 1.0, *make_pretended_gpu()), ContainsSubstring("divide"));
+  CHECK_THROWS_WITH(make_emulated_mesh(8, {.expert = 8}, 1.0, *make_cpu_device()),
+                    ContainsSubstring("need a GPU"));
+  CHECK_THROWS_WITH(make_emulated_mesh(8, {.expert = 3}, 1.0, *make_pretended_gpu()),
+                    ContainsSubstring("divide"));
 }
 
 TEST_CASE("kernels of the CPU repeat their bits whether they must or not") {

@@ -71,6 +71,13 @@ void add_columns(std::vector<OpCase>& cases) {
                    {0, 1},
                    {},
                    true});
+  for (const auto& [name, range, rows] :
+       {std::tuple{"in the middle", ops::ColumnRange{3, 5, 12}, std::int64_t{7}},
+        {"the last ones, of many rows", ops::ColumnRange{72, 28, 100}, std::int64_t{300}},
+        {"all of them", ops::ColumnRange{0, 9, 9}, std::int64_t{1}}}) {
+    cases.push_back({"take_columns", name, Attributes::of(range), {random_tensor({rows, range.of}, 25)}});
+    cases.push_back({"place_columns", name, Attributes::of(range), {random_tensor({rows, range.count}, 26)}});
+  }
   cases.push_back({"concat_columns",
                    "three parts",
                    Attributes::of(NoAttributes{}),

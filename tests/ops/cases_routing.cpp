@@ -127,6 +127,28 @@ void add_dispatch(std::vector<OpCase>& cases) {
                      row.name,
                      Attributes::of(ops::PermuteValues{top_k}),
                      {random_tensor({rows}, 328), order.slot_row, order.row_slot}});
+    // As on one of several ranks: the slots of other experts have no row.
+    const auto all = order.slot_row.values<std::int32_t>();
+    std::vector<std::int32_t> some(all.begin(), all.end());
+    for (std::int32_t& at : some)
+      if (at % 3 == 1) at = -1;
+    const HostTensor own_row = integer_tensor({rows}, some);
+    cases.push_back({"combine_rows",
+                     row.name + std::string(", some without a row"),
+                     k,
+                     {random_tensor({rows, row.hidden}, 330), order.row_slot, own_row},
+                     {}});
+    cases.push_back({"permute_values",
+                     row.name + std::string(", some without a row"),
+                     Attributes::of(ops::PermuteValues{top_k}),
+                     {random_tensor({rows}, 336), own_row, order.row_slot},
+                     {}});
+    for (const auto& [first, count] : {std::pair{0, 1}, {1, 2}, {static_cast<int>(row.num_experts) - 2, 2}})
+      cases.push_back({"own_experts",
+                       row.name,
+                       Attributes::of(ops::OwnExperts{first, count}),
+                       {order.row_slot, order.slot_row, order.offsets},
+                       {}});
   }
   cases.push_back({"sort_by_expert",
                    "more than one block of slots",

@@ -262,11 +262,11 @@ update %5 -> %12
 update %1 -> %13
 )";
 const std::vector<ReplicatedGradient>& replicated() {
-  static const std::vector<ReplicatedGradient> list{{"c", cut_evenly(MeshAxis::world, 5, 4)},
-                                                    {"a", cut_evenly(MeshAxis::world, 8, 4)},
-                                                    {"big", cut_evenly(MeshAxis::world, 6, 4)},
+  static const std::vector<ReplicatedGradient> list{{"c", cut_evenly(MeshAxis::batch, 5, 4)},
+                                                    {"a", cut_evenly(MeshAxis::batch, 8, 4)},
+                                                    {"big", cut_evenly(MeshAxis::batch, 6, 4)},
                                                     {"expert", cut_evenly(MeshAxis::data, 6, 2)},
-                                                    {"b", cut_evenly(MeshAxis::world, 8, 4)}};
+                                                    {"b", cut_evenly(MeshAxis::batch, 8, 4)}};
   return list;
 }
 std::string reduce(const ReductionOptions& options) {
@@ -280,13 +280,13 @@ TEST_CASE("gradients are summed in buckets, each as soon as its last one is ther
         std::string(kExternals) +
             R"(%9 = add(%2, %0) @1.attention.backward : f32[8]
 %10 = add(%3, %7) @1.routed.backward : f32[6, 5]
-%11 = all_reduce(%10) {axis=world, size=4, rank=1, bounds=[]} @1.routed.backward : f32[6, 5]
+%11 = all_reduce(%10) {axis=batch, size=4, rank=1, bounds=[]} @1.routed.backward : f32[6, 5]
 %12 = add(%4, %8) @1.routed.backward : f32[2, 3, 4]
 %13 = all_reduce(%12) {axis=data, size=2, rank=0, bounds=[]} @1.routed.backward : f32[2, 3, 4]
 %14 = add(%5, %0) @0.attention.backward : f32[8]
-%15, %16 = all_reduce(%9, %14) {axis=world, size=4, rank=1, bounds=[]} @0.attention.backward : f32[8], f32[8]
+%15, %16 = all_reduce(%9, %14) {axis=batch, size=4, rank=1, bounds=[]} @0.attention.backward : f32[8], f32[8]
 %17 = add(%1, %6) @0.dense.backward : f32[5, 2]
-%18 = all_reduce(%17) {axis=world, size=4, rank=1, bounds=[]} @0.dense.backward : f32[5, 2]
+%18 = all_reduce(%17) {axis=batch, size=4, rank=1, bounds=[]} @0.dense.backward : f32[5, 2]
 update %2 -> %15
 update %3 -> %11
 update %4 -> %13
@@ -305,13 +305,13 @@ TEST_CASE("scattered, a sum goes to a shard of its own and the accumulators keep
 %23 = state "own.c" : f32[1, 2]
 %9 = add(%2, %0) @1.attention.backward : f32[8]
 %10 = add(%3, %7) @1.routed.backward : f32[6, 5]
-%11 = reduce_scatter(%10) {axis=world, size=4, rank=1, bounds=[0 1 3 4 6]} @1.routed.backward : f32[2, 5]
+%11 = reduce_scatter(%10) {axis=batch, size=4, rank=1, bounds=[0 1 3 4 6]} @1.routed.backward : f32[2, 5]
 %13 = add(%4, %8) @1.routed.backward : f32[2, 3, 4]
 %14 = reduce_scatter(%13) {axis=data, size=2, rank=0, bounds=[0 3 6]} @1.routed.backward : f32[3, 4]
 %16 = add(%5, %0) @0.attention.backward : f32[8]
-%17, %18 = reduce_scatter(%9, %16) {axis=world, size=4, rank=1, bounds=[0 2 4 6 8 0 2 4 6 8]} @0.attention.backward : f32[2], f32[2]
+%17, %18 = reduce_scatter(%9, %16) {axis=batch, size=4, rank=1, bounds=[0 2 4 6 8 0 2 4 6 8]} @0.attention.backward : f32[2], f32[2]
 %21 = add(%1, %6) @0.dense.backward : f32[5, 2]
-%22 = reduce_scatter(%21) {axis=world, size=4, rank=1, bounds=[0 1 2 3 5]} @0.dense.backward : f32[1, 2]
+%22 = reduce_scatter(%21) {axis=batch, size=4, rank=1, bounds=[0 1 2 3 5]} @0.dense.backward : f32[1, 2]
 update %2 -> %9
 update %3 -> %10
 update %4 -> %13
@@ -344,7 +344,7 @@ std::string buckets(const ReductionOptions& options, MeshAxis axis) {
 TEST_CASE("how many gradients go together follows from bytes: a and b have 32, c 40, big 120, expert 96") {
   const MeshPosition mesh{4, 3, 2};
   const auto world = [&](std::size_t bytes) {
-    return buckets({.mesh = mesh, .bucket_bytes = bytes}, MeshAxis::world);
+    return buckets({.mesh = mesh, .bucket_bytes = bytes}, MeshAxis::batch);
   };
   CHECK(world(1) == "a | big | b | c");
   CHECK(world(32) == "a | big | b | c");
@@ -362,15 +362,15 @@ TEST_CASE("over axes of one rank nothing is summed") {
   CHECK(reduce({.mesh = {1, 0, 1}}) == std::string(kExternals) + kSums);
   const ReductionOptions experts_once{.mesh = {4, 2, 4}};
   CHECK(buckets(experts_once, MeshAxis::data) == "");
-  CHECK(buckets(experts_once, MeshAxis::world) == "a big b c");
+  CHECK(buckets(experts_once, MeshAxis::batch) == "a big b c");
   const ReductionOptions data_only{.mesh = {4, 2, 1}};
   CHECK(buckets(data_only, MeshAxis::data) == "expert");
-  CHECK(buckets(data_only, MeshAxis::world) == "a big b c");
+  CHECK(buckets(data_only, MeshAxis::batch) == "a big b c");
 }
 
 TEST_CASE("a gradient that gets no new value is a mistake of the caller") {
   const Graph graph = parse_graph("%0 = state \"g\" : f32[2]\n%1 = add(%0, %0)\noutput \"y\" = %1\n");
-  const std::vector<ReplicatedGradient> list{{"g", cut_evenly(MeshAxis::world, 2, 2)}};
+  const std::vector<ReplicatedGradient> list{{"g", cut_evenly(MeshAxis::batch, 2, 2)}};
   CHECK_THROWS_WITH(reduce_gradients(graph, list, {.mesh = {2, 0, 1}}),
                     ContainsSubstring("g gets no new value"));
 }

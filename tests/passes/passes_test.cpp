@@ -185,8 +185,8 @@ TEST_CASE("the pipeline skips, stops and dumps by name, and refuses names it doe
   CHECK(run_pipeline(parse_graph(text), {{}, "fuse_loss", ""}, quiet).nodes().size() == 3);
   const test::TemporaryFolder folder;
   run_pipeline(parse_graph(text), {{}, "", folder.path().string()}, quiet);
-  CHECK_FALSE(std::filesystem::exists(folder / "graph" / "01-fuse_loss.txt"));  // changed nothing
-  CHECK(std::filesystem::exists(folder / "graph" / "02-fuse_accumulate.txt"));
+  CHECK_FALSE(std::filesystem::exists(folder / "graph" / "02-fuse_loss.txt"));  // changed nothing
+  CHECK(std::filesystem::exists(folder / "graph" / "03-fuse_accumulate.txt"));
   CHECK_THROWS_WITH(run_pipeline(parse_graph(text), {{"fuse_everything"}, "", ""}, quiet),
                     ContainsSubstring("fuse_everything") && ContainsSubstring("fuse_accumulate"));
 }

@@ -94,6 +94,20 @@ void run_split_columns(const KernelCall& call) {
   }
 }
 
+void run_take_columns(const KernelCall& call) {
+  const auto& a = call.get<ops::ColumnRange>();
+  for (std::int64_t t = 0; t < call.out_shape(0)[0]; ++t)
+    for (std::int64_t j = 0; j < a.count; ++j)
+      call.out<double>(0)[t * a.count + j] = call.in<double>(0)[t * a.of + a.first + j];
+}
+void run_place_columns(const KernelCall& call) {
+  const auto& a = call.get<ops::ColumnRange>();
+  for (std::int64_t t = 0; t < call.out_shape(0)[0]; ++t)
+    for (std::int64_t j = 0; j < a.of; ++j)
+      call.out<double>(0)[t * a.of + j] =
+          j < a.first || j >= a.first + a.count ? 0.0 : call.in<double>(0)[t * a.count + j - a.first];
+}
+
 void run_concat_columns(const KernelCall& call) {
   const std::int64_t total = call.out_shape(0).back();
   std::int64_t first = 0;
@@ -181,6 +195,8 @@ void register_dense(KernelTable& table) {
   add_reference(table, "matmul", run_matmul);
   add_reference(table, "grouped_matmul", run_grouped_matmul);
   add_reference(table, "split_columns", run_split_columns);
+  add_reference(table, "take_columns", run_take_columns);
+  add_reference(table, "place_columns", run_place_columns);
   add_reference(table, "concat_columns", run_concat_columns);
   add_reference(table, "split_rows", run_split_rows);
   add_reference(table, "concat_rows", run_concat_rows);

@@ -13,7 +13,7 @@ namespace farskip {
 namespace {
 
 // Kernels are plain functions: which op one stands for is part of its type. All ops but the collectives.
-constexpr std::array<std::string_view, 64> kOps{"absorb_query",
+constexpr std::array<std::string_view, 67> kOps{"absorb_query",
                                                 "adamw",
                                                 "add",
                                                 "add_bias",
@@ -51,7 +51,9 @@ constexpr std::array<std::string_view, 64> kOps{"absorb_query",
                                                 "muon",
                                                 "ones",
                                                 "order_by_expert",
+                                                "own_experts",
                                                 "permute_values",
+                                                "place_columns",
                                                 "rms_norm",
                                                 "rms_norm_grad",
                                                 "rope",
@@ -74,6 +76,7 @@ constexpr std::array<std::string_view, 64> kOps{"absorb_query",
                                                 "sum_of_squares",
                                                 "swiglu",
                                                 "swiglu_grad",
+                                                "take_columns",
                                                 "teacher_top_k",
                                                 "token_losses",
                                                 "write_cache"};

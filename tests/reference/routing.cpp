@@ -112,6 +112,19 @@ void run_sort_by_expert(const KernelCall& call) {
   call.out<std::int32_t>(2)[num_experts] = row;
 }
 
+void run_own_experts(const KernelCall& call) {
+  const auto& a = call.get<ops::OwnExperts>();
+  const auto* offsets = call.in<std::int32_t>(2);
+  const std::int32_t first = offsets[a.first], rows = offsets[a.first + a.count] - first;
+  for (std::int32_t r = 0; r < rows; ++r) call.out<std::int32_t>(0)[r] = call.in<std::int32_t>(0)[first + r];
+  for (std::int64_t s = 0; s < call.out_shape(1)[0]; ++s) {
+    const std::int32_t row = call.in<std::int32_t>(1)[s] - first;
+    call.out<std::int32_t>(1)[s] = row >= 0 && row < rows ? row : -1;
+  }
+  for (std::int64_t e = 0; e <= a.count; ++e) call.out<std::int32_t>(2)[e] = offsets[a.first + e] - first;
+  call.out<std::int32_t>(3)[0] = rows;
+}
+
 // Inputs of dispatch_rows and combine_rows: rows, row_slot, slot_row, offsets.
 void run_dispatch_rows(const KernelCall& call) {
   const std::int64_t top_k = call.get<ops::TopK>().top_k, hidden = call.out_shape(0).back();
@@ -127,14 +140,17 @@ void run_combine_rows(const KernelCall& call) {
     for (std::int64_t h = 0; h < hidden; ++h) {
       double sum = 0.0;
       for (std::int64_t k = 0; k < top_k; ++k)
-        sum += call.in<double>(0)[call.in<std::int32_t>(2)[t * top_k + k] * hidden + h];
+        if (const std::int32_t row = call.in<std::int32_t>(2)[t * top_k + k]; row >= 0)
+          sum += call.in<double>(0)[row * hidden + h];
       call.out<double>(0)[t * hidden + h] = sum;
     }
 }
 
 void run_permute_values(const KernelCall& call) {
-  for (std::int64_t i = 0; i < call.out_shape(0).num_elements(); ++i)
-    call.out<double>(0)[i] = call.in<double>(0)[call.in<std::int32_t>(1)[i]];
+  for (std::int64_t i = 0; i < call.out_shape(0).num_elements(); ++i) {
+    const std::int32_t from = call.in<std::int32_t>(1)[i];
+    call.out<double>(0)[i] = from < 0 ? 0.0 : call.in<double>(0)[from];
+  }
 }
 
 // Rows of one local expert from one peer lie together in the peer's slab, after those of experts before it.
@@ -224,6 +240,7 @@ void register_routing(KernelTable& table) {
   add_reference(table, "take_from_slabs", run_take_from_slabs);
   add_reference(table, "gather_rows", run_gather_rows);
   add_reference(table, "scatter_rows", run_scatter_rows);
+  add_reference(table, "own_experts", run_own_experts);
   add_reference(table, "dispatch_rows", run_dispatch_rows);
   add_reference(table, "combine_rows", run_combine_rows);
   add_reference(table, "permute_values", run_permute_values);

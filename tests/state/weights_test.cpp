@@ -214,6 +214,7 @@ TEST_CASE("moments have the rows whose state a rank keeps") {
   specs[0] = {"matrix", {5, 3}, SubBlock::none, -1, false, Initializer::normal, {{"matrix", {5, 3}, 0}}};
   specs[1] = {"vector", {1}, SubBlock::none, -1, false, Initializer::ones, {{"vector", {1}, 0}}};
   specs[2] = {"experts", {2, 2, 3}, SubBlock::none, -1, true, Initializer::normal, {}};
+  specs[2].layout = {{.dim = 0, .axis = MeshAxis::expert}};
   for (const std::int64_t e : {0, 1}) specs[2].pieces.push_back({fmt::format("e{}", e), {2, 3}, 2 * e});
   const auto shapes = [&](const MeshPosition& mesh, bool zero) {
     std::vector<Shape> list;

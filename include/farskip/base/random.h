@@ -59,8 +59,8 @@ constexpr double uniform_double(std::uint64_t seed, std::uint64_t stream, std::u
 double normal(std::uint64_t seed, std::uint64_t stream, std::uint64_t counter);
 
 /// Normal numbers of mean 0 for the elements of a tensor: element i is stddev * normal(seed, stream, first +
-/// i). Of a part of a matrix: rows of `row_length` elements, and each begins `row_stride` draws behind the one
-/// before (row_length 0: all elements are consecutive).
+/// i). Of a part of a matrix: rows of `row_length` elements, and each begins `row_stride` draws behind the
+/// one before (row_length 0: all elements are consecutive).
 struct NormalNumbers {
   std::uint64_t seed = 0, stream = 0, first = 0;
   double stddev = 1.0;

@@ -33,15 +33,15 @@ using TensorRowsMap = std::map<std::string, TensorRows>;
 TensorRowsMap held_rows(const States& states, Role role);
 
 /// The part that this rank writes, or has a share in: over all ranks, each hub tensor once, and each row of a
-/// state once. Hub tensors are dealt out so that the bytes of all ranks are about equal; states by the rows of
-/// ZeRO, whether or not the replicas keep more.
+/// state once. Hub tensors are dealt out so that the bytes of all ranks are about equal; states by the rows
+/// of ZeRO, whether or not the replicas keep more.
 TensorRowsMap weights_to_write(const States& states, const MeshPosition& mesh);
 TensorRowsMap optimizer_to_write(const States& states, const MeshPosition& mesh);
 /// Bytes of it that this rank writes.
 std::size_t bytes_to_write(const TensorRowsMap& rows, const MeshPosition& mesh);
 
-/// Puts together what several ranks of a tensor group have parts of: their writers get it whole, in `storage`,
-/// and what others write is gone from the list. Collective over `tensor`.
+/// Puts together what several ranks of a tensor group have parts of: their writers get it whole, in
+/// `storage`, and what others write is gone from the list. Collective over `tensor`.
 void join_parts(TensorRowsMap& rows, const Communicator& tensor, Device& device,
                 std::map<std::string, HostTensor>& storage);
 

@@ -13,15 +13,16 @@ namespace farskip {
 /// UsageError where these sizes do not make a mesh (Mesh says which do).
 void check_mesh_sizes(int world_size, int expert_size, int tensor_size);
 
-/// The ranks of a world as a grid of two axes. The outer one is data; the inner one is expert, or tensor (whose
-/// ranks may share experts, too), so that the ranks that speak to each other in every layer are neighbours.
+/// The ranks of a world as a grid of two axes. The outer one is data; the inner one is expert, or tensor
+/// (whose ranks may share experts, too), so that the ranks that speak to each other in every layer are
+/// neighbours.
 ///
-/// Experts are sharded over `expert` and replicated over `data`; other matrices are cut over `tensor`, and they
-/// and everything else are replicated over `batch`.
+/// Experts are sharded over `expert` and replicated over `data`; other matrices are cut over `tensor`, and
+/// they and everything else are replicated over `batch`.
 class Mesh {
  public:
-  /// Collective over `world`. Throws UsageError unless both divide the world's size, and `expert_size` is 1 or
-  /// `tensor_size` where that is above 1.
+  /// Collective over `world`. Throws UsageError unless both divide the world's size, and `expert_size` is 1
+  /// or `tensor_size` where that is above 1.
   Mesh(const Communicator& world, int expert_size, int tensor_size = 1);
   /// Of groups that exist already, by MeshAxis.
   using Groups = std::array<Communicator, mesh_axes.size()>;

@@ -48,9 +48,9 @@ inline constexpr std::string_view kBlockTable = "block_table", kSequences = "seq
 /// V]. With `hidden`, instead of the loss: "hidden" [B*S, H], which the head reads; "router_logits.<layer>"
 /// [B*S, E] and "router_choice.<layer>" i32[B*S, K] for each layer with experts; "stream.<layer>" [B*S, H].
 ///
-/// Over several ranks of the axis tensor, parameters have the shapes of local_parameters(), and what each rank
-/// gives to the residual stream is summed (all_reduce), so that the stream is whole on all of them. Caches have
-/// the heads of the rank.
+/// Over several ranks of the axis tensor, parameters have the shapes of local_parameters(), and what each
+/// rank gives to the residual stream is summed (all_reduce), so that the stream is whole on all of them.
+/// Caches have the heads of the rank.
 Graph lower(const ModelConfig& config, const LayerGraph& layers, const LowerOptions& options);
 
 /// One sub-block alone, as lower() has it. Externals: input "stream" [B*S, H], which it reads (the embedding

@@ -25,14 +25,14 @@ struct HubPiece {
   Range rows() const { return part.count > 0 ? part : Range{0, row_count(shape)}; }
 };
 
-/// How a dim is dealt out over the ranks of an axis: it is `groups` equal parts, one behind the other, and each
-/// of them is cut into as many equal, consecutive parts as there are ranks. Gate and up rows of one matrix are
-/// two groups.
+/// How a dim is dealt out over the ranks of an axis: it is `groups` equal parts, one behind the other, and
+/// each of them is cut into as many equal, consecutive parts as there are ranks. Gate and up rows of one
+/// matrix are two groups.
 struct Cut {
   int dim = 0;
   MeshAxis axis = MeshAxis::tensor;
   std::int64_t groups = 1;
-  std::int64_t heads = 0;          // that make up the dim, each of which stays whole. 0: elements may part
+  std::int64_t heads = 0;           // that make up the dim, each of which stays whole. 0: elements may part
   bool whole_if_few_heads = false;  // fewer heads than ranks (a divisor of them): the tensor is not cut
 };
 /// Without cuts a tensor is whole on every rank.
@@ -103,13 +103,14 @@ struct LocalParameter {
   std::optional<MeshAxis> cut_axis;
 
   bool has_whole_rows() const { return columns.count == farskip::row_size(full_shape); }
-  /// Calls f(local row, row of the whole parameter, count) for the blocks of local rows [first, first + count).
+  /// Calls f(local row, row of the whole parameter, count) for the blocks of local rows [first, first +
+  /// count).
   void for_each_block(std::int64_t first, std::int64_t count,
                       const std::function<void(std::int64_t, std::int64_t, std::int64_t)>& f) const;
 };
 
-/// In the order of `specs`. `zero`: optimizer state is dealt out to the replicas, by rows, or by whole matrices
-/// where `keeps_matrices` says so. UsageError unless the axes divide what they cut.
+/// In the order of `specs`. `zero`: optimizer state is dealt out to the replicas, by rows, or by whole
+/// matrices where `keeps_matrices` says so. UsageError unless the axes divide what they cut.
 std::vector<LocalParameter> local_parameters(
     const std::vector<ParameterSpec>& specs, const MeshPosition& mesh, bool zero,
     const std::function<bool(const ParameterSpec&)>& keeps_matrices = {});

@@ -238,8 +238,8 @@ struct ColumnRange {
     f("of", self.of);
   }
 };
-/// x[T, of] → [T, count]: columns from `first` on. op "place_columns" (same attributes): [T, count] → [T, of], 0
-/// in all other columns. Each is the other's gradient.
+/// x[T, of] → [T, count]: columns from `first` on. op "place_columns" (same attributes): [T, count] → [T,
+/// of], 0 in all other columns. Each is the other's gradient.
 ValueId take_columns(Builder& b, ValueId x, const ColumnRange& attributes);
 /// The reverse ("concat_columns", up to 8 inputs).
 ValueId concat_columns(Builder& b, std::vector<ValueId> parts);
@@ -350,8 +350,8 @@ struct TopK {
 };
 /// x[T, H], order → [R, H]: row r is x[row_slot[r] / K].
 ValueId dispatch_rows(Builder& b, ValueId x, const RoutedOrder& order, std::int64_t top_k);
-/// y[R, H], order → [T, H]: Σ_k y[slot_row[t*K+k]], in order of k; a slot without a row counts as 0. Each is the
-/// other's gradient.
+/// y[R, H], order → [T, H]: Σ_k y[slot_row[t*K+k]], in order of k; a slot without a row counts as 0. Each is
+/// the other's gradient.
 ValueId combine_rows(Builder& b, ValueId y, const RoutedOrder& order, std::int64_t top_k);
 struct PermuteValues {
   std::int64_t columns = 0;  // 0: the result is [R]; otherwise [R / columns, columns]
@@ -488,8 +488,8 @@ struct Replicas {
 /// Tensors → their sums over the ranks of the axis, bf16 summed in f32. In place. The gradient is that of the
 /// sums: whatever reads them is the same on every rank.
 std::vector<ValueId> all_reduce(Builder& b, std::vector<ValueId> tensors, const Replicas& attributes);
-/// Tensors as they are, where each rank of the axis goes on with a part of what follows: the gradient is the sum
-/// of the ranks' gradients. Nothing runs in the forward (passes/drop_fan_out.h).
+/// Tensors as they are, where each rank of the axis goes on with a part of what follows: the gradient is the
+/// sum of the ranks' gradients. Nothing runs in the forward (passes/drop_fan_out.h).
 std::vector<ValueId> fan_out(Builder& b, std::vector<ValueId> tensors, const Replicas& attributes);
 /// Tensors f32 → this rank's rows of their sums: [count, row size], or [count] of a vector.
 std::vector<ValueId> reduce_scatter(Builder& b, std::vector<ValueId> tensors, const Replicas& attributes);

@@ -56,12 +56,13 @@ class CpuDevice final : public Device {
                   dtype_name(to.dtype));
     if (numbers.row_length > 0) {
       for (std::int64_t row = 0; row < to.num_elements() / numbers.row_length; ++row)
-        fill_normal({to.as<std::byte>() + static_cast<std::size_t>(row * numbers.row_length) * dtype_size(to.dtype),
-                     to.dtype, Shape{numbers.row_length}},
-                    {.seed = numbers.seed,
-                     .stream = numbers.stream,
-                     .first = numbers.first + static_cast<std::uint64_t>(row * numbers.row_stride),
-                     .stddev = numbers.stddev});
+        fill_normal(
+            {to.as<std::byte>() + static_cast<std::size_t>(row * numbers.row_length) * dtype_size(to.dtype),
+             to.dtype, Shape{numbers.row_length}},
+            {.seed = numbers.seed,
+             .stream = numbers.stream,
+             .first = numbers.first + static_cast<std::uint64_t>(row * numbers.row_stride),
+             .stddev = numbers.stddev});
       return;
     }
     constexpr std::int64_t tile = 1 << 14;

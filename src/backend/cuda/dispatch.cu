@@ -155,9 +155,9 @@ void run_permute_values(const KernelCall& call) {
 
 /// One thread a slot; the first ones also an expert.
 __global__ void __launch_bounds__(kThreads)
-    own_experts_kernel(const std::int32_t* row_slot, const std::int32_t* slot_row, const std::int32_t* offsets,
-                       std::int32_t* own_slot, std::int32_t* own_row, std::int32_t* own_offsets,
-                       std::int32_t* num_rows, std::int64_t slots, int experts) {
+    own_experts_kernel(const std::int32_t* row_slot, const std::int32_t* slot_row,
+                       const std::int32_t* offsets, std::int32_t* own_slot, std::int32_t* own_row,
+                       std::int32_t* own_offsets, std::int32_t* num_rows, std::int64_t slots, int experts) {
   const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   const std::int32_t first = offsets[0], end = offsets[experts];
   if (i <= experts) own_offsets[i] = offsets[i] - first;

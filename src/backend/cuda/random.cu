@@ -23,10 +23,11 @@ __global__ void __launch_bounds__(kThreads)
   if (even + 1 < n) store_one(out + even + 1, static_cast<float>(stddev * (radius * sine)));
 }
 
-/// Element i of rows that begin `stride` draws behind each other. A thread makes the generator's block for one
-/// draw alone.
+/// Element i of rows that begin `stride` draws behind each other. A thread makes the generator's block for
+/// one draw alone.
 template <class T>
-__global__ void __launch_bounds__(kThreads) fill_normal_rows_kernel(T* out, std::int64_t n, NormalNumbers numbers) {
+__global__ void __launch_bounds__(kThreads)
+    fill_normal_rows_kernel(T* out, std::int64_t n, NormalNumbers numbers) {
   const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (i >= n) return;
   const std::int64_t row = i / numbers.row_length;

@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: Apache-2.0
+// Ranks that share every matrix say what one rank says, with a cache and without.
+
+#include <cmath>
+#include <numeric>
+#include <random>
+
+#include "farskip/engine/cached_engine.h"
+#include "rank_graph.h"
+#include "support/catch.h"
+#include "support/context.h"
+#include "support/models.h"
+#include "support/states.h"
+
+namespace farskip::test {
+namespace {
+
+constexpr std::int64_t kLength = 19;
+
+std::vector<std::int32_t> random_text(const ModelConfig& config) {
+  std::mt19937 random(11);
+  std::vector<std::int32_t> text(kLength);
+  for (std::int32_t& id : text)
+    id = static_cast<std::int32_t>(random() % static_cast<unsigned>(config.vocab_size));
+  return text;
+}
+
+/// Logits of every token of the text.
+std::vector<float> read_whole(const Model& model, const fs::path& weights, const Mesh& mesh) {
+  InferenceEngine engine(model, load_weights(weights, mesh.position()), quiet_context(mesh));
+  const TensorView logits = engine.logits(random_text(model.config), kLength);
+  return {logits.as<float>(), logits.as<float>() + logits.num_elements()};
+}
+
+/// The same, read in parts beside a cache: a beginning, some tokens at once, then one by one.
+std::vector<float> read_in_parts(const Model& model, const fs::path& weights, const Mesh& mesh, bool fresh) {
+  CacheSize size{.block_tokens = 4, .max_sequences = 2, .max_tokens = kLength};
+  size.num_blocks = 2 * size.max_blocks();
+  CachedEngine engine(model, load_weights(weights, mesh.position()), quiet_context(mesh), size);
+  std::vector<std::int32_t> blocks(static_cast<std::size_t>(size.max_blocks()));
+  std::iota(blocks.rbegin(), blocks.rend(), 1);
+  engine.set_blocks(1, blocks);
+  const std::vector<std::int32_t> text = random_text(model.config);
+  std::vector<float> all;
+  std::int64_t position = 0;
+  for (const std::int64_t count : {7, 5, 1, 1, 1, 1, 1, 1, 1}) {
+    CachedTokens run;
+    run.fresh = fresh && position == 0;
+    for (const std::int64_t end = position + count; position < end; ++position)
+      run.add(text[static_cast<std::size_t>(position)], 1, position, true);
+    const TensorView logits = engine.logits(run);
+    all.insert(all.end(), logits.as<float>(), logits.as<float>() + logits.num_elements());
+  }
+  return all;
+}
+
+double worst_difference(const std::vector<float>& got, const std::vector<float>& want) {
+  if (got.size() != want.size()) return HUGE_VAL;
+  double worst = 0, norm = 0;
+  for (std::size_t i = 0; i < want.size(); ++i) {
+    worst = std::max(worst, std::abs(static_cast<double>(got[i]) - want[i]));
+    norm = std::max(norm, std::abs(static_cast<double>(want[i])));
+  }
+  return std::isfinite(worst) ? worst / norm : HUGE_VAL;
+}
+
+TEST_CASE("ranks that share every matrix give the logits of one rank, each of them the same bits") {
+  const std::string name = GENERATE(from_range(model_fixtures()));
+  const auto mode = GENERATE(FarSkipMode::off, FarSkipMode::full);
+  const ModelConfig config = read_hub_config(fixtures() / name);
+  const Model model = wire_model(config, {mode, {}});
+  const std::vector<float> want = read_whole(model, fixtures() / name, make_self_mesh());
+  struct Sizes {
+    int tensor, expert;
+  };
+  for (const auto& [tensor, expert] : {Sizes{2, 1}, Sizes{2, 2}, Sizes{4, 1}}) {
+    CAPTURE(name, static_cast<int>(mode), tensor, expert);
+    const auto said = on_ranks(tensor, [&](const Communicator& world) {
+      const Mesh mesh(world, expert, tensor);
+      return std::array{read_whole(model, fixtures() / name, mesh),
+                        read_in_parts(model, fixtures() / name, mesh, false),
+                        read_in_parts(model, fixtures() / name, mesh, true)};
+    });
+    for (const auto& rank : said) {
+      CHECK(rank == said[0]);
+      for (const std::vector<float>& logits : rank) CHECK(worst_difference(logits, want) < 2e-5);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace farskip::test
