@@ -16,8 +16,8 @@ namespace {
 struct Options {
   std::string config, dump_graphs;
   std::vector<std::string> overrides;
-  int steps = 5, warmup = 2, emulate = 0;
-  double payload = 1;
+  int steps = 5, warmup = 2;
+  EmulateOptions emulate;
   std::string device, trace;
 };
 
@@ -90,14 +90,6 @@ nlohmann::ordered_json overlap_json(const OverlapReport& r) {
           {"collectives", collectives}};
 }
 
-Mesh mesh_to_measure(const Options& options, const RunConfig& config, const Communicator& world,
-                     const Device& device) {
-  if (options.emulate == 0) return make_mesh(world, config.parallel, device);
-  if (world.size() > 1)
-    throw UsageError("--emulate: one process plays one rank of many; start it without mpirun");
-  return make_emulated_mesh(options.emulate, config.parallel, options.payload, device);
-}
-
 ExitCode run_overlap(const Options& options, const CommonOptions& common) {
   if (!options.trace.empty()) refuse_overwriting("--trace", options.trace, options.config);
   LoadedRun run =
@@ -117,7 +109,7 @@ ExitCode run_overlap(const Options& options, const CommonOptions& common) {
       throw UsageError(
           "deterministic: false gives other last bits in each run, and bench overlap compares those of the "
           "blocking and the overlapped step; use deterministic=true");
-    const Context context = job.context(mesh_to_measure(options, run.config, job.world, *device), device);
+    const Context context = job.context(mesh_to_measure(options.emulate, run.config.parallel, job.world, *device), device);
     if (context.world().size() == 1)
       throw UsageError("bench overlap: one rank has no peer; use mpirun -np 2");
     const OverlapReport report =
@@ -146,11 +138,7 @@ void add_bench(Subcommand& root) {
   overlap.integer("--steps", o->steps, "Timed steps of each variant", 1, Subcommand::kMostRepetitions);
   overlap.integer("--warmup", o->warmup, "Untimed steps before them", 0, Subcommand::kMostRepetitions);
   overlap.text("--device", o->device, "auto, cpu or cuda (default: the configuration's)");
-  overlap.integer("--emulate", o->emulate,
-                  "One GPU plays rank 0 of N: data for the other ranks crosses the bus to the host and back",
-                  0);
-  overlap.real("--payload", o->payload, "With --emulate: how often each byte crosses, such as 0.5 or 2", 0,
-               1000);
+  add_emulate_options(overlap, o->emulate);
   overlap.path("--trace", o->trace, "Write a Perfetto trace of the last steps of rank 0 to this file");
   add_dump_option(overlap, o->dump_graphs);
   overlap.run_on_ranks([o](const CommonOptions& common) { return run_overlap(*o, common); });

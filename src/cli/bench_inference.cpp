@@ -5,9 +5,10 @@
 
 #include "farskip/cli/command.h"
 #include "farskip/cli/command_inputs.h"
+#include "farskip/cli/job.h"
 #include "farskip/engine/devices.h"
-#include "farskip/engine/engine_options.h"
-#include "farskip/measure/inference_bench.h"
+#include "farskip/measure/inference_overlap.h"
+#include "farskip/passes/farskip.h"
 
 namespace farskip {
 namespace {
@@ -17,6 +18,7 @@ struct Options {
   std::string counts, lengths;  // lists: texts at once, and tokens of each
   std::vector<std::string> overrides;
   int repetitions = 20;
+  EmulateOptions emulate;
 };
 
 /// "1,8,64"
@@ -36,90 +38,158 @@ std::vector<std::int64_t> parse_list(const std::string& option, const std::strin
   return values;
 }
 
+/// What is measured, on this rank.
 struct OpenedBench {
-  LoadedRun run;
+  const LoadedRun& run;
   Context context;
   DType compute;
-  Model model;
+  bool speaks;  // of all ranks one prints
+
+  Model wired(const FarSkipConfig& wiring) const { return wire_model(run.model, wiring); }
+  int ranks() const { return context.world().size(); }
 };
 
-OpenedBench open_bench(const Options& options, const CommonOptions& common) {
+std::string_view mode_name(const FarSkipConfig& wiring) {
+  return name_of(farskip_mode_names, wiring.mode);
+}
+
+/// Texts at once, and tokens of each.
+struct Case {
+  std::int64_t texts = 1, length = 1;
+};
+
+/// On one rank: seconds of a run, and what it reads.
+nlohmann::ordered_json measure_alone(const OpenedBench& b, InferenceRun kind, InferenceBench& bench,
+                                     const Case& c, int repetitions, double copy_rate) {
+  const bool decodes = kind == InferenceRun::decode;
+  const InferenceTimes t = decodes ? bench.decode(c.texts, c.length, repetitions)
+                                   : bench.prefill(c.texts, c.length, repetitions);
+  nlohmann::ordered_json row{{decodes ? "batch" : "length", decodes ? c.texts : c.length},
+                             {decodes ? "length" : "requests", decodes ? c.length : c.texts},
+                             {"wiring", mode_name(b.run.model.farskip)},
+                             {"ranks", 1},
+                             {"seconds", t.seconds},
+                             {"seconds_p99", t.seconds_p99},
+                             {"tokens_per_second", static_cast<double>(t.tokens) / t.seconds}};
+  if (decodes) {
+    row["bytes_read"] = t.bytes_read;
+    row["of_copy_rate"] = t.bytes_read / t.seconds / copy_rate;
+  }
+  return row;
+}
+
+/// On several: the same run blocking and overlapped.
+std::vector<nlohmann::ordered_json> measure_pair(const OpenedBench& b, InferenceRun kind,
+                                                 const FarSkipConfig& wiring,
+                                                 const std::shared_ptr<const States>& weights, const Case& c,
+                                                 int repetitions) {
+  const InferenceOverlap o =
+      measure_inference_overlap(b.wired(wiring), b.context, weights, kind, c.texts, c.length, repetitions);
+  const bool decodes = kind == InferenceRun::decode;
+  std::vector<nlohmann::ordered_json> rows;
+  for (const bool overlapped : {false, true}) {
+    const double seconds = overlapped ? o.overlapped_seconds : o.blocking_seconds;
+    rows.push_back({{decodes ? "batch" : "length", decodes ? c.texts : c.length},
+                    {decodes ? "length" : "requests", decodes ? c.length : c.texts},
+                    {"wiring", mode_name(wiring)},
+                    {"schedule", overlapped ? "overlapped" : "blocking"},
+                    {"ranks", b.ranks()},
+                    {"seconds", seconds},
+                    {"seconds_p99", overlapped ? o.overlapped_p99 : o.blocking_p99},
+                    {"tokens_per_second", static_cast<double>(o.tokens) / seconds},
+                    {"all_reduce_seconds", o.transport_seconds},
+                    {"hideable_seconds", o.hideable_seconds},
+                    {"hidden_fraction", overlapped ? o.hidden_fraction() : 0.0},
+                    {"eta", overlapped ? o.eta() : 0.0},
+                    {"identical", o.identical}});
+  }
+  return rows;
+}
+
+void print_row(const nlohmann::ordered_json& row, const CommonOptions& common) {
+  if (common.json) return print_json(row);
+  const bool decodes = row.contains("batch");
+  const auto number = [&](const char* key) { return row.value(key, 0.0); };
+  fmt::print("{:8.0f} {:8.0f} {:>10} {:>11} {:10.3f} {:10.3f} {:12.0f}", number(decodes ? "batch" : "length"),
+             number(decodes ? "length" : "requests"), row.value("wiring", ""), row.value("schedule", "alone"),
+             1e3 * number("seconds"), 1e3 * number("seconds_p99"), number("tokens_per_second"));
+  if (row.contains("of_copy_rate"))
+    fmt::print(" {:10.1f} {:8.3f}", number("bytes_read") * 1e-6, number("of_copy_rate"));
+  if (row.contains("identical"))
+    fmt::print(" {:10.3f} {:10.3f} {:7.1f}% {:6.2f} {:>5}", 1e3 * number("all_reduce_seconds"),
+               1e3 * number("hideable_seconds"), 100 * number("hidden_fraction"), number("eta"),
+               row.value("identical", false) ? "same" : "OTHER");
+  fmt::print("\n");
+}
+
+void print_head(const OpenedBench& b, InferenceRun kind, double copy_rate) {
+  const bool decodes = kind == InferenceRun::decode;
+  fmt::print("{}, {} rank{}", b.context.device()->name(), b.ranks(), b.ranks() == 1 ? "" : "s");
+  if (b.ranks() == 1 && decodes) fmt::print("; copy {:.3g} GB/s", copy_rate * 1e-9);
+  fmt::print("\n{:>8} {:>8} {:>10} {:>11} {:>10} {:>10} {:>12}", decodes ? "batch" : "length",
+             decodes ? "length" : "requests", "wiring", "schedule", "ms", "p99 ms", "tokens/s");
+  if (b.ranks() > 1)
+    fmt::print(" {:>10} {:>10} {:>8} {:>6} {:>5}", "reduce ms", "hideable", "hidden", "eta", "bits");
+  else if (decodes)
+    fmt::print(" {:>10} {:>8}", "read MB", "of copy");
+  fmt::print("\n");
+}
+
+/// Standard wiring and, where it is another, that of the configuration.
+std::vector<FarSkipConfig> wirings_to_compare(const FarSkipConfig& own) {
+  std::vector<FarSkipConfig> wirings{{FarSkipMode::off, {}}};
+  if (own.mode != FarSkipMode::off) wirings.push_back(own);
+  return wirings;
+}
+
+ExitCode measure(const Options& options, InferenceRun kind, const OpenedBench& b, const CommonOptions& common) {
+  const bool decodes = kind == InferenceRun::decode;
+  const auto counts = parse_list(decodes ? "--batches" : "--requests", options.counts, 1 << 16);
+  const auto lengths = parse_list("--lengths", options.lengths, 1 << 20);
+  const std::int64_t most = *std::max_element(counts.begin(), counts.end());
+  const double copy_rate = decodes && b.ranks() == 1 ? measure_copy_rate(*b.context.device(), 5) : 0;
+  if (b.speaks && !common.json) print_head(b, kind, copy_rate);
+  const auto weights = random_constants(b.wired(b.run.model.farskip), b.context, b.compute,
+                                        static_cast<std::uint64_t>(b.run.config.seed));
+  bool identical = true;
+  for (const std::int64_t length : lengths) {
+    std::optional<InferenceBench> alone;
+    if (b.ranks() == 1) alone.emplace(b.wired(b.run.model.farskip), b.context, weights, most, length);
+    for (const std::int64_t texts : counts) {
+      std::vector<nlohmann::ordered_json> rows;
+      if (alone)
+        rows.push_back(measure_alone(b, kind, *alone, {texts, length}, options.repetitions, copy_rate));
+      else
+        for (const FarSkipConfig& wiring : wirings_to_compare(b.run.model.farskip))
+          for (auto& row : measure_pair(b, kind, wiring, weights, {texts, length}, options.repetitions))
+            rows.push_back(std::move(row));
+      for (const nlohmann::ordered_json& row : rows) {
+        identical = identical && row.value("identical", true);
+        if (b.speaks) print_row(row, common);
+      }
+    }
+  }
+  return identical ? ExitCode::ok : ExitCode::internal;
+}
+
+ExitCode run_bench(const Options& options, InferenceRun kind, const CommonOptions& common) {
   LoadedRun run =
       load_run(options.config, options.overrides, {.model = true, .data = false}, common.logger());
   if (!options.device.empty()) run.config.device = parse_choice(device_names, options.device, "--device");
-  const std::shared_ptr<Device> device = open_device(run.config.device, run.config.precision);
-  const DType compute = compute_type(run.config.precision);
-  Model model = wire_model(run.model);
-  return {std::move(run), make_context(device, common.logger()), compute, std::move(model)};
-}
-
-std::string wiring_name(const Model& model) {
-  return std::string(name_of(farskip_mode_names, model.config.farskip.mode));
-}
-
-ExitCode run_decode(const Options& options, const CommonOptions& common) {
-  const auto batches = parse_list("--batches", options.counts, 1 << 16);
-  const auto lengths = parse_list("--lengths", options.lengths, 1 << 20);
-  const OpenedBench b = open_bench(options, common);
-  const double copy_rate = measure_copy_rate(*b.context.device(), 5);
-  if (!common.json)
-    fmt::print("{}, {}; copy {:.3g} GB/s\n{:>8} {:>8} {:>11} {:>11} {:>12} {:>12} {:>8}\n",
-               b.context.device()->name(), wiring_name(b.model), copy_rate * 1e-9, "batch", "length", "ms",
-               "p99 ms", "tokens/s", "read MB", "of copy");
-  for (const std::int64_t length : lengths) {
-    InferenceBench bench(b.model, b.context, b.compute, static_cast<std::uint64_t>(b.run.config.seed),
-                         *std::max_element(batches.begin(), batches.end()), length);
-    for (const std::int64_t batch : batches) {
-      const InferenceTimes t = bench.decode(batch, length, options.repetitions);
-      const double rate = static_cast<double>(batch) / t.seconds,
-                   share = t.bytes_read / t.seconds / copy_rate;
-      if (common.json)
-        print_json({{"batch", batch},
-                    {"length", length},
-                    {"seconds", t.seconds},
-                    {"seconds_p99", t.seconds_p99},
-                    {"tokens_per_second", rate},
-                    {"bytes_read", t.bytes_read},
-                    {"of_copy_rate", share}});
-      else
-        fmt::print("{:8} {:8} {:11.3f} {:11.3f} {:12.0f} {:12.1f} {:8.3f}\n", batch, length, 1e3 * t.seconds,
-                   1e3 * t.seconds_p99, rate, t.bytes_read * 1e-6, share);
-    }
-  }
-  return ExitCode::ok;
-}
-
-ExitCode run_prefill(const Options& options, const CommonOptions& common) {
-  const auto requests = parse_list("--requests", options.counts, 1 << 16);
-  const auto lengths = parse_list("--lengths", options.lengths, 1 << 20);
-  const OpenedBench b = open_bench(options, common);
-  if (!common.json)
-    fmt::print("{}, {}\n{:>8} {:>8} {:>11} {:>11} {:>12}\n", b.context.device()->name(), wiring_name(b.model),
-               "length", "requests", "ms", "p99 ms", "tokens/s");
-  for (const std::int64_t length : lengths) {
-    InferenceBench bench(b.model, b.context, b.compute, static_cast<std::uint64_t>(b.run.config.seed),
-                         *std::max_element(requests.begin(), requests.end()), length);
-    for (const std::int64_t n : requests) {
-      const InferenceTimes t = bench.prefill(n, length, options.repetitions);
-      const double rate = static_cast<double>(t.tokens) / t.seconds;
-      if (common.json)
-        print_json({{"length", length},
-                    {"requests", n},
-                    {"wiring", wiring_name(b.model)},
-                    {"ranks", 1},
-                    {"seconds", t.seconds},
-                    {"seconds_p99", t.seconds_p99},
-                    {"tokens_per_second", rate}});
-      else
-        fmt::print("{:8} {:8} {:11.3f} {:11.3f} {:12.0f}\n", length, n, 1e3 * t.seconds, 1e3 * t.seconds_p99,
-                   rate);
-    }
-  }
-  return ExitCode::ok;
+  JobRequest request = request_job(kind == InferenceRun::decode ? "bench decode" : "bench prefill", run);
+  request.alike.set("texts", make_node(options.counts));
+  request.alike.set("--lengths", make_node(options.lengths));
+  request.alike.set("--repetitions", make_node(options.repetitions));
+  return run_job(common, request, [&](Job& job) {
+    const std::shared_ptr<Device> device = open_device(run.config.device, run.config.precision, job.world);
+    const OpenedBench bench{run, job.context(mesh_to_measure(options.emulate, run.config.parallel, job.world, *device), device),
+                            compute_type(run.config.precision), job.world.rank() == 0};
+    return measure(options, kind, bench, common);
+  });
 }
 
 void add(Subcommand& bench, const char* name, const char* help, const char* counts, const Options& defaults,
-         const char* counts_help, ExitCode (*run)(const Options&, const CommonOptions&)) {
+         const char* counts_help, InferenceRun kind) {
   auto o = std::make_shared<Options>(defaults);
   Subcommand sub = bench.add(name, help);
   sub.positional("CONFIG", o->config, "Run configuration (YAML): model, wiring, precision");
@@ -128,7 +198,8 @@ void add(Subcommand& bench, const char* name, const char* help, const char* coun
   sub.text("--lengths", o->lengths, "Tokens of a text, between commas");
   sub.integer("--repetitions", o->repetitions, "Timed runs of each row", 1, Subcommand::kMostRepetitions);
   sub.text("--device", o->device, "auto, cpu or cuda (default: the configuration's)");
-  sub.run([o, run](const CommonOptions& common) { return run(*o, common); });
+  add_emulate_options(sub, o->emulate);
+  sub.run_on_ranks([o, kind](const CommonOptions& common) { return run_bench(*o, kind, common); });
 }
 
 }  // namespace
@@ -140,9 +211,9 @@ void add_bench_inference(Subcommand& bench) {
   decode.counts = "1,8,64,256,1024";
   decode.lengths = "512";
   add(bench, "prefill", "Measure the time to the first token after texts that are read at once", "--requests",
-      prefill, "Texts at once, between commas", run_prefill);
+      prefill, "Texts at once, between commas", InferenceRun::prefill);
   add(bench, "decode", "Measure the time between tokens, beside the bytes that have to be read", "--batches",
-      decode, "Texts at once, between commas", run_decode);
+      decode, "Texts at once, between commas", InferenceRun::decode);
 }
 
 }  // namespace farskip

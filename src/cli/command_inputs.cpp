@@ -192,6 +192,43 @@ OpenedDevice open_device(const DeviceOptions& options, const Communicator& world
   return {open_device(device, precision, world), compute_type(precision)};
 }
 
+void add_layout_options(Subcommand& command, LayoutOptions& options) {
+  constexpr int most = 1 << 16;
+  command.integer("--expert", options.expert,
+                  "Ranks that the experts of a layer are dealt out to, as parallel.expert", 1, most);
+  command.integer("--tensor", options.tensor, "Ranks that share every matrix, as parallel.tensor", 1, most);
+}
+
+ParallelConfig parallel_config(const LayoutOptions& options) {
+  ParallelConfig parallel;
+  parallel.expert = options.expert;
+  parallel.tensor = options.tensor;
+  return parallel;
+}
+
+void set_alike(ConfigNode& alike, const LayoutOptions& layout, const DeviceOptions& device) {
+  alike.set("--expert", make_node(layout.expert));
+  alike.set("--tensor", make_node(layout.tensor));
+  alike.set("--device", make_node(device.device));
+  alike.set("--precision", make_node(device.precision));
+}
+
+void add_emulate_options(Subcommand& command, EmulateOptions& options) {
+  command.integer("--emulate", options.ranks,
+                  "One GPU plays rank 0 of N: data for the other ranks crosses the bus to the host and back", 0);
+  command.real("--payload", options.payload,
+               "With --emulate: how often each byte crosses, such as 0.5 or 2", 0, 1000);
+  command.needs("--payload", "--emulate");
+}
+
+Mesh mesh_to_measure(const EmulateOptions& options, const ParallelConfig& config, const Communicator& world,
+                     const Device& device) {
+  if (options.ranks == 0) return make_mesh(world, config, device);
+  if (world.size() > 1)
+    throw UsageError("--emulate: one process plays one rank of many; start it without mpirun");
+  return make_emulated_mesh(options.ranks, config, options.payload, device);
+}
+
 std::optional<FarSkipConfig> parse_wiring(const std::string& mode, const std::string& layers,
                                           std::int64_t num_layers) {
   if (mode.empty()) {

@@ -19,7 +19,8 @@ struct Options {
   std::string model, data, tokenizer, farskip, layers;
   std::vector<std::string> tasks;
   DeviceOptions device;
-  std::int64_t sequence_length = 256, batch = 8, max_sequences = 0, expert = 1;
+  LayoutOptions layout;
+  std::int64_t sequence_length = 256, batch = 8, max_sequences = 0;
 };
 
 /// A text that is shorter than one sequence would be filled up to it, and attention computed over all of
@@ -43,12 +44,10 @@ JobRequest request_of(const Options& o) {
   set("--tokenizer", make_node(o.tokenizer));
   set("--farskip", make_node(o.farskip));
   set("--layers", make_node(o.layers));
-  set("--device", make_node(o.device.device));
-  set("--precision", make_node(o.device.precision));
   set("--sequence-length", make_node(o.sequence_length));
   set("--batch", make_node(o.batch));
   set("--max-sequences", make_node(o.max_sequences));
-  set("--expert", make_node(o.expert));
+  set_alike(request.alike, o.layout, o.device);
   return request;
 }
 
@@ -143,9 +142,8 @@ ExitCode run(const Options& options, const CommonOptions& common) {
     std::vector<Task> tasks;
     for (const std::string& path : options.tasks) tasks.push_back(read_task(path));
     const OpenedDevice device = open_device(options.device, job.world);
-    ParallelConfig parallel;
-    parallel.expert = static_cast<int>(options.expert);
-    const Context context = job.context(make_mesh(job.world, parallel, *device.device), device.device);
+    const Context context = job.context(
+        make_mesh(job.world, parallel_config(options.layout), *device.device), device.device);
     LoadedModel model = load_model(options.model, Role::constant, context, device.compute);
     if (const auto wiring = parse_wiring(options.farskip, options.layers, model.config.num_layers))
       model.config.farskip = *wiring;
@@ -186,8 +184,7 @@ void add_eval(Subcommand& root) {
   sub.text("--farskip", o->farskip,
            fmt::format("Wiring: {} (delay:N); default: the model's own", list_names(farskip_mode_names)));
   sub.text("--layers", o->layers, "Rewired layers: all, A-B or a list");
-  sub.integer("--expert", o->expert, "Ranks that the experts of a layer are dealt out to, as parallel.expert",
-              1, 1 << 16);
+  add_layout_options(sub, o->layout);
   sub.needs("--tokenizer", "--tasks");
   sub.needs("--sequence-length", "--data");
   sub.needs("--max-sequences", "--data");

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <cstring>
 #include <nlohmann/json.hpp>
 
 #include "farskip/base/folder.h"
 #include "farskip/cli/command.h"
 #include "farskip/cli/command_inputs.h"
+#include "farskip/cli/job.h"
+#include "farskip/engine/devices.h"
 #include "farskip/engine/engine.h"
+#include "farskip/state/gather_states.h"
 #include "farskip/tensor/safetensors_writer.h"
 
 namespace farskip {
@@ -14,62 +16,121 @@ namespace {
 struct Options {
   std::string model, tokens, out, farskip, layers;
   DeviceOptions device{.device = "cpu"};
+  LayoutOptions layout;
   bool grads = false;
 };
 
-// Targets are the next tokens; the last of a sequence has none.
-Batch next_token_batch(const TokenMatrix& matrix) {
-  Batch batch{matrix.ids, matrix.ids, {}};
-  for (std::size_t i = 0; i < matrix.ids.size(); ++i) {
-    const bool last = static_cast<std::int64_t>(i + 1) % matrix.sequence_length == 0;
-    batch.targets[i] = last ? -1 : matrix.ids[i + 1];
+JobRequest request_of(const Options& o) {
+  JobRequest request;
+  const auto set = [&](const char* name, const ConfigNode& value) { request.alike.set(name, value); };
+  set("command", make_node("forward"));
+  set("--model", make_node(o.model));
+  set("--tokens", make_node(o.tokens));
+  set("--out", make_node(o.out));
+  set("--farskip", make_node(o.farskip));
+  set("--layers", make_node(o.layers));
+  set("--grads", make_node(o.grads));
+  set_alike(request.alike, o.layout, o.device);
+  return request;
+}
+
+/// Sequences `own` of a file. Targets are the next tokens; the last of a sequence has none.
+Batch next_token_batch(const TokenMatrix& matrix, const Range& own) {
+  const std::int64_t length = matrix.sequence_length;
+  Batch batch{{matrix.ids.begin() + own.first * length, matrix.ids.begin() + own.end() * length}, {}, {}};
+  for (std::size_t i = 0; i < batch.tokens.size(); ++i) {
+    const bool last = static_cast<std::int64_t>(i + 1) % length == 0;
+    batch.targets.push_back(last ? -1 : batch.tokens[i + 1]);
   }
   return batch;
 }
 
-ExitCode run(const Options& options, const CommonOptions& common) {
-  const Logger logger = common.logger();
-  refuse_overwriting("--out", options.out, options.tokens);
-  const OpenedDevice device = open_device(options.device);
-  LoadedModel model =
-      load_model(options.model, options.grads ? Role::weight : Role::constant, logger, device);
-  if (const auto wiring = parse_wiring(options.farskip, options.layers, model.config.num_layers))
-    model.config.farskip = *wiring;
-  const TokenMatrix matrix = read_token_matrix(options.tokens, model.config.vocab_size);
+TokenMatrix read_tokens(const Options& options, std::int64_t vocab_size) {
+  TokenMatrix matrix = read_token_matrix(options.tokens, vocab_size);
   if (matrix.batch == 0 || matrix.sequence_length < 2)
     throw DataError(fmt::format("{}: tokens is [{}, {}]; at least one sequence of two tokens is needed",
                                 options.tokens, matrix.batch, matrix.sequence_length));
-  refuse_overwriting("--out", options.out, model.folder);
-  warn_beyond_context(model.config, "the length of the sequences", matrix.sequence_length, logger);
-  const Batch batch = next_token_batch(matrix);
-  const Model wired = wire_model(model.config);
-  const auto counted = static_cast<double>(matrix.batch * (matrix.sequence_length - 1));
+  return matrix;
+}
 
-  const Context context = make_context(device.device, logger);
+/// Ranks that read other sequences have equally many: they meet in collectives.
+Range own_sequences(const TokenMatrix& matrix, const Communicator& readers, const Options& options) {
+  if (matrix.batch % readers.size() != 0)
+    throw UsageError(
+        fmt::format("{}: {} sequences, which {} groups of ranks cannot share evenly; use a divisor of {}, or "
+                    "--tensor with as many ranks",
+                    options.tokens, matrix.batch, readers.size(), matrix.batch));
+  return part_of(matrix.batch, readers.size(), readers.rank());
+}
+
+std::map<std::string, HostTensor> compute_gradients(const LoadedModel& model, const Model& wired,
+                                                    const Batch& batch, const TokenMatrix& matrix, DType compute,
+                                                    const Context& context) {
+  TrainEngineOptions train;
+  train.micro_batch = static_cast<std::int64_t>(batch.tokens.size()) / matrix.sequence_length;
+  train.sequence_length = matrix.sequence_length;
+  train.compute = compute;
+  TrainEngine engine(wired, model.states, train, context);
+  engine.compute_gradients(
+      std::span(&batch, 1),
+      static_cast<float>(1.0 / static_cast<double>(matrix.batch * (matrix.sequence_length - 1))), 0.0F);
   std::map<std::string, HostTensor> gradients;
-  if (options.grads) {
-    TrainEngineOptions train;
-    train.micro_batch = matrix.batch;
-    train.sequence_length = matrix.sequence_length;
-    train.compute = device.compute;
-    TrainEngine engine(wired, model.states, train, context);
-    engine.compute_gradients(std::span(&batch, 1), static_cast<float>(1.0 / counted), 0.0F);
-    for (const HubSource& gradient : hub_sources(*model.states, Role::gradient))
-      gradients.emplace("grad." + gradient.name, read_source(gradient));
-  }
-  std::map<std::string, TensorView> out;
-  for (const auto& [name, tensor] : gradients) out[name] = tensor.view();
+  const auto whole =
+      gather_states(*model.states, Role::gradient, list_parameters(model.config), context.mesh);
+  for (const HubSource& gradient : hub_sources(*whole, Role::gradient))
+    gradients.emplace("grad." + gradient.name, read_source(gradient));
+  return gradients;
+}
+
+/// Those of all readers, in order.
+HostTensor gather_logits(const TensorView& own, const TokenMatrix& matrix, const Communicator& readers) {
+  const std::int64_t vocabulary = row_size(own.shape);
+  HostTensor all(DType::f32, Shape{matrix.batch, matrix.sequence_length, vocabulary});
+  std::vector<std::int64_t> offsets;
+  for (int r = 0; r <= readers.size(); ++r) offsets.push_back(r * own.num_elements());
+  readers
+      .start_all_gather(std::span<const float>(own.as<float>(), static_cast<std::size_t>(own.num_elements())),
+                        offsets, all.values<float>())
+      .wait();
+  return all;
+}
+
+ExitCode run_on_rank(const Options& options, const CommonOptions& common, Job& job) {
+  const OpenedDevice device = open_device(options.device, job.world);
+  const Context context = job.context(
+      make_mesh(job.world, parallel_config(options.layout), *device.device), device.device);
+  LoadedModel model =
+      load_model(options.model, options.grads ? Role::weight : Role::constant, context, device.compute);
+  if (const auto wiring = parse_wiring(options.farskip, options.layers, model.config.num_layers))
+    model.config.farskip = *wiring;
+  const TokenMatrix matrix = read_tokens(options, model.config.vocab_size);
+  refuse_overwriting("--out", options.out, model.folder);
+  warn_beyond_context(model.config, "the length of the sequences", matrix.sequence_length, job.logger);
+  const Communicator& readers = context.mesh.batch();
+  const Batch batch = next_token_batch(matrix, own_sequences(matrix, readers, options));
+  const Model wired = wire_model(model.config);
+
+  std::map<std::string, HostTensor> tensors;
+  if (options.grads) tensors = compute_gradients(model, wired, batch, matrix, device.compute, context);
   // Last: the logits lie in the arena.
   InferenceEngine inference(wired, model.states, context);
-  auto loss = static_cast<float>(inference.loss(batch, matrix.sequence_length).loss_sum / counted);
-  out["loss"] = TensorView{&loss, DType::f32, Shape{}};
-  TensorView logits = inference.logits(matrix.ids, matrix.sequence_length);
-  logits.shape = Shape{matrix.batch, matrix.sequence_length, model.config.vocab_size};
-  out["logits"] = logits;
+  double loss_sum = inference.loss(batch, matrix.sequence_length).loss_sum;
+  readers.all_reduce(std::span(&loss_sum, 1));
+  auto loss =
+      static_cast<float>(loss_sum / static_cast<double>(matrix.batch * (matrix.sequence_length - 1)));
+  tensors["logits"] = gather_logits(inference.logits(batch.tokens, matrix.sequence_length), matrix, readers);
+  if (job.world.rank() != 0) return ExitCode::ok;
+  std::map<std::string, TensorView> out{{"loss", TensorView{&loss, DType::f32, Shape{}}}};
+  for (const auto& [name, tensor] : tensors) out[name] = tensor.view();
   write_safetensors(options.out, out);
   if (common.json) print_json({{"loss", loss}, {"tensors", out.size()}, {"out", options.out}});
-  logger.info("loss {:.6f}; {} tensors in {}", loss, out.size(), options.out);
+  job.logger.info("loss {:.6f}; {} tensors in {}", loss, out.size(), options.out);
   return ExitCode::ok;
+}
+
+ExitCode run(const Options& options, const CommonOptions& common) {
+  refuse_overwriting("--out", options.out, options.tokens);
+  return run_job(common, request_of(options), [&](Job& job) { return run_on_rank(options, common, job); });
 }
 
 }  // namespace
@@ -84,8 +145,9 @@ void add_forward(Subcommand& root) {
            fmt::format("Wiring: {} (delay:N); default: the model's own", list_names(farskip_mode_names)));
   sub.text("--layers", o->layers, "Rewired layers: all, A-B or a list");
   sub.flag("--grads", o->grads, "Also write the gradient of the loss for every parameter");
+  add_layout_options(sub, o->layout);
   add_device_options(sub, o->device);
-  sub.run([o](const CommonOptions& common) { return run(*o, common); });
+  sub.run_on_ranks([o](const CommonOptions& common) { return run(*o, common); });
 }
 
 }  // namespace farskip

@@ -87,7 +87,7 @@ void CachedTokens::add(std::int32_t token, std::int64_t sequence, std::int64_t p
 }
 
 CachedEngine::CachedEngine(Model model, std::shared_ptr<const States> weights, Context context,
-                           const CacheSize& size, std::int64_t num_ids)
+                           const CacheSize& size, std::int64_t num_ids, const PlanOptions& plan, bool align)
     : model_(std::move(model)),
       weights_(std::move(weights)),
       context_(std::move(context)),
@@ -98,7 +98,9 @@ CachedEngine::CachedEngine(Model model, std::shared_ptr<const States> weights, C
       table_(static_cast<std::size_t>(size.max_sequences * size.max_blocks()), -1),
       table_on_device_(allocate_on(*context_.device(), table_.size() * sizeof(std::int32_t))),
       end_changed_(size.max_sequences),
-      num_ids_(num_ids) {}
+      num_ids_(num_ids),
+      plan_(plan),
+      align_(align) {}
 
 void CachedEngine::set_blocks(std::int64_t sequence, std::span<const std::int32_t> blocks) {
   FARSKIP_CHECK(
@@ -131,7 +133,8 @@ std::int32_t CachedEngine::cache_row(std::int32_t sequence, std::int32_t positio
 BatchRunner& CachedEngine::runner(const CachedRunShape& shape) {
   if (const auto it = runners_.find(shape); it != runners_.end()) return it->second;
   auto executor =
-      compile(cached_pipeline(model_, shape, weights_->compute(), context_.mesh.position()), context_, {});
+      compile(cached_pipeline(model_, shape, weights_->compute(), context_.mesh.position()), context_, {}, plan_,
+              align_);
   weights_->bind(*executor);
   cache_.bind(*executor);
   executor->bind(kBlockTable,
@@ -179,7 +182,10 @@ BatchRunner& CachedEngine::prepare(const CachedTokens& given, CachedDraw draw) {
 
 void CachedEngine::run(BatchRunner& runner) {
   if (context_.heartbeat != nullptr) context_.heartbeat->beat();
-  runner.executor().run();
+  if (!observer_) return runner.executor().run();
+  std::vector<StepTime> times;
+  runner.executor().run(&times);
+  observer_(runner.executor(), times);
 }
 
 TensorView CachedEngine::logits(const CachedTokens& tokens) {

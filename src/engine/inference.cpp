@@ -15,7 +15,7 @@ BatchRunner& InferenceEngine::runner(const EvaluationShape& shape) {
   const StepObjective* objective = shape.head == HeadOutput::loss ? objective_.get() : nullptr;
   auto executor =
       compile(evaluation_pipeline(model_, objective, shape, states_->compute(), context_.mesh.position()),
-              context_, {});
+              context_, {}, {.waits = Waits::late});
   states_->bind(*executor);
   if (objective != nullptr && objective->states() != nullptr) objective->states()->bind(*executor);
   return runners_.emplace(shape, BatchRunner(std::move(executor))).first->second;

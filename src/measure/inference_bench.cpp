@@ -21,14 +21,6 @@ double seconds_of(const std::function<void()>& run) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
-std::shared_ptr<const States> random_constants(const Model& model, const Context& context, DType compute,
-                                               std::uint64_t seed) {
-  const auto parameters = local_parameters(list_parameters(model.config), context.mesh.position(), false);
-  auto states = std::make_shared<States>(context.device(), constant_states(parameters, compute));
-  initialise_weights(*states, seed, model.config.initializer_range);
-  return states;
-}
-
 CacheSize cache_for(std::int64_t sequences, std::int64_t length) {
   CacheSize size{.max_sequences = sequences, .max_tokens = length + 1};
   size.num_blocks = sequences * size.max_blocks();
@@ -36,6 +28,14 @@ CacheSize cache_for(std::int64_t sequences, std::int64_t length) {
 }
 
 }  // namespace
+
+std::shared_ptr<const States> random_constants(const Model& model, const Context& context, DType compute,
+                                               std::uint64_t seed) {
+  const auto parameters = local_parameters(list_parameters(model.config), context.mesh.position(), false);
+  auto states = std::make_shared<States>(context.device(), constant_states(parameters, compute));
+  initialise_weights(*states, seed, model.config.initializer_range);
+  return states;
+}
 
 double measure_copy_rate(Device& device, int rounds) {
   const std::size_t bytes = device.shares_host_memory() ? std::size_t{1} << 26U : std::size_t{1} << 30U;
@@ -52,13 +52,13 @@ double measure_copy_rate(Device& device, int rounds) {
   return 2.0 * copies * static_cast<double>(bytes) / median(seconds);
 }
 
-InferenceBench::InferenceBench(const Model& model, const Context& context, DType compute, std::uint64_t seed,
-                               std::int64_t sequences, std::int64_t length)
+InferenceBench::InferenceBench(const Model& model, const Context& context,
+                               std::shared_ptr<const States> weights, std::int64_t sequences,
+                               std::int64_t length, const PlanOptions& plan, bool align)
     : model_(model),
       context_(context),
-      seed_(seed),
-      weights_(random_constants(model, context, compute, seed)),
-      engine_(model, weights_, context, cache_for(sequences, length)) {
+      weights_(std::move(weights)),
+      engine_(model, weights_, context, cache_for(sequences, length), 0, plan, align) {
   engine_.cache().fill_zero(Role::cache);
   std::vector<std::int32_t> blocks(static_cast<std::size_t>(engine_.size().max_blocks()));
   for (std::int64_t s = 0; s < sequences; ++s) {
@@ -69,7 +69,7 @@ InferenceBench::InferenceBench(const Model& model, const Context& context, DType
 
 std::int32_t InferenceBench::random_token(std::int64_t number) const {
   constexpr std::uint64_t stream = 0x696e666572656e63;  // "inferenc"
-  const double at = uniform_double(seed_, stream, static_cast<std::uint64_t>(number));
+  const double at = uniform_double(0, stream, static_cast<std::uint64_t>(number));
   return static_cast<std::int32_t>(at * static_cast<double>(model_.config.vocab_size));
 }
 
@@ -90,7 +90,8 @@ double InferenceBench::decode_bytes(std::int64_t batch, std::int64_t length) con
   }
   const auto rows = texts * static_cast<double>(length + 1);
   return bytes +
-         rows * static_cast<double>(cache_elements(c)) * static_cast<double>(dtype_size(weights_->compute()));
+         rows * static_cast<double>(cache_elements(c, context_.mesh.position().tensor_size)) *
+             static_cast<double>(dtype_size(weights_->compute()));
 }
 
 InferenceTimes InferenceBench::measure(const CachedTokens& run, int repetitions) {
@@ -102,20 +103,28 @@ InferenceTimes InferenceBench::measure(const CachedTokens& run, int repetitions)
   return {median(seconds), quantile(seconds, 0.99), run.count(), 0};
 }
 
-InferenceTimes InferenceBench::decode(std::int64_t batch, std::int64_t length, int repetitions) {
+CachedTokens InferenceBench::decode_tokens(std::int64_t batch, std::int64_t length) const {
   CachedTokens run;
   for (std::int64_t s = 0; s < batch; ++s) run.add(random_token(s), s, length, true);
-  InferenceTimes times = measure(run, repetitions);
+  return run;
+}
+
+CachedTokens InferenceBench::prefill_tokens(std::int64_t requests, std::int64_t length) const {
+  CachedTokens run;
+  run.fresh = true;
+  for (std::int64_t s = 0; s < requests; ++s)
+    for (std::int64_t p = 0; p < length; ++p) run.add(random_token(s * length + p), s, p, p + 1 == length);
+  return run;
+}
+
+InferenceTimes InferenceBench::decode(std::int64_t batch, std::int64_t length, int repetitions) {
+  InferenceTimes times = measure(decode_tokens(batch, length), repetitions);
   times.bytes_read = decode_bytes(batch, length);
   return times;
 }
 
 InferenceTimes InferenceBench::prefill(std::int64_t requests, std::int64_t length, int repetitions) {
-  CachedTokens run;
-  run.fresh = true;
-  for (std::int64_t s = 0; s < requests; ++s)
-    for (std::int64_t p = 0; p < length; ++p) run.add(random_token(s * length + p), s, p, p + 1 == length);
-  return measure(run, repetitions);
+  return measure(prefill_tokens(requests, length), repetitions);
 }
 
 }  // namespace farskip

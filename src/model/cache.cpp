@@ -32,9 +32,9 @@ std::vector<CacheSpec> list_caches(const ModelConfig& config, int tensor_size) {
   return specs;
 }
 
-std::int64_t cache_elements(const ModelConfig& config) {
+std::int64_t cache_elements(const ModelConfig& config, int tensor_size) {
   std::int64_t sum = 0;
-  for (const CacheSpec& spec : list_caches(config)) sum += spec.width;
+  for (const CacheSpec& spec : list_caches(config, tensor_size)) sum += spec.width;
   return sum;
 }
 

@@ -84,6 +84,25 @@ struct DeviceOptions {
 void add_device_options(Subcommand& command, DeviceOptions& options);
 OpenedDevice open_device(const DeviceOptions& options, const Communicator& world = make_self_communicator());
 
+/// The options --expert and --tensor of commands that may run on many ranks without a run configuration.
+struct LayoutOptions {
+  int expert = 1, tensor = 1;
+};
+void add_layout_options(Subcommand& command, LayoutOptions& options);
+ParallelConfig parallel_config(const LayoutOptions& options);
+/// For JobRequest::alike.
+void set_alike(ConfigNode& alike, const LayoutOptions& layout, const DeviceOptions& device);
+
+/// The options --emulate and --payload of commands that measure.
+struct EmulateOptions {
+  int ranks = 0;
+  double payload = 1;
+};
+void add_emulate_options(Subcommand& command, EmulateOptions& options);
+/// The mesh of the job, or rank 0 of one that this GPU emulates.
+Mesh mesh_to_measure(const EmulateOptions& options, const ParallelConfig& config, const Communicator& world,
+                     const Device& device);
+
 /// Wiring from --farskip and --layers; nullopt without --farskip. UsageError for a bad value.
 std::optional<FarSkipConfig> parse_wiring(const std::string& mode, const std::string& layers,
                                           std::int64_t num_layers);

@@ -55,8 +55,9 @@ class CachedEngine {
  public:
   /// `weights`: as for InferenceEngine. The cache is allocated on their device.
   /// `num_ids`: ids below it are chosen (a vocabulary is often padded); 0: all.
+  /// `plan`: how collectives are ordered; `align`: ranks meet before each, for measuring.
   CachedEngine(Model model, std::shared_ptr<const States> weights, Context context, const CacheSize& size,
-               std::int64_t num_ids = 0);
+               std::int64_t num_ids = 0, const PlanOptions& plan = {.waits = Waits::late}, bool align = false);
   CachedEngine(const CachedEngine&) = delete;  // executors speak to its mesh
   CachedEngine& operator=(const CachedEngine&) = delete;
 
@@ -71,6 +72,9 @@ class CachedEngine {
   TensorView logits(const CachedTokens& tokens);
   /// Reads the tokens and chooses one to follow each of the output rows; -1 where a logit is not finite.
   std::vector<std::int32_t> next(const CachedTokens& tokens, std::span<const Draw> draws);
+  /// Told of every run what its steps took (Executor::run); nothing: runs are not timed.
+  using Observer = std::function<void(const Executor&, const std::vector<StepTime>&)>;
+  void observe(Observer observer) { observer_ = std::move(observer); }
 
  private:
   BatchRunner& prepare(const CachedTokens& tokens, CachedDraw draw);
@@ -89,6 +93,9 @@ class CachedEngine {
   std::int64_t first_changed_ = 0, end_changed_;
   HostTensor logits_;  // where the device does not share the host's memory
   std::int64_t num_ids_;
+  PlanOptions plan_;
+  bool align_;
+  Observer observer_;
   std::map<CachedRunShape, BatchRunner> runners_;
 };
 

@@ -18,17 +18,26 @@ struct InferenceTimes {
       0;  // of decoding, at least: weights that the run needs, and keys and values of its texts
 };
 
+/// Weights that a model of this seed begins with, in the type of `compute`.
+std::shared_ptr<const States> random_constants(const Model& model, const Context& context, DType compute,
+                                               std::uint64_t seed);
+
 class InferenceBench {
  public:
-  /// A cache for `sequences` texts of `length` tokens, and one more each. Weights are those that a model of
-  /// this seed begins with, in the type of `compute`.
-  InferenceBench(const Model& model, const Context& context, DType compute, std::uint64_t seed,
-                 std::int64_t sequences, std::int64_t length);
+  /// A cache for `sequences` texts of `length` tokens, and one more each.
+  InferenceBench(const Model& model, const Context& context, std::shared_ptr<const States> weights,
+                 std::int64_t sequences, std::int64_t length, const PlanOptions& plan = {.waits = Waits::late},
+                 bool align = false);
 
   /// The next token of `batch` texts of `length` tokens.
   InferenceTimes decode(std::int64_t batch, std::int64_t length, int repetitions);
   /// The first token after `requests` texts of `length` tokens, all read at once.
   InferenceTimes prefill(std::int64_t requests, std::int64_t length, int repetitions);
+
+  /// Random tokens of such runs.
+  CachedTokens decode_tokens(std::int64_t batch, std::int64_t length) const;
+  CachedTokens prefill_tokens(std::int64_t requests, std::int64_t length) const;
+  CachedEngine& engine() { return engine_; }
 
  private:
   InferenceTimes measure(const CachedTokens& run, int repetitions);
@@ -37,7 +46,6 @@ class InferenceBench {
 
   Model model_;
   Context context_;
-  std::uint64_t seed_;
   std::shared_ptr<const States> weights_;
   CachedEngine engine_;
 };

@@ -16,7 +16,7 @@ struct CacheSpec {
 /// latent, followed by the rotated part of the key.
 std::vector<CacheSpec> list_caches(const ModelConfig& config, int tensor_size = 1);
 /// Elements that a token takes in all of them, on one rank.
-std::int64_t cache_elements(const ModelConfig& config);
+std::int64_t cache_elements(const ModelConfig& config, int tensor_size = 1);
 /// Heads of keys and values on one rank: its share, or one that several ranks have where there are fewer.
 std::int64_t own_kv_heads(const ModelConfig& config, int tensor_size);
 
