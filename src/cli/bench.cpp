@@ -109,7 +109,8 @@ ExitCode run_overlap(const Options& options, const CommonOptions& common) {
       throw UsageError(
           "deterministic: false gives other last bits in each run, and bench overlap compares those of the "
           "blocking and the overlapped step; use deterministic=true");
-    const Context context = job.context(mesh_to_measure(options.emulate, run.config.parallel, job.world, *device), device);
+    const Context context =
+        job.context(mesh_to_measure(options.emulate, run.config.parallel, job.world, *device), device);
     if (context.world().size() == 1)
       throw UsageError("bench overlap: one rank has no peer; use mpirun -np 2");
     const OverlapReport report =

@@ -6,6 +6,7 @@
 #include "farskip/cli/command.h"
 #include "farskip/cli/command_inputs.h"
 #include "farskip/cli/job.h"
+#include "farskip/cli/units.h"
 #include "farskip/engine/devices.h"
 #include "farskip/measure/inference_overlap.h"
 #include "farskip/passes/farskip.h"
@@ -20,23 +21,6 @@ struct Options {
   int repetitions = 20;
   EmulateOptions emulate;
 };
-
-/// "1,8,64"
-std::vector<std::int64_t> parse_list(const std::string& option, const std::string& text, std::int64_t most) {
-  std::vector<std::int64_t> values;
-  for (std::size_t begin = 0; begin <= text.size();) {
-    const std::size_t end = std::min(text.find(',', begin), text.size());
-    const Parsed<std::int64_t> number = parse_integer(std::string_view(text).substr(begin, end - begin));
-    if (!number.value || *number.value < 1 || *number.value > most)
-      throw UsageError(
-          fmt::format("{}: \"{}\" is no list of numbers; allowed: integers from 1 to {} between commas, "
-                      "such as 1,8,64",
-                      option, text, most));
-    values.push_back(*number.value);
-    begin = end + 1;
-  }
-  return values;
-}
 
 /// What is measured, on this rank.
 struct OpenedBench {
@@ -62,8 +46,8 @@ struct Case {
 nlohmann::ordered_json measure_alone(const OpenedBench& b, InferenceRun kind, InferenceBench& bench,
                                      const Case& c, int repetitions, double copy_rate) {
   const bool decodes = kind == InferenceRun::decode;
-  const InferenceTimes t = decodes ? bench.decode(c.texts, c.length, repetitions)
-                                   : bench.prefill(c.texts, c.length, repetitions);
+  const InferenceTimes t =
+      decodes ? bench.decode(c.texts, c.length, repetitions) : bench.prefill(c.texts, c.length, repetitions);
   nlohmann::ordered_json row{{decodes ? "batch" : "length", decodes ? c.texts : c.length},
                              {decodes ? "length" : "requests", decodes ? c.length : c.texts},
                              {"wiring", mode_name(b.run.model.farskip)},
@@ -142,7 +126,8 @@ std::vector<FarSkipConfig> wirings_to_compare(const FarSkipConfig& own) {
   return wirings;
 }
 
-ExitCode measure(const Options& options, InferenceRun kind, const OpenedBench& b, const CommonOptions& common) {
+ExitCode measure(const Options& options, InferenceRun kind, const OpenedBench& b,
+                 const CommonOptions& common) {
   const bool decodes = kind == InferenceRun::decode;
   const auto counts = parse_list(decodes ? "--batches" : "--requests", options.counts, 1 << 16);
   const auto lengths = parse_list("--lengths", options.lengths, 1 << 20);
@@ -182,8 +167,9 @@ ExitCode run_bench(const Options& options, InferenceRun kind, const CommonOption
   request.alike.set("--repetitions", make_node(options.repetitions));
   return run_job(common, request, [&](Job& job) {
     const std::shared_ptr<Device> device = open_device(run.config.device, run.config.precision, job.world);
-    const OpenedBench bench{run, job.context(mesh_to_measure(options.emulate, run.config.parallel, job.world, *device), device),
-                            compute_type(run.config.precision), job.world.rank() == 0};
+    const OpenedBench bench{
+        run, job.context(mesh_to_measure(options.emulate, run.config.parallel, job.world, *device), device),
+        compute_type(run.config.precision), job.world.rank() == 0};
     return measure(options, kind, bench, common);
   });
 }

@@ -215,9 +215,10 @@ void set_alike(ConfigNode& alike, const LayoutOptions& layout, const DeviceOptio
 
 void add_emulate_options(Subcommand& command, EmulateOptions& options) {
   command.integer("--emulate", options.ranks,
-                  "One GPU plays rank 0 of N: data for the other ranks crosses the bus to the host and back", 0);
-  command.real("--payload", options.payload,
-               "With --emulate: how often each byte crosses, such as 0.5 or 2", 0, 1000);
+                  "One GPU plays rank 0 of N: data for the other ranks crosses the bus to the host and back",
+                  0);
+  command.real("--payload", options.payload, "With --emulate: how often each byte crosses, such as 0.5 or 2",
+               0, 1000);
   command.needs("--payload", "--emulate");
 }
 

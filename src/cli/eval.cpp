@@ -142,8 +142,8 @@ ExitCode run(const Options& options, const CommonOptions& common) {
     std::vector<Task> tasks;
     for (const std::string& path : options.tasks) tasks.push_back(read_task(path));
     const OpenedDevice device = open_device(options.device, job.world);
-    const Context context = job.context(
-        make_mesh(job.world, parallel_config(options.layout), *device.device), device.device);
+    const Context context =
+        job.context(make_mesh(job.world, parallel_config(options.layout), *device.device), device.device);
     LoadedModel model = load_model(options.model, Role::constant, context, device.compute);
     if (const auto wiring = parse_wiring(options.farskip, options.layers, model.config.num_layers))
       model.config.farskip = *wiring;

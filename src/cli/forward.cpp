@@ -64,8 +64,8 @@ Range own_sequences(const TokenMatrix& matrix, const Communicator& readers, cons
 }
 
 std::map<std::string, HostTensor> compute_gradients(const LoadedModel& model, const Model& wired,
-                                                    const Batch& batch, const TokenMatrix& matrix, DType compute,
-                                                    const Context& context) {
+                                                    const Batch& batch, const TokenMatrix& matrix,
+                                                    DType compute, const Context& context) {
   TrainEngineOptions train;
   train.micro_batch = static_cast<std::int64_t>(batch.tokens.size()) / matrix.sequence_length;
   train.sequence_length = matrix.sequence_length;
@@ -97,8 +97,8 @@ HostTensor gather_logits(const TensorView& own, const TokenMatrix& matrix, const
 
 ExitCode run_on_rank(const Options& options, const CommonOptions& common, Job& job) {
   const OpenedDevice device = open_device(options.device, job.world);
-  const Context context = job.context(
-      make_mesh(job.world, parallel_config(options.layout), *device.device), device.device);
+  const Context context =
+      job.context(make_mesh(job.world, parallel_config(options.layout), *device.device), device.device);
   LoadedModel model =
       load_model(options.model, options.grads ? Role::weight : Role::constant, context, device.compute);
   if (const auto wiring = parse_wiring(options.farskip, options.layers, model.config.num_layers))
@@ -116,8 +116,7 @@ ExitCode run_on_rank(const Options& options, const CommonOptions& common, Job& j
   InferenceEngine inference(wired, model.states, context);
   double loss_sum = inference.loss(batch, matrix.sequence_length).loss_sum;
   readers.all_reduce(std::span(&loss_sum, 1));
-  auto loss =
-      static_cast<float>(loss_sum / static_cast<double>(matrix.batch * (matrix.sequence_length - 1)));
+  auto loss = static_cast<float>(loss_sum / static_cast<double>(matrix.batch * (matrix.sequence_length - 1)));
   tensors["logits"] = gather_logits(inference.logits(batch.tokens, matrix.sequence_length), matrix, readers);
   if (job.world.rank() != 0) return ExitCode::ok;
   std::map<std::string, TensorView> out{{"loss", TensorView{&loss, DType::f32, Shape{}}}};

@@ -7,6 +7,7 @@
 #include "farskip/base/version.h"
 #include "farskip/cli/command.h"
 #include "farskip/cli/command_inputs.h"
+#include "farskip/cli/plan_inference.h"
 #include "farskip/cli/plan_text.h"
 #include "farskip/cli/units.h"
 #include "farskip/engine/engine_options.h"
@@ -22,7 +23,8 @@ struct Options {
   std::vector<std::string> overrides;
   int ranks = 0, local_ranks = 1;
   std::string link, latency = "20us", costs, device_rate, gpu;
-  bool graph = false, verbose = false;
+  std::string lengths = "512,1024,2048", requests = "1,16", batches = "1,64,1024";
+  bool graph = false, verbose = false, inference = false;
 };
 
 // A measurement that would take longer at the rate of matrix products is done with fewer sequences or steps.
@@ -180,6 +182,21 @@ std::shared_ptr<const CostTable> measure_costs(const PlanRequest& request, const
   return table;
 }
 
+/// Reading and continuing texts, in place of a training step.
+void plan_texts(const PlanRequest& request, const Options& o, const CommonOptions& common) {
+  if (request.costs.card == nullptr && o.device_rate.empty())
+    throw UsageError(
+        "--inference: say what kernels take, as in --gpu h200 or --device-rate 400TFLOP/s,3TB/s; bench "
+        "prefill and "
+        "bench decode measure this machine");
+  print_inference_plans(
+      {.model = request.model, .mesh = request.mesh, .dtype = request.dtype, .costs = request.costs},
+      {.lengths = parse_list("--lengths", o.lengths, 1 << 20),
+       .requests = parse_list("--requests", o.requests, 1 << 16),
+       .batches = parse_list("--batches", o.batches, 1 << 16)},
+      common);
+}
+
 ExitCode run_plan(const Options& o, const CommonOptions& common) {
   const Logger logger = common.logger();
   prepare_dump_folder(o.dump_graphs);
@@ -194,6 +211,10 @@ ExitCode run_plan(const Options& o, const CommonOptions& common) {
   if (!knows_link(request, o)) {
     if (o.graph && !common.json) return ExitCode::ok;
     refuse_unknown_link(request);
+  }
+  if (o.inference) {
+    plan_texts(request, o, common);
+    return ExitCode::ok;
   }
   if (!o.costs.empty())
     request.costs.table = std::make_shared<const CostTable>(read_costs(o.costs));
@@ -231,6 +252,11 @@ void add_plan(Subcommand& root) {
   plan.integer("--local-ranks", o->local_ranks, "Ranks that share this machine's cores, for measuring", 1,
                4096);
   plan.flag("--graph", o->graph, "Also print what each block reads, in both wirings");
+  plan.flag("--inference", o->inference, "Predict reading and continuing texts instead of a training step");
+  plan.text("--lengths", o->lengths, "With --inference: tokens of a text, between commas");
+  plan.text("--requests", o->requests, "With --inference: texts that are read at once");
+  plan.text("--batches", o->batches, "With --inference: texts that are continued at once");
+  for (const char* option : {"--lengths", "--requests", "--batches"}) plan.needs(option, "--inference");
   plan.flag("--verbose", o->verbose, "Also list every collective of the FarSkip wiring");
   plan.run([o](const CommonOptions& common) { return run_plan(*o, common); });
 }

@@ -5,6 +5,8 @@
 #include <cmath>
 #include <span>
 
+#include "farskip/config/scalar.h"
+
 namespace farskip {
 namespace {
 
@@ -62,6 +64,22 @@ DeviceRates parse_device_rates(const std::string& option, const std::string& tex
                     "as in {} 400TFLOP/s,3TB/s",
                     option, text, option));
   return {flops, bytes};
+}
+
+std::vector<std::int64_t> parse_list(const std::string& option, const std::string& text, std::int64_t most) {
+  std::vector<std::int64_t> values;
+  for (std::size_t begin = 0; begin <= text.size();) {
+    const std::size_t end = std::min(text.find(',', begin), text.size());
+    const Parsed<std::int64_t> number = parse_integer(std::string_view(text).substr(begin, end - begin));
+    if (!number.value || *number.value < 1 || *number.value > most)
+      throw UsageError(
+          fmt::format("{}: \"{}\" is no list of numbers; allowed: integers from 1 to {} between commas, "
+                      "such as 1,8,64",
+                      option, text, most));
+    values.push_back(*number.value);
+    begin = end + 1;
+  }
+  return values;
 }
 
 }  // namespace farskip

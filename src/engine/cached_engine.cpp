@@ -132,9 +132,8 @@ std::int32_t CachedEngine::cache_row(std::int32_t sequence, std::int32_t positio
 
 BatchRunner& CachedEngine::runner(const CachedRunShape& shape) {
   if (const auto it = runners_.find(shape); it != runners_.end()) return it->second;
-  auto executor =
-      compile(cached_pipeline(model_, shape, weights_->compute(), context_.mesh.position()), context_, {}, plan_,
-              align_);
+  auto executor = compile(cached_pipeline(model_, shape, weights_->compute(), context_.mesh.position()),
+                          context_, {}, plan_, align_);
   weights_->bind(*executor);
   cache_.bind(*executor);
   executor->bind(kBlockTable,

@@ -89,9 +89,8 @@ double InferenceBench::decode_bytes(std::int64_t batch, std::int64_t length) con
     bytes += share * static_cast<double>(state.num_bytes());
   }
   const auto rows = texts * static_cast<double>(length + 1);
-  return bytes +
-         rows * static_cast<double>(cache_elements(c, context_.mesh.position().tensor_size)) *
-             static_cast<double>(dtype_size(weights_->compute()));
+  return bytes + rows * static_cast<double>(cache_elements(c, context_.mesh.position().tensor_size)) *
+                     static_cast<double>(dtype_size(weights_->compute()));
 }
 
 InferenceTimes InferenceBench::measure(const CachedTokens& run, int repetitions) {

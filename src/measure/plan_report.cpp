@@ -5,6 +5,7 @@
 #include <chrono>
 
 #include "farskip/distill/freeze.h"
+#include "farskip/measure/inference_plan.h"
 #include "farskip/program/inference_program.h"
 #include "farskip/schedule/dependence.h"
 #include "farskip/schedule/hideable.h"
@@ -133,9 +134,8 @@ class Planner {
   NodeSeconds costs_of(const Graph& graph) const {
     if (r_.costs.table) return r_.costs.table->estimate(graph, r_.costs.links);
     const std::int64_t all = options_.micro_batch * options_.sequence_length * r_.model.moe.top_k;
-    const std::int64_t bound = r_.mesh.exchange_size() * program_.routed_rows().max_rows;
     return estimate_by_rates(graph, r_.costs.rates, r_.costs.links,
-                             bound > 0 ? static_cast<double>(all) / static_cast<double>(bound) : 1.0);
+                             expected_row_share(r_.mesh, all, program_.routed_rows().max_rows));
   }
 
   void plan(const StepGraph& step) {

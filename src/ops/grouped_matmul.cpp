@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+
 #include "farskip/ops/ops.h"
 #include "farskip/ops/rules.h"
 
@@ -8,8 +10,16 @@ using namespace ops;
 
 namespace {
 
-OpCost cost(double rows, const Shape& w) {
-  return flops_cost(2.0 * rows * static_cast<double>(w[1]) * static_cast<double>(w[2]));
+double flops(double rows, const Shape& w) {
+  return 2.0 * rows * static_cast<double>(w[1]) * static_cast<double>(w[2]);
+}
+
+/// Weights of an expert without rows are not read.
+OpCost product_cost(const OpTypes& t) {
+  const auto rows = static_cast<double>(t.shape(0)[0]), experts = static_cast<double>(t.shape(1)[0]);
+  return {.flops = flops(rows, t.shape(1)),
+          .bytes = static_cast<double>(t.in(0).num_bytes() + t.in(2).num_bytes() + t.outputs[0].num_bytes()) +
+                   std::min(1.0, rows / experts) * static_cast<double>(t.in(1).num_bytes())};
 }
 
 }  // namespace
@@ -40,23 +50,25 @@ void register_grouped_matmul(OpTable& table) {
                        transpose ? std::vector{dy, x, offsets} : std::vector{x, dy, offsets};
                    g.set(1, g.builder().emit("grouped_matmul_wgrad", inputs)[0]);
                  },
-             .cost = [](const OpTypes& t) { return cost(static_cast<double>(t.shape(0)[0]), t.shape(1)); },
+             .cost = product_cost,
              .routed = RoutedRows::by_expert});
 
-  table.add(
-      {.name = "grouped_matmul_wgrad",
-       .min_inputs = 3,  // dy, x, offsets
-       .max_inputs = 4,
-       .inputs = {In::compute, In::compute, In::integer},
-       .bounded = {0, 1},
-       .infer = [](const OpTypes& t) -> std::vector<TensorType> {
-         FARSKIP_SHAPE(t.shape(0)[0] == t.shape(1)[0], "grouped_matmul_wgrad", t);
-         const DType dtype = t.in(0).dtype;
-         return {{wide(dtype), Shape{t.shape(2)[0] - 1, t.shape(0)[1], t.shape(1)[1]}, {}}};
-       },
-       .cost = [](const OpTypes& t) { return cost(static_cast<double>(t.shape(0)[0]), t.outputs[0].shape); },
-       .in_place = {{0, 3}},
-       .accumulates = {{0, 3}}});
+  table.add({.name = "grouped_matmul_wgrad",
+             .min_inputs = 3,  // dy, x, offsets
+             .max_inputs = 4,
+             .inputs = {In::compute, In::compute, In::integer},
+             .bounded = {0, 1},
+             .infer = [](const OpTypes& t) -> std::vector<TensorType> {
+               FARSKIP_SHAPE(t.shape(0)[0] == t.shape(1)[0], "grouped_matmul_wgrad", t);
+               const DType dtype = t.in(0).dtype;
+               return {{wide(dtype), Shape{t.shape(2)[0] - 1, t.shape(0)[1], t.shape(1)[1]}, {}}};
+             },
+             .cost =
+                 [](const OpTypes& t) {
+                   return flops_cost(flops(static_cast<double>(t.shape(0)[0]), t.outputs[0].shape));
+                 },
+             .in_place = {{0, 3}},
+             .accumulates = {{0, 3}}});
 }
 
 namespace ops {

@@ -19,8 +19,8 @@ void place_part(const float* part, const LocalParameter& p, float* whole) {
 
 }  // namespace
 
-std::shared_ptr<States> gather_states(const States& states, Role role, const std::vector<ParameterSpec>& model,
-                                      const Mesh& mesh) {
+std::shared_ptr<States> gather_states(const States& states, Role role,
+                                      const std::vector<ParameterSpec>& model, const Mesh& mesh) {
   std::vector<std::vector<LocalParameter>> parts;  // by rank
   for (int rank = 0; rank < mesh.world().size(); ++rank) {
     MeshPosition position = mesh.position();

@@ -2,7 +2,9 @@
 #pragma once
 // Quantities with units on the command line. UsageError naming the option, its text and the units otherwise.
 
+#include <cstdint>
 #include <string>
+#include <vector>
 
 #include "farskip/schedule/costs.h"
 
@@ -12,6 +14,8 @@ namespace farskip {
 double parse_link_rate(const std::string& option, const std::string& text);
 /// Seconds of "5us" (us, ms, s); 0 or more.
 double parse_duration(const std::string& option, const std::string& text);
+/// "1,8,64": integers from 1 to `most`.
+std::vector<std::int64_t> parse_list(const std::string& option, const std::string& text, std::int64_t most);
 /// "400TFLOP/s,3TB/s": matrix products (GFLOP/s, TFLOP/s), memory (GB/s, TB/s).
 DeviceRates parse_device_rates(const std::string& option, const std::string& text);
 

@@ -57,7 +57,8 @@ class CachedEngine {
   /// `num_ids`: ids below it are chosen (a vocabulary is often padded); 0: all.
   /// `plan`: how collectives are ordered; `align`: ranks meet before each, for measuring.
   CachedEngine(Model model, std::shared_ptr<const States> weights, Context context, const CacheSize& size,
-               std::int64_t num_ids = 0, const PlanOptions& plan = {.waits = Waits::late}, bool align = false);
+               std::int64_t num_ids = 0, const PlanOptions& plan = {.waits = Waits::late},
+               bool align = false);
   CachedEngine(const CachedEngine&) = delete;  // executors speak to its mesh
   CachedEngine& operator=(const CachedEngine&) = delete;
 

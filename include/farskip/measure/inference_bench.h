@@ -26,8 +26,8 @@ class InferenceBench {
  public:
   /// A cache for `sequences` texts of `length` tokens, and one more each.
   InferenceBench(const Model& model, const Context& context, std::shared_ptr<const States> weights,
-                 std::int64_t sequences, std::int64_t length, const PlanOptions& plan = {.waits = Waits::late},
-                 bool align = false);
+                 std::int64_t sequences, std::int64_t length,
+                 const PlanOptions& plan = {.waits = Waits::late}, bool align = false);
 
   /// The next token of `batch` texts of `length` tokens.
   InferenceTimes decode(std::int64_t batch, std::int64_t length, int repetitions);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// How much of the communication of a run over a cache runs under computation, measured: the same run blocking and
-// overlapped, in turns, in one process.
+// How much of the communication of a run over a cache runs under computation, measured: the same run blocking
+// and overlapped, in turns, in one process.
 
 #include "farskip/measure/inference_bench.h"
 

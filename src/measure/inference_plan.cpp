@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "farskip/measure/inference_plan.h"
+
+#include "farskip/program/inference_program.h"
+#include "farskip/schedule/hideable.h"
+
+namespace farskip {
+
+double expected_row_share(const MeshPosition& mesh, std::int64_t rows, std::int64_t max_rows) {
+  // Experts that ranks share beside all tokens: each rank has its part of all rows.
+  if (mesh.tensor_size > 1) return 1.0 / mesh.expert_size;
+  const std::int64_t bound = mesh.exchange_size() * max_rows;
+  return bound > 0 ? static_cast<double>(rows) / static_cast<double>(bound) : 1.0;
+}
+
+PlannedInference plan_inference(const InferencePlanRequest& request, InferenceRun kind, std::int64_t texts,
+                                std::int64_t length, const Logger& logger) {
+  const Model model = wire_model(request.model);
+  const bool decodes = kind == InferenceRun::decode;
+  CachedRunShape shape;
+  shape.draw = CachedDraw::plain;
+  shape.cache.tokens = decodes ? texts : texts * length;
+  shape.cache.outputs = shape.cache.sequences = texts;
+  shape.cache.max_blocks = (length + shape.cache.block_tokens) / shape.cache.block_tokens;
+  shape.cache.num_blocks = texts * shape.cache.max_blocks;
+  if (!decodes) shape.cache.fresh_length = length;
+  const DeviceKind device = request.dtype == DType::f32 ? DeviceKind::cpu : DeviceKind::cuda;
+  const Graph graph = run_pipeline(cached_pipeline(model, shape, request.dtype, request.mesh),
+                                   pipeline_for(device, {}), logger);
+  // A batch of its own on each rank; a worst routing has room.
+  const std::int64_t rows = shape.cache.tokens * request.model.moe.top_k;
+  const NodeSeconds seconds = estimate_by_rates(graph, request.costs.rates, request.costs.links,
+                                                expected_row_share(request.mesh, rows, rows));
+  const WorkspaceRule workspace = [](const OpDef&, const OpTypes&) { return std::size_t{0}; };
+  const Plan scheduled = make_step_plan(graph, workspace, seconds);
+  const Timeline timeline = simulate(graph, scheduled, seconds);
+  const Hideable bound = find_hideable(graph, seconds);
+  PlannedInference planned{
+      .blocking_seconds =
+          simulate(graph, make_serial_plan(graph, workspace, Waits::at_once), seconds).makespan,
+      .scheduled_seconds = timeline.makespan,
+      .transport_seconds = bound.transport_seconds,
+      .hideable_seconds = bound.seconds,
+      .exposed_seconds = std::min(timeline.exposed_seconds, bound.transport_seconds),
+      .tokens = shape.cache.tokens,
+      .arena_bytes = scheduled.arena_bytes};
+  const auto weights =
+      constant_states(local_parameters(list_parameters(request.model), request.mesh, false), request.dtype);
+  planned.weight_bytes = total_bytes(weights, Role::constant);
+  planned.cache_bytes =
+      total_bytes(cache_states(request.model, shape.cache.num_blocks * shape.cache.block_tokens,
+                               request.dtype, request.mesh.tensor_size),
+                  Role::cache);
+  return planned;
+}
+
+}  // namespace farskip
