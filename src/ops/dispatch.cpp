@@ -42,7 +42,7 @@ void register_dispatch(OpTable& table) {
              .min_inputs = 3,  // x, row_slot, slot_row
              .max_inputs = 3,
              .inputs = {In::compute, In::integer, In::integer},
-             .bounded = {1, 2},
+             .bounded = {1},
              .infer = [](const OpTypes& t) -> std::vector<TensorType> {
                FARSKIP_SHAPE(t.shape(1)[0] == t.shape(0)[0] * t.get<TopK>().top_k, "dispatch_rows", t);
                return {{t.in(0).dtype, Shape{t.shape(1)[0], t.shape(0)[1]}, t.in(1).count}};

@@ -213,6 +213,9 @@ Prepared prepare(const Job& job, bool low) {
 
 Prepared with_unused_rows(const Job& job, bool low) {
   const auto& bounded = job.op->bounded;
+  // Where the bound is that of all slots, rows past it cannot be added.
+  for (const std::string_view of_slots : {"dispatch_rows", "combine_rows", "permute_values"})
+    if (job.op->name == of_slots) return {};
   if (bounded.empty() || job.inputs[bounded[0]].shape().rank() == 0) return {};
   Prepared p = prepare(job, low);
   for (const std::size_t i : bounded)
