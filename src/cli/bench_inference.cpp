@@ -53,6 +53,15 @@ OpenedBench open_bench(const Options& options, const CommonOptions& common) {
   return {std::move(run), make_context(device, common.logger()), compute, std::move(model)};
 }
 
+/// `more`: tokens that follow a text.
+void check_lengths(const std::vector<std::int64_t>& lengths, std::int64_t more, const ModelConfig& model) {
+  for (const std::int64_t length : lengths)
+    if (length + more > model.max_positions)
+      throw UsageError(fmt::format(
+          "--lengths: {} is out of range; allowed: 1 to {}, by the model's max_position_embeddings", length,
+          model.max_positions - more));
+}
+
 std::string wiring_name(const Model& model) {
   return std::string(name_of(farskip_mode_names, model.config.farskip.mode));
 }
@@ -61,6 +70,7 @@ ExitCode run_decode(const Options& options, const CommonOptions& common) {
   const auto batches = parse_list("--batches", options.counts, 1 << 16);
   const auto lengths = parse_list("--lengths", options.lengths, 1 << 20);
   const OpenedBench b = open_bench(options, common);
+  check_lengths(lengths, 1, b.run.model);
   const double copy_rate = measure_copy_rate(*b.context.device(), 5);
   if (!common.json)
     fmt::print("{}, {}; copy {:.3g} GB/s\n{:>8} {:>8} {:>11} {:>11} {:>12} {:>12} {:>8}\n",
@@ -93,6 +103,7 @@ ExitCode run_prefill(const Options& options, const CommonOptions& common) {
   const auto requests = parse_list("--requests", options.counts, 1 << 16);
   const auto lengths = parse_list("--lengths", options.lengths, 1 << 20);
   const OpenedBench b = open_bench(options, common);
+  check_lengths(lengths, 0, b.run.model);
   if (!common.json)
     fmt::print("{}, {}\n{:>8} {:>8} {:>11} {:>11} {:>12}\n", b.context.device()->name(), wiring_name(b.model),
                "length", "requests", "ms", "p99 ms", "tokens/s");

@@ -155,6 +155,9 @@ void Subcommand::required_path(const std::string& name, std::string& value, cons
 void Subcommand::text(const std::string& name, std::string& value, const std::string& help) {
   app_.add_option(name, value, help)->check(is_not_empty)->capture_default_str();
 }
+void Subcommand::texts(const std::string& name, std::vector<std::string>& values, const std::string& help) {
+  app_.add_option(name, values, help)->check(is_not_empty);
+}
 void Subcommand::required_text(const std::string& name, std::string& value, const std::string& help) {
   app_.add_option(name, value, help)->required();
 }
