@@ -245,6 +245,7 @@ int run_command_line(int argc, char** argv) {
   add_forward(root);
   add_eval(root);
   add_generate(root);
+  add_serve(root);
   add_convert(root);
   add_inspect(root);
   add_data(root);

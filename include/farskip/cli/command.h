@@ -93,6 +93,7 @@ void add_distill(Subcommand& root);
 void add_forward(Subcommand& root);
 void add_eval(Subcommand& root);
 void add_generate(Subcommand& root);
+void add_serve(Subcommand& root);
 void add_convert(Subcommand& root);
 void add_inspect(Subcommand& root);
 void add_data(Subcommand& root);
