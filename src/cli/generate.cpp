@@ -193,7 +193,6 @@ void add_generate(Subcommand& root) {
            "Divides the logits of tokens that stand in the text (1: no penalty)", kLeastPenalty,
            kMostPenalty);
   sub.texts("--stop", r.stop, "Texts before which a text ends");
-  sub.flag("--ignore-eos", o->generator.ignore_eos, "Goes on after tokens that end a text");
   sub.integer("--seed", r.sampling.seed, "Seed for sampling", 0, kMostSeed);
   sub.run([o](const CommonOptions& common) { return run(*o, common); });
 }

@@ -44,6 +44,7 @@ std::int64_t num_ids(const Generator& g) {
 void add_generator_options(Subcommand& sub, GeneratorOptions& o) {
   sub.required_path("--model", o.model, "Model folder, checkpoint or run directory");
   sub.path("--tokenizer", o.tokenizer, "tokenizer.json (default: the model folder's)");
+  sub.flag("--ignore-eos", o.ignore_eos, "Goes on after tokens that end a text");
   sub.integer("--batch", o.batch, "Texts that are continued at once", 1, 1 << 16);
   sub.integer("--cache-mib", o.cache_mib,
               "Memory for keys and values (0: what is needed, within 2 GiB; on a GPU, most "

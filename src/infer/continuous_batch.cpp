@@ -252,7 +252,10 @@ std::optional<ContinuousBatch::Ended> ContinuousBatch::take(Sequence& s, std::in
   s.pass_on();
   if (!end) return std::nullopt;
   s.made.end = *end;
-  if (*end == GenerationEnd::stop && is_end_token(id)) s.made.end_token = id;
+  if (*end == GenerationEnd::stop && is_end_token(id)) {
+    s.made.end_token = id;
+    if (s.request.num_likely) s.made.end_score = std::move(s.scores.back());
+  }
   return Ended{s.number, std::move(s.made)};
 }
 

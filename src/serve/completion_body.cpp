@@ -10,7 +10,7 @@ using Clock = std::chrono::steady_clock;
 using namespace std::chrono_literals;
 
 // How often the connection is looked at, and when an answer is long enough for that.
-constexpr std::chrono::milliseconds kSlice = 100ms, kLong = 1s;
+constexpr std::chrono::milliseconds kSlice = 100ms, kLong = 300ms;
 
 std::vector<GenerationRequest> requests_of(const ApiRequest& request) {
   std::vector<GenerationRequest> requests;
@@ -36,12 +36,12 @@ CompletionBody::CompletionBody(ApiRequest request, const ServedModel& model, Gen
 void CompletionBody::receive() {
   for (const TextNews& news : texts_->wait(kSlice)) {
     if (!news.failure.empty()) throw ApiError(500, "the text cannot be continued: " + news.failure);
-    if (news.end == GenerationEnd::not_finite)
+    if (news.ended && news.ended->end == GenerationEnd::not_finite)
       throw ApiError(500, "a logit of the model is not a finite number");
     has_begun_ = true;
-    const std::string chunk = writer_.add(news.text, news.part, news.end);
+    const std::string chunk = writer_.add(news.text, news.part, news.ended);
     if (request_.stream) events_ += event(chunk);
-    if (!news.end) continue;
+    if (!news.ended) continue;
     has_ended_[news.text] = true;
     --num_open_;
   }
@@ -51,7 +51,7 @@ void CompletionBody::receive() {
 void CompletionBody::end_all() {
   for (std::size_t i = 0; i < has_ended_.size(); ++i) {
     if (has_ended_[i]) continue;
-    const std::string chunk = writer_.add(i, {}, GenerationEnd::max_tokens);
+    const std::string chunk = writer_.add(i, {}, Generated{});
     if (request_.stream) events_ += event(chunk);
   }
   num_open_ = 0;

@@ -84,9 +84,14 @@ CompletionWriter::Choice CompletionWriter::piece(std::size_t text, const Generat
 }
 
 std::string CompletionWriter::add(std::size_t text, const GeneratedPart& part,
-                                  std::optional<GenerationEnd> end) {
+                                  const std::optional<Generated>& ended) {
   Choice next = piece(text, part);
-  next.end = end;
+  if (ended) {
+    next.end = ended->end;
+    // Clients count on a token for each run of the model, so one that ends the text counts too.
+    if (ended->end_token) ++next.num_tokens;
+    if (ended->end_score) add_token(*ended->end_token, &*ended->end_score, choices_[text], next.log_probs);
+  }
   Choice& choice = choices_[text];
   choice.text += next.text;
   append(choice.log_probs.tokens, next.log_probs.tokens);
@@ -94,7 +99,7 @@ std::string CompletionWriter::add(std::size_t text, const GeneratedPart& part,
   append(choice.log_probs.likeliest, next.log_probs.likeliest);
   append(choice.log_probs.offsets, next.log_probs.offsets);
   choice.num_tokens += next.num_tokens;
-  if (end) choice.end = end;
+  choice.end = next.end;
   ordered_json chunk = envelope();
   chunk["choices"] = ordered_json::array({choice_json(text, next)});
   if (request_.include_usage) chunk["usage"] = nullptr;

@@ -14,9 +14,9 @@ class CompletionWriter {
  public:
   CompletionWriter(const ApiRequest& request, const ServedModel& model);
 
-  /// Takes what is new of a text into the answer. `end`: the text has ended.
+  /// Takes what is new of a text into the answer. `ended`: how, where it has ended.
   /// Returns the chunk of a stream that says so.
-  std::string add(std::size_t text, const GeneratedPart& part, std::optional<GenerationEnd> end);
+  std::string add(std::size_t text, const GeneratedPart& part, const std::optional<Generated>& ended);
   /// The chunk of a stream with the numbers of tokens.
   std::string usage_chunk() const;
   /// The answer, when all texts have ended.

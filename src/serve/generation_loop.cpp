@@ -134,8 +134,8 @@ void GenerationLoop::drop_unwanted() {
 }
 
 void GenerationLoop::step() {
-  for (const ContinuousBatch::Ended& ended : batch_->step())
-    end(open_.extract(ended.request).mapped(), {.end = ended.text.end});
+  for (ContinuousBatch::Ended& ended : batch_->step())
+    end(open_.extract(ended.request).mapped(), {.ended = std::move(ended.text)});
 }
 
 void GenerationLoop::end(const TextPointer& text, TextNews news) {

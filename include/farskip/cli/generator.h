@@ -17,7 +17,6 @@ struct GeneratorOptions {
   bool ignore_eos = false;
   DeviceOptions device;
 };
-/// All of them but --ignore-eos.
 void add_generator_options(Subcommand& command, GeneratorOptions& options);
 
 /// A model with what it needs to read and write texts.

@@ -58,6 +58,7 @@ inline constexpr Choice<GenerationEnd> generation_end_names[] = {{"stop", Genera
 struct Generated : GeneratedPart {
   GenerationEnd end = GenerationEnd::max_tokens;
   std::optional<std::int32_t> end_token{};  // that ended it; no part of ids
+  std::optional<TokenScore> end_score{};    // of end_token, where scores are asked for
 };
 
 /// DataError where a logit was not finite.

@@ -23,8 +23,8 @@ namespace farskip {
 struct TextNews {
   std::size_t text = 0;  // its index
   GeneratedPart part{};
-  std::optional<GenerationEnd> end{};  // with its last part
-  std::string failure{};               // why it cannot be continued; nothing more comes of it
+  std::optional<Generated> ended{};  // all of it, with its last part
+  std::string failure{};             // why it cannot be continued; nothing more comes of it
 };
 
 /// Texts that were asked for together. Whoever no longer wants them destroys this, and their room is free.

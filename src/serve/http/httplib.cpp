@@ -22,16 +22,19 @@ constexpr int kBacklog = 1024;  // connections that wait to be accepted
 
 /// Reads the body; ApiError 413 for one that is too long, which is read to its end all the same, since the
 /// connection lives on, unless it does not end.
-std::string read_body(const httplib::ContentReader& read, std::size_t most) {
+std::string read_body(const httplib::ContentReader& read, std::size_t most,
+                      const httplib::Response& response) {
   std::string body;
   std::size_t size = 0;
   const auto end = std::chrono::steady_clock::now() + kMostBodyTime;
-  read([&](const char* data, std::size_t length) {
+  const bool is_whole = read([&](const char* data, std::size_t length) {
     size += length;
     if (size <= most) body.append(data, length);
     return size <= 16 * most && std::chrono::steady_clock::now() < end;
   });
-  if (size > most) throw ApiError(413, fmt::format("the body is longer than {} bytes", most));
+  if (size > most || response.status == 413)  // as its length says, or as it turned out
+    throw ApiError(413, fmt::format("the body is longer than {} bytes", most));
+  if (!is_whole) throw ApiError(400, "the body is cut off, or is encoded in a way that is not served");
   return body;
 }
 
@@ -85,7 +88,7 @@ class Server {
     const auto answer_body = [&api, options](const httplib::Request& request, httplib::Response& response,
                                              const httplib::ContentReader& read) {
       try {
-        send(api.answer(request_of(request, read_body(read, options.max_body_bytes))), response);
+        send(api.answer(request_of(request, read_body(read, options.max_body_bytes, response))), response);
       } catch (const ApiError& error) {
         send({.status = error.status(), .body = error.body()}, response);
       }
