@@ -14,7 +14,7 @@ packages=(
   g++ cmake ninja-build ccache pkg-config
   # libraries, see third_party/README.md
   libopenmpi-dev openmpi-bin libeigen3-dev libyaml-cpp-dev libspdlog-dev
-  libfmt-dev libcli11-dev nlohmann-json3-dev libxxhash-dev libpcre2-dev zlib1g-dev catch2
+  libfmt-dev libcli11-dev nlohmann-json3-dev libxxhash-dev libpcre2-dev zlib1g-dev libcpp-httplib-dev catch2
   # scripts (python3), two network namespaces on one machine (iproute2), text to train on (python3-doc)
   python3 python3-doc iproute2
 )

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""How much of the communication of a training step runs under computation: measured on the ranks at hand, predicted beyond.
+"""How much of the communication of a step runs under computation: measured on the ranks at hand, predicted beyond.
 
-Used by table3.sh and fig5.sh. Needs nothing but the standard library, and the farskip binary.
+Used by table3.sh, fig5.sh (training), fig4.sh, fig6.sh and fig7.sh (inference). Needs nothing but the standard library, and the farskip binary.
 """
 import argparse
 import json
@@ -92,18 +92,64 @@ def fig5(args):
                  "over scheduled"], rows))
 
 
+def inference_rows(args, name, config, ranks, link, kind, texts):
+    """The rows of a table: standard wiring blocking and scheduled, FarSkip scheduled, of each length."""
+    which = ["--requests", texts, "--batches", "1"] if kind == "prefill" else ["--requests", "1", "--batches", texts]
+    result = subprocess.run([str(part) for part in [
+        args.farskip, "plan", ROOT / "configs/models" / config, f"parallel.tensor={ranks}", f"parallel.expert={ranks}",
+        "parallel.zero=0", "train.global_batch=1024", "--inference", "--ranks", ranks, "--gpu", args.gpu, "--lengths",
+        args.lengths, *which, *(["--link", link] if link else []), "--json", "--quiet"]], stdout=subprocess.PIPE, text=True, check=True)
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    for length in map(int, args.lengths.split(",")):
+        of = {(r["wiring"], r["schedule"]): r for r in rows if r["run"] == kind and r["length"] == length}
+        blocking, standard, farskip = of["off", "blocking"], of["off", "overlapped"], of["full", "overlapped"]
+        yield [f"{name}, {ranks} GPUs, {link or 'NVLink'}", str(texts), str(length),
+               *(f"{1e3 * r['seconds']:.1f} ms" for r in (blocking, standard, farskip)),
+               f"{100 * blocking['all_reduce_seconds'] / blocking['seconds']:.0f}%", f"{100 * farskip['hidden_fraction']:.1f}%",
+               f"{blocking['seconds'] / farskip['seconds']:.3f}x", f"{standard['seconds'] / farskip['seconds']:.3f}x"]
+
+
+INFERENCE_HEADER = ["what", "texts", "length", "standard, blocking", "standard, scheduled", "FarSkip, scheduled",
+                    "all-reduces of blocking", "hidden", "over blocking", "over scheduled"]
+
+
+def prefill(args, models):
+    rows = []
+    for name, config in models:
+        for texts in (1, 16):
+            rows += inference_rows(args, name, config, 8, None, "prefill", texts)
+    print(table(INFERENCE_HEADER, rows))
+
+
+def fig4(args):
+    prefill(args, [("Llama 4 Scout", "llama4_scout.yaml")])
+
+
+def fig6(args):
+    prefill(args, [("DeepSeek-V2", "deepseek_v2.yaml"), ("DeepSeek-V3", "deepseek_v3.yaml")])
+
+
+def fig7(args):
+    rows = []
+    for name, config in (("DeepSeek-V2", "deepseek_v2.yaml"), ("DeepSeek-V3", "deepseek_v3.yaml")):
+        rows += inference_rows(args, name, config, 16, "400Gb/s", "decode", 1024)
+    print(table(INFERENCE_HEADER, rows))
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("table3", "fig5"))
+    parser.add_argument("what", choices=("table3", "fig4", "fig5", "fig6", "fig7"))
     parser.add_argument("--farskip", default=str(ROOT / "build/release/farskip"))
     parser.add_argument("--device-rate", default="400TFLOP/s,3TB/s", help="of each rank that is not here")
+    parser.add_argument("--gpu", default="h200", help="of each rank, for inference")
+    parser.add_argument("--lengths", default="512,1024,2048", help="tokens of a text, for inference")
     parser.add_argument("--predicted-only", action="store_true", help="measure nothing")
     parser.add_argument("--shared-memory", action="store_true", help="measure without a shaped link")
     parser.add_argument("--rate", default="100mbit", help="of the shaped link")
     parser.add_argument("--hidden", default="48", help="hidden size of the measured model")
     parser.add_argument("--steps", default="5")
     args = parser.parse_args()
-    {"table3": table3, "fig5": fig5}[args.what](args)
+    {"table3": table3, "fig4": fig4, "fig5": fig5, "fig6": fig6, "fig7": fig7}[args.what](args)
 
 
 if __name__ == "__main__":

@@ -119,6 +119,15 @@ void print_head(const OpenedBench& b, InferenceRun kind, double copy_rate) {
   fmt::print("\n");
 }
 
+/// `more`: tokens that follow a text.
+void check_lengths(const std::vector<std::int64_t>& lengths, std::int64_t more, const ModelConfig& model) {
+  for (const std::int64_t length : lengths)
+    if (length + more > model.max_positions)
+      throw UsageError(fmt::format(
+          "--lengths: {} is out of range; allowed: 1 to {}, by the model's max_position_embeddings", length,
+          model.max_positions - more));
+}
+
 /// Standard wiring and, where it is another, that of the configuration.
 std::vector<FarSkipConfig> wirings_to_compare(const FarSkipConfig& own) {
   std::vector<FarSkipConfig> wirings{{FarSkipMode::off, {}}};
@@ -131,6 +140,7 @@ ExitCode measure(const Options& options, InferenceRun kind, const OpenedBench& b
   const bool decodes = kind == InferenceRun::decode;
   const auto counts = parse_list(decodes ? "--batches" : "--requests", options.counts, 1 << 16);
   const auto lengths = parse_list("--lengths", options.lengths, 1 << 20);
+  check_lengths(lengths, decodes ? 1 : 0, b.run.model);
   const std::int64_t most = *std::max_element(counts.begin(), counts.end());
   const double copy_rate = decodes && b.ranks() == 1 ? measure_copy_rate(*b.context.device(), 5) : 0;
   if (b.speaks && !common.json) print_head(b, kind, copy_rate);

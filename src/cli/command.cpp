@@ -155,6 +155,9 @@ void Subcommand::required_path(const std::string& name, std::string& value, cons
 void Subcommand::text(const std::string& name, std::string& value, const std::string& help) {
   app_.add_option(name, value, help)->check(is_not_empty)->capture_default_str();
 }
+void Subcommand::texts(const std::string& name, std::vector<std::string>& values, const std::string& help) {
+  app_.add_option(name, values, help)->check(is_not_empty);
+}
 void Subcommand::required_text(const std::string& name, std::string& value, const std::string& help) {
   app_.add_option(name, value, help)->required();
 }
@@ -242,6 +245,7 @@ int run_command_line(int argc, char** argv) {
   add_forward(root);
   add_eval(root);
   add_generate(root);
+  add_serve(root);
   add_convert(root);
   add_inspect(root);
   add_data(root);

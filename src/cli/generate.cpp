@@ -8,10 +8,9 @@
 
 #include "farskip/base/folder.h"
 #include "farskip/cli/command.h"
-#include "farskip/cli/command_inputs.h"
-#include "farskip/hub/companions.h"
-#include "farskip/infer/continuous_batch.h"
+#include "farskip/cli/generator.h"
 #include "farskip/infer/prompt_file.h"
+#include "farskip/infer/request_fields.h"
 #include "farskip/infer/text_journal.h"
 #include "farskip/tensor/hash.h"
 
@@ -19,107 +18,37 @@ namespace farskip {
 namespace {
 
 struct Options {
-  std::string model, prompt, prompts, tokenizer, out_tokens;
+  std::string prompt, prompts, out_tokens;
   GenerationRequest request;
-  std::int64_t batch = 32, cache_mib = 0;
-  bool ignore_eos = false;
-  DeviceOptions device;
+  GeneratorOptions generator;
 };
-
-/// A model that continues texts, with what it needs to read and write them.
-struct Generator {
-  LoadedModel model;
-  std::optional<Tokenizer> tokenizer;
-  Context context;
-};
-
-/// `of_text`: the prompt is a text, so there has to be a tokenizer.
-Generator open_generator(const Options& options, bool of_text, const Logger& logger) {
-  const OpenedDevice device = open_device(options.device);
-  Generator g{
-      load_model(options.model, Role::constant, logger, device), {}, make_context(device.device, logger)};
-  const Companions companions = of_text || !options.tokenizer.empty()
-                                    ? require_tokenizer(g.model, options.tokenizer)
-                                    : read_companions(g.model.folder);
-  if (!companions.tokenizer && !companions.tokenizer_fault.empty())
-    throw DataError(companions.tokenizer_fault);
-  g.tokenizer = companions.tokenizer;
-  g.model.config.eos_tokens = find_end_tokens(g.model.config, companions);
-  if (options.ignore_eos) g.model.config.eos_tokens.clear();
-  return g;
-}
-
-/// Memory that a cache may take where nothing is said: on a GPU most of what the weights leave.
-std::size_t default_cache_bytes(const Device& device) {
-  constexpr std::size_t host_bytes = std::size_t{2} << 30;
-  return device.shares_host_memory() ? host_bytes : device.memory().free / 10 * 7;
-}
-
-/// Room for `sequences` texts of `tokens` each, or as much of it as fits into the memory.
-CacheSize choose_cache(const Options& options, const Generator& g, std::int64_t sequences,
-                       std::int64_t tokens) {
-  CacheSize size{.max_sequences = sequences, .max_tokens = std::min(tokens, g.model.config.max_positions)};
-  const std::size_t bytes = options.cache_mib > 0 ? static_cast<std::size_t>(options.cache_mib) << 20U
-                                                  : default_cache_bytes(*g.context.device());
-  const auto block_bytes = static_cast<std::size_t>(cache_elements(g.model.config) * size.block_tokens) *
-                           dtype_size(g.model.states->compute());
-  const auto fits = static_cast<std::int64_t>(bytes / block_bytes);
-  if (fits < 1)
-    throw UsageError(
-        fmt::format("--cache-mib: {} MiB hold no block of {} tokens, which takes {} bytes; give more",
-                    bytes >> 20U, size.block_tokens, block_bytes));
-  // Rows of the cache are counted in 32 bits.
-  const std::int64_t most = std::numeric_limits<std::int32_t>::max() / size.block_tokens;
-  size.num_blocks = std::min({sequences * size.max_blocks(), fits, most});
-  size.max_tokens = std::min(size.max_tokens, size.num_blocks * size.block_tokens);
-  return size;
-}
-
-/// A run of a GPU has to be large, and kernels of training read its prompts.
-ContinuousBatchOptions batch_options(const Generator& g, std::int64_t batch) {
-  const bool on_gpu = !g.context.device()->shares_host_memory();
-  return {.end_tokens = g.model.config.eos_tokens,
-          .max_run_tokens = std::max<std::int64_t>(on_gpu ? 8192 : 512, batch),
-          .fresh_runs = on_gpu};
-}
-
-/// Ids that the tokenizer knows; a vocabulary is often padded.
-std::int64_t num_ids(const Generator& g) {
-  return g.tokenizer ? std::min(g.tokenizer->vocab_size(), g.model.config.vocab_size) : 0;
-}
-
-std::string text_of(const Generator& g, const Generated& made) {
-  return g.tokenizer ? g.tokenizer->decode(made.ids, true) : std::string();
-}
 
 ExitCode continue_one(const Options& options, const CommonOptions& common) {
   const Logger logger = common.logger();
-  const Generator g = open_generator(options, true, logger);
+  const Generator g = open_generator(options.generator, true, logger);
   GenerationRequest request = options.request;
-  request.prompt = g.tokenizer->encode_prompt(options.prompt);
+  request.prompt = g.tokenizer()->encode_prompt(options.prompt);
   if (request.prompt.empty()) throw UsageError("--prompt is empty; give at least one character");
-  check_token_ids(request.prompt, g.model.config.vocab_size,
-                  options.tokenizer.empty() ? g.model.folder.string() : options.tokenizer);
+  check_token_ids(request.prompt, g.model.config.vocab_size, g.tokenizer()->where());
   const auto prompt_tokens = static_cast<std::int64_t>(request.prompt.size());
-  CachedEngine engine(wire_model(g.model.config), g.model.states, g.context,
-                      choose_cache(options, g, 1, prompt_tokens + request.max_tokens), num_ids(g));
+  CachedEngine engine = make_cached_engine(options.generator, g, 1, prompt_tokens + request.max_tokens);
   ContinuousBatch batch(engine, batch_options(g, 1));
   batch.submit(std::move(request));
   std::vector<ContinuousBatch::Ended> ended;
   while (ended.empty()) ended = batch.step();
   const Generated& made = ended[0].text;
+  check_finite(made);
   if (made.end == GenerationEnd::context)
     logger.warning("the text ends after {} of {} tokens: the model's max_position_embeddings is {}",
                    made.ids.size(), options.request.max_tokens, g.model.config.max_positions);
-  const std::string text = text_of(g, made);
   if (common.json)
     print_json({{"prompt", options.prompt},
-                {"text", text},
+                {"text", made.text},
                 {"ids", made.ids},
                 {"prompt_tokens", prompt_tokens},
-                {"finish_reason", name_of(generation_end_names, made.end)}});
+                {"finish", name_of(generation_end_names, made.end)}});
   else
-    std::printf("%s%s\n", options.prompt.c_str(), text.c_str());
+    std::printf("%s%s\n", options.prompt.c_str(), made.text.c_str());
   return ExitCode::ok;
 }
 
@@ -159,20 +88,19 @@ class TextSink {
   /// Everything that texts depend on; of large weights a part.
   std::string asked(const Options& o) const {
     const SamplingOptions& s = o.request.sampling;
-    std::string text =
-        fmt::format("{} {} {} {} {} {} {} {} {} {}", hash_file(fs::path(o.prompts)), o.request.max_tokens,
-                    s.temperature, s.top_k, s.top_p, s.min_p, s.repetition_penalty, s.seed,
-                    o.device.precision, hub_config_text(generator_.model.config));
+    std::string text = fmt::format("{} {} {} {} {} {} {} {} {} {} {}", hash_file(fs::path(o.prompts)),
+                                   o.request.max_tokens, s.temperature, s.top_k, s.top_p, s.min_p,
+                                   s.repetition_penalty, s.seed, nlohmann::json(o.request.stop).dump(),
+                                   o.generator.device.precision, hub_config_text(generator_.model.config));
     for (const std::string& name : list_entries(generator_.model.folder))
       if (name.ends_with(".safetensors")) text += fingerprint_file(InputFile(generator_.model.folder / name));
-    if (generator_.tokenizer) text += generator_.tokenizer->json();
+    if (generator_.tokenizer()) text += generator_.tokenizer()->json();
     return hash_text(text);
   }
   void write(std::vector<std::int32_t>& tokens, const Generated& made) {
     if (!journal_)
-      return print_json({{"text", text_of(generator_, made)},
-                         {"ids", made.ids},
-                         {"finish", name_of(generation_end_names, made.end)}});
+      return print_json(
+          {{"text", made.text}, {"ids", made.ids}, {"finish", name_of(generation_end_names, made.end)}});
     tokens.insert(tokens.end(), made.ids.begin(), made.ids.end());
     if (made.end_token) tokens.push_back(*made.end_token);
     journal_->add(tokens);
@@ -186,23 +114,23 @@ class TextSink {
 
 ExitCode continue_file(const Options& options, const CommonOptions& common) {
   const Logger logger = common.logger();
-  const Generator g = open_generator(options, false, logger);
+  const Generator g = open_generator(options.generator, !options.request.stop.empty(), logger);
   TextSink sink(options, g);
-  PromptFile prompts(options.prompts, g.tokenizer, g.model.config.vocab_size, options.request);
+  PromptFile prompts(options.prompts, g.tokenizer(), g.model.config.vocab_size, options.request);
   for (std::int64_t i = 0; i < sink.num_done(); ++i)
     if (!prompts.next()) break;
   if (sink.num_done() > 0) logger.info("goes on after {} texts", sink.num_done());
-  CachedEngine engine(wire_model(g.model.config), g.model.states, g.context,
-                      choose_cache(options, g, options.batch, g.model.config.max_positions), num_ids(g));
-  ContinuousBatch batch(engine, batch_options(g, options.batch));
+  const std::int64_t at_once = options.generator.batch;
+  CachedEngine engine = make_cached_engine(options.generator, g, at_once, g.model.config.max_positions);
+  ContinuousBatch batch(engine, batch_options(g, at_once));
   std::map<std::int64_t, std::vector<std::int32_t>> open;  // prompts of texts that have not ended
   const auto start = std::chrono::steady_clock::now();
   std::size_t num_read = 0, num_made = 0;
   std::int64_t num_requests = 0;
   for (bool more = true; more || batch.num_open() > 0;) {
     // Prompts are read as they are needed: a file may hold millions.
-    const std::int64_t most_ahead = 64 * options.batch;  // of the oldest text that is still continued
-    while (more && batch.num_open() < 2 * options.batch && num_requests - sink.num_written() < most_ahead) {
+    const std::int64_t most_ahead = 64 * at_once;  // of the oldest text that is still continued
+    while (more && batch.num_open() < 2 * at_once && num_requests - sink.num_written() < most_ahead) {
       std::optional<GenerationRequest> request = prompts.next();
       more = request.has_value();
       if (!more) break;
@@ -216,6 +144,7 @@ ExitCode continue_file(const Options& options, const CommonOptions& common) {
       }
     }
     for (ContinuousBatch::Ended& ended : batch.step()) {
+      check_finite(ended.text);
       num_made += ended.text.ids.size();
       sink.add(ended.request, std::move(open.extract(ended.request).mapped()), std::move(ended.text));
     }
@@ -230,6 +159,11 @@ ExitCode continue_file(const Options& options, const CommonOptions& common) {
 ExitCode run(const Options& options, const CommonOptions& common) {
   if (options.prompt.empty() == options.prompts.empty())
     throw UsageError("give either --prompt TEXT or --prompts FILE");
+  try {
+    check_stops(options.request.stop, "--stop");
+  } catch (const DataError& error) {
+    throw UsageError(error.what());
+  }
   return options.prompts.empty() ? continue_one(options, common) : continue_file(options, common);
 }
 
@@ -238,14 +172,13 @@ ExitCode run(const Options& options, const CommonOptions& common) {
 void add_generate(Subcommand& root) {
   auto o = std::make_shared<Options>();
   Subcommand sub = root.add("generate", "Continue texts, greedily or by sampling");
-  sub.required_path("--model", o->model, "Model folder, checkpoint or run directory");
+  add_generator_options(sub, o->generator);
   sub.text("--prompt", o->prompt, "Text to continue");
   sub.path("--prompts", o->prompts,
            "JSONL of {\"prompt\": text or [ids]} with settings of their own; gives JSONL, in order");
   sub.path("--out-tokens", o->out_tokens,
            "Instead: a token file PREFIX.bin, PREFIX.idx with prompts and texts; goes on where it was ended");
   sub.needs("--out-tokens", "--prompts");
-  sub.path("--tokenizer", o->tokenizer, "tokenizer.json (default: the model folder's)");
   GenerationRequest& r = o->request;
   sub.integer("--max-tokens", r.max_tokens, "Largest number of new tokens", 1, kMostNewTokens);
   sub.real("--temperature", r.sampling.temperature,
@@ -259,14 +192,8 @@ void add_generate(Subcommand& root) {
   sub.real("--repetition-penalty", r.sampling.repetition_penalty,
            "Divides the logits of tokens that stand in the text (1: no penalty)", kLeastPenalty,
            kMostPenalty);
-  sub.flag("--ignore-eos", o->ignore_eos, "Goes on after tokens that end a text");
+  sub.texts("--stop", r.stop, "Texts before which a text ends");
   sub.integer("--seed", r.sampling.seed, "Seed for sampling", 0, kMostSeed);
-  sub.integer("--batch", o->batch, "Texts of --prompts that are continued at once", 1, 1 << 16);
-  sub.integer("--cache-mib", o->cache_mib,
-              "Memory for keys and values (0: what is needed, within 2 GiB; on a GPU, most "
-              "of what is free)",
-              0, 1 << 24);
-  add_device_options(sub, o->device);
   sub.run([o](const CommonOptions& common) { return run(*o, common); });
 }
 

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "farskip/data/json_fields.h"
 
+#include <fmt/ranges.h>
+
 #include <nlohmann/json.hpp>
 
 #include "farskip/base/error.h"
@@ -55,9 +57,8 @@ void JsonFields::require_null(const std::string& key, std::string_view why) {
 void JsonFields::finish() const {
   for (const auto& [key, value] : value_.items())
     if (!asked_.contains(key))
-      throw DataError(
-          fmt::format("{}: \"{}\" is not a setting that FarSkip knows, and it may change the token ids",
-                      where_, printable(key)));
+      throw DataError(fmt::format("{}: \"{}\" is not known here; allowed: {}", where_, printable(key),
+                                  fmt::join(asked_, ", ")));
 }
 
 }  // namespace farskip

@@ -144,16 +144,26 @@ void use_plain_text(const fs::path& path, bool gzip, const UseDocument& use) {
 
 }  // namespace
 
-void for_each_json_line(const fs::path& path, const UseJsonLine& use) {
-  LineReader lines(path, text_format(path).value_or(TextFormat{}).gzip);
+JsonLines::JsonLines(const fs::path& file)
+    : file_(file), lines_(file, text_format(file).value_or(TextFormat{}).gzip) {}
+
+bool JsonLines::next(nlohmann::json& value) {
   std::string_view line;
-  for (std::uint64_t number = 1; lines.next(line); ++number) {
-    const std::string place = fmt::format("{}:{}", printable(path.string(), 1000), number);
-    if (number == 1) refuse_foreign(place, line);
-    check_utf8(place, line, lines.line_start());
-    if (number == 1) line = without_mark(line);
-    if (!is_blank(line)) use(parse_strict_json(line, place), place, lines.line_start());
+  while (lines_.next(line)) {
+    place_ = fmt::format("{}:{}", printable(file_.string(), 1000), ++number_);
+    if (number_ == 1) refuse_foreign(place_, line);
+    check_utf8(place_, line, lines_.line_start());
+    if (number_ == 1) line = without_mark(line);
+    if (is_blank(line)) continue;
+    value = parse_strict_json(line, place_);
+    return true;
   }
+  return false;
+}
+
+void for_each_json_line(const fs::path& path, const UseJsonLine& use) {
+  JsonLines lines(path);
+  for (nlohmann::json value; lines.next(value);) use(value, lines.place(), lines.line_start());
 }
 
 void for_each_document(const fs::path& file, const UseDocument& use) {

@@ -178,15 +178,13 @@ std::vector<std::int32_t> Tokenizer::encode_with_special_tokens(std::string_view
 
 std::string Tokenizer::decode(std::span<const std::int32_t> ids, bool skip_special_tokens) const {
   std::string bytes;
-  for (const std::int32_t id : ids) {
-    const TokenText& text = impl_->text_of(id);
-    if (!(skip_special_tokens && text.special)) bytes += text.bytes;
-  }
+  for (const std::int32_t id : ids) bytes += token_bytes(id, skip_special_tokens);
   return replace_invalid_utf8(bytes);
 }
 
-std::string Tokenizer::token_bytes(std::int32_t id) const {
-  return impl_->text_of(id).bytes;
+std::string Tokenizer::token_bytes(std::int32_t id, bool skip_special_tokens) const {
+  const TokenText& text = impl_->text_of(id);
+  return skip_special_tokens && text.special ? std::string() : text.bytes;
 }
 
 std::int64_t Tokenizer::vocab_size() const {

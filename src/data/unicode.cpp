@@ -125,6 +125,17 @@ std::optional<std::size_t> find_invalid_utf8(std::string_view text) {
   return std::nullopt;
 }
 
+std::size_t num_bytes_of_cut_character(std::string_view text) {
+  for (std::size_t n = 1; n <= std::min<std::size_t>(text.size(), 3); ++n) {
+    const std::size_t position = text.size() - n;
+    const auto lead = static_cast<unsigned char>(text[position]);
+    if (lead < 0xC2 || lead > 0xF4) continue;
+    const Utf8Part part = classify_utf8(text, position);
+    return !part.valid && part.length == n ? n : 0;
+  }
+  return 0;
+}
+
 char32_t next_code_point(std::string_view text, std::size_t& position) {
   const auto lead = static_cast<unsigned char>(text[position]);
   const std::size_t length = lead < 0x80 ? 1 : lead < 0xE0 ? 2 : lead < 0xF0 ? 3 : 4;

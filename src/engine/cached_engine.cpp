@@ -7,6 +7,8 @@
 namespace farskip {
 namespace {
 
+constexpr std::size_t kMostPlans = 128;
+
 /// The next of 1, 2, 3, 4, 6, 8, 12, …: few plans, and at most a third of a run is padding.
 std::int64_t round_up_tokens(std::int64_t count) {
   const auto power = static_cast<std::int64_t>(std::bit_ceil(static_cast<std::uint64_t>(count)));
@@ -131,17 +133,24 @@ std::int32_t CachedEngine::cache_row(std::int32_t sequence, std::int32_t positio
 }
 
 BatchRunner& CachedEngine::runner(const CachedRunShape& shape) {
-  if (const auto it = runners_.find(shape); it != runners_.end()) return it->second;
+  if (const auto it = plans_.find(shape); it != plans_.end()) {
+    it->second.last_use = num_runs_;
+    return it->second.runner;
+  }
+  if (plans_.size() == kMostPlans)
+    plans_.erase(std::min_element(plans_.begin(), plans_.end(), [](const auto& a, const auto& b) {
+      return a.second.last_use < b.second.last_use;
+    }));
   auto executor = compile(cached_pipeline(model_, shape, weights_->compute(), context_.mesh.position()),
                           context_, {}, plan_, align_);
   weights_->bind(*executor);
   cache_.bind(*executor);
   executor->bind(kBlockTable,
                  {table_on_device_.memory.get(), DType::i32, Shape{size_.max_sequences, size_.max_blocks()}});
-  return runners_.emplace(shape, BatchRunner(std::move(executor))).first->second;
+  return plans_.emplace(shape, Plan{BatchRunner(std::move(executor)), num_runs_}).first->second.runner;
 }
 
-BatchRunner& CachedEngine::prepare(const CachedTokens& given, CachedDraw draw) {
+BatchRunner& CachedEngine::prepare(const CachedTokens& given, bool penalised) {
   FARSKIP_CHECK(given.count() > 0, "a run without tokens");
   CachedTokens padded = given;
   const auto count = static_cast<std::size_t>(round_up_tokens(given.count()));
@@ -167,7 +176,7 @@ BatchRunner& CachedEngine::prepare(const CachedTokens& given, CachedDraw draw) {
                                      .block_tokens = size_.block_tokens,
                                      .fresh_length = fresh.length,
                                      .documents = !fresh.document_start.empty()},
-                           .draw = draw,
+                           .penalised = penalised,
                            .num_ids = num_ids_});
   r.set("tokens", integers(padded.tokens));
   r.set(kSequences, integers(padded.sequences));
@@ -179,35 +188,37 @@ BatchRunner& CachedEngine::prepare(const CachedTokens& given, CachedDraw draw) {
   return r;
 }
 
-void CachedEngine::run(BatchRunner& runner) {
-  if (context_.heartbeat != nullptr) context_.heartbeat->beat();
-  if (!observer_) return runner.executor().run();
-  std::vector<StepTime> times;
-  runner.executor().run(&times);
-  observer_(runner.executor(), times);
-}
-
-TensorView CachedEngine::logits(const CachedTokens& tokens) {
-  BatchRunner& r = prepare(tokens, CachedDraw::none);
-  run(r);
-  TensorView logits = r.executor().output("logits");
-  if (!context_.device()->shares_host_memory()) {
-    logits_ = r.executor().read_output("logits");
-    logits = logits_.view();
-  }
-  return rows_view(logits, 0, static_cast<std::int64_t>(tokens.output_rows.size()));
-}
-
 std::vector<std::int32_t> CachedEngine::next(const CachedTokens& tokens, std::span<const Draw> draws) {
   FARSKIP_CHECK(draws.size() == tokens.output_rows.size(), "{} draws", draws.size());
+  ++num_runs_;
+  last_ = nullptr;
   const bool penalised = std::any_of(draws.begin(), draws.end(), has_penalty);
-  BatchRunner& r = prepare(tokens, penalised ? CachedDraw::penalised : CachedDraw::plain);
+  BatchRunner& r = prepare(tokens, penalised);
   const TensorType& ids = r.executor().graph().type(*r.executor().graph().find_output("next"));
   set_draws(r, draws, ids.shape[0], penalised ? config().vocab_size : 0);
-  run(r);
+  if (context_.heartbeat != nullptr) context_.heartbeat->beat();
+  if (observer_) {
+    std::vector<StepTime> times;
+    r.executor().run(&times);
+    observer_(r.executor(), times);
+  } else {
+    r.executor().run();
+  }
+  last_ = &r;
+  last_rows_ = static_cast<std::int64_t>(draws.size());
   const HostTensor next = r.executor().read_output("next");
   const auto values = next.values<std::int32_t>();
   return {values.begin(), values.begin() + static_cast<std::ptrdiff_t>(draws.size())};
+}
+
+TensorView CachedEngine::logits() {
+  FARSKIP_CHECK(last_ != nullptr, "nothing was read");
+  TensorView logits = last_->executor().output("logits");
+  if (!context_.device()->shares_host_memory()) {
+    logits_ = last_->executor().read_output("logits");
+    logits = logits_.view();
+  }
+  return rows_view(logits, 0, last_rows_);
 }
 
 }  // namespace farskip

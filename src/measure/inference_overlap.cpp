@@ -60,7 +60,8 @@ class Runner {
 
   std::vector<float> logits() {
     engine().observe({});
-    const TensorView view = engine().logits(run_);
+    run();
+    const TensorView view = engine().logits();
     return {view.as<float>(), view.as<float>() + view.num_elements()};
   }
 

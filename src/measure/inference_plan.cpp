@@ -18,7 +18,6 @@ PlannedInference plan_inference(const InferencePlanRequest& request, InferenceRu
   const Model model = wire_model(request.model);
   const bool decodes = kind == InferenceRun::decode;
   CachedRunShape shape;
-  shape.draw = CachedDraw::plain;
   shape.cache.tokens = decodes ? texts : texts * length;
   shape.cache.outputs = shape.cache.sequences = texts;
   shape.cache.max_blocks = (length + shape.cache.block_tokens) / shape.cache.block_tokens;

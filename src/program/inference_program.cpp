@@ -35,7 +35,7 @@ Graph add_draw(const Graph& forward, const CachedRunShape& shape) {
   };
   const ValueId real = input(kDrawReal, DType::f32, 4), whole = input(kDrawWhole, DType::i32, 4);
   ValueId seen;
-  if (shape.draw == CachedDraw::penalised) seen = input(kDrawSeen, DType::i32, (vocab + 31) / 32);
+  if (shape.penalised) seen = input(kDrawSeen, DType::i32, (vocab + 31) / 32);
   graph.add_output("next", ops::sample(b, logits, real, whole, seen, {.num_ids = shape.num_ids}).ids);
   return graph;
 }
@@ -53,8 +53,7 @@ PassPipeline cached_pipeline(const Model& model, const CachedRunShape& shape, DT
       forward_pipeline(model, lowering, {mesh, false, shape.cache.tokens * model.config.moe.top_k});
   pipeline.name = fmt::format("cached-{}-of-{}", shape.cache.outputs, shape.cache.tokens);
   if (shape.cache.fresh_length > 0) pipeline.name += fmt::format("-fresh-{}", shape.cache.fresh_length);
-  if (shape.draw != CachedDraw::none)
-    pipeline.passes.push_back({"draw", [=](const Graph& graph) { return add_draw(graph, shape); }});
+  pipeline.passes.push_back({"draw", [=](const Graph& graph) { return add_draw(graph, shape); }});
   return pipeline;
 }
 

@@ -206,10 +206,10 @@ TEST_CASE("a prompt that fills the context is refused, and a text that it cuts s
       farskip_command("generate --json --model " + run + " --prompt 'the model' --max-tokens 100");
   REQUIRE(cut.status == 0);
   const json made = json::parse(cut.out);
-  if (made["finish_reason"] == "context") {
+  if (made["finish"] == "context") {
     CHECK_THAT(cut.err, ContainsSubstring("of 100 tokens"));
   } else {
-    CHECK(made["finish_reason"] == "stop");
+    CHECK(made["finish"] == "stop");
   }
   const auto eval = farskip_command("eval --model " + run + " --data " + fixture("qwen3_moe") +
                                     "/tokens --sequence-length 65 --max-sequences 1");
@@ -230,7 +230,7 @@ TEST_CASE("generate stops at every end token of the model's files") {
   write_text_file(out + "/generation_config.json", fmt::format("{{\"eos_token_id\": [0, {}]}}", first));
   const json stopped = json::parse(farskip_command(command).out);
   CHECK(stopped["ids"].empty());
-  CHECK(stopped["finish_reason"] == "stop");
+  CHECK(stopped["finish"] == "stop");
 }
 
 TEST_CASE("generate puts the begin token of the tokenizer's template before a prompt, once") {

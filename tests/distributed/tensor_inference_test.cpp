@@ -48,7 +48,8 @@ std::vector<float> read_in_parts(const Model& model, const fs::path& weights, co
     run.fresh = fresh && position == 0;
     for (const std::int64_t end = position + count; position < end; ++position)
       run.add(text[static_cast<std::size_t>(position)], 1, position, true);
-    const TensorView logits = engine.logits(run);
+    engine.next(run, std::vector<Draw>(run.output_rows.size()));
+    const TensorView logits = engine.logits();
     all.insert(all.end(), logits.as<float>(), logits.as<float>() + logits.num_elements());
   }
   return all;

@@ -71,7 +71,8 @@ class Reader {
     return *this;
   }
   void run() {
-    const TensorView logits = engine_.logits(next_);
+    engine_.next(next_, std::vector<Draw>(places_.size()));
+    const TensorView logits = engine_.logits();
     REQUIRE(logits.shape[0] == static_cast<std::int64_t>(places_.size()));
     for (std::size_t i = 0; i < places_.size(); ++i) {
       const float* row = logits.as<float>() + static_cast<std::int64_t>(i) * logits.shape[1];

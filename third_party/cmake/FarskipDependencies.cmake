@@ -44,3 +44,14 @@ else()
   set(FARSKIP_MPI no_mpi)
 endif()
 message(STATUS "Messages between ranks: ${FARSKIP_MPI}")
+
+# HTTP for `farskip serve`: cpp-httplib where it is installed; otherwise src/serve/http/no_http.cpp, which says that this
+# build has none.
+pkg_check_modules(cpp_httplib QUIET cpp-httplib)
+if(cpp_httplib_FOUND)
+  set(FARSKIP_HTTP httplib)
+else()
+  set(FARSKIP_HTTP no_http)
+  message(STATUS "cpp-httplib is missing (libcpp-httplib-dev): this build has no farskip serve")
+endif()
+message(STATUS "HTTP: ${FARSKIP_HTTP}")

@@ -60,6 +60,8 @@ class Subcommand {
   void paths(const std::string& name, std::vector<std::string>& values, const std::string& help);
   void required_path(const std::string& name, std::string& value, const std::string& help);
   void text(const std::string& name, std::string& value, const std::string& help);
+  /// Several values may follow the name.
+  void texts(const std::string& name, std::vector<std::string>& values, const std::string& help);
   /// May be empty: whether that means something is for the command to say.
   void required_text(const std::string& name, std::string& value, const std::string& help);
   /// Read as configurations are: decimal, and no more than T holds.
@@ -91,6 +93,7 @@ void add_distill(Subcommand& root);
 void add_forward(Subcommand& root);
 void add_eval(Subcommand& root);
 void add_generate(Subcommand& root);
+void add_serve(Subcommand& root);
 void add_convert(Subcommand& root);
 void add_inspect(Subcommand& root);
 void add_data(Subcommand& root);

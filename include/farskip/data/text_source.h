@@ -11,6 +11,7 @@
 
 #include "farskip/base/log.h"
 #include "farskip/data/text_files.h"
+#include "farskip/data/text_stream.h"
 #include "farskip/data/token_file.h"
 #include "farskip/data/tokenizer.h"
 
@@ -22,9 +23,26 @@ namespace farskip {
 /// missing "text", and contents that are of another format than plain text.
 void for_each_document(const fs::path& file, const std::function<void(std::string_view text)>& use);
 
+/// The values of a JSONL file, one at a time. Blank lines and a byte order mark are passed over. Throws
+/// DataError naming the place for text that is not UTF-8 and broken JSON.
+class JsonLines {
+ public:
+  explicit JsonLines(const fs::path& file);
+  /// False after the last one.
+  bool next(nlohmann::json& value);
+  /// Of the value that next() gave last: "FILE:LINE", and the byte at which the line begins.
+  const std::string& place() const { return place_; }
+  std::uint64_t line_start() const { return lines_.line_start(); }
+
+ private:
+  fs::path file_;
+  LineReader lines_;
+  std::uint64_t number_ = 0;
+  std::string place_;
+};
+
 /// Calls `use` with each value of a JSONL file, its place "FILE:LINE", and the byte at which that line
-/// begins. Blank lines and a byte order mark are passed over. Throws DataError naming the place for text that
-/// is not UTF-8 and broken JSON.
+/// begins.
 using UseJsonLine =
     std::function<void(const nlohmann::json& value, const std::string& place, std::uint64_t line_start)>;
 void for_each_json_line(const fs::path& file, const UseJsonLine& use);

@@ -35,7 +35,7 @@ class Tokenizer {
   /// an id without a token.
   std::string decode(std::span<const std::int32_t> ids, bool skip_special_tokens = false) const;
   /// The bytes that one id stands for, as they are.
-  std::string token_bytes(std::int32_t id) const;
+  std::string token_bytes(std::int32_t id, bool skip_special_tokens = false) const;
 
   /// Largest id + 1: what an embedding must have at least.
   std::int64_t vocab_size() const;

@@ -14,6 +14,9 @@ namespace farskip {
 /// and code points above U+10FFFF are ill-formed), or nothing if all of `text` is well-formed.
 std::optional<std::size_t> find_invalid_utf8(std::string_view text);
 
+/// Bytes at the end of `text` that begin a character and could still become one: 0 to 3.
+std::size_t num_bytes_of_cut_character(std::string_view text);
+
 /// The code point at `position` of well-formed UTF-8; advances `position` past it.
 char32_t next_code_point(std::string_view text, std::size_t& position);
 void append_code_point(std::string& text, char32_t code_point);

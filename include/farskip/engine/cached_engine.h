@@ -49,8 +49,9 @@ struct CachedTokens {
   void add(std::int32_t token, std::int64_t sequence, std::int64_t position, bool output);
 };
 
-/// Plans are made on first use of a number of tokens, rounded up. On the CPU what is computed of a sequence
-/// has the same bits whatever else is read in a run, and however its own tokens are dealt out to runs.
+/// Plans are made on first use of a number of tokens, rounded up; of many kinds of runs the latest are kept.
+/// On the CPU what is computed of a sequence has the same bits whatever else is read in a run, and however
+/// its own tokens are dealt out to runs.
 class CachedEngine {
  public:
   /// `weights`: as for InferenceEngine. The cache is allocated on their device.
@@ -69,18 +70,21 @@ class CachedEngine {
 
   /// Where the tokens of a sequence stand from now on: block i has positions from i · block_tokens on.
   void set_blocks(std::int64_t sequence, std::span<const std::int32_t> blocks);
-  /// Reads the tokens; logits [output_rows, V] f32 in host memory, valid until the next call.
-  TensorView logits(const CachedTokens& tokens);
   /// Reads the tokens and chooses one to follow each of the output rows; -1 where a logit is not finite.
   std::vector<std::int32_t> next(const CachedTokens& tokens, std::span<const Draw> draws);
   /// Told of every run what its steps took (Executor::run); nothing: runs are not timed.
   using Observer = std::function<void(const Executor&, const std::vector<StepTime>&)>;
   void observe(Observer observer) { observer_ = std::move(observer); }
+  /// Of the output rows of the last run: [output_rows, V] f32 in host memory, valid until the next one.
+  TensorView logits();
 
  private:
-  BatchRunner& prepare(const CachedTokens& tokens, CachedDraw draw);
+  struct Plan {
+    BatchRunner runner;
+    std::int64_t last_use;
+  };
+  BatchRunner& prepare(const CachedTokens& tokens, bool penalised);
   BatchRunner& runner(const CachedRunShape& shape);
-  void run(BatchRunner& runner);
   void copy_changed_blocks();
   std::int32_t cache_row(std::int32_t sequence, std::int32_t position) const;
 
@@ -97,7 +101,10 @@ class CachedEngine {
   PlanOptions plan_;
   bool align_;
   Observer observer_;
-  std::map<CachedRunShape, BatchRunner> runners_;
+  std::map<CachedRunShape, Plan> plans_;
+  std::int64_t num_runs_ = 0;
+  BatchRunner* last_ = nullptr;  // that has run, with so many output rows
+  std::int64_t last_rows_ = 0;
 };
 
 }  // namespace farskip

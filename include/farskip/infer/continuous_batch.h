@@ -8,6 +8,7 @@
 #include <optional>
 #include <vector>
 
+#include "farskip/data/tokenizer.h"
 #include "farskip/engine/cached_engine.h"
 #include "farskip/infer/block_pool.h"
 #include "farskip/infer/generate.h"
@@ -17,24 +18,36 @@ namespace farskip {
 /// What ends texts, and how much is read at once.
 struct ContinuousBatchOptions {
   std::vector<std::int64_t> end_tokens;
-  std::int64_t max_run_tokens = 512;  // of a run; long prompts are read in parts
+  std::optional<Tokenizer> tokenizer{};  // none: tokens have no text, so there are no stop strings
+  std::int64_t max_run_tokens = 512;     // of a run; long prompts are read in parts
   /// Prompts are read in runs of their own (CachedTokens::fresh), which on a GPU is faster. On a CPU a text
   /// would not have the same bits in any company.
   bool fresh_runs = false;
 };
 
+/// UsageError where the prompt is empty or leaves no room for a token within the model's longest position, or
+/// where the whole text may not fit into the cache.
+void check_request(const GenerationRequest& request, const ModelConfig& model, const CacheSize& cache);
+
 /// A text's tokens depend on its request alone, not on what else is continued (where the engine's bits do
 /// not: engine/cached_engine.h). Where the cache is full, the text that came last gives its blocks back and
-/// is read again later.
+/// is read again later. Requests may come and go between any two steps.
 class ContinuousBatch {
  public:
   ContinuousBatch(CachedEngine& engine, ContinuousBatchOptions options);
+  ~ContinuousBatch();
+  ContinuousBatch(const ContinuousBatch&) = delete;
+  ContinuousBatch& operator=(const ContinuousBatch&) = delete;
 
-  /// UsageError where the prompt is empty or leaves no room for a token within the model's longest position,
-  /// or where the whole text may not fit into the cache. Returns the number of the request: 0, 1, ….
+  /// Checks it (check_request), and returns the number of the request: 0, 1, ….
   std::int64_t submit(GenerationRequest request);
-  /// Requests that have not ended.
+  /// Ends a text at once: nothing more comes of it. One that has ended, or never was, is passed over.
+  void cancel(std::int64_t request);
+
+  /// Requests that have not ended, of them those that are continued, and blocks of the cache that these have.
   std::int64_t num_open() const { return static_cast<std::int64_t>(waiting_.size() + active_.size()); }
+  std::int64_t num_active() const { return static_cast<std::int64_t>(active_.size()); }
+  std::int64_t num_used_blocks() const { return engine_.size().num_blocks - pool_.num_free(); }
 
   struct Ended {
     std::int64_t request;
@@ -44,21 +57,9 @@ class ContinuousBatch {
   std::vector<Ended> step();
 
  private:
-  struct Sequence {
-    std::int64_t number = 0;
-    GenerationRequest request;
-    std::vector<std::int32_t> tokens;  // prompt, then what was generated
-    std::int64_t num_read = 0;         // of them, in the cache
-    std::int64_t slot = -1;
-    std::vector<std::int32_t> blocks{};
-    std::vector<std::uint32_t> seen{};  // bits of ids in the text, where a penalty asks for them
-
-    std::int64_t num_generated() const {
-      return static_cast<std::int64_t>(tokens.size() - request.prompt.size());
-    }
-    std::int64_t num_unread() const { return static_cast<std::int64_t>(tokens.size()) - num_read; }
-  };
+  struct Sequence;
   using SequencePointer = std::unique_ptr<Sequence>;
+  struct Run;
 
   /// That so many tokens of a text take.
   std::int64_t num_blocks(std::int64_t tokens) const;
@@ -66,11 +67,14 @@ class ContinuousBatch {
   void admit();
   bool make_room(Sequence& sequence, std::int64_t tokens);
   void release(Sequence& sequence);
+  bool add_tokens(Sequence& sequence, Run& run);
+  std::optional<Ended> take(Sequence& sequence, std::int32_t id);
   bool is_end_token(std::int32_t id) const;
   std::optional<GenerationEnd> end_of(Sequence& sequence, std::int32_t id);
 
   CachedEngine& engine_;
   ContinuousBatchOptions options_;
+  std::int64_t max_scored_rows_;  // of a run: their logits are kept
   BlockPool pool_;
   std::vector<std::int64_t> free_slots_;
   std::deque<SequencePointer> waiting_;  // in the order in which they will be admitted

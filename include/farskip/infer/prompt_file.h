@@ -2,13 +2,11 @@
 #pragma once
 // Texts to be continued, from JSONL: {"prompt": text or [ids], "max_tokens": 64, "seed": 1, …}.
 
-#include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <string>
 
-#include "farskip/data/text_stream.h"
-#include "farskip/data/tokenizer.h"
-#include "farskip/infer/continuous_batch.h"
+#include "farskip/data/text_source.h"
+#include "farskip/infer/generate.h"
 
 namespace farskip {
 
@@ -19,20 +17,18 @@ class PromptFile {
   /// ask for.
   PromptFile(const fs::path& path, std::optional<Tokenizer> tokenizer, std::int64_t vocab_size,
              GenerationRequest defaults);
-  /// The next one; none after the last. Blank lines are passed over. Keys: prompt, max_tokens, temperature,
-  /// top_k, top_p, min_p, repetition_penalty, seed, n; others are refused. `n` texts of one prompt have
-  /// consecutive seeds. Where no seed is given, request i of the file has the default's plus i.
+  /// The next one; none after the last. Blank lines are passed over. Keys: prompt, n, and those of
+  /// read_generation (request_fields.h); others are refused. `n` texts of one prompt have consecutive seeds.
+  /// Where no seed is given, request i of the file has the default's plus i. A file without any is refused.
   std::optional<GenerationRequest> next();
   /// "FILE:LINE" of what next() gave last.
-  std::string place() const;
+  const std::string& place() const { return lines_.place(); }
 
  private:
-  void parse(std::string_view line);
-  std::vector<std::int32_t> tokens_of(const nlohmann::json& prompt) const;
+  void parse(const nlohmann::json& line);
 
   fs::path path_;
-  LineReader lines_;
-  std::int64_t line_ = 0;
+  JsonLines lines_;
   std::optional<Tokenizer> tokenizer_;
   std::int64_t vocab_size_;
   GenerationRequest defaults_, current_;

@@ -19,13 +19,11 @@ PassPipeline evaluation_pipeline(const Model& model, const StepObjective* object
                                  const EvaluationShape& shape, DType compute, const MeshPosition& mesh);
 
 /// Tokens that continue what lies in a cache: the first tokens of a text, as many as there are, or the next
-/// one of each of many texts, or both at once. Output "logits" [outputs, V] f32; with a draw also "next"
-/// i32[outputs], the tokens that ops::sample chooses by the inputs kDrawReal, kDrawWhole and, with a penalty,
-/// kDrawSeen.
-enum class CachedDraw : std::uint8_t { none, plain, penalised };
+/// one of each of many texts, or both at once. Outputs "logits" [outputs, V] f32 and "next" i32[outputs], the
+/// tokens that ops::sample chooses by the inputs kDrawReal, kDrawWhole and, with a penalty, kDrawSeen.
 struct CachedRunShape {
   CacheShape cache;
-  CachedDraw draw = CachedDraw::none;
+  bool penalised = false;    // some text has a repetition penalty
   std::int64_t num_ids = 0;  // ids below it may be chosen; 0: all
   auto operator<=>(const CachedRunShape&) const = default;
 };

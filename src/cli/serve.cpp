@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <nlohmann/json.hpp>
+
+#include "farskip/base/environment.h"
+#include "farskip/base/stop_signals.h"
+#include "farskip/cli/command.h"
+#include "farskip/cli/generator.h"
+#include "farskip/serve/http_server.h"
+
+namespace farskip {
+namespace {
+
+constexpr const char* kKeyVariable = "FARSKIP_API_KEY";
+
+struct Options {
+  GeneratorOptions generator;
+  HttpOptions http;
+  std::string model_name, api_key_file;
+  std::int64_t most_open = 256, body_mib = 16, timeout = 600;
+};
+
+/// Of the file's first line, else of the environment; empty: none is asked for.
+std::string read_api_key(const std::string& file) {
+  constexpr std::uint64_t most = 4096;
+  std::string key =
+      file.empty() ? environment_variable(kKeyVariable).value_or("") : read_text_file(file, most);
+  const std::string where = file.empty() ? kKeyVariable : file;
+  while (key.ends_with('\n') || key.ends_with('\r')) key.pop_back();
+  const bool is_word = key.find_first_of(" \t\r\n") == std::string::npos;
+  if ((key.empty() && (!file.empty() || environment_variable(kKeyVariable))) || !is_word)
+    throw UsageError(fmt::format("{}: holds no API key; give one word without spaces", where));
+  return key;
+}
+
+/// The name of the model for clients: that of its folder.
+std::string name_of_folder(const fs::path& folder) {
+  const fs::path whole = fs::absolute(folder).lexically_normal();
+  return (whole.has_filename() ? whole : whole.parent_path()).filename().string();
+}
+
+ExitCode run(const Options& options, const CommonOptions& common) {
+  require_http();
+  const StopSignals stop;
+  const Logger logger = common.logger();
+  const std::string api_key = read_api_key(options.api_key_file);
+  const std::int64_t batch = options.generator.batch;
+  const Generator g = open_generator(options.generator, false, logger);
+  const ModelConfig& config = g.model.config;
+  CachedEngine engine = make_cached_engine(options.generator, g, batch, config.max_positions);
+  ServeMetrics metrics;
+  GenerationLoop loop(engine, batch_options(g, batch), options.most_open, metrics, logger);
+  const ServedModel model{
+      options.model_name.empty() ? name_of_folder(options.generator.model) : options.model_name,
+      g.tokenizer(), config.vocab_size, config.max_positions};
+  Api api(model, loop, metrics, {.api_key = api_key, .timeout = std::chrono::seconds(options.timeout)});
+  HttpOptions http = options.http;
+  http.max_open = options.most_open;
+  http.max_body_bytes = static_cast<std::size_t>(options.body_mib) << 20U;
+  if (!g.tokenizer())
+    logger.warning("{}: holds no tokenizer.json; prompts have to be token ids", g.model.folder.string());
+  serve_http(
+      http, api, loop, [&] { return stop.requested(); },
+      [&](int port) {
+        if (common.json)
+          print_json({{"host", http.host}, {"port", port}, {"model", model.name}});
+        else
+          fmt::print("serving {} at http://{}:{}/v1\n", model.name, http.host, port);
+        std::fflush(stdout);
+      });
+  logger.info("all requests were answered");
+  return ExitCode::ok;
+}
+
+}  // namespace
+
+void add_serve(Subcommand& root) {
+  auto o = std::make_shared<Options>();
+  Subcommand sub = root.add("serve", "Continue texts for clients over HTTP, as OpenAI's API");
+  add_generator_options(sub, o->generator);
+  sub.text("--host", o->http.host, "Address to listen on; 0.0.0.0: all of this machine");
+  sub.integer("--port", o->http.port, "Port to listen on (0: one that is free)", 0, 65535);
+  sub.text("--model-name", o->model_name, "Name of the model for clients (default: that of its folder)");
+  sub.path(
+      "--api-key-file", o->api_key_file,
+      fmt::format("File with the key that clients have to send (default: ${}, else none)", kKeyVariable));
+  sub.integer("--max-requests", o->most_open, "Texts that are continued or wait for it; more are refused", 1,
+              1 << 14);
+  sub.integer("--max-body-mib", o->body_mib, "Largest body of a request", 1, 1024);
+  sub.integer("--timeout", o->timeout,
+              "Seconds after which a text ends as it is, or is refused if it still waits", 1, 86400);
+  sub.run([o](const CommonOptions& common) { return run(*o, common); });
+}
+
+}  // namespace farskip

@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "farskip/serve/api_request.h"
+
+#include "farskip/infer/request_fields.h"
+#include "farskip/serve/api_error.h"
+#include "farskip/tensor/strict_json.h"
+
+namespace farskip {
+namespace {
+
+using nlohmann::json;
+
+constexpr std::int64_t kMostChoices = 128, kMostLikely = 20;
+constexpr std::int64_t kDefaultMaxTokens = 16;  // as OpenAI has it
+
+void check_model(JsonFields& fields, const ServedModel& model) {
+  const std::string asked = fields.require_string("model");
+  if (asked != model.name)
+    throw ApiError(
+        404,
+        fmt::format("the model \"{}\" is not served here; allowed: \"{}\"", printable(asked), model.name),
+        "model_not_found");
+}
+
+/// A setting of OpenAI's that is not built: only the value that asks for nothing is allowed.
+void require_neutral(JsonFields& fields, const char* key, const json& neutral) {
+  const json& given = fields.get(key);
+  if (!given.is_null() && given != neutral)
+    throw DataError(fmt::format("{} is {}; this server supports only {}", fields.at(key),
+                                printable(given.dump()), neutral.dump()));
+}
+
+void read_streaming(JsonFields& fields, ApiRequest& request) {
+  request.stream = fields.boolean_or("stream", false);
+  const json& options = fields.get("stream_options");
+  if (options.is_null()) return;
+  if (!request.stream)
+    throw DataError(fmt::format("{} is given without \"stream\": true", fields.at("stream_options")));
+  JsonFields inner(options, fields.at("stream_options"));
+  request.include_usage = inner.boolean_or("include_usage", false);
+  inner.finish();
+}
+
+/// One prompt, or a list of them: a text and a list of ids are one.
+std::vector<json> split_prompts(const json& prompt) {
+  const bool is_list = prompt.is_array() && !prompt.empty() && !prompt[0].is_number();
+  if (!is_list) return {prompt};
+  return {prompt.begin(), prompt.end()};
+}
+
+AskedText ask_for(const json& prompt, const std::string& place, const ServedModel& model,
+                  const GenerationRequest& settings, bool echo) {
+  AskedText text{settings};
+  text.request.prompt = read_prompt(prompt, place, model.tokenizer, model.vocab_size);
+  if (!echo) return text;
+  if (prompt.is_string())
+    text.prompt_text = prompt.get<std::string>();
+  else if (model.tokenizer)
+    text.prompt_text = model.tokenizer->decode(text.request.prompt, true);
+  return text;
+}
+
+/// `n` of each prompt, with consecutive seeds.
+void add_texts(const json& prompt, const std::string& place, const ServedModel& model,
+               const GenerationRequest& settings, std::int64_t n, ApiRequest& request) {
+  const std::vector<json> prompts = split_prompts(prompt);
+  request.num_prompts = static_cast<std::int64_t>(prompts.size());
+  for (std::size_t i = 0; i < prompts.size(); ++i) {
+    AskedText text = ask_for(prompts[i], prompts.size() > 1 ? fmt::format("{}[{}]", place, i) : place, model,
+                             settings, request.echo);
+    for (std::int64_t k = 0; k < n; ++k, ++text.request.sampling.seed) request.texts.push_back(text);
+  }
+}
+
+}  // namespace
+
+ApiRequest parse_completion_request(std::string_view body, const ServedModel& model,
+                                    std::int64_t default_seed) {
+  const json object = parse_strict_json(body, "body");
+  JsonFields fields(object, "body");
+  check_model(fields, model);
+  ApiRequest request;
+  GenerationRequest settings;
+  settings.max_tokens = kDefaultMaxTokens;
+  settings.sampling.temperature = 1.0;
+  settings.sampling.seed = default_seed;
+  read_generation(fields, 0, model.tokenizer.has_value(), settings);
+  std::int64_t n = 1, likely = -1;
+  read_number<std::int64_t>(fields, "n", 1, kMostChoices, n);
+  read_number<std::int64_t>(fields, "logprobs", 0, kMostLikely, likely);
+  if (likely >= 0) settings.num_likely = likely;
+  request.echo = fields.boolean_or("echo", false);
+  settings.score_prompt = request.echo && settings.num_likely.has_value();
+  read_streaming(fields, request);
+  require_neutral(fields, "best_of", n);
+  require_neutral(fields, "suffix", "");
+  require_neutral(fields, "presence_penalty", 0);
+  require_neutral(fields, "frequency_penalty", 0);
+  require_neutral(fields, "logit_bias", json::object());
+  fields.get("user");  // says who asks, which changes nothing
+  const json& prompt = fields.require("prompt");
+  fields.finish();
+  add_texts(prompt, fields.at("prompt"), model, settings, n, request);
+  return request;
+}
+
+}  // namespace farskip
