@@ -23,15 +23,46 @@ struct Options {
   GeneratorOptions generator;
 };
 
-ExitCode continue_one(const Options& options, const CommonOptions& common) {
-  const Logger logger = common.logger();
-  const Generator g = open_generator(options.generator, true, logger);
+/// What ranks of a job must be asked alike.
+JobRequest request_of(const Options& o) {
+  const GeneratorOptions& g = o.generator;
+  const SamplingOptions& s = o.request.sampling;
+  JobRequest request;
+  const auto set = [&](const char* name, const ConfigNode& value) { request.alike.set(name, value); };
+  set("command", make_node("generate"));
+  set("--model", make_node(g.model));
+  set("--prompt", make_node(o.prompt));
+  set("--prompts", make_node(o.prompts));
+  set("--tokenizer", make_node(g.tokenizer));
+  set("--batch", make_node(g.batch));
+  set("--cache-mib", make_node(g.cache_mib));
+  set("--max-tokens", make_node(o.request.max_tokens));
+  set("sampling", make_node(fmt::format("{} {} {} {} {} {}", s.temperature, s.top_k, s.top_p, s.min_p,
+                                        s.repetition_penalty, s.seed)));
+  set_alike(request.alike, g.layout, g.device);
+  return request;
+}
+
+/// The first rank continues texts; the others run what it runs. False on these, once it has ended.
+bool leads(CachedEngine& engine, const Job& job) {
+  if (job.world.rank() > 0) {
+    engine.follow();
+    return false;
+  }
+  engine.lead();
+  return true;
+}
+
+ExitCode continue_one(const Options& options, const CommonOptions& common, Job& job) {
+  const Logger& logger = job.logger;
+  const Generator g = open_generator(options.generator, true, job);
   GenerationRequest request = options.request;
   request.prompt = g.tokenizer()->encode_prompt(options.prompt);
   if (request.prompt.empty()) throw UsageError("--prompt is empty; give at least one character");
   check_token_ids(request.prompt, g.model.config.vocab_size, g.tokenizer()->where());
   const auto prompt_tokens = static_cast<std::int64_t>(request.prompt.size());
   CachedEngine engine = make_cached_engine(options.generator, g, 1, prompt_tokens + request.max_tokens);
+  if (!leads(engine, job)) return ExitCode::ok;
   ContinuousBatch batch(engine, batch_options(g, 1));
   batch.submit(std::move(request));
   std::vector<ContinuousBatch::Ended> ended;
@@ -112,16 +143,17 @@ class TextSink {
   std::int64_t next_ = 0;
 };
 
-ExitCode continue_file(const Options& options, const CommonOptions& common) {
-  const Logger logger = common.logger();
-  const Generator g = open_generator(options.generator, !options.request.stop.empty(), logger);
+ExitCode continue_file(const Options& options, const CommonOptions& common, Job& job) {
+  const Logger& logger = job.logger;
+  const Generator g = open_generator(options.generator, !options.request.stop.empty(), job);
+  const std::int64_t at_once = options.generator.batch;
+  CachedEngine engine = make_cached_engine(options.generator, g, at_once, g.model.config.max_positions);
+  if (!leads(engine, job)) return ExitCode::ok;
   TextSink sink(options, g);
   PromptFile prompts(options.prompts, g.tokenizer(), g.model.config.vocab_size, options.request);
   for (std::int64_t i = 0; i < sink.num_done(); ++i)
     if (!prompts.next()) break;
   if (sink.num_done() > 0) logger.info("goes on after {} texts", sink.num_done());
-  const std::int64_t at_once = options.generator.batch;
-  CachedEngine engine = make_cached_engine(options.generator, g, at_once, g.model.config.max_positions);
   ContinuousBatch batch(engine, batch_options(g, at_once));
   std::map<std::int64_t, std::vector<std::int32_t>> open;  // prompts of texts that have not ended
   const auto start = std::chrono::steady_clock::now();
@@ -164,7 +196,9 @@ ExitCode run(const Options& options, const CommonOptions& common) {
   } catch (const DataError& error) {
     throw UsageError(error.what());
   }
-  return options.prompts.empty() ? continue_one(options, common) : continue_file(options, common);
+  return run_job(common, request_of(options), [&](Job& job) {
+    return options.prompts.empty() ? continue_one(options, common, job) : continue_file(options, common, job);
+  });
 }
 
 }  // namespace
@@ -173,6 +207,7 @@ void add_generate(Subcommand& root) {
   auto o = std::make_shared<Options>();
   Subcommand sub = root.add("generate", "Continue texts, greedily or by sampling");
   add_generator_options(sub, o->generator);
+  add_layout_options(sub, o->generator.layout);
   sub.text("--prompt", o->prompt, "Text to continue");
   sub.path("--prompts", o->prompts,
            "JSONL of {\"prompt\": text or [ids]} with settings of their own; gives JSONL, in order");
@@ -194,7 +229,7 @@ void add_generate(Subcommand& root) {
            kMostPenalty);
   sub.texts("--stop", r.stop, "Texts before which a text ends");
   sub.integer("--seed", r.sampling.seed, "Seed for sampling", 0, kMostSeed);
-  sub.run([o](const CommonOptions& common) { return run(*o, common); });
+  sub.run_on_ranks([o](const CommonOptions& common) { return run(*o, common); });
 }
 
 }  // namespace farskip

@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "farskip/cli/command.h"
+#include "farskip/engine/devices.h"
 
 namespace farskip {
 namespace {
@@ -20,9 +21,13 @@ CacheSize choose_cache(const GeneratorOptions& options, const Generator& g, std:
   CacheSize size{.max_sequences = sequences, .max_tokens = std::min(tokens, g.model.config.max_positions)};
   const std::size_t bytes = options.cache_mib > 0 ? static_cast<std::size_t>(options.cache_mib) << 20U
                                                   : default_cache_bytes(*g.context.device());
-  const auto block_bytes = static_cast<std::size_t>(cache_elements(g.model.config) * size.block_tokens) *
-                           dtype_size(g.model.states->compute());
-  const auto fits = static_cast<std::int64_t>(bytes / block_bytes);
+  const int tensor = g.context.mesh.position().tensor_size;
+  const auto block_bytes =
+      static_cast<std::size_t>(cache_elements(g.model.config, tensor) * size.block_tokens) *
+      dtype_size(g.model.states->compute());
+  auto least = static_cast<double>(bytes / block_bytes);  // of all ranks
+  g.context.world().all_reduce(std::span(&least, 1), Reduction::min);
+  const auto fits = static_cast<std::int64_t>(least);
   if (fits < 1)
     throw UsageError(
         fmt::format("--cache-mib: {} MiB hold no block of {} tokens, which takes {} bytes; give more",
@@ -53,20 +58,42 @@ void add_generator_options(Subcommand& sub, GeneratorOptions& o) {
   add_device_options(sub, o.device);
 }
 
-Generator open_generator(const GeneratorOptions& options, bool of_text, const Logger& logger) {
-  const OpenedDevice device = open_device(options.device);
-  Generator g{
-      load_model(options.model, Role::constant, logger, device), {}, make_context(device.device, logger)};
+namespace {
+
+Generator open_generator(const GeneratorOptions& options, bool of_text, const Context& context,
+                         DType compute) {
+  const Logger& logger = context.logger;
+  Generator g{load_model(options.model, Role::constant, context, compute), {}, context};
   g.companions = of_text || !options.tokenizer.empty() ? require_tokenizer(g.model, options.tokenizer)
                                                        : read_companions(g.model.folder);
   if (!g.tokenizer() && !g.companions.tokenizer_fault.empty()) throw DataError(g.companions.tokenizer_fault);
   ModelConfig& config = g.model.config;
-  if (g.tokenizer() && g.tokenizer()->vocab_size() > config.vocab_size)
+  if (g.tokenizer() && g.tokenizer()->vocab_size() > config.vocab_size && context.world().rank() == 0)
     logger.warning("{}: has {} tokens and the model a vocabulary of {}; texts with others are refused",
                    g.tokenizer()->where(), g.tokenizer()->vocab_size(), config.vocab_size);
   config.eos_tokens = find_end_tokens(config, g.companions);
   if (options.ignore_eos) config.eos_tokens.clear();
   return g;
+}
+
+}  // namespace
+
+Generator open_generator(const GeneratorOptions& options, bool of_text, const Logger& logger) {
+  const OpenedDevice device = open_device(options.device);
+  return open_generator(options, of_text, make_context(device.device, logger), device.compute);
+}
+
+Generator open_generator(const GeneratorOptions& options, bool of_text, Job& job) {
+  const OpenedDevice device = open_device(options.device, job.world);
+  const Context context =
+      job.context(make_mesh(job.world, parallel_config(options.layout), *device.device), device.device);
+  if (context.mesh.tensor().size() != job.world.size())
+    throw UsageError(
+        fmt::format("--tensor is {}, and there are {} ranks, which continue texts together; use --tensor {}, "
+                    "with --expert {} "
+                    "for whole experts on each",
+                    options.layout.tensor, job.world.size(), job.world.size(), job.world.size()));
+  return open_generator(options, of_text, context, device.compute);
 }
 
 CachedEngine make_cached_engine(const GeneratorOptions& options, const Generator& g, std::int64_t sequences,

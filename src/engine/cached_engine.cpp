@@ -193,6 +193,7 @@ std::vector<std::int32_t> CachedEngine::next(const CachedTokens& tokens, std::sp
   ++num_runs_;
   last_ = nullptr;
   const bool penalised = std::any_of(draws.begin(), draws.end(), has_penalty);
+  if (leads_) tell_followers(tokens, penalised);
   BatchRunner& r = prepare(tokens, penalised);
   const TensorType& ids = r.executor().graph().type(*r.executor().graph().find_output("next"));
   set_draws(r, draws, ids.shape[0], penalised ? config().vocab_size : 0);
@@ -219,6 +220,75 @@ TensorView CachedEngine::logits() {
     logits = logits_.view();
   }
   return rows_view(logits, 0, last_rows_);
+}
+
+namespace {
+
+/// A run as followers hear of it: this, then its tokens, sequences, positions and output rows, and the rows
+/// of the table of blocks that have changed. No tokens: there will be none any more.
+struct RunHeader {
+  std::int64_t tokens = 0, outputs = 0, fresh = 0, penalised = 0, first_changed = 0, end_changed = 0;
+
+  std::span<std::int64_t> numbers() { return {&tokens, sizeof(RunHeader) / sizeof(tokens)}; }
+};
+
+}  // namespace
+
+void CachedEngine::lead() {
+  leads_ = followers().size() > 1;
+}
+
+CachedEngine::~CachedEngine() {
+  if (!leads_) return;
+  try {
+    followers().broadcast(RunHeader{}.numbers(), 0);
+  } catch (const std::exception& error) {
+    context_.logger.error("ranks that follow were not let go: {}", error.what());
+  }
+}
+
+void CachedEngine::tell_followers(const CachedTokens& given, bool penalised) {
+  RunHeader header{given.count(),       static_cast<std::int64_t>(given.output_rows.size()),
+                   given.fresh ? 1 : 0, penalised ? 1 : 0,
+                   first_changed_,      std::max(end_changed_, first_changed_)};
+  std::vector<std::int32_t> numbers;
+  for (const auto* list : {&given.tokens, &given.sequences, &given.positions, &given.output_rows})
+    numbers.insert(numbers.end(), list->begin(), list->end());
+  numbers.insert(numbers.end(), table_.begin() + header.first_changed * size_.max_blocks(),
+                 table_.begin() + header.end_changed * size_.max_blocks());
+  followers().broadcast(header.numbers(), 0);
+  followers().broadcast(std::span(numbers), 0);
+}
+
+void CachedEngine::follow() {
+  for (RunHeader header;;) {
+    {
+      const HeartbeatWait wait(context_.heartbeat, "the next run of the rank that leads");
+      followers().broadcast(header.numbers(), 0);
+    }
+    if (header.tokens == 0) return;
+    const std::int64_t changed = header.end_changed - header.first_changed;
+    std::vector<std::int32_t> numbers(
+        static_cast<std::size_t>(3 * header.tokens + header.outputs + changed * size_.max_blocks()));
+    followers().broadcast(std::span(numbers), 0);
+    CachedTokens run;
+    run.fresh = header.fresh != 0;
+    auto at = numbers.cbegin();
+    const auto take = [&](std::int64_t count) { return std::vector(at, at += count); };
+    run.tokens = take(header.tokens);
+    run.sequences = take(header.tokens);
+    run.positions = take(header.tokens);
+    run.output_rows = take(header.outputs);
+    std::copy(at, numbers.cend(), table_.begin() + header.first_changed * size_.max_blocks());
+    if (changed > 0) {
+      first_changed_ = std::min(first_changed_, header.first_changed);
+      end_changed_ = std::max(end_changed_, header.end_changed);
+    }
+    // What is chosen is the leader's business; a penalty makes another graph.
+    std::vector<Draw> draws(run.output_rows.size());
+    if (header.penalised != 0) draws.front().options.repetition_penalty = 2.0;
+    next(run, draws);
+  }
 }
 
 }  // namespace farskip

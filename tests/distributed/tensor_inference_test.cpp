@@ -5,7 +5,7 @@
 #include <numeric>
 #include <random>
 
-#include "farskip/engine/cached_engine.h"
+#include "farskip/infer/continuous_batch.h"
 #include "rank_graph.h"
 #include "support/catch.h"
 #include "support/context.h"
@@ -85,6 +85,49 @@ TEST_CASE("ranks that share every matrix give the logits of one rank, each of th
     for (const auto& rank : said) {
       CHECK(rank == said[0]);
       for (const std::vector<float>& logits : rank) CHECK(worst_difference(logits, want) < 2e-5);
+    }
+  }
+}
+
+/// Greedily, sampled, and with a penalty; more texts than places, so that blocks change hands.
+std::vector<std::vector<std::int32_t>> continue_texts(const Model& model, const fs::path& weights,
+                                                      const Mesh& mesh) {
+  CacheSize size{.block_tokens = 4, .num_blocks = 12, .max_sequences = 2, .max_tokens = 24};
+  CachedEngine engine(model, load_weights(weights, mesh.position()), quiet_context(mesh), size);
+  std::vector<std::vector<std::int32_t>> texts(4);
+  if (mesh.world().rank() > 0) {
+    engine.follow();
+    return texts;
+  }
+  engine.lead();
+  ContinuousBatch batch(engine, {});
+  for (std::int64_t i = 0; i < 4; ++i) {
+    GenerationRequest request;
+    const std::vector<std::int32_t> text = random_text(model.config);
+    request.prompt = {text.begin(), text.begin() + 3 + i};
+    request.max_tokens = 9;
+    request.sampling.temperature = i % 2 == 0 ? 0.0 : 0.7;
+    request.sampling.repetition_penalty = i < 2 ? 1.0 : 1.3;
+    request.sampling.seed = 5 + i;
+    batch.submit(std::move(request));
+  }
+  while (batch.num_open() > 0)
+    for (ContinuousBatch::Ended& ended : batch.step())
+      texts[static_cast<std::size_t>(ended.request)] = ended.text.ids;
+  return texts;
+}
+
+TEST_CASE("texts that several ranks continue together are those of one rank") {
+  for (const char* name : {"deepseek_v3", "qwen3_moe"}) {
+    const ModelConfig config = read_hub_config(fixtures() / name);
+    const Model model = wire_model(config, {FarSkipMode::full, {}});
+    const auto alone = continue_texts(model, fixtures() / name, make_self_mesh());
+    for (const auto& text : alone) CHECK(text.size() == 9);
+    for (const int expert : {1, 2}) {
+      const auto together = on_ranks(2, [&](const Communicator& world) {
+        return continue_texts(model, fixtures() / name, Mesh(world, expert, 2));
+      });
+      CHECK(together[0] == alone);
     }
   }
 }

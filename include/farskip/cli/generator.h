@@ -6,6 +6,7 @@
 #include <string>
 
 #include "farskip/cli/command_inputs.h"
+#include "farskip/cli/job.h"
 #include "farskip/hub/companions.h"
 #include "farskip/infer/continuous_batch.h"
 
@@ -16,6 +17,7 @@ struct GeneratorOptions {
   std::int64_t batch = 32, cache_mib = 0;
   bool ignore_eos = false;
   DeviceOptions device;
+  LayoutOptions layout;  // of commands that run on many ranks
 };
 void add_generator_options(Subcommand& command, GeneratorOptions& options);
 
@@ -30,6 +32,8 @@ struct Generator {
 /// `of_text`: the prompt is a text, so there has to be a tokenizer. DataError for a tokenizer that is there
 /// and of a kind that is not built.
 Generator open_generator(const GeneratorOptions& options, bool of_text, const Logger& logger);
+/// On ranks that share the model: UsageError unless all of them do. Collective.
+Generator open_generator(const GeneratorOptions& options, bool of_text, Job& job);
 
 /// With a cache for `sequences` texts of `tokens` each, or as much of it as fits into the memory.
 CachedEngine make_cached_engine(const GeneratorOptions& options, const Generator& generator,

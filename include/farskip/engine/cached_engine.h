@@ -62,6 +62,14 @@ class CachedEngine {
                bool align = false);
   CachedEngine(const CachedEngine&) = delete;  // executors speak to its mesh
   CachedEngine& operator=(const CachedEngine&) = delete;
+  /// Lets followers go.
+  ~CachedEngine();
+
+  /// Where ranks share every matrix, one of them decides what is read: from now on each run of the first rank
+  /// of the axis tensor runs on the others, too, which follow() until its engine is gone. Followers need an
+  /// engine of the same size. By the rank's own thread.
+  void lead();
+  void follow();
 
   const ModelConfig& config() const { return model_.config; }
   const CacheSize& size() const { return size_; }
@@ -83,6 +91,8 @@ class CachedEngine {
     BatchRunner runner;
     std::int64_t last_use;
   };
+  const Communicator& followers() const { return context_.mesh.tensor(); }
+  void tell_followers(const CachedTokens& tokens, bool penalised);
   BatchRunner& prepare(const CachedTokens& tokens, bool penalised);
   BatchRunner& runner(const CachedRunShape& shape);
   void copy_changed_blocks();
@@ -105,6 +115,7 @@ class CachedEngine {
   std::int64_t num_runs_ = 0;
   BatchRunner* last_ = nullptr;  // that has run, with so many output rows
   std::int64_t last_rows_ = 0;
+  bool leads_ = false;
 };
 
 }  // namespace farskip
