@@ -13,7 +13,7 @@ namespace farskip {
 namespace {
 
 // Kernels are plain functions: which op one stands for is part of its type. All ops but the collectives.
-constexpr std::array<std::string_view, 64> kOps{"absorb_query",
+constexpr std::array<std::string_view, 65> kOps{"absorb_query",
                                                 "adamw",
                                                 "add",
                                                 "add_bias",
@@ -52,6 +52,7 @@ constexpr std::array<std::string_view, 64> kOps{"absorb_query",
                                                 "ones",
                                                 "order_by_expert",
                                                 "permute_values",
+                                                "relative_weights",
                                                 "rms_norm",
                                                 "rms_norm_grad",
                                                 "rope",
