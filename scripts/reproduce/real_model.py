@@ -91,7 +91,7 @@ class RealModel:
         """The teacher with experts 0 and 1 in each other's place: the same tensors under each other's names."""
         folder = self.out / "swapped"
         if not folder.exists():
-            shutil.copytree(self.out / "teacher", folder)
+            shutil.copytree(self.out / "teacher", folder, ignore=shutil.ignore_patterns("*.manifest.json"))  # of other bytes
             for path in folder.glob("*.safetensors"):
                 swap_experts(path)
         return folder
