@@ -31,7 +31,7 @@ rate = lambda peak: f"train.learning_rate.peak={peak}"
 
 class Size:
     """Steps of batch x length tokens; sequences and texts."""
-    full = dict(upcycle="8,2", batch=8, length=1024, teacher=512, short=598, long=3418, fold=512, held_out=0, G=256, sampled=8192,
+    full = dict(upcycle="8,2", batch=8, length=1024, teacher=512, short=598, long=3418, fold=256, held_out=0, G=256, sampled=8192,
                 text=512, items=0, device="cuda", precision="bf16", at_once=1024)
     small = dict(upcycle="2,1", batch=1, length=64, teacher=4, short=4, long=8, fold=16, held_out=8, G=4, sampled=8, text=48, items=4,
                  device="cpu", precision="fp32", at_once=4)

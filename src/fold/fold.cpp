@@ -293,6 +293,13 @@ Folded fold_model(const Model& teacher, const LayerGraph& wiring, const RowReade
   if (teacher.layers == wiring) return {};
   const auto start = std::chrono::steady_clock::now();
   Folded folded = Folding(teacher, wiring, rows, text, context).run();
+  if (folded.loss_after > folded.loss_before)
+    context.logger.warning(
+        "the fold made the rewired model worse ({:.4f} nats before, {:.4f} after it): {} tokens are too few "
+        "to fit {} "
+        "columns; give more text",
+        folded.loss_before, folded.loss_after, text.fitted * text.sequence_length,
+        teacher.config.hidden_size);
   folded.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return folded;
 }
