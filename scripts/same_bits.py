@@ -31,7 +31,7 @@ from layout_invariance import BATCH, FAMILIES, SEQUENCE, VOCABULARY, RunFailed, 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = 4
 LAYOUTS = ((1, 1), (2, 1), (1, 2), (2, 2))  # experts over x data over
-METRICS = ("step", "loss", "grad_norm", "aux_loss", "kl", "validation_loss", "validation_kl", "hidden_l2",
+METRICS = ("step", "loss", "grad_norm", "aux_loss", "kl", "validation_loss", "validation_kl", "hidden_loss",
            "validation_accuracy", "load_max_over_mean")
 DISTILL = ["distill.loss=kl", "distill.hidden_l2=0.1", "distill.router_agreement=0.1"]
 # Name: (command, overrides). "resume" goes on from the checkpoint of "zero" on one rank, "distill" from its weights.

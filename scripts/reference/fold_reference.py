@@ -15,7 +15,7 @@ import pathlib
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-INPUT_RIDGE, OUTPUT_RIDGE, HELD_OUT_OF = 1e-6, 1e-2, 16
+INPUT_RIDGE, ROWS_OF_COLUMN, HELD_OUT_OF = 1e-6, 3, 16
 
 
 def softmax(x):
@@ -132,7 +132,7 @@ class Fold:
         for e, (mask, activations, share) in fits.items():
             x = activations.reshape(mask.sum(), -1) * weight[mask][:, None]
             r = rest[mask] if share is None else rest[mask] * share[:, None]
-            self.change(k, name if e is None else name.format(e), solve(x, r, OUTPUT_RIDGE).T)
+            self.change(k, name if e is None else name.format(e), solve(x, r, ROWS_OF_COLUMN * x.shape[1] / max(len(x), 1)).T)
 
     def run(self, tokens):
         teacher, student = self.teacher, self.student

@@ -66,7 +66,10 @@ constexpr ResumeRule kRules[] = {
     {"distill.teacher", AtResume::by_content},
     {kTeacherContents, AtResume::refused},
     {"distill.loss", AtResume::warned},
-    {"distill.hidden_l2", AtResume::warned},
+    {"distill.hidden_l2", AtResume::free},  // short for the next two
+    {"distill.hidden_loss.kind", AtResume::warned},
+    {"distill.hidden_loss.weight", AtResume::warned},
+    {"distill.hidden_loss.anneal", AtResume::warned},
     {"distill.hidden_layers", AtResume::warned},
     {"distill.teacher_layers", AtResume::warned},
     {"distill.router_agreement", AtResume::warned},

@@ -136,6 +136,9 @@ Subcommand Subcommand::add(const std::string& name, const std::string& help) {
 void Subcommand::positional(const std::string& name, std::string& path, const std::string& help) {
   app_.add_option(name, path, help)->required()->check(is_path)->type_name("PATH");
 }
+void Subcommand::optional_positional(const std::string& name, std::string& path, const std::string& help) {
+  app_.add_option(name, path, help)->check(is_path)->type_name("PATH");
+}
 void Subcommand::positionals(const std::string& name, std::vector<std::string>& paths,
                              const std::string& help) {
   app_.add_option(name, paths, help)->required()->check(is_path)->type_name("PATH");

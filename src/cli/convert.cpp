@@ -4,6 +4,7 @@
 #include "farskip/cli/command.h"
 #include "farskip/cli/command_inputs.h"
 #include "farskip/config/scalar.h"
+#include "farskip/distill/sensitivity.h"
 #include "farskip/fold/fold.h"
 #include "farskip/hub/hub_folder.h"
 #include "farskip/hub/upcycle.h"
@@ -15,8 +16,9 @@ struct Options {
   std::string source, destination, farskip, layers, dtype = "f32", upcycle, shard_size;
   double upcycle_noise = 0.0;
   std::int64_t seed = 1;
-  FoldTextOptions fold;
-  DeviceOptions device;  // of the fold
+  FoldTextOptions fold, sensitivity{.source = {}, .sequences = 64, .option = "--sensitivity"};
+  std::int64_t sequence_length = 0;  // of both
+  DeviceOptions device;              // of both
 };
 
 std::string describe_names(const std::vector<std::string>& names) {
@@ -82,7 +84,9 @@ Result describe_result(const OpenedModel& model, const std::optional<Upcycling>&
 Folded fold_result(const Options& options, const Result& result, const FarSkipConfig& wiring,
                    const Companions& companions, const Logger& logger) {
   const OpenedDevice device = open_device(options.device);
-  const FoldText text = read_fold_text(options.fold, result.config, companions.tokenizer, logger);
+  FoldTextOptions source = options.fold;
+  source.sequence_length = options.sequence_length;
+  const FoldText text = read_fold_text(source, result.config, companions.tokenizer, logger);
   const Model teacher = wire_model(result.config);
   return fold_model(teacher, wire_model(result.config, wiring).layers, result.rows, text,
                     make_context(device.device, logger));
@@ -116,7 +120,62 @@ nlohmann::ordered_json fold_json(const Folded& folded) {
           {"seconds", folded.seconds}};
 }
 
+nlohmann::ordered_json cost_json(const RewiringCost& cost) {
+  nlohmann::ordered_json object;
+  if (cost.layer >= 0) object["layer"] = cost.layer;
+  object.update({{"loss", cost.loss}, {"kl", cost.kl}, {"agreement", cost.agreement}});
+  return object;
+}
+
+void print_sensitivity(const Sensitivity& found) {
+  fmt::print("rewired   loss    KL      agreement\n{:<8}  {:.4f}\n", "none", found.model_loss);
+  const auto row = [](const std::string& name, const RewiringCost& cost) {
+    fmt::print("{:<8}  {:.4f}  {:.4f}  {:.2f}%\n", name, cost.loss, cost.kl, 100.0 * cost.agreement);
+  };
+  for (const RewiringCost& cost : found.layers) row(std::to_string(cost.layer), cost);
+  row("together", found.all);
+}
+
+/// Rewires the layers of the model as it is, one at a time. Nothing is written.
+ExitCode run_sensitivity(const Options& options, const CommonOptions& common) {
+  const Logger logger = common.logger();
+  const OpenedDevice device = open_device(options.device);
+  const LoadedModel model = load_model(options.source, Role::constant, logger, device);
+  const auto wiring = parse_wiring(options.farskip, options.layers, model.config.num_layers);
+  FoldTextOptions source = options.sensitivity;
+  source.sequence_length = options.sequence_length;
+  const FoldText text = read_fold_text(source, model.config, read_companions(model.folder).tokenizer, logger);
+  const Sensitivity found = measure_sensitivity(wire_model(model.config), *wiring, model.states, text,
+                                                make_context(device.device, logger));
+  if (!common.json) {
+    print_sensitivity(found);
+    return ExitCode::ok;
+  }
+  nlohmann::ordered_json layers = nlohmann::ordered_json::array();
+  for (const RewiringCost& cost : found.layers) layers.push_back(cost_json(cost));
+  print_json({{"farskip", options.farskip},
+              {"tokens", text.tokens.size()},
+              {"loss_model", found.model_loss},
+              {"layers", std::move(layers)},
+              {"together", cost_json(found.all)}});
+  return ExitCode::ok;
+}
+
+/// Options that some others leave nothing to do.
+void check_options(const Options& options) {
+  const bool folds = !options.fold.source.empty(), measures = !options.sensitivity.source.empty();
+  if (measures && (folds || !options.destination.empty() || !options.upcycle.empty()))
+    throw UsageError(
+        "--sensitivity measures the model as it is and writes nothing; leave out DST, --fold and --upcycle");
+  if (!measures && options.destination.empty())
+    throw UsageError("DST is missing: the folder to write; only --sensitivity writes none");
+  if (!folds && !measures && (options.sequence_length > 0 || options.device.device != "auto"))
+    throw UsageError("--sequence-length and --device are for --fold and --sensitivity; give one of these");
+}
+
 ExitCode run(const Options& options, const CommonOptions& common) {
+  check_options(options);
+  if (!options.sensitivity.source.empty()) return run_sensitivity(options, common);
   const Logger logger = common.logger();
   const auto dtype = options.dtype == "fp32" ? DType::f32 : parse_dtype(options.dtype);
   if (!dtype || (*dtype != DType::f32 && *dtype != DType::bf16))
@@ -161,7 +220,7 @@ void add_convert(Subcommand& root) {
   Subcommand sub =
       root.add("convert", "Convert a model folder, checkpoint or run into a model folder in hub layout");
   sub.positional("SRC", o->source, "Model folder, checkpoint or run directory");
-  sub.positional("DST", o->destination, "Folder to write; must not hold a model");
+  sub.optional_positional("DST", o->destination, "Folder to write; must not hold a model");
   sub.text("--farskip", o->farskip,
            fmt::format("Wiring of the result: {} (delay:N)", list_names(farskip_mode_names)));
   sub.text("--layers", o->layers, "Rewired layers: all, A-B or a list");
@@ -178,13 +237,19 @@ void add_convert(Subcommand& root) {
       "Token files (PREFIX) or text, to which the weights of the rewired model are fitted in closed form");
   sub.integer("--fold-sequences", o->fold.sequences, "Most sequences that the fold looks at", 1, 1 << 24);
   sub.integer(
-      "--sequence-length", o->fold.sequence_length,
-      fmt::format("Tokens of a sequence of the fold; default: {}, or the model's context", kFoldLength), 2,
-      1 << 20);
-  sub.text("--device", o->device.device, "Where the fold computes: auto, cpu or cuda");
+      "--sequence-length", o->sequence_length,
+      fmt::format("Tokens of a sequence of --fold or --sensitivity; default: {}, or the model's context",
+                  kFoldLength),
+      2, 1 << 20);
+  sub.path("--sensitivity", o->sensitivity.source,
+           "Instead of writing DST, rewire each layer alone and measure what it costs on this text");
+  sub.integer("--sensitivity-sequences", o->sensitivity.sequences, "Most sequences to measure on", 1,
+              1 << 24);
+  sub.text("--device", o->device.device, "Where --fold or --sensitivity computes: auto, cpu or cuda");
   sub.needs("--fold", "--farskip");
-  for (const char* option : {"--fold-sequences", "--sequence-length", "--device"})
-    sub.needs(option, "--fold");
+  sub.needs("--sensitivity", "--farskip");
+  sub.needs("--fold-sequences", "--fold");
+  sub.needs("--sensitivity-sequences", "--sensitivity");
   sub.needs("--upcycle-noise", "--upcycle");
   sub.needs("--seed", "--upcycle");
   sub.run([o](const CommonOptions& common) { return run(*o, common); });

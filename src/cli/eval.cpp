@@ -6,6 +6,7 @@
 #include "farskip/cli/command.h"
 #include "farskip/cli/command_inputs.h"
 #include "farskip/cli/job.h"
+#include "farskip/distill/distill_setup.h"
 #include "farskip/engine/devices.h"
 #include "farskip/hub/companions.h"
 #include "farskip/infer/evaluate.h"
@@ -16,7 +17,7 @@ namespace farskip {
 namespace {
 
 struct Options {
-  std::string model, data, tokenizer, farskip, layers;
+  std::string model, data, teacher, tokenizer, farskip, layers;
   std::vector<std::string> tasks;
   DeviceOptions device;
   LayoutOptions layout;
@@ -40,6 +41,7 @@ JobRequest request_of(const Options& o) {
   set("command", make_node("eval"));
   set("--model", make_node(o.model));
   set("--data", make_node(o.data));
+  set("--teacher", make_node(o.teacher));
   set("--tasks", make_node(fmt::format("{}", fmt::join(o.tasks, " "))));
   set("--tokenizer", make_node(o.tokenizer));
   set("--farskip", make_node(o.farskip));
@@ -107,6 +109,8 @@ nlohmann::ordered_json json_of(const Results& results, const std::vector<Task>& 
   if (const auto& e = results.text)
     object = {
         {"loss", e->loss}, {"perplexity", std::exp(e->loss)}, {"top1", e->accuracy}, {"tokens", e->tokens}};
+  if (const auto& e = results.text; e && e->means.contains("kl"))
+    for (const char* name : {"teacher_loss", "kl", "agreement"}) object[name] = e->means.at(name);
   const auto or_null = [](std::optional<double> x) { return x ? nlohmann::json(*x) : nlohmann::json(); };
   for (std::size_t i = 0; i < tasks.size(); ++i) {
     const auto& [accuracy, normalized] = results.tasks[i];
@@ -129,6 +133,9 @@ void print_text(const Results& results, const std::vector<Task>& tasks) {
   if (const auto& e = results.text)
     fmt::print("loss {:.4f} nats/token, perplexity {:.2f}, top-1 {:.2f}%, {} tokens\n", e->loss,
                std::exp(e->loss), 100.0 * e->accuracy, e->tokens);
+  if (const auto& e = results.text; e && e->means.contains("kl"))
+    fmt::print("teacher's loss {:.4f}, KL {:.4f} nats/token, agreement {:.2f}%\n",
+               e->means.at("teacher_loss"), e->means.at("kl"), 100.0 * e->means.at("agreement"));
   for (std::size_t i = 0; i < tasks.size(); ++i)
     fmt::print("{}: accuracy {}, normalized by length {}, {} samples\n", tasks[i].name,
                percent(results.tasks[i].accuracy), percent(results.tasks[i].accuracy_normalized),
@@ -152,7 +159,10 @@ ExitCode run(const Options& options, const CommonOptions& common) {
       const Companions companions = require_tokenizer(model, options.tokenizer);
       for (const Task& task : tasks) choices.push_back(encode_task(task, companions, model.config, job));
     }
-    InferenceEngine engine(wire_model(model.config), model.states, context);
+    const auto comparison = options.teacher.empty()
+                                ? nullptr
+                                : open_comparison(options.teacher, model.config, device.compute, context);
+    InferenceEngine engine(wire_model(model.config), model.states, context, comparison);
     Results results;
     if (!options.data.empty()) results.text = evaluate_text(options, engine, job.logger);
     for (std::size_t i = 0; i < tasks.size(); ++i)
@@ -174,6 +184,8 @@ void add_eval(Subcommand& root) {
       "eval", "Measure held-out loss, perplexity and top-1 accuracy, or accuracy on multiple choice");
   sub.required_path("--model", o->model, "Model folder, checkpoint or run directory");
   sub.path("--data", o->data, "Token file prefix (PREFIX.bin, PREFIX.idx)");
+  sub.path("--teacher", o->teacher,
+           "Model folder to compare with on --data: KL, share of equal top-1 tokens");
   sub.paths(
       "--tasks", o->tasks,
       "Multiple-choice tasks, JSONL of {\"context\", \"choices\", \"gold\"}; the likeliest choice wins");
@@ -186,6 +198,7 @@ void add_eval(Subcommand& root) {
   sub.text("--layers", o->layers, "Rewired layers: all, A-B or a list");
   add_layout_options(sub, o->layout);
   sub.needs("--tokenizer", "--tasks");
+  sub.needs("--teacher", "--data");
   sub.needs("--sequence-length", "--data");
   sub.needs("--max-sequences", "--data");
   add_device_options(sub, o->device);

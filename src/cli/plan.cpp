@@ -112,8 +112,9 @@ CostTable read_costs(const fs::path& path) {
 /// What a teacher adds to what is measured.
 std::string distill_key(const DistillSetup& setup) {
   const DistillConfig& c = setup.config;
-  return fmt::format(" {} {} {} {} {} {} {}", c.hidden_l2 > 0, c.router_agreement > 0, c.top_k,
-                     c.cache ? c.cache->top_k : 0, fmt::join(c.freeze, " "), setup.from_teacher,
+  return fmt::format(" {} {} {} {} {} {} {} {} {}", c.hidden_loss.weight > 0,
+                     static_cast<int>(c.hidden_loss.kind), c.hidden_loss.anneal > 0, c.router_agreement > 0,
+                     c.top_k, c.cache ? c.cache->top_k : 0, fmt::join(c.freeze, " "), setup.from_teacher,
                      hub_config_text(setup.teacher));
 }
 

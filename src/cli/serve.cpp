@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
 #include <nlohmann/json.hpp>
 
 #include "farskip/base/environment.h"
@@ -38,6 +39,30 @@ std::string name_of_folder(const fs::path& folder) {
   return (whole.has_filename() ? whole : whole.parent_path()).filename().string();
 }
 
+/// What clients ask. A template that cannot be read is said at once, and to clients who need it.
+ServedModel describe_model(const Options& options, const Generator& g, const CacheSize& cache,
+                           const Logger& logger) {
+  ServedModel model{
+      .name = options.model_name.empty() ? name_of_folder(options.generator.model) : options.model_name,
+      .tokenizer = g.tokenizer(),
+      .vocab_size = g.model.config.vocab_size,
+      .max_positions = g.model.config.max_positions,
+      .max_text_tokens = std::min(g.model.config.max_positions, cache.num_blocks * cache.block_tokens)};
+  if (!g.tokenizer())
+    logger.warning("{}: holds no tokenizer.json; prompts have to be token ids", g.model.folder.string());
+  try {
+    if (const auto found = find_chat_template(g.companions)) {
+      model.bos_token = found->bos_token;
+      model.eos_token = found->eos_token;
+      model.chat_template = jinja::Template::parse(found->text, found->where);
+    }
+  } catch (const DataError& error) {
+    model.chat_fault = error.what();
+    logger.warning("chat is not served: {}", error.what());
+  }
+  return model;
+}
+
 ExitCode run(const Options& options, const CommonOptions& common) {
   require_http();
   const StopSignals stop;
@@ -49,15 +74,11 @@ ExitCode run(const Options& options, const CommonOptions& common) {
   CachedEngine engine = make_cached_engine(options.generator, g, batch, config.max_positions);
   ServeMetrics metrics;
   GenerationLoop loop(engine, batch_options(g, batch), options.most_open, metrics, logger);
-  const ServedModel model{
-      options.model_name.empty() ? name_of_folder(options.generator.model) : options.model_name,
-      g.tokenizer(), config.vocab_size, config.max_positions};
+  const ServedModel model = describe_model(options, g, engine.size(), logger);
   Api api(model, loop, metrics, {.api_key = api_key, .timeout = std::chrono::seconds(options.timeout)});
   HttpOptions http = options.http;
   http.max_open = options.most_open;
   http.max_body_bytes = static_cast<std::size_t>(options.body_mib) << 20U;
-  if (!g.tokenizer())
-    logger.warning("{}: holds no tokenizer.json; prompts have to be token ids", g.model.folder.string());
   serve_http(
       http, api, loop, [&] { return stop.requested(); },
       [&](int port) {

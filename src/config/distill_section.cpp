@@ -75,14 +75,32 @@ std::vector<std::string> read_freeze(Reader& reader) {
   return out;
 }
 
+/// `hidden_l2: w` is short for {kind: l2, weight: w}.
+HiddenLossConfig read_hidden_loss(Reader& parent) {
+  HiddenLossConfig config;
+  const double l2 = parent.real("hidden_l2", coefficient, 0.0);
+  Reader reader = parent.section("hidden_loss");
+  config.kind = reader.choice("kind", hidden_loss_names, config.kind);
+  config.weight = reader.real("weight", coefficient, config.weight);
+  config.anneal = reader.real("anneal", {.min = 0, .max = 1}, config.anneal);
+  reader.finish();
+  if (l2 == 0) return config;
+  if (parent.has("hidden_loss") && parent.sound("hidden_l2"))
+    parent.fail("hidden_l2",
+                "not possible beside distill.hidden_loss, for which it is a short form; use one of them");
+  return {.kind = HiddenLossKind::l2, .weight = l2};
+}
+
 void read_compared_layers(Reader& reader, DistillConfig& config) {
   config.hidden_layers = reader.integers("hidden_layers", at_least_zero, {}, {});
   config.teacher_layers = reader.integers("teacher_layers", at_least_zero, {}, {});
-  if (!reader.sound("hidden_layers") || !reader.sound("teacher_layers") || !reader.sound("hidden_l2")) return;
+  if (!reader.sound("hidden_layers") || !reader.sound("teacher_layers") || !reader.sound("hidden_l2") ||
+      !reader.sound("hidden_loss"))
+    return;
   const std::set<std::int64_t> once(config.hidden_layers.begin(), config.hidden_layers.end());
   if (once.size() != config.hidden_layers.size()) reader.fail("hidden_layers", "a layer is listed twice");
-  if (config.hidden_l2 == 0 && !config.hidden_layers.empty())
-    reader.fail("hidden_layers", "hidden_l2 uses these layers, and it is 0; leave them out");
+  if (config.hidden_loss.weight == 0 && !config.hidden_layers.empty())
+    reader.fail("hidden_layers", "hidden_loss uses these layers, and its weight is 0; leave them out");
   if (!config.teacher_layers.empty() && config.teacher_layers.size() != config.hidden_layers.size())
     reader.fail("teacher_layers",
                 fmt::format("{} layers for {} hidden_layers; allowed: one teacher layer for each",
@@ -102,7 +120,9 @@ std::optional<TeacherCacheConfig> read_teacher_cache(Reader& parent, const Disti
   const auto refuse = [&](std::string_view key, std::string_view why) {
     if (parent.sound(key)) parent.fail(key, fmt::format("not possible beside distill.cache, {}", why));
   };
-  if (distill.hidden_l2 > 0) refuse("hidden_l2", "which keeps no hidden states; use 0");
+  if (distill.hidden_loss.weight > 0)
+    refuse(parent.has("hidden_l2") ? "hidden_l2" : "hidden_loss",
+           "which keeps no hidden states; leave it out");
   if (distill.router_agreement > 0) refuse("router_agreement", "which keeps no routing; use 0");
   if (distill.top_k != 0 && distill.top_k != config.top_k)
     refuse("top_k", "whose own top_k counts; leave it out");
@@ -165,7 +185,7 @@ std::optional<DistillConfig> read_distill_section(Reader& root, bool required) {
   if (config.teacher.empty() && reader.sound("teacher") && (present || required))
     reader.fail("teacher", "this key is missing; allowed: the folder of the teacher model");
   config.loss = read_loss(reader);
-  config.hidden_l2 = reader.real("hidden_l2", coefficient, config.hidden_l2);
+  config.hidden_loss = read_hidden_loss(reader);
   read_compared_layers(reader, config);
   config.router_agreement = reader.real("router_agreement", coefficient, config.router_agreement);
   config.temperature = reader.real("temperature", {.min = 0.01, .max = 1000}, config.temperature);

@@ -123,7 +123,10 @@ ConfigNode distill_tree(const DistillConfig& config) {
     for (const std::int64_t value : values) nodes.push_back(make_node(value));
     return make_list(std::move(nodes));
   };
-  ConfigNode curriculum, cache, fold;
+  ConfigNode hidden, curriculum, cache, fold;
+  hidden.set("kind", make_word(name_of(hidden_loss_names, config.hidden_loss.kind)));
+  hidden.set("weight", make_node(config.hidden_loss.weight));
+  hidden.set("anneal", make_node(config.hidden_loss.anneal));
   curriculum.set("every", make_node(config.curriculum_every));
   if (config.cache) {
     cache.set("path", make_node(std::string_view(config.cache->path)));
@@ -137,7 +140,7 @@ ConfigNode distill_tree(const DistillConfig& config) {
   }
   node.set("teacher", make_node(std::string_view(config.teacher)));
   node.set("loss", loss_tree(config.loss));
-  node.set("hidden_l2", make_node(config.hidden_l2));
+  node.set("hidden_loss", std::move(hidden));
   node.set("hidden_layers", numbers(config.hidden_layers));
   node.set("teacher_layers", numbers(config.teacher_layers));
   node.set("router_agreement", make_node(config.router_agreement));

@@ -66,7 +66,7 @@ DistillObjective::DistillObjective(DistillTerms terms, Teacher teacher, std::sha
 
 std::vector<std::string> DistillObjective::terms() const {
   std::vector<std::string> names;
-  if (terms_.hidden_l2 > 0) names.emplace_back("sum.hidden_l2");
+  if (terms_.hidden_loss.weight > 0) names.emplace_back("sum.hidden_loss");
   if (terms_.router_agreement > 0) names.emplace_back("sum.router_agreement");
   return names;
 }
@@ -74,7 +74,7 @@ std::vector<std::string> DistillObjective::terms() const {
 PassPipeline DistillObjective::forward(const Model& model, const LowerOptions& options,
                                        const StepSharding& sharding) const {
   std::vector<std::int64_t> compared;
-  if (terms_.hidden_l2 > 0)
+  if (terms_.hidden_loss.weight > 0)
     for (const auto& [own, other] : terms_.hidden) compared.push_back(own);
   PassPipeline pipeline = forward_pipeline(model, hidden_options(options, std::move(compared)), sharding);
   pipeline.passes.push_back({"join_models", [=, this](const Graph& student) {
@@ -87,7 +87,7 @@ Graph DistillObjective::join(const Graph& student_graph, const ModelConfig& stud
                              const LowerOptions& options, const StepSharding& sharding) const {
   const ModelConfig& teacher = teacher_.model.config;
   std::vector<std::int64_t> compared;
-  if (terms_.hidden_l2 > 0)
+  if (terms_.hidden_loss.weight > 0)
     for (const auto& [own, other] : terms_.hidden) compared.push_back(other);
   LowerOptions teacher_options = hidden_options(options, std::move(compared));
   teacher_options.balance_loss = false;
@@ -105,48 +105,92 @@ Graph DistillObjective::join(const Graph& student_graph, const ModelConfig& stud
                         joined.values.at(teacher_name("hidden")),
                         parameter(teacher_.external_name(read_head_name(teacher, options.dtype))),
                         *graph.find_external("targets"), terms_.loss));
-  compare_layers(graph, joined.values, student);
+  compare_streams(graph, joined.values, options.sequence_length);
+  compare_routers(graph, joined.values, student);
   add_common_outputs(joined);
   return std::move(joined.graph);
 }
 
-void DistillObjective::compare_layers(Graph& graph, const std::map<std::string, ValueId, std::less<>>& values,
-                                      const ModelConfig& student) const {
+namespace {
+
+ValueId find(const std::map<std::string, ValueId, std::less<>>& values, const std::string& name) {
+  const auto it = values.find(name);
+  return it == values.end() ? ValueId() : it->second;
+}
+
+void add_term(Builder& b, ValueId& sum, ValueId term) {
+  sum = sum ? ops::add(b, sum, term) : term;
+}
+
+/// How two streams differ, as the kind says; `weight` times a mean over the elements of each token.
+ValueId stream_difference(Builder& b, HiddenLossKind kind, ValueId student, ValueId teacher, ValueId targets,
+                          double weight, std::int64_t sequence_length, ValueId factors) {
+  if (kind == HiddenLossKind::normalised)
+    factors = ops::relative_weights(b, teacher, sequence_length, factors);
+  if (kind == HiddenLossKind::cosine) {
+    // Of rows x and y with a mean square of 1, the mean of (x - y)² is 2 (1 - cosine).
+    constexpr double eps = 1e-12;
+    const ValueId ones = ops::ones(b, b.shape(student)[1]);
+    student = ops::rms_norm(b, student, ones, eps);
+    teacher = ops::rms_norm(b, teacher, ones, eps);
+    weight /= 2.0;
+  }
+  return ops::squared_difference(b, student, teacher, targets, weight, factors);
+}
+
+}  // namespace
+
+void DistillObjective::compare_streams(Graph& graph, const Values& values,
+                                       std::int64_t sequence_length) const {
+  if (terms_.hidden_loss.weight == 0) return;
   const ValueId targets = *graph.find_external("targets");
-  const auto find = [&](const std::string& name) {
-    const auto it = values.find(name);
-    return it == values.end() ? ValueId() : it->second;
-  };
+  const ValueId factors = terms_.hidden_loss.anneal == 0
+                              ? ValueId()
+                              : graph.add_external(ExternalKind::input, std::string(kHiddenFactors),
+                                                   {DType::f32, graph.type(targets).shape, {}});
   Builder b{graph, head_scope()};
-  ValueId hidden, routers;
-  const auto add = [&](ValueId& sum, ValueId term) { sum = sum ? ops::add(b, sum, term) : term; };
-  const double share = terms_.hidden_l2 / static_cast<double>(std::max<std::size_t>(terms_.hidden.size(), 1));
-  if (terms_.hidden_l2 > 0)
-    for (const auto& [own, other] : terms_.hidden) {
-      b.scope = {0, 0, static_cast<std::int32_t>(own), SubBlock::none, Phase::forward};
-      add(hidden,
-          ops::squared_difference(b, find(fmt::format("stream.{}", own)),
-                                  find(teacher_name(fmt::format("stream.{}", other))), targets, share));
-    }
+  ValueId sum;
+  for (const auto& [own, other] : terms_.hidden) {
+    b.scope = {0, 0, static_cast<std::int32_t>(own), SubBlock::none, Phase::forward};
+    add_term(b, sum,
+             stream_difference(b, terms_.hidden_loss.kind, find(values, fmt::format("stream.{}", own)),
+                               find(values, teacher_name(fmt::format("stream.{}", other))), targets,
+                               terms_.hidden_loss.weight / static_cast<double>(terms_.hidden.size()),
+                               sequence_length, factors));
+  }
+  graph.add_output("sum.hidden_loss", sum);
+}
+
+void DistillObjective::compare_routers(Graph& graph, const Values& values, const ModelConfig& student) const {
+  const ValueId targets = *graph.find_external("targets");
+  Builder b{graph, head_scope()};
+  ValueId routers;
   std::vector<std::int32_t> moe;
   for (std::int32_t layer = 0; layer < student.num_layers; ++layer) {
-    const ValueId theirs = find(teacher_name(fmt::format("router_choice.{}", layer)));
-    const ValueId ours = find(fmt::format("router_choice.{}", layer));
+    const ValueId theirs = find(values, teacher_name(fmt::format("router_choice.{}", layer)));
+    const ValueId ours = find(values, fmt::format("router_choice.{}", layer));
     if (ours && theirs && graph.type(ours) == graph.type(theirs)) moe.push_back(layer);
   }
   for (const std::int32_t layer : moe) {
     b.scope = {0, 0, layer, SubBlock::none, Phase::forward};
-    graph.add_output(
-        fmt::format("sum.routing_flips.{}", layer),
-        ops::count_routing_flips(b, find(fmt::format("router_choice.{}", layer)),
-                                 find(teacher_name(fmt::format("router_choice.{}", layer))), targets));
+    graph.add_output(fmt::format("sum.routing_flips.{}", layer),
+                     ops::count_routing_flips(
+                         b, find(values, fmt::format("router_choice.{}", layer)),
+                         find(values, teacher_name(fmt::format("router_choice.{}", layer))), targets));
     if (terms_.router_agreement > 0)
-      add(routers, ops::router_divergence(b, find(fmt::format("router_logits.{}", layer)),
-                                          find(teacher_name(fmt::format("router_logits.{}", layer))), targets,
-                                          terms_.router_agreement / static_cast<double>(moe.size())));
+      add_term(b, routers,
+               ops::router_divergence(b, find(values, fmt::format("router_logits.{}", layer)),
+                                      find(values, teacher_name(fmt::format("router_logits.{}", layer))),
+                                      targets, terms_.router_agreement / static_cast<double>(moe.size())));
   }
-  if (hidden) graph.add_output("sum.hidden_l2", hidden);
   if (routers) graph.add_output("sum.router_agreement", routers);
+}
+
+void DistillObjective::add_hidden_factors(Batch& batch, double factor) const {
+  if (terms_.hidden_loss.weight == 0 || terms_.hidden_loss.anneal == 0) return;
+  HostTensor factors(DType::f32, {static_cast<std::int64_t>(batch.tokens.size())});
+  std::fill(factors.values<float>().begin(), factors.values<float>().end(), static_cast<float>(factor));
+  batch.objective_inputs.insert_or_assign(std::string(kHiddenFactors), std::move(factors));
 }
 
 PassPipeline CachedDistillObjective::forward(const Model& model, const LowerOptions& options,

@@ -10,19 +10,19 @@ namespace {
 
 void check_fit(const DistillConfig& config, const ModelConfig& student, const ModelConfig& teacher) {
   if (student.vocab_size != teacher.vocab_size)
-    throw UsageError(fmt::format(
-        "distill.teacher {} has {} tokens in its vocabulary, the student {}; they must be the same "
-        "tokens",
-        config.teacher, teacher.vocab_size, student.vocab_size));
+    throw UsageError(
+        fmt::format("the teacher {} has {} tokens in its vocabulary, the student {}; they must be the same "
+                    "tokens",
+                    config.teacher, teacher.vocab_size, student.vocab_size));
   const std::int64_t top_k = config.cache ? config.cache->top_k : config.top_k;
   if (top_k > teacher.vocab_size)
     throw UsageError(fmt::format("{} is {}, and the vocabulary has {} tokens; use at most that, or 0 for all",
                                  config.cache ? "distill.cache.top_k" : "distill.top_k", top_k,
                                  teacher.vocab_size));
-  if (config.hidden_l2 > 0 && student.hidden_size != teacher.hidden_size)
-    throw UsageError(
-        fmt::format("distill.hidden_l2 compares hidden states of {} and {} elements; use 0 with this teacher",
-                    student.hidden_size, teacher.hidden_size));
+  if (config.hidden_loss.weight > 0 && student.hidden_size != teacher.hidden_size)
+    throw UsageError(fmt::format(
+        "distill.hidden_loss compares hidden states of {} and {} elements; leave it out with this teacher",
+        student.hidden_size, teacher.hidden_size));
   const MoeConfig &ours = student.moe, &theirs = teacher.moe;
   if (config.router_agreement > 0 && (ours.num_experts != theirs.num_experts || ours.top_k != theirs.top_k))
     throw UsageError(
@@ -32,12 +32,12 @@ void check_fit(const DistillConfig& config, const ModelConfig& student, const Mo
                     ours.top_k, ours.num_experts, theirs.top_k, theirs.num_experts));
 }
 
-/// Which layers hidden_l2 compares.
+/// Which layers the hidden loss compares.
 std::vector<std::pair<std::int64_t, std::int64_t>> compared_layers(const DistillConfig& config,
                                                                    const ModelConfig& student,
                                                                    const ModelConfig& teacher) {
   std::vector<std::pair<std::int64_t, std::int64_t>> pairs;
-  if (config.hidden_l2 == 0) return pairs;
+  if (config.hidden_loss.weight == 0) return pairs;
   if (config.hidden_layers.empty() && student.num_layers != teacher.num_layers)
     throw UsageError(
         fmt::format("the student has {} layers and the teacher {}; say with distill.hidden_layers and "
@@ -75,7 +75,7 @@ DistillTerms make_terms(const DistillConfig& config, const ModelConfig& student,
            .sft = config.loss.sft,
            .temperature = config.temperature,
            .top_k = config.cache ? config.cache->top_k : config.top_k},
-          config.hidden_l2,
+          config.hidden_loss,
           compared_layers(config, student, teacher),
           config.router_agreement};
 }
@@ -108,6 +108,16 @@ void add_distillation(TrainEngineOptions& options, const DistillSetup& setup, co
   const Teacher teacher = plan_teacher(setup, student);
   options.objective =
       std::make_shared<DistillObjective>(terms, teacher, make_states ? make_states(teacher) : nullptr);
+}
+
+std::shared_ptr<const StepObjective> open_comparison(const fs::path& folder, const ModelConfig& student,
+                                                     DType compute, const Context& context) {
+  DistillConfig config;
+  config.teacher = folder.string();
+  Teacher teacher = open_teacher(folder, context);
+  const DistillTerms terms = make_terms(config, student, teacher.model.config);
+  auto states = load_teacher_states(teacher, SafetensorsFolder(folder), compute, context);
+  return std::make_shared<DistillObjective>(terms, std::move(teacher), std::move(states));
 }
 
 void add_random_distillation(TrainEngineOptions& options, const DistillSetup& setup,

@@ -66,10 +66,11 @@ Distillation::Distillation(const RunConfig& config, const ModelConfig& student, 
   Teacher teacher = open_teacher(config_.teacher, context);
   const SafetensorsFolder folder(config_.teacher);
   share_frozen(teacher, folder, states);
-  auto constants = std::make_shared<States>(
-      context.device(), teacher.states(context.mesh.position(), compute_type(config.precision)));
-  load_weights(*constants, list_parameters(teacher.model.config), folder);
-  objective_ = std::make_shared<DistillObjective>(terms, std::move(teacher), std::move(constants));
+  const auto constants = load_teacher_states(teacher, folder, compute_type(config.precision), context);
+  objective_ = live_ = std::make_shared<DistillObjective>(terms, teacher, constants);
+  DistillTerms compared = terms;  // held-out text is not learned from
+  compared.hidden_loss = {};
+  validation_ = std::make_shared<DistillObjective>(std::move(compared), std::move(teacher), constants);
 }
 
 // A tensor that stays as it is and is the same in both models is kept once. All ranks must decide alike, also
@@ -163,8 +164,12 @@ void Distillation::record_baseline(const Validate& validate, InferenceEngine& st
                        e.loss, e.loss - teacher);
 }
 
-void Distillation::complete(std::vector<Batch>& batches) {
+void Distillation::complete(std::vector<Batch>& batches, std::int64_t step) {
   if (kept_) kept_->complete(batches);
+  if (!live_) return;
+  const double left = static_cast<double>(run_.train.steps - step),
+               falling = config_.hidden_loss.anneal * static_cast<double>(run_.train.steps);
+  for (Batch& batch : batches) live_->add_hidden_factors(batch, left < falling ? left / falling : 1.0);
 }
 
 void Distillation::describe(const BatchLoss& loss, double counted, StepMetrics& m) const {
@@ -178,7 +183,7 @@ void Distillation::describe(const BatchLoss& loss, double counted, StepMetrics& 
     else
       m.distill[name == "correct" ? "accuracy" : name] = mean;
   }
-  for (const char* term : {"hidden_l2", "router_agreement"})
+  for (const char* term : {"hidden_loss", "router_agreement"})
     if (m.distill.contains(term)) m.loss += m.distill.at(term);
 }
 

@@ -33,6 +33,13 @@ Teacher open_teacher(const fs::path& folder, const Context& context) {
   return teacher;
 }
 
+std::shared_ptr<const States> load_teacher_states(const Teacher& teacher, const SafetensorsFolder& folder,
+                                                  DType compute, const Context& context) {
+  auto states = std::make_shared<States>(context.device(), teacher.states(context.mesh.position(), compute));
+  load_weights(*states, list_parameters(teacher.model.config), folder);
+  return states;
+}
+
 std::string fingerprint_model(const fs::path& folder) {
   Hasher hasher;
   hasher.update(hub_config_text(read_hub_config(folder)));

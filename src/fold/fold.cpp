@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "farskip/fold/fold.h"
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstring>
-#include <numeric>
 
+#include "farskip/backend/cpu/parallel.h"
 #include "farskip/fold/fit_graphs.h"
 #include "farskip/fold/fold_weights.h"
 #include "farskip/fold/least_squares.h"
@@ -15,19 +16,27 @@
 namespace farskip {
 namespace {
 
-constexpr double kInputRidge = 1e-6, kOutputRidge = 1e-2;
+constexpr double kInputRidge = 1e-6;
 
-/// Sequences [first, first + count) of the text, which are its fitted ones, its held out ones or both.
-SequenceRange make_range(std::int64_t first, std::int64_t count, const FoldText& text) {
-  constexpr std::int64_t most_tokens = 8192;  // at once
-  const std::int64_t both = std::gcd(text.fitted, text.held_out);
-  std::int64_t at_once = both;
-  while (at_once > 1 && (at_once * text.sequence_length > most_tokens || both % at_once != 0)) --at_once;
-  return {first, count, at_once};
+/// The weights that a matrix has count as much as three rows of the fit for each of its columns, so that one
+/// that few rows reach changes little.
+double output_ridge(std::int64_t columns, double rows) {
+  constexpr double rows_of_column = 3.0;
+  return rows_of_column * static_cast<double>(columns) / std::max(rows, 1.0);
 }
 
 SequenceRange measured_range(const FoldText& text) {
-  return text.held_out > 0 ? make_range(text.fitted, text.held_out, text) : make_range(0, text.fitted, text);
+  return text.held_out > 0 ? SequenceRange{text.fitted, text.held_out, text.at_once}
+                           : SequenceRange{0, text.fitted, text.at_once};
+}
+
+/// What a matrix reads, and what it is fitted to, add up to these sums.
+void require_finite(const NormalEquations& sums, const std::string& matrix) {
+  if (sums.gram.allFinite() && sums.cross.allFinite()) return;
+  throw DataError(fmt::format(
+      "the fold of {}: what it reads, or what it is to write, is not finite on this text; farskip eval "
+      "tells whether the model itself is sound",
+      matrix));
 }
 
 double mean_square(const MatrixView& rows, Eigen::Index row) {
@@ -82,9 +91,9 @@ class Folding {
         rows_(rows),
         text_(text),
         context_(context),
-        fitted_(make_range(0, text.fitted, text)),
-        teacher_(config_, teacher_wiring_, text, make_range(0, text.sequences(), text), context),
-        student_(config_, wiring, text, make_range(0, text.sequences(), text), context),
+        fitted_{0, text.fitted, text.at_once},
+        teacher_(config_, teacher_wiring_, text, {0, text.sequences(), text.at_once}, context),
+        student_(config_, wiring, text, {0, text.sequences(), text.at_once}, context),
         untrained_(config_, wiring, text, measured_range(text), context) {
     options_.batch = fitted_.at_once;
     options_.sequence_length = text.sequence_length;
@@ -168,10 +177,11 @@ class Folding {
       student_.stream().read(i, token, runner.input("student"));
       teacher_.stream().read(i, token, runner.input("teacher"));
       runner.run();
-      sums.add(runner.read("gram").view(), runner.read("cross").view());
+      sums.add(runner.read("gram").view(), runner.read("cross").view(), rows_at_once());
       residual += runner.read_number("residual_squares");
       target += runner.read_number("target_squares");
     });
+    require_finite(sums, layer_name(block.layer, stream_readers(block.kind).front()));
     InputChange fit{reads, solve_ridge(sums, kInputRidge), {block.layer, block.kind, FoldSide::input}};
     fit.edge.error_before = residual / target;
     fit.edge.error_after = (residual + squares_gained(sums, fit.change)) / target;
@@ -186,12 +196,18 @@ class Folding {
     std::vector<NormalEquations> sums(static_cast<std::size_t>(has_experts ? weight.shape[0] : 1),
                                       {weight.shape.back(), config_.hidden_size});
     const double residual = sum_outputs(i, block, sums);
-    std::vector<Eigen::MatrixXd> changes;
-    for (const NormalEquations& one : sums) changes.push_back(solve_ridge(one, kOutputRidge));
+    std::vector<Eigen::MatrixXd> changes(sums.size());
+    cpu::parallel_for(static_cast<std::int64_t>(sums.size()), [&](std::int64_t e) {
+      const NormalEquations& one = sums[static_cast<std::size_t>(e)];
+      require_finite(one, name);
+      changes[static_cast<std::size_t>(e)] = solve_ridge(one, output_ridge(weight.shape.back(), one.rows));
+    });
+    double rows = 0;
+    for (const NormalEquations& one : sums) rows += one.rows / static_cast<double>(sums.size());
     folded_.weights[name] = fold_output(*context_.device(), weight, changes);
     folded_.edges.push_back({block.layer, block.kind, FoldSide::output,
                              residual / (fitted_tokens() * static_cast<double>(config_.hidden_size)), 0.0,
-                             kOutputRidge});
+                             output_ridge(weight.shape.back(), rows)});
   }
 
   /// Returns the squares of what is to be fitted.
@@ -206,11 +222,24 @@ class Folding {
       weights.write(runner);
       runner.run();
       const HostTensor gram = runner.read("gram"), cross = runner.read("cross");
-      for (std::size_t e = 0; e < sums.size(); ++e)
-        sums[e].add(part(gram, e, sums.size()), part(cross, e, sums.size()));
+      const std::vector<std::int64_t> rows = count_rows(runner, block);
+      cpu::parallel_for(static_cast<std::int64_t>(sums.size()), [&](std::int64_t number) {
+        const auto e = static_cast<std::size_t>(number);
+        sums[e].add(part(gram, e, sums.size()), part(cross, e, sums.size()), rows[e]);
+      });
       residual += runner.read_number("residual_squares");
     });
     return residual;
+  }
+
+  /// Of the sums that the runner gave: of a routed block for each expert.
+  std::vector<std::int64_t> count_rows(const GraphRunner& runner, const LayerBlock& block) const {
+    if (block.kind != SubBlock::routed) return {rows_at_once()};
+    const HostTensor offsets = runner.read(fmt::format("expert_offsets.{}", block.layer));
+    const std::span<const std::int32_t> at = offsets.values<std::int32_t>();
+    std::vector<std::int64_t> rows;
+    for (std::size_t e = 0; e + 1 < at.size(); ++e) rows.push_back(at[e + 1] - at[e]);
+    return rows;
   }
 
   /// Matrix `i` of `count` that lie one after the other.
@@ -264,6 +293,13 @@ Folded fold_model(const Model& teacher, const LayerGraph& wiring, const RowReade
   if (teacher.layers == wiring) return {};
   const auto start = std::chrono::steady_clock::now();
   Folded folded = Folding(teacher, wiring, rows, text, context).run();
+  if (folded.loss_after > folded.loss_before)
+    context.logger.warning(
+        "the fold made the rewired model worse ({:.4f} nats before, {:.4f} after it): {} tokens are too few "
+        "to fit {} "
+        "columns; give more text",
+        folded.loss_before, folded.loss_after, text.fitted * text.sequence_length,
+        teacher.config.hidden_size);
   folded.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return folded;
 }

@@ -9,7 +9,8 @@
 namespace farskip {
 namespace {
 
-constexpr std::int64_t kHeldOutOf = 16;  // one sequence of so many
+constexpr std::int64_t kHeldOutOf = 16;       // one sequence of so many
+constexpr std::int64_t kTokensAtOnce = 8192;  // at most
 
 std::int64_t choose_length(const FoldTextOptions& options, const ModelConfig& model) {
   if (options.sequence_length == 0) return std::min(kFoldLength, model.max_positions);
@@ -38,6 +39,15 @@ TokenFile open_source(const FoldTextOptions& options, const fs::path& folder, co
   return TokenFile(writer.prefix(), model.vocab_size);
 }
 
+bool is_held_out(std::int64_t sequence, std::int64_t of) {
+  if (of < kHeldOutOf) return of > 1 && sequence == of - 1;
+  return sequence % kHeldOutOf == kHeldOutOf - 1;
+}
+
+std::int64_t choose_at_once(std::int64_t sequence_length, std::size_t most) {
+  return std::clamp<std::int64_t>(kTokensAtOnce / sequence_length, 1, static_cast<std::int64_t>(most));
+}
+
 /// Sequence number `n` of the source goes behind the others.
 void append_sequence(const TokenFile& source, std::int64_t n, FoldText& text) {
   const std::int64_t length = text.sequence_length;
@@ -45,6 +55,15 @@ void append_sequence(const TokenFile& source, std::int64_t n, FoldText& text) {
   source.read(static_cast<std::uint64_t>(n * length), tokens.size(), tokens.data());
   text.tokens.insert(text.tokens.end(), tokens.begin(), tokens.end() - 1);
   text.targets.insert(text.targets.end(), tokens.begin() + 1, tokens.end());
+}
+
+/// Returns how many of these sequences there are now: a multiple of those that are computed together.
+std::int64_t append_sequences(const TokenFile& source, const std::vector<std::int64_t>& numbers,
+                              FoldText& text) {
+  const auto count = static_cast<std::int64_t>(numbers.size()) / text.at_once * text.at_once;
+  for (std::int64_t i = 0; i < count; ++i)
+    append_sequence(source, numbers[static_cast<std::size_t>(i)], text);
+  return count;
 }
 
 }  // namespace
@@ -65,14 +84,15 @@ FoldText read_fold_text(const FoldTextOptions& options, const ModelConfig& model
   if (taken < options.sequences)
     logger.warning("{} {}: {} of {} sequences, since the text has {} tokens; more text folds better",
                    options.option, options.source, taken, options.sequences, tokens);
-  const auto append = [&](bool held_out) {
-    for (std::int64_t i = 0; i < taken; ++i)
-      if ((i % kHeldOutOf == kHeldOutOf - 1) == held_out) append_sequence(source, i * there / taken, text);
-  };
-  append(false);
-  append(true);
-  text.held_out = taken / kHeldOutOf;
-  text.fitted = taken - text.held_out;
+  if (taken == 1)
+    logger.warning("{} {}: one sequence is fitted, and none held out: losses are those of the fitted one",
+                   options.option, options.source);
+  std::vector<std::int64_t> fitted, held_out;
+  for (std::int64_t i = 0; i < taken; ++i)
+    (is_held_out(i, taken) ? held_out : fitted).push_back(i * there / taken);
+  text.at_once = choose_at_once(text.sequence_length, held_out.empty() ? fitted.size() : held_out.size());
+  text.fitted = append_sequences(source, fitted, text);
+  text.held_out = append_sequences(source, held_out, text);
   return text;
 }
 

@@ -7,7 +7,8 @@
 
 namespace farskip {
 
-void NormalEquations::add(const TensorView& gram_part, const TensorView& cross_part) {
+void NormalEquations::add(const TensorView& gram_part, const TensorView& cross_part, std::int64_t num_rows) {
+  rows += static_cast<double>(num_rows);
   gram += as_matrix(gram_part).cast<double>();
   cross += as_matrix(cross_part).cast<double>();
 }

@@ -15,9 +15,10 @@ namespace {
 constexpr const char* kTokenizer = "tokenizer.json";
 constexpr const char* kTokenizerConfig = "tokenizer_config.json";
 constexpr const char* kGeneration = "generation_config.json";
+constexpr const char *kChatTemplate = "chat_template.jinja", *kChatTemplateJson = "chat_template.json";
 constexpr const char* kTravelling[] = {
-    kTokenizer,   kTokenizerConfig, "special_tokens_map.json", "added_tokens.json",   "vocab.json",
-    "merges.txt", kGeneration,      "chat_template.json",      "chat_template.jinja", "LICENSE"};
+    kTokenizer,   kTokenizerConfig, "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "merges.txt", kGeneration,      kChatTemplateJson,         kChatTemplate,       "LICENSE"};
 constexpr std::uint64_t kMaxBytes = 256 << 20;
 
 /// Written anew for the model that leaves, or of the folder alone.
@@ -131,18 +132,57 @@ std::vector<std::int64_t> find_end_tokens(const ModelConfig& config, const Compa
   return ids;
 }
 
+namespace {
+
+/// An object of a file of the folder; an empty one where there is no such file.
+nlohmann::json read_object(const Companions& companions, const char* name) {
+  const auto file = companions.texts.find(name);
+  return file == companions.texts.end() ? nlohmann::json::object() : parse_object(file->second, name);
+}
+
+/// A token that tokenizer_config.json names, as a text; empty where it names none.
+std::string named_token(const nlohmann::json& config, const char* key) {
+  nlohmann::json token = config.value(key, nlohmann::json());
+  if (token.is_object()) token = token.value("content", nlohmann::json());  // an added token, written out
+  return token.is_string() ? token.get<std::string>() : std::string();
+}
+
+/// Of a value that is the text, or a list of {"name", "template"}.
+std::string template_text(const nlohmann::json& value, const char* file) {
+  if (value.is_string()) return value.get<std::string>();
+  if (value.is_array())
+    for (const nlohmann::json& one : value)
+      if (one.is_object() && one.value("name", nlohmann::json()) == "default")
+        return template_text(one.value("template", nlohmann::json()), file);
+  throw DataError(
+      fmt::format("{}: chat_template: a text is expected, or a list with one called \"default\"", file));
+}
+
+}  // namespace
+
 std::optional<std::int32_t> find_prefix_token(const Companions& companions) {
   const Tokenizer& tokenizer = companions.tokenizer.value();
-  if (const auto file = companions.texts.find(kTokenizerConfig); file != companions.texts.end()) {
-    const nlohmann::json config = parse_object(file->second, kTokenizerConfig);
-    for (const char* key : {"bos_token", "eos_token"}) {
-      nlohmann::json token = config.value(key, nlohmann::json());
-      if (token.is_object()) token = token.value("content", nlohmann::json());  // an added token, written out
-      if (!token.is_string()) continue;
-      if (const auto id = tokenizer.token_id(token.get_ref<const std::string&>())) return id;
-    }
-  }
+  const nlohmann::json config = read_object(companions, kTokenizerConfig);
+  for (const char* key : {"bos_token", "eos_token"})
+    if (const auto id = tokenizer.token_id(named_token(config, key))) return id;
   return tokenizer.eos();
+}
+
+std::optional<ChatTemplate> find_chat_template(const Companions& companions) {
+  const nlohmann::json config = read_object(companions, kTokenizerConfig);
+  ChatTemplate found{{}, kChatTemplate, named_token(config, "bos_token"), named_token(config, "eos_token")};
+  if (const auto file = companions.texts.find(kChatTemplate); file != companions.texts.end()) {
+    found.text = file->second;
+    return found;
+  }
+  for (const char* name : {kChatTemplateJson, kTokenizerConfig}) {
+    const nlohmann::json object = read_object(companions, name);
+    if (!object.contains("chat_template")) continue;
+    found.text = template_text(object["chat_template"], name);
+    found.where = name;
+    return found;
+  }
+  return std::nullopt;
 }
 
 }  // namespace farskip

@@ -30,7 +30,7 @@ void keep_distinct_layers(DistillSetup& distill) {
   keep_distinct_layers(distill.teacher);
   DistillConfig& config = distill.config;
   config.hidden_layers = config.teacher_layers = {};
-  if (config.hidden_l2 > 0) config.hidden_layers = config.teacher_layers = {0};
+  if (config.hidden_loss.weight > 0) config.hidden_layers = config.teacher_layers = {0};
   std::erase_if(config.freeze,
                 [](const std::string& rule) { return !find_choice(parameter_group_names, rule); });
 }

@@ -68,8 +68,10 @@ std::vector<ChartPlan> chart_plans() {
                    .smooth = true});
   plans.push_back(
       {.title = "Objective", .unit = "", .metrics = {{"objective", "objective"}}, .smooth = true});
-  plans.push_back(
-      {.title = "Intermediate loss", .unit = "", .metrics = {{"hidden_l2", "L2"}}, .smooth = true});
+  plans.push_back({.title = "Intermediate loss",
+                   .unit = "",
+                   .metrics = {{"hidden_loss", "hidden states"}},
+                   .smooth = true});
   plans.push_back({.title = "Throughput",
                    .unit = "tokens/s",
                    .metrics = {{"tokens_per_second", "tokens/s"}},

@@ -321,7 +321,7 @@ class TrainingRun {
     }
     if (sums[1] > 0) end_if_failed(failure);
     try {
-      objective_->complete(batches);
+      objective_->complete(batches, state_.step);
     } catch (const UserError& error) {
       end_with(error.code(), error.what());
     }

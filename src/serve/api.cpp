@@ -72,10 +72,13 @@ HttpReply Api::route(const HttpRequest& request) {
   if (is("GET", "/health")) return health();
   if (is("GET", "/metrics")) return {.content_type = "text/plain; version=0.0.4", .body = metrics_.text()};
   authorize(request);
-  if (is("POST", "/v1/completions")) return complete(request.body);
+  if (is("POST", "/v1/completions"))
+    return complete(parse_completion_request(request.body, model_, random_seed()));
+  if (is("POST", "/v1/chat/completions"))
+    return complete(parse_chat_request(request.body, model_, random_seed()));
   if (is("GET", kModels)) return list_models();
-  throw ApiError(404, fmt::format("{} {} is not served; served are /v1/completions, /v1/models, /health and "
-                                  "/metrics",
+  throw ApiError(404, fmt::format("{} {} is not served; served are /v1/completions, "
+                                  "/v1/chat/completions, /v1/models, /health and /metrics",
                                   request.method, printable(request.path)));
 }
 
@@ -87,10 +90,9 @@ void Api::authorize(const HttpRequest& request) const {
                    "invalid_api_key");
 }
 
-HttpReply Api::complete(const std::string& body) {
+HttpReply Api::complete(ApiRequest request) {
   const auto deadline = Clock::now() + options_.timeout;
-  auto rest = std::make_shared<CompletionBody>(parse_completion_request(body, model_, random_seed()), model_,
-                                               loop_, deadline);
+  auto rest = std::make_shared<CompletionBody>(std::move(request), model_, loop_, deadline);
   rest->begin();
   HttpReply reply;
   if (rest->is_stream()) reply.content_type = "text/event-stream";

@@ -13,9 +13,9 @@ namespace {
 
 using nlohmann::ordered_json;
 
-std::string random_id() {
+std::string random_id(bool is_chat) {
   std::random_device random;
-  return fmt::format("cmpl-{:08x}{:08x}{:08x}", random(), random(), random());
+  return fmt::format("{}-{:08x}{:08x}{:08x}", is_chat ? "chatcmpl" : "cmpl", random(), random(), random());
 }
 
 std::int64_t count_characters(std::string_view bytes) {
@@ -37,7 +37,7 @@ void append(std::vector<T>& to, const std::vector<T>& more) {
 CompletionWriter::CompletionWriter(const ApiRequest& request, const ServedModel& model)
     : request_(request),
       model_(model),
-      id_(random_id()),
+      id_(random_id(request.is_chat)),
       created_(std::time(nullptr)),
       choices_(request.texts.size()) {}
 
@@ -68,7 +68,8 @@ CompletionWriter::Choice CompletionWriter::piece(std::size_t text, const Generat
   const AskedText& asked = request_.texts[text];
   Choice& choice = choices_[text];
   Choice next;
-  if (request_.echo && !std::exchange(choice.has_begun, true)) {
+  next.has_begun = std::exchange(choice.has_begun, true);
+  if (request_.echo && !next.has_begun) {
     next.text = asked.prompt_text;
     if (asked.request.num_likely)
       for (std::size_t i = 0; i < asked.request.prompt.size(); ++i)
@@ -100,29 +101,35 @@ std::string CompletionWriter::add(std::size_t text, const GeneratedPart& part,
   append(choice.log_probs.offsets, next.log_probs.offsets);
   choice.num_tokens += next.num_tokens;
   choice.end = next.end;
-  ordered_json chunk = envelope();
-  chunk["choices"] = ordered_json::array({choice_json(text, next)});
+  ordered_json chunk = envelope(true);
+  chunk["choices"] = ordered_json::array(
+      {request_.is_chat ? chat_choice_json(text, next, true, !next.has_begun) : choice_json(text, next)});
   if (request_.include_usage) chunk["usage"] = nullptr;
   return json_text(chunk);
 }
 
 std::string CompletionWriter::usage_chunk() const {
-  ordered_json chunk = envelope();
+  ordered_json chunk = envelope(true);
   chunk["choices"] = ordered_json::array();
   chunk["usage"] = usage();
   return json_text(chunk);
 }
 
 std::string CompletionWriter::whole() const {
-  ordered_json answer = envelope();
+  ordered_json answer = envelope(false);
   answer["choices"] = ordered_json::array();
-  for (std::size_t i = 0; i < choices_.size(); ++i) answer["choices"].push_back(choice_json(i, choices_[i]));
+  for (std::size_t i = 0; i < choices_.size(); ++i)
+    answer["choices"].push_back(request_.is_chat ? chat_choice_json(i, choices_[i], false, true)
+                                                 : choice_json(i, choices_[i]));
   answer["usage"] = usage();
   return json_text(answer);
 }
 
-ordered_json CompletionWriter::envelope() const {
-  return {{"id", id_}, {"object", "text_completion"}, {"created", created_}, {"model", model_.name}};
+ordered_json CompletionWriter::envelope(bool is_chunk) const {
+  const char* const object = !request_.is_chat ? "text_completion"
+                             : is_chunk        ? "chat.completion.chunk"
+                                               : "chat.completion";
+  return {{"id", id_}, {"object", object}, {"created", created_}, {"model", model_.name}};
 }
 
 /// The tokens of a prompt count once, however many texts follow it.
@@ -153,6 +160,32 @@ ordered_json CompletionWriter::choice_json(std::size_t text, const Choice& choic
   }
   return {{"text", choice.text},
           {"index", text},
+          {"logprobs", log_probs},
+          {"finish_reason", choice.end ? ordered_json(finish_reason(*choice.end)) : ordered_json()}};
+}
+
+/// Of a chunk the first one says who speaks.
+ordered_json CompletionWriter::chat_choice_json(std::size_t text, const Choice& choice, bool is_chunk,
+                                                bool is_first) const {
+  ordered_json log_probs;
+  if (request_.texts[text].request.num_likely) {
+    const LogProbs& l = choice.log_probs;
+    log_probs = {{"content", ordered_json::array()}};
+    const auto entry = [](const std::string& token, double value) -> ordered_json {
+      return {{"token", token}, {"logprob", value}, {"bytes", nullptr}};
+    };
+    for (std::size_t i = 0; i < l.tokens.size(); ++i) {
+      ordered_json token = entry(l.tokens[i], l.values[i].value_or(0)), likeliest = ordered_json::array();
+      for (const auto& [name, value] : l.likeliest[i]) likeliest.push_back(entry(name, value));
+      token["top_logprobs"] = std::move(likeliest);
+      log_probs["content"].push_back(std::move(token));
+    }
+  }
+  ordered_json message = ordered_json::object();
+  if (is_first) message["role"] = "assistant";
+  message["content"] = choice.text;
+  return {{"index", text},
+          {is_chunk ? "delta" : "message", message},
           {"logprobs", log_probs},
           {"finish_reason", choice.end ? ordered_json(finish_reason(*choice.end)) : ordered_json()}};
 }

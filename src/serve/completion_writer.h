@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// Answers to /v1/completions, whole or piece by piece, in OpenAI's form.
+// Answers to /v1/completions and /v1/chat/completions, whole or piece by piece, in OpenAI's form.
 
 #include <nlohmann/json_fwd.hpp>
 #include <string>
@@ -40,9 +40,11 @@ class CompletionWriter {
   std::string name_of_token(std::int32_t id) const;
   void add_token(std::int32_t id, const TokenScore* score, Choice& choice, LogProbs& to) const;
   Choice piece(std::size_t text, const GeneratedPart& part);
-  nlohmann::ordered_json envelope() const;
+  nlohmann::ordered_json envelope(bool is_chunk) const;
   nlohmann::ordered_json usage() const;
   nlohmann::ordered_json choice_json(std::size_t text, const Choice& choice) const;
+  nlohmann::ordered_json chat_choice_json(std::size_t text, const Choice& choice, bool is_chunk,
+                                          bool is_first) const;
 
   const ApiRequest& request_;
   const ServedModel& model_;

@@ -215,6 +215,25 @@ TEST_CASE("a text that is shorter than the sequence is evaluated as long as it i
   CHECK(cut.out == whole.out);
 }
 
+TEST_CASE("eval measures a model against a teacher") {
+  const std::string model = fixture("qwen3_moe"), eval = "eval --model " + model + " --teacher " + model +
+                                                         " --data " + model + "/tokens --sequence-length 32";
+  const auto same = farskip_command(eval + " --json"),
+             rewired = farskip_command(eval + " --farskip full --json");
+  REQUIRE(same.status == 0);
+  REQUIRE(rewired.status == 0);
+  const auto a = nlohmann::json::parse(same.out), b = nlohmann::json::parse(rewired.out);
+  CHECK(a["kl"] == 0.0);
+  CHECK(a["agreement"] == 1.0);
+  CHECK(a["loss"] == a["teacher_loss"]);
+  CHECK(b["kl"] > 0.0);
+  CHECK(b["agreement"] < 1.0);
+  CHECK(b["teacher_loss"] == a["loss"]);
+  CHECK_THAT(farskip_command(eval).out, ContainsSubstring("KL 0.0000 nats/token, agreement 100.00%"));
+  CHECK(farskip_command("eval --model " + model + " --teacher " + model + " --tasks none.jsonl").status ==
+        64);
+}
+
 TEST_CASE("eval scores multiple-choice tasks, alone or beside held-out text") {
   const test::TemporaryFolder folder;
   const std::string model = (folder / "model").string(), one = (folder / "one.jsonl").string(),

@@ -67,5 +67,37 @@ TEST_CASE("convert --fold refuses what it cannot do before it computes") {
   CHECK(fs::is_empty(folder.path()));
 }
 
+TEST_CASE("convert --sensitivity says what each layer costs, and writes nothing") {
+  const std::string model = (test::fixtures() / "deepseek_v2").string();
+  const auto run = [&](const std::string& more) {
+    return test::run_command(fmt::format("{} convert {} {}", FARSKIP_BINARY, model, more));
+  };
+  const std::string options =
+      " --farskip full --sensitivity " + model + "/tokens --sensitivity-sequences 20 --sequence-length 32";
+  const auto found = run(options + " --json");
+  REQUIRE(found.status == 0);
+  const auto json = nlohmann::json::parse(found.out);
+  REQUIRE(json["layers"].size() == 4);
+  for (int k = 0; k < 4; ++k) {
+    CHECK(json["layers"][k]["layer"] == k);
+    CHECK(json["layers"][k]["kl"] > 0.0);
+  }
+  CHECK(json["together"]["kl"] > 0.0);
+  CHECK(json["tokens"] == 20 * 32);
+  const auto table = run(options + " --layers 2-3");
+  CHECK_THAT(table.out, ContainsSubstring("rewired   loss    KL      agreement\nnone ") &&
+                            ContainsSubstring("\n2  ") && !ContainsSubstring("\n1  ") &&
+                            ContainsSubstring("\ntogether "));
+  for (const auto& [wrong, message] :
+       {std::pair{"out" + options, "leave out DST"},
+        {"--sensitivity " + model + "/tokens", "--sensitivity requires --farskip"},
+        {"--farskip full", "DST is missing"},
+        {"out --sequence-length 32", "are for --fold and --sensitivity"}}) {
+    const auto refused = run(wrong);
+    CHECK(refused.status == 64);
+    CHECK_THAT(refused.err, ContainsSubstring(message));
+  }
+}
+
 }  // namespace
 }  // namespace farskip

@@ -116,6 +116,7 @@ TEST_CASE("the resolved configuration loads to the same one") {
       "teacher_layers: [2, 0], router_agreement: 2, freeze: [head, \"model.layers.0.*\"], curriculum: "
       "{every: 7}, "
       "early_stopping: {metric: validation_kl}}\ndata: {validation: [v]}\nmodel: {a: 1}\n",
+      "distill: {teacher: t, hidden_loss: {kind: normalised, weight: 0.3, anneal: 0.25}}\n",
       "distill: {teacher: t, loss: {kl: 2}, cache: {path: c, top_k: 12}}\nmodel: {a: 1}\n",
       "distill: {teacher: t, fold: {tokens: p, sequences: 12}}\n",
   };
@@ -139,6 +140,7 @@ TEST_CASE("a resolved configuration is complete: its own tree gives every key a 
     if (known.path == "init" || known.path == "init.from") continue;  // excluded by model
     if (known.path.rfind("distill.cache.", 0) == 0) continue;         // the example has none
     if (known.path.rfind("distill.fold.", 0) == 0) continue;          // nor that
+    if (known.path == "distill.hidden_l2") continue;                  // short for distill.hidden_loss
     const ConfigNode* node = &tree;
     std::string rest = known.path;
     while (!rest.empty() && node != nullptr) {

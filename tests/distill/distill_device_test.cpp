@@ -25,7 +25,7 @@ void check_same_numbers(const std::vector<nlohmann::json>& a, const std::vector<
   REQUIRE(a.size() == b.size());
   for (std::size_t i = 0; i < a.size(); ++i)
     for (const char* key :
-         {"loss", "kl", "agreement", "student_loss", "teacher_loss", "grad_norm", "hidden_l2",
+         {"loss", "kl", "agreement", "student_loss", "teacher_loss", "grad_norm", "hidden_loss",
           "router_agreement", "routing_flips", "validation_loss", "validation_kl", "validation_teacher_loss",
           "validation_untrained_loss", "recovered"}) {
       CAPTURE(i, key);
@@ -74,7 +74,7 @@ TEST_CASE("distillation in bf16 goes the way of f32, with and without kept teach
   for (std::size_t i = 0; i < wide.size(); ++i) {
     CAPTURE(i);
     // Thousandths of a nat that are left of logits of order one.
-    for (const char* key : {"loss", "kl", "hidden_l2", "router_agreement", "validation_kl"}) {
+    for (const char* key : {"loss", "kl", "hidden_loss", "router_agreement", "validation_kl"}) {
       CAPTURE(key);
       if (wide[i].contains(key))
         CHECK(low[i][key].get<double>() == Catch::Approx(wide[i][key].get<double>()).epsilon(0.1));

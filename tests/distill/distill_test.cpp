@@ -57,7 +57,10 @@ TEST_CASE("a student that is its teacher has exactly zero loss and gradient, and
       {"distill.loss=reverse_kl", "distill.temperature=2"},
       {"distill.loss=jsd", "distill.hidden_l2=0.5", "distill.router_agreement=0.5"},
       {"distill.loss=kl", "distill.top_k=7", "schedule.recompute=full"},
-      {"distill.loss=jsd", "distill.top_k=7", "schedule.micro_batches_in_flight=2"}};
+      {"distill.loss=jsd", "distill.top_k=7", "schedule.micro_batches_in_flight=2"},
+      {"distill.hidden_loss={kind: normalised, weight: 0.5, anneal: 0.5}",
+       "schedule.micro_batches_in_flight=2"},
+      {"distill.hidden_loss={kind: cosine, weight: 0.5}"}};
   int number = 0;
   for (std::vector<std::string> overrides : losses) {
     INFO(fmt::format("{}", fmt::join(overrides, " ")));

@@ -70,8 +70,9 @@ const std::map<std::string, std::set<std::string>> kKernels{
     {"cached_distill_loss", {"LLIFFFI>FD"}},
     {"cached_distill_loss_grad", {"FLLIFFFI>FDLF", "FLLIFFFIF>FDLF", "FLLIFFFI>FDL"}},
     {"teacher_top_k", {"LLI>IFFF"}},
-    {"squared_difference", {"LLI>F"}},
-    {"squared_difference_grad", {"FLLI>L"}},
+    {"squared_difference", {"LLI>F", "LLIF>F"}},
+    {"squared_difference_grad", {"FLLI>L", "FLLIF>L"}},
+    {"relative_weights", {"L>F", "LF>F"}},
     {"router_divergence", {"FFI>F"}},
     {"router_divergence_grad", {"FFFI>F"}},
     {"count_routing_flips", {"III>I"}},
@@ -194,7 +195,9 @@ TEST_CASE("distillation in bf16 asks only for kernels that backends have") {
   const std::set<std::string> frozen = freezes_head ? std::set<std::string>{head} : std::set<std::string>{};
   const ops::DistillLoss loss{.kl = 0.5, .jsd = 0.3, .sft = 0.2, .top_k = top_k};
   const Teacher teacher{wire_model(m.config, {}), frozen};
-  const DistillObjective live({loss, 0.1, {{0, 0}, {2, 2}}, 0.1}, teacher, nullptr);
+  const auto kind_of_hidden =
+      GENERATE(HiddenLossKind::l2, HiddenLossKind::normalised, HiddenLossKind::cosine);
+  const DistillObjective live({loss, {kind_of_hidden, 0.1, 0.5}, {{0, 0}, {2, 2}}, 0.1}, teacher, nullptr);
   const CachedDistillObjective kept(loss);
   MicroBatchKind kind;
   kind.accumulate = GENERATE(false, true);

@@ -132,6 +132,24 @@ TEST_CASE(
   for (const auto& [name, weights] : folded.weights) CHECK(!name.starts_with("model.layers.1."));
 }
 
+TEST_CASE("a fold of activations that are not finite names layer and matrix") {
+  const Fixture fixture("deepseek_v2");
+  for (const auto& [broken, named] :
+       {std::pair{"model.layers.0.self_attn.kv_b_proj.weight", "layers.0.mlp.gate_up_proj"},
+        {"model.layers.2.mlp.experts.down_proj", "layers.2.mlp.experts.down_proj"}}) {
+    const RowReader rows = [&](const LocalParameter& p, std::int64_t first, const TensorView& to) {
+      fixture.rows(p, first, to);
+      if (p.spec.name == broken) to.as<float>()[0] = std::numeric_limits<float>::quiet_NaN();
+    };
+    const auto fold = [&] {
+      fold_model(fixture.model, wire_model(fixture.model.config, kFull).layers, rows,
+                 read_text(fixture.model.config, 8), test::quiet_context());
+    };
+    CHECK_THROWS_AS(fold(), DataError);
+    CHECK_THROWS_WITH(fold(), ContainsSubstring(named) && ContainsSubstring("is not finite"));
+  }
+}
+
 TEST_CASE("a model folded onto its own wiring stays as it is") {
   const Fixture fixture("deepseek_v2", kFull);
   const Folded folded = fixture.fold(kFull, read_text(fixture.model.config, 8));

@@ -3,6 +3,8 @@
 
 #include <unistd.h>
 
+#include <set>
+
 #include "farskip/data/token_file.h"
 #include "support/catch.h"
 #include "support/support.h"
@@ -45,8 +47,26 @@ TEST_CASE("a fold takes the sequences that are there, and at most the model's co
   const std::string tokens = write_counting(folder, 130);
   const FoldText text = read_fold_text({tokens, 512, 0}, model_of(1000), std::nullopt, kQuiet);
   CHECK(text.sequence_length == 64);
-  CHECK(text.sequences() == 2);
-  CHECK(text.held_out == 0);
+  CHECK(text.fitted == 1);
+  CHECK(text.held_out == 1);
+  CHECK(text.tokens[64] == 64);
+}
+
+TEST_CASE("no sequence is both fitted and held out, and those computed together divide both numbers") {
+  const test::TemporaryFolder folder;
+  const std::string tokens = write_counting(folder, 500 * 8 + 1);
+  for (const std::int64_t asked : {2, 5, 15, 16, 17, 120, 499, 500}) {
+    INFO(fmt::format("{} sequences", asked));
+    const FoldText text = read_fold_text({tokens, asked, 8}, model_of(5000), std::nullopt, kQuiet);
+    CHECK(text.held_out >= 1);
+    CHECK(text.fitted % text.at_once == 0);
+    CHECK(text.held_out % text.at_once == 0);
+    CHECK(text.at_once >= std::min<std::int64_t>(asked / 16, 31));
+    CHECK(text.sequences() > asked - 2 * text.at_once);
+    CHECK(static_cast<std::int64_t>(text.tokens.size()) == text.sequences() * 8);
+    const std::set<std::int32_t> distinct(text.tokens.begin(), text.tokens.end());
+    CHECK(distinct.size() == text.tokens.size());  // the source counts, so tokens tell sequences apart
+  }
 }
 
 TEST_CASE("a fold reads text with the model's tokenizer, and leaves no file behind") {

@@ -52,7 +52,7 @@ void compare(const std::vector<nlohmann::json>& cpu, const std::vector<nlohmann:
   REQUIRE(cpu.size() == gpu.size());
   for (std::size_t i = 0; i < cpu.size(); ++i)
     for (const char* key :
-         {"loss", "kl", "student_loss", "teacher_loss", "hidden_l2", "router_agreement", "validation_loss",
+         {"loss", "kl", "student_loss", "teacher_loss", "hidden_loss", "router_agreement", "validation_loss",
           "validation_kl", "validation_teacher_loss", "validation_untrained_loss", "grad_norm"}) {
       CAPTURE(i, key);
       REQUIRE(cpu[i].contains(key) == gpu[i].contains(key));

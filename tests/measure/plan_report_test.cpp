@@ -135,7 +135,7 @@ PlanRequest make_distill_request(const MeshPosition& mesh, const DistillConfig& 
 
 TEST_CASE("the plan of a distillation has the memory of the joined step, and of both models by themselves") {
   DistillConfig plain, terms, frozen, cached;
-  terms.hidden_l2 = 0.5;
+  terms.hidden_loss.weight = 0.5;
   terms.router_agreement = 0.5;
   frozen.freeze = {"head", "experts"};
   cached.cache = {"none", 7};
@@ -236,7 +236,7 @@ TEST_CASE("what is measured on a mirror covers every op of both wirings of the w
 
 TEST_CASE("what is measured on a mirror covers every op of a distillation") {
   DistillConfig config;
-  config.hidden_l2 = config.router_agreement = 0.1;
+  config.hidden_loss.weight = config.router_agreement = 0.1;
   config.hidden_layers = {3, 1};
   config.teacher_layers = {2, 3};
   config.freeze = {"model.layers.3.*", "head"};

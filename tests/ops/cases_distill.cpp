@@ -187,6 +187,30 @@ void add_comparisons(std::vector<OpCase>& cases) {
       c.gradient_tolerance = 3e-5;
       cases.push_back(c);
     }
+  for (const std::int64_t tokens : {1, 6, 301}) {
+    OpCase c{"squared_difference",
+             "tokens of different weights",
+             Attributes::of(ops::Weight{0.3}),
+             {random_tensor({tokens, 33}, 434), random_tensor({tokens, 33}, 435),
+              random_integers({tokens}, tokens == 1 ? 0 : -1, 2, 436), random_tensor({tokens}, 437)},
+             {0},
+             {1, 3}};
+    c.tolerance = 1e-5;
+    c.gradient_tolerance = 3e-5;
+    cases.push_back(c);
+  }
+  for (const auto& [tokens, width, length] : {std::tuple<std::int64_t, std::int64_t, std::int64_t>{12, 7, 4},
+                                              {5, 3, 1},
+                                              {600, 33, 300},
+                                              {0, 5, 3}}) {
+    std::vector<HostTensor> in{random_tensor({tokens, width}, 438)};
+    OpCase c{"relative_weights", "sequences", Attributes::of(ops::Sequences{length}), in, {}};
+    c.tolerance = 1e-5;
+    cases.push_back(c);
+    c.inputs.push_back(random_tensor({tokens}, 439));
+    c.name = "sequences, with factors";
+    cases.push_back(c);
+  }
   cases.push_back(
       {"count_routing_flips",
        "some tokens not counted",

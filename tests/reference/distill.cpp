@@ -156,8 +156,25 @@ void run_squared_difference(const KernelCall& call) {
   double sum = 0.0;
   for (std::int64_t t = 0; t < call.in_shape(0)[0]; ++t)
     for (std::int64_t i = 0; i < width && call.in<std::int32_t>(2)[t] >= 0; ++i)
-      sum += std::pow(call.in<double>(0)[t * width + i] - call.in<double>(1)[t * width + i], 2);
+      sum += std::pow(call.in<double>(0)[t * width + i] - call.in<double>(1)[t * width + i], 2) *
+             (call.has(3) ? call.in<double>(3)[t] : 1.0);
   call.out<double>(0)[0] = call.get<ops::Weight>().weight * sum / static_cast<double>(width);
+}
+
+void run_relative_weights(const KernelCall& call) {
+  const std::int64_t tokens = call.in_shape(0)[0], width = call.in_shape(0)[1];
+  const std::int64_t length = call.get<ops::Sequences>().sequence_length;
+  const auto square = [&](std::int64_t t) {
+    const Row y = row_of(call.in<double>(0), width, t);
+    return std::inner_product(y.begin(), y.end(), y.begin(), 0.0) / static_cast<double>(width);
+  };
+  for (std::int64_t t = 0; t < tokens; ++t) {
+    const std::int64_t first = t / length * length;
+    double others = length == 1 ? square(t) : 0.0;
+    for (std::int64_t i = first + 1; i < first + length; ++i)
+      others += square(i) / static_cast<double>(length - 1);
+    call.out<double>(0)[t] = 2.0 / (square(t) + others) * (call.has(1) ? call.in<double>(1)[t] : 1.0);
+  }
 }
 
 void run_router_divergence(const KernelCall& call) {
@@ -192,6 +209,7 @@ void register_distill(KernelTable& table) {
   add_reference(table, "cached_distill_loss", run_cached_distill_loss);
   add_reference(table, "teacher_top_k", run_teacher_top_k);
   add_reference(table, "squared_difference", run_squared_difference);
+  add_reference(table, "relative_weights", run_relative_weights);
   add_reference(table, "router_divergence", run_router_divergence);
   add_reference(table, "count_routing_flips", run_count_routing_flips);
 }

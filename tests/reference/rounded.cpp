@@ -13,7 +13,7 @@ namespace farskip {
 namespace {
 
 // Kernels are plain functions: which op one stands for is part of its type. All ops but the collectives.
-constexpr std::array<std::string_view, 67> kOps{"absorb_query",
+constexpr std::array<std::string_view, 68> kOps{"absorb_query",
                                                 "adamw",
                                                 "add",
                                                 "add_bias",
@@ -54,6 +54,7 @@ constexpr std::array<std::string_view, 67> kOps{"absorb_query",
                                                 "own_experts",
                                                 "permute_values",
                                                 "place_columns",
+                                                "relative_weights",
                                                 "rms_norm",
                                                 "rms_norm_grad",
                                                 "rope",

@@ -267,6 +267,53 @@ def case_starts(args):
             assert status == 400 and message in body, body
 
 
+def case_chat(args):
+    """A conversation is continued as the text that the model's template makes of it."""
+    messages = [{"role": "user", "content": "the list"}, {"role": "assistant", "content": " of"},
+                {"role": "user", "content": [{"type": "text", "text": "one"}, {"type": "text", "text": " more"}]}]
+    settings = {"messages": messages, "seed": 3, "temperature": 0.9, "n": 2, "max_tokens": 12}
+    path = "/v1/chat/completions"
+
+    def refused(server, message, **changes):
+        status, body = server.call("POST", path, {"model": server.model, **settings, **changes})
+        assert status == 400 and message in json.loads(body)["error"]["message"], body
+
+    with Server(args.farskip, args.model) as server:
+        refused(server, "the model brings no chat template")
+    (args.model / "chat_template.jinja").write_text("{% macro a() %}{% endmacro %}")
+    with Server(args.farskip, args.model) as server:
+        refused(server, "chat_template.jinja:1: the statement 'macro' is not supported")
+    (args.model / "chat_template.jinja").write_text(
+        "{{ bos_token }}{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}"
+        "{{ m.role }} . {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}the{% endif %}")
+    with Server(args.farskip, args.model) as server:
+        expected = server.complete(prompt="<|begin|>user . the list\nassistant .  of\nuser . one more\nthe",
+                                   **{k: v for k, v in settings.items() if k != "messages"})
+        status, body = server.call("POST", path, {"model": server.model, "logprobs": True, "top_logprobs": 2, **settings})
+        answer = json.loads(body)
+        assert status == 200 and answer["object"] == "chat.completion" and answer["usage"] == expected["usage"], body
+        for choice, text in zip(answer["choices"], expected["choices"]):
+            assert choice["message"] == {"role": "assistant", "content": text["text"]}, (choice, text)
+            assert choice["finish_reason"] == text["finish_reason"]
+            assert all(len(token["top_logprobs"]) == 2 for token in choice["logprobs"]["content"])
+        refused(server, "body.tools is [1]; this server supports only []", tools=[1])
+        refused(server, "body.messages is []; allowed", messages=[])
+        refused(server, "body.messages[0]: \"role\" is missing", messages=[{"content": "a"}])
+        refused(server, "has a part of type \"image_url\"",
+                messages=[{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}])
+        refused(server, "the template says: no tools", messages=[{"role": "tool", "content": "a"}])
+        try:
+            import openai
+        except ImportError:
+            return
+        client = openai.OpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="k", max_retries=0)
+        texts = ["", ""]
+        for chunk in client.chat.completions.create(model=server.model, stream=True, **settings):
+            for choice in chunk.choices:
+                texts[choice.index] += choice.delta.content or ""
+        assert texts == [choice["text"] for choice in expected["choices"]]
+
+
 def case_openai(args):
     """The OpenAI client, where it is installed."""
     try:

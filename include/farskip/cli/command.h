@@ -52,6 +52,7 @@ class Subcommand {
   /// A path that must be given, or several. Paths are refused where a shell should have expanded them
   /// (config/scalar.h), and so are paths and texts that are given and empty: only a default may be.
   void positional(const std::string& name, std::string& path, const std::string& help);
+  void optional_positional(const std::string& name, std::string& path, const std::string& help);
   void positionals(const std::string& name, std::vector<std::string>& paths, const std::string& help);
   /// Assignments `key.path=value` to keys of the configuration.
   void overrides(std::vector<std::string>& values);

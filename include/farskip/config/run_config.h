@@ -62,6 +62,13 @@ inline constexpr Choice<DistillTerm> distill_term_names[] = {{"kl", DistillTerm:
                                                              {"jsd", DistillTerm::jsd},
                                                              {"sft", DistillTerm::sft}};
 
+/// How the streams of student and teacher are compared: mean squared difference; that relative to the
+/// teacher's squares (ops::relative_weights); 1 - cosine.
+enum class HiddenLossKind { l2, normalised, cosine };
+inline constexpr Choice<HiddenLossKind> hidden_loss_names[] = {{"l2", HiddenLossKind::l2},
+                                                               {"normalised", HiddenLossKind::normalised},
+                                                               {"cosine", HiddenLossKind::cosine}};
+
 /// What early stopping looks at, on the held-out sources.
 enum class HeldOutMetric { validation_loss, validation_kl, validation_accuracy, validation_agreement };
 inline constexpr Choice<HeldOutMetric> held_out_metric_names[] = {
@@ -187,11 +194,19 @@ struct FoldConfig {
   bool operator==(const FoldConfig&) const = default;
 };
 
+/// The intermediate loss, on the residual streams behind layers.
+struct HiddenLossConfig {
+  HiddenLossKind kind = HiddenLossKind::l2;
+  double weight = 0.0;  // 0: off
+  double anneal = 0.0;  // share of the steps over which the weight falls to 0 at the end
+  bool operator==(const HiddenLossConfig&) const = default;
+};
+
 struct DistillConfig {
   std::string teacher;  // folder of a model
   DistillWeights loss{.kl = 1.0};
-  double hidden_l2 = 0.0;                    // coefficient of the intermediate loss; 0: off
-  std::vector<std::int64_t> hidden_layers;   // of the student, that hidden_l2 compares; empty: all
+  HiddenLossConfig hidden_loss;
+  std::vector<std::int64_t> hidden_layers;   // of the student, that hidden_loss compares; empty: all
   std::vector<std::int64_t> teacher_layers;  // with which layer of the teacher each; empty: the same
   double router_agreement = 0.0;             // coefficient of KL(teacher, student) of the routers; 0: off
   double temperature = 1.0;

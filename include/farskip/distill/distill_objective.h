@@ -5,6 +5,7 @@
 #include <utility>
 #include <vector>
 
+#include "farskip/config/run_config.h"
 #include "farskip/distill/teacher.h"
 #include "farskip/ops/distill_ops.h"
 #include "farskip/program/objective.h"
@@ -13,14 +14,14 @@ namespace farskip {
 
 struct DistillTerms {
   ops::DistillLoss loss;
-  double hidden_l2 = 0.0;                                       // 0: not compared
+  HiddenLossConfig hidden_loss{};                               // of weight 0: not compared
   std::vector<std::pair<std::int64_t, std::int64_t>> hidden{};  // layers of student and teacher
   double router_agreement = 0.0;
 };
 
 /// The teacher's final hidden states are all that leaves it (and what else is compared); both heads are part
 /// of the loss. Outputs beside those of a loss: "distill_stats", "sum.routing_flips.<layer>" where both
-/// models have as many experts and choices, "sum.hidden_l2", "sum.router_agreement".
+/// models have as many experts and choices, "sum.hidden_loss", "sum.router_agreement".
 class DistillObjective final : public StepObjective {
  public:
   /// `states`: Teacher::states; nullptr where only plans are made.
@@ -30,17 +31,24 @@ class DistillObjective final : public StepObjective {
                        const StepSharding& sharding) const override;
   std::vector<std::string> terms() const override;
   const States* states() const override { return states_.get(); }
+  void complete_random_batch(Batch& batch) const override { add_hidden_factors(batch, 1.0); }
+  /// Gives a batch what the graph multiplies the hidden loss by, where its weight is annealed.
+  void add_hidden_factors(Batch& batch, double factor) const;
 
  private:
   Graph join(const Graph& student_graph, const ModelConfig& student, const LowerOptions& options,
              const StepSharding& sharding) const;
-  void compare_layers(Graph& graph, const std::map<std::string, ValueId, std::less<>>& values,
-                      const ModelConfig& student) const;
+  using Values = std::map<std::string, ValueId, std::less<>>;
+  void compare_streams(Graph& graph, const Values& values, std::int64_t sequence_length) const;
+  void compare_routers(Graph& graph, const Values& values, const ModelConfig& student) const;
 
   DistillTerms terms_;
   Teacher teacher_;
   std::shared_ptr<const States> states_;
 };
+
+/// f32[T], an input of graphs whose hidden loss is annealed: its factor in this step, for each token.
+inline constexpr std::string_view kHiddenFactors = "hidden_factors";
 
 /// Names of the inputs of a graph that has kept outputs instead of a teacher.
 inline constexpr std::string_view kCachedIndices = "cached.indices";                // i32[T, K]

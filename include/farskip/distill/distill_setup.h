@@ -40,4 +40,9 @@ void add_distillation(TrainEngineOptions& options, const DistillSetup& setup, co
 void add_random_distillation(TrainEngineOptions& options, const DistillSetup& setup,
                              const ModelConfig& student, const Context& context, std::uint64_t seed);
 
+/// Compares a model with the teacher in a folder, which is loaded, on text that nothing learns from.
+/// Collective. UsageError where the two do not fit.
+std::shared_ptr<const StepObjective> open_comparison(const fs::path& teacher, const ModelConfig& student,
+                                                     DType compute, const Context& context);
+
 }  // namespace farskip

@@ -21,9 +21,7 @@ class Distillation final : public RunObjective {
   const std::set<std::string>& frozen() const { return frozen_; }
   const std::shared_ptr<const StepObjective>& objective() const { return objective_; }
   /// Of the forward on held-out text; none with a cache: then the student runs alone.
-  std::shared_ptr<const StepObjective> validation_objective() const override {
-    return kept_ ? nullptr : objective_;
-  }
+  std::shared_ptr<const StepObjective> validation_objective() const override { return validation_; }
   void add_to(TrainingOptions& options) const override;
   /// They are there, since what the teacher shares depends on them; distill.fold changes them.
   void fill_weights(States& states) const override;
@@ -39,7 +37,7 @@ class Distillation final : public RunObjective {
                           RunNumbers& numbers) const override;
   /// Held-out losses of the teacher and of the student as it was converted: what conversion costs.
   void record_baseline(const Validate& validate, InferenceEngine& student, RunNumbers& numbers) override;
-  void complete(std::vector<Batch>& batches) override;
+  void complete(std::vector<Batch>& batches, std::int64_t step) override;
   void describe(const BatchLoss& loss, double counted, StepMetrics& m) const override;
   void describe_validation(const Evaluation& e, const RunNumbers& numbers, StepMetrics& m) const override;
   bool looks_at(std::int64_t step) const override;
@@ -56,7 +54,8 @@ class Distillation final : public RunObjective {
   ModelConfig student_;
   Context context_;
   std::set<std::string> frozen_;
-  std::shared_ptr<const StepObjective> objective_;
+  std::shared_ptr<const StepObjective> objective_, validation_;
+  std::shared_ptr<const DistillObjective> live_;      // objective_, where the teacher is in the graph
   std::map<std::string, std::string> shared_hashes_;  // of tensors that are the teacher's too
   std::optional<EarlyStopping> early_stopping_;
   std::unique_ptr<KeptTeacher> kept_;  // with a cache

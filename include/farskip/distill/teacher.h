@@ -24,6 +24,9 @@ struct Teacher {
 
 /// The teacher in a model folder, which is checked. Collective.
 Teacher open_teacher(const fs::path& folder, const Context& context);
+/// Its states on the context's device, with the weights in its folder. Collective.
+std::shared_ptr<const States> load_teacher_states(const Teacher& teacher, const SafetensorsFolder& folder,
+                                                  DType compute, const Context& context);
 /// Tells this teacher from others, wherever its folder lies: a hash of its configuration and of
 /// fingerprint_file of its weights' files.
 std::string fingerprint_model(const fs::path& folder);

@@ -26,7 +26,7 @@ struct FoldEdge {
   SubBlock block = SubBlock::none;
   FoldSide side = FoldSide::input;
   double error_before = 0, error_after = 0;
-  double ridge = 0;  // times the mean diagonal of the Gram matrix
+  double ridge = 0;  // times the mean diagonal of the Gram matrix; with experts, for the mean number of rows
 };
 
 struct Folded {

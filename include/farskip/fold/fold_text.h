@@ -26,13 +26,15 @@ struct FoldText {
   std::vector<std::int32_t> tokens, targets;  // [(fitted + held_out) * S], targets the next tokens
   std::int64_t sequence_length = 0;
   std::int64_t fitted = 0, held_out = 0;
+  std::int64_t at_once = 1;  // sequences that are computed together; divides both numbers
 
   std::int64_t sequences() const { return fitted + held_out; }
 };
 
 /// Sequences spread evenly over the source, the n-th of those the S tokens from n S on, with the token behind
-/// them; one of 16 is held out. A source with fewer sequences gives what it has, with a warning. `tokenizer`:
-/// of text.
+/// them. One of 16 is held out, one of fewer too; with a single sequence losses are measured on it, which a
+/// warning says, and so does a source with fewer sequences than are asked for. Some are left out where
+/// at_once would not divide their number. `tokenizer`: of text.
 ///
 /// UsageError for a length beyond the model's context, and for text without a tokenizer; MissingInputError
 /// where there is no source; DataError for a source without a sequence, and for a token that the model does

@@ -12,10 +12,11 @@ namespace farskip {
 struct NormalEquations {
   NormalEquations(std::int64_t from, std::int64_t to)
       : gram(Eigen::MatrixXd::Zero(from, from)), cross(Eigen::MatrixXd::Zero(from, to)) {}
-  /// Adds those of some rows: f32 [from, from] and [from, to].
-  void add(const TensorView& gram_part, const TensorView& cross_part);
+  /// Adds those of `num_rows` rows: f32 [from, from] and [from, to].
+  void add(const TensorView& gram_part, const TensorView& cross_part, std::int64_t num_rows);
 
   Eigen::MatrixXd gram, cross;
+  double rows = 0;  // a number that all sums have
 };
 
 /// D [from, to] that minimises ‖R − X D‖² + penalty ‖D‖², with penalty = ridge · mean diagonal of XᵀX: what r

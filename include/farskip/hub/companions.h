@@ -34,6 +34,16 @@ Companions read_companions(const std::filesystem::path& folder, const Tokenizer&
 /// other (each has ids that the other has not), or name a token that is not in the vocabulary.
 std::vector<std::int64_t> find_end_tokens(const ModelConfig& config, const Companions& companions);
 
+/// How a model wants a conversation written: a template (farskip/jinja/template.h), and the tokens that it
+/// names.
+struct ChatTemplate {
+  std::string text, where;
+  std::string bos_token, eos_token;  // as texts; empty without one
+};
+/// Of chat_template.jinja, chat_template.json, or tokenizer_config.json, where of several the one called
+/// "default" is taken. DataError for one that is no text.
+std::optional<ChatTemplate> find_chat_template(const Companions& companions);
+
 /// The token that stands before a text when nothing else does: bos_token of tokenizer_config.json, else its
 /// eos_token, else the tokenizer's own end of a document. Nothing where the tokenizer lacks them all.
 std::optional<std::int32_t> find_prefix_token(const Companions& companions);

@@ -79,9 +79,22 @@ struct Weight {
   double weight = 1.0;
   static void fields(auto& self, auto&& f) { f("weight", self.weight); }
 };
-/// x[T, H], y[T, H], targets → [1]: weight · Σ over counted tokens of mean_H (x - y)². Gradient for x only.
-ValueId squared_difference(Builder& b, ValueId x, ValueId y, ValueId targets, double weight);
-// op "squared_difference_grad" (same attributes): dloss[1], x, y, targets → dx.
+/// x[T, H], y[T, H], targets, [token_weights f32[T]] → [1]: weight · Σ over counted tokens of
+/// token_weight · mean_H (x - y)². Gradient for x only.
+ValueId squared_difference(Builder& b, ValueId x, ValueId y, ValueId targets, double weight,
+                           ValueId token_weights = {});
+// op "squared_difference_grad" (same attributes): dloss[1], x, y, targets, [token_weights] → dx.
+
+struct Sequences {
+  std::int64_t sequence_length = 1;
+  static void fields(auto& self, auto&& f) { f("sequence_length", self.sequence_length); }
+};
+inline constexpr double kTinySquare = 1e-30;  // the least q + m below
+/// y[T, H], [factors f32[T]] → f32[T]: factor · 2 / (q + m), with q = mean_H y² of the token and m the mean
+/// of q over the tokens of its sequence but the first, whose stream is larger by orders of magnitude in many
+/// models (of a sequence of one token, its q). As token_weights they make a squared difference relative. No
+/// gradient.
+ValueId relative_weights(Builder& b, ValueId y, std::int64_t sequence_length, ValueId factors = {});
 
 /// Router logits[T, E] of student and teacher, targets → [1]: weight · Σ over counted tokens of
 /// KL(softmax(teacher) || softmax(student)). Gradient for the student only.

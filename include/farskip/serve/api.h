@@ -41,7 +41,7 @@ class Api {
 
  private:
   HttpReply route(const HttpRequest& request);
-  HttpReply complete(const std::string& body);
+  HttpReply complete(ApiRequest request);
   HttpReply list_models() const;
   HttpReply health() const;
   void authorize(const HttpRequest& request) const;

@@ -23,14 +23,20 @@ double sum_over_tokens(const KernelCall& call, std::int64_t tokens, const std::i
   return sum;
 }
 
+double weight_of(const float* token_weights, std::int64_t token) {
+  return token_weights == nullptr ? 1.0 : static_cast<double>(token_weights[token]);
+}
+
 void run_squared_difference(const KernelCall& call) {
   const std::int64_t tokens = call.in_shape(0)[0], width = call.in_shape(0)[1];
   const double scale = call.get<ops::Weight>().weight / static_cast<double>(width);
+  const float* token_weights = call.has(3) ? call.in(3) : nullptr;
   *call.out(0) =
       static_cast<float>(scale * sum_over_tokens(call, tokens, call.in<std::int32_t>(2), [&](std::int64_t t) {
                            const float *x = call.in(0) + t * width, *y = call.in(1) + t * width;
-                           return static_cast<double>(cpu::lane_sum<float>(
-                               width, [&](std::int64_t i) { return (x[i] - y[i]) * (x[i] - y[i]); }));
+                           return weight_of(token_weights, t) *
+                                  static_cast<double>(cpu::lane_sum<float>(
+                                      width, [&](std::int64_t i) { return (x[i] - y[i]) * (x[i] - y[i]); }));
                          }));
 }
 
@@ -39,15 +45,45 @@ void run_squared_difference_grad(const KernelCall& call) {
   const auto* targets = call.in<std::int32_t>(3);
   const auto scale = static_cast<float>(2.0 * call.get<ops::Weight>().weight *
                                         static_cast<double>(*call.in(0)) / static_cast<double>(width));
+  const float* token_weights = call.has(4) ? call.in(4) : nullptr;
   cpu::parallel_ranges(tokens, cpu::rows_per_tile(width), [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t t = begin; t < end; ++t) {
       const float *x = call.in(1) + t * width, *y = call.in(2) + t * width;
       float* dx = call.out(0) + t * width;
-      const float counted = targets[t] < 0 ? 0.0F : scale;
+      const float counted = targets[t] < 0 ? 0.0F : scale * static_cast<float>(weight_of(token_weights, t));
 #pragma omp simd
       for (std::int64_t i = 0; i < width; ++i) dx[i] = counted * (x[i] - y[i]);
     }
   });
+}
+
+/// Of one value, that.
+double mean_but_first(const double* values, std::int64_t count) {
+  if (count == 1) return values[0];
+  double sum = 0.0;
+  for (std::int64_t i = 1; i < count; ++i) sum += values[i];
+  return sum / static_cast<double>(count - 1);
+}
+
+void run_relative_weights(const KernelCall& call) {
+  const std::int64_t tokens = call.in_shape(0)[0], width = call.in_shape(0)[1];
+  const std::int64_t length = call.get<ops::Sequences>().sequence_length;
+  const float* factors = call.has(1) ? call.in(1) : nullptr;
+  auto* squares = reinterpret_cast<double*>(call.workspace.data());
+  cpu::parallel_ranges(tokens, cpu::rows_per_tile(width), [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t t = begin; t < end; ++t) {
+      const float* y = call.in(0) + t * width;
+      squares[t] =
+          static_cast<double>(cpu::lane_sum<float>(width, [&](std::int64_t i) { return y[i] * y[i]; })) /
+          static_cast<double>(width);
+    }
+  });
+  for (std::int64_t first = 0; first < tokens; first += length) {
+    const double mean = mean_but_first(squares + first, length);
+    for (std::int64_t t = first; t < first + length; ++t)
+      call.out(0)[t] =
+          static_cast<float>(weight_of(factors, t) * 2.0 / std::max(squares[t] + mean, ops::kTinySquare));
+  }
 }
 
 void run_router_divergence(const KernelCall& call) {
@@ -104,6 +140,8 @@ void register_compare_models(KernelTable& table) {
   table.add("squared_difference", DType::f32, DeviceKind::cpu,
             {.run = run_squared_difference, .workspace = double_per_token});
   table.add("squared_difference_grad", DType::f32, DeviceKind::cpu, {.run = run_squared_difference_grad});
+  table.add("relative_weights", DType::f32, DeviceKind::cpu,
+            {.run = run_relative_weights, .workspace = double_per_token});
   table.add("router_divergence", DType::f32, DeviceKind::cpu,
             {.run = run_router_divergence, .workspace = double_per_token});
   table.add("router_divergence_grad", DType::f32, DeviceKind::cpu, {.run = run_router_divergence_grad});

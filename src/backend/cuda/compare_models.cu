@@ -10,12 +10,16 @@ namespace {
 
 constexpr int kSumThreads = 1024;
 
+__device__ __forceinline__ double weight_of(const float* token_weights, std::int64_t token) {
+  return token_weights == nullptr ? 1.0 : static_cast<double>(token_weights[token]);
+}
+
 // One warp a token, in all of these. values[token] is then summed in one order.
 
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    squared_difference_kernel(const T* x, const T* y, const std::int32_t* targets, double* values,
-                              std::int64_t tokens, std::int64_t width) {
+    squared_difference_kernel(const T* x, const T* y, const std::int32_t* targets, const float* token_weights,
+                              double* values, std::int64_t tokens, std::int64_t width) {
   const std::int64_t token = warp_row();
   if (token >= tokens) return;
   double sum = 0.0;
@@ -25,23 +29,53 @@ __global__ void __launch_bounds__(kThreads)
       sum += static_cast<double>(difference * difference);
     }
   sum = warp_sum(sum);
-  if (threadIdx.x % 32 == 0) values[token] = sum;
+  if (threadIdx.x % 32 == 0) values[token] = weight_of(token_weights, token) * sum;
 }
 
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     squared_difference_grad_kernel(const float* dloss, const T* x, const T* y, const std::int32_t* targets,
-                                   T* dx, std::int64_t tokens, std::int64_t width, double weight) {
+                                   const float* token_weights, T* dx, std::int64_t tokens, std::int64_t width,
+                                   double weight) {
   const std::int64_t token = warp_row();
   if (token >= tokens) return;
-  const float scale =
-      targets[token] < 0
-          ? 0.0F
-          : static_cast<float>(2.0 * weight * static_cast<double>(*dloss) / static_cast<double>(width));
+  const float scale = targets[token] < 0
+                          ? 0.0F
+                          : static_cast<float>(2.0 * weight * weight_of(token_weights, token) *
+                                               static_cast<double>(*dloss) / static_cast<double>(width));
   for (std::int64_t i = threadIdx.x % 32; i < width; i += 32) {
     const std::int64_t at = token * width + i;
     store_one(dx + at, scale * (to_float(x[at]) - to_float(y[at])));
   }
+}
+
+/// squares[token] = mean of y².
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    mean_square_kernel(const T* y, double* squares, std::int64_t tokens, std::int64_t width) {
+  const std::int64_t token = warp_row();
+  if (token >= tokens) return;
+  double sum = 0.0;
+  for (std::int64_t i = threadIdx.x % 32; i < width; i += 32) {
+    const double value = static_cast<double>(to_float(y[token * width + i]));
+    sum += value * value;
+  }
+  sum = warp_sum(sum);
+  if (threadIdx.x % 32 == 0) squares[token] = sum / static_cast<double>(width);
+}
+
+/// One block a sequence, of `length` tokens.
+__global__ void __launch_bounds__(kThreads)
+    relative_weights_kernel(const double* squares, const float* factors, float* weights,
+                            std::int64_t length) {
+  __shared__ double shared[kWarpsPerBlock];
+  const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * length;
+  double sum = 0.0;
+  for (std::int64_t i = 1 + threadIdx.x; i < length; i += kThreads) sum += squares[first + i];
+  sum = block_sum<kThreads>(sum, shared);
+  const double mean = length == 1 ? squares[first] : sum / static_cast<double>(length - 1);
+  for (std::int64_t t = first + threadIdx.x; t < first + length; t += kThreads)
+    weights[t] = static_cast<float>(weight_of(factors, t) * 2.0 / fmax(squares[t] + mean, ops::kTinySquare));
 }
 
 /// probability_i = exp(x_i - max) / sum.
@@ -164,7 +198,8 @@ void run_squared_difference(const KernelCall& call) {
   const std::int64_t tokens = call.in_shape(0)[0], width = call.in_shape(0)[1];
   with_element_type(call.inputs[0].dtype, [&]<class T>(T) {
     launch(call, squared_difference_kernel<T>, warp_row_grid(tokens), kThreads, 0, call.in<T>(0),
-           call.in<T>(1), call.in<std::int32_t>(2), token_values(call), tokens, width);
+           call.in<T>(1), call.in<std::int32_t>(2), call.has(3) ? call.in(3) : nullptr, token_values(call),
+           tokens, width);
   });
   sum_tokens(call, call.get<ops::Weight>().weight / static_cast<double>(width));
 }
@@ -173,9 +208,20 @@ void run_squared_difference_grad(const KernelCall& call) {
   const std::int64_t tokens = call.in_shape(1)[0], width = call.in_shape(1)[1];
   with_element_type(call.inputs[1].dtype, [&]<class T>(T) {
     launch(call, squared_difference_grad_kernel<T>, warp_row_grid(tokens), kThreads, 0, call.in(0),
-           call.in<T>(1), call.in<T>(2), call.in<std::int32_t>(3), call.out<T>(0), tokens, width,
-           call.get<ops::Weight>().weight);
+           call.in<T>(1), call.in<T>(2), call.in<std::int32_t>(3), call.has(4) ? call.in(4) : nullptr,
+           call.out<T>(0), tokens, width, call.get<ops::Weight>().weight);
   });
+}
+
+void run_relative_weights(const KernelCall& call) {
+  const std::int64_t tokens = call.in_shape(0)[0], width = call.in_shape(0)[1];
+  const std::int64_t length = call.get<ops::Sequences>().sequence_length;
+  with_element_type(call.inputs[0].dtype, [&]<class T>(T) {
+    launch(call, mean_square_kernel<T>, warp_row_grid(tokens), kThreads, 0, call.in<T>(0), token_values(call),
+           tokens, width);
+  });
+  launch(call, relative_weights_kernel, grid_size(tokens / length), kThreads, 0, token_values(call),
+         call.has(1) ? call.in(1) : nullptr, call.out(0), length);
 }
 
 void run_router_divergence(const KernelCall& call) {
@@ -208,9 +254,11 @@ void register_cuda_compare_models(KernelTable& table) {
   const auto add = [&](std::string_view op, DType dtype, Kernel kernel) {
     table.add(op, dtype, DeviceKind::cuda, kernel);
   };
-  for (const DType dtype : {DType::f32, DType::bf16})
+  for (const DType dtype : {DType::f32, DType::bf16}) {
     add("squared_difference", dtype,
         {.run = cuda::run_squared_difference, .workspace = cuda::double_per_token});
+    add("relative_weights", dtype, {.run = cuda::run_relative_weights, .workspace = cuda::double_per_token});
+  }
   // Of the gradients the first floating-point input is dloss; router logits are always f32.
   add("squared_difference_grad", DType::f32, {.run = cuda::run_squared_difference_grad});
   add("router_divergence", DType::f32,

@@ -76,6 +76,18 @@ std::vector<OpCase> large_distill_cases() {
                       random_integers({5001}, -1, 2, 1023)},
                      {0},
                      {1}});
+  cases.push_back({"squared_difference",
+                   "many tokens of different weights",
+                   Attributes::of(ops::Weight{0.3}),
+                   {random_tensor({5001, 129}, 1024), random_tensor({5001, 129}, 1025),
+                    random_integers({5001}, -1, 2, 1026), random_tensor({5001}, 1027)},
+                   {0},
+                   {1, 3}});
+  cases.push_back({"relative_weights",
+                   "long sequences",
+                   Attributes::of(ops::Sequences{2500}),
+                   {random_tensor({5000, 129}, 1028), random_tensor({5000}, 1029)},
+                   {}});
   cases.push_back({"count_routing_flips",
                    "many tokens",
                    Attributes::of(NoAttributes{}),
