@@ -274,7 +274,11 @@ void CachedEngine::follow() {
     CachedTokens run;
     run.fresh = header.fresh != 0;
     auto at = numbers.cbegin();
-    const auto take = [&](std::int64_t count) { return std::vector(at, at += count); };
+    const auto take = [&](std::int64_t count) {
+      const auto first = at;
+      at += count;
+      return std::vector(first, at);
+    };
     run.tokens = take(header.tokens);
     run.sequences = take(header.tokens);
     run.positions = take(header.tokens);

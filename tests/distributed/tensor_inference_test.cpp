@@ -92,7 +92,8 @@ TEST_CASE("ranks that share every matrix give the logits of one rank, each of th
 /// Greedily, sampled, and with a penalty; more texts than places, so that blocks change hands.
 std::vector<std::vector<std::int32_t>> continue_texts(const Model& model, const fs::path& weights,
                                                       const Mesh& mesh) {
-  CacheSize size{.block_tokens = 4, .num_blocks = 12, .max_sequences = 2, .max_tokens = 24};
+  CacheSize size{.block_tokens = 4, .max_sequences = 2, .max_tokens = 24};
+  size.num_blocks = 12;
   CachedEngine engine(model, load_weights(weights, mesh.position()), quiet_context(mesh), size);
   std::vector<std::vector<std::int32_t>> texts(4);
   if (mesh.world().rank() > 0) {
