@@ -26,27 +26,31 @@ void add_rows(TensorRowsMap& out, const States& states, const StateSpec& spec, c
     if (first >= end) continue;
     std::vector<std::int64_t> dims = piece.shape.dims();
     dims[0] = end - first;
+    const auto offset =
+        static_cast<std::size_t>((first - kept.first) * p.row_size()) * dtype_size(spec.dtype);
     out[state_name(spec.kind, piece.name)] = {
         piece.shape,
         first - piece.first_row,
-        {states.at(spec.name).as<float>() + (first - kept.first) * p.row_size(), DType::f32,
-         Shape(std::move(dims))}};
+        {states.at(spec.name).as<std::byte>() + offset, spec.dtype, Shape(std::move(dims))},
+        spec.role == Role::constant};
   }
 }
 
 struct OwnedPiece {
   const StateSpec* weight;
   const HubPiece* piece;
+  std::int64_t num_bytes() const {
+    return piece->shape.num_elements() * static_cast<std::int64_t>(dtype_size(weight->dtype));
+  }
 };
 
 std::vector<OwnedPiece> pieces_by_size(const States& states, MeshAxis replicas) {
   std::vector<OwnedPiece> pieces;
   for (const StateSpec& spec : states.specs())
-    if (spec.role == Role::weight && spec.parameter->owners.axis == replicas)
+    if (holds_parameter(spec) && spec.parameter->owners.axis == replicas)
       for (const HubPiece& piece : spec.parameter->spec.pieces) pieces.push_back({&spec, &piece});
-  std::stable_sort(pieces.begin(), pieces.end(), [](const OwnedPiece& a, const OwnedPiece& b) {
-    return a.piece->shape.num_elements() > b.piece->shape.num_elements();
-  });
+  std::stable_sort(pieces.begin(), pieces.end(),
+                   [](const OwnedPiece& a, const OwnedPiece& b) { return a.num_bytes() > b.num_bytes(); });
   return pieces;
 }
 
@@ -59,7 +63,7 @@ std::vector<OwnedPiece> deal_pieces(const States& states, const MeshPosition& me
   const auto deal = [&](MeshAxis axis, std::vector<std::int64_t>& load) {
     for (const OwnedPiece& owned : pieces_by_size(states, axis)) {
       const auto least = std::min_element(load.begin(), load.end());
-      *least += owned.piece->shape.num_elements();
+      *least += owned.num_bytes();
       if (least - load.begin() == mesh.rank(axis)) mine.push_back(owned);
     }
   };

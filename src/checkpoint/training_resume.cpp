@@ -57,12 +57,13 @@ void read_rows(const Checkpoint& checkpoint, const TensorRowsMap& wanted, Device
                       checkpoint.path().string(), name));
     const HostTensor read = checkpoint.read_rows(name, rows.first_row, rows.num_rows());
     const CheckpointTensor& saved = checkpoint.manifest().tensors.at(name);
-    if (saved.shape != rows.full_shape || saved.dtype != rows.view.dtype)
+    if (saved.shape != rows.full_shape || (saved.dtype != DType::f32 && saved.dtype != DType::bf16))
       throw DataError(fmt::format("{}: tensor \"{}\" is {} {}, the model has {} {}",
                                   checkpoint.path().string(), name, dtype_name(saved.dtype),
                                   saved.shape.text(), dtype_name(rows.view.dtype), rows.full_shape.text()));
-    device.copy_in(rows.view.data, read.bytes().data(), rows.view.num_bytes());
-    if (!all_finite(read.view()))
+    const HostTensor kept = convert_dtype(read, rows.view.dtype);
+    device.copy_in(rows.view.data, kept.view().data, rows.view.num_bytes());
+    if (!all_finite(kept.view()))
       throw DataError(fmt::format("{}: tensor \"{}\" holds values that are not finite",
                                   checkpoint.path().string(), name));
   }
@@ -94,7 +95,7 @@ class ResumeSearch {
             changed = refuse_other_settings(state.settings, settings, checkpoint->path());
           }) &&
           attempt([&] {
-            for (const Role role : {Role::weight, Role::optimizer})
+            for (const Role role : {Role::weight, Role::constant, Role::optimizer})
               read_rows(*checkpoint, held_rows(states, role), states.device());
           });
       if (!is_whole) continue;

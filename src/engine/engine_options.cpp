@@ -41,6 +41,7 @@ TrainEngineOptions engine_options(const RunConfig& config, int world_size) {
   options.document_mask = config.data.document_mask;
   options.balance_loss = config.train.aux_loss > 0;
   options.optimizer = config.train.optimizer;
+  options.seed = static_cast<std::uint64_t>(config.seed);
   options.pipeline.dump_folder = config.dump_graphs;
   return options;
 }

@@ -28,6 +28,7 @@ std::size_t no_workspace(const OpDef&, const OpTypes&) {
 }
 
 WorkspaceRule workspace_of(const PlanRequest& request) {
+  if (request.workspace) return request.workspace;
   return request.dtype == DType::f32 ? &cpu_workspace : &no_workspace;
 }
 
@@ -97,6 +98,19 @@ class Planner {
     for (MemoryReport* m : {&report_.memory, &report_.blocking_memory})
       m->arena = std::max(m->arena, report_.worst_routing_arena);
     return std::move(report_);
+  }
+
+  /// The overlapped plan alone, as run() has it.
+  PlannedStep run_scheduled() const {
+    PlannedStep planned{.memory = state_memory(r_)};
+    planned.memory.arena = worst_routing_arena();
+    for (const StepGraph& step : step_graphs()) {
+      const NodeSeconds seconds = costs_of(step.graph);
+      const Plan plan = make_step_plan(step.graph, workspace_, seconds, options_.in_flight);
+      planned.seconds += static_cast<double>(step.repeats) * simulate(step.graph, plan, seconds).makespan;
+      planned.memory.arena = std::max(planned.memory.arena, plan.arena_bytes);
+    }
+    return planned;
   }
 
   /// As run() has it, without costs.
@@ -287,6 +301,10 @@ int choose_expert_chunks(PlanRequest request, const Logger& logger) {
   };
   const double one = planned(1);
   return planned(2) < (1 - kLeastGain) * one ? 2 : 1;
+}
+
+PlannedStep plan_scheduled_step(const PlanRequest& request, const Logger& logger) {
+  return Planner(request, request.model.farskip, logger).run_scheduled();
 }
 
 PlanReport plan_step(const PlanRequest& request, const Logger& logger) {

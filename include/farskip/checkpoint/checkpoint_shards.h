@@ -16,7 +16,8 @@ namespace farskip {
 struct TensorRows {
   Shape full_shape;  // of the whole tensor, rank 1 or 2
   std::int64_t first_row = 0;
-  TensorView view;  // [num_rows] or [num_rows, row size]
+  TensorView view;           // [num_rows] or [num_rows, row size]
+  bool is_constant = false;  // no step changes it
   std::int64_t num_rows() const { return view.shape[0]; }
 };
 /// The key is the tensor's name in the checkpoint: its hub name; before it, the kind of an optimizer's state.

@@ -29,7 +29,8 @@ struct PlanRequest {
   /// Of activations, gradients and what travels. With bf16, weights are kept in both types, gradients are
   /// summed up in fp32, and kernels are taken to need no scratch memory.
   DType dtype = DType::f32;
-  PlanCosts costs;
+  PlanCosts costs{};
+  WorkspaceRule workspace{};  // of the device; absent: as `dtype` says
 };
 
 struct PlannedCollective {
@@ -100,6 +101,14 @@ struct PlanReport {
   std::size_t num_nodes = 0;               // of the graphs of a step with FarSkip wiring
   double planning_seconds = 0;
 };
+
+/// The wiring of the request in its overlapped plan: what a search compares, in a part of plan_step's time.
+struct PlannedStep {
+  double seconds = 0;
+  MemoryReport memory;
+};
+/// Errors as plan_step.
+PlannedStep plan_scheduled_step(const PlanRequest& request, const Logger& logger);
 
 /// Same arguments, same report, but for planning_seconds. UsageError where ranks do not divide the experts,
 /// or costs say nothing about an op.
