@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // farskip plan: a training step predicted, without the ranks that it is planned for.
+#include <algorithm>
 #include <chrono>
 #include <nlohmann/json.hpp>
 
@@ -193,10 +194,6 @@ std::uint64_t memory_to_fit(const Options& o, const GpuCard* card) {
   return *bytes.value;
 }
 
-std::string override_text(const std::pair<std::string, std::string>& setting) {
-  return fmt::format("{}={}", setting.first, setting.second);
-}
-
 /// `base`: what is planned without a search; its costs hold for all.
 ExitCode run_search(const LoadedRun& run, const PlanRequest& base, const Options& o,
                     const CommonOptions& common) {
@@ -212,7 +209,9 @@ ExitCode run_search(const LoadedRun& run, const PlanRequest& base, const Options
   const SearchSpace space = search_space(run.config, run.model, ranks, fixed);
   const auto make = [&](const Settings& settings) {
     std::vector<std::string> overrides = o.overrides;
-    for (const auto& setting : settings) overrides.push_back(override_text(setting));
+    for (const auto& [key, value] : settings)
+      if (std::find(fixed.begin(), fixed.end(), key) == fixed.end())
+        overrides.push_back(fmt::format("{}={}", key, value));
     PlanRequest request = make_request(load_run(o.config, overrides, {.model = true, .data = false}, quiet),
                                        o, ranks, base.costs.card);
     request.costs = base.costs;

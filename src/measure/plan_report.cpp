@@ -101,10 +101,15 @@ class Planner {
   }
 
   /// The overlapped plan alone, as run() has it.
-  PlannedStep run_scheduled() const {
-    PlannedStep planned{.memory = state_memory(r_)};
+  PlannedStep run_scheduled(std::uint64_t most_bytes) const {
+    const std::vector<StepGraph> steps = step_graphs();
+    PlannedStep planned{.seconds = 0, .memory = memory_in_graph_order(steps, Waits::late)};
+    if (planned.memory.total() > most_bytes) {
+      planned.seconds = std::numeric_limits<double>::infinity();
+      return planned;
+    }
     planned.memory.arena = worst_routing_arena();
-    for (const StepGraph& step : step_graphs()) {
+    for (const StepGraph& step : steps) {
       const NodeSeconds seconds = costs_of(step.graph);
       const Plan plan = make_step_plan(step.graph, workspace_, seconds, options_.in_flight);
       planned.seconds += static_cast<double>(step.repeats) * simulate(step.graph, plan, seconds).makespan;
@@ -114,14 +119,7 @@ class Planner {
   }
 
   /// As run() has it, without costs.
-  MemoryReport blocking_memory() const {
-    MemoryReport memory = state_memory(r_);
-    memory.arena = worst_routing_arena();
-    for (const StepGraph& step : step_graphs())
-      memory.arena =
-          std::max(memory.arena, make_serial_plan(step.graph, workspace_, Waits::at_once).arena_bytes);
-    return memory;
-  }
+  MemoryReport blocking_memory() const { return memory_in_graph_order(step_graphs(), Waits::at_once); }
 
   std::size_t num_nodes() const { return num_nodes_; }
 
@@ -134,6 +132,14 @@ class Planner {
     const Graph worst =
         compile(program_.micro_batch({rows.fallback_batch, rows.fallback_rows, 1, true, false}));
     return make_serial_plan(worst, workspace_, Waits::late).arena_bytes;
+  }
+
+  MemoryReport memory_in_graph_order(const std::vector<StepGraph>& steps, Waits waits) const {
+    MemoryReport memory = state_memory(r_);
+    memory.arena = worst_routing_arena();
+    for (const StepGraph& step : steps)
+      memory.arena = std::max(memory.arena, make_serial_plan(step.graph, workspace_, waits).arena_bytes);
+    return memory;
   }
 
   std::vector<StepGraph> step_graphs() const {
@@ -303,8 +309,8 @@ int choose_expert_chunks(PlanRequest request, const Logger& logger) {
   return planned(2) < (1 - kLeastGain) * one ? 2 : 1;
 }
 
-PlannedStep plan_scheduled_step(const PlanRequest& request, const Logger& logger) {
-  return Planner(request, request.model.farskip, logger).run_scheduled();
+PlannedStep plan_scheduled_step(const PlanRequest& request, const Logger& logger, std::uint64_t most_bytes) {
+  return Planner(request, request.model.farskip, logger).run_scheduled(most_bytes);
 }
 
 PlanReport plan_step(const PlanRequest& request, const Logger& logger) {

@@ -3,7 +3,9 @@
 
 #include <algorithm>
 
+#include "farskip/base/environment.h"
 #include "farskip/comm/collective_errors.h"
+#include "farskip/comm/local.h"
 
 namespace farskip {
 namespace {
@@ -42,7 +44,7 @@ RecomputePlan choose_recompute(PlanRequest request, const std::vector<Recompute>
     for (const Recompute choice : choices) {
       if (rank_of(choice) != rank) continue;
       request.options.recompute = choice;
-      const RecomputePlan planned{choice, plan_scheduled_step(request, logger)};
+      const RecomputePlan planned{choice, plan_scheduled_step(request, logger, most_bytes)};
       const std::size_t bytes = planned.step.memory.total();
       if (bytes <= most_bytes && (!best || planned.step.seconds < best->step.seconds)) best = planned;
       if (!least || bytes < least->step.memory.total()) least = planned;
@@ -117,7 +119,15 @@ class Search {
       : space_(space), make_request_(make_request), most_bytes_(most_bytes), logger_(logger) {}
 
   std::vector<SearchResult> run() {
-    try_layouts({});
+    list_layouts({});
+    std::vector<std::vector<SearchResult>> by_layout(layouts_.size());
+    run_local_ranks(machine_info().cores, [&](const Communicator& workers) {
+      for (auto i = static_cast<std::size_t>(workers.rank()); i < layouts_.size();
+           i += static_cast<std::size_t>(workers.size()))
+        by_layout[i] = try_micro_batches(layouts_[i]);
+    });
+    for (std::vector<SearchResult>& results : by_layout)
+      results_.insert(results_.end(), results.begin(), results.end());
     std::stable_sort(results_.begin(), results_.end(), [](const SearchResult& a, const SearchResult& b) {
       if (a.why_not.empty() != b.why_not.empty()) return a.why_not.empty();
       return a.why_not.empty() ? a.step->seconds < b.step->seconds : a.bytes < b.bytes;
@@ -126,24 +136,30 @@ class Search {
   }
 
  private:
-  void try_layouts(const Settings& settings) {
-    if (settings.size() == space_.layouts.size()) return try_micro_batches(settings);
+  /// All that begin with these settings.
+  void list_layouts(const Settings& settings) {
+    if (settings.size() == space_.layouts.size()) {
+      layouts_.push_back(settings);
+      return;
+    }
     const SearchedKey& next = space_.layouts[settings.size()];
     for (const std::string& value : next.values) {
       Settings more = settings;
       more.emplace_back(next.key, value);
-      try_layouts(more);
+      list_layouts(more);
     }
   }
 
   /// A larger one takes more, so the first that does not fit is the last that is told of.
-  void try_micro_batches(const Settings& layout) {
+  std::vector<SearchResult> try_micro_batches(const Settings& layout) const {
+    std::vector<SearchResult> results;
     for (const std::string& value : space_.micro_batches.values) {
       Settings settings = layout;
       settings.emplace_back(space_.micro_batches.key, value);
-      SearchResult& result = results_.emplace_back(try_settings(std::move(settings)));
-      if (!result.why_not.empty()) return;
+      results.push_back(try_settings(std::move(settings)));
+      if (!results.back().why_not.empty()) break;
     }
+    return results;
   }
 
   SearchResult try_settings(Settings settings) const {
@@ -172,6 +188,7 @@ class Search {
   const RequestMaker& make_request_;
   const std::uint64_t most_bytes_;
   const Logger& logger_;
+  std::vector<Settings> layouts_;
   std::vector<SearchResult> results_;
 };
 

@@ -5,6 +5,7 @@
 
 #include <array>
 #include <functional>
+#include <limits>
 #include <memory>
 
 #include "farskip/distill/distill_setup.h"
@@ -107,8 +108,10 @@ struct PlannedStep {
   double seconds = 0;
   MemoryReport memory;
 };
-/// Errors as plan_step.
-PlannedStep plan_scheduled_step(const PlanRequest& request, const Logger& logger);
+/// Scheduling is what takes time: a step that takes more than `most_bytes` in graph order is not scheduled;
+/// its memory is then that of graph order, its seconds infinite. Errors as plan_step.
+PlannedStep plan_scheduled_step(const PlanRequest& request, const Logger& logger,
+                                std::uint64_t most_bytes = std::numeric_limits<std::uint64_t>::max());
 
 /// Same arguments, same report, but for planning_seconds. UsageError where ranks do not divide the experts,
 /// or costs say nothing about an op.
