@@ -36,11 +36,13 @@ void print_fitting(const SearchReport& report, std::size_t count, std::size_t sh
     const SearchResult& r = report.results[i];
     const MemoryReport& m = r.step->memory;
     for (const auto& [key, value] : r.settings) fmt::print("{:>12}", value);
-    fmt::print("{:12.0f}{:10.1f}{:12.2f}{:9.2f}{:11.2f}{:9.2f}{:13.2f}\n",
+    fmt::print("{:12.0f}{:10.1f}{:12.2f}{:9.2f}{:11.2f}{:9.2f}{:13.2f}{}\n",
                static_cast<double>(report.tokens) / r.step->seconds, 1e3 * r.step->seconds, gib(m.total()),
-               gib(m.weights), gib(m.gradients), gib(m.moments), gib(m.arena));
+               gib(m.weights), gib(m.gradients), gib(m.moments), gib(m.arena), r.is_scheduled ? "" : " *");
   }
   if (shown < count) fmt::print("and {} more (--verbose)\n", count - shown);
+  if (!report.results[count - 1].is_scheduled)
+    fmt::print("*: planned in graph order alone; the scheduler hides more\n");
 }
 
 }  // namespace
@@ -78,6 +80,7 @@ nlohmann::ordered_json search_json(const SearchReport& report) {
     Json result{{"settings", std::move(settings)}, {"peak_memory_bytes", r.bytes}};
     if (r.step) {
       const MemoryReport& m = r.step->memory;
+      result["scheduled"] = r.is_scheduled;
       result["step_seconds"] = r.step->seconds;
       result["tokens_per_second"] = static_cast<double>(report.tokens) / r.step->seconds;
       result["memory_bytes"] = {{"weights", m.weights},

@@ -101,25 +101,34 @@ class Planner {
   }
 
   /// The overlapped plan alone, as run() has it.
-  PlannedStep run_scheduled(std::uint64_t most_bytes) const {
-    const std::vector<StepGraph> steps = step_graphs();
-    PlannedStep planned{.seconds = 0, .memory = memory_in_graph_order(steps, Waits::late)};
-    if (planned.memory.total() > most_bytes) {
-      planned.seconds = std::numeric_limits<double>::infinity();
-      return planned;
-    }
+  PlannedStep run_scheduled() const {
+    PlannedStep planned{.seconds = 0, .memory = state_memory(r_)};
     planned.memory.arena = worst_routing_arena();
-    for (const StepGraph& step : steps) {
+    for (const StepGraph& step : step_graphs()) {
       const NodeSeconds seconds = costs_of(step.graph);
-      const Plan plan = make_step_plan(step.graph, workspace_, seconds, options_.in_flight);
-      planned.seconds += static_cast<double>(step.repeats) * simulate(step.graph, plan, seconds).makespan;
-      planned.memory.arena = std::max(planned.memory.arena, plan.arena_bytes);
+      add(step, make_step_plan(step.graph, workspace_, seconds, options_.in_flight), seconds, planned);
     }
     return planned;
   }
 
+  PlannedStep run_in_graph_order(std::uint64_t most_bytes) const {
+    PlannedStep planned{.seconds = 0, .memory = state_memory(r_)};
+    for (const StepGraph& step : step_graphs())
+      add(step, make_serial_plan(step.graph, workspace_, Waits::late), costs_of(step.graph), planned);
+    if (planned.memory.total() <= most_bytes)
+      planned.memory.arena = std::max(planned.memory.arena, worst_routing_arena());
+    return planned;
+  }
+
   /// As run() has it, without costs.
-  MemoryReport blocking_memory() const { return memory_in_graph_order(step_graphs(), Waits::at_once); }
+  MemoryReport blocking_memory() const {
+    MemoryReport memory = state_memory(r_);
+    memory.arena = worst_routing_arena();
+    for (const StepGraph& step : step_graphs())
+      memory.arena =
+          std::max(memory.arena, make_serial_plan(step.graph, workspace_, Waits::at_once).arena_bytes);
+    return memory;
+  }
 
   std::size_t num_nodes() const { return num_nodes_; }
 
@@ -134,12 +143,9 @@ class Planner {
     return make_serial_plan(worst, workspace_, Waits::late).arena_bytes;
   }
 
-  MemoryReport memory_in_graph_order(const std::vector<StepGraph>& steps, Waits waits) const {
-    MemoryReport memory = state_memory(r_);
-    memory.arena = worst_routing_arena();
-    for (const StepGraph& step : steps)
-      memory.arena = std::max(memory.arena, make_serial_plan(step.graph, workspace_, waits).arena_bytes);
-    return memory;
+  static void add(const StepGraph& step, const Plan& plan, const NodeSeconds& seconds, PlannedStep& to) {
+    to.seconds += static_cast<double>(step.repeats) * simulate(step.graph, plan, seconds).makespan;
+    to.memory.arena = std::max(to.memory.arena, plan.arena_bytes);
   }
 
   std::vector<StepGraph> step_graphs() const {
@@ -309,8 +315,13 @@ int choose_expert_chunks(PlanRequest request, const Logger& logger) {
   return planned(2) < (1 - kLeastGain) * one ? 2 : 1;
 }
 
-PlannedStep plan_scheduled_step(const PlanRequest& request, const Logger& logger, std::uint64_t most_bytes) {
-  return Planner(request, request.model.farskip, logger).run_scheduled(most_bytes);
+PlannedStep plan_scheduled_step(const PlanRequest& request, const Logger& logger) {
+  return Planner(request, request.model.farskip, logger).run_scheduled();
+}
+
+PlannedStep plan_step_in_graph_order(const PlanRequest& request, std::uint64_t most_bytes,
+                                     const Logger& logger) {
+  return Planner(request, request.model.farskip, logger).run_in_graph_order(most_bytes);
 }
 
 PlanReport plan_step(const PlanRequest& request, const Logger& logger) {

@@ -2,6 +2,7 @@
 #include "farskip/measure/plan_search.h"
 
 #include <algorithm>
+#include <tuple>
 
 #include "farskip/base/environment.h"
 #include "farskip/comm/collective_errors.h"
@@ -10,6 +11,7 @@
 namespace farskip {
 namespace {
 
+constexpr std::size_t kMostScheduled = 10;
 constexpr std::string_view kRecomputeKey = "schedule.recompute", kMicroBatchKey = "train.micro_batch";
 
 /// What is recomputed together with more is faster than that; of two in one group the plan decides.
@@ -38,13 +40,14 @@ std::vector<Recompute> all_recomputations() {
 }
 
 RecomputePlan choose_recompute(PlanRequest request, const std::vector<Recompute>& choices,
-                               std::uint64_t most_bytes, const Logger& logger) {
+                               std::uint64_t most_bytes,
+                               const std::function<PlannedStep(const PlanRequest&)>& plan) {
   std::optional<RecomputePlan> best, least;
   for (int rank = 0; rank <= 2 && !best; ++rank)
     for (const Recompute choice : choices) {
       if (rank_of(choice) != rank) continue;
       request.options.recompute = choice;
-      const RecomputePlan planned{choice, plan_scheduled_step(request, logger, most_bytes)};
+      const RecomputePlan planned{choice, plan(request)};
       const std::size_t bytes = planned.step.memory.total();
       if (bytes <= most_bytes && (!best || planned.step.seconds < best->step.seconds)) best = planned;
       if (!least || bytes < least->step.memory.total()) least = planned;
@@ -54,7 +57,9 @@ RecomputePlan choose_recompute(PlanRequest request, const std::vector<Recompute>
 }
 
 RecomputePlan fit_recompute(const PlanRequest& request, std::uint64_t memory, const Logger& logger) {
-  const RecomputePlan chosen = choose_recompute(request, all_recomputations(), memory, logger);
+  const RecomputePlan chosen =
+      choose_recompute(request, all_recomputations(), memory,
+                       [&](const PlanRequest& one) { return plan_scheduled_step(one, logger); });
   const std::size_t bytes = chosen.step.memory.total();
   if (bytes > memory)
     throw UsageError(
@@ -121,17 +126,14 @@ class Search {
   std::vector<SearchResult> run() {
     list_layouts({});
     std::vector<std::vector<SearchResult>> by_layout(layouts_.size());
-    run_local_ranks(machine_info().cores, [&](const Communicator& workers) {
-      for (auto i = static_cast<std::size_t>(workers.rank()); i < layouts_.size();
-           i += static_cast<std::size_t>(workers.size()))
-        by_layout[i] = try_micro_batches(layouts_[i]);
-    });
-    for (std::vector<SearchResult>& results : by_layout)
+    on_all_cores(layouts_.size(), [&](std::size_t i) { by_layout[i] = try_micro_batches(layouts_[i]); });
+    for (const std::vector<SearchResult>& results : by_layout)
       results_.insert(results_.end(), results.begin(), results.end());
-    std::stable_sort(results_.begin(), results_.end(), [](const SearchResult& a, const SearchResult& b) {
-      if (a.why_not.empty() != b.why_not.empty()) return a.why_not.empty();
-      return a.why_not.empty() ? a.step->seconds < b.step->seconds : a.bytes < b.bytes;
-    });
+    sort();
+    const auto num_fitting = static_cast<std::size_t>(std::count_if(
+        results_.begin(), results_.end(), [](const SearchResult& r) { return r.why_not.empty(); }));
+    on_all_cores(std::min(num_fitting, kMostScheduled), [&](std::size_t i) { schedule(results_[i]); });
+    sort();
     return std::move(results_);
   }
 
@@ -148,6 +150,23 @@ class Search {
       more.emplace_back(next.key, value);
       list_layouts(more);
     }
+  }
+
+  static void on_all_cores(std::size_t count, const std::function<void(std::size_t)>& work) {
+    run_local_ranks(machine_info().cores, [&](const Communicator& workers) {
+      for (auto i = static_cast<std::size_t>(workers.rank()); i < count;
+           i += static_cast<std::size_t>(workers.size()))
+        work(i);
+    });
+  }
+
+  void sort() {
+    const auto key = [](const SearchResult& r) {
+      const bool fits = r.why_not.empty();
+      return std::tuple(!fits, !r.is_scheduled, fits ? r.step->seconds : static_cast<double>(r.bytes));
+    };
+    std::stable_sort(results_.begin(), results_.end(),
+                     [&](const SearchResult& a, const SearchResult& b) { return key(a) < key(b); });
   }
 
   /// A larger one takes more, so the first that does not fit is the last that is told of.
@@ -171,17 +190,28 @@ class Search {
         result.why_not = fmt::format("weights, gradients and moments take {}", gibibytes(result.bytes));
         return result;
       }
-      const RecomputePlan planned = choose_recompute(request, space_.recompute, most_bytes_, logger_);
+      const RecomputePlan planned = choose_recompute(
+          request, space_.recompute, most_bytes_,
+          [&](const PlanRequest& one) { return plan_step_in_graph_order(one, most_bytes_, logger_); });
       result.settings.emplace_back(kRecomputeKey, name_of(recompute_names, planned.recompute));
-      result.step = planned.step;
-      result.bytes = planned.step.memory.total();
-      if (result.bytes > most_bytes_)
-        result.why_not = fmt::format("takes {}, {} too many", gibibytes(result.bytes),
-                                     gibibytes(result.bytes - most_bytes_));
+      take(planned.step, result);
     } catch (const UsageError& error) {
       result.why_not = error.what();
     }
     return result;
+  }
+
+  void take(const PlannedStep& step, SearchResult& result) const {
+    result.step = step;
+    result.bytes = step.memory.total();
+    if (result.bytes > most_bytes_)
+      result.why_not = fmt::format("takes {}, {} too many", gibibytes(result.bytes),
+                                   gibibytes(result.bytes - most_bytes_));
+  }
+
+  void schedule(SearchResult& result) const {
+    result.is_scheduled = true;
+    take(plan_scheduled_step(make_request_(result.settings), logger_), result);
   }
 
   const SearchSpace& space_;

@@ -87,9 +87,9 @@ PassPipeline gradient_pipeline(const Model& model, const std::vector<LocalParame
   pipeline.passes.push_back({"differentiate", [=](const Graph& graph) {
                                return add_gradients(graph, trained, options, kind, accumulate);
                              }});
-  pipeline.passes.push_back({"recompute", [blocks = recomputed_blocks(kind.recompute)](const Graph& graph) {
-                               return recompute(graph, blocks);
-                             }});
+  pipeline.passes.push_back(
+      {"recompute", [blocks = recomputed_blocks(kind.recompute), again = kind.sends_again](
+                        const Graph& graph) { return recompute(graph, blocks, again); }});
   return pipeline;
 }
 

@@ -104,8 +104,12 @@ TrainingProgram::Runs TrainingProgram::fallback() const {
               options_.micro_batches * options_.micro_batch / routed_rows_.fallback_batch);
 }
 
-StepSharding TrainingProgram::sharding(std::int64_t max_rows) const {
-  return {mesh_, options_.zero, max_rows, std::max(1, options_.expert_chunks)};
+bool TrainingProgram::is_fallback(const MicroBatch& kind) const {
+  return kind.sequences == routed_rows_.fallback_batch && kind.max_rows == routed_rows_.fallback_rows;
+}
+
+StepSharding TrainingProgram::sharding(std::int64_t max_rows, int least_chunks) const {
+  return {mesh_, options_.zero, max_rows, std::max(least_chunks, options_.expert_chunks)};
 }
 
 PassPipeline TrainingProgram::micro_batch(const MicroBatch& kind) const {
@@ -116,13 +120,16 @@ PassPipeline TrainingProgram::micro_batch(const MicroBatch& kind) const {
   lowering.document_mask = options_.document_mask;
   lowering.dtype = options_.compute;
   lowering.deterministic = options_.deterministic;
-  // A step is seldom repeated, and its rows at their worst would take more memory than all else.
-  const bool repeats =
-      kind.sequences == routed_rows_.fallback_batch && kind.max_rows == routed_rows_.fallback_rows;
-  const Recompute recompute = repeats ? Recompute::full : options_.recompute;
-  return micro_batch_pipeline(
-      model_, trained_, lowering, sharding(kind.max_rows),
-      {kind.accumulate, kind.reduce, kind.in_flight, recompute, options_.objective.get()});
+  MicroBatchKind how{kind.accumulate, kind.reduce, kind.in_flight, options_.recompute,
+                     options_.objective.get()};
+  if (!is_fallback(kind))
+    return micro_batch_pipeline(model_, trained_, lowering, sharding(kind.max_rows), how);
+  // A rank may get the rows of all: in parts, those of two at a time.
+  const int most = std::min(static_cast<int>(ops::kMostRowParts), static_cast<int>(options_.sequence_length));
+  const int parts = std::clamp(mesh_.expert_size / 2, 1, most);
+  how.recompute = Recompute::full;
+  how.sends_again = true;
+  return micro_batch_pipeline(model_, trained_, lowering, sharding(kind.max_rows, parts), how);
 }
 
 PassPipeline TrainingProgram::update() const {

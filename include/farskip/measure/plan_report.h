@@ -5,7 +5,6 @@
 
 #include <array>
 #include <functional>
-#include <limits>
 #include <memory>
 
 #include "farskip/distill/distill_setup.h"
@@ -103,15 +102,17 @@ struct PlanReport {
   double planning_seconds = 0;
 };
 
-/// The wiring of the request in its overlapped plan: what a search compares, in a part of plan_step's time.
+/// The wiring of the request alone: what a search compares.
 struct PlannedStep {
   double seconds = 0;
   MemoryReport memory;
 };
-/// Scheduling is what takes time: a step that takes more than `most_bytes` in graph order is not scheduled;
-/// its memory is then that of graph order, its seconds infinite. Errors as plan_step.
-PlannedStep plan_scheduled_step(const PlanRequest& request, const Logger& logger,
-                                std::uint64_t most_bytes = std::numeric_limits<std::uint64_t>::max());
+/// In its overlapped plan, as plan_step has it. Errors as there.
+PlannedStep plan_scheduled_step(const PlanRequest& request, const Logger& logger);
+/// In graph order, with late waits, which is found some ten times as fast; training's order is rarely slower,
+/// and may take more memory. Where more than `most_bytes` are taken anyway, the worst routing is left out.
+PlannedStep plan_step_in_graph_order(const PlanRequest& request, std::uint64_t most_bytes,
+                                     const Logger& logger);
 
 /// Same arguments, same report, but for planning_seconds. UsageError where ranks do not divide the experts,
 /// or costs say nothing about an op.

@@ -17,11 +17,12 @@ struct RecomputePlan {
   Recompute recompute = Recompute::none;
   PlannedStep step;
 };
-/// Of `choices`, the one that is planned to be fastest among those whose memory is within `most_bytes`; where
+/// Of `choices`, the one that `plan` says is fastest among those whose memory is within `most_bytes`; where
 /// none is, the one that takes least. Choices that others make needless are not planned: what recomputes more
 /// is slower.
 RecomputePlan choose_recompute(PlanRequest request, const std::vector<Recompute>& choices,
-                               std::uint64_t most_bytes, const Logger& logger);
+                               std::uint64_t most_bytes,
+                               const std::function<PlannedStep(const PlanRequest&)>& plan);
 /// All that are no choice themselves.
 std::vector<Recompute> all_recomputations();
 
@@ -56,11 +57,13 @@ struct SearchResult {
   Settings settings;
   std::optional<PlannedStep> step{};  // absent where the settings were refused, or states alone are too large
   std::uint64_t bytes = 0;            // that it takes; of states alone where there is no step
+  bool is_scheduled = false;          // else planned in graph order
   std::string why_not{};              // empty: it fits
 };
 /// The configuration with some keys set; UsageError where it refuses them.
 using RequestMaker = std::function<PlanRequest(const Settings& settings)>;
-/// What fits, fastest first, then what does not, by what it takes.
+/// What fits, fastest first, then what does not, by what it takes. All are planned in graph order, the
+/// fastest ten then in the order of training.
 std::vector<SearchResult> search_plans(const SearchSpace& space, const RequestMaker& make_request,
                                        std::uint64_t most_bytes, const Logger& logger);
 

@@ -66,8 +66,10 @@ class TrainingProgram {
   /// last one sums over them.
   using Runs = std::map<MicroBatch, std::int64_t>;
   Runs micro_batches() const;
-  /// The same where routed rows do not fit; empty where they always do.
+  /// The same where routed rows do not fit; empty where they always do. That is seldom, and takes little
+  /// memory: routed rows travel in parts, and again for the backward, which recomputes everything.
   Runs fallback() const;
+  bool is_fallback(const MicroBatch& kind) const;
 
   PassPipeline micro_batch(const MicroBatch& kind) const;
   PassPipeline update() const;
@@ -89,7 +91,7 @@ class TrainingProgram {
 
  private:
   Runs runs(MicroBatch kind, std::int64_t count) const;
-  StepSharding sharding(std::int64_t max_rows) const;
+  StepSharding sharding(std::int64_t max_rows, int least_chunks = 1) const;
 
   Model model_;
   TrainingOptions options_;
