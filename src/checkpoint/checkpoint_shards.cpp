@@ -26,12 +26,14 @@ void add_rows(TensorRowsMap& out, const States& states, const StateSpec& spec, c
     std::vector<std::int64_t> dims = piece.shape.dims();
     dims[0] = end - first;
     if (dims.size() > 1) dims[1] = p.columns.count;
+    const auto offset =
+        static_cast<std::size_t>((first - kept.first) * p.spec.row_size()) * dtype_size(spec.dtype);
     out[state_name(spec.kind, piece.name)] = {
         piece.shape,
         piece.rows().first + first - piece.first_row,
         p.columns,
-        {states.at(spec.name).as<float>() + (first - kept.first) * p.spec.row_size(), DType::f32,
-         Shape(std::move(dims))},
+        {states.at(spec.name).as<std::byte>() + offset, spec.dtype, Shape(std::move(dims))},
+        spec.role == Role::constant,
         writer};
   }
 }
@@ -40,6 +42,9 @@ struct OwnedPiece {
   const StateSpec* weight;
   const HubPiece* piece;
   int writer = 0;  // of the axis over which it is dealt
+  std::int64_t num_bytes() const {
+    return piece->shape.num_elements() * static_cast<std::int64_t>(dtype_size(weight->dtype));
+  }
 };
 
 bool is_dealt_out(const StateSpec& spec) {
@@ -52,11 +57,10 @@ bool is_cut(const StateSpec& spec) {
 std::vector<OwnedPiece> pieces_by_size(const States& states, bool dealt_out) {
   std::vector<OwnedPiece> pieces;
   for (const StateSpec& spec : states.specs())
-    if (spec.role == Role::weight && is_dealt_out(spec) == dealt_out)
+    if (holds_parameter(spec) && is_dealt_out(spec) == dealt_out)
       for (const HubPiece& piece : spec.parameter->spec.pieces) pieces.push_back({&spec, &piece});
-  std::stable_sort(pieces.begin(), pieces.end(), [](const OwnedPiece& a, const OwnedPiece& b) {
-    return a.piece->shape.num_elements() > b.piece->shape.num_elements();
-  });
+  std::stable_sort(pieces.begin(), pieces.end(),
+                   [](const OwnedPiece& a, const OwnedPiece& b) { return a.num_bytes() > b.num_bytes(); });
   return pieces;
 }
 
@@ -70,7 +74,7 @@ std::vector<OwnedPiece> deal_pieces(const States& states, const MeshPosition& me
   const auto deal = [&](bool dealt_out, MeshAxis axis, std::vector<std::int64_t>& load) {
     for (OwnedPiece owned : pieces_by_size(states, dealt_out)) {
       const auto least = std::min_element(load.begin(), load.end());
-      *least += owned.piece->shape.num_elements();
+      *least += owned.num_bytes();
       owned.writer = static_cast<int>(least - load.begin());
       const bool in_group = owned.writer / mesh.tensor_size == mesh.rank(MeshAxis::batch);
       if (is_cut(*owned.weight) ? in_group : owned.writer == mesh.rank(axis)) mine.push_back(owned);
@@ -119,12 +123,10 @@ TensorRowsMap optimizer_to_write(const States& states, const MeshPosition& mesh)
   return mine;
 }
 
-std::size_t bytes_to_write(const TensorRowsMap& rows, const MeshPosition& mesh) {
-  std::size_t bytes = 0;
-  for (const auto& [name, part] : rows)
-    if (!part.writer || *part.writer == mesh.rank(MeshAxis::tensor))
-      bytes += part.view.num_bytes() * static_cast<std::size_t>(part.writer ? mesh.tensor_size : 1);
-  return bytes;
+std::size_t bytes_to_write(const TensorRows& rows, const MeshPosition& mesh) {
+  if (!rows.writer) return rows.view.num_bytes();
+  if (*rows.writer != mesh.rank(MeshAxis::tensor)) return 0;
+  return rows.view.num_bytes() * static_cast<std::size_t>(mesh.tensor_size);
 }
 
 namespace {
@@ -142,7 +144,7 @@ void put_block(const TensorView& block, int rank, bool by_columns, const TensorV
 }
 
 HostTensor join_part(const TensorRows& part, const Communicator& tensor, Device& device) {
-  const HostTensor own = copy_to_host(device, part.view);
+  const HostTensor own = convert_dtype(copy_to_host(device, part.view), DType::f32);  // of bf16 exactly
   const std::int64_t count = part.view.num_elements(), ranks = tensor.size();
   std::vector<std::int64_t> offsets;
   for (std::int64_t r = 0; r <= ranks; ++r) offsets.push_back(r * count);
@@ -167,7 +169,7 @@ void join_parts(TensorRowsMap& rows, const Communicator& tensor, Device& device,
       ++it;
       continue;
     }
-    HostTensor whole = join_part(part, tensor, device);
+    HostTensor whole = convert_dtype(join_part(part, tensor, device), part.view.dtype);
     if (*part.writer != tensor.rank()) {
       it = rows.erase(it);
       continue;

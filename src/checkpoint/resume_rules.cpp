@@ -8,6 +8,7 @@ namespace farskip {
 namespace {
 
 constexpr std::string_view kOrder = "samples may come again or be left out";
+constexpr std::string_view kMoments = "those of the checkpoint are rounded to it, to nearest, if it is bf16";
 constexpr std::string_view kFold = "weights are folded before the first step alone";
 constexpr std::string_view kValidation = "validation numbers do not compare with earlier ones";
 
@@ -33,6 +34,7 @@ constexpr ResumeRule kRules[] = {
     {"schedule.expert_chunks", AtResume::free},
     {"schedule.recompute", AtResume::free},
     {"schedule.routed_rows_memory", AtResume::free},
+    {"schedule.memory", AtResume::free},
     {"data.tokens", AtResume::by_content},
     {"data.text", AtResume::by_content},
     {"data.tokenizer", AtResume::by_content},
@@ -50,6 +52,7 @@ constexpr ResumeRule kRules[] = {
     {"train.global_batch", AtResume::warned},
     {"train.micro_batch", AtResume::warned},
     {"train.optimizer.name", AtResume::refused},
+    {"train.optimizer.moments", AtResume::warned, kMoments},
     {"train.optimizer.momentum", AtResume::warned},
     {"train.optimizer.betas", AtResume::warned},
     {"train.optimizer.eps", AtResume::warned},

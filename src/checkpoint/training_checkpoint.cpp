@@ -42,7 +42,8 @@ std::string print_report(const ShardReport& report) {
   for (const CheckpointFile& file : report.files) files.push_back({file.name, file.size, file.hash});
   for (const auto& [name, tensor] : report.tensors) {
     const TensorPiece& piece = tensor.pieces.front();
-    tensors.push_back({name, tensor.shape.dims(), piece.file, piece.first_row, piece.num_rows, piece.hash});
+    tensors.push_back({name, safetensors_dtype_name(tensor.dtype), tensor.shape.dims(), piece.file,
+                       piece.first_row, piece.num_rows, piece.hash});
   }
   return json{{"files", std::move(files)}, {"tensors", std::move(tensors)}}.dump();
 }
@@ -52,9 +53,9 @@ ShardReport parse_report(const std::string& text) {
   ShardReport report;
   for (const json& file : all.at("files")) report.files.push_back({file.at(0), file.at(1), file.at(2)});
   for (const json& t : all.at("tensors"))
-    report.tensors[t.at(0)] = {DType::f32,
-                               Shape(t.at(1).get<std::vector<std::int64_t>>()),
-                               {{t.at(2), t.at(0), t.at(3), t.at(4), t.at(5)}}};
+    report.tensors[t.at(0)] = {*parse_safetensors_dtype(t.at(1).get<std::string>()),
+                               Shape(t.at(2).get<std::vector<std::int64_t>>()),
+                               {{t.at(3), t.at(0), t.at(4), t.at(5), t.at(6)}}};
   return report;
 }
 
@@ -62,7 +63,8 @@ void merge_tensors(CheckpointTensors& all, const CheckpointTensors& more) {
   for (const auto& [name, tensor] : more) {
     CheckpointTensor& merged =
         all.emplace(name, CheckpointTensor{tensor.dtype, tensor.shape, {}}).first->second;
-    FARSKIP_CHECK(merged.shape == tensor.shape, "{} is {} and {}", name, merged.shape.text(),
+    FARSKIP_CHECK(merged.shape == tensor.shape && merged.dtype == tensor.dtype, "{} is {} {} and {} {}", name,
+                  dtype_name(merged.dtype), merged.shape.text(), dtype_name(tensor.dtype),
                   tensor.shape.text());
     merged.pieces.insert(merged.pieces.end(), tensor.pieces.begin(), tensor.pieces.end());
   }
@@ -83,6 +85,11 @@ CheckpointFile write_text_shard(const CheckpointWriter& writer, const std::strin
                                 const std::string& text) {
   write_text_file(writer.shard_path(name), text);
   return {name, text.size(), hash_text(text)};
+}
+
+/// A save in a thread writes a copy of it.
+bool is_copied(const TensorRows& rows, const Device& device) {
+  return !rows.is_constant || !device.shares_host_memory();
 }
 
 }  // namespace
@@ -188,9 +195,9 @@ void CheckpointSaver::begin(const TrainingState& state) {
 void CheckpointSaver::copy_tensors(TensorRowsMap& rows, Device& device) {
   std::vector<CopyOut> parts;
   for (auto& [name, part] : rows) {
-    if (open_->joined.contains(name)) continue;  // is one
+    if (open_->joined.contains(name) || !is_copied(part, device)) continue;  // the first is a copy
     HostTensor& copy = snapshot_[name];
-    if (copy.shape() != part.view.shape) copy = HostTensor(DType::f32, part.view.shape);
+    if (copy.shape() != part.view.shape) copy = HostTensor(part.view.dtype, part.view.shape);
     parts.push_back({copy.view().data, part.view.data, part.view.num_bytes()});
     part.view = copy.view();
   }
@@ -199,8 +206,11 @@ void CheckpointSaver::copy_tensors(TensorRowsMap& rows, Device& device) {
 
 std::size_t CheckpointSaver::snapshot_bytes(const States& states) const {
   if (!asynchronous_) return 0;
-  return bytes_to_write(weights_to_write(states, mesh_), mesh_) +
-         bytes_to_write(optimizer_to_write(states, mesh_), mesh_);
+  std::size_t bytes = 0;
+  for (const TensorRowsMap& rows : {weights_to_write(states, mesh_), optimizer_to_write(states, mesh_)})
+    for (const auto& [name, part] : rows)
+      if (is_copied(part, states.device())) bytes += bytes_to_write(part, mesh_);
+  return bytes;
 }
 
 void CheckpointSaver::write_own_files(OpenSave& save, const TensorRowsMap& weights,
@@ -215,7 +225,7 @@ void CheckpointSaver::write_own_files(OpenSave& save, const TensorRowsMap& weigh
     for (const auto& [name, part] : rows) {
       views[name] = part.view;
       report.tensors[name] = {
-          DType::f32,
+          part.view.dtype,
           part.full_shape,
           {{file_name, name, part.first_row, part.num_rows(), hash_bytes(part.view.bytes())}}};
     }

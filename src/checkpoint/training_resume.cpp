@@ -48,10 +48,12 @@ std::vector<std::string> refuse_other_settings(const RunSettings& saved, const R
       path.string(), fmt::join(changed.refused, "\n  "), path.string()));
 }
 
-HostTensor columns_of(const TensorView& matrix, const Range& columns) {
-  HostTensor out(matrix.dtype, Shape{matrix.shape[0], columns.count});
-  for (std::int64_t r = 0; r < matrix.shape[0]; ++r)
-    std::copy_n(matrix.as<float>() + r * matrix.shape[1] + columns.first, columns.count,
+/// In f32.
+HostTensor columns_of(const HostTensor& matrix, const Range& columns) {
+  const HostTensor exact = convert_dtype(matrix, DType::f32);
+  HostTensor out(DType::f32, Shape{matrix.shape()[0], columns.count});
+  for (std::int64_t r = 0; r < matrix.shape()[0]; ++r)
+    std::copy_n(exact.values<float>().data() + r * matrix.shape()[1] + columns.first, columns.count,
                 out.values<float>().data() + r * columns.count);
   return out;
 }
@@ -66,14 +68,14 @@ void read_rows(const Checkpoint& checkpoint, const TensorRowsMap& wanted, Device
                       checkpoint.path().string(), name));
     const HostTensor read = checkpoint.read_rows(name, rows.first_row, rows.num_rows());
     const CheckpointTensor& saved = checkpoint.manifest().tensors.at(name);
-    if (saved.shape != rows.full_shape || saved.dtype != rows.view.dtype)
+    if (saved.shape != rows.full_shape || (saved.dtype != DType::f32 && saved.dtype != DType::bf16))
       throw DataError(fmt::format("{}: tensor \"{}\" is {} {}, the model has {} {}",
                                   checkpoint.path().string(), name, dtype_name(saved.dtype),
                                   saved.shape.text(), dtype_name(rows.view.dtype), rows.full_shape.text()));
-    const HostTensor own = rows.has_whole_rows() ? HostTensor() : columns_of(read.view(), rows.columns);
-    device.copy_in(rows.view.data, (rows.has_whole_rows() ? read : own).bytes().data(),
-                   rows.view.num_bytes());
-    if (!all_finite(read.view()))
+    const HostTensor own =
+        convert_dtype(rows.has_whole_rows() ? read : columns_of(read, rows.columns), rows.view.dtype);
+    device.copy_in(rows.view.data, own.view().data, rows.view.num_bytes());
+    if (!all_finite(own.view()))
       throw DataError(fmt::format("{}: tensor \"{}\" holds values that are not finite",
                                   checkpoint.path().string(), name));
   }
@@ -105,7 +107,7 @@ class ResumeSearch {
             changed = refuse_other_settings(state.settings, settings, checkpoint->path());
           }) &&
           attempt([&] {
-            for (const Role role : {Role::weight, Role::optimizer})
+            for (const Role role : {Role::weight, Role::constant, Role::optimizer})
               read_rows(*checkpoint, held_rows(states, role), states.device());
           });
       if (!is_whole) continue;

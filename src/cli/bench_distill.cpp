@@ -9,6 +9,7 @@
 #include "farskip/engine/devices.h"
 #include "farskip/engine/engine_options.h"
 #include "farskip/measure/bench_joined_step.h"
+#include "farskip/measure/plan_search.h"
 #include "farskip/run/trainer.h"
 
 namespace farskip {
@@ -76,8 +77,10 @@ ExitCode run_distill(const Options& o, const CommonOptions& common) {
     refuse_unsupported(run.config);
     const std::shared_ptr<Device> device = open_device(run.config.device, run.config.precision, job.world);
     const Context context = job.context(make_mesh(job.world, run.config.parallel, *device), device);
+    TrainEngineOptions options = engine_options(run.config, job.world.size());
+    fit_recompute(run.config.schedule, wire_model(run.model), context, options, run.distill);
     const SeparateReport report =
-        bench_joined_step(run.model, *run.distill, engine_options(run.config, job.world.size()), context,
+        bench_joined_step(run.model, *run.distill, options, context,
                           {o.steps, o.warmup, static_cast<std::uint64_t>(run.config.seed)});
     if (job.world.rank() != 0) return ExitCode::ok;
     if (common.json)

@@ -12,6 +12,7 @@
 #include "farskip/engine/devices.h"
 #include "farskip/engine/engine_options.h"
 #include "farskip/hub/companions.h"
+#include "farskip/measure/plan_search.h"
 #include "farskip/run/run_data.h"
 #include "farskip/run/trainer.h"
 #include "farskip/state/model_folder.h"
@@ -97,6 +98,7 @@ TrainEngineOptions random_step_options(const LoadedRun& run, const Context& cont
   if (run.distill)
     add_random_distillation(options, *run.distill, run.model, context,
                             static_cast<std::uint64_t>(run.config.seed));
+  fit_recompute(run.config.schedule, wire_model(run.model), context, options);
   return options;
 }
 

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // farskip plan: a training step predicted, without the ranks that it is planned for.
+#include <algorithm>
+#include <chrono>
 #include <nlohmann/json.hpp>
 
 #include "farskip/backend/cpu/machine.h"
@@ -9,7 +11,9 @@
 #include "farskip/cli/command_inputs.h"
 #include "farskip/cli/plan_inference.h"
 #include "farskip/cli/plan_text.h"
+#include "farskip/cli/search_text.h"
 #include "farskip/cli/units.h"
+#include "farskip/config/scalar.h"
 #include "farskip/engine/engine_options.h"
 #include "farskip/passes/farskip.h"
 #include "farskip/run/trainer.h"
@@ -22,9 +26,9 @@ struct Options {
   std::string config, dump_graphs;
   std::vector<std::string> overrides;
   int ranks = 0, local_ranks = 1;
-  std::string link, latency = "20us", costs, device_rate, gpu;
+  std::string link, latency = "20us", costs, device_rate, gpu, memory;
   std::string lengths = "512,1024,2048", requests = "1,16", batches = "1,64,1024";
-  bool graph = false, verbose = false, inference = false;
+  bool graph = false, verbose = false, search = false, inference = false;
 };
 
 // A measurement that would take longer at the rate of matrix products is done with fewer sequences or steps.
@@ -198,6 +202,66 @@ void plan_texts(const PlanRequest& request, const Options& o, const CommonOption
       common);
 }
 
+/// The memory that a search has to fit, in bytes.
+std::uint64_t memory_to_fit(const Options& o, const GpuCard* card) {
+  if (o.memory.empty() && card != nullptr) return static_cast<std::uint64_t>(card->memory_bytes);
+  const auto bytes = parse_memory(o.memory);
+  if (!bytes.value)
+    throw UsageError(
+        fmt::format("--memory '{}': {}; say what a rank may take, such as 80GB", o.memory,
+                    o.memory.empty() ? "--search needs it where no GPU is named" : bytes.reason));
+  return *bytes.value;
+}
+
+/// `base`: what is planned without a search; its costs hold for all.
+ExitCode run_search(const LoadedRun& run, const PlanRequest& base, const Options& o,
+                    const CommonOptions& common) {
+  if (base.costs.card == nullptr && !base.costs.table && o.device_rate.empty())
+    throw UsageError(
+        "--search plans many settings, of which none is measured; name a GPU (--gpu h100), give the rates of "
+        "a "
+        "device (--device-rate 400TFLOP/s,3TB/s) or a table of costs (--costs FILE)");
+  std::vector<std::string> fixed;
+  for (const std::string& given : o.overrides) fixed.push_back(given.substr(0, given.find('=')));
+  const int ranks = base.mesh.world_size;
+  const Logger quiet(LogLevel::off);
+  const SearchSpace space = search_space(run.config, run.model, ranks, fixed);
+  const auto make = [&](const Settings& settings) {
+    std::vector<std::string> overrides = o.overrides;
+    for (const auto& [key, value] : settings)
+      if (std::find(fixed.begin(), fixed.end(), key) == fixed.end())
+        overrides.push_back(fmt::format("{}={}", key, value));
+    PlanRequest request = make_request(load_run(o.config, overrides, {.model = true, .data = false}, quiet),
+                                       o, ranks, base.costs.card);
+    request.costs = base.costs;
+    return request;
+  };
+  const std::uint64_t memory = memory_to_fit(o, base.costs.card);
+  const auto start = std::chrono::steady_clock::now();
+  SearchReport report{ranks,
+                      memory,
+                      base.options.sequence_length * run.config.train.global_batch,
+                      space,
+                      search_plans(space, make, memory, quiet),
+                      0};
+  report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  if (common.json)
+    print_json(search_json(report));
+  else
+    print_search(base, report, o.verbose);
+  return ExitCode::ok;
+}
+
+/// schedule.recompute: auto.
+void settle_recompute(const LoadedRun& run, PlanRequest& request, bool json) {
+  if (request.options.recompute != Recompute::automatic) return;
+  const RecomputePlan chosen = fit_recompute(request, *run.config.schedule.memory, Logger(LogLevel::warning));
+  request.options.recompute = chosen.recompute;
+  if (!json)
+    fmt::print("schedule.recompute: auto: {}, the fastest that fits schedule.memory\n",
+               name_of(recompute_names, chosen.recompute));
+}
+
 ExitCode run_plan(const Options& o, const CommonOptions& common) {
   const Logger logger = common.logger();
   prepare_dump_folder(o.dump_graphs);
@@ -219,8 +283,10 @@ ExitCode run_plan(const Options& o, const CommonOptions& common) {
   }
   if (!o.costs.empty())
     request.costs.table = std::make_shared<const CostTable>(read_costs(o.costs));
-  else if (card == nullptr && o.device_rate.empty())
+  else if (card == nullptr && o.device_rate.empty() && !o.search)
     request.costs.table = measure_costs(request, o, logger);
+  if (o.search) return run_search(run, request, o, common);
+  settle_recompute(run, request, common.json);
   request.options.pipeline.dump_folder = o.dump_graphs;  // not of what was measured
   const PlanReport report = plan_step(request, Logger(LogLevel::warning));
   if (common.json)
@@ -252,6 +318,11 @@ void add_plan(Subcommand& root) {
             "A GPU that this machine lacks: h100, h200, b200 (h100 where the configuration needs a GPU)");
   plan.integer("--local-ranks", o->local_ranks, "Ranks that share this machine's cores, for measuring", 1,
                4096);
+  plan.flag(
+      "--search", o->search,
+      "Try layouts, recomputation and micro-batches, and list those that fit the memory, fastest first");
+  plan.text("--memory", o->memory,
+            "Memory of a rank for --search: 80GB, 75GiB (that of the GPU if it is named)");
   plan.flag("--graph", o->graph, "Also print what each block reads, in both wirings");
   plan.flag("--inference", o->inference, "Predict reading and continuing texts instead of a training step");
   plan.text("--lengths", o->lengths, "With --inference: tokens of a text, between commas");

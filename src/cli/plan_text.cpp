@@ -48,17 +48,6 @@ Summaries summarise(const WiringReport& wiring) {
   return out;
 }
 
-void print_card(const PlanRequest& request) {
-  const PlanCosts& costs = request.costs;
-  if (costs.card == nullptr) return;
-  fmt::print("by the rates that an {} (--gpu {}) attains: {:.0f} TFLOP/s in {}, {:.2f} TB/s of its memory",
-             costs.card->title, costs.card->name, costs.rates.flops_per_second * 1e-12,
-             is_low(request.dtype) ? "bf16" : "fp32", costs.rates.bytes_per_second * 1e-12);
-  if (request.mesh.world_size > 1)
-    fmt::print("; {:.0f} GB/s between ranks", costs.links[0].bytes_per_second * 1e-9);
-  fmt::print("\n");
-}
-
 /// What makes a step of this plan smaller, the most useful first.
 std::vector<std::string> ways_to_save_memory(const PlanRequest& request, const WiringReport& farskip) {
   const TrainEngineOptions& o = request.options;
@@ -239,6 +228,17 @@ nlohmann::ordered_json card_json(const PlanRequest& request) {
 }
 
 }  // namespace
+
+void print_card(const PlanRequest& request) {
+  const PlanCosts& costs = request.costs;
+  if (costs.card == nullptr) return;
+  fmt::print("by the rates that an {} (--gpu {}) attains: {:.0f} TFLOP/s in {}, {:.2f} TB/s of its memory",
+             costs.card->title, costs.card->name, costs.rates.flops_per_second * 1e-12,
+             is_low(request.dtype) ? "bf16" : "fp32", costs.rates.bytes_per_second * 1e-12);
+  if (request.mesh.world_size > 1)
+    fmt::print("; {:.0f} GB/s between ranks", costs.links[0].bytes_per_second * 1e-9);
+  fmt::print("\n");
+}
 
 void print_wirings(const WiringPair& wirings) {
   const std::vector<std::string> left = lines_of(wirings.standard.text()),

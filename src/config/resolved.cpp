@@ -50,6 +50,7 @@ ConfigNode schedule_tree(const ScheduleConfig& config) {
   node.set("recompute", make_word(name_of(recompute_names, config.recompute)));
   node.set("routed_rows_memory",
            make_word(config.routed_rows_memory ? fmt::format("{}B", *config.routed_rows_memory) : "auto"));
+  node.set("memory", config.memory ? make_word(fmt::format("{}B", *config.memory)) : ConfigNode{});
   return node;
 }
 
@@ -72,6 +73,7 @@ ConfigNode data_tree(const DataConfig& config) {
 ConfigNode optimizer_tree(const OptimizerConfig& config) {
   ConfigNode node;
   node.set("name", make_word(name_of(optimizer_names, config.name)));
+  node.set("moments", make_word(name_of(precision_names, config.moments)));
   node.set("momentum", make_node(config.momentum));
   node.set("betas", make_list({make_node(config.beta1), make_node(config.beta2)}));
   node.set("eps", make_node(config.eps));

@@ -57,6 +57,12 @@ ScheduleConfig read_schedule(Reader reader) {
   config.routed_rows_memory = reader.optional_memory("routed_rows_memory", "auto");
   if (config.routed_rows_memory == std::uint64_t{0})
     reader.fail("routed_rows_memory", "0 bytes hold no rows; allowed: auto, or a size above 0");
+  config.memory = reader.optional_memory("memory");
+  if (reader.sound("recompute") && reader.sound("memory") &&
+      (config.recompute == Recompute::automatic) != config.memory.has_value())
+    reader.fail(config.memory ? "memory" : "recompute",
+                config.memory ? "given without recompute: auto, which alone reads it; allowed: both or none"
+                              : "auto needs schedule.memory, the bytes that a rank may take, such as 76GiB");
   reader.finish();
   return config;
 }
@@ -102,6 +108,7 @@ DataConfig read_data(Reader reader, const RunNeeds& needs, bool own_tokenizer) {
 OptimizerConfig read_optimizer(Reader reader) {
   OptimizerConfig config;
   config.name = reader.choice("name", optimizer_names, config.name);
+  config.moments = reader.choice("moments", precision_names, config.moments);
   config.momentum = reader.real("momentum", below_one, config.momentum);
   const auto betas = reader.reals("betas", below_one, {.min = 2, .max = 2}, {config.beta1, config.beta2});
   config.beta1 = betas[0];

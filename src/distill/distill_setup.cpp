@@ -64,7 +64,8 @@ std::vector<std::pair<std::int64_t, std::int64_t>> compared_layers(const Distill
 
 DistillSetup read_distill_setup(const RunConfig& config) {
   return {*config.distill, read_hub_config(config.distill->teacher),
-          config.init_from.empty() && config.model.kind == ConfigNode::Kind::null};
+          config.model.kind == ConfigNode::Kind::null &&
+              (config.init_from.empty() || config.init_from == config.distill->teacher)};
 }
 
 DistillTerms make_terms(const DistillConfig& config, const ModelConfig& student, const ModelConfig& teacher) {

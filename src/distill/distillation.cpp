@@ -15,27 +15,49 @@
 namespace farskip {
 namespace {
 
-/// A weight, and whether it is the same as a folder's to the bit. Part by part: both may be large.
+/// A constant, and whether it is the same as a folder's to the bit, as the states keep it. Part by part: both
+/// may be large.
 struct Comparison {
   std::string hash;
   std::size_t bytes = 0;
   bool same = true;
 };
-Comparison compare(const States& states, const LocalParameter& p, const ModelFolder* folder) {
+Comparison compare(const States& states, const StateSpec& constant, const ModelFolder* folder) {
   Comparison result;
   Hasher hasher;
-  const TensorView weight = states.at(p.spec.name);
+  const LocalParameter& p = *constant.parameter;
+  const TensorView weight = states.at(constant.name);
   for_each_part(p.spec, [&](std::int64_t first, std::int64_t count) {
     const HostTensor here = copy_to_host(states.device(), rows_view(weight, first, count));
     hasher.update(here.bytes());
     result.bytes += here.bytes().size();
     if (folder == nullptr || !result.same) return;
-    const HostTensor there(DType::f32, here.shape());
-    load_parameter(there.view(), p, *folder, first);
+    const HostTensor exact(DType::f32, here.shape());
+    load_parameter(exact.view(), p, *folder, first);
+    const HostTensor there = convert_dtype(exact, here.dtype());
     result.same = std::memcmp(here.bytes().data(), there.bytes().data(), here.bytes().size()) == 0;
   });
   result.hash = hasher.hex();
   return result;
+}
+
+/// A folder may have frozen tensors in more bits than they are computed with.
+void warn_of_rounding(const States& states, const SafetensorsFolder& folder, const Logger& logger) {
+  const auto is_wide = [&](const std::string& tensor) {
+    return folder.contains(tensor) && folder.find(tensor).dtype == DType::f32;
+  };
+  const auto num_rounded =
+      std::count_if(states.specs().begin(), states.specs().end(), [&](const StateSpec& s) {
+        const ParameterSpec& p = s.parameter->spec;
+        return s.role == Role::constant && is_low(s.dtype) &&
+               (is_wide(p.name) || is_wide(p.packed_transposed) || is_wide(p.pieces.front().name));
+      });
+  if (num_rounded > 0)
+    logger.warning(
+        "{} frozen parameters are F32 in {}, and bf16 from here on, in checkpoints too; precision: fp32 "
+        "keeps "
+        "their bits",
+        num_rounded, folder.path().string());
 }
 
 }  // namespace
@@ -56,7 +78,9 @@ Distillation::Distillation(const RunConfig& config, const ModelConfig& student, 
   } else {
     if (start != config_.teacher || config_.cache)
       verify_model_folder(start, context.world());  // else it is below
-    load_weights(states, list_parameters(student), SafetensorsFolder(start));
+    const SafetensorsFolder folder(start);
+    load_weights(states, list_parameters(student), folder);
+    warn_of_rounding(states, folder, context.logger);
   }
   if (config_.cache) {
     objective_ = std::make_shared<CachedDistillObjective>(terms.loss);
@@ -81,10 +105,13 @@ void Distillation::share_frozen(Teacher& teacher, const SafetensorsFolder& folde
   std::map<std::string, Comparison> mine;
   const auto model = list_parameters(teacher.model.config);
   const ModelFolder names(folder, model);
-  for (const LocalParameter& p : local_parameters(model, context_.mesh.position(), false)) {
-    const std::string& name = p.spec.name;
-    if (!frozen_.contains(name) || !states.contains(name) || states.at(name).shape != p.spec.shape) continue;
-    const Comparison& mine_of = mine[name] = compare(states, p, &names);
+  for (const StateSpec& constant : states.specs()) {
+    const auto is_same = [&](const ParameterSpec& theirs) {
+      return theirs.name == constant.parameter->spec.name && theirs.shape == constant.parameter->full_shape;
+    };
+    if (constant.role != Role::constant || std::none_of(model.begin(), model.end(), is_same)) continue;
+    const std::string& name = constant.parameter->spec.name;
+    const Comparison& mine_of = mine[name] = compare(states, constant, &names);
     candidates.push_back(name);
     equal.push_back(mine_of.same ? 1.0 : 0.0);
   }
@@ -111,8 +138,8 @@ void Distillation::check_weights(const States& states) const {
   for (const StateSpec& spec : states.specs()) {
     const std::string& name = spec.parameter->spec.name;
     const auto shared = shared_hashes_.find(name);
-    if (spec.role == Role::weight && shared != shared_hashes_.end() &&
-        compare(states, *spec.parameter, nullptr).hash != shared->second)
+    if (spec.role == Role::constant && shared != shared_hashes_.end() &&
+        compare(states, spec, nullptr).hash != shared->second)
       throw UsageError(fmt::format(
           "{} is frozen (distill.freeze), and the checkpoint has trained it; use the list that the "
           "checkpoint was made with, or another run_dir",
@@ -150,7 +177,6 @@ std::optional<LayerGraph> Distillation::layers_at(std::int64_t step) const {
 
 void Distillation::add_to(TrainingOptions& options) const {
   options.objective = objective_;
-  options.frozen = frozen_;
 }
 
 void Distillation::record_baseline(const Validate& validate, InferenceEngine& student, RunNumbers& numbers) {

@@ -86,4 +86,8 @@ std::set<std::string> frozen_parameters(const std::vector<std::string>& rules, c
   return frozen;
 }
 
+std::set<std::string> frozen_in_run(const RunConfig& config, const ModelConfig& model) {
+  return config.distill ? frozen_parameters(config.distill->freeze, model) : std::set<std::string>{};
+}
+
 }  // namespace farskip

@@ -168,7 +168,9 @@ PlanOptions TrainEngine::plan_options() const {
 
 BatchRunner& TrainEngine::runner(const MicroBatch& kind) {
   if (const auto it = runners_.find(kind); it != runners_.end()) return it->second;
-  auto executor = make_executor(program_.micro_batch(kind), plan_options());
+  PlanOptions plan = plan_options();
+  if (program_.is_fallback(kind)) plan.costs = nullptr;  // in graph order, which takes the least memory
+  auto executor = make_executor(program_.micro_batch(kind), plan);
   bind_states(*executor);
   note_transports(*executor);
   return runners_.emplace(kind, BatchRunner(std::move(executor))).first->second;

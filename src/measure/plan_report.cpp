@@ -29,6 +29,7 @@ std::size_t no_workspace(const OpDef&, const OpTypes&) {
 }
 
 WorkspaceRule workspace_of(const PlanRequest& request) {
+  if (request.workspace) return request.workspace;
   return request.dtype == DType::f32 ? &cpu_workspace : &no_workspace;
 }
 
@@ -100,6 +101,26 @@ class Planner {
     return std::move(report_);
   }
 
+  /// The overlapped plan alone, as run() has it.
+  PlannedStep run_scheduled() const {
+    PlannedStep planned{.seconds = 0, .memory = state_memory(r_)};
+    planned.memory.arena = worst_routing_arena();
+    for (const StepGraph& step : step_graphs()) {
+      const NodeSeconds seconds = costs_of(step.graph);
+      add(step, make_step_plan(step.graph, workspace_, seconds, options_.in_flight), seconds, planned);
+    }
+    return planned;
+  }
+
+  PlannedStep run_in_graph_order(std::uint64_t most_bytes) const {
+    PlannedStep planned{.seconds = 0, .memory = state_memory(r_)};
+    for (const StepGraph& step : step_graphs())
+      add(step, make_serial_plan(step.graph, workspace_, Waits::late), costs_of(step.graph), planned);
+    if (planned.memory.total() <= most_bytes)
+      planned.memory.arena = std::max(planned.memory.arena, worst_routing_arena());
+    return planned;
+  }
+
   /// As run() has it, without costs.
   MemoryReport blocking_memory() const {
     MemoryReport memory = state_memory(r_);
@@ -121,6 +142,11 @@ class Planner {
     const Graph worst =
         compile(program_.micro_batch({rows.fallback_batch, rows.fallback_rows, 1, true, false}));
     return make_serial_plan(worst, workspace_, Waits::late).arena_bytes;
+  }
+
+  static void add(const StepGraph& step, const Plan& plan, const NodeSeconds& seconds, PlannedStep& to) {
+    to.seconds += static_cast<double>(step.repeats) * simulate(step.graph, plan, seconds).makespan;
+    to.memory.arena = std::max(to.memory.arena, plan.arena_bytes);
   }
 
   std::vector<StepGraph> step_graphs() const {
@@ -287,6 +313,15 @@ int choose_expert_chunks(PlanRequest request, const Logger& logger) {
   };
   const double one = planned(1);
   return planned(2) < (1 - kLeastGain) * one ? 2 : 1;
+}
+
+PlannedStep plan_scheduled_step(const PlanRequest& request, const Logger& logger) {
+  return Planner(request, request.model.farskip, logger).run_scheduled();
+}
+
+PlannedStep plan_step_in_graph_order(const PlanRequest& request, std::uint64_t most_bytes,
+                                     const Logger& logger) {
+  return Planner(request, request.model.farskip, logger).run_in_graph_order(most_bytes);
 }
 
 PlanReport plan_step(const PlanRequest& request, const Logger& logger) {

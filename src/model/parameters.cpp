@@ -312,6 +312,12 @@ Shape local_shape(const ParameterSpec& spec, const MeshPosition& mesh) {
   return cut_parameter(spec, mesh).spec.shape;
 }
 
+std::int64_t LocalParameter::whole_row(std::int64_t row) const {
+  for (const RowBlock& block : blocks)
+    if (row < block.row + block.count) return block.whole_row + row - block.row;
+  return row;
+}
+
 void LocalParameter::for_each_block(
     std::int64_t first, std::int64_t count,
     const std::function<void(std::int64_t, std::int64_t, std::int64_t)>& f) const {

@@ -48,10 +48,10 @@ void register_optimizer(OpTable& table) {
              .parse_attributes = &Attributes::parse<AdamW>,
              .min_inputs = 6,  // parameter, m, v, gradient, factor, hyper
              .max_inputs = 6,
-             .inputs = {In::wide},
+             .inputs = {In::wide, In::compute, In::compute, In::wide},
              .infer = [](const OpTypes& t) -> std::vector<TensorType> {
                FARSKIP_SHAPE(t.shape(0) == t.shape(1) && t.shape(0) == t.shape(2) &&
-                                 t.shape(0) == t.shape(3) && t.shape(5) == Shape{3},
+                                 t.shape(0) == t.shape(3) && t.shape(5) == Shape{kNumHyper},
                              "adamw", t);
                std::vector<TensorType> out{like(t.in(0)), like(t.in(1)), like(t.in(2))};
                if (t.get<AdamW>().low_copy) out.push_back({DType::bf16, t.shape(0), {}});
@@ -64,11 +64,11 @@ void register_optimizer(OpTable& table) {
              .parse_attributes = &Attributes::parse<Muon>,
              .min_inputs = 5,  // parameter, momentum, gradient, factor, hyper
              .max_inputs = 5,
-             .inputs = {In::wide},
+             .inputs = {In::wide, In::compute, In::wide},
              .infer = [](const OpTypes& t) -> std::vector<TensorType> {
                const auto& a = t.get<Muon>();
                FARSKIP_SHAPE(t.shape(0).rank() >= 2 && t.shape(0) == t.shape(1) && t.shape(0) == t.shape(2) &&
-                                 t.shape(4) == Shape{3} &&
+                                 t.shape(4) == Shape{kNumHyper} &&
                                  (a.matrix_rows == 0 || t.shape(0).num_rows() % a.matrix_rows == 0),
                              "muon", t);
                std::vector<TensorType> out{like(t.in(0)), like(t.in(1))};

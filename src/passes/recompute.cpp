@@ -10,8 +10,8 @@ namespace {
 
 class Recomputer {
  public:
-  Recomputer(const Graph& graph, const std::set<SubBlock>& blocks)
-      : graph_(graph), blocks_(blocks), copy_(graph, out_) {
+  Recomputer(const Graph& graph, const std::set<SubBlock>& blocks, bool collectives)
+      : graph_(graph), blocks_(blocks), collectives_(collectives), copy_(graph, out_) {
     for (const Output& o : graph.outputs()) kept_.insert(o.value);
     // What one half of a layer hands to another, the residual stream above all, is where repeating begins:
     // else the first reader in the backward would repeat the whole forward at once.
@@ -47,17 +47,18 @@ class Recomputer {
   /// another run of it could only disagree.
   bool is_repeated(NodeId id) const {
     const Node& node = graph_.node(id);
-    if (node.scope.phase != Phase::forward || node.op->collective || !blocks_.contains(node.scope.block))
-      return false;
-    if (node.op->gradient == nullptr) return false;
-    return std::all_of(node.outputs.begin(), node.outputs.end(),
-                       [&](ValueId v) { return is_float(graph_.type(v).dtype) && !kept_.contains(v); });
+    if (node.scope.phase != Phase::forward || !blocks_.contains(node.scope.block)) return false;
+    if (node.op->gradient == nullptr || (node.op->collective && !collectives_)) return false;
+    return std::all_of(node.outputs.begin(), node.outputs.end(), [&](ValueId v) {
+      const bool is_count = node.op->collective && v != node.outputs.front();  // which came with the rows
+      return is_count || (is_float(graph_.type(v).dtype) && !kept_.contains(v));
+    });
   }
 
   /// The value as the backward reads it.
   ValueId in_backward(ValueId v) {
     const NodeId producer = graph_.value(v).producer;
-    if (!producer || !is_repeated(producer)) return copy_(v);
+    if (!producer || !is_float(graph_.type(v).dtype) || !is_repeated(producer)) return copy_(v);
     const std::size_t index = graph_.value(v).output_index;
     if (const auto it = repeated_.find(producer); it != repeated_.end()) return it->second[index];
     const Node& node = graph_.node(producer);
@@ -72,6 +73,7 @@ class Recomputer {
 
   const Graph& graph_;
   const std::set<SubBlock>& blocks_;
+  const bool collectives_;
   Graph out_{graph_.ops()};
   GraphCopier copy_;
   std::set<ValueId> kept_;
@@ -80,9 +82,9 @@ class Recomputer {
 
 }  // namespace
 
-Graph recompute(const Graph& graph, const std::set<SubBlock>& blocks) {
+Graph recompute(const Graph& graph, const std::set<SubBlock>& blocks, bool collectives) {
   if (blocks.empty()) return graph;
-  return Recomputer(graph, blocks).run();
+  return Recomputer(graph, blocks, collectives).run();
 }
 
 }  // namespace farskip

@@ -10,10 +10,15 @@ class Rematerialiser {
  public:
   explicit Rematerialiser(const Graph& graph) : graph_(graph), kept_(graph.num_values(), 0) {
     for (const External& e : graph.externals()) kept_[e.value.index()] = 1;
+    std::vector<char> is_read(graph.num_values(), 0);  // in the backward
     for (const Node& node : graph.nodes())
       if (is_backward(node))
         for (const ValueId v : node.inputs)
-          if (v && !is_candidate_value(v)) kept_[v.index()] = 1;
+          if (v) is_read[v.index()] = 1;
+    // A cheap value that cannot be repeated is kept like any other, and what is made of it may be repeated.
+    for (const Node& node : graph.nodes())
+      if (!is_candidate(node) || !can_repeat(node))
+        for (const ValueId v : node.outputs) kept_[v.index()] = is_read[v.index()];
   }
 
   Graph run() {
@@ -31,12 +36,9 @@ class Rematerialiser {
  private:
   static bool is_backward(const Node& node) { return node.scope.phase == Phase::backward; }
 
-  bool is_candidate_value(ValueId v) const {
-    const NodeId producer = graph_.value(v).producer;
-    return producer && graph_.node(producer).op->cheap && !is_backward(graph_.node(producer));
-  }
+  static bool is_candidate(const Node& node) { return node.op->cheap && !is_backward(node); }
 
-  // All inputs stay alive for other readers in the backward. Inputs that are candidates themselves do not
+  // All inputs stay alive for other readers in the backward. Inputs that are repeated themselves do not
   // count: a chain of copies would keep its beginning alive instead.
   bool can_repeat(const Node& node) const {
     for (const ValueId v : node.inputs)
@@ -47,10 +49,10 @@ class Rematerialiser {
   // Points later readers of the values that `reader` reads to fresh copies of their producers.
   void repeat_inputs(const Node& reader, Graph& out, GraphCopier& copy) {
     for (const ValueId v : reader.inputs) {
-      if (!v || !is_candidate_value(v)) continue;
-      const NodeId producer = graph_.value(v).producer;
+      const NodeId producer = v ? graph_.value(v).producer : NodeId();
+      if (!producer) continue;
       const Node& node = graph_.node(producer);
-      if (!can_repeat(node) || !repeated_.emplace(producer, true).second) continue;
+      if (!is_candidate(node) || !can_repeat(node) || !repeated_.emplace(producer, true).second) continue;
       std::vector<ValueId> inputs;
       for (const ValueId i : node.inputs) inputs.push_back(copy(i));
       Scope scope = node.scope;

@@ -37,6 +37,7 @@ namespace {
 std::set<SubBlock> recomputed_blocks(Recompute choice) {
   switch (choice) {
     case Recompute::none:
+    case Recompute::automatic:  // not chosen yet
       return {};
     case Recompute::attention:
       return {SubBlock::attention};
@@ -90,9 +91,9 @@ PassPipeline gradient_pipeline(const Model& model, const std::vector<LocalParame
   pipeline.passes.push_back({"differentiate", [=](const Graph& graph) {
                                return add_gradients(graph, trained, options, kind, accumulate);
                              }});
-  pipeline.passes.push_back({"recompute", [blocks = recomputed_blocks(kind.recompute)](const Graph& graph) {
-                               return recompute(graph, blocks);
-                             }});
+  pipeline.passes.push_back(
+      {"recompute", [blocks = recomputed_blocks(kind.recompute), again = kind.sends_again](
+                        const Graph& graph) { return recompute(graph, blocks, again); }});
   return pipeline;
 }
 
@@ -134,8 +135,8 @@ PassPipeline micro_batch_pipeline(const Model& model, const std::vector<LocalPar
 
 namespace {
 
-TensorType matrix_type(const ParameterSpec& spec, std::int64_t rows) {
-  return {DType::f32, shape_of_rows(spec.shape, rows), {}};
+TensorType matrix_type(const ParameterSpec& spec, std::int64_t rows, DType dtype = DType::f32) {
+  return {dtype, shape_of_rows(spec.shape, rows), {}};
 }
 
 /// Whole tensors from the rows that each replica has, several in one message.
@@ -145,8 +146,7 @@ class Gatherer {
 
   /// The whole of `part`, rows of a tensor of `p`'s shape, becomes the state `name`.
   void add(const LocalParameter& p, ValueId part, const std::string& name) {
-    TensorType whole = matrix_type(p.spec, p.spec.num_rows());
-    whole.dtype = graph_.type(part).dtype;
+    TensorType whole = matrix_type(p.spec, p.spec.num_rows(), graph_.type(part).dtype);
     const MeshAxis axis = p.owners.axis;
     Message& m = messages_[{axis, whole.dtype}];
     if (m.elements + p.spec.shape.num_elements() > kBucketElements) send(axis, m);
@@ -198,13 +198,13 @@ class UpdateGraph {
 
   Graph run() {
     for (const LocalParameter& p : parameters_) {
-      const auto state = [&](const std::string& name) {
-        return graph_.add_external(ExternalKind::state, name, matrix_type(p.spec, p.own_rows.count));
+      const auto state = [&](const std::string& name, DType dtype = DType::f32) {
+        return graph_.add_external(ExternalKind::state, name, matrix_type(p.spec, p.own_rows.count, dtype));
       };
       OptimizedWeight& now = weights_.emplace_back();
       now.weight = state(own_rows_name(p.spec.name));
       for (const std::string& kind : optimizer_.states(p.spec))
-        now.states.push_back(state(state_name(kind, p.spec.name)));
+        now.states.push_back(state(state_name(kind, p.spec.name), optimizer_.state_dtype()));
       gradients_.push_back(state(own_rows_name(gradient_name(p.spec.name))));
     }
     const ValueId hyper = graph_.add_external(
@@ -250,14 +250,12 @@ class UpdateGraph {
     const ParameterSpec& spec = p.spec;
     b_.scope.layer = spec.layer;
     const bool copies = has_copy(spec, compute_);
-    const OptimizedWeight next = optimizer_.update(b_, spec, now, gradient, factor, hyper, copies);
+    const OptimizedWeight next = optimizer_.update(b_, p, now, gradient, factor, hyper, copies);
     graph_.add_update(now.weight, next.weight);
     for (std::size_t i = 0; i < now.states.size(); ++i) graph_.add_update(now.states[i], next.states[i]);
     if (copies) {
-      TensorType type = matrix_type(spec, p.own_rows.count);
-      type.dtype = compute_;
       graph_.add_update(graph_.add_external(ExternalKind::state, own_rows_name(compute_copy_name(spec.name)),
-                                            std::move(type)),
+                                            matrix_type(spec, p.own_rows.count, compute_)),
                         next.low_copy);
     }
     if (!is_gathered(p, sharding_)) return;

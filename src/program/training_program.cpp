@@ -10,10 +10,12 @@ namespace farskip {
 RoutedRowsPlan plan_routed_rows(const ModelConfig& config, const TrainingOptions& options, int expert_size) {
   RoutedRowsPlan plan;
   if (expert_size == 1 || config.moe.num_experts == 0) return plan;
-  const std::int64_t row_floats = config.hidden_size + 3 * config.moe.expert_size + 1;
+  // Of a row: what the expert reads, gate and up, and the weight; the rest is computed again.
+  const std::int64_t row_bytes = (config.hidden_size + 2 * config.moe.expert_size) *
+                                     static_cast<std::int64_t>(dtype_size(options.compute)) +
+                                 static_cast<std::int64_t>(sizeof(float));
   const std::int64_t layers = std::count(config.moe_layers.begin(), config.moe_layers.end(), true);
-  const std::int64_t bytes_per_row =
-      layers * expert_size * row_floats * static_cast<std::int64_t>(sizeof(float));
+  const std::int64_t bytes_per_row = layers * expert_size * row_bytes;
   const std::int64_t per_sequence = options.sequence_length * config.moe.top_k;
   const std::int64_t all = options.micro_batch * per_sequence;
   plan.even_rows = (all + expert_size - 1) / expert_size;
@@ -34,7 +36,6 @@ RoutedRowsPlan plan_routed_rows(const ModelConfig& config, const TrainingOptions
   plan.fallback_batch = std::max<std::int64_t>(1, plan.max_rows / per_sequence);
   while (options.micro_batch % plan.fallback_batch != 0) --plan.fallback_batch;
   plan.fallback_rows = plan.fallback_batch * per_sequence;
-  plan.fallback_bytes = static_cast<std::uint64_t>(plan.fallback_rows * bytes_per_row);
   return plan;
 }
 
@@ -53,12 +54,21 @@ TrainingProgram::TrainingProgram(Model model, TrainingOptions options, const Mes
     : model_(std::move(model)),
       options_(std::move(options)),
       mesh_(mesh),
-      optimizer_(make_optimizer(options_.optimizer)),
+      optimizer_(make_optimizer(options_.optimizer, options_.seed)),
       parameters_(
           local_parameters(list_parameters(model_.config), mesh, options_.zero,
                            [this](const ParameterSpec& spec) { return optimizer_->keeps_matrices(spec); })),
       trained_(without_frozen(parameters_, options_.frozen)),
       routed_rows_(plan_routed_rows(model_.config, options_, mesh.exchange_size())) {}
+
+std::vector<StateSpec> TrainingProgram::weight_states() const {
+  std::vector<LocalParameter> moving, frozen;
+  for (const LocalParameter& p : parameters_)
+    (options_.frozen.contains(p.spec.name) ? frozen : moving).push_back(p);
+  std::vector<StateSpec> specs = farskip::weight_states(moving, options_.compute);
+  for (StateSpec& constant : constant_states(frozen, options_.compute)) specs.push_back(std::move(constant));
+  return specs;
+}
 
 std::vector<StateSpec> TrainingProgram::training_states() const {
   std::vector<StateSpec> specs;
@@ -67,7 +77,8 @@ std::vector<StateSpec> TrainingProgram::training_states() const {
     const std::string& name = p.spec.name;
     specs.push_back({gradient_name(name), Role::gradient, DType::f32, parameter});
     for (const std::string& kind : optimizer_->states(p.spec))
-      specs.push_back({state_name(kind, name), Role::optimizer, DType::f32, parameter, true, kind});
+      specs.push_back(
+          {state_name(kind, name), Role::optimizer, optimizer_->state_dtype(), parameter, true, kind});
   }
   return specs;
 }
@@ -93,8 +104,12 @@ TrainingProgram::Runs TrainingProgram::fallback() const {
               options_.micro_batches * options_.micro_batch / routed_rows_.fallback_batch);
 }
 
-StepSharding TrainingProgram::sharding(std::int64_t max_rows) const {
-  return {mesh_, options_.zero, max_rows, std::max(1, options_.expert_chunks)};
+bool TrainingProgram::is_fallback(const MicroBatch& kind) const {
+  return kind.sequences == routed_rows_.fallback_batch && kind.max_rows == routed_rows_.fallback_rows;
+}
+
+StepSharding TrainingProgram::sharding(std::int64_t max_rows, int least_chunks) const {
+  return {mesh_, options_.zero, max_rows, std::max(least_chunks, options_.expert_chunks)};
 }
 
 PassPipeline TrainingProgram::micro_batch(const MicroBatch& kind) const {
@@ -105,9 +120,16 @@ PassPipeline TrainingProgram::micro_batch(const MicroBatch& kind) const {
   lowering.document_mask = options_.document_mask;
   lowering.dtype = options_.compute;
   lowering.deterministic = options_.deterministic;
-  return micro_batch_pipeline(
-      model_, trained_, lowering, sharding(kind.max_rows),
-      {kind.accumulate, kind.reduce, kind.in_flight, options_.recompute, options_.objective.get()});
+  MicroBatchKind how{kind.accumulate, kind.reduce, kind.in_flight, options_.recompute,
+                     options_.objective.get()};
+  if (!is_fallback(kind))
+    return micro_batch_pipeline(model_, trained_, lowering, sharding(kind.max_rows), how);
+  // A rank may get the rows of all: in parts, those of two at a time.
+  const int most = std::min(static_cast<int>(ops::kMostRowParts), static_cast<int>(options_.sequence_length));
+  const int parts = std::clamp(mesh_.expert_size / 2, 1, most);
+  how.recompute = Recompute::full;
+  how.sends_again = true;
+  return micro_batch_pipeline(model_, trained_, lowering, sharding(kind.max_rows, parts), how);
 }
 
 PassPipeline TrainingProgram::update() const {

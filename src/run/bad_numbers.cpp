@@ -37,6 +37,7 @@ std::string describe_bad_tensors(const States& states) {
   };
   const std::vector<StateSpec>& specs = states.specs();
   look(Role::weight, "parameter", specs.begin(), specs.end());
+  look(Role::constant, "parameter", specs.begin(), specs.end());
   look(Role::optimizer, "moment", specs.begin(), specs.end());
   look(Role::gradient, "gradient of", specs.rbegin(), specs.rend());  // the backward's order
   if (bad.count <= 1) return bad.first;

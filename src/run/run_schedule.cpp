@@ -6,7 +6,7 @@
 #include "farskip/comm/collective_errors.h"
 #include "farskip/config/scalar.h"
 #include "farskip/measure/measure.h"
-#include "farskip/measure/plan_report.h"
+#include "farskip/measure/plan_search.h"
 
 namespace farskip {
 namespace {
@@ -31,6 +31,7 @@ std::string cost_key(const RunConfig& config) {
 
 void choose_schedule(const RunConfig& config, const Model& model, const Context& context,
                      TrainEngineOptions& options) {
+  fit_recompute(config.schedule, model, context, options);
   const fs::path folder = config.run_dir, kept = folder / "expert_chunks.txt";
   const TrainEngineOptions configured = options;  // what is measured, at every start
   if (options.expert_chunks == 0) options.expert_chunks = read_chunks(kept, context);

@@ -51,7 +51,7 @@ void log_routed_rows(const RoutedRowsPlan& rows, const Logger& logger) {
       "routed rows: room for {} from one rank to one other ({:.2f} times an even share), {:.0f} MiB over all "
       "layers",
       rows.max_rows, static_cast<double>(rows.max_rows) / static_cast<double>(rows.even_rows),
-      static_cast<double>(std::max(rows.bytes, rows.fallback_bytes)) / (1 << 20));
+      static_cast<double>(rows.bytes) / (1 << 20));
   if (rows.fallback_batch > 0)
     text += fmt::format("; a step with more is repeated {} sequences at a time", rows.fallback_batch);
   logger.info("{}", text);

@@ -101,7 +101,11 @@ class TrainingRun {
   }
 
  private:
-  TrainEngineOptions configured_options() const { return engine_options(config_, world().size()); }
+  TrainEngineOptions configured_options() const {
+    TrainEngineOptions options = engine_options(config_, world().size());
+    options.frozen = frozen_in_run(config_, model_.config);
+    return options;
+  }
 
   std::shared_ptr<States> make_states() const {
     const TrainingProgram program(model_, configured_options(), context_.mesh.position());

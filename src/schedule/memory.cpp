@@ -169,19 +169,19 @@ class Planner {
     measure_live_bytes(intervals, order);
     std::stable_sort(order.begin(), order.end(),
                      [&](std::size_t a, std::size_t b) { return intervals[a].bytes > intervals[b].bytes; });
-    std::vector<const Interval*> placed;  // sorted by offset
+    std::vector<Interval> placed;  // copies, which are walked in order, sorted by offset
     for (const std::size_t i : order) {
       Interval& interval = intervals[i];
       std::size_t offset = 0;
-      for (const Interval* other : placed) {
-        if (!other->overlaps(interval)) continue;
-        if (offset + interval.bytes <= other->offset) break;
-        offset = std::max(offset, other->offset + other->bytes);
+      for (const Interval& other : placed) {
+        if (!other.overlaps(interval)) continue;
+        if (offset + interval.bytes <= other.offset) break;
+        offset = std::max(offset, other.offset + other.bytes);
       }
       interval.offset = offset;
       const auto at = std::upper_bound(placed.begin(), placed.end(), offset,
-                                       [](std::size_t o, const Interval* p) { return o < p->offset; });
-      placed.insert(at, &interval);
+                                       [](std::size_t o, const Interval& p) { return o < p.offset; });
+      placed.insert(at, interval);
       plan_.arena_bytes = std::max(plan_.arena_bytes, offset + interval.bytes);
     }
   }

@@ -132,13 +132,8 @@ HostTensor stored_values(const TensorView& values, std::string_view tensor, DTyp
   // Not values.shape: GCC 13 and 14 take its copy for one of no elements, and warn.
   HostTensor stored(dtype, Shape{values.num_elements()});
   convert_values(values, stored.view());
-  if (dtype != DType::bf16) return stored;
+  if (dtype != DType::bf16 || all_finite(stored.view())) return stored;
   const std::uint16_t* const low = stored.view().as<std::uint16_t>();
-  std::int64_t num_infinite = 0;
-#pragma omp simd reduction(+ : num_infinite)
-  for (std::int64_t i = 0; i < values.num_elements(); ++i)
-    num_infinite += (low[i] & infinity) == infinity ? 1 : 0;
-  if (num_infinite == 0) return stored;
   const auto* const at = std::find_if(low, low + values.num_elements(),
                                       [](std::uint16_t value) { return (value & infinity) == infinity; });
   throw DataError(fmt::format("tensor {}: {} is beyond the range of bf16; write f32", tensor,

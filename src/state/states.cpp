@@ -81,8 +81,9 @@ void States::add(std::vector<StateSpec> specs) {
 }
 
 DType States::compute() const {
-  const bool low =
-      std::any_of(specs_.begin(), specs_.end(), [](const StateSpec& s) { return is_low(s.dtype); });
+  const bool low = std::any_of(specs_.begin(), specs_.end(), [](const StateSpec& s) {
+    return is_low(s.dtype) && s.role != Role::optimizer;
+  });
   return low ? DType::bf16 : DType::f32;
 }
 

@@ -113,10 +113,6 @@ std::vector<LocalParameter> whole_parameters(const std::vector<ParameterSpec>& s
 
 namespace {
 
-bool is_filled(const StateSpec& spec) {
-  return spec.role == Role::weight || spec.role == Role::constant;
-}
-
 /// Fills a state from a folder, part by part where the host cannot write f32 in place.
 void load_state(States& states, const StateSpec& spec, const ModelFolder& folder) {
   Device& device = states.device();
@@ -170,7 +166,7 @@ void initialise_parameter(Device& device, const TensorView& to, const LocalParam
 
 void initialise_weights(States& states, std::uint64_t seed, double initializer_range) {
   for (const StateSpec& spec : states.specs())
-    if (is_filled(spec))
+    if (holds_parameter(spec))
       initialise_parameter(states.device(), states.at(spec.name), *spec.parameter, 0, seed,
                            initializer_range);
   make_compute_copies(states);
@@ -259,7 +255,7 @@ void load_weights(States& states, const std::vector<ParameterSpec>& model, const
   check_weights_fit(model, folder);
   const ModelFolder names(folder, model);
   for (const StateSpec& spec : states.specs())
-    if (is_filled(spec)) load_state(states, spec, names);
+    if (holds_parameter(spec)) load_state(states, spec, names);
   make_compute_copies(states);
 }
 
@@ -283,6 +279,15 @@ void write_states(States& states, const TensorMap& tensors, Role role, std::stri
 }
 
 bool all_finite(const TensorView& values) {
+  if (values.dtype == DType::bf16) {
+    constexpr std::uint16_t infinity = 0x7f80;  // all bits of the exponent
+    const auto* bits = values.as<std::uint16_t>();
+    std::int64_t num_infinite = 0;
+#pragma omp simd reduction(+ : num_infinite)
+    for (std::int64_t i = 0; i < values.num_elements(); ++i)
+      num_infinite += (bits[i] & infinity) == infinity ? 1 : 0;
+    return num_infinite == 0;
+  }
   float sum = 0;  // x * 0 is NaN where x is not finite
   const float* x = values.as<float>();
 #pragma omp simd reduction(+ : sum)

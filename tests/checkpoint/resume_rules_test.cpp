@@ -60,6 +60,7 @@ TEST_CASE("each setting that is compared shows when it has changed, alone and wi
       {"train.sequence_length", {"train.sequence_length=16"}},
       {"train.global_batch", {"train.global_batch=8"}},
       {"train.micro_batch", {"train.micro_batch=1"}},
+      {"train.optimizer.moments", {"train.optimizer.moments=bf16"}},
       {"train.optimizer.betas", {"train.optimizer.betas=[0.9, 0.99]"}},
       {"train.optimizer.eps", {"train.optimizer.eps=1e-6"}},
       {"train.optimizer.weight_decay", {"train.optimizer.weight_decay=0"}},

@@ -109,6 +109,7 @@ TEST_CASE("the resolved configuration loads to the same one") {
       "decay_steps: 7}}\n",
       "model: {}\nfarskip: {mode: attention, layers: [3, 0]}\nschedule: {recompute: experts, "
       "routed_rows_memory: 1.5GiB, expert_chunks: auto}\n",
+      "model: {}\nschedule: {recompute: auto, memory: 76GiB}\ntrain: {optimizer: {moments: bf16}}\n",
       "model: {x: \"0\"}\ndata: {text: [a, 'b, c', \"010\"], tokenizer: t, weights: [0.1, "
       "0.30000000000000004, 1e-3]}\n",
       "distill: {teacher: t, loss: jsd, temperature: 2.5}\nmodel: {a: 1}\n",

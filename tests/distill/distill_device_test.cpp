@@ -8,10 +8,12 @@
 #include "support/catch.h"
 #include "support/run_files.h"
 #include "support/small_run.h"
+#include "support/states.h"
 
 namespace farskip {
 namespace {
 
+using Catch::Matchers::ContainsSubstring;
 using test::checkpoint_bytes, test::make_small_run, test::read_metrics, test::run_small, test::SmallRunKind;
 
 /// Runs on the given device whatever the configuration says.
@@ -19,6 +21,14 @@ TrainResult distill(const fs::path& run_dir, const std::shared_ptr<Device>& devi
                     std::vector<std::string> overrides) {
   overrides.emplace_back("train.optimizer.weight_decay=0");
   return run_small(make_small_run(run_dir, SmallRunKind::distill, overrides), device);
+}
+
+/// The fixture as most models come: in bf16.
+fs::path write_low_teacher(const fs::path& folder) {
+  fs::copy(test::small_model(), folder, fs::copy_options::recursive);
+  write_tensors(folder / "model.safetensors", hub_sources(*test::load_weights(test::small_model())),
+                DType::bf16);
+  return folder;
 }
 
 void check_same_numbers(const std::vector<nlohmann::json>& a, const std::vector<nlohmann::json>& b) {
@@ -119,6 +129,36 @@ TEST_CASE("distillation in bf16 in two halves gives the bytes of one piece") {
   CHECK(run("halves").step == 6);
   CHECK(checkpoint_bytes(folder / "whole", 6) == checkpoint_bytes(folder / "halves", 6));
   check_same_numbers(read_metrics(folder / "whole"), read_metrics(folder / "halves"));
+}
+
+TEST_CASE("a frozen tensor in bf16 is saved as it was read, goes on in a resumed run, and stays frozen") {
+  const test::TemporaryFolder folder;
+  const fs::path teacher = write_low_teacher(folder / "teacher");
+  const auto run = [&](const char* name, std::vector<std::string> more) {
+    more.insert(more.end(), {"precision=bf16", "distill.teacher=" + teacher.string()});
+    return distill(folder / name, make_pretended_gpu(), more);
+  };
+  const std::vector<std::string> frozen{"distill.freeze=[head, experts]"};
+  run("whole", frozen);
+  const SafetensorsFile saved(test::checkpoint_folder(folder / "whole", 6) / "model.safetensors");
+  const SafetensorsFile read(teacher / "model.safetensors");
+  for (const std::string name : {"lm_head.weight", "model.layers.2.mlp.experts.3.up_proj.weight"}) {
+    CAPTURE(name);
+    CHECK(saved.find(name).dtype == DType::bf16);
+    CHECK(test::same_bits(saved.read(name).view(), read.read(name).view()));
+  }
+  CHECK(saved.find("model.layers.2.mlp.gate.weight").dtype == DType::f32);
+
+  run("halves", frozen);
+  fs::remove_all(test::checkpoint_folder(folder / "halves", 6));
+  CHECK(run("halves", frozen).step == 6);
+  CHECK(checkpoint_bytes(folder / "whole", 6) == checkpoint_bytes(folder / "halves", 6));
+
+  // Moments of what was frozen are nowhere; what was trained is no longer the teacher's.
+  fs::remove_all(test::checkpoint_folder(folder / "halves", 6));
+  CHECK_THROWS_WITH(run("halves", {"distill.freeze=[head]"}), ContainsSubstring("more frozen parameters"));
+  CHECK_THROWS_WITH(run("halves", {"distill.freeze=[head, experts, attention]"}),
+                    ContainsSubstring("the checkpoint has trained it"));
 }
 
 }  // namespace

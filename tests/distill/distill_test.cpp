@@ -4,6 +4,7 @@
 #include <cstring>
 #include <nlohmann/json.hpp>
 
+#include "farskip/distill/distill_setup.h"
 #include "farskip/tensor/safetensors.h"
 #include "support/catch.h"
 #include "support/context.h"
@@ -28,11 +29,21 @@ TrainResult distill(const Run& run) {
   return run_small(run);
 }
 
+/// What a rank at this place of a mesh runs.
+TrainingProgram program_of(const Run& run, const MeshPosition& mesh = {}, bool zero = false,
+                           DType compute = DType::f32) {
+  TrainEngineOptions options;
+  options.zero = zero;
+  options.compute = compute;
+  options.frozen = frozen_in_run(run.config, run.model);
+  return {wire_model(run.model), options, mesh};
+}
+
 /// A run before its first step.
 struct Prepared {
   Prepared(const fs::path& run_dir, const std::vector<std::string>& overrides)
       : run(make_run(run_dir, overrides)),
-        states(test::make_weights(run.model)),
+        states(std::make_shared<States>(make_cpu_device(), program_of(run).weight_states())),
         distillation(run.config, run.model, *states,
                      test::quiet_context(make_self_mesh(), make_cpu_device(), &heartbeat)) {}
 
@@ -166,6 +177,35 @@ TEST_CASE(
   CHECK(ops["grouped_matmul"] == 3 * 2 * 3);  // of teacher and student, and back to the rows
   CHECK_FALSE(graph.find_external("grad.lm_head.weight"));
   CHECK(graph.find_external("grad.model.norm.weight"));
+}
+
+TEST_CASE("on every layout a frozen parameter is one tensor of the type it computes in, for both models") {
+  const test::TemporaryFolder folder;
+  const Run run = make_run(folder / "run", {"distill.freeze=[head, experts, router, norms]"});
+  const std::set<std::string> frozen = frozen_in_run(run.config, run.model);
+  for (const DType compute : {DType::f32, DType::bf16})
+    for (const auto& [mesh, zero] : {std::pair{MeshPosition{}, false},
+                                     {MeshPosition{2, 1, 2}, false},
+                                     {MeshPosition{2, 1, 1}, true},
+                                     {MeshPosition{4, 2, 2}, true}}) {
+      CAPTURE(dtype_name(compute), mesh.world_size, mesh.expert_size, zero);
+      const TrainingProgram program = program_of(run, mesh, zero, compute);
+      std::vector<StateSpec> states = program.weight_states();
+      for (const auto& more : {program.training_states(),
+                               plan_teacher(read_distill_setup(run.config), run.model).states(mesh, compute)})
+        states.insert(states.end(), more.begin(), more.end());
+      std::set<std::string> seen;
+      for (const StateSpec& state : states) {
+        const ParameterSpec& p = state.parameter->spec;
+        if (!frozen.contains(p.name)) continue;
+        CAPTURE(p.name);
+        CHECK(seen.insert(p.name).second);
+        CHECK(state.role == Role::constant);
+        CHECK(state.dtype == (p.has_compute_copy() ? compute : DType::f32));
+        CHECK(state.shape() == p.shape);
+      }
+      CHECK(seen == frozen);
+    }
 }
 
 TEST_CASE("a frozen tensor that both models share is kept once, and no bit depends on that") {

@@ -78,8 +78,8 @@ const std::map<std::string, std::set<std::string>> kKernels{
     {"count_routing_flips", {"III>I"}},
     {"sum_of_squares", {"F*>D"}},
     {"clip_factor", {"D>FF"}},
-    {"adamw", {"FFFFFF>FFF", "FFFFFF>FFFL"}},
-    {"muon", {"FFFFF>FF", "FFFFF>FFL"}},
+    {"adamw", {"FFFFFF>FFF", "FFFFFF>FFFL", "FLLFFF>FLL", "FLLFFF>FLLL"}},
+    {"muon", {"FFFFF>FF", "FFFFF>FFL", "FLFFF>FL", "FLFFF>FLL"}},
 };
 
 char letter(DType dtype) {

@@ -21,13 +21,13 @@ OpCase clip_case(const char* name, const std::vector<double>& sums_of_squares, d
 OpCase adamw_case(const char* name, const Shape& shape, float factor, const ops::AdamW& a) {
   HostTensor v = random_tensor(shape, 403, 0.1);
   for (float& value : v.values<float>()) value *= value;
-  return {
-      "adamw",
-      name,
-      Attributes::of(a),
-      {random_tensor(shape, 401), random_tensor(shape, 402, 0.1), v, random_tensor(shape, 404),
-       float_tensor({1}, {factor}), float_tensor({3}, {1e-3F, 1.0F / (1.0F - 0.9F), 1.0F / (1.0F - 0.95F)})},
-      {}};
+  return {"adamw",
+          name,
+          Attributes::of(a),
+          {random_tensor(shape, 401), random_tensor(shape, 402, 0.1), v, random_tensor(shape, 404),
+           float_tensor({1}, {factor}),
+           float_tensor({4}, {1e-3F, 1.0F / (1.0F - 0.9F), 1.0F / (1.0F - 0.95F), 7.0F})},
+          {}};
 }
 
 OpCase muon_case(const char* name, const Shape& shape, float factor, const ops::Muon& a) {
@@ -35,7 +35,7 @@ OpCase muon_case(const char* name, const Shape& shape, float factor, const ops::
           name,
           Attributes::of(a),
           {random_tensor(shape, 421), random_tensor(shape, 422, 0.1), random_tensor(shape, 423),
-           float_tensor({1}, {factor}), float_tensor({3}, {0.05F, 1.0F, 1.0F})},
+           float_tensor({1}, {factor}), float_tensor({4}, {0.05F, 1.0F, 1.0F, 7.0F})},
           {},
           {},
           false,
@@ -68,6 +68,7 @@ std::vector<OpCase> optimizer_cases() {
   cases.push_back(
       adamw_case("no decay, other betas", {129}, 1.0F, {.beta1 = 0.8, .beta2 = 0.999, .eps = 1e-6}));
   cases.push_back(adamw_case("more than one tile", {33, 1001}, 1.0F, {.weight_decay = 0.01}));
+  cases.push_back(adamw_case("rows of another rank", {3, 7}, 1.0F, {.rounding = {5, 11, 13}}));
   cases.push_back(adamw_case("factor 0: nothing changes", {5, 9}, 0.0F, {.weight_decay = 0.1}));
   cases.push_back(muon_case("wide", {5, 9}, 0.3F, {.weight_decay = 0.1}));
   cases.push_back(muon_case("high", {33, 7}, 1.0F, {.momentum = 0.8}));

@@ -44,6 +44,14 @@ struct OpRun {
                               const std::vector<TensorType>& types) const;
 };
 
+/// The outputs of an op by the CPU's kernel.
+template <class A>
+std::vector<Buffer> run_op(const char* op, const A& attributes, const std::vector<TensorView>& inputs) {
+  const auto held = Attributes::of(attributes);
+  const OpRun run{op_table().at(op), held, inputs};
+  return run.execute(cpu_kernel_table(), run.dtype(), run.output_types());
+}
+
 /// The same op on f64 copies of the inputs, by the reference kernels.
 std::vector<Buffer> run_reference(const OpDef& op, const Attributes& attributes,
                                   const std::vector<TensorView>& inputs);

@@ -12,13 +12,6 @@
 namespace farskip::test {
 namespace {
 
-template <class A>
-std::vector<Buffer> run_op(const char* op, const A& attributes, const std::vector<TensorView>& inputs) {
-  const auto held = Attributes::of(attributes);
-  const OpRun run{op_table().at(op), held, inputs};
-  return run.execute(cpu_kernel_table(), run.dtype(), run.output_types());
-}
-
 // Angle per position of each pair, from ROPE_INIT_FUNCTIONS["yarn"] of transformers 5.23 run in f64.
 struct YarnRow {
   ops::RopeTable attributes;
@@ -121,7 +114,8 @@ TEST_CASE("a gradient norm that is not finite gives the factor that skips the up
       CHECK(factor == 0.0F);
 
       const HostTensor p = random_tensor({3}, 1), m = random_tensor({3}, 2), v = random_tensor({3}, 3);
-      const HostTensor factors = float_tensor({1}, {factor}), hyper = float_tensor({3}, {1e-3F, 1.0F, 1.0F});
+      const HostTensor factors = float_tensor({1}, {factor}),
+                       hyper = float_tensor({4}, {1e-3F, 1.0F, 1.0F, 1.0F});
       const auto after =
           run_op("adamw", ops::AdamW{.weight_decay = 0.1},
                  {p.view(), m.view(), v.view(), gradient.view(), factors.view(), hyper.view()});

@@ -55,7 +55,7 @@ TEST_CASE("the compute copy of AdamW is the new parameter rounded, also where no
       return run_op("adamw", Attributes::of(ops::AdamW{.weight_decay = 0.1, .low_copy = copy}),
                     {random_tensor(shape, 1), random_tensor(shape, 2),
                      float_tensor({3, 701}, std::vector<float>(2103, 0.5F)), random_tensor(shape, 4),
-                     float_tensor({1}, {factor}), float_tensor({3}, {1e-2F, 1.0F, 1.0F})});
+                     float_tensor({1}, {factor}), float_tensor({4}, {1e-2F, 1.0F, 1.0F, 1.0F})});
     };
     const auto with = run(true), without = run(false);
     REQUIRE(with.size() == 4);
@@ -109,7 +109,7 @@ TEST_CASE("mixtures that no kernel computes are refused") {
   CHECK_THROWS_AS(infer("linear_cross_entropy", none, {{'L', s}, {'F', s}, {'I', row}}), InternalError);
   CHECK_THROWS_AS(infer("sum_of_squares", none, {{'L', s}}), InternalError);
   CHECK_THROWS_AS(infer("adamw", Attributes::of(ops::AdamW{}),
-                        {{'L', s}, {'F', s}, {'F', s}, {'F', s}, {'F', {1}}, {'F', {3}}}),
+                        {{'L', s}, {'F', s}, {'F', s}, {'F', s}, {'F', {1}}, {'F', {4}}}),
                   InternalError);
   CHECK_THROWS_AS(infer("cast", Attributes::of(ops::Cast{ops::CastTo::f32}), {{'F', s}}), InternalError);
 }

@@ -175,6 +175,32 @@ output "a" = %4
   CHECK(run_pass(rematerialise_cheap, text) == text);
 }
 
+TEST_CASE("what is made of a cheap value that has to be kept is computed again") {
+  // The weights of rows that came from other ranks: gathered from what is not kept.
+  CHECK(run_pass(rematerialise_cheap, R"(%0 = input "sent" : f32[3]
+%1 = input "order" : i32[3]
+%2 = input "up" : f32[3, 8]
+%3 = add(%0, %0) @0.routed.forward
+%4 = gather_rows(%3, %1) @0.routed.forward
+%5 = swiglu(%2, %4) @0.routed.forward
+%6 = matmul(%5, %5) {transpose_a=true} @0.routed.backward
+%7 = add(%4, %4) @0.routed.backward
+output "a" = %6
+output "b" = %7
+)") == R"(%0 = input "sent" : f32[3]
+%1 = input "order" : i32[3]
+%2 = input "up" : f32[3, 8]
+%3 = add(%0, %0) @0.routed.forward : f32[3]
+%4 = gather_rows(%3, %1) @0.routed.forward : f32[3]
+%5 = swiglu(%2, %4) @0.routed.forward : f32[3, 4]
+%6 = swiglu(%2, %4) @0.routed.backward : f32[3, 4]
+%7 = matmul(%6, %6) {transpose_a=true, transpose_b=false, wide=false} @0.routed.backward : f32[4, 4]
+%8 = add(%4, %4) @0.routed.backward : f32[3]
+output "a" = %7
+output "b" = %8
+)");
+}
+
 TEST_CASE("the pipeline skips, stops and dumps by name, and refuses names it does not know") {
   const std::string text = std::string(kAccumulate) +
                            "%3 = matmul(%0, %1) {transpose_a=true}\n%4 = add(%2, %3)\n" +

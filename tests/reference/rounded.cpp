@@ -136,8 +136,9 @@ void run_widened(std::string_view op, const Attributes& attributes, const Views&
 }
 
 void run_any(std::string_view op, const Attributes& attributes, const Views& in, const Views& out) {
+  const bool optimises = op == "adamw" || op == "muon";
   const bool gives_low =
-      op == "cast" || (op == "adamw" && out.size() > 3) || (op == "muon" && out.size() > 2);
+      op == "cast" || (optimises && (out.size() > in.size() - 3 || in[1].dtype == DType::bf16));
   if (gives_low)  // the CPU's own kernels give bf16
     run_kernel(cpu_kernel_table().at(op, in[0].dtype, DeviceKind::cpu), attributes, in, out);
   else

@@ -18,8 +18,9 @@ namespace farskip {
 struct TensorRows {
   Shape full_shape;  // of the whole tensor, rank 1 or 2
   std::int64_t first_row = 0;
-  Range columns{};  // of each row, those that are here
-  TensorView view;  // [num_rows] or [num_rows, columns]
+  Range columns{};           // of each row, those that are here
+  TensorView view;           // [num_rows] or [num_rows, columns]
+  bool is_constant = false;  // no step changes it
   /// Where the ranks of a tensor group have a part each of what one of them writes: its rank in the group.
   std::optional<int> writer{};
 
@@ -38,7 +39,7 @@ TensorRowsMap held_rows(const States& states, Role role);
 TensorRowsMap weights_to_write(const States& states, const MeshPosition& mesh);
 TensorRowsMap optimizer_to_write(const States& states, const MeshPosition& mesh);
 /// Bytes of it that this rank writes.
-std::size_t bytes_to_write(const TensorRowsMap& rows, const MeshPosition& mesh);
+std::size_t bytes_to_write(const TensorRows& rows, const MeshPosition& mesh);
 
 /// Puts together what several ranks of a tensor group have parts of: their writers get it whole, in
 /// `storage`, and what others write is gone from the list. Collective over `tensor`.

@@ -14,6 +14,8 @@ struct WiringPair {
 /// Both on stdout, one line a block.
 void print_wirings(const WiringPair& wirings);
 
+/// Whose rates it is by, if it is a named card's, on stdout.
+void print_card(const PlanRequest& request);
 /// On stdout: totals first; `every_collective`: the full list too.
 void print_plan(const PlanRequest& request, const PlanReport& report, bool every_collective);
 /// `wirings`: added as "graph" unless it is nullptr.

@@ -33,12 +33,13 @@ inline constexpr Choice<FarSkipMode> farskip_mode_names[] = {
     {"ladder", FarSkipMode::ladder},     {"parallel", FarSkipMode::parallel},
     {"shortcut", FarSkipMode::shortcut}, {"delay", FarSkipMode::delay}};
 
-/// What the backward pass computes again instead of keeping it.
-enum class Recompute { none, attention, experts, full };
+/// What the backward pass computes again instead of keeping it; automatic: what fits ScheduleConfig::memory.
+enum class Recompute { none, attention, experts, full, automatic };
 inline constexpr Choice<Recompute> recompute_names[] = {{"none", Recompute::none},
                                                         {"attention", Recompute::attention},
                                                         {"experts", Recompute::experts},
-                                                        {"full", Recompute::full}};
+                                                        {"full", Recompute::full},
+                                                        {"auto", Recompute::automatic}};
 
 /// What connects the GPUs of a group; automatic: copy engines where they reach all of it, else NCCL.
 enum class GpuTransport { automatic, nccl, copy_engines };
@@ -118,6 +119,7 @@ struct ScheduleConfig {
   std::optional<int> expert_chunks = 1;  // absent: chosen by a plan at the first start (auto)
   Recompute recompute = Recompute::none;
   std::optional<std::uint64_t> routed_rows_memory;  // bytes; absent: chosen by the planner (auto)
+  std::optional<std::uint64_t> memory;              // bytes of a rank that recompute: auto has to fit
   bool operator==(const ScheduleConfig&) const = default;
 };
 
@@ -136,7 +138,8 @@ struct DataConfig {
 
 struct OptimizerConfig {
   OptimizerName name = OptimizerName::adamw;
-  double momentum = 0.95;  // of Muon
+  Precision moments = Precision::fp32;  // in which what it keeps of a weight is kept
+  double momentum = 0.95;               // of Muon
   double beta1 = 0.9, beta2 = 0.95;
   double eps = 1e-8;
   double weight_decay = 0.1;    // on tensors of rank >= 2

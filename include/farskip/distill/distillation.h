@@ -14,8 +14,9 @@ namespace farskip {
 
 class Distillation final : public RunObjective {
  public:
-  /// `student`: with its final wiring. `states`: its weights, which are filled with those that the run begins
-  /// with. Collective. Errors: UsageError where teacher and student do not fit.
+  /// `student`: with its final wiring. `states`: its TrainingProgram::weight_states with what the run
+  /// freezes, which are filled with those that the run begins with. Collective. Errors: UsageError where
+  /// teacher and student do not fit.
   Distillation(const RunConfig& config, const ModelConfig& student, States& states, const Context& context);
 
   const std::set<std::string>& frozen() const { return frozen_; }

@@ -22,7 +22,7 @@ class RunObjective {
   RunObjective& operator=(const RunObjective&) = delete;
   virtual ~RunObjective() = default;
 
-  /// Sets the objective of a step and the parameters that stay as they are.
+  /// Sets the objective of a step.
   virtual void add_to(TrainingOptions& /*options*/) const {}
   /// Of the forward on held-out text; nullptr: cross-entropy on the data.
   virtual std::shared_ptr<const StepObjective> validation_objective() const { return nullptr; }

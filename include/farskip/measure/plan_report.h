@@ -29,7 +29,8 @@ struct PlanRequest {
   /// Of activations, gradients and what travels. With bf16, weights are kept in both types, gradients are
   /// summed up in fp32, and kernels are taken to need no scratch memory.
   DType dtype = DType::f32;
-  PlanCosts costs;
+  PlanCosts costs{};
+  WorkspaceRule workspace{};  // of the device; absent: as `dtype` says
 };
 
 struct PlannedCollective {
@@ -100,6 +101,18 @@ struct PlanReport {
   std::size_t num_nodes = 0;               // of the graphs of a step with FarSkip wiring
   double planning_seconds = 0;
 };
+
+/// The wiring of the request alone: what a search compares.
+struct PlannedStep {
+  double seconds = 0;
+  MemoryReport memory;
+};
+/// In its overlapped plan, as plan_step has it. Errors as there.
+PlannedStep plan_scheduled_step(const PlanRequest& request, const Logger& logger);
+/// In graph order, with late waits, which is found some ten times as fast; training's order is rarely slower,
+/// and may take more memory. Where more than `most_bytes` are taken anyway, the worst routing is left out.
+PlannedStep plan_step_in_graph_order(const PlanRequest& request, std::uint64_t most_bytes,
+                                     const Logger& logger);
 
 /// Same arguments, same report, but for planning_seconds. UsageError where ranks do not divide the experts,
 /// or costs say nothing about an op.

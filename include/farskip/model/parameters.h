@@ -102,6 +102,8 @@ struct LocalParameter {
   /// Over which axis ranks have other parts of it; batch or data: over none.
   std::optional<MeshAxis> cut_axis;
 
+  /// Of the whole parameter. Behind the last row here: that number.
+  std::int64_t whole_row(std::int64_t row) const;
   bool has_whole_rows() const { return columns.count == farskip::row_size(full_shape); }
   /// Calls f(local row, row of the whole parameter, count) for the blocks of local rows [first, first +
   /// count).

@@ -23,15 +23,29 @@ struct ClipFactor {
 /// the update is then skipped.
 std::pair<ValueId, ValueId> clip_factor(Builder& b, std::vector<ValueId> sums, double max_norm);
 
+/// Which random bits states in bf16 are rounded by (backend/random_rounding.h). Not read where they are f32.
+struct StateRounding {
+  std::int64_t seed = 0;    // of the run
+  std::int64_t stream = 0;  // of the parameter, below 2^32
+  std::int64_t first = 0;   // element of the whole parameter where the part here begins; others follow it
+};
+
+/// f32[4]: what the update of a step reads.
+enum HyperElement { kLearningRate, kOverC1, kOverC2, kStep, kNumHyper };
+
 struct AdamW {
   double beta1 = 0.9, beta2 = 0.95, eps = 1e-8, weight_decay = 0.0;
   bool low_copy = false;
+  StateRounding rounding{};
   static void fields(auto& self, auto&& f) {
     f("beta1", self.beta1);
     f("beta2", self.beta2);
     f("eps", self.eps);
     f("weight_decay", self.weight_decay);
     f("low_copy", self.low_copy);
+    f("seed", self.rounding.seed);
+    f("stream", self.rounding.stream);
+    f("first", self.rounding.first);
   }
 };
 struct AdamWState {
@@ -39,9 +53,10 @@ struct AdamWState {
   ValueId low_copy{};  // with AdamW::low_copy: the new parameter, rounded to bf16; a result only
 };
 /// Decoupled weight decay (Loshchilov & Hutter 2019): g' = factor·g; m = β1 m + (1-β1) g'; v = β2 v +
-/// (1-β2) g'²; p = p (1 - lr·wd) - lr · (m/c1) / (sqrt(v/c2) + eps), c_i = 1 - β_i^step. hyper f32[3] =
-/// {lr, 1/c1, 1/c2}; factor f32[1]. Where factor is 0 nothing changes (low_copy is then the rounded p). In
-/// place in p, m, v.
+/// (1-β2) g'²; p = p (1 - lr·wd) - lr · (m/c1) / (sqrt(v/c2) + eps), c_i = 1 - β_i^step. hyper f32[4] =
+/// {lr, 1/c1, 1/c2, step}; factor f32[1]. m and v are f32 or bf16; in bf16 p moves by the new ones as they
+/// are in f32, and AdamW::rounding says how they are rounded then. Where factor is 0 nothing changes
+/// (low_copy is then the rounded p). In place in p, m, v.
 AdamWState adamw(Builder& b, const AdamWState& state, ValueId grad, ValueId factor, ValueId hyper,
                  const AdamW& attributes);
 
@@ -49,11 +64,15 @@ struct Muon {
   double momentum = 0.95, weight_decay = 0.0;
   std::int64_t matrix_rows = 0;  // of one matrix; 0: all rows are one
   bool low_copy = false;
+  StateRounding rounding{};
   static void fields(auto& self, auto&& f) {
     f("momentum", self.momentum);
     f("weight_decay", self.weight_decay);
     f("matrix_rows", self.matrix_rows);
     f("low_copy", self.low_copy);
+    f("seed", self.rounding.seed);
+    f("stream", self.rounding.stream);
+    f("first", self.rounding.first);
   }
   /// Newton-Schulz: X ← a X + (b A + c A²) X with A = X Xᵀ, so often.
   static constexpr int kSteps = 5;
@@ -81,8 +100,8 @@ struct MuonState {
 /// Muon (Jordan et al. 2024) with Nesterov momentum, of each matrix [matrix_rows, columns] that lie below
 /// each other in [rows, columns]: g' = factor·g; m = μ m + (1-μ) g'; u = μ m + (1-μ) g'; X = u / max(‖u‖,
 /// 1e-7), then kSteps of Newton-Schulz; p = p (1 - lr·wd) - lr · MuonMatrix::scale · X. On a GPU X and A
-/// are bf16. hyper as of adamw, of which lr is read; factor f32[1]. Where factor is 0 nothing changes. In
-/// place in p, m.
+/// are bf16. hyper as of adamw; factor f32[1]. m is f32 or bf16, and is then rounded as adamw's is, after X.
+/// Where factor is 0 nothing changes. In place in p, m.
 MuonState muon(Builder& b, const MuonState& state, ValueId grad, ValueId factor, ValueId hyper,
                const Muon& attributes);
 

@@ -44,6 +44,7 @@ struct MicroBatchKind {
   int in_flight = 1;
   Recompute recompute = Recompute::none;     // what the backward computes again (passes/recompute.h)
   const StepObjective* objective = nullptr;  // none: cross-entropy on the data
+  bool sends_again = false;                  // rows travel again too, for a backward that recomputes
 };
 /// `trained`: local_parameters() that get a gradient.
 PassPipeline micro_batch_pipeline(const Model& model, const std::vector<LocalParameter>& trained,

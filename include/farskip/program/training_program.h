@@ -24,8 +24,9 @@ struct TrainingOptions {
                                    // yet (measure/measure.h), and a program takes one
   bool document_mask = false;
   bool balance_loss = false;
-  Recompute recompute = Recompute::none;
+  Recompute recompute = Recompute::none;  // automatic: not chosen yet (measure/search.h), and nothing is
   OptimizerConfig optimizer;
+  std::uint64_t seed = 0;  // of random rounding
   bool zero = false;
   DType compute = DType::f32;  // or bf16: activations and what products read; state stays f32
   bool deterministic = true;   // false: kernels that do not repeat their bits may be taken
@@ -40,7 +41,7 @@ struct RoutedRowsPlan {
   std::int64_t max_rows = 0;        // in the usual plan
   std::int64_t fallback_batch = 0;  // sequences at once when that does not hold; 0: it always holds
   std::int64_t fallback_rows = 0;
-  std::uint64_t bytes = 0, fallback_bytes = 0;  // of routed activations that either keeps for the backward
+  std::uint64_t bytes = 0;  // of routed activations that the usual plan keeps for the backward
 };
 /// UsageError when `routed_rows_memory` is too small for one sequence that is routed to one rank entirely.
 RoutedRowsPlan plan_routed_rows(const ModelConfig& config, const TrainingOptions& options, int expert_size);
@@ -65,8 +66,10 @@ class TrainingProgram {
   /// last one sums over them.
   using Runs = std::map<MicroBatch, std::int64_t>;
   Runs micro_batches() const;
-  /// The same where routed rows do not fit; empty where they always do.
+  /// The same where routed rows do not fit; empty where they always do. That is seldom, and takes little
+  /// memory: routed rows travel in parts, and again for the backward, which recomputes everything.
   Runs fallback() const;
+  bool is_fallback(const MicroBatch& kind) const;
 
   PassPipeline micro_batch(const MicroBatch& kind) const;
   PassPipeline update() const;
@@ -79,17 +82,16 @@ class TrainingProgram {
   const std::vector<LocalParameter>& parameters() const { return parameters_; }
   const std::vector<LocalParameter>& trained() const { return trained_; }
   const Optimizer& optimizer() const { return *optimizer_; }
-  /// What its graphs read and write beside inputs: weights first (weight_states), then the rest.
-  std::vector<StateSpec> weight_states() const {
-    return farskip::weight_states(parameters_, options_.compute);
-  }
+  /// What its graphs read and write beside inputs: weights first (weight_states; of what is frozen only
+  /// constant_states), then the rest.
+  std::vector<StateSpec> weight_states() const;
   std::vector<StateSpec> training_states() const;
   /// The same parameters, otherwise wired.
   void rewire(LayerGraph layers) { model_.layers = std::move(layers); }
 
  private:
   Runs runs(MicroBatch kind, std::int64_t count) const;
-  StepSharding sharding(std::int64_t max_rows) const;
+  StepSharding sharding(std::int64_t max_rows, int least_chunks = 1) const;
 
   Model model_;
   TrainingOptions options_;

@@ -7,8 +7,9 @@
 
 namespace farskip {
 
-/// Adds the costs that the scheduler plans by, and the number of chunks where that is to be chosen. Both are
-/// kept in the run folder: bits depend on the chunks, so they are chosen once a run. Collective.
+/// Chooses what the backward recomputes where that is to be chosen; adds the costs that the scheduler plans
+/// by, and the number of chunks where that is to be chosen. The last two are kept in the run folder: bits
+/// depend on the chunks, so they are chosen once a run. Collective.
 void choose_schedule(const RunConfig& config, const Model& model, const Context& context,
                      TrainEngineOptions& options);
 

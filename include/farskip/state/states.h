@@ -18,11 +18,11 @@
 namespace farskip {
 
 enum class Role : std::uint8_t {
-  weight,        // f32, trained or not
+  weight,        // f32, moved by steps
   compute_copy,  // of a weight, in the type that graphs compute in
   gradient,
   optimizer,  // what an optimizer keeps of a weight
-  constant,   // what graphs read of a model that no step changes
+  constant,   // what graphs read of a model, or a part of one, that no step changes
   cache,      // of the tokens that a model has read
 };
 
@@ -42,6 +42,10 @@ struct StateSpec {
   std::size_t num_bytes() const;
 };
 std::size_t total_bytes(std::span<const StateSpec> specs, Role role);
+/// Holds the parameter itself, not a copy or what belongs to it.
+inline bool holds_parameter(const StateSpec& spec) {
+  return spec.role == Role::weight || spec.role == Role::constant;
+}
 
 /// Weights in f32; in bf16 also the copies that graphs read instead of matrices
 /// (ParameterSpec::has_compute_copy).

@@ -50,7 +50,7 @@ void check_weights_fit(const std::vector<ParameterSpec>& model, const Safetensor
 void load_parameter(const TensorView& to, const LocalParameter& parameter, const ModelFolder& folder,
                     std::int64_t first = 0);
 
-/// Of f32 values.
+/// Of f32 or bf16 values.
 bool all_finite(const TensorView& values);
 
 /// States of one role (and kind) on the host, by parameter: copies. For what is done on the host with all of

@@ -7,6 +7,7 @@
 #include "farskip/backend/cpu/parallel.h"
 #include "farskip/backend/cpu/reduce.h"
 #include "farskip/backend/kernel.h"
+#include "farskip/backend/random_rounding.h"
 #include "farskip/ops/optimizer_ops.h"
 
 namespace farskip {
@@ -27,7 +28,8 @@ class MuonUpdate {
         a_(call.get<ops::Muon>()),
         size_(a_, call.in_shape(0)),
         factor_(call.in(3)[0]),
-        learning_rate_(call.in(4)[0]),
+        learning_rate_(call.in(4)[ops::kLearningRate]),
+        bits_(a_.rounding, call.in(4)[ops::kStep]),
         sums_(reinterpret_cast<double*>(call.workspace.data())),
         x_(reinterpret_cast<float*>(sums_ + size_.elements / cpu::kElementsPerTile + 2)),
         next_(x_ + size_.elements),
@@ -55,26 +57,45 @@ class MuonUpdate {
  private:
   /// Nothing changes; the gradient may be NaN.
   void keep(std::int64_t first) const {
-    for (std::size_t i = 0; i < 2; ++i)
-      if (call_.in(i) != call_.out(i))
-        std::memcpy(call_.out(i) + first, call_.in(i) + first,
-                    static_cast<std::size_t>(size_.elements) * sizeof(float));
+    for (std::size_t i = 0; i < 2; ++i) {
+      const TensorView &from = call_.inputs[i], &to = call_.outputs[i];
+      const std::size_t size = dtype_size(from.dtype), offset = static_cast<std::size_t>(first) * size;
+      if (from.data != to.data)
+        std::memcpy(to.as<std::byte>() + offset, from.as<std::byte>() + offset,
+                    static_cast<std::size_t>(size_.elements) * size);
+    }
   }
 
-  /// The new momentum, and Nesterov's look ahead of it in x_, of norm 1.
-  void take_momentum(std::int64_t first) const {
-    const float *m = call_.in(1) + first, *gradient = call_.in(2) + first;
-    float* m_out = call_.out(1) + first;
+  static float read(float value) { return value; }
+  static float read(std::uint16_t low) { return bf16_to_f32(low); }
+  void write(float value, std::int64_t /*position*/, float& to) const { to = value; }
+  void write(float value, std::int64_t position, std::uint16_t& to) const {
+    to = round_at_random(value,
+                         bits_.word(static_cast<std::uint64_t>(a_.rounding.first + position)) & 0xffffU);
+  }
+
+  /// The new momentum, and Nesterov's look ahead of it in x_.
+  template <class T>
+  void move_momentum(std::int64_t first, const T* m, T* m_out) const {
+    const float* gradient = call_.in(2) + first;
     const auto old = static_cast<float>(a_.momentum), rest = static_cast<float>(1.0 - a_.momentum);
     cpu::parallel_ranges(size_.elements, cpu::kElementsPerTile, [&](std::int64_t begin, std::int64_t end) {
 #pragma omp simd
       for (std::int64_t i = begin; i < end; ++i) {
         const float g = factor_ * gradient[i];
-        const float now = old * m[i] + rest * g;
-        m_out[i] = now;
+        const float now = old * read(m[i]) + rest * g;
+        write(now, first + i, m_out[i]);
         x_[i] = old * now + rest * g;
       }
     });
+  }
+
+  /// The same of norm 1.
+  void take_momentum(std::int64_t first) const {
+    if (is_low(call_.inputs[1].dtype))
+      move_momentum(first, call_.in<std::uint16_t>(1) + first, call_.out<std::uint16_t>(1) + first);
+    else
+      move_momentum(first, call_.in(1) + first, call_.out(1) + first);
     const std::int64_t tiles = (size_.elements + cpu::kElementsPerTile - 1) / cpu::kElementsPerTile;
     cpu::parallel_for(tiles, [&](std::int64_t tile) {
       const float* values = x_ + tile * cpu::kElementsPerTile;
@@ -141,11 +162,12 @@ class MuonUpdate {
   const ops::Muon& a_;
   const ops::MuonMatrix size_;
   const float factor_, learning_rate_;
+  const RoundingBits bits_;
   double* const sums_;
   float *x_, *next_, *const gram_, *const polynomial_;
 };
 
-// parameter, momentum, gradient, factor[1], hyper[3] → parameter, momentum, [parameter in bf16]
+// parameter, momentum, gradient, factor[1], hyper → parameter, momentum, [parameter in bf16]
 void run_muon(const KernelCall& call) {
   if (call.in_shape(0).num_elements() > 0) MuonUpdate(call).run();
 }

@@ -7,6 +7,7 @@
 #include "farskip/backend/cpu/parallel.h"
 #include "farskip/backend/cpu/reduce.h"
 #include "farskip/backend/kernel.h"
+#include "farskip/backend/random_rounding.h"
 #include "farskip/ops/optimizer_ops.h"
 
 namespace farskip {
@@ -71,22 +72,30 @@ struct AdamWStep {
         rest1(static_cast<float>(1.0 - a.beta1)),
         rest2(static_cast<float>(1.0 - a.beta2)),
         eps(static_cast<float>(a.eps)),
-        keep(static_cast<float>(1.0 - static_cast<double>(hyper[0]) * a.weight_decay)),
+        keep(static_cast<float>(1.0 - static_cast<double>(hyper[ops::kLearningRate]) * a.weight_decay)),
         factor(clip),
-        step(hyper[0] * hyper[1]),
-        over_c2(hyper[2]) {}
+        step(hyper[ops::kLearningRate] * hyper[ops::kOverC1]),
+        over_c2(hyper[ops::kOverC2]),
+        bits(a.rounding, hyper[ops::kStep]),
+        position(static_cast<std::uint64_t>(a.rounding.first)) {}
   float beta1, beta2, rest1, rest2, eps;
   float keep;    // 1 - lr · weight decay
   float factor;  // of the gradient
   float step;    // lr / c1
   float over_c2;
+  RoundingBits bits;       // of moments in bf16,
+  std::uint64_t position;  // of which the first here is this one of the parameter's
 };
 
 void copy_state(const KernelCall& call, std::int64_t begin, std::int64_t end) {
-  for (std::size_t i = 0; i < 3; ++i)
-    if (call.in(i) != call.out(i))
-      std::memcpy(call.out(i) + begin, call.in(i) + begin,
-                  static_cast<std::size_t>(end - begin) * sizeof(float));
+  for (std::size_t i = 0; i < 3; ++i) {
+    const TensorView &from = call.inputs[i], &to = call.outputs[i];
+    const std::size_t size = dtype_size(from.dtype);
+    if (from.data != to.data)
+      std::memcpy(to.as<std::byte>() + static_cast<std::size_t>(begin) * size,
+                  from.as<std::byte>() + static_cast<std::size_t>(begin) * size,
+                  static_cast<std::size_t>(end - begin) * size);
+  }
 }
 
 /// Square roots in place. std::sqrt may set errno, which keeps a loop of it from being vectorised.
@@ -101,25 +110,74 @@ void take_roots(float* values, std::int64_t n) {
   for (; i < n; ++i) values[i] = std::sqrt(values[i]);
 }
 
-void update_state(const KernelCall& call, const AdamWStep s, std::int64_t begin, std::int64_t end) {
-  const float *p = call.in(0), *m = call.in(1), *v = call.in(2), *gradient = call.in(3);
-  float *p_out = call.out(0), *m_out = call.out(1), *v_out = call.out(2);
-  constexpr std::int64_t chunk = 512;  // stays in the first-level cache between the loops
-  alignas(64) float roots[chunk];
-  for (std::int64_t first = begin; first < end; first += chunk) {
-    const std::int64_t last = std::min(end, first + chunk);
+constexpr std::int64_t kChunk = 512;  // elements that stay in the first-level cache between loops
+
+/// A chunk of f32 moments where they lie, or of those in bf16 a copy.
+class MomentChunk {
+ public:
+  MomentChunk(const KernelCall& call, std::size_t input)
+      : in_(call.inputs[input]), out_(call.outputs[input]) {}
+
+  const float* read(std::int64_t first, std::int64_t count) {
+    if (!is_low(in_.dtype)) return in_.as<float>() + first;
+    const auto* low = in_.as<std::uint16_t>() + first;
+    for (std::int64_t i = 0; i < count; ++i) copy_[i] = bf16_to_f32(low[i]);
+    return copy_;
+  }
+  float* written(std::int64_t first) { return is_low(out_.dtype) ? copy_ : out_.as<float>() + first; }
+  /// `words`: of the elements of the chunk, of which the bits from `shift` on are this moment's.
+  void round(const std::uint32_t* words, int shift, std::int64_t first, std::int64_t count) {
+    auto* low = out_.as<std::uint16_t>() + first;
 #pragma omp simd
-    for (std::int64_t i = first; i < last; ++i) {
+    for (std::int64_t i = 0; i < count; ++i) low[i] = round_at_random(copy_[i], words[i] >> shift & 0xffffU);
+  }
+
+ private:
+  const TensorView &in_, &out_;
+  alignas(64) float copy_[kChunk];
+};
+
+/// The words of elements of the parameter from `position` on.
+void draw_words(const RoundingBits& bits, std::uint64_t position, std::int64_t count, std::uint32_t* words) {
+  std::int64_t i = 0;
+  for (; i < count && (position + static_cast<std::uint64_t>(i)) % 4 != 0; ++i)
+    words[i] = bits.word(position + static_cast<std::uint64_t>(i));
+  const std::uint64_t block = (position + static_cast<std::uint64_t>(i)) / 4;
+  const std::int64_t whole = (count - i) / 4;
+#pragma omp simd
+  for (std::int64_t b = 0; b < whole; ++b) {
+    const RoundingBits::Block four = bits.block(block + static_cast<std::uint64_t>(b));
+    for (std::size_t j = 0; j < 4; ++j) words[i + 4 * b + static_cast<std::int64_t>(j)] = four[j];
+  }
+  for (i += 4 * whole; i < count; ++i) words[i] = bits.word(position + static_cast<std::uint64_t>(i));
+}
+
+void update_state(const KernelCall& call, const AdamWStep& s, std::int64_t begin, std::int64_t end) {
+  MomentChunk first_moment(call, 1), second_moment(call, 2);
+  alignas(64) float roots[kChunk];
+  alignas(64) std::uint32_t words[kChunk];
+  for (std::int64_t first = begin; first < end; first += kChunk) {
+    const std::int64_t count = std::min(kChunk, end - first);
+    const float *p = call.in(0) + first, *gradient = call.in(3) + first;
+    const float *m = first_moment.read(first, count), *v = second_moment.read(first, count);
+    float *p_out = call.out(0) + first, *m_out = first_moment.written(first),
+          *v_out = second_moment.written(first);
+#pragma omp simd
+    for (std::int64_t i = 0; i < count; ++i) {
       const float g = s.factor * gradient[i];
       const float new_v = s.beta2 * v[i] + s.rest2 * g * g;
       m_out[i] = s.beta1 * m[i] + s.rest1 * g;
       v_out[i] = new_v;
-      roots[i - first] = new_v * s.over_c2;
+      roots[i] = new_v * s.over_c2;
     }
-    take_roots(roots, last - first);
+    take_roots(roots, count);
 #pragma omp simd
-    for (std::int64_t i = first; i < last; ++i)
-      p_out[i] = s.keep * p[i] - s.step * m_out[i] / (roots[i - first] + s.eps);
+    for (std::int64_t i = 0; i < count; ++i)
+      p_out[i] = s.keep * p[i] - s.step * m_out[i] / (roots[i] + s.eps);
+    if (!is_low(call.outputs[1].dtype)) continue;
+    draw_words(s.bits, s.position + static_cast<std::uint64_t>(first), count, words);
+    first_moment.round(words, 0, first, count);
+    second_moment.round(words, 16, first, count);
   }
 }
 
@@ -129,7 +187,7 @@ void round_parameter(const KernelCall& call, std::int64_t begin, std::int64_t en
   for (std::int64_t i = begin; i < end; ++i) low[i] = f32_to_bf16(p[i]);
 }
 
-// parameter, m, v, gradient, factor[1], hyper[3] = {lr, 1/c1, 1/c2} → parameter, m, v, [parameter in bf16]
+// parameter, m, v, gradient, factor[1], hyper → parameter, m, v, [parameter in bf16]
 void run_adamw(const KernelCall& call) {
   const AdamWStep step(call.get<ops::AdamW>(), call.in(4)[0], call.in(5));
   const auto run_range = [&](std::int64_t begin, std::int64_t end) {

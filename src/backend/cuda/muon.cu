@@ -5,6 +5,7 @@
 
 #include "backend/cuda/launch.cuh"
 #include "backend/cuda/product.h"
+#include "farskip/backend/random_rounding.h"
 #include "farskip/ops/optimizer_ops.h"
 #include "farskip/tensor/alignment.h"
 
@@ -14,27 +15,38 @@ namespace {
 
 constexpr int kSumBlocks = 264;
 
+template <class Moment>
 struct MomentumArguments {
-  const float *m, *gradient, *factor;
-  float *m_out, *look_ahead;
+  const Moment* m;
+  const float *gradient, *factor, *hyper;
+  Moment* m_out;
+  float* look_ahead;
   std::int64_t n;
   float old, rest;
+  ops::StateRounding rounding;  // of the matrix
 };
 
 /// The new momentum and Nesterov's look ahead of it; sums[block] = Σ of the squares of the latter, in f64.
-__global__ void __launch_bounds__(kThreads) momentum_kernel(MomentumArguments a, double* sums) {
+template <class Moment>
+__global__ void __launch_bounds__(kThreads) momentum_kernel(MomentumArguments<Moment> a, double* sums) {
   __shared__ double shared[kWarpsPerBlock];
+  const RoundingBits bits(a.rounding, a.hyper[ops::kStep]);
   const float factor = *a.factor;
   const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * kThreads;
   double sum = 0.0;
   for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < a.n; i += step) {
-    float now = a.m[i], ahead = 0.0F;
+    float now = to_float(a.m[i]), ahead = 0.0F;
     if (factor != 0.0F) {  // else the gradient may be NaN, and nothing changes
       const float g = factor * a.gradient[i];
       now = a.old * now + a.rest * g;
       ahead = a.old * now + a.rest * g;
     }
-    a.m_out[i] = now;
+    if constexpr (sizeof(Moment) == sizeof(float)) {
+      a.m_out[i] = now;
+    } else {
+      const std::uint32_t word = bits.word(static_cast<std::uint64_t>(a.rounding.first + i));
+      reinterpret_cast<std::uint16_t*>(a.m_out)[i] = round_at_random(now, word & 0xffffU);
+    }
     a.look_ahead[i] = ahead;
     sum += static_cast<double>(ahead) * static_cast<double>(ahead);
   }
@@ -163,7 +175,27 @@ void iterate(const KernelCall& call, const ops::MuonMatrix& size, Scratch& s) {
   std::swap(s.x, s.next);
 }
 
-// parameter, momentum, gradient, factor[1], hyper[3] → parameter, momentum, [parameter in bf16]
+template <class Moment>
+void take_momentum(const KernelCall& call, std::int64_t first, std::int64_t elements, int blocks,
+                   const Scratch& s) {
+  const auto& a = call.get<ops::Muon>();
+  ops::StateRounding rounding = a.rounding;
+  rounding.first += first;
+  launch(call, momentum_kernel<Moment>, blocks, kThreads, 0,
+         MomentumArguments<Moment>{.m = call.in<Moment>(1) + first,
+                                   .gradient = call.in(2) + first,
+                                   .factor = call.in(3),
+                                   .hyper = call.in(4),
+                                   .m_out = call.out<Moment>(1) + first,
+                                   .look_ahead = s.look_ahead,
+                                   .n = elements,
+                                   .old = static_cast<float>(a.momentum),
+                                   .rest = static_cast<float>(1.0 - a.momentum),
+                                   .rounding = rounding},
+         s.sums);
+}
+
+// parameter, momentum, gradient, factor[1], hyper → parameter, momentum, [parameter in bf16]
 void run_muon(const KernelCall& call) {
   const auto& a = call.get<ops::Muon>();
   const std::int64_t all = call.in_shape(0).num_elements();
@@ -172,16 +204,10 @@ void run_muon(const KernelCall& call) {
   Scratch s(size, call.workspace.data());
   const int blocks = static_cast<int>(std::min<std::int64_t>(kSumBlocks, ceil_div(size.elements, kThreads)));
   for (std::int64_t first = 0; first < all; first += size.elements) {
-    launch(call, momentum_kernel, blocks, kThreads, 0,
-           MomentumArguments{.m = call.in(1) + first,
-                             .gradient = call.in(2) + first,
-                             .factor = call.in(3),
-                             .m_out = call.out(1) + first,
-                             .look_ahead = s.look_ahead,
-                             .n = size.elements,
-                             .old = static_cast<float>(a.momentum),
-                             .rest = static_cast<float>(1.0 - a.momentum)},
-           s.sums);
+    if (call.inputs[1].dtype == DType::bf16)
+      take_momentum<bf16>(call, first, size.elements, blocks, s);
+    else
+      take_momentum<float>(call, first, size.elements, blocks, s);
     launch(call, normalise_kernel, blocks, kThreads, 0, s.look_ahead, s.sums, blocks, s.x, size.elements);
     for (int step = 0; step < ops::Muon::kSteps; ++step) iterate(call, size, s);
     launch(call, apply_kernel, blocks, kThreads, 0,

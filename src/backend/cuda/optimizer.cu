@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Gradient norm, clip factor and the AdamW update.
 #include "backend/cuda/launch.cuh"
+#include "farskip/backend/random_rounding.h"
 #include "farskip/ops/optimizer_ops.h"
 
 namespace farskip {
@@ -118,22 +119,80 @@ void run_clip_factor(const KernelCall& call) {
 }
 
 /// What every element of an update shares, apart from what stands on the device (factor, hyper).
+template <class Moment>
 struct AdamWArguments {
-  const float *p, *m, *v, *gradient, *factor, *hyper;
-  float *p_out, *m_out, *v_out;  // may be p, m, v
-  bf16* low_copy;                // may be nullptr
+  const float *p, *gradient, *factor, *hyper;
+  const Moment *m, *v;
+  float* p_out;  // may be p, as the next ones m, v
+  Moment *m_out, *v_out;
+  bf16* low_copy;  // may be nullptr
   std::int64_t n;
   float beta1, beta2, rest1, rest2, eps;
   double weight_decay;
+  ops::StateRounding rounding;
 };
 
+/// Stores N moments; those in bf16 are rounded by the bits of their words from `shift` on.
+template <int N>
+__device__ void store_moments(float* to, const float (&values)[N], const std::uint32_t (&)[N], int) {
+  store<N>(to, values);
+}
+template <int N>
+__device__ void store_moments(bf16* to, const float (&values)[N], const std::uint32_t (&words)[N],
+                              int shift) {
+  std::uint16_t low[N];
+#pragma unroll
+  for (int i = 0; i < N; ++i) low[i] = round_at_random(values[i], words[i] >> shift & 0xffffU);
+  if constexpr (N == 4) {
+    *reinterpret_cast<uint2*>(to) =
+        uint2{low[0] | std::uint32_t{low[1]} << 16, low[2] | std::uint32_t{low[3]} << 16};
+  } else {
+#pragma unroll
+    for (int i = 0; i < N; ++i) reinterpret_cast<std::uint16_t*>(to)[i] = low[i];
+  }
+}
+
+template <int N>
+__device__ void load_moments(const float* from, float (&values)[N]) {
+  load<N>(from, values);
+}
+template <int N>
+__device__ void load_moments(const bf16* from, float (&values)[N]) {
+  if constexpr (N == 4) {
+    const uint2 four = *reinterpret_cast<const uint2*>(from);
+    values[0] = __uint_as_float(four.x << 16);
+    values[1] = __uint_as_float(four.x & 0xffff0000U);
+    values[2] = __uint_as_float(four.y << 16);
+    values[3] = __uint_as_float(four.y & 0xffff0000U);
+  } else {
+#pragma unroll
+    for (int i = 0; i < N; ++i) values[i] = to_float(from[i]);
+  }
+}
+
+/// The words of N elements; with N 4 they are one block.
+template <int N>
+__device__ void draw_words(const RoundingBits& bits, std::int64_t position, std::uint32_t (&words)[N]) {
+  if constexpr (N == 4) {
+    const RoundingBits::Block block = bits.block(static_cast<std::uint64_t>(position) / 4);
+#pragma unroll
+    for (int i = 0; i < N; ++i) words[i] = block[i];
+  } else {
+#pragma unroll
+    for (int i = 0; i < N; ++i) words[i] = bits.word(static_cast<std::uint64_t>(position + i));
+  }
+}
+
 struct AdamWStep {
-  __device__ explicit AdamWStep(const AdamWArguments& a)
+  template <class Moment>
+  __device__ explicit AdamWStep(const AdamWArguments<Moment>& a)
       : factor(*a.factor),
-        keep(static_cast<float>(1.0 - static_cast<double>(a.hyper[0]) * a.weight_decay)),
-        step(a.hyper[0] * a.hyper[1]),
-        over_c2(a.hyper[2]) {}
-  __device__ void update(const AdamWArguments& a, float& p, float& m, float& v, float gradient) const {
+        keep(static_cast<float>(1.0 - static_cast<double>(a.hyper[ops::kLearningRate]) * a.weight_decay)),
+        step(a.hyper[ops::kLearningRate] * a.hyper[ops::kOverC1]),
+        over_c2(a.hyper[ops::kOverC2]) {}
+  template <class Moment>
+  __device__ void update(const AdamWArguments<Moment>& a, float& p, float& m, float& v,
+                         float gradient) const {
     if (factor == 0.0F) return;  // the gradient may be NaN: nothing changes
     const float g = factor * gradient;
     v = a.beta2 * v + a.rest2 * g * g;
@@ -144,10 +203,19 @@ struct AdamWStep {
 };
 
 /// N elements a thread, twice, all loaded before the first is stored. The tail is done singly.
-template <int N>
-__global__ void __launch_bounds__(kThreads) adamw_kernel(AdamWArguments a) {
+template <int N, class Moment>
+__global__ void __launch_bounds__(kThreads) adamw_kernel(AdamWArguments<Moment> a) {
   constexpr int vectors = 2;
   const AdamWStep step(a);
+  const RoundingBits bits(a.rounding, a.hyper[ops::kStep]);
+  const auto store_both = [&](std::int64_t at, const auto& m, const auto& v) {
+    constexpr int count = sizeof(m) / sizeof(float);
+    std::uint32_t words[count] = {};
+    if constexpr (sizeof(Moment) == 2)
+      if (step.factor != 0.0F) draw_words<count>(bits, a.rounding.first + at, words);
+    store_moments<count>(a.m_out + at, m, words, 0);
+    store_moments<count>(a.v_out + at, v, words, 16);
+  };
   const std::int64_t first = (static_cast<std::int64_t>(blockIdx.x) * vectors * kThreads + threadIdx.x) * N;
   float p[vectors][N], m[vectors][N], v[vectors][N], g[vectors][N];
 #pragma unroll
@@ -155,8 +223,8 @@ __global__ void __launch_bounds__(kThreads) adamw_kernel(AdamWArguments a) {
     const std::int64_t at = first + static_cast<std::int64_t>(k) * kThreads * N;
     if (at + N > a.n) continue;
     load<N>(a.p + at, p[k]);
-    load<N>(a.m + at, m[k]);
-    load<N>(a.v + at, v[k]);
+    load_moments<N>(a.m + at, m[k]);
+    load_moments<N>(a.v + at, v[k]);
     load<N>(a.gradient + at, g[k]);
   }
 #pragma unroll
@@ -166,8 +234,7 @@ __global__ void __launch_bounds__(kThreads) adamw_kernel(AdamWArguments a) {
 #pragma unroll
       for (int i = 0; i < N; ++i) step.update(a, p[k][i], m[k][i], v[k][i], g[k][i]);
       store<N>(a.p_out + at, p[k]);
-      store<N>(a.m_out + at, m[k]);
-      store<N>(a.v_out + at, v[k]);
+      store_both(at, m[k], v[k]);
       if (a.low_copy != nullptr) {
         if constexpr (N == 4) {
           __nv_bfloat162 pairs[2] = {__floats2bfloat162_rn(p[k][0], p[k][1]),
@@ -179,40 +246,49 @@ __global__ void __launch_bounds__(kThreads) adamw_kernel(AdamWArguments a) {
       }
     } else {
       for (std::int64_t i = at; i < a.n; ++i) {
-        float one_p = a.p[i], one_m = a.m[i], one_v = a.v[i];
-        step.update(a, one_p, one_m, one_v, a.gradient[i]);
+        float one_p = a.p[i], one_m[1] = {to_float(a.m[i])}, one_v[1] = {to_float(a.v[i])};
+        step.update(a, one_p, one_m[0], one_v[0], a.gradient[i]);
         a.p_out[i] = one_p;
-        a.m_out[i] = one_m;
-        a.v_out[i] = one_v;
+        store_both(i, one_m, one_v);
         if (a.low_copy != nullptr) store_one(a.low_copy + i, one_p);
       }
     }
   }
 }
 
-// parameter, m, v, gradient, factor[1], hyper[3] = {lr, 1/c1, 1/c2} → parameter, m, v, [parameter in bf16]
-void run_adamw(const KernelCall& call) {
+template <class Moment>
+void launch_adamw(const KernelCall& call) {
   const auto& attributes = call.get<ops::AdamW>();
-  const AdamWArguments a{.p = call.in(0),
-                         .m = call.in(1),
-                         .v = call.in(2),
-                         .gradient = call.in(3),
-                         .factor = call.in(4),
-                         .hyper = call.in(5),
-                         .p_out = call.out(0),
-                         .m_out = call.out(1),
-                         .v_out = call.out(2),
-                         .low_copy = call.outputs.size() > 3 ? call.out<bf16>(3) : nullptr,
-                         .n = call.in_shape(0).num_elements(),
-                         .beta1 = static_cast<float>(attributes.beta1),
-                         .beta2 = static_cast<float>(attributes.beta2),
-                         .rest1 = static_cast<float>(1.0 - attributes.beta1),
-                         .rest2 = static_cast<float>(1.0 - attributes.beta2),
-                         .eps = static_cast<float>(attributes.eps),
-                         .weight_decay = attributes.weight_decay};
-  const bool wide = is_aligned(a.p, a.m, a.v, a.gradient, a.p_out, a.m_out, a.v_out, a.low_copy);
-  launch(call, wide ? adamw_kernel<4> : adamw_kernel<1>,
+  const AdamWArguments<Moment> a{.p = call.in(0),
+                                 .gradient = call.in(3),
+                                 .factor = call.in(4),
+                                 .hyper = call.in(5),
+                                 .m = call.in<Moment>(1),
+                                 .v = call.in<Moment>(2),
+                                 .p_out = call.out(0),
+                                 .m_out = call.out<Moment>(1),
+                                 .v_out = call.out<Moment>(2),
+                                 .low_copy = call.outputs.size() > 3 ? call.out<bf16>(3) : nullptr,
+                                 .n = call.in_shape(0).num_elements(),
+                                 .beta1 = static_cast<float>(attributes.beta1),
+                                 .beta2 = static_cast<float>(attributes.beta2),
+                                 .rest1 = static_cast<float>(1.0 - attributes.beta1),
+                                 .rest2 = static_cast<float>(1.0 - attributes.beta2),
+                                 .eps = static_cast<float>(attributes.eps),
+                                 .weight_decay = attributes.weight_decay,
+                                 .rounding = attributes.rounding};
+  const bool wide = is_aligned(a.p, a.m, a.v, a.gradient, a.p_out, a.m_out, a.v_out, a.low_copy) &&
+                    a.rounding.first % 4 == 0;  // four elements share random bits
+  launch(call, wide ? adamw_kernel<4, Moment> : adamw_kernel<1, Moment>,
          grid_size(ceil_div(a.n, 2 * kThreads * (wide ? 4 : 1))), kThreads, 0, a);
+}
+
+// parameter, m, v, gradient, factor[1], hyper → parameter, m, v, [parameter in bf16]
+void run_adamw(const KernelCall& call) {
+  if (call.inputs[1].dtype == DType::bf16)
+    launch_adamw<bf16>(call);
+  else
+    launch_adamw<float>(call);
 }
 
 }  // namespace

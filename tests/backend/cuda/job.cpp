@@ -345,6 +345,8 @@ double error_bound(const Job& job, DType output, bool low) {
   // Five steps of Newton-Schulz in bf16 (2^-9 a number and product) against f32, in a move of 0.05 times 0.2
   // times the root of the larger side.
   if (op == "muon") return 2e-2;
+  // Moments are rounded up or down at random: a unit in the last of 8 bits, 2^-7 of the value at most.
+  if (op == "adamw" && output == DType::bf16) return 1.0 / 128;
   // Squares are summed in f64 on both.
   if (output == DType::f64) return 1e-12;
   // The probabilities and their gradients, too, are rounded to bf16 (2^-9 each) before they are multiplied;

@@ -255,14 +255,14 @@ std::vector<OpCase> large_optimizer_cases() {
                    "many blocks",
                    Attributes::of(ops::AdamW{.weight_decay = 0.1}),
                    {random_tensor(shape, 784), random_tensor(shape, 785, 0.1), v, random_tensor(shape, 786),
-                    float_tensor({1}, {0.7F}), float_tensor({3}, {1e-3F, 1.25F, 1.5F})},
+                    float_tensor({1}, {0.7F}), float_tensor({4}, {1e-3F, 1.25F, 1.5F, 3.0F})},
                    {}});
   for (const Shape& one : {Shape{3 * 512, 384}, Shape{1031, 2049}})
     cases.push_back({"muon",
                      "many blocks",
                      Attributes::of(ops::Muon{.weight_decay = 0.1, .matrix_rows = one[0] == 1536 ? 512 : 0}),
                      {random_tensor(one, 787), random_tensor(one, 788, 0.1), random_tensor(one, 789),
-                      float_tensor({1}, {0.7F}), float_tensor({3}, {1e-2F, 1.25F, 1.5F})},
+                      float_tensor({1}, {0.7F}), float_tensor({4}, {1e-2F, 1.25F, 1.5F, 3.0F})},
                      {}});
   return cases;
 }

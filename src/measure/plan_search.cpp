@@ -1,0 +1,232 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "farskip/measure/plan_search.h"
+
+#include <algorithm>
+#include <tuple>
+
+#include "farskip/base/environment.h"
+#include "farskip/comm/collective_errors.h"
+#include "farskip/comm/local.h"
+
+namespace farskip {
+namespace {
+
+constexpr std::size_t kMostScheduled = 10;
+constexpr std::string_view kRecomputeKey = "schedule.recompute", kMicroBatchKey = "train.micro_batch";
+
+/// What is recomputed together with more is faster than that; of two in one group the plan decides.
+constexpr int rank_of(Recompute choice) {
+  return choice == Recompute::none ? 0 : choice == Recompute::full ? 2 : 1;
+}
+
+std::string gibibytes(std::uint64_t bytes) {
+  return fmt::format("{:.1f} GiB", static_cast<double>(bytes) / (1 << 30));
+}
+
+std::vector<std::string> divisors(std::int64_t number, const std::function<bool(std::int64_t)>& is_wanted) {
+  std::vector<std::string> values;
+  for (std::int64_t d = 1; d <= number; ++d)
+    if (number % d == 0 && is_wanted(d)) values.push_back(std::to_string(d));
+  return values;
+}
+
+}  // namespace
+
+std::vector<Recompute> all_recomputations() {
+  std::vector<Recompute> all;
+  for (const auto& [name, choice] : recompute_names)
+    if (choice != Recompute::automatic) all.push_back(choice);
+  return all;
+}
+
+RecomputePlan choose_recompute(PlanRequest request, const std::vector<Recompute>& choices,
+                               std::uint64_t most_bytes,
+                               const std::function<PlannedStep(const PlanRequest&)>& plan) {
+  std::optional<RecomputePlan> best, least;
+  for (int rank = 0; rank <= 2 && !best; ++rank)
+    for (const Recompute choice : choices) {
+      if (rank_of(choice) != rank) continue;
+      request.options.recompute = choice;
+      const RecomputePlan planned{choice, plan(request)};
+      const std::size_t bytes = planned.step.memory.total();
+      if (bytes <= most_bytes && (!best || planned.step.seconds < best->step.seconds)) best = planned;
+      if (!least || bytes < least->step.memory.total()) least = planned;
+    }
+  FARSKIP_CHECK(least, "no recomputation to choose from");
+  return best ? *best : *least;
+}
+
+RecomputePlan fit_recompute(const PlanRequest& request, std::uint64_t memory, const Logger& logger) {
+  const RecomputePlan chosen =
+      choose_recompute(request, all_recomputations(), memory,
+                       [&](const PlanRequest& one) { return plan_scheduled_step(one, logger); });
+  const std::size_t bytes = chosen.step.memory.total();
+  if (bytes > memory)
+    throw UsageError(
+        fmt::format("schedule.memory is {}, and a step takes at least {}, with schedule.recompute={}; allow "
+                    "{} bytes, or use "
+                    "a smaller train.micro_batch, a shorter train.sequence_length or more ranks",
+                    gibibytes(memory), gibibytes(bytes), name_of(recompute_names, chosen.recompute), bytes));
+  return chosen;
+}
+
+void fit_recompute(const ScheduleConfig& config, const Model& model, const Context& context,
+                   TrainEngineOptions& options, const std::optional<DistillSetup>& distill) {
+  if (options.recompute != Recompute::automatic) return;
+  PlanRequest request{
+      .model = model.config, .options = options, .distill = distill, .mesh = context.mesh.position()};
+  request.dtype = options.compute;
+  request.workspace = workspace_rule(*context.device());
+  // Times say no more than which of two recomputes less, for which any rates of such a device do.
+  request.costs.rates = attained_rates(gpu_cards().front(), options.compute);
+  request.costs.links.fill(attained_link(gpu_cards().front(), 0.0));
+  const std::size_t others =
+      options.objective && options.objective->states() ? options.objective->states()->num_bytes() : 0;
+  const std::uint64_t memory = *config.memory - std::min<std::uint64_t>(*config.memory, others);
+  RecomputePlan chosen;
+  run_together(context.world(), [&] { chosen = fit_recompute(request, memory, context.logger); });
+  // Shares of ZeRO differ between ranks, their graphs must not.
+  auto number = static_cast<double>(chosen.recompute);
+  context.world().all_reduce(std::span(&number, 1), Reduction::max);
+  options.recompute = static_cast<Recompute>(static_cast<int>(number));
+  if (context.world().rank() == 0)
+    context.logger.info("schedule.recompute: auto: {}, with which a step is planned to take {} of {}",
+                        name_of(recompute_names, options.recompute),
+                        gibibytes(chosen.step.memory.total() + others), gibibytes(*config.memory));
+}
+
+SearchSpace search_space(const RunConfig& config, const ModelConfig& model, int ranks,
+                         const std::vector<std::string>& fixed) {
+  const std::int64_t experts = std::max<std::int64_t>(1, model.moe.num_experts);
+  const std::int64_t sequences = std::max<std::int64_t>(1, config.train.global_batch / ranks);
+  SearchSpace space{
+      .layouts = {{"parallel.expert", divisors(ranks, [&](std::int64_t d) { return experts % d == 0; })},
+                  {"parallel.zero",
+                   ranks > 1 ? std::vector<std::string>{"0", "1"} : std::vector<std::string>{"0"}}},
+      .micro_batches = {std::string(kMicroBatchKey), divisors(sequences, [](std::int64_t) { return true; })},
+      .recompute = all_recomputations()};
+  const auto is_fixed = [&](std::string_view key) {
+    return std::find(fixed.begin(), fixed.end(), key) != fixed.end();
+  };
+  std::erase_if(space.layouts, [&](const SearchedKey& key) { return is_fixed(key.key); });
+  if (is_fixed(kMicroBatchKey)) space.micro_batches.values = {std::to_string(config.train.micro_batch)};
+  if (is_fixed(kRecomputeKey) && config.schedule.recompute != Recompute::automatic)
+    space.recompute = {config.schedule.recompute};
+  return space;
+}
+
+namespace {
+
+class Search {
+ public:
+  Search(const SearchSpace& space, const RequestMaker& make_request, std::uint64_t most_bytes,
+         const Logger& logger)
+      : space_(space), make_request_(make_request), most_bytes_(most_bytes), logger_(logger) {}
+
+  std::vector<SearchResult> run() {
+    list_layouts({});
+    std::vector<std::vector<SearchResult>> by_layout(layouts_.size());
+    on_all_cores(layouts_.size(), [&](std::size_t i) { by_layout[i] = try_micro_batches(layouts_[i]); });
+    for (const std::vector<SearchResult>& results : by_layout)
+      results_.insert(results_.end(), results.begin(), results.end());
+    sort();
+    const auto num_fitting = static_cast<std::size_t>(std::count_if(
+        results_.begin(), results_.end(), [](const SearchResult& r) { return r.why_not.empty(); }));
+    on_all_cores(std::min(num_fitting, kMostScheduled), [&](std::size_t i) { schedule(results_[i]); });
+    sort();
+    return std::move(results_);
+  }
+
+ private:
+  /// All that begin with these settings.
+  void list_layouts(const Settings& settings) {
+    if (settings.size() == space_.layouts.size()) {
+      layouts_.push_back(settings);
+      return;
+    }
+    const SearchedKey& next = space_.layouts[settings.size()];
+    for (const std::string& value : next.values) {
+      Settings more = settings;
+      more.emplace_back(next.key, value);
+      list_layouts(more);
+    }
+  }
+
+  static void on_all_cores(std::size_t count, const std::function<void(std::size_t)>& work) {
+    run_local_ranks(machine_info().cores, [&](const Communicator& workers) {
+      for (auto i = static_cast<std::size_t>(workers.rank()); i < count;
+           i += static_cast<std::size_t>(workers.size()))
+        work(i);
+    });
+  }
+
+  void sort() {
+    const auto key = [](const SearchResult& r) {
+      const bool fits = r.why_not.empty();
+      return std::tuple(!fits, !r.is_scheduled, fits ? r.step->seconds : static_cast<double>(r.bytes));
+    };
+    std::stable_sort(results_.begin(), results_.end(),
+                     [&](const SearchResult& a, const SearchResult& b) { return key(a) < key(b); });
+  }
+
+  /// A larger one takes more, so the first that does not fit is the last that is told of.
+  std::vector<SearchResult> try_micro_batches(const Settings& layout) const {
+    std::vector<SearchResult> results;
+    for (const std::string& value : space_.micro_batches.values) {
+      Settings settings = layout;
+      settings.emplace_back(space_.micro_batches.key, value);
+      results.push_back(try_settings(std::move(settings)));
+      if (!results.back().why_not.empty()) break;
+    }
+    return results;
+  }
+
+  SearchResult try_settings(Settings settings) const {
+    SearchResult result{.settings = std::move(settings)};
+    try {
+      const PlanRequest request = make_request_(result.settings);
+      result.bytes = state_memory(request).total();
+      if (result.bytes > most_bytes_) {
+        result.why_not = fmt::format("weights, gradients and moments take {}", gibibytes(result.bytes));
+        return result;
+      }
+      const RecomputePlan planned = choose_recompute(
+          request, space_.recompute, most_bytes_,
+          [&](const PlanRequest& one) { return plan_step_in_graph_order(one, most_bytes_, logger_); });
+      result.settings.emplace_back(kRecomputeKey, name_of(recompute_names, planned.recompute));
+      take(planned.step, result);
+    } catch (const UsageError& error) {
+      result.why_not = error.what();
+    }
+    return result;
+  }
+
+  void take(const PlannedStep& step, SearchResult& result) const {
+    result.step = step;
+    result.bytes = step.memory.total();
+    if (result.bytes > most_bytes_)
+      result.why_not = fmt::format("takes {}, {} too many", gibibytes(result.bytes),
+                                   gibibytes(result.bytes - most_bytes_));
+  }
+
+  void schedule(SearchResult& result) const {
+    result.is_scheduled = true;
+    take(plan_scheduled_step(make_request_(result.settings), logger_), result);
+  }
+
+  const SearchSpace& space_;
+  const RequestMaker& make_request_;
+  const std::uint64_t most_bytes_;
+  const Logger& logger_;
+  std::vector<Settings> layouts_;
+  std::vector<SearchResult> results_;
+};
+
+}  // namespace
+
+std::vector<SearchResult> search_plans(const SearchSpace& space, const RequestMaker& make_request,
+                                       std::uint64_t most_bytes, const Logger& logger) {
+  return Search(space, make_request, most_bytes, logger).run();
+}
+
+}  // namespace farskip
