@@ -77,9 +77,11 @@ void print_totals(const PlanRequest& request, const PlanReport& report) {
   const TrainEngineOptions& o = request.options;
   const WiringReport &standard = report.standard, &farskip = report.farskip;
   fmt::print(
-      "one step on {} ranks ({} data x {} expert), {} micro-batches of {} x {} tokens per rank; "
+      "one step on {} ranks ({} data x {} expert{}), {} micro-batches of {} x {} tokens per rank; "
       "predicted\n\n",
-      request.mesh.world_size, request.mesh.size(MeshAxis::data), request.mesh.expert_size, o.micro_batches,
+      request.mesh.world_size, request.mesh.size(MeshAxis::data), request.mesh.expert_size,
+      request.mesh.tensor_size > 1 ? fmt::format(", matrices over {}", request.mesh.tensor_size) : "",
+      o.micro_batches,
       o.micro_batch, o.sequence_length);
   fmt::print("{:22} {:>9} {:>6} {:>12} {:>12} {:>15} {:>13}\n", "", "in flight", "chunks", "blocking ms",
              "scheduled ms", "of blocking std", "memory GiB");
@@ -266,6 +268,7 @@ nlohmann::ordered_json plan_json(const PlanRequest& request, const PlanReport& r
                                  const WiringPair* wirings) {
   nlohmann::ordered_json object{{"ranks", request.mesh.world_size},
                                 {"expert_parallel", request.mesh.expert_size},
+                                {"tensor_parallel", request.mesh.tensor_size},
                                 {"micro_batches_in_flight", request.options.in_flight},
                                 {"expert_chunks", request.options.expert_chunks},
                                 {"step_seconds_standard", report.standard.scheduled_seconds},

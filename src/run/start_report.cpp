@@ -17,8 +17,10 @@ void log_model(const ModelConfig& model, const TrainEngineOptions& options, cons
               static_cast<double>(counts.total) * 1e-6, static_cast<double>(counts.active) * 1e-6,
               model.num_layers, model.moe.num_experts, model.moe.top_k);
   if (mesh.world().size() > 1)
-    logger.info("{} ranks: experts over {}, data over {}, {} micro-batches per step on each",
-                mesh.world().size(), mesh.expert().size(), mesh.data().size(), options.micro_batches);
+    logger.info("{} ranks: experts over {}, data over {}{}, {} micro-batches per step on each",
+                mesh.world().size(), mesh.expert().size(), mesh.data().size(),
+                mesh.tensor().size() > 1 ? fmt::format(", matrices over {}", mesh.tensor().size()) : "",
+                options.micro_batches);
   const bool repeats = repeats_bits(device, options.compute, options.deterministic);
   logger.info("device {}, computing in {}{}", device.name(), dtype_name(options.compute),
               repeats ? "" : ", by kernels that do not repeat their bits (deterministic: false)");
