@@ -59,7 +59,8 @@ void send(HttpReply reply, httplib::Response& response) {
 }
 
 HttpRequest request_of(const httplib::Request& request, std::string body = {}) {
-  return {request.method, request.path, std::move(body), request.get_header_value("Authorization")};
+  // HEAD is GET without its body, which the library leaves out.
+  return {request.method == "HEAD" ? "GET" : request.method, request.path, std::move(body), request.get_header_value("Authorization")};
 }
 
 /// Without SO_REUSEPORT, which the library would set: a port in use is then an error, not shared.
