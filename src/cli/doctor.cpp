@@ -7,6 +7,7 @@
 #include "farskip/base/version.h"
 #include "farskip/cli/command.h"
 #include "farskip/comm/mpi.h"
+#include "farskip/serve/http_server.h"
 
 namespace farskip {
 namespace {
@@ -54,6 +55,10 @@ ExitCode run(const CommonOptions& common) {
         "MPI (Debian: libopenmpi-dev, openmpi-bin) was not found when this was built; without it, training "
         "runs "
         "on one rank");
+  if (http_library().empty())
+    advice.push_back(
+        "cpp-httplib (Debian: libcpp-httplib-dev) was not found when this was built; without it, there is no "
+        "farskip serve");
   const cuda::Info gpu = cuda::info();
   std::vector<std::string> devices{"cpu"};
   if (gpu.problem.empty())
@@ -74,6 +79,7 @@ ExitCode run(const CommonOptions& common) {
                                  {"cuda", gpu_json(gpu)},
                                  {"transports", transports},
                                  {"mpi_library", mpi_library()},
+                                 {"http_library", http_library()},
                                  {"advice", advice}};
   if (common.json) {
     print_json(o);
@@ -94,6 +100,7 @@ ExitCode run(const CommonOptions& common) {
                  : "`deterministic: false` makes a GPU's runs differ by " + gpu.unrepeatable);
   fmt::print("transports       {}{}\n", fmt::join(transports, ", "),
              mpi_library().empty() ? "" : " (" + mpi_library() + ")");
+  if (!http_library().empty()) fmt::print("http             {}\n", http_library());
   for (const std::string& line : advice) fmt::print("advice           {}\n", line);
   return ExitCode::ok;
 }

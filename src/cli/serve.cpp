@@ -64,7 +64,10 @@ ServedModel describe_model(const Options& options, const Generator& g, const Cac
 }
 
 ExitCode run(const Options& options, const CommonOptions& common) {
-  require_http();
+  if (http_library().empty())
+    throw UsageError(
+        "this build has no HTTP; install cpp-httplib (scripts/install_dependencies.sh does), configure and "
+        "build again");
   const StopSignals stop;
   const Logger logger = common.logger();
   const std::string api_key = read_api_key(options.api_key_file);

@@ -17,11 +17,11 @@ struct HttpOptions {
   std::size_t max_body_bytes = 0;  // of a request
 };
 
-/// UsageError where this build has no HTTP: before anything else is done.
-void require_http();
+/// "cpp-httplib VERSION"; empty where this build has no HTTP.
+std::string http_library();
 
-/// Serves until `stop_requested` says so, then finishes what runs, with loop.refuse_new(). `on_listening` is
-/// told the port. IoError where the address cannot be had.
+/// Of a build with HTTP. Serves until `stop_requested` says so, then finishes what runs, with
+/// loop.refuse_new(). `on_listening` is told the port. IoError where the address cannot be had.
 void serve_http(const HttpOptions& options, Api& api, GenerationLoop& loop,
                 const std::function<bool()>& stop_requested, const std::function<void(int)>& on_listening);
 

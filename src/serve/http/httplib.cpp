@@ -60,7 +60,8 @@ void send(HttpReply reply, httplib::Response& response) {
 
 HttpRequest request_of(const httplib::Request& request, std::string body = {}) {
   // HEAD is GET without its body, which the library leaves out.
-  return {request.method == "HEAD" ? "GET" : request.method, request.path, std::move(body), request.get_header_value("Authorization")};
+  return {request.method == "HEAD" ? "GET" : request.method, request.path, std::move(body),
+          request.get_header_value("Authorization")};
 }
 
 /// Without SO_REUSEPORT, which the library would set: a port in use is then an error, not shared.
@@ -132,7 +133,9 @@ class Server {
 
 }  // namespace
 
-void require_http() {}
+std::string http_library() {
+  return std::string("cpp-httplib ") + CPPHTTPLIB_VERSION;
+}
 
 void serve_http(const HttpOptions& options, Api& api, GenerationLoop& loop,
                 const std::function<bool()>& stop_requested, const std::function<void(int)>& on_listening) {

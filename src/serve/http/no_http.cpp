@@ -5,16 +5,13 @@
 
 namespace farskip {
 
-void require_http() {
-  throw UsageError(
-      "this build has no HTTP; install cpp-httplib (scripts/install_dependencies.sh does), configure and "
-      "build "
-      "again");
+std::string http_library() {
+  return {};
 }
 
 void serve_http(const HttpOptions&, Api&, GenerationLoop&, const std::function<bool()>&,
                 const std::function<void(int)>&) {
-  require_http();
+  throw InternalError("this build has no HTTP");
 }
 
 }  // namespace farskip
