@@ -11,7 +11,7 @@
 namespace farskip {
 namespace {
 
-constexpr std::size_t kMostScheduled = 10;
+constexpr std::size_t kMostScheduled = 8;
 constexpr std::string_view kRecomputeKey = "schedule.recompute", kMicroBatchKey = "train.micro_batch";
 
 /// What is recomputed together with more is faster than that; of two in one group the plan decides.
@@ -209,9 +209,17 @@ class Search {
                                    gibibytes(result.bytes - most_bytes_));
   }
 
+  /// The scheduler's order may take more memory: then with more recomputation.
   void schedule(SearchResult& result) const {
+    const Recompute least = *find_choice(recompute_names, result.settings.back().second);
+    std::vector<Recompute> choices = space_.recompute;
+    std::erase_if(choices, [&](Recompute c) { return c != least && rank_of(c) <= rank_of(least); });
+    const RecomputePlan planned =
+        choose_recompute(make_request_(result.settings), choices, most_bytes_,
+                         [&](const PlanRequest& one) { return plan_scheduled_step(one, logger_); });
+    result.settings.back().second = name_of(recompute_names, planned.recompute);
     result.is_scheduled = true;
-    take(plan_scheduled_step(make_request_(result.settings), logger_), result);
+    take(planned.step, result);
   }
 
   const SearchSpace& space_;
