@@ -168,11 +168,13 @@ PlanOptions TrainEngine::plan_options() const {
 
 BatchRunner& TrainEngine::runner(const MicroBatch& kind) {
   if (const auto it = runners_.find(kind); it != runners_.end()) return it->second;
+  // The fallback in graph order, which takes the least memory: costs say nothing about its parts.
+  const bool is_fallback = program_.is_fallback(kind);
   PlanOptions plan = plan_options();
-  if (program_.is_fallback(kind)) plan.costs = nullptr;  // in graph order, which takes the least memory
+  if (is_fallback) plan.costs = nullptr;
   auto executor = make_executor(program_.micro_batch(kind), plan);
   bind_states(*executor);
-  note_transports(*executor);
+  if (!is_fallback) note_transports(*executor);
   return runners_.emplace(kind, BatchRunner(std::move(executor))).first->second;
 }
 

@@ -11,7 +11,7 @@
 namespace farskip {
 namespace {
 
-constexpr std::size_t kMostScheduled = 10;
+constexpr std::size_t kMostScheduled = 8;
 constexpr std::string_view kRecomputeKey = "schedule.recompute", kMicroBatchKey = "train.micro_batch";
 
 /// What is recomputed together with more is faster than that; of two in one group the plan decides.
@@ -19,8 +19,10 @@ constexpr int rank_of(Recompute choice) {
   return choice == Recompute::none ? 0 : choice == Recompute::full ? 2 : 1;
 }
 
-std::string gibibytes(std::uint64_t bytes) {
-  return fmt::format("{:.1f} GiB", static_cast<double>(bytes) / (1 << 30));
+std::string size_text(std::uint64_t bytes) {
+  const bool is_large = bytes >= std::uint64_t{1} << 30;
+  return fmt::format("{:.1f} {}", static_cast<double>(bytes) / (is_large ? 1 << 30 : 1 << 20),
+                     is_large ? "GiB" : "MiB");
 }
 
 std::vector<std::string> divisors(std::int64_t number, const std::function<bool(std::int64_t)>& is_wanted) {
@@ -66,7 +68,7 @@ RecomputePlan fit_recompute(const PlanRequest& request, std::uint64_t memory, co
         fmt::format("schedule.memory is {}, and a step takes at least {}, with schedule.recompute={}; allow "
                     "{} bytes, or use "
                     "a smaller train.micro_batch, a shorter train.sequence_length or more ranks",
-                    gibibytes(memory), gibibytes(bytes), name_of(recompute_names, chosen.recompute), bytes));
+                    size_text(memory), size_text(bytes), name_of(recompute_names, chosen.recompute), bytes));
   return chosen;
 }
 
@@ -92,7 +94,7 @@ void fit_recompute(const ScheduleConfig& config, const Model& model, const Conte
   if (context.world().rank() == 0)
     context.logger.info("schedule.recompute: auto: {}, with which a step is planned to take {} of {}",
                         name_of(recompute_names, options.recompute),
-                        gibibytes(chosen.step.memory.total() + others), gibibytes(*config.memory));
+                        size_text(chosen.step.memory.total() + others), size_text(*config.memory));
 }
 
 SearchSpace search_space(const RunConfig& config, const ModelConfig& model, int ranks,
@@ -187,7 +189,7 @@ class Search {
       const PlanRequest request = make_request_(result.settings);
       result.bytes = state_memory(request).total();
       if (result.bytes > most_bytes_) {
-        result.why_not = fmt::format("weights, gradients and moments take {}", gibibytes(result.bytes));
+        result.why_not = fmt::format("weights, gradients and moments take {}", size_text(result.bytes));
         return result;
       }
       const RecomputePlan planned = choose_recompute(
@@ -205,13 +207,21 @@ class Search {
     result.step = step;
     result.bytes = step.memory.total();
     if (result.bytes > most_bytes_)
-      result.why_not = fmt::format("takes {}, {} too many", gibibytes(result.bytes),
-                                   gibibytes(result.bytes - most_bytes_));
+      result.why_not = fmt::format("takes {}, {} too many", size_text(result.bytes),
+                                   size_text(result.bytes - most_bytes_));
   }
 
+  /// The scheduler's order may take more memory: then with more recomputation.
   void schedule(SearchResult& result) const {
+    const Recompute least = *find_choice(recompute_names, result.settings.back().second);
+    std::vector<Recompute> choices = space_.recompute;
+    std::erase_if(choices, [&](Recompute c) { return c != least && rank_of(c) <= rank_of(least); });
+    const RecomputePlan planned =
+        choose_recompute(make_request_(result.settings), choices, most_bytes_,
+                         [&](const PlanRequest& one) { return plan_scheduled_step(one, logger_); });
+    result.settings.back().second = name_of(recompute_names, planned.recompute);
     result.is_scheduled = true;
-    take(plan_scheduled_step(make_request_(result.settings), logger_), result);
+    take(planned.step, result);
   }
 
   const SearchSpace& space_;

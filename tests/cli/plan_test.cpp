@@ -61,6 +61,31 @@ struct Folder {
 // Slow enough a device that its transports do not all hide, fast enough that they do not fill the step.
 const std::string kDevice = " --device-rate 20GFLOP/s,10GB/s --link 100MB/s";
 
+TEST_CASE("a search lists what fits a memory, fastest first, and plan takes its settings") {
+  const Folder f;
+  const json found = f.plan_json("--ranks 4 --search --memory 7MiB" + kDevice);
+  REQUIRE(found["fits"].size() > 1);
+  REQUIRE_FALSE(found["too_large"].empty());
+  CHECK(found["searched"]["parallel.expert"] == std::vector<std::string>{"1", "2", "4"});
+  double last = 0;
+  for (const json& one : found["fits"]) {
+    CHECK(one["peak_memory_bytes"] <= std::uint64_t{7} << 20);
+    if (!one["scheduled"]) continue;
+    CHECK(one["step_seconds"] >= last);
+    last = one["step_seconds"];
+  }
+  for (const json& one : found["too_large"]) CHECK_FALSE(one["reason"].get<std::string>().empty());
+  std::string settings;
+  for (const auto& [key, value] : found["fits"][0]["settings"].items())
+    settings += fmt::format(" {}={}", key, value.get<std::string>());
+  const json plan = f.plan_json("--ranks 4" + settings + kDevice);
+  CHECK(plan["step_seconds_farskip"] == found["fits"][0]["step_seconds"]);
+  CHECK(plan["peak_memory_bytes"] == found["fits"][0]["peak_memory_bytes"]);
+  CHECK_THAT(f.plan("--ranks 4 --search" + kDevice).err, ContainsSubstring("--memory"));
+  CHECK_THAT(f.plan("--ranks 4 --search --memory 7MiB --link 100MB/s").err,
+             ContainsSubstring("--device-rate"));
+}
+
 TEST_CASE("the graphs of both wirings are written after each pass that changes them") {
   const Folder f;
   const auto dump = f.folder / "graphs";

@@ -345,8 +345,8 @@ TEST_CASE("with little memory for routed rows the step is repeated and the numbe
   const Outcome alone = train_on(task, {});
   for (const int expert : {2, 4}) {
     task.routed_rows_memory = least_memory(task, expert);
-    for (const bool zero : {false, true}) {
-      const Layout layout{expert, 1, zero};
+    for (const Layout& layout :
+         {Layout{expert, 1, false}, Layout{expert, 1, true}, Layout{.expert = expert, .scheduled = true}}) {
       INFO(layout.text());
       const Outcome outcome = train_on(task, layout);
       CHECK(outcome.repeated == task.steps);

@@ -97,6 +97,27 @@ TEST_CASE("two runs of one configuration are bit-identical, another seed is not"
   CHECK(checkpoint_bytes(folder / "a", 6) != checkpoint_bytes(folder / "c", 6));
 }
 
+TEST_CASE("recomputation that is chosen for a memory changes no bit, and too little memory is refused") {
+  const test::TemporaryFolder folder;
+  const auto run = [&](const char* name, const std::vector<std::string>& overrides) {
+    const Run one = make_run(folder / name, overrides);
+    train(one.config, one.model, kQuiet);
+  };
+  run("none", {});
+  std::string least;  // as the refusal says
+  try {
+    run("refused", {"schedule.recompute=auto", "schedule.memory=1MiB"});
+  } catch (const UsageError& error) {
+    const std::string text = error.what();
+    const std::size_t at = text.find("allow ");
+    REQUIRE(at != std::string::npos);
+    least = text.substr(at + 6, text.find(' ', at + 6) - at - 6);
+  }
+  REQUIRE_FALSE(least.empty());
+  run("least", {"schedule.recompute=auto", "schedule.memory=" + least + "B"});
+  CHECK(checkpoint_bytes(folder / "none", 6) == checkpoint_bytes(folder / "least", 6));
+}
+
 TEST_CASE("micro-batches of any size give the same losses up to rounding") {
   const test::TemporaryFolder folder;
   for (const int micro : {1, 2, 4}) {

@@ -63,7 +63,7 @@ struct SearchResult {
 /// The configuration with some keys set; UsageError where it refuses them.
 using RequestMaker = std::function<PlanRequest(const Settings& settings)>;
 /// What fits, fastest first, then what does not, by what it takes. All are planned in graph order, the
-/// fastest ten then in the order of training.
+/// fastest eight then in the order of training.
 std::vector<SearchResult> search_plans(const SearchSpace& space, const RequestMaker& make_request,
                                        std::uint64_t most_bytes, const Logger& logger);
 
