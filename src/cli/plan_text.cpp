@@ -81,8 +81,7 @@ void print_totals(const PlanRequest& request, const PlanReport& report) {
       "predicted\n\n",
       request.mesh.world_size, request.mesh.size(MeshAxis::data), request.mesh.expert_size,
       request.mesh.tensor_size > 1 ? fmt::format(", matrices over {}", request.mesh.tensor_size) : "",
-      o.micro_batches,
-      o.micro_batch, o.sequence_length);
+      o.micro_batches, o.micro_batch, o.sequence_length);
   fmt::print("{:22} {:>9} {:>6} {:>12} {:>12} {:>15} {:>13}\n", "", "in flight", "chunks", "blocking ms",
              "scheduled ms", "of blocking std", "memory GiB");
   const auto row = [&](const std::string& name, int in_flight, int chunks, const WiringReport& w) {

@@ -339,12 +339,13 @@ TEST_CASE("what only a GPU can run is planned by the rates of a named one, and t
 TEST_CASE("a plan that does not fit the card names what makes it smaller, and the first of that does") {
   const auto plan_large = [](const std::string& arguments) {
     return test::run_command(FARSKIP_BINARY " plan " FARSKIP_SOURCE_DIR
-                                            "/configs/models/deepseek_v2_lite.yaml --gpu h100 --ranks 8 " +
+                                            "/configs/models/deepseek_v2_lite.yaml --gpu h100 --ranks 8 "
+                                            "train.micro_batch=2 train.global_batch=32 " +
                              arguments)
         .out;
   };
   CHECK_THAT(plan_large(""), ContainsSubstring("this does not fit the card, which has 75 GiB; try "
-                                               "schedule.recompute=full, a smaller train.sequence_length, "));
+                                               "schedule.recompute=full, a smaller train.micro_batch, "));
   CHECK_THAT(plan_large("schedule.recompute=full"), !ContainsSubstring("does not fit"));
 }
 
