@@ -31,15 +31,14 @@ class Planner {
     share_in_place();
   }
 
+  void measure() {
+    std::vector<Interval> intervals = all_intervals();
+    measure_live_bytes(intervals, used(intervals));
+  }
+
   void run() {
-    std::vector<Interval> intervals = value_intervals();
-    const std::size_t num_values = intervals.size();
-    for (std::size_t s = 0; s < plan_.steps.size(); ++s) {
-      const PlanStep& step = plan_.steps[s];
-      const std::size_t bytes = step.kind == StepKind::wait ? 0 : step.workspace_bytes;
-      const std::size_t last = step.kind == StepKind::run ? s : steps_[step.node.index()].last;
-      intervals.push_back({s, last, bytes, 0});
-    }
+    std::vector<Interval> intervals = all_intervals();
+    const std::size_t num_values = graph_.num_values();
     assign_offsets(intervals);
     plan_.placements.assign(num_values, {});
     for (std::size_t v = 0; v < num_values; ++v) {
@@ -146,6 +145,29 @@ class Planner {
     }
   }
 
+  /// Of values, then of the scratch memory of each step.
+  std::vector<Interval> all_intervals() const {
+    std::vector<Interval> intervals = value_intervals();
+    for (std::size_t s = 0; s < plan_.steps.size(); ++s) {
+      const PlanStep& step = plan_.steps[s];
+      const std::size_t bytes = step.kind == StepKind::wait ? 0 : step.workspace_bytes;
+      const std::size_t last = step.kind == StepKind::run ? s : steps_[step.node.index()].last;
+      intervals.push_back({s, last, bytes, 0});
+    }
+    return intervals;
+  }
+
+  /// Those that take memory, whose sizes are rounded up.
+  static std::vector<std::size_t> used(std::vector<Interval>& intervals) {
+    std::vector<std::size_t> order;
+    for (std::size_t i = 0; i < intervals.size(); ++i)
+      if (intervals[i].first != kNever && intervals[i].bytes > 0) {
+        intervals[i].bytes = aligned(intervals[i].bytes);
+        order.push_back(i);
+      }
+    return order;
+  }
+
   std::vector<Interval> value_intervals() const {
     std::vector<Interval> intervals(graph_.num_values());
     for (std::size_t v = 0; v < graph_.num_values(); ++v) {
@@ -160,12 +182,7 @@ class Planner {
   }
 
   void assign_offsets(std::vector<Interval>& intervals) {
-    std::vector<std::size_t> order;
-    for (std::size_t i = 0; i < intervals.size(); ++i)
-      if (intervals[i].first != kNever && intervals[i].bytes > 0) {
-        intervals[i].bytes = aligned(intervals[i].bytes);
-        order.push_back(i);
-      }
+    std::vector<std::size_t> order = used(intervals);
     measure_live_bytes(intervals, order);
     std::stable_sort(order.begin(), order.end(),
                      [&](std::size_t a, std::size_t b) { return intervals[a].bytes > intervals[b].bytes; });
@@ -209,6 +226,11 @@ class Planner {
 void place_buffers(const Graph& graph, Plan& plan) {
   plan.arena_bytes = plan.live_bytes = 0;
   Planner(graph, plan).run();
+}
+
+void measure_buffers(const Graph& graph, Plan& plan) {
+  plan.live_bytes = 0;
+  Planner(graph, plan).measure();
 }
 
 }  // namespace farskip
