@@ -99,10 +99,16 @@ void print_row(const nlohmann::ordered_json& row, const CommonOptions& common) {
              1e3 * number("seconds"), 1e3 * number("seconds_p99"), number("tokens_per_second"));
   if (row.contains("of_copy_rate"))
     fmt::print(" {:10.1f} {:8.3f}", number("bytes_read") * 1e-6, number("of_copy_rate"));
-  if (row.contains("identical"))
-    fmt::print(" {:10.3f} {:10.3f} {:7.1f}% {:6.2f} {:>5}", 1e3 * number("all_reduce_seconds"),
-               1e3 * number("hideable_seconds"), 100 * number("hidden_fraction"), number("eta"),
+  if (row.contains("identical")) {
+    // Of next to nothing there is no share.
+    const bool told =
+        row.value("schedule", "") == "overlapped" && number("hideable_seconds") > 0.01 * number("seconds");
+    fmt::print(" {:10.3f} {:10.3f} {:>8} {:>6} {:>5}", 1e3 * number("all_reduce_seconds"),
+               1e3 * number("hideable_seconds"),
+               told ? fmt::format("{:.1f}%", 100 * number("hidden_fraction")) : "-",
+               told ? fmt::format("{:.2f}", number("eta")) : "-",
                row.value("identical", false) ? "same" : "OTHER");
+  }
   fmt::print("\n");
 }
 

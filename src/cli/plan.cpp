@@ -194,9 +194,15 @@ void plan_texts(const PlanRequest& request, const Options& o, const CommonOption
         "--inference: say what kernels take, as in --gpu h200 or --device-rate 400TFLOP/s,3TB/s; bench "
         "prefill and "
         "bench decode measure this machine");
+  const std::vector<std::int64_t> lengths = parse_list("--lengths", o.lengths, 1 << 20);
+  for (const std::int64_t length : lengths)
+    if (length >= request.model.max_positions)
+      throw UsageError(fmt::format(
+          "--lengths: {} is out of range; allowed: 1 to {}, by the model's max_position_embeddings", length,
+          request.model.max_positions - 1));
   print_inference_plans(
       {.model = request.model, .mesh = request.mesh, .dtype = request.dtype, .costs = request.costs},
-      {.lengths = parse_list("--lengths", o.lengths, 1 << 20),
+      {.lengths = lengths,
        .requests = parse_list("--requests", o.requests, 1 << 16),
        .batches = parse_list("--batches", o.batches, 1 << 16)},
       common);
@@ -263,6 +269,12 @@ void settle_recompute(const LoadedRun& run, PlanRequest& request, bool json) {
 }
 
 ExitCode run_plan(const Options& o, const CommonOptions& common) {
+  if (o.inference && o.search)
+    throw UsageError(
+        "--search tries settings of a training step, and --inference plans none; use one of them");
+  if ((o.inference || o.search) && !o.dump_graphs.empty())
+    throw UsageError(
+        "--dump-graphs writes the graphs of a training step; leave out --inference and --search");
   const Logger logger = common.logger();
   prepare_dump_folder(o.dump_graphs);
   const LoadedRun run = load_run(o.config, o.overrides, {.model = true, .data = false}, logger);
@@ -323,6 +335,7 @@ void add_plan(Subcommand& root) {
       "Try layouts, recomputation and micro-batches, and list those that fit the memory, fastest first");
   plan.text("--memory", o->memory,
             "Memory of a rank for --search: 80GB, 75GiB (that of the GPU if it is named)");
+  plan.needs("--memory", "--search");
   plan.flag("--graph", o->graph, "Also print what each block reads, in both wirings");
   plan.flag("--inference", o->inference, "Predict reading and continuing texts instead of a training step");
   plan.text("--lengths", o->lengths, "With --inference: tokens of a text, between commas");

@@ -205,7 +205,7 @@ void KeptTeacher::ask(const Batch& batch, Known& known) {
   run_together(context_.world(), [&] {
     for (std::size_t s = 0; s < said.size(); ++s) {
       if (known.records[s]) continue;
-      cache_->add(known.keys[s], said[s]);
+      if (context_.mesh.position().counts_sequences()) cache_->add(known.keys[s], said[s]);
       known.records[s] = std::move(said[s]);
     }
   });

@@ -41,6 +41,14 @@ std::map<std::string, double> compare(const Model& rewired,
 Sensitivity measure_sensitivity(const Model& model, const FarSkipConfig& wiring,
                                 const std::shared_ptr<const States>& weights, const FoldText& text,
                                 const Context& context) {
+  if (model.layers == wire_model(model.config, wiring).layers)
+    throw UsageError("--sensitivity: the wiring changes no layer of this model; name another with --farskip");
+  if (model.config.farskip.mode != FarSkipMode::off)
+    throw UsageError(
+        fmt::format("--sensitivity: the model is rewired already ({}), so a layer cannot be rewired alone; "
+                    "give the model that "
+                    "it was made of",
+                    wiring_name(model.config.farskip)));
   const auto objective = compare_with_itself(model);
   const auto tokens = static_cast<double>(text.tokens.size());
   Sensitivity found;

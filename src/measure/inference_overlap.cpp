@@ -106,7 +106,7 @@ InferenceOverlap measure_inference_overlap(const Model& model, const Context& sh
   }
   const auto overlapped = make({.costs = &costs}, false);
   InferenceOverlap report;
-  report.tokens = blocking->num_tokens();
+  report.tokens = blocking->num_tokens() * context.mesh.batch().size();
   report.identical = same_everywhere(blocking->logits() == overlapped->logits(), world);
   overlapped->run_timed();
   CostTable measured;

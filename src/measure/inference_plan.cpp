@@ -41,7 +41,7 @@ PlannedInference plan_inference(const InferencePlanRequest& request, InferenceRu
       .transport_seconds = bound.transport_seconds,
       .hideable_seconds = bound.seconds,
       .exposed_seconds = std::min(timeline.exposed_seconds, bound.transport_seconds),
-      .tokens = shape.cache.tokens,
+      .tokens = shape.cache.tokens * request.mesh.size(MeshAxis::batch),
       .arena_bytes = scheduled.arena_bytes};
   const auto weights =
       constant_states(local_parameters(list_parameters(request.model), request.mesh, false), request.dtype);

@@ -15,7 +15,7 @@ struct InferenceOverlap {
   double transport_seconds = 0;  // C: all transports when they block
   double hideable_seconds = 0;   // H: what any order could hide
   double exposed_seconds = 0;    // of the overlapped run: in which the compute stream stood still
-  std::int64_t tokens = 0;       // of a run
+  std::int64_t tokens = 0;       // of a run, on all ranks
   bool identical = true;         // all logits of both, to the bit
 
   double hidden_fraction() const {

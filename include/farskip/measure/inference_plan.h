@@ -20,7 +20,7 @@ struct PlannedInference {
   double transport_seconds = 0;  // C
   double hideable_seconds = 0;   // H: maximum flow, an upper bound
   double exposed_seconds = 0;    // of the overlapped plan
-  std::int64_t tokens = 0;
+  std::int64_t tokens = 0;       // of all ranks
   std::size_t weight_bytes = 0, cache_bytes = 0, arena_bytes = 0;
 
   double hidden_fraction() const {
