@@ -81,8 +81,6 @@ HiddenLossConfig read_hidden_loss(Reader& parent) {
   const double l2 = parent.real("hidden_l2", coefficient, 0.0);
   Reader reader = parent.section("hidden_loss");
   config.kind = reader.choice("kind", hidden_loss_names, config.kind);
-  if (parent.has("hidden_loss") && !reader.has("weight"))
-    reader.fail("weight", "is missing: without it there is no such loss; give a number above 0");
   config.weight = reader.real("weight", coefficient, config.weight);
   config.anneal = reader.real("anneal", {.min = 0, .max = 1}, config.anneal);
   reader.finish();
