@@ -45,6 +45,12 @@ void sum_over_ranks(GradientCall& g) {
   for (std::size_t i = 0; i < read.size(); ++i) g.set(read[i], sums[i]);
 }
 
+std::vector<TensorType> same_types(const OpTypes& t) {
+  std::vector<TensorType> out;
+  for (const TensorType* type : t.inputs) out.push_back(like(*type));
+  return out;
+}
+
 std::vector<TensorType> reduce_scatter_types(const OpTypes& t) {
   const auto& a = t.get<Replicas>();
   FARSKIP_SHAPE(a.num_cuts() == t.inputs.size(), "reduce_scatter", t);
@@ -79,11 +85,7 @@ void register_collective(OpTable& table) {
              .min_inputs = 1,
              .max_inputs = kMostTensors,
              .inputs = {In::any},
-             .infer = [](const OpTypes& t) -> std::vector<TensorType> {
-               std::vector<TensorType> out;
-               for (const TensorType* type : t.inputs) out.push_back(like(*type));
-               return out;
-             },
+             .infer = same_types,
              .gradient =
                  [](GradientCall& g) {
                    for (std::size_t i = 0; g.in(i); ++i) g.set(i, g.dout(i));
@@ -100,11 +102,7 @@ void register_collective(OpTable& table) {
              .min_inputs = 1,
              .max_inputs = kMostTensors,
              .inputs = {In::any},
-             .infer = [](const OpTypes& t) -> std::vector<TensorType> {
-               std::vector<TensorType> out;
-               for (const TensorType* type : t.inputs) out.push_back(like(*type));
-               return out;
-             },
+             .infer = same_types,
              .gradient = sum_over_ranks,
              .cheap = true});
 

@@ -285,12 +285,9 @@ double makespan_of(const Graph& graph, const std::vector<OrderedStep>& order, co
 }
 
 /// With live_bytes alone: most orders that are tried are not taken.
-Plan make_unplaced_plan(const Graph& graph, const WorkspaceRule& workspace,
+Plan make_measured_plan(const Graph& graph, const WorkspaceRule& workspace,
                         const std::vector<OrderedStep>& order) {
-  Plan plan;
-  for (const OrderedStep& step : order)
-    plan.steps.push_back({step.node, step.kind, step.portion, 0,
-                          step.kind == StepKind::wait ? 0 : workspace_bytes(graph, step.node, workspace)});
+  Plan plan = make_unplaced_plan(graph, workspace, order);
   measure_buffers(graph, plan);
   return plan;
 }
@@ -330,7 +327,7 @@ Plan make_overlapped_plan(const Graph& graph, const WorkspaceRule& workspace, co
       const std::vector<OrderedStep> order = Run(problem, rule, options.memory_limit / 10 * tenths).run();
       // Before its buffers are placed, which takes longer.
       if (best_rank.first == 0 && makespan_of(graph, order, seconds) >= best_rank.second) continue;
-      found = offer(make_unplaced_plan(graph, workspace, order)) || found;
+      found = offer(make_measured_plan(graph, workspace, order)) || found;
     }
   }
   if (best.placements.empty()) place_buffers(graph, best);

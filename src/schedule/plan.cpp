@@ -257,11 +257,17 @@ std::string Plan::text(const Graph& graph) const {
   return out;
 }
 
-Plan make_plan(const Graph& graph, const WorkspaceRule& workspace, const std::vector<OrderedStep>& order) {
+Plan make_unplaced_plan(const Graph& graph, const WorkspaceRule& workspace,
+                        const std::vector<OrderedStep>& order) {
   Plan plan;
   for (const OrderedStep& step : order)
     plan.steps.push_back({step.node, step.kind, step.portion, 0,
                           step.kind == StepKind::wait ? 0 : workspace_bytes(graph, step.node, workspace)});
+  return plan;
+}
+
+Plan make_plan(const Graph& graph, const WorkspaceRule& workspace, const std::vector<OrderedStep>& order) {
+  Plan plan = make_unplaced_plan(graph, workspace, order);
   place_buffers(graph, plan);
   return plan;
 }

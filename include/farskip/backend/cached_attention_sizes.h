@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// What attention over a cache computes, the same for every backend.
+// Sizes of attention over a cache, the same for every backend.
 
 #include "farskip/backend/kernel.h"
 #include "farskip/ops/inference_ops.h"

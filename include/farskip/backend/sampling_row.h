@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// What sampling computes of a row's options and of one logit, for kernels on any device: the same bits on
+// Sampling's arithmetic on a row's options and on one logit, for kernels on any device: the same bits on
 // each.
 //
 // Each step is an operation on integers or one that IEEE 754 rounds in one way. Products that go into a sum
@@ -68,7 +68,7 @@ constexpr float penalised(float logit, float penalty) {
 constexpr std::uint32_t logit_key(float logit) {
   return logit != logit ? ~0U : order_key(logit);
 }
-/// Whether something can be chosen of a row whose largest key this is.
+/// The row has something to choose from if its largest key is a number (not -inf, +inf or NaN).
 constexpr bool is_choice(std::uint32_t largest) {
   return largest > order_key(-std::numeric_limits<float>::infinity()) &&
          largest < order_key(std::numeric_limits<float>::infinity());

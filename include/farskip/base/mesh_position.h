@@ -64,7 +64,7 @@ struct MeshPosition {
     }
     return 0;
   }
-  /// Whether both groups are the same ranks.
+  /// Both groups are the same ranks.
   bool same_ranks(MeshAxis a, MeshAxis b) const {
     const auto is_inner = [this](MeshAxis axis) {
       return axis == MeshAxis::expert || axis == MeshAxis::tensor || size(axis) == world_size;
@@ -76,7 +76,7 @@ struct MeshPosition {
   }
   /// Ranks between which routed rows travel: those that share experts and read other sequences.
   int exchange_size() const { return tensor_size == 1 ? expert_size : 1; }
-  /// Whether this rank speaks for its sequences where something is counted over the world: one of a tensor
+  /// This rank speaks for its sequences where something is counted over the world: one of a tensor
   /// group does.
   bool counts_sequences() const { return rank(MeshAxis::tensor) == 0; }
   friend bool operator==(const MeshPosition&, const MeshPosition&) = default;

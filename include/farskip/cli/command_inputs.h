@@ -65,8 +65,8 @@ struct OpenedModel {
   SafetensorsFolder files;
   ModelFolder weights;
 };
-/// What travels with the weights of a loaded model, with a tokenizer: that of the file `tokenizer`, or of the
-/// folder where this is empty. DataError for one of a kind that is not built, MissingInputError without any.
+/// These files travel with a loaded model's weights; their tokenizer is the file `tokenizer`, or the folder's
+/// where this is empty. DataError for one of a kind that is not built, MissingInputError without any.
 Companions require_tokenizer(const LoadedModel& model, const std::string& tokenizer);
 /// The folder that load_model would read.
 fs::path resolve_model_folder(const std::string& folder, const Logger& logger);

@@ -35,7 +35,7 @@ Generator open_generator(const GeneratorOptions& options, bool of_text, const Lo
 /// On ranks that share the model: UsageError unless all of them do. Collective.
 Generator open_generator(const GeneratorOptions& options, bool of_text, Job& job);
 
-/// With a cache for `sequences` texts of `tokens` each, or as much of it as fits into the memory.
+/// The engine's cache holds `sequences` texts of `tokens` each, or as much of that as fits into the memory.
 CachedEngine make_cached_engine(const GeneratorOptions& options, const Generator& generator,
                                 std::int64_t sequences, std::int64_t tokens);
 ContinuousBatchOptions batch_options(const Generator& generator, std::int64_t batch);

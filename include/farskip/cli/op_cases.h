@@ -27,7 +27,7 @@ struct OpCase {
   /// Of the integer inputs, in their order.
   std::vector<std::vector<std::int32_t>> integers;
   Ceiling ceiling;
-  /// Of f32 inputs that are not random, by their index.
+  /// Values of those f32 inputs that are not random, by input index.
   std::map<std::size_t, std::vector<float>> numbers{};
 };
 

@@ -64,12 +64,16 @@ enum class Waits : std::uint8_t { at_once, late };
 /// The serial plan: nodes in graph order. Always available; every other plan must compute the same bits.
 Plan make_serial_plan(const Graph& graph, const WorkspaceRule& workspace, Waits waits = Waits::at_once);
 
-/// A plan that runs these steps in this order; sets their workspace and places all buffers.
+/// One step of an order, before its plan.
 struct OrderedStep {
   NodeId node;
   StepKind kind = StepKind::run;
   Portion portion{};
 };
+/// The plan runs these steps in this order, with their workspace; its buffers have no places yet.
+Plan make_unplaced_plan(const Graph& graph, const WorkspaceRule& workspace,
+                        const std::vector<OrderedStep>& order);
+/// The same, with all buffers placed.
 Plan make_plan(const Graph& graph, const WorkspaceRule& workspace, const std::vector<OrderedStep>& order);
 
 /// Throws InternalError naming step and value unless: every node runs once (or each of its portions, in
