@@ -79,7 +79,9 @@ class KeptTeacher::StandaloneTeacher {
         teacher_(std::move(teacher)),
         context_(owner.context_.with_own_arena()),
         states_(load_states(folder)),
-        runner_(compile_graph()) {}
+        runner_(context_, {states_}) {
+    stage();  // its memory is taken now
+  }
 
   InferenceEngine& engine() {
     if (!engine_) engine_.emplace(teacher_.model, states_, context_);
@@ -88,9 +90,10 @@ class KeptTeacher::StandaloneTeacher {
 
   /// One record a sequence.
   std::vector<TeacherRecord> ask(const Batch& batch) {
-    runner_.set_batch(batch);
-    runner_.executor().run();
-    const auto read = [&](std::string_view name) { return runner_.executor().read_output(name); };
+    Stage& said = stage();
+    said.set_batch(batch);
+    runner_.run(said);
+    const auto read = [&](std::string_view name) { return said.read(name); };
     const HostTensor indices = read(kCachedIndices), log_probs = read(kCachedLogProbs),
                      log_tail = read(kCachedLogTail), target_log_prob = read(kCachedTargetLogProb);
     const std::int64_t top_k = owner_.config_.cache->top_k;
@@ -113,7 +116,11 @@ class KeptTeacher::StandaloneTeacher {
     return states;
   }
 
-  std::unique_ptr<Executor> compile_graph() {
+  Stage& stage() {
+    return runner_.stage("teacher", [&] { return pipeline(); }, {});
+  }
+
+  PassPipeline pipeline() const {
     LowerOptions lowering;
     lowering.batch = owner_.micro_batch_;
     lowering.sequence_length = owner_.sequence_length_;
@@ -122,11 +129,8 @@ class KeptTeacher::StandaloneTeacher {
     const StepSharding sharding{
         context_.mesh.position(), false,
         owner_.micro_batch_ * owner_.sequence_length_ * teacher_.model.config.moe.top_k};
-    auto executor = compile(teacher_pipeline(teacher_, lowering, sharding,
-                                             {owner_.config_.cache->top_k, owner_.config_.temperature}),
-                            context_, {});
-    states_->bind(*executor);
-    return executor;
+    return teacher_pipeline(teacher_, lowering, sharding,
+                            {owner_.config_.cache->top_k, owner_.config_.temperature});
   }
 
   /// Rows of an output [T, width] that belong to a sequence.
@@ -141,7 +145,7 @@ class KeptTeacher::StandaloneTeacher {
   Teacher teacher_;
   Context context_;
   std::shared_ptr<const States> states_;
-  BatchRunner runner_;
+  ProgramRunner runner_;
   std::optional<InferenceEngine> engine_;
 };
 

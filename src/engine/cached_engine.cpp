@@ -7,8 +7,6 @@
 namespace farskip {
 namespace {
 
-constexpr std::size_t kMostPlans = 128;
-
 /// The next of 1, 2, 3, 4, 6, 8, 12, …: few plans, and at most a third of a run is padding.
 std::int64_t round_up_tokens(std::int64_t count) {
   const auto power = static_cast<std::int64_t>(std::bit_ceil(static_cast<std::uint64_t>(count)));
@@ -52,7 +50,7 @@ bool has_penalty(const Draw& draw) {
 }
 
 /// `rows`: draws, padded. `vocab_size`: 0 where none has a penalty.
-void set_draws(BatchRunner& runner, std::span<const Draw> draws, std::int64_t rows, std::int64_t vocab_size) {
+void set_draws(Stage& stage, std::span<const Draw> draws, std::int64_t rows, std::int64_t vocab_size) {
   const HostTensor real(DType::f32, Shape{rows, 4}), whole(DType::i32, Shape{rows, 4});
   const HostTensor seen(DType::i32, Shape{rows, (vocab_size + 31) / 32});
   for (const HostTensor* tensor : {&real, &whole, &seen})
@@ -74,9 +72,9 @@ void set_draws(BatchRunner& runner, std::span<const Draw> draws, std::int64_t ro
       std::copy(draws[i].seen.begin(), draws[i].seen.end(),
                 seen.view().as<std::uint32_t>() + seen.shape()[1] * static_cast<std::int64_t>(i));
   }
-  runner.set(kDrawReal, real.view());
-  runner.set(kDrawWhole, whole.view());
-  runner.set(kDrawSeen, seen.view());
+  stage.set(kDrawReal, real.view());
+  stage.set(kDrawWhole, whole.view());
+  stage.set(kDrawSeen, seen.view());
 }
 
 }  // namespace
@@ -88,21 +86,23 @@ void CachedTokens::add(std::int32_t token, std::int64_t sequence, std::int64_t p
   positions.push_back(static_cast<std::int32_t>(position));
 }
 
-CachedEngine::CachedEngine(Model model, std::shared_ptr<const States> weights, Context context,
+CachedEngine::CachedEngine(Model model, std::shared_ptr<const States> weights, const Context& context,
                            const CacheSize& size, std::int64_t num_ids, const PlanOptions& plan, bool align)
     : model_(std::move(model)),
-      weights_(std::move(weights)),
-      context_(std::move(context)),
+      compute_(weights->compute()),
       size_(size),
-      cache_(weights_->shared_device(),
-             cache_states(model_.config, size.num_blocks * size.block_tokens, weights_->compute(),
-                          context_.mesh.position().tensor_size)),
+      cache_(std::make_shared<const States>(
+          weights->shared_device(), cache_states(model_.config, size.num_blocks * size.block_tokens, compute_,
+                                                 context.mesh.position().tensor_size))),
       table_(static_cast<std::size_t>(size.max_sequences * size.max_blocks()), -1),
-      table_on_device_(allocate_on(*context_.device(), table_.size() * sizeof(std::int32_t))),
+      table_on_device_(allocate_on(*context.device(), table_.size() * sizeof(std::int32_t))),
       end_changed_(size.max_sequences),
       num_ids_(num_ids),
       plan_(plan),
-      align_(align) {}
+      runner_(context, {std::move(weights), cache_}, {.align = align}) {
+  runner_.share(kBlockTable,
+                {table_on_device_.memory.get(), DType::i32, Shape{size.max_sequences, size.max_blocks()}});
+}
 
 void CachedEngine::set_blocks(std::int64_t sequence, std::span<const std::int32_t> blocks) {
   FARSKIP_CHECK(
@@ -116,9 +116,9 @@ void CachedEngine::set_blocks(std::int64_t sequence, std::span<const std::int32_
 void CachedEngine::copy_changed_blocks() {
   if (first_changed_ >= end_changed_) return;
   const std::int64_t first = first_changed_ * size_.max_blocks(), end = end_changed_ * size_.max_blocks();
-  context_.device()->copy_in(table_on_device_.memory.get() + first * sizeof(std::int32_t),
-                             table_.data() + first,
-                             static_cast<std::size_t>(end - first) * sizeof(std::int32_t));
+  context().device()->copy_in(table_on_device_.memory.get() + first * sizeof(std::int32_t),
+                              table_.data() + first,
+                              static_cast<std::size_t>(end - first) * sizeof(std::int32_t));
   first_changed_ = size_.max_sequences;
   end_changed_ = 0;
 }
@@ -132,25 +132,12 @@ std::int32_t CachedEngine::cache_row(std::int32_t sequence, std::int32_t positio
   return static_cast<std::int32_t>(table_[at] * size_.block_tokens + position % size_.block_tokens);
 }
 
-BatchRunner& CachedEngine::runner(const CachedRunShape& shape) {
-  if (const auto it = plans_.find(shape); it != plans_.end()) {
-    it->second.last_use = num_runs_;
-    return it->second.runner;
-  }
-  if (plans_.size() == kMostPlans)
-    plans_.erase(std::min_element(plans_.begin(), plans_.end(), [](const auto& a, const auto& b) {
-      return a.second.last_use < b.second.last_use;
-    }));
-  auto executor = compile(cached_pipeline(model_, shape, weights_->compute(), context_.mesh.position()),
-                          context_, {}, plan_, align_);
-  weights_->bind(*executor);
-  cache_.bind(*executor);
-  executor->bind(kBlockTable,
-                 {table_on_device_.memory.get(), DType::i32, Shape{size_.max_sequences, size_.max_blocks()}});
-  return plans_.emplace(shape, Plan{BatchRunner(std::move(executor)), num_runs_}).first->second.runner;
+Stage& CachedEngine::stage(const CachedRunShape& shape) {
+  return runner_.stage(
+      shape, [&] { return cached_pipeline(model_, shape, compute_, context().mesh.position()); }, plan_);
 }
 
-BatchRunner& CachedEngine::prepare(const CachedTokens& given, bool penalised) {
+Stage& CachedEngine::prepare(const CachedTokens& given, bool penalised) {
   FARSKIP_CHECK(given.count() > 0, "a run without tokens");
   CachedTokens padded = given;
   const auto count = static_cast<std::size_t>(round_up_tokens(given.count()));
@@ -168,58 +155,45 @@ BatchRunner& CachedEngine::prepare(const CachedTokens& given, bool penalised) {
   FreshTexts fresh;
   if (given.fresh) fresh = find_fresh_texts(given, static_cast<std::int64_t>(count));
   if (config().long_text.chunk > 0 && !fresh.document_start.empty()) fresh = {};
-  BatchRunner& r = runner({.cache = {.tokens = static_cast<std::int64_t>(count),
-                                     .outputs = static_cast<std::int64_t>(padded.output_rows.size()),
-                                     .sequences = size_.max_sequences,
-                                     .max_blocks = size_.max_blocks(),
-                                     .num_blocks = size_.num_blocks,
-                                     .block_tokens = size_.block_tokens,
-                                     .fresh_length = fresh.length,
-                                     .documents = !fresh.document_start.empty()},
-                           .penalised = penalised,
-                           .num_ids = num_ids_});
-  r.set("tokens", integers(padded.tokens));
-  r.set(kSequences, integers(padded.sequences));
-  r.set(kPositions, integers(padded.positions));
-  r.set(kCacheRows, integers(rows));
-  r.set(kOutputRows, integers(padded.output_rows));
-  r.set("document_start", integers(fresh.document_start));
+  Stage& stage = this->stage({.cache = {.tokens = static_cast<std::int64_t>(count),
+                                        .outputs = static_cast<std::int64_t>(padded.output_rows.size()),
+                                        .sequences = size_.max_sequences,
+                                        .max_blocks = size_.max_blocks(),
+                                        .num_blocks = size_.num_blocks,
+                                        .block_tokens = size_.block_tokens,
+                                        .fresh_length = fresh.length,
+                                        .documents = !fresh.document_start.empty()},
+                              .penalised = penalised,
+                              .num_ids = num_ids_});
+  stage.set("tokens", integers(padded.tokens));
+  stage.set(kSequences, integers(padded.sequences));
+  stage.set(kPositions, integers(padded.positions));
+  stage.set(kCacheRows, integers(rows));
+  stage.set(kOutputRows, integers(padded.output_rows));
+  stage.set("document_start", integers(fresh.document_start));
   copy_changed_blocks();
-  return r;
+  return stage;
 }
 
 std::vector<std::int32_t> CachedEngine::next(const CachedTokens& tokens, std::span<const Draw> draws) {
   FARSKIP_CHECK(draws.size() == tokens.output_rows.size(), "{} draws", draws.size());
-  ++num_runs_;
   last_ = nullptr;
   const bool penalised = std::any_of(draws.begin(), draws.end(), has_penalty);
   if (leads_) tell_followers(tokens, penalised);
-  BatchRunner& r = prepare(tokens, penalised);
-  const TensorType& ids = r.executor().graph().type(*r.executor().graph().find_output("next"));
-  set_draws(r, draws, ids.shape[0], penalised ? config().vocab_size : 0);
-  if (context_.heartbeat != nullptr) context_.heartbeat->beat();
-  if (observer_) {
-    std::vector<StepTime> times;
-    r.executor().run(&times);
-    observer_(r.executor(), times);
-  } else {
-    r.executor().run();
-  }
-  last_ = &r;
+  Stage& stage = prepare(tokens, penalised);
+  const TensorType& ids = stage.graph().type(*stage.graph().find_output("next"));
+  set_draws(stage, draws, ids.shape[0], penalised ? config().vocab_size : 0);
+  runner_.run(stage);
+  last_ = &stage;
   last_rows_ = static_cast<std::int64_t>(draws.size());
-  const HostTensor next = r.executor().read_output("next");
+  const HostTensor next = stage.read("next");
   const auto values = next.values<std::int32_t>();
   return {values.begin(), values.begin() + static_cast<std::ptrdiff_t>(draws.size())};
 }
 
 TensorView CachedEngine::logits() {
   FARSKIP_CHECK(last_ != nullptr, "nothing was read");
-  TensorView logits = last_->executor().output("logits");
-  if (!context_.device()->shares_host_memory()) {
-    logits_ = last_->executor().read_output("logits");
-    logits = logits_.view();
-  }
-  return rows_view(logits, 0, last_rows_);
+  return rows_view(runner_.read(*last_, "logits"), 0, last_rows_);
 }
 
 namespace {
@@ -243,7 +217,7 @@ CachedEngine::~CachedEngine() {
   try {
     followers().broadcast(RunHeader{}.numbers(), 0);
   } catch (const std::exception& error) {
-    context_.logger.error("ranks that follow were not let go: {}", error.what());
+    context().logger.error("ranks that follow were not let go: {}", error.what());
   }
 }
 
@@ -263,7 +237,7 @@ void CachedEngine::tell_followers(const CachedTokens& given, bool penalised) {
 void CachedEngine::follow() {
   for (RunHeader header;;) {
     {
-      const HeartbeatWait wait(context_.heartbeat, "the next run of the rank that leads");
+      const HeartbeatWait wait(context().heartbeat, "the next run of the rank that leads");
       followers().broadcast(header.numbers(), 0);
     }
     if (header.tokens == 0) return;

@@ -168,8 +168,7 @@ class Folding {
     FoldEdge edge;
   };
   InputChange fit_input(int i, const LayerBlock& block, const std::vector<int>& reads) {
-    GraphRunner runner(input_fit_graph(config_, block, options_), context_);
-    runner.bind(*student_weights_);
+    GraphRunner runner(input_fit_graph(config_, block, options_), context_, student_weights_);
     TokenWeights(rows_at_once(), text_.sequence_length).write(runner);
     NormalEquations sums(config_.hidden_size, config_.hidden_size);
     double residual = 0, target = 0;
@@ -212,8 +211,7 @@ class Folding {
 
   /// Returns the squares of what is to be fitted.
   double sum_outputs(int i, const LayerBlock& block, std::vector<NormalEquations>& sums) {
-    GraphRunner runner(output_fit_graph(config_, block, options_), context_);
-    runner.bind(*student_weights_);
+    GraphRunner runner(output_fit_graph(config_, block, options_), context_, student_weights_);
     TokenWeights weights(rows_at_once(), text_.sequence_length);
     double residual = 0;
     for_each_part([&](std::int64_t token) {

@@ -52,9 +52,8 @@ void WalkingModel::run_all(int block, const std::function<void(GraphRunner&, std
   LowerOptions options;
   options.batch = range_.at_once;
   options.sequence_length = text_.sequence_length;
-  GraphRunner runner(lower_block(config_, wiring_.blocks[static_cast<std::size_t>(block)], options),
-                     context_);
-  runner.bind(*weights_);
+  GraphRunner runner(lower_block(config_, wiring_.blocks[static_cast<std::size_t>(block)], options), context_,
+                     weights_);
   const std::int64_t end = range_.first + range_.count;
   for (std::int64_t sequence = range_.first; sequence < end; sequence += range_.at_once) {
     set_inputs(runner, block, sequence);

@@ -99,6 +99,10 @@ PassPipeline gradient_pipeline(const Model& model, const std::vector<LocalParame
 
 }  // namespace
 
+std::shared_ptr<const States> objective_states(const std::shared_ptr<const StepObjective>& objective) {
+  return {objective, objective ? objective->states() : nullptr};
+}
+
 PassPipeline objective_pipeline(const StepObjective* objective, const Model& model,
                                 const LowerOptions& options, const StepSharding& sharding) {
   if (objective == nullptr) return forward_pipeline(model, options, sharding);

@@ -27,16 +27,15 @@ Batch make_batch() {
 }
 
 /// The streams behind these layers.
-std::vector<Stream> streams_of(const Model& model, const States& weights, const Batch& batch,
-                               const std::vector<std::int64_t>& layers) {
+std::vector<Stream> streams_of(const Model& model, const std::shared_ptr<const States>& weights,
+                               const Batch& batch, const std::vector<std::int64_t>& layers) {
   LowerOptions options;
   options.batch = 3;
   options.sequence_length = kLength;
   options.head = HeadOutput::hidden;
   options.streams = layers;
   const Context context = test::quiet_context();
-  GraphRunner runner(lower(model.config, model.layers, options), context);
-  runner.bind(weights);
+  GraphRunner runner(lower(model.config, model.layers, options), context, weights);
   std::copy(batch.tokens.begin(), batch.tokens.end(), runner.input("tokens").as<std::int32_t>());
   runner.run();
   std::vector<Stream> streams;
@@ -81,9 +80,9 @@ TEST_CASE("the hidden loss is what its formula says of the streams, and falls to
       std::vector<std::int64_t> compared{1, 3};
       if (layers == "[]") compared = {0, 1, 2, 3};
       std::vector<Batch> batches{make_batch()};
-      const auto student = streams_of(wire_model(run.model), *states, batches[0], compared),
+      const auto student = streams_of(wire_model(run.model), states, batches[0], compared),
                  teacher =
-                     streams_of(wire_model(run.model, {FarSkipMode::off, {}}), *states, batches[0], compared);
+                     streams_of(wire_model(run.model, {FarSkipMode::off, {}}), states, batches[0], compared);
       double expected = 0;
       for (std::size_t i = 0; i < compared.size(); ++i)
         for (std::size_t t = 0; t < batches[0].targets.size(); ++t)

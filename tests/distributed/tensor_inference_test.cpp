@@ -5,6 +5,7 @@
 #include <numeric>
 #include <random>
 
+#include "farskip/engine/engine.h"
 #include "farskip/infer/continuous_batch.h"
 #include "rank_graph.h"
 #include "support/catch.h"

@@ -9,6 +9,8 @@
 #include <numeric>
 #include <random>
 
+#include "farskip/engine/engine.h"
+#include "farskip/engine/engine.h"
 #include "support/catch.h"
 #include "support/context.h"
 #include "support/models.h"

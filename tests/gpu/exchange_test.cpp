@@ -5,7 +5,7 @@
 
 #include "farskip/base/random.h"
 #include "farskip/comm/mirror.h"
-#include "farskip/engine/batch_runner.h"
+#include "farskip/engine/batch.h"
 #include "farskip/engine/devices.h"
 #include "farskip/engine/engine.h"
 #include "farskip/ops/ops.h"

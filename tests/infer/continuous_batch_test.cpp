@@ -5,6 +5,7 @@
 #include <cmath>
 #include <map>
 
+#include "farskip/engine/engine.h"
 #include "support/catch.h"
 #include "support/context.h"
 #include "support/models.h"

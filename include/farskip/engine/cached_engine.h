@@ -2,12 +2,11 @@
 #pragma once
 // A model beside a cache of what it has read: each token is read once.
 
-#include <map>
 #include <memory>
 #include <span>
 #include <vector>
 
-#include "farskip/engine/engine.h"
+#include "farskip/engine/program_runner.h"
 
 namespace farskip {
 
@@ -57,10 +56,10 @@ class CachedEngine {
   /// `weights`: as for InferenceEngine. The cache is allocated on their device.
   /// `num_ids`: ids below it are chosen (a vocabulary is often padded); 0: all.
   /// `plan`: how collectives are ordered; `align`: ranks meet before each, for measuring.
-  CachedEngine(Model model, std::shared_ptr<const States> weights, Context context, const CacheSize& size,
-               std::int64_t num_ids = 0, const PlanOptions& plan = {.waits = Waits::late},
-               bool align = false);
-  CachedEngine(const CachedEngine&) = delete;  // executors speak to its mesh
+  CachedEngine(Model model, std::shared_ptr<const States> weights, const Context& context,
+               const CacheSize& size, std::int64_t num_ids = 0,
+               const PlanOptions& plan = {.waits = Waits::late}, bool align = false);
+  CachedEngine(const CachedEngine&) = delete;
   CachedEngine& operator=(const CachedEngine&) = delete;
   /// Lets followers go.
   ~CachedEngine();
@@ -74,46 +73,36 @@ class CachedEngine {
   const ModelConfig& config() const { return model_.config; }
   const CacheSize& size() const { return size_; }
   /// The caches. What no token was written to is unspecified, and not read.
-  const States& cache() const { return cache_; }
+  const States& cache() const { return *cache_; }
 
   /// Where the tokens of a sequence stand from now on: block i has positions from i · block_tokens on.
   void set_blocks(std::int64_t sequence, std::span<const std::int32_t> blocks);
   /// Reads the tokens and chooses one to follow each of the output rows; -1 where a logit is not finite.
   std::vector<std::int32_t> next(const CachedTokens& tokens, std::span<const Draw> draws);
-  /// Told of every run what its steps took (Executor::run); nothing: runs are not timed.
-  using Observer = std::function<void(const Executor&, const std::vector<StepTime>&)>;
-  void observe(Observer observer) { observer_ = std::move(observer); }
+  void observe(ProgramRunner::Observer observer) { runner_.observe(std::move(observer)); }
   /// Of the output rows of the last run: [output_rows, V] f32 in host memory, valid until the next one.
   TensorView logits();
 
  private:
-  struct Plan {
-    BatchRunner runner;
-    std::int64_t last_use;
-  };
-  const Communicator& followers() const { return context_.mesh.tensor(); }
+  const Communicator& followers() const { return context().mesh.tensor(); }
   void tell_followers(const CachedTokens& tokens, bool penalised);
-  BatchRunner& prepare(const CachedTokens& tokens, bool penalised);
-  BatchRunner& runner(const CachedRunShape& shape);
+  Stage& prepare(const CachedTokens& tokens, bool penalised);
+  Stage& stage(const CachedRunShape& shape);
+  const Context& context() const { return runner_.context(); }
   void copy_changed_blocks();
   std::int32_t cache_row(std::int32_t sequence, std::int32_t position) const;
 
   Model model_;
-  std::shared_ptr<const States> weights_;
-  Context context_;
+  DType compute_;
   CacheSize size_;
-  States cache_;
+  std::shared_ptr<const States> cache_;
   std::vector<std::int32_t> table_;  // [max_sequences, max_blocks]
   DeviceBuffer table_on_device_;     // the same, less what has changed in these sequences
   std::int64_t first_changed_ = 0, end_changed_;
-  HostTensor logits_;  // where the device does not share the host's memory
   std::int64_t num_ids_;
   PlanOptions plan_;
-  bool align_;
-  Observer observer_;
-  std::map<CachedRunShape, Plan> plans_;
-  std::int64_t num_runs_ = 0;
-  BatchRunner* last_ = nullptr;  // that has run, with so many output rows
+  ProgramRunner runner_;
+  const Stage* last_ = nullptr;  // that has run, with so many output rows
   std::int64_t last_rows_ = 0;
   bool leads_ = false;
 };

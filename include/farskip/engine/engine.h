@@ -2,43 +2,15 @@
 #pragma once
 // A model ready to run on this machine: weights, the graphs of a step turned into plans, one arena.
 
-#include <functional>
-#include <map>
 #include <memory>
 #include <optional>
 #include <span>
 #include <vector>
 
-#include "farskip/engine/batch_runner.h"
-#include "farskip/passes/pipeline.h"
-#include "farskip/program/inference_program.h"
-#include "farskip/program/training_program.h"
-#include "farskip/runtime/context.h"
-#include "farskip/runtime/executor.h"
-#include "farskip/schedule/costs.h"
+#include "farskip/engine/program_runner.h"
 #include "farskip/state/weights.h"
 
 namespace farskip {
-
-/// How the order of a plan is chosen.
-struct PlanOptions {
-  Waits waits = Waits::at_once;      // of the serial plan
-  const CostTable* costs = nullptr;  // set: an overlapped plan by these costs (schedule/list_scheduler.h)
-  int in_flight = 1;                 // micro-batches whose activations may be alive at once
-};
-/// The overlapped plan of a training step by these costs, within the memory that training allows it.
-Plan make_step_plan(const Graph& graph, const WorkspaceRule& workspace, const NodeSeconds& seconds,
-                    int in_flight = 1);
-
-/// Without the passes that are for other devices than this one.
-PipelineOptions pipeline_for(DeviceKind device, PipelineOptions options);
-
-/// Graph → passes → plan → executor. With costs and ranks, collective: rank 0 plans by the mean of what their
-/// tables say, and all take its order.
-///
-/// The executor speaks to the context's mesh, which has to outlive it. `align`: RankContext's.
-std::unique_ptr<Executor> compile(const PassPipeline& pipeline, const Context& context,
-                                  const PipelineOptions& options, PlanOptions plan = {}, bool align = false);
 
 /// Bytes that a run takes above the program itself, in the memory where plans run; weights with their compute
 /// copies and a teacher's.
@@ -58,16 +30,14 @@ MemoryReport bytes_by_use(std::span<const StateSpec> specs);
 class InferenceEngine {
  public:
   /// `states`: with the model's weights, or with constants in their place.
-  InferenceEngine(Model model, std::shared_ptr<const States> states, Context context,
+  InferenceEngine(Model model, const std::shared_ptr<const States>& states, const Context& context,
                   std::shared_ptr<const StepObjective> objective = nullptr);
-  InferenceEngine(const InferenceEngine&) = delete;  // executors speak to its mesh
-  InferenceEngine& operator=(const InferenceEngine&) = delete;
 
   const ModelConfig& config() const { return model_.config; }
-  const Mesh& mesh() const { return context_.mesh; }
+  const Mesh& mesh() const { return runner_.context().mesh; }
   /// Makes the plan of loss() for batches of this shape, so that its memory is taken now. Collective.
   void prepare_loss(std::int64_t sequences, std::int64_t sequence_length, bool document_mask) {
-    runner({sequences, sequence_length, HeadOutput::loss, document_mask});
+    stage({sequences, sequence_length, HeadOutput::loss, document_mask});
   }
   BatchLoss loss(const Batch& batch, std::int64_t sequence_length);
   /// logits[B*S, V] f32 in host memory, valid until the next call.
@@ -77,16 +47,14 @@ class InferenceEngine {
   std::span<const float> token_losses(const Batch& batch, std::int64_t sequence_length);
 
  private:
-  BatchRunner& runner(const EvaluationShape& shape);
-  TensorView run_for(const std::string& output, BatchRunner& runner, const Batch& batch);
+  Stage& stage(const EvaluationShape& shape);
+  Stage& run(const EvaluationShape& shape, const Batch& batch);
 
   Model model_;
-  std::shared_ptr<const States> states_;
-  Context context_;
-  KeptLosses losses_;
-  HostTensor output_;  // where the device does not share the host's memory
+  DType compute_;
   std::shared_ptr<const StepObjective> objective_;
-  std::map<EvaluationShape, BatchRunner> runners_;
+  ProgramRunner runner_;
+  KeptLosses losses_;
 };
 
 /// A program, and how it is run.
@@ -113,8 +81,6 @@ class TrainEngine {
   /// others are added, what the optimizer keeps as zeros. Collective.
   TrainEngine(const Model& model, std::shared_ptr<States> states, const TrainEngineOptions& options,
               const Context& context);
-  TrainEngine(const TrainEngine&) = delete;  // executors speak to its mesh
-  TrainEngine& operator=(const TrainEngine&) = delete;
 
   /// Forward and backward of this rank's micro-batches of a step, gradients summed over ranks. Collective.
   /// Returns sums over all ranks; `also_summed` is summed over ranks in the same message. When routed rows do
@@ -148,47 +114,37 @@ class TrainEngine {
   const BatchLoss& own_loss() const { return own_loss_; }
   MemoryReport memory() const;
   /// Time in which this rank could do nothing but communicate, since the start.
-  double exposed_seconds() const;
+  double exposed_seconds() const { return runner_.exposed_seconds(); }
   /// What all transports since the start take by themselves, by the costs; 0 without costs.
-  double transport_seconds() const { return transport_seconds_; }
-  /// Called after each executed plan with the seconds of its steps; an empty function turns the measuring
-  /// off.
-  using Observer = std::function<void(const Executor&, const std::vector<StepTime>&)>;
-  void observe(Observer observer) { observer_ = std::move(observer); }
+  double transport_seconds() const { return runner_.transport_seconds(); }
+  using Observer = ProgramRunner::Observer;
+  void observe(Observer observer) { runner_.observe(std::move(observer)); }
 
  private:
-  BatchRunner& runner(const MicroBatch& kind);
+  Stage& micro_batch(const MicroBatch& kind);
+  Stage& update_stage();
+  Stage& gather_stage();
   /// Their losses are kept in losses_.
   void run_micro_batches(std::span<const Batch> batches, std::int64_t max_rows, int in_flight,
                          float loss_scale, float balance_scale);
   void launch_update(double learning_rate, std::int64_t step);
   BatchLoss read_losses();
-  float grad_norm() const;
+  float grad_norm();
   bool is_finite(const BatchLoss& loss) const;
   BatchLoss sum_over_ranks(const BatchLoss& loss, std::span<double> also_summed) const;
-  void bind_states(Executor& executor) const;
-  void run(Executor& executor);
   void compile_all();
   void check_same_order() const;
-  void note_transports(const Executor& executor);
-  std::unique_ptr<Executor> make_executor(const PassPipeline& pipeline, PlanOptions plan) const;
-  const Communicator& world() const { return context_.world(); }
+  const Context& context() const { return runner_.context(); }
+  const Communicator& world() const { return context().world(); }
   PlanOptions plan_options() const;
 
   TrainEngineOptions options_;
-  Context context_;
   TrainingProgram program_;
   std::shared_ptr<States> states_;
+  ProgramRunner runner_;
   KeptLosses losses_;
   BatchLoss own_loss_;
-  std::map<MicroBatch, BatchRunner> runners_;
-  std::unique_ptr<Executor> update_;
-  std::unique_ptr<Executor> gather_;  // of what the update leaves behind; may be none
-  DeviceBuffer hyper_;
   std::int64_t num_repeated_ = 0;
-  std::map<const Executor*, double> transports_;
-  double transport_seconds_ = 0, past_exposed_seconds_ = 0;
-  Observer observer_;
 };
 
 }  // namespace farskip

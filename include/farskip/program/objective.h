@@ -9,7 +9,7 @@
 
 namespace farskip {
 
-struct Batch;  // batch_runner.h
+struct Batch;  // engine/batch.h
 
 /// Immutable; shared by the engines of a run.
 class StepObjective {
@@ -31,6 +31,9 @@ class StepObjective {
   /// Adds to a batch of random tokens, for measuring, whatever else the graphs read.
   virtual void complete_random_batch(Batch& /*batch*/) const {}
 };
+
+/// StepObjective::states, held with it; may be empty.
+std::shared_ptr<const States> objective_states(const std::shared_ptr<const StepObjective>& objective);
 
 /// The forward of an objective; without one, that of cross-entropy on the data.
 PassPipeline objective_pipeline(const StepObjective* objective, const Model& model,

@@ -10,7 +10,7 @@
 #include "farskip/checkpoint/resume_rules.h"
 #include "farskip/config/run_config.h"
 #include "farskip/data/sampler.h"
-#include "farskip/engine/batch_runner.h"
+#include "farskip/engine/batch.h"
 #include "farskip/hub/companions.h"
 
 namespace farskip {

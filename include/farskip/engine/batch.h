@@ -42,24 +42,6 @@ struct BatchLoss {
   BatchLoss& operator+=(const BatchLoss& other);
 };
 
-/// An executor of a graph over batches, with the buffers in device memory that its inputs are bound to.
-class BatchRunner {
- public:
-  explicit BatchRunner(std::unique_ptr<Executor> executor);
-  /// `number`: of the micro-batches that are in flight at once. Does not wait for earlier runs.
-  void set_batch(const Batch& batch, int number = 0);
-  void set_scales(float loss_scale, float balance_scale);
-  /// An input by name, from host memory; passed over where the graph has none of that name.
-  void set(std::string_view name, const TensorView& values);
-  Executor& executor() { return *executor_; }
-  const Executor& executor() const { return *executor_; }
-
- private:
-  std::unique_ptr<Executor> executor_;
-  // Bound once, when first set: binding again would make the executor resolve every address anew.
-  std::map<std::string, DeviceBuffer, std::less<>> inputs_;
-};
-
 /// Losses of several runs, set aside on the device and read together: one wait a step.
 class KeptLosses {
  public:

@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/engine/batch_runner.h"
+#include "farskip/engine/batch.h"
 
 #include <algorithm>
 
 #include "farskip/ops/distill_ops.h"
 #include "farskip/passes/join_micro_batches.h"
-#include "farskip/program/step_graphs.h"
 
 namespace farskip {
 namespace {
@@ -55,37 +54,6 @@ BatchLoss& BatchLoss::operator+=(const BatchLoss& other) {
   }
   for (const auto& [name, value] : other.sums) sums[name] += value;
   return *this;
-}
-
-BatchRunner::BatchRunner(std::unique_ptr<Executor> executor) : executor_(std::move(executor)) {}
-
-void BatchRunner::set(std::string_view name, const TensorView& values) {
-  if (!executor_->has_external(name)) return;
-  Device& device = executor_->device();
-  auto it = inputs_.find(name);
-  if (it == inputs_.end() || it->second.bytes != values.num_bytes()) {
-    it = inputs_.insert_or_assign(std::string(name), allocate_on(device, values.num_bytes())).first;
-    executor_->bind(name, {it->second.memory.get(), values.dtype, values.shape});
-  }
-  device.copy_in(it->second.memory.get(), values.data, values.num_bytes());
-}
-
-void BatchRunner::set_batch(const Batch& batch, int number) {
-  const auto set_values = [&](std::string_view input, const std::vector<std::int32_t>& values) {
-    // Only read from.
-    set(micro_batch_name(input, number), {const_cast<std::int32_t*>(values.data()), DType::i32,
-                                          Shape{static_cast<std::int64_t>(values.size())}});
-  };
-  set_values("tokens", batch.tokens);
-  set_values("targets", batch.targets);
-  set_values("document_start", batch.document_start);
-  for (const auto& [input, tensor] : batch.objective_inputs)
-    set(micro_batch_name(input, number), tensor.view());
-}
-
-void BatchRunner::set_scales(float loss_scale, float balance_scale) {
-  set(kLossScale, {&loss_scale, DType::f32, Shape{1}});
-  set(kBalanceScale, {&balance_scale, DType::f32, Shape{1}});
 }
 
 namespace {
