@@ -10,7 +10,6 @@
 #include <random>
 
 #include "farskip/engine/engine.h"
-#include "farskip/engine/engine.h"
 #include "support/catch.h"
 #include "support/context.h"
 #include "support/models.h"
