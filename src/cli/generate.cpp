@@ -25,32 +25,17 @@ struct Options {
 
 /// What ranks of a job must be asked alike.
 JobRequest request_of(const Options& o) {
-  const GeneratorOptions& g = o.generator;
   const SamplingOptions& s = o.request.sampling;
   JobRequest request;
   const auto set = [&](const char* name, const ConfigNode& value) { request.alike.set(name, value); };
   set("command", make_node("generate"));
-  set("--model", make_node(g.model));
   set("--prompt", make_node(o.prompt));
   set("--prompts", make_node(o.prompts));
-  set("--tokenizer", make_node(g.tokenizer));
-  set("--batch", make_node(g.batch));
-  set("--cache-mib", make_node(g.cache_mib));
   set("--max-tokens", make_node(o.request.max_tokens));
   set("sampling", make_node(fmt::format("{} {} {} {} {} {}", s.temperature, s.top_k, s.top_p, s.min_p,
                                         s.repetition_penalty, s.seed)));
-  set_alike(request.alike, g.layout, g.device);
+  set_alike(request.alike, o.generator);
   return request;
-}
-
-/// The first rank continues texts; the others run what it runs. False on these, once it has ended.
-bool leads(CachedEngine& engine, const Job& job) {
-  if (job.world.rank() > 0) {
-    engine.follow();
-    return false;
-  }
-  engine.lead();
-  return true;
 }
 
 ExitCode continue_one(const Options& options, const CommonOptions& common, Job& job) {
@@ -207,7 +192,6 @@ void add_generate(Subcommand& root) {
   auto o = std::make_shared<Options>();
   Subcommand sub = root.add("generate", "Continue texts, greedily or by sampling");
   add_generator_options(sub, o->generator);
-  add_layout_options(sub, o->generator.layout);
   sub.text("--prompt", o->prompt, "Text to continue");
   sub.path("--prompts", o->prompts,
            "JSONL of {\"prompt\": text or [ids]} with settings of their own; gives JSONL, in order");

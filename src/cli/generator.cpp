@@ -56,6 +56,15 @@ void add_generator_options(Subcommand& sub, GeneratorOptions& o) {
               "of what is free)",
               0, 1 << 24);
   add_device_options(sub, o.device);
+  add_layout_options(sub, o.layout);
+}
+
+void set_alike(ConfigNode& alike, const GeneratorOptions& o) {
+  alike.set("--model", make_node(o.model));
+  alike.set("--tokenizer", make_node(o.tokenizer));
+  alike.set("--batch", make_node(o.batch));
+  alike.set("--cache-mib", make_node(o.cache_mib));
+  set_alike(alike, o.layout, o.device);
 }
 
 namespace {
@@ -78,11 +87,6 @@ Generator open_generator(const GeneratorOptions& options, bool of_text, const Co
 
 }  // namespace
 
-Generator open_generator(const GeneratorOptions& options, bool of_text, const Logger& logger) {
-  const OpenedDevice device = open_device(options.device);
-  return open_generator(options, of_text, make_context(device.device, logger), device.compute);
-}
-
 Generator open_generator(const GeneratorOptions& options, bool of_text, Job& job) {
   const OpenedDevice device = open_device(options.device, job.world);
   const Context context =
@@ -100,6 +104,15 @@ CachedEngine make_cached_engine(const GeneratorOptions& options, const Generator
                                 std::int64_t tokens) {
   return {wire_model(g.model.config), g.model.states, g.context, choose_cache(options, g, sequences, tokens),
           num_ids(g)};
+}
+
+bool leads(CachedEngine& engine, const Job& job) {
+  if (job.world.rank() > 0) {
+    engine.follow();
+    return false;
+  }
+  engine.lead();
+  return true;
 }
 
 /// A run of a GPU has to be large, and kernels of training read its prompts.

@@ -45,9 +45,10 @@ constexpr std::chrono::milliseconds kTurnOfStopped = 10s;
 /// Ends the process when the heartbeat stops. A blocked MPI call cannot be ended in any other way.
 class Watchdog {
  public:
-  Watchdog(std::shared_ptr<Heartbeat> heartbeat, double timeout_seconds, int rank)
+  Watchdog(std::shared_ptr<Heartbeat> heartbeat, const JobRequest& request, int rank)
       : heartbeat_(std::move(heartbeat)),
-        timeout_seconds_(timeout_seconds),
+        timeout_seconds_(request.timeout_seconds),
+        cure_(request.cure),
         rank_(rank),
         thread_([this] { watch(); }) {}
   ~Watchdog() {
@@ -93,14 +94,15 @@ class Watchdog {
     const std::string wait = sign.waits_in == nullptr
                                  ? std::string("outside of any wait for its peers")
                                  : fmt::format("waiting in {} (a peer is lost or stuck)", sign.waits_in);
-    print_error(place_of(rank_, sign) +
-                fmt::format("no progress for {:.0f} s, {}; the run can be resumed from its last checkpoint",
-                            std::max(sign.age_seconds, sign.silence_seconds), wait));
+    print_error(place_of(rank_, sign) + fmt::format("no progress for {:.0f} s, {}; {}",
+                                                    std::max(sign.age_seconds, sign.silence_seconds), wait,
+                                                    cure_));
     std::_Exit(static_cast<int>(ExitCode::resumable));
   }
 
   const std::shared_ptr<Heartbeat> heartbeat_;
   const double timeout_seconds_;
+  const char* const cure_;
   const int rank_;
   std::mutex mutex_;
   std::condition_variable changed_;
@@ -196,7 +198,7 @@ ExitCode run_rank(const MpiSession& session, const LauncherPlace& place, const C
 }  // namespace
 
 JobRequest request_job(const std::string& command, const LoadedRun& run) {
-  JobRequest request{static_cast<double>(run.config.parallel.timeout), {}};
+  JobRequest request{.timeout_seconds = static_cast<double>(run.config.parallel.timeout)};
   request.alike.set("command", make_node(command));
   const ConfigNode config = run_config_tree(resolved_config(run.config, run.model));
   for (const ConfigNode& child : config.children) request.alike.set(child.key, child);
@@ -216,8 +218,7 @@ ExitCode run_job(const CommonOptions& common, const JobRequest& request,
     return body(job);
   }
   std::optional<Watchdog> watchdog;  // outlives MPI, whose beginning and end wait for all ranks
-  if (request.timeout_seconds > 0 && place->size != 1)
-    watchdog.emplace(heartbeat, request.timeout_seconds, place->rank);
+  if (request.timeout_seconds > 0 && place->size != 1) watchdog.emplace(heartbeat, request, place->rank);
   heartbeat->enter("MPI_Init");
   const MpiSession session(heartbeat.get());
   heartbeat->leave();

@@ -17,8 +17,17 @@ struct Options {
   GeneratorOptions generator;
   HttpOptions http;
   std::string model_name, api_key_file;
-  std::int64_t most_open = 256, body_mib = 16, timeout = 600;
+  std::int64_t most_open = 256, body_mib = 16, timeout = 600, rank_timeout = 120;
 };
+
+/// What ranks of a job must be asked alike; what clients see is the first one's business.
+JobRequest request_of(const Options& o) {
+  JobRequest request{.timeout_seconds = static_cast<double>(o.rank_timeout),
+                     .cure = "start the server again"};
+  request.alike.set("command", make_node("serve"));
+  set_alike(request.alike, o.generator);
+  return request;
+}
 
 /// Of the file's first line, else of the environment; empty: none is asked for.
 std::string read_api_key(const std::string& file) {
@@ -63,36 +72,50 @@ ServedModel describe_model(const Options& options, const Generator& g, const Cac
   return model;
 }
 
-ExitCode run(const Options& options, const CommonOptions& common) {
-  if (http_library().empty())
-    throw UsageError(
-        "this build has no HTTP; install cpp-httplib (scripts/install_dependencies.sh does), configure and "
-        "build again");
-  const StopSignals stop;
-  const Logger logger = common.logger();
-  const std::string api_key = read_api_key(options.api_key_file);
-  const std::int64_t batch = options.generator.batch;
-  const Generator g = open_generator(options.generator, false, logger);
-  const ModelConfig& config = g.model.config;
-  CachedEngine engine = make_cached_engine(options.generator, g, batch, config.max_positions);
+void print_address(const HttpOptions& http, int port, const std::string& model, bool json) {
+  if (json)
+    print_json({{"host", http.host}, {"port", port}, {"model", model}});
+  else
+    fmt::print("serving {} at http://{}:{}/v1\n", model, http.host, port);
+  std::fflush(stdout);
+}
+
+/// Of the rank that clients talk to. The model runs on this thread, as MPI wants it.
+void serve_clients(const Options& options, const CommonOptions& common, const Generator& g,
+                   CachedEngine& engine, const std::string& api_key, const StopSignals& stop) {
+  const Logger& logger = g.context.logger;
   ServeMetrics metrics;
-  GenerationLoop loop(engine, batch_options(g, batch), options.most_open, metrics, logger);
+  GenerationLoop loop(engine, batch_options(g, options.generator.batch), options.most_open, metrics, logger);
   const ServedModel model = describe_model(options, g, engine.size(), logger);
   Api api(model, loop, metrics, {.api_key = api_key, .timeout = std::chrono::seconds(options.timeout)});
   HttpOptions http = options.http;
   http.max_open = options.most_open;
   http.max_body_bytes = static_cast<std::size_t>(options.body_mib) << 20U;
-  serve_http(
-      http, api, loop, [&] { return stop.requested(); },
-      [&](int port) {
-        if (common.json)
-          print_json({{"host", http.host}, {"port", port}, {"model", model.name}});
-        else
-          fmt::print("serving {} at http://{}:{}/v1\n", model.name, http.host, port);
-        std::fflush(stdout);
-      });
-  logger.info("all requests were answered");
+  const HttpServer server(http, api);
+  print_address(http, server.port(), model.name, common.json);
+  loop.run([&] { return stop.requested(); });
+}
+
+ExitCode serve(const Options& options, const CommonOptions& common, Job& job) {
+  const StopSignals stop;
+  auto starting = std::make_unique<HeartbeatPatience>(*job.heartbeat);
+  const std::string api_key = job.world.rank() == 0 ? read_api_key(options.api_key_file) : "";
+  const Generator g = open_generator(options.generator, false, job);
+  CachedEngine engine =
+      make_cached_engine(options.generator, g, options.generator.batch, g.model.config.max_positions);
+  starting.reset();
+  if (!leads(engine, job)) return ExitCode::ok;
+  serve_clients(options, common, g, engine, api_key, stop);
+  job.logger.info("all requests were answered");
   return ExitCode::ok;
+}
+
+ExitCode run(const Options& options, const CommonOptions& common) {
+  if (http_library().empty())
+    throw UsageError(
+        "this build has no HTTP; install cpp-httplib (scripts/install_dependencies.sh does), configure and "
+        "build again");
+  return run_job(common, request_of(options), [&](Job& job) { return serve(options, common, job); });
 }
 
 }  // namespace
@@ -112,7 +135,11 @@ void add_serve(Subcommand& root) {
   sub.integer("--max-body-mib", o->body_mib, "Largest body of a request", 1, 1024);
   sub.integer("--timeout", o->timeout,
               "Seconds after which a text ends as it is, or is refused if it still waits", 1, 86400);
-  sub.run([o](const CommonOptions& common) { return run(*o, common); });
+  sub.integer(
+      "--rank-timeout", o->rank_timeout,
+      "On several ranks: seconds without a sign of life of another, after which the job ends (0: never)", 0,
+      86400);
+  sub.run_on_ranks([o](const CommonOptions& common) { return run(*o, common); });
 }
 
 }  // namespace farskip

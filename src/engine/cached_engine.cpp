@@ -3,6 +3,9 @@
 
 #include <algorithm>
 #include <bit>
+#include <chrono>
+#include <exception>
+#include <thread>
 
 namespace farskip {
 namespace {
@@ -198,8 +201,11 @@ TensorView CachedEngine::logits() {
 
 namespace {
 
+/// In place of a number of tokens: the leader has none yet, or will have none any more.
+constexpr std::int64_t kMeeting = -1, kEnd = 0;
+
 /// A run as followers hear of it: this, then its tokens, sequences, positions and output rows, and the rows
-/// of the table of blocks that have changed. No tokens: there will be none any more.
+/// of the table of blocks that have changed.
 struct RunHeader {
   std::int64_t tokens = 0, outputs = 0, fresh = 0, penalised = 0, first_changed = 0, end_changed = 0;
 
@@ -213,12 +219,18 @@ void CachedEngine::lead() {
 }
 
 CachedEngine::~CachedEngine() {
-  if (!leads_) return;
+  if (!leads_ || std::uncaught_exceptions() > 0) return;
   try {
-    followers().broadcast(RunHeader{}.numbers(), 0);
+    followers().broadcast(RunHeader{.tokens = kEnd}.numbers(), 0);
   } catch (const std::exception& error) {
     context().logger.error("ranks that follow were not let go: {}", error.what());
   }
+}
+
+void CachedEngine::meet_followers() {
+  if (!leads_) return;
+  followers().broadcast(RunHeader{.tokens = kMeeting}.numbers(), 0);
+  followers().barrier();
 }
 
 void CachedEngine::tell_followers(const CachedTokens& given, bool penalised) {
@@ -234,13 +246,25 @@ void CachedEngine::tell_followers(const CachedTokens& given, bool penalised) {
   followers().broadcast(std::span(numbers), 0);
 }
 
+/// The leader may have nothing to read for hours: the longer the wait, the longer the sleep between two
+/// looks, so that an idle rank takes next to nothing of its core and a busy one answers at once.
+void CachedEngine::hear_of_run(std::span<std::int64_t> header) {
+  using namespace std::chrono_literals;
+  using Clock = std::chrono::steady_clock;
+  const HeartbeatWait wait(context().heartbeat, "the next run of the rank that leads");
+  Pending pending = followers().start_broadcast(header, 0);
+  for (const auto start = Clock::now(); !pending.test();)
+    std::this_thread::sleep_for(std::min<Clock::duration>((Clock::now() - start) / 16, 5ms));
+}
+
 void CachedEngine::follow() {
   for (RunHeader header;;) {
-    {
-      const HeartbeatWait wait(context().heartbeat, "the next run of the rank that leads");
-      followers().broadcast(header.numbers(), 0);
+    hear_of_run(header.numbers());
+    if (header.tokens == kEnd) return;
+    if (header.tokens == kMeeting) {
+      followers().barrier();
+      continue;
     }
-    if (header.tokens == 0) return;
     const std::int64_t changed = header.end_changed - header.first_changed;
     std::vector<std::int32_t> numbers(
         static_cast<std::size_t>(3 * header.tokens + header.outputs + changed * size_.max_blocks()));

@@ -7,7 +7,13 @@
 
 namespace farskip {
 
+using namespace std::chrono_literals;
 using Clock = std::chrono::steady_clock;
+
+namespace {
+constexpr auto kLook = 50ms;   // how often an idle loop looks whether it should stop
+constexpr auto kMeeting = 1s;  // how often it meets the ranks that follow
+}  // namespace
 
 struct OpenTexts::Mailbox {
   std::mutex mutex;
@@ -47,16 +53,6 @@ GenerationLoop::GenerationLoop(CachedEngine& engine, const ContinuousBatchOption
     : engine_(engine), options_(options), max_open_(max_open), metrics_(metrics), logger_(std::move(logger)) {
   batch_.emplace(engine_, options_);
   update_gauges();
-  thread_ = std::thread([this] { run(); });
-}
-
-GenerationLoop::~GenerationLoop() {
-  {
-    const std::lock_guard lock(mutex_);
-    is_ending_ = true;
-  }
-  changed_.notify_one();
-  thread_.join();
 }
 
 void GenerationLoop::refuse_new() {
@@ -85,28 +81,44 @@ std::unique_ptr<OpenTexts> GenerationLoop::submit(std::vector<GenerationRequest>
   return std::unique_ptr<OpenTexts>(new OpenTexts(std::move(mailbox)));
 }
 
-void GenerationLoop::run() {
-  while (take_in()) {
+void GenerationLoop::run(const std::function<bool()>& stop_requested) {
+  for (;;) {
     try {
+      if (!take_in(stop_requested)) return;
       drop_unwanted();
       step();
     } catch (const std::exception& error) {
-      logger_.error("texts cannot be continued: {}", error.what());
+      if (engine_.leads()) refuse_new();
       fail_all(error.what());
+      if (engine_.leads()) throw;
+      logger_.error("texts cannot be continued: {}", error.what());
     }
     update_gauges();
   }
 }
 
-/// Waits while there is nothing to do. False when the loop has to end.
-bool GenerationLoop::take_in() {
-  std::vector<TextPointer> incoming;
-  {
-    std::unique_lock lock(mutex_);
-    changed_.wait(lock, [&] { return is_ending_ || !incoming_.empty() || batch_->num_open() > 0; });
-    if (is_ending_) return false;
-    incoming.swap(incoming_);
+/// Waits while there is nothing to do. False when there will be nothing any more.
+bool GenerationLoop::wait_for_texts(std::vector<TextPointer>& incoming,
+                                    const std::function<bool()>& stop_requested) {
+  for (auto met = Clock::now();;) {
+    if (stop_requested()) refuse_new();
+    {
+      std::unique_lock lock(mutex_);
+      changed_.wait_for(lock, kLook,
+                        [&] { return refuses_new_ || !incoming_.empty() || batch_->num_open() > 0; });
+      incoming.swap(incoming_);
+    }
+    if (!incoming.empty() || batch_->num_open() > 0) return true;
+    if (refuses_new_) return false;
+    if (Clock::now() - met < kMeeting) continue;
+    engine_.meet_followers();
+    met = Clock::now();
   }
+}
+
+bool GenerationLoop::take_in(const std::function<bool()>& stop_requested) {
+  std::vector<TextPointer> incoming;
+  if (!wait_for_texts(incoming, stop_requested)) return false;
   for (const TextPointer& text : incoming) {
     GenerationRequest request = std::move(text->request);
     request.on_part = [this, text = text.get()](const GeneratedPart& part) {
@@ -144,9 +156,14 @@ void GenerationLoop::end(const TextPointer& text, TextNews news) {
   --num_open_;
 }
 
-/// A run that failed has left the batch between two states: it begins anew, without texts.
+/// A run that failed has left the batch between two states: it begins anew, without texts. Where it was the
+/// last run, those that come in have to be told, too.
 void GenerationLoop::fail_all(const std::string& why) {
   for (const auto& [number, text] : std::exchange(open_, {})) end(text, {.failure = why});
+  if (refuses_new_) {
+    const std::lock_guard lock(mutex_);
+    for (const TextPointer& text : std::exchange(incoming_, {})) end(text, {.failure = why});
+  }
   batch_.emplace(engine_, options_);
 }
 

@@ -2,14 +2,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """`farskip serve` as clients meet it.
 
-    serve_test.py --farskip FARSKIP --fixtures FOLDER CASE
+    serve_test.py --farskip FARSKIP --fixtures FOLDER [--mpirun MPIRUN --ranks N] CASE
 
-Runs one case (the functions named case_*), exits 1 if a claim does not hold and 77 if the build has no HTTP.
+Runs one case (the functions named case_*), exits 1 if a claim does not hold and 77 if the build has no HTTP. With
+--mpirun, N ranks share the model; their texts have to be those that one process makes offline.
 """
 
 import argparse
+import http.client
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -20,6 +24,10 @@ from pathlib import Path
 from server import Server, gather, in_threads
 
 TEXTS = ["the list of", "In the", "one", "a text and the end of it, and so on until the", "The", "of the list and"]
+
+
+def serve(args, *options, model=None, **settings):
+    return Server(args.farskip, model or args.model, *options, mpirun=args.mpirun, ranks=args.ranks, **settings)
 
 
 def requests(count):
@@ -58,9 +66,9 @@ def wait_for(condition, seconds=20):
 
 def case_same_texts(args):
     """Plain, streamed and offline texts are equal; a list of prompts is its prompts; ids are their text."""
-    lines = list(requests(12))
+    lines = list(requests(12 if args.ranks == 1 else 4))  # on busy cores ranks wait for each other long
     made = offline(args, lines)
-    with Server(args.farskip, args.model) as server:
+    with serve(args) as server:
         for line, texts in zip(lines, made):
             answer = server.complete(**line)
             expect(answer, texts)
@@ -93,7 +101,7 @@ def case_likelihoods(args):
     wanted = json.loads((folder / "harness.json").read_text())["llama"]["log_likelihoods"]
     items = [json.loads(line) for line in (folder / "small.jsonl").read_text().splitlines()]
     compared = 0
-    with Server(args.farskip, args.model) as server:
+    with serve(args) as server:
         def scores(text):
             answer = server.complete(prompt=text, echo=True, logprobs=1, max_tokens=0)["choices"][0]
             assert answer["text"] == text and answer["finish_reason"] == "length"
@@ -120,9 +128,9 @@ def case_likelihoods(args):
 
 def case_clients(args):
     """Many clients at once: half leave early, some send nonsense. The others get the texts of generate."""
-    lines = list(requests(24))
+    lines = list(requests(24 if args.ranks == 1 else 8))
     made = offline(args, lines)
-    with Server(args.farskip, args.model, "--batch", 4, "--max-body-mib", 1) as server:
+    with serve(args, "--batch", 4, "--max-body-mib", 1) as server:
         def stay(i):
             if i % 4 == 0:
                 expect(server.complete(**lines[i]), made[i])
@@ -157,7 +165,7 @@ def case_clients(args):
 
 def case_refusals(args):
     """Bad requests get 400 and OpenAI's error object, with the key, the value and what is allowed."""
-    with Server(args.farskip, args.model, "--max-requests", 8) as server:
+    with serve(args, "--max-requests", 8) as server:
         def refused(status, message, path="/v1/completions", method="POST", **settings):
             body = {"model": "llama", "prompt": "the", **settings} if method == "POST" else None
             got, answer = server.call(method, path, body)
@@ -189,9 +197,9 @@ def case_refusals(args):
 
 def case_end(args):
     """SIGTERM: what runs is finished, what is new is refused, exit code 0."""
-    long = {"prompt": "the list", "max_tokens": 230, "n": 40, "seed": 1, "temperature": 1.0}
+    long = {"prompt": "the list", "max_tokens": 230, "n": 40 if args.ranks == 1 else 4, "seed": 1, "temperature": 1.0}
     made = offline(args, [long])[0]
-    with Server(args.farskip, args.model, "--batch", 2) as server:
+    with serve(args, "--batch", 2) as server:
         texts = {}
 
         def run():
@@ -200,7 +208,7 @@ def case_end(args):
         thread = threading.Thread(target=run)
         thread.start()
         wait_for(lambda: server.metric("farskip_texts_running") > 0)
-        server.process.terminate()
+        server.ask_to_stop()
         time.sleep(0.2)
         assert server.process.poll() is None, "it ended while a text ran"
         status, body = server.call("POST", "/v1/completions", {"model": server.model, "prompt": "the"})
@@ -214,7 +222,7 @@ def case_end(args):
 def case_time(args):
     """A text that takes too long ends as it is, and one whose turn does not come is refused."""
     long = {"prompt": "the list", "max_tokens": 230, "n": 120, "temperature": 1.0}
-    with Server(args.farskip, args.model, "--batch", 1, "--timeout", 1) as server:
+    with serve(args, "--batch", 1, "--timeout", 1) as server:
         def cut():
             answer = server.complete(**long)
             assert {choice["finish_reason"] for choice in answer["choices"]} <= {"length", "stop"}
@@ -235,7 +243,7 @@ def case_key(args):
         file.write("secret-key\n")
         file.flush()
         for options, environment in ([["--api-key-file", file.name], {}], [[], {"FARSKIP_API_KEY": "secret-key"}]):
-            with Server(args.farskip, args.model, *options, environment=environment) as server:
+            with serve(args, *options, environment=environment) as server:
                 for given in (None, "secret-key", "Bearer secret-ke", "Bearer secret-key1", "Bearer ", "Basic secret-key"):
                     headers = {"Authorization": given} if given else {}
                     status, body = server.call("GET", "/v1/models", headers=headers)
@@ -256,7 +264,7 @@ def case_starts(args):
     fails(66, "no-key", "--model", args.model, "--api-key-file", "no-key")
     with tempfile.NamedTemporaryFile("w") as empty:
         fails(64, "holds no API key", "--model", args.model, "--api-key-file", empty.name)
-    with Server(args.farskip, args.fixtures / "llama") as server:
+    with serve(args, model=args.fixtures / "llama") as server:
         fails(74, "cannot listen on 127.0.0.1 port", "--model", args.model, "--port", server.port)
         fails(74, "cannot listen on no.such.host.invalid", "--model", args.model, "--host", "no.such.host.invalid")
         answer = server.complete(prompt=[5, 6], max_tokens=3, logprobs=1, echo=True)["choices"][0]
@@ -278,15 +286,15 @@ def case_chat(args):
         status, body = server.call("POST", path, {"model": server.model, **settings, **changes})
         assert status == 400 and message in json.loads(body)["error"]["message"], body
 
-    with Server(args.farskip, args.model) as server:
+    with serve(args) as server:
         refused(server, "the model brings no chat template")
     (args.model / "chat_template.jinja").write_text("{% macro a() %}{% endmacro %}")
-    with Server(args.farskip, args.model) as server:
+    with serve(args) as server:
         refused(server, "chat_template.jinja:1: the statement 'macro' is not supported")
     (args.model / "chat_template.jinja").write_text(
         "{{ bos_token }}{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}"
         "{{ m.role }} . {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}the{% endif %}")
-    with Server(args.farskip, args.model) as server:
+    with serve(args) as server:
         expected = server.complete(prompt="<|begin|>user . the list\nassistant .  of\nuser . one more\nthe",
                                    **{k: v for k, v in settings.items() if k != "messages"})
         status, body = server.call("POST", path, {"model": server.model, "logprobs": True, "top_logprobs": 2, **settings})
@@ -314,6 +322,45 @@ def case_chat(args):
         assert texts == [choice["text"] for choice in expected["choices"]]
 
 
+def case_rank_lost(args):
+    """A rank that dies, or stops, ends the job within seconds, with one message; an idle server is no such case."""
+    with serve(args, "--rank-timeout", 3) as server:
+        pid = server.ranks()[1]
+
+        def ticks():
+            return sum(map(int, Path(f"/proc/{pid}/stat").read_text().rsplit(")")[1].split()[11:13]))
+
+        server.complete(prompt="the", max_tokens=5)
+        time.sleep(1)
+        before = ticks()
+        time.sleep(4)
+        took = (ticks() - before) / os.sysconf("SC_CLK_TCK")
+        assert took < 0.4, f"an idle rank computed for {took} of 4 seconds"
+        server.complete(prompt="the", max_tokens=5)
+        os.kill(pid, signal.SIGSTOP)
+        start = time.monotonic()
+        assert server.process.wait(timeout=20) == 75
+        assert time.monotonic() - start < 12
+        wait_for(lambda: not server.ranks())
+        errors = [line for line in server.errors().splitlines() if "error:" in line]
+        assert len(errors) == 1 and "rank 0: no progress for " in errors[0], errors
+    long = {"prompt": "the list", "max_tokens": 230, "n": 40}
+    with serve(args) as server:
+        def left_alone():
+            try:
+                list(server.stream(**long))
+            except (OSError, http.client.HTTPException):
+                pass  # the answer is cut off
+
+        thread = threading.Thread(target=left_alone)
+        thread.start()
+        wait_for(lambda: server.metric("farskip_texts_running") > 0)
+        os.kill(server.ranks()[1], signal.SIGKILL)
+        assert server.process.wait(timeout=10) != 0
+        thread.join(timeout=10)
+        assert not thread.is_alive()
+
+
 def case_openai(args):
     """The OpenAI client, where it is installed."""
     try:
@@ -321,7 +368,7 @@ def case_openai(args):
     except ImportError:
         print("skipped: the package openai is not installed")
         sys.exit(77)
-    with Server(args.farskip, args.model, environment={"FARSKIP_API_KEY": "k"}) as server:
+    with serve(args, environment={"FARSKIP_API_KEY": "k"}) as server:
         client = openai.OpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="k", max_retries=0)
         assert [model.id for model in client.models.list()] == [server.model]
         for line, made in zip(requests(6), offline(args, list(requests(6)))):
@@ -345,6 +392,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--farskip", required=True)
     parser.add_argument("--fixtures", type=Path, required=True)
+    parser.add_argument("--mpirun")
+    parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("case", choices=[name[len("case_"):] for name in globals() if name.startswith("case_")])
     args = parser.parse_args()
     probe = subprocess.run([args.farskip, "serve", "--model", "nowhere"], stderr=subprocess.PIPE, text=True)

@@ -12,14 +12,26 @@ import threading
 from pathlib import Path
 
 
-class Server:
-    """`farskip serve` on a free port. Use it in a with block, which leaves no process behind."""
+def launcher_environment():
+    return {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", "OMPI_MCA_mpi_yield_when_idle": "1"}
 
-    def __init__(self, farskip, model, *options, environment=()):
+
+class Server:
+    """`farskip serve` on a free port. Use it in a with block, which leaves no process behind.
+
+    With `mpirun`, `ranks` share the model.
+    """
+
+    def __init__(self, farskip, model, *options, environment=(), mpirun=None, ranks=1):
         self.log = tempfile.NamedTemporaryFile("w+", suffix=".log")
+        self.is_launched = mpirun is not None
+        launcher = [str(mpirun), "--oversubscribe", "-np", str(ranks)] if self.is_launched else []
+        layout = ["--tensor", ranks] if self.is_launched else []
         self.process = subprocess.Popen(
-            [str(farskip), "serve", "--model", str(model), "--port", "0", "--json", *map(str, options)],
-            stdout=subprocess.PIPE, stderr=self.log, text=True, env={**os.environ, **dict(environment)})
+            [*launcher, str(farskip), "serve", "--model", str(model), "--port", "0", "--json",
+             *map(str, [*layout, *options])],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self.log, text=True,
+            env={**os.environ, **launcher_environment(), **dict(environment)})
         line = self.process.stdout.readline()
         if not line:
             self.process.wait()
@@ -74,9 +86,29 @@ class Server:
     def metric(self, name):
         return float(re.search(rf"^{re.escape(name)} (\S+)$", self.call("GET", "/metrics")[1], re.MULTILINE).group(1))
 
+    def ranks(self):
+        """Rank -> process id of what mpirun has started and lives."""
+        found = {}
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                if f"PPid:\t{self.process.pid}\n" in (folder / "status").read_text():
+                    variables = (folder / "environ").read_bytes().split(b"\0")
+                    rank = [v for v in variables if v.startswith(b"OMPI_COMM_WORLD_RANK=")][0]
+                    found[int(rank.split(b"=")[1])] = int(folder.name)
+            except (OSError, IndexError):
+                continue  # it has ended meanwhile, or is no rank
+        return found
+
+    def errors(self):
+        return Path(self.log.name).read_text()
+
+    def ask_to_stop(self):
+        """SIGTERM; mpirun would end its ranks after that, but hands SIGUSR1 on to them."""
+        self.process.send_signal(signal.SIGUSR1 if self.is_launched else signal.SIGTERM)
+
     def stop(self):
-        """SIGTERM; the exit code."""
-        self.process.send_signal(signal.SIGTERM)
+        """The exit code."""
+        self.ask_to_stop()
         return self.process.wait(timeout=60)
 
 

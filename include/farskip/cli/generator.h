@@ -17,9 +17,11 @@ struct GeneratorOptions {
   std::int64_t batch = 32, cache_mib = 0;
   bool ignore_eos = false;
   DeviceOptions device;
-  LayoutOptions layout;  // of commands that run on many ranks
+  LayoutOptions layout;
 };
 void add_generator_options(Subcommand& command, GeneratorOptions& options);
+/// What ranks of a job have to be given alike.
+void set_alike(ConfigNode& alike, const GeneratorOptions& options);
 
 /// A model with what it needs to read and write texts.
 struct Generator {
@@ -31,13 +33,14 @@ struct Generator {
 };
 /// `of_text`: the prompt is a text, so there has to be a tokenizer. DataError for a tokenizer that is there
 /// and of a kind that is not built.
-Generator open_generator(const GeneratorOptions& options, bool of_text, const Logger& logger);
-/// On ranks that share the model: UsageError unless all of them do. Collective.
+/// On several ranks: UsageError unless all of them share the model. Collective.
 Generator open_generator(const GeneratorOptions& options, bool of_text, Job& job);
 
 /// The engine's cache holds `sequences` texts of `tokens` each, or as much of that as fits into the memory.
 CachedEngine make_cached_engine(const GeneratorOptions& options, const Generator& generator,
                                 std::int64_t sequences, std::int64_t tokens);
+/// The first rank continues texts; the others run what it runs. False on these, once it has ended.
+bool leads(CachedEngine& engine, const Job& job);
 ContinuousBatchOptions batch_options(const Generator& generator, std::int64_t batch);
 
 }  // namespace farskip

@@ -61,7 +61,7 @@ class CachedEngine {
                const PlanOptions& plan = {.waits = Waits::late}, bool align = false);
   CachedEngine(const CachedEngine&) = delete;
   CachedEngine& operator=(const CachedEngine&) = delete;
-  /// Lets followers go.
+  /// Lets followers go, unless an error passes through, which ends the job.
   ~CachedEngine();
 
   /// Where ranks share every matrix, one of them decides what is read: from now on each run of the first rank
@@ -69,6 +69,9 @@ class CachedEngine {
   /// engine of the same size. By the rank's own thread.
   void lead();
   void follow();
+  bool leads() const { return leads_; }
+  /// The leader, now and then while there is nothing to read: both sides hear that the other is there.
+  void meet_followers();
 
   const ModelConfig& config() const { return model_.config; }
   const CacheSize& size() const { return size_; }
@@ -85,6 +88,7 @@ class CachedEngine {
 
  private:
   const Communicator& followers() const { return context().mesh.tensor(); }
+  void hear_of_run(std::span<std::int64_t> header);
   void tell_followers(const CachedTokens& tokens, bool penalised);
   Stage& prepare(const CachedTokens& tokens, bool penalised);
   Stage& stage(const CachedRunShape& shape);

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// The thread on which a model continues texts, and how other threads hand it texts and hear of them.
+// A model that continues texts on one thread, and how other threads hand it texts and hear of them.
 
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "farskip/base/log.h"
@@ -48,24 +48,26 @@ class GenerationLoop {
   /// `max_open`: texts that are continued or wait for it. `engine`, `metrics` live longer.
   GenerationLoop(CachedEngine& engine, const ContinuousBatchOptions& options, std::int64_t max_open,
                  ServeMetrics& metrics, Logger logger);
-  /// Gives up what has not ended.
-  ~GenerationLoop();
   GenerationLoop(const GenerationLoop&) = delete;
   GenerationLoop& operator=(const GenerationLoop&) = delete;
+
+  /// Continues texts, by the thread that made the engine, until `stop_requested` says so; then refuses new
+  /// ones and finishes those that are open. A run that fails ends its texts with that failure; where ranks
+  /// follow, which stand elsewhere now, it ends the loop too, and is thrown.
+  void run(const std::function<bool()>& stop_requested);
 
   /// Any thread may call these. UsageError where one of the texts may not be continued
   /// (ContinuousBatch::check), ApiError 503 where there are too many already, and after refuse_new().
   std::unique_ptr<OpenTexts> submit(std::vector<GenerationRequest> requests);
-  void refuse_new();
   bool refuses_new() const { return refuses_new_; }
-  std::int64_t num_open() const { return num_open_; }
 
  private:
   struct Text;  // that is open
   using TextPointer = std::shared_ptr<Text>;
 
-  void run();
-  bool take_in();
+  void refuse_new();
+  bool take_in(const std::function<bool()>& stop_requested);
+  bool wait_for_texts(std::vector<TextPointer>& incoming, const std::function<bool()>& stop_requested);
   void drop_unwanted();
   void step();
   void end(const TextPointer& text, TextNews news);
@@ -85,8 +87,6 @@ class GenerationLoop {
   std::mutex mutex_;
   std::condition_variable changed_;
   std::vector<TextPointer> incoming_;
-  bool is_ending_ = false;
-  std::thread thread_;  // last: it uses the others
 };
 
 }  // namespace farskip

@@ -2,7 +2,7 @@
 #pragma once
 // The server as HTTP, by cpp-httplib where the build has it (src/serve/http/).
 
-#include <functional>
+#include <memory>
 #include <string>
 
 #include "farskip/base/log.h"
@@ -20,9 +20,21 @@ struct HttpOptions {
 /// "cpp-httplib VERSION"; empty where this build has no HTTP.
 std::string http_library();
 
-/// Of a build with HTTP. Serves until `stop_requested` says so, then finishes what runs, with
-/// loop.refuse_new(). `on_listening` is told the port. IoError where the address cannot be had.
-void serve_http(const HttpOptions& options, Api& api, GenerationLoop& loop,
-                const std::function<bool()>& stop_requested, const std::function<void(int)>& on_listening);
+/// Of a build with HTTP. Answers on threads of its own while it lives.
+class HttpServer {
+ public:
+  /// Listens. IoError where the address cannot be had. `api` lives longer.
+  HttpServer(const HttpOptions& options, Api& api);
+  /// Once all answers that are being sent have been sent.
+  ~HttpServer();
+  HttpServer(const HttpServer&) = delete;
+  HttpServer& operator=(const HttpServer&) = delete;
+  int port() const { return port_; }
+
+ private:
+  class Impl;
+  std::unique_ptr<Impl> impl_;
+  int port_ = 0;
+};
 
 }  // namespace farskip

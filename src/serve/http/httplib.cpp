@@ -70,9 +70,11 @@ void set_socket_options(socket_t socket) {
   ::setsockopt(socket, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes);
 }
 
-class Server {
+}  // namespace
+
+class HttpServer::Impl {
  public:
-  Server(const HttpOptions& options, Api& api) {
+  Impl(const HttpOptions& options, Api& api) {
     server_.set_socket_options([this](socket_t socket) {
       socket_ = socket;
       set_socket_options(socket);
@@ -109,7 +111,7 @@ class Server {
     });
   }
 
-  /// The port.
+  /// Returns the port. Who connects from now on waits to be accepted.
   int bind(const HttpOptions& options) {
     const int port = options.port == 0 ? server_.bind_to_any_port(options.host)
                      : server_.bind_to_port(options.host, options.port) ? options.port
@@ -122,32 +124,33 @@ class Server {
     ::listen(socket_, kBacklog);
     return port;
   }
-  void run() { server_.listen_after_bind(); }
-  bool is_running() const { return server_.is_running(); }
-  void stop() { server_.stop(); }
+  void start() {
+    thread_ = std::thread([this] { server_.listen_after_bind(); });
+  }
+  ~Impl() {
+    if (!thread_.joinable()) return;
+    while (!server_.is_running()) std::this_thread::sleep_for(1ms);  // stop() would pass it over
+    server_.stop();
+    thread_.join();
+  }
+  Impl(const Impl&) = delete;
+  Impl& operator=(const Impl&) = delete;
 
  private:
   httplib::Server server_;
   socket_t socket_ = INVALID_SOCKET;
+  std::thread thread_;
 };
-
-}  // namespace
 
 std::string http_library() {
   return std::string("cpp-httplib ") + CPPHTTPLIB_VERSION;
 }
 
-void serve_http(const HttpOptions& options, Api& api, GenerationLoop& loop,
-                const std::function<bool()>& stop_requested, const std::function<void(int)>& on_listening) {
-  Server server(options, api);
-  const int port = server.bind(options);
-  on_listening(port);  // who connects now waits to be accepted
-  std::thread thread([&] { server.run(); });
-  while (!stop_requested() || !server.is_running()) std::this_thread::sleep_for(50ms);
-  loop.refuse_new();
-  while (loop.num_open() > 0) std::this_thread::sleep_for(50ms);
-  server.stop();  // answers that are being sent are sent
-  thread.join();
+HttpServer::HttpServer(const HttpOptions& options, Api& api)
+    : impl_(std::make_unique<Impl>(options, api)), port_(impl_->bind(options)) {
+  impl_->start();
 }
+
+HttpServer::~HttpServer() = default;
 
 }  // namespace farskip

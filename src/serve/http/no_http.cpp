@@ -9,9 +9,12 @@ std::string http_library() {
   return {};
 }
 
-void serve_http(const HttpOptions&, Api&, GenerationLoop&, const std::function<bool()>&,
-                const std::function<void(int)>&) {
+class HttpServer::Impl {};
+
+HttpServer::HttpServer(const HttpOptions&, Api&) {
   throw InternalError("this build has no HTTP");
 }
+
+HttpServer::~HttpServer() = default;
 
 }  // namespace farskip
