@@ -14,23 +14,46 @@ ValueId add_input(Graph& graph, const char* name, Shape shape) {
   return graph.add_external(ExternalKind::input, name, {DType::f32, std::move(shape), {}});
 }
 
-ValueId product(Builder& b, ValueId x, ValueId r) {
-  return ops::matmul(b, x, r, {.transpose_a = true});
+/// A state that the node which sums into it reads last.
+ValueId add_sum(Graph& graph, const char* name, Shape shape) {
+  return graph.add_external(ExternalKind::state, name, {DType::f32, std::move(shape), {}});
 }
 
-/// The weights of the rows of a fit, with either sign.
-struct RowWeights {
-  RowWeights(Graph& graph, std::int64_t tokens)
-      : plus(add_input(graph, "row_weight", {tokens})),
-        minus(add_input(graph, "negative_weight", {tokens})) {}
+/// XᵀX and XᵀR over all rows.
+void add_sums(Graph& graph, Builder& b, ValueId x, ValueId r) {
+  const auto add = [&](const char* name, ValueId y) {
+    const ValueId sum = add_sum(graph, name, {b.shape(x)[1], b.shape(y)[1]});
+    graph.add_update(sum, b.emit("matmul", ops::Matmul{.transpose_a = true}, {x, y, sum})[0]);
+  };
+  add("gram", x);
+  add("cross", r);
+}
+
+/// 1 for the tokens that count and 0 for others, with either sign.
+struct RowMask {
+  RowMask(Graph& graph, std::int64_t tokens)
+      : plus(add_input(graph, "row_mask", {tokens})), minus(add_input(graph, "negative_mask", {tokens})) {}
   ValueId difference(Builder& b, ValueId x, ValueId y) const {
     return ops::add(b, ops::scale_rows(b, x, plus), ops::scale_rows(b, y, minus));
   }
   ValueId plus, minus;
 };
 
+/// Streams that a fit brings together, and by what their tokens are divided.
+struct StreamPair {
+  StreamPair(Graph& graph, Builder& b, Shape shape)  // a copy: the graph grows
+      : mask(graph, shape[0]),
+        teacher(add_input(graph, "teacher", shape)),
+        student(add_input(graph, "student", shape)) {
+    constexpr double tiny = 1e-30;  // of a stream that is zero
+    inverse_size = b.emit("rms_norm", ops::RmsNorm{tiny}, {teacher, ops::ones(b, shape[1])})[1];
+  }
+  RowMask mask;
+  ValueId teacher, student, inverse_size;
+};
+
 /// Sums over the rows of each expert.
-void add_expert_sums(Graph& graph, Builder& b, const MoeConfig& moe, ValueId x, ValueId r) {
+void add_expert_sums(Graph& graph, Builder& b, const MoeConfig& moe, ValueId x, ValueId r, ValueId weight) {
   const int layer = b.scope.layer;
   const auto bias = graph.find_external(layer_name(layer, "mlp.gate.e_score_correction_bias"));
   ops::Route shares = routing(moe);
@@ -39,15 +62,16 @@ void add_expert_sums(Graph& graph, Builder& b, const MoeConfig& moe, ValueId x, 
   const ops::RouteResult routed =
       ops::route(b, *graph.find_output("router_logits"), bias.value_or(ValueId()), shares);
   const ops::RoutedOrder order = ops::sort_by_expert(b, routed.indices, moe.num_experts);
-  const auto in_order = [&](ValueId slots) {
-    return ops::permute_values(b, slots, order.row_slot, order.slot_row);
+  const auto of_rows = [&](ValueId tokens) { return ops::dispatch_rows(b, tokens, order, moe.top_k); };
+  const ValueId share = ops::permute_values(b, routed.weights, order.row_slot, order.slot_row);
+  const ValueId rows = ops::scale_rows(b, x, of_rows(weight)),
+                targets = ops::scale_rows(b, of_rows(r), share);
+  const auto add = [&](const char* name, ValueId y) {
+    const ValueId sum = add_sum(graph, name, {moe.num_experts, b.shape(x)[1], b.shape(y)[1]});
+    graph.add_update(sum, b.emit("grouped_matmul_wgrad", {rows, y, order.offsets, sum})[0]);
   };
-  const ValueId weight = add_input(graph, "slot_weight", {b.shape(routed.weights).num_elements()});
-  const ValueId rows = ops::scale_rows(b, x, in_order(weight));
-  const ValueId targets =
-      ops::scale_rows(b, ops::dispatch_rows(b, r, order, moe.top_k), in_order(routed.weights));
-  graph.add_output("gram", b.emit("grouped_matmul_wgrad", {rows, rows, order.offsets})[0]);
-  graph.add_output("cross", b.emit("grouped_matmul_wgrad", {rows, targets, order.offsets})[0]);
+  add("gram", rows);
+  add("cross", targets);
 }
 
 }  // namespace
@@ -62,31 +86,39 @@ Graph input_fit_graph(const ModelConfig& config, const LayerBlock& block, const 
   const auto normed = [&](const char* stream) {
     return ops::rms_norm(b, add_input(graph, stream, {tokens, hidden}), norm, config.rms_norm_eps);
   };
-  const RowWeights weights(graph, tokens);
+  const RowMask mask(graph, tokens);
   const ValueId student = normed("student"), teacher = normed("teacher");
-  const ValueId x = ops::scale_rows(b, student, weights.plus), r = weights.difference(b, teacher, student);
-  graph.add_output("gram", product(b, x, x));
-  graph.add_output("cross", product(b, x, r));
+  const ValueId x = ops::scale_rows(b, student, mask.plus), r = mask.difference(b, teacher, student);
+  add_sums(graph, b, x, r);
   graph.add_output("residual_squares", ops::sum_of_squares(b, {r}));
-  graph.add_output("target_squares", ops::sum_of_squares(b, {ops::scale_rows(b, teacher, weights.plus)}));
+  graph.add_output("target_squares", ops::sum_of_squares(b, {ops::scale_rows(b, teacher, mask.plus)}));
   return graph;
 }
 
 Graph output_fit_graph(const ModelConfig& config, const LayerBlock& block, const LowerOptions& options) {
   Graph graph = lower_block(config, block, options);
   Builder b = builder_of(graph, block);
-  const std::int64_t tokens = options.batch * options.sequence_length;
   const ValueId inner = *graph.find_output("inner"), out = *graph.find_output("out");
-  const RowWeights weights(graph, tokens);
-  const ValueId r = weights.difference(b, add_input(graph, "target", {tokens, config.hidden_size}), out);
+  const StreamPair streams(graph, b, b.shape(out));
+  const ValueId missing = ops::add(b, streams.mask.difference(b, streams.teacher, streams.student),
+                                   ops::scale_rows(b, out, streams.mask.minus));
+  const ValueId r = ops::scale_rows(b, missing, streams.inverse_size);
   graph.add_output("residual_squares", ops::sum_of_squares(b, {r}));
-  if (block.kind == SubBlock::routed) {
-    add_expert_sums(graph, b, config.moe, inner, r);
-    return graph;
-  }
-  const ValueId x = ops::scale_rows(b, inner, weights.plus);
-  graph.add_output("gram", product(b, x, x));
-  graph.add_output("cross", product(b, x, r));
+  const ValueId weight = ops::scale_rows(b, streams.inverse_size, streams.mask.plus);
+  if (block.kind == SubBlock::routed)
+    add_expert_sums(graph, b, config.moe, inner, r, weight);
+  else
+    add_sums(graph, b, ops::scale_rows(b, inner, weight), r);
+  return graph;
+}
+
+Graph stream_error_graph(const ModelConfig& config, const LowerOptions& options) {
+  Graph graph;
+  Builder b{graph, {0, 0, -1, SubBlock::none, Phase::forward}};
+  const StreamPair streams(graph, b, {options.batch * options.sequence_length, config.hidden_size});
+  const ValueId missing = streams.mask.difference(b, streams.teacher, streams.student);
+  const ValueId r = ops::scale_rows(b, missing, streams.inverse_size);
+  graph.add_output("residual_squares", ops::sum_of_squares(b, {r}));
   return graph;
 }
 

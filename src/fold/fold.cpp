@@ -3,8 +3,8 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cmath>
 #include <cstring>
+#include <numeric>
 
 #include "farskip/backend/cpu/parallel.h"
 #include "farskip/fold/fit_graphs.h"
@@ -39,47 +39,29 @@ void require_finite(const NormalEquations& sums, const std::string& matrix) {
       matrix));
 }
 
-double mean_square(const MatrixView& rows, Eigen::Index row) {
-  constexpr double tiny = 1e-30;  // of a stream that is zero
-  return rows.row(row).cast<double>().squaredNorm() / static_cast<double>(rows.cols()) + tiny;
+/// Tells a fit which tokens count: the first of a sequence does not. Its stream is larger by orders of
+/// magnitude in many models, and would be all that the fit looks at.
+void write_mask(GraphRunner& runner, std::int64_t tokens, std::int64_t sequence_length) {
+  for (const auto& [name, one] : {std::pair{"row_mask", 1.0F}, {"negative_mask", -1.0F}}) {
+    std::vector<float> mask(static_cast<std::size_t>(tokens), one);
+    for (std::size_t t = 0; t < mask.size(); t += static_cast<std::size_t>(sequence_length)) mask[t] = 0.0F;
+    runner.write(name, mask.data());
+  }
 }
 
-/// How a fit weighs the tokens of some sequences. The first of a sequence counts for nothing: its stream is
-/// larger by orders of magnitude in many models, and would be all that a fit looks at.
-class TokenWeights {
- public:
-  TokenWeights(std::int64_t tokens, std::int64_t sequence_length)
-      : length_(sequence_length), weights_(static_cast<std::size_t>(tokens), 1.0F) {
-    leave_out_first();
-  }
-  /// 1 / root mean square of a stream [T, H] in each token.
-  void set_by(const TensorView& stream) {
-    const MatrixView rows = as_matrix(stream);
-    for (Eigen::Index t = 0; t < rows.rows(); ++t)
-      weights_[static_cast<std::size_t>(t)] = static_cast<float>(1.0 / std::sqrt(mean_square(rows, t)));
-    leave_out_first();
-  }
-  void write(GraphRunner& runner) const {
-    write(runner, "row_weight", 1.0F);
-    write(runner, "negative_weight", -1.0F);
-    if (runner.has_input("slot_weight")) write(runner, "slot_weight", 1.0F);
-  }
-
- private:
-  void leave_out_first() {
-    for (std::size_t t = 0; t < weights_.size(); t += static_cast<std::size_t>(length_)) weights_[t] = 0.0F;
-  }
-  /// Each weight as often as there are rows of a token.
-  void write(GraphRunner& runner, const char* name, float factor) const {
-    const TensorView& to = runner.input(name);
-    const std::size_t copies = static_cast<std::size_t>(to.num_elements()) / weights_.size();
-    for (std::size_t i = 0; i < weights_.size() * copies; ++i)
-      to.as<float>()[i] = factor * weights_[i / copies];
-  }
-
-  std::int64_t length_;
-  std::vector<float> weights_;
-};
+/// Where the streams of three models lie: on the device that computes, or in host memory where it has too
+/// little.
+Context stream_memory(const ModelConfig& config, const FoldText& text, const Context& context) {
+  Device& device = *context.device();
+  if (device.shares_host_memory()) return context;
+  constexpr std::int64_t tensors = 10;  // at most, of all tokens
+  const std::int64_t bytes = tensors * text.sequences() * text.sequence_length * config.hidden_size *
+                             static_cast<std::int64_t>(sizeof(float));
+  if (static_cast<std::size_t>(bytes) < device.memory().free / 2) return context;
+  context.logger.info("{} has too little memory for the streams of the text; they lie in host memory",
+                      device.name());
+  return make_context(make_cpu_device(), context.logger);
+}
 
 class Folding {
  public:
@@ -91,12 +73,14 @@ class Folding {
         rows_(rows),
         text_(text),
         context_(context),
+        memory_(stream_memory(config_, text, context)),
         fitted_{0, text.fitted, text.at_once},
-        teacher_(config_, teacher_wiring_, text, {0, text.sequences(), text.at_once}, context),
-        student_(config_, wiring, text, {0, text.sequences(), text.at_once}, context),
-        untrained_(config_, wiring, text, measured_range(text), context) {
-    options_.batch = fitted_.at_once;
-    options_.sequence_length = text.sequence_length;
+        options_(options_of(text)),
+        teacher_(config_, teacher_wiring_, text, {0, text.sequences(), text.at_once}, context, memory_),
+        student_(config_, wiring, text, {0, text.sequences(), text.at_once}, context, memory_),
+        untrained_(config_, wiring, text, measured_range(text), context, memory_),
+        stream_error_(stream_error_graph(config_, options_), context) {
+    write_mask(stream_error_, rows_at_once(), text.sequence_length);
   }
 
   Folded run() {
@@ -116,13 +100,19 @@ class Folding {
   }
 
  private:
+  static LowerOptions options_of(const FoldText& text) {
+    LowerOptions options;
+    options.batch = text.at_once;
+    options.sequence_length = text.sequence_length;
+    return options;
+  }
   std::int64_t rows_at_once() const { return fitted_.at_once * text_.sequence_length; }
 
   void enter_layer(int layer) {
     const auto weights = load_layer(config_, rows_, layer, context_.device());
     teacher_.use_weights(weights);
     untrained_.use_weights(weights);
-    student_weights_ = load_layer(config_, rows_, layer, context_.device());
+    student_weights_ = copy_layer(*weights);
     student_.use_weights(student_weights_);
     input_change_.reset();
   }
@@ -169,21 +159,20 @@ class Folding {
   };
   InputChange fit_input(int i, const LayerBlock& block, const std::vector<int>& reads) {
     GraphRunner runner(input_fit_graph(config_, block, options_), context_, student_weights_);
-    TokenWeights(rows_at_once(), text_.sequence_length).write(runner);
-    NormalEquations sums(config_.hidden_size, config_.hidden_size);
+    write_mask(runner, rows_at_once(), text_.sequence_length);
+    std::vector<NormalEquations> sums{{config_.hidden_size, config_.hidden_size}};
     double residual = 0, target = 0;
-    for_each_part([&](std::int64_t token) {
-      student_.stream().read(i, token, runner.input("student"));
-      teacher_.stream().read(i, token, runner.input("teacher"));
+    add_up(runner, sums, [&](std::int64_t token) {
+      student_.stream().read(i, token, runner.at("student"));
+      teacher_.stream().read(i, token, runner.at("teacher"));
       runner.run();
-      sums.add(runner.read("gram").view(), runner.read("cross").view(), rows_at_once());
       residual += runner.read_number("residual_squares");
       target += runner.read_number("target_squares");
     });
-    require_finite(sums, layer_name(block.layer, stream_readers(block.kind).front()));
-    InputChange fit{reads, solve_ridge(sums, kInputRidge), {block.layer, block.kind, FoldSide::input}};
+    require_finite(sums[0], layer_name(block.layer, stream_readers(block.kind).front()));
+    InputChange fit{reads, solve_ridge(sums[0], kInputRidge), {block.layer, block.kind, FoldSide::input}};
     fit.edge.error_before = residual / target;
-    fit.edge.error_after = (residual + squares_gained(sums, fit.change)) / target;
+    fit.edge.error_after = (residual + squares_gained(sums[0], fit.change)) / target;
     fit.edge.ridge = kInputRidge;
     return fit;
   }
@@ -194,50 +183,69 @@ class Folding {
     const bool has_experts = weight.shape.rank() == 3;
     std::vector<NormalEquations> sums(static_cast<std::size_t>(has_experts ? weight.shape[0] : 1),
                                       {weight.shape.back(), config_.hidden_size});
-    const double residual = sum_outputs(i, block, sums);
-    std::vector<Eigen::MatrixXd> changes(sums.size());
-    cpu::parallel_for(static_cast<std::int64_t>(sums.size()), [&](std::int64_t e) {
-      const NormalEquations& one = sums[static_cast<std::size_t>(e)];
-      require_finite(one, name);
-      changes[static_cast<std::size_t>(e)] = solve_ridge(one, output_ridge(weight.shape.back(), one.rows));
-    });
-    double rows = 0;
-    for (const NormalEquations& one : sums) rows += one.rows / static_cast<double>(sums.size());
-    folded_.weights[name] = fold_output(*context_.device(), weight, changes);
+    std::vector<double> rows(sums.size(), 0.0);
+    const double residual = sum_outputs(i, block, sums, rows);
+    std::vector<double> ridges;
+    for (std::size_t e = 0; e < sums.size(); ++e) {
+      require_finite(sums[e], name);
+      ridges.push_back(output_ridge(weight.shape.back(), rows[e]));
+    }
+    folded_.weights[name] = fold_output(*context_.device(), weight, solve_ridges(sums, ridges));
+    const double mean_rows =
+        std::accumulate(rows.begin(), rows.end(), 0.0) / static_cast<double>(rows.size());
     folded_.edges.push_back({block.layer, block.kind, FoldSide::output,
                              residual / (fitted_tokens() * static_cast<double>(config_.hidden_size)), 0.0,
-                             output_ridge(weight.shape.back(), rows)});
+                             output_ridge(weight.shape.back(), mean_rows)});
   }
 
-  /// Returns the squares of what is to be fitted.
-  double sum_outputs(int i, const LayerBlock& block, std::vector<NormalEquations>& sums) {
+  /// Returns the squares of what is to be fitted; `rows` of each matrix.
+  double sum_outputs(int i, const LayerBlock& block, std::vector<NormalEquations>& sums,
+                     std::vector<double>& rows) {
     GraphRunner runner(output_fit_graph(config_, block, options_), context_, student_weights_);
-    TokenWeights weights(rows_at_once(), text_.sequence_length);
+    write_mask(runner, rows_at_once(), text_.sequence_length);
     double residual = 0;
-    for_each_part([&](std::int64_t token) {
-      student_.stream().read(i, token, runner.input("stream"));
-      weights.set_by(missing_in_student(token, runner.input("target")).view());
-      weights.write(runner);
+    add_up(runner, sums, [&](std::int64_t token) {
+      student_.stream().read(i, token, runner.at("stream"));
+      student_.stream().read_all(token, runner.at("student"));
+      teacher_.stream().read_all(token, runner.at("teacher"));
       runner.run();
-      const HostTensor gram = runner.read("gram"), cross = runner.read("cross");
-      const std::vector<std::int64_t> rows = count_rows(runner, block);
-      cpu::parallel_for(static_cast<std::int64_t>(sums.size()), [&](std::int64_t number) {
-        const auto e = static_cast<std::size_t>(number);
-        sums[e].add(part(gram, e, sums.size()), part(cross, e, sums.size()), rows[e]);
-      });
+      count_rows(runner, block, rows);
       residual += runner.read_number("residual_squares");
     });
     return residual;
   }
 
-  /// Of the sums that the runner gave: of a routed block for each expert.
-  std::vector<std::int64_t> count_rows(const GraphRunner& runner, const LayerBlock& block) const {
-    if (block.kind != SubBlock::routed) return {rows_at_once()};
+  /// Calls `run_part` for each part of the fitted sequences, and adds what the runs of the graph have summed
+  /// up: on the device in f32 over some of them, here in double.
+  template <class F>
+  void add_up(GraphRunner& runner, std::vector<NormalEquations>& sums, const F& run_part) {
+    constexpr std::int64_t tokens_in_f32 = 1 << 17;
+    const std::int64_t parts = std::max<std::int64_t>(tokens_in_f32 / rows_at_once(), 1);
+    std::int64_t pending = 0;
+    const auto take = [&] {
+      const HostTensor gram = runner.take("gram"), cross = runner.take("cross");
+      cpu::parallel_for(static_cast<std::int64_t>(sums.size()), [&](std::int64_t number) {
+        const auto e = static_cast<std::size_t>(number);
+        sums[e].add(part(gram, e, sums.size()), part(cross, e, sums.size()));
+      });
+      pending = 0;
+    };
+    for_each_part([&](std::int64_t token) {
+      run_part(token);
+      if (++pending == parts) take();
+    });
+    if (pending > 0) take();
+  }
+
+  /// Of the last run: of a routed block for each expert.
+  void count_rows(const GraphRunner& runner, const LayerBlock& block, std::vector<double>& rows) const {
+    if (block.kind != SubBlock::routed) {
+      rows[0] += static_cast<double>(rows_at_once());
+      return;
+    }
     const HostTensor offsets = runner.read(fmt::format("expert_offsets.{}", block.layer));
     const std::span<const std::int32_t> at = offsets.values<std::int32_t>();
-    std::vector<std::int64_t> rows;
-    for (std::size_t e = 0; e + 1 < at.size(); ++e) rows.push_back(at[e + 1] - at[e]);
-    return rows;
+    for (std::size_t e = 0; e < rows.size(); ++e) rows[e] += at[e + 1] - at[e];
   }
 
   /// Matrix `i` of `count` that lie one after the other.
@@ -246,26 +254,16 @@ class Folding {
     return rows_view(matrices.view(), static_cast<std::int64_t>(i) * height, height);
   }
 
-  /// Fills `missing` with what separates the student's stream from the teacher's; returns the teacher's.
-  HostTensor missing_in_student(std::int64_t first, const TensorView& missing) const {
-    HostTensor teacher(DType::f32, missing.shape);
-    teacher_.stream().read_all(first, teacher.view());
-    student_.stream().read_all(first, missing);
-    as_matrix(missing) = as_matrix(teacher.view()) - as_matrix(missing);
-    return teacher;
-  }
-
   /// Of the streams as they are now, as FoldEdge says.
-  double stream_error() const {
-    const HostTensor missing(DType::f32, Shape{rows_at_once(), config_.hidden_size});
+  double stream_error() {
     double sum = 0;
     for_each_part([&](std::int64_t token) {
-      const HostTensor teacher = missing_in_student(token, missing.view());
-      const MatrixView target = as_matrix(teacher.view()), rest = as_matrix(missing.view());
-      for (Eigen::Index t = 0; t < rest.rows(); ++t)
-        if (t % text_.sequence_length != 0) sum += mean_square(rest, t) / mean_square(target, t);
+      student_.stream().read_all(token, stream_error_.at("student"));
+      teacher_.stream().read_all(token, stream_error_.at("teacher"));
+      stream_error_.run();
+      sum += stream_error_.read_number("residual_squares");
     });
-    return sum / fitted_tokens();
+    return sum / (fitted_tokens() * static_cast<double>(config_.hidden_size));
   }
   double fitted_tokens() const { return static_cast<double>(fitted_.count * (text_.sequence_length - 1)); }
 
@@ -275,9 +273,11 @@ class Folding {
   const RowReader& rows_;
   const FoldText& text_;
   const Context& context_;
+  Context memory_;  // of the streams
   SequenceRange fitted_;
   LowerOptions options_;
   WalkingModel teacher_, student_, untrained_;
+  GraphRunner stream_error_;
   std::shared_ptr<States> student_weights_;
   bool differs_ = false;  // the student's stream from the teacher's, from some block on
   std::optional<InputChange> input_change_;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "farskip/fold/fold_weights.h"
 
+#include "farskip/backend/cpu/parallel.h"
 #include "farskip/fold/matrices.h"
 
 namespace farskip {
@@ -40,7 +41,11 @@ std::string stream_writer(SubBlock kind) {
 HostTensor fold_input(Device& device, const TensorView& weight, const Eigen::MatrixXd& change) {
   const HostTensor now = copy_to_host(device, weight);
   MatrixView w = as_matrix(now.view());
-  w += (w.cast<double>() * change.transpose()).cast<float>();
+  constexpr std::int64_t rows = 256;
+  cpu::parallel_ranges(w.rows(), rows, [&](std::int64_t begin, std::int64_t end) {
+    auto part = w.middleRows(begin, end - begin);
+    part += (part.cast<double>() * change.transpose()).cast<float>();
+  });
   device.copy_in(weight.data, now.view().data, now.bytes().size());
   return now;
 }
@@ -50,8 +55,9 @@ HostTensor fold_output(Device& device, const TensorView& weight,
   const HostTensor now = copy_to_host(device, weight);
   MatrixView w = as_matrix(now.view());
   const Eigen::Index height = w.rows() / static_cast<Eigen::Index>(changes.size());
-  for (std::size_t i = 0; i < changes.size(); ++i)
-    w.middleRows(static_cast<Eigen::Index>(i) * height, height) += changes[i].transpose().cast<float>();
+  cpu::parallel_for(static_cast<std::int64_t>(changes.size()), [&](std::int64_t i) {
+    w.middleRows(i * height, height) += changes[static_cast<std::size_t>(i)].transpose().cast<float>();
+  });
   device.copy_in(weight.data, now.view().data, now.bytes().size());
   return now;
 }

@@ -3,36 +3,35 @@
 
 namespace farskip {
 
-GraphRunner::GraphRunner(const Graph& graph, const Context& context, std::shared_ptr<const States> states)
-    : runner_(context, {std::move(states)}),
-      stage_(runner_.stage("fold",
-                           [&] {
-                             return PassPipeline{"fold", {{"fold", [&](const Graph&) { return graph; }}}};
-                           },
-                           {})) {
-  for (const External& external : stage_.graph().externals()) {
-    if (external.kind != ExternalKind::input) continue;
-    const TensorType& type = stage_.graph().type(external.value);
-    inputs_.emplace(external.name, HostTensor(type.dtype, type.shape));
+GraphRunner::GraphRunner(const Graph& graph, const Context& context, std::shared_ptr<const States> parameters)
+    : runner_(context, {std::move(parameters)}) {
+  for (const External& external : graph.externals()) {
+    if (external.kind == ExternalKind::parameter) continue;
+    const TensorType& type = graph.type(external.value);
+    const DeviceTensor& tensor = tensors_[external.name] = DeviceTensor(device(), type.dtype, type.shape);
+    if (external.kind == ExternalKind::state) device().fill_zero(tensor.view.data, type.num_bytes());
+    runner_.share(external.name, tensor.view);
   }
+  const auto pipeline = [&] { return PassPipeline{"fold", {{"fold", [&](const Graph&) { return graph; }}}}; };
+  stage_ = &runner_.stage("fold", pipeline, {});
 }
 
-const TensorView& GraphRunner::input(std::string_view name) const {
-  const auto it = inputs_.find(name);
-  FARSKIP_CHECK(it != inputs_.end(), "no input named {}", name);
-  return it->second.view();
+const TensorView& GraphRunner::at(std::string_view name) const {
+  const auto it = tensors_.find(name);
+  FARSKIP_CHECK(it != tensors_.end(), "no input or state named {}", name);
+  return it->second.view;
 }
 
-void GraphRunner::run() {
-  for (const auto& [name, values] : inputs_) stage_.set(name, values.view());
-  runner_.run(stage_);
+void GraphRunner::write(std::string_view input, const void* host) {
+  const TensorView& to = at(input);
+  device().copy_in(to.data, host, to.num_bytes());
 }
 
-void GraphRunner::read(std::string_view output, const TensorView& to) const {
-  const TensorView from = stage_.executor().output(output);
-  FARSKIP_CHECK(from.num_bytes() == to.num_bytes(), "output {} has {} bytes, not {}", output,
-                from.num_bytes(), to.num_bytes());
-  stage_.executor().device().copy_out(to.data, from.data, to.num_bytes());
+HostTensor GraphRunner::take(std::string_view state) {
+  const TensorView& from = at(state);
+  HostTensor taken = copy_to_host(device(), from);
+  device().fill_zero(from.data, from.num_bytes());
+  return taken;
 }
 
 }  // namespace farskip

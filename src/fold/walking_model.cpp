@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "farskip/fold/walking_model.h"
 
-#include <algorithm>
-
 #include "farskip/model/lower.h"
 
 namespace farskip {
@@ -23,21 +21,32 @@ std::shared_ptr<States> load_layer(const ModelConfig& config, const RowReader& r
   return weights;
 }
 
+std::shared_ptr<States> copy_layer(const States& layer) {
+  auto copy = std::make_shared<States>(layer.shared_device(), layer.specs());
+  for (const StateSpec& spec : layer.specs()) {
+    const TensorView from = layer.at(spec.name);
+    layer.device().copy_within(copy->at(spec.name).data, from.data, from.num_bytes());
+  }
+  return copy;
+}
+
 WalkingModel::WalkingModel(const ModelConfig& config, const LayerGraph& wiring, const FoldText& text,
-                           const SequenceRange& range, Context context)
+                           const SequenceRange& range, Context context, const Context& memory)
     : config_(config),
       wiring_(wiring),
       text_(text),
       range_(range),
       context_(std::move(context)),
-      stream_(wiring) {}
+      stream_(wiring,
+              {memory, context_.device(), Shape{range.count * text.sequence_length, config.hidden_size},
+               range.at_once * text.sequence_length}) {}
 
 void WalkingModel::compute(int block) {
-  HostTensor out(DType::f32, Shape{range_.count * text_.sequence_length, config_.hidden_size});
+  stream_.begin_contribution();
   run_all(block, [&](GraphRunner& runner, std::int64_t sequence) {
-    runner.read("out", rows_view(out.view(), first_row(sequence), range_.at_once * text_.sequence_length));
+    stream_.contribute(first_row(sequence), runner.output("out"));
   });
-  stream_.add(std::move(out));
+  stream_.finish_contribution();
 }
 
 double WalkingModel::loss() {
@@ -62,15 +71,13 @@ void WalkingModel::run_all(int block, const std::function<void(GraphRunner&, std
   }
 }
 
-void WalkingModel::set_inputs(GraphRunner& runner, int block, std::int64_t sequence) const {
+void WalkingModel::set_inputs(GraphRunner& runner, int block, std::int64_t sequence) {
   const auto set = [&](const char* name, const std::vector<std::int32_t>& values) {
-    if (!runner.has_input(name)) return;
-    const TensorView& to = runner.input(name);
-    std::copy_n(values.begin() + sequence * text_.sequence_length, to.num_elements(), to.as<std::int32_t>());
+    if (runner.has_input(name)) runner.write(name, values.data() + sequence * text_.sequence_length);
   };
   set("tokens", text_.tokens);
   set("targets", text_.targets);
-  if (runner.has_input("stream")) stream_.read(block, first_row(sequence), runner.input("stream"));
+  if (runner.has_input("stream")) stream_.read(block, first_row(sequence), runner.at("stream"));
 }
 
 }  // namespace farskip

@@ -50,7 +50,9 @@ void add_scale_rows(OpTable& table) {
              .inputs = {In::compute, In::wide},
              .bounded = {0, 1},
              .infer = [](const OpTypes& t) -> std::vector<TensorType> {
-               FARSKIP_SHAPE(t.shape(0).rank() == 2 && t.shape(1) == Shape{t.shape(0)[0]}, "scale_rows", t);
+               FARSKIP_SHAPE(t.shape(0).rank() == 2 && t.shape(1)[0] == t.shape(0)[0] &&
+                                 t.shape(1).num_elements() == t.shape(0)[0],
+                             "scale_rows", t);
                return {like(t.in(0))};
              },
              .gradient =

@@ -36,7 +36,7 @@ std::vector<Stream> streams_of(const Model& model, const std::shared_ptr<const S
   options.streams = layers;
   const Context context = test::quiet_context();
   GraphRunner runner(lower(model.config, model.layers, options), context, weights);
-  std::copy(batch.tokens.begin(), batch.tokens.end(), runner.input("tokens").as<std::int32_t>());
+  runner.write("tokens", batch.tokens.data());
   runner.run();
   std::vector<Stream> streams;
   for (const std::int64_t layer : layers) {

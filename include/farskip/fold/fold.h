@@ -42,9 +42,10 @@ struct Folded {
 /// losses where that is its own.
 ///
 /// Block by block, the teacher being the model in its own wiring and the student the folded one, on the
-/// context's device in f32. Host memory: of three models the streams of all tokens, 4 T H bytes for each of
-/// some 10 tensors; the changed weights; the weights of one layer three times; the Gram matrices of one block
-/// in double.
+/// context's device in f32. Memory of the device, or of the host where it has too little: of three models the
+/// streams of all tokens, 4 T H bytes for each of some 10 tensors. Of the device: the weights of one layer
+/// twice and the Gram matrices of one block. Of the host: the changed weights, and these Gram matrices in
+/// double.
 Folded fold_model(const Model& teacher, const LayerGraph& wiring, const RowReader& rows, const FoldText& text,
                   const Context& context);
 

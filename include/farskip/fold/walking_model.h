@@ -22,11 +22,13 @@ struct SequenceRange {
 std::shared_ptr<States> load_layer(const ModelConfig& config, const RowReader& rows, int layer,
                                    const std::shared_ptr<Device>& device);
 
+std::shared_ptr<States> copy_layer(const States& layer);
+
 class WalkingModel {
  public:
-  /// Over the sequences of `range`. `config` and `text` must outlive it.
+  /// Over the sequences of `range`. `config` and `text` must outlive it. `memory`: where its streams lie.
   WalkingModel(const ModelConfig& config, const LayerGraph& wiring, const FoldText& text,
-               const SequenceRange& range, Context context);
+               const SequenceRange& range, Context context, const Context& memory);
 
   /// load_layer() of the next block; another model may use it too.
   void use_weights(std::shared_ptr<const States> weights) { weights_ = std::move(weights); }
@@ -35,7 +37,7 @@ class WalkingModel {
   /// Cross-entropy of the head, a mean over the tokens of the range that have a target, in nats.
   double loss();
 
-  const ResidualStream& stream() const { return stream_; }
+  ResidualStream& stream() { return stream_; }
   const States& weights() const { return *weights_; }
   /// The row of the stream at which a sequence begins.
   std::int64_t first_row(std::int64_t sequence) const {
@@ -45,7 +47,7 @@ class WalkingModel {
  private:
   /// Calls `use` after each run, with the first sequence of it.
   void run_all(int block, const std::function<void(GraphRunner&, std::int64_t sequence)>& use);
-  void set_inputs(GraphRunner& runner, int block, std::int64_t sequence) const;
+  void set_inputs(GraphRunner& runner, int block, std::int64_t sequence);
 
   const ModelConfig& config_;
   LayerGraph wiring_;

@@ -68,7 +68,7 @@ struct Ones {
 /// → f32 [size] of ones: the weight of a norm that has none.
 ValueId ones(Builder& b, std::int64_t size);
 
-/// x[T, D], scale f32[T] → x with each row times its scale. In place.
+/// x[T, D], scale f32[T] or [T, 1] → x with each row times its scale. In place.
 ValueId scale_rows(Builder& b, ValueId x, ValueId scale);
 // op "scale_rows_grad": dy[T, D], x[T, D], scale f32[T] → (dx, dscale f32[T]). In place: dx in dy.
 /// x[T, N], b[N] → x with b added to each row. In place in x. Of a low x: b and its gradient are f32.
