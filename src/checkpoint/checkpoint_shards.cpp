@@ -38,10 +38,37 @@ void add_rows(TensorRowsMap& out, const States& states, const StateSpec& spec, c
   }
 }
 
+/// This rank's part of a whole piece, of which `taker` of the ranks with the other parts gets all.
+void add_shared(TensorRowsMap& out, const States& states, const StateSpec& spec, const HubPiece& piece,
+                int taker, std::optional<int> writer) {
+  const LocalParameter& p = *spec.parameter;
+  const std::int64_t count = piece.rows().count;
+  RowCut parts{p.owners.axis, {}};
+  for (const std::int64_t bound : p.owners.bounds)
+    parts.bounds.push_back(std::clamp<std::int64_t>(bound - piece.first_row, 0, count));
+  const std::int64_t first = std::max(spec.rows().first, piece.first_row),
+                     end = std::min(spec.rows().end(), piece.first_row + count);
+  const TensorView here = states.at(spec.name);
+  std::vector<std::int64_t> dims = piece.shape.dims();
+  dims[0] = std::max<std::int64_t>(end - first, 0);
+  if (dims.size() > 1) dims[1] = p.columns.count;
+  const auto offset = static_cast<std::size_t>((first - spec.rows().first) * p.spec.row_size());
+  TensorRows rows{piece.shape,
+                  piece.rows().first,
+                  p.columns,
+                  {dims[0] == 0 ? here.data : here.as<std::byte>() + offset * dtype_size(spec.dtype),
+                   spec.dtype, Shape(std::move(dims))},
+                  spec.role == Role::constant,
+                  writer};
+  rows.shared = {std::move(parts), taker};
+  out[piece.name] = std::move(rows);
+}
+
 struct OwnedPiece {
   const StateSpec* weight;
   const HubPiece* piece;
-  int writer = 0;  // of the axis over which it is dealt
+  int writer = 0;        // of the axis over which it is dealt
+  bool is_mine = false;  // falls to this rank or, cut, to one of its tensor group
   std::int64_t num_bytes() const {
     return piece->shape.num_elements() * static_cast<std::int64_t>(dtype_size(weight->dtype));
   }
@@ -66,10 +93,9 @@ std::vector<OwnedPiece> pieces_by_size(const States& states, bool dealt_out) {
 
 /// The pieces of this rank and the ranks that may write them: the largest first, each to the rank with the
 /// least so far. Experts that are dealt out before the rest, as fewer ranks can take them; ranks of one data
-/// rank have equally many, of equal sizes, so that what one knows of its own column holds for all. Returns
-/// those that fall to this rank or, cut, to one of its tensor group.
+/// rank have equally many, of equal sizes, so that what one knows of its own column holds for all.
 std::vector<OwnedPiece> deal_pieces(const States& states, const MeshPosition& mesh) {
-  std::vector<OwnedPiece> mine;
+  std::vector<OwnedPiece> dealt;
   std::vector<std::int64_t> by_data(static_cast<std::size_t>(mesh.size(MeshAxis::data)), 0);
   const auto deal = [&](bool dealt_out, MeshAxis axis, std::vector<std::int64_t>& load) {
     for (OwnedPiece owned : pieces_by_size(states, dealt_out)) {
@@ -77,7 +103,8 @@ std::vector<OwnedPiece> deal_pieces(const States& states, const MeshPosition& me
       *least += owned.num_bytes();
       owned.writer = static_cast<int>(least - load.begin());
       const bool in_group = owned.writer / mesh.tensor_size == mesh.rank(MeshAxis::batch);
-      if (is_cut(*owned.weight) ? in_group : owned.writer == mesh.rank(axis)) mine.push_back(owned);
+      owned.is_mine = is_cut(*owned.weight) ? in_group : owned.writer == mesh.rank(axis);
+      dealt.push_back(owned);
     }
   };
   deal(true, MeshAxis::data, by_data);
@@ -85,7 +112,15 @@ std::vector<OwnedPiece> deal_pieces(const States& states, const MeshPosition& me
   for (const std::int64_t load : by_data)
     by_rank.insert(by_rank.end(), mesh.world_size / mesh.size(MeshAxis::data), load);
   deal(false, MeshAxis::world, by_rank);
-  return mine;
+  return dealt;
+}
+
+bool is_in_parts(const StateSpec& spec) {
+  return spec.own_rows_only && spec.parameter->owners.bounds.size() > 2;
+}
+
+std::size_t row_bytes(const TensorRows& rows) {
+  return static_cast<std::size_t>(row_size(rows.view.shape)) * dtype_size(rows.view.dtype);
 }
 
 }  // namespace
@@ -93,15 +128,24 @@ std::vector<OwnedPiece> deal_pieces(const States& states, const MeshPosition& me
 TensorRowsMap held_rows(const States& states, Role role) {
   TensorRowsMap held;
   for (const StateSpec& spec : states.specs())
-    if (spec.role == role) add_rows(held, states, spec, spec.rows());
+    if (spec.role == role && (role != Role::compute_copy || is_filled_by_itself(spec)))
+      add_rows(held, states, spec, spec.rows());
   return held;
 }
 
 TensorRowsMap weights_to_write(const States& states, const MeshPosition& mesh) {
   TensorRowsMap mine;
-  for (const auto& [weight, piece, writer] : deal_pieces(states, mesh))
-    add_rows(mine, states, *weight, {piece->first_row, piece->rows().count},
-             is_cut(*weight) ? std::optional(writer % mesh.tensor_size) : std::nullopt);
+  for (const auto& [weight, piece, writer, is_mine] : deal_pieces(states, mesh)) {
+    const int in_group = is_dealt_out(*weight) ? mesh.rank(MeshAxis::tensor) : writer % mesh.tensor_size;
+    const auto joins = is_cut(*weight) ? std::optional(in_group) : std::nullopt;
+    if (!is_in_parts(*weight)) {
+      if (is_mine) add_rows(mine, states, *weight, {piece->first_row, piece->rows().count}, joins);
+    } else if (is_cut(*weight) || in_group == mesh.rank(MeshAxis::tensor)) {
+      // Of what is whole in a tensor group, the ranks beside the writer have the parts.
+      add_shared(mine, states, *weight, *piece, is_dealt_out(*weight) ? writer : writer / mesh.tensor_size,
+                 joins);
+    }
+  }
   return mine;
 }
 
@@ -124,9 +168,12 @@ TensorRowsMap optimizer_to_write(const States& states, const MeshPosition& mesh)
 }
 
 std::size_t bytes_to_write(const TensorRows& rows, const MeshPosition& mesh) {
-  if (!rows.writer) return rows.view.num_bytes();
-  if (*rows.writer != mesh.rank(MeshAxis::tensor)) return 0;
-  return rows.view.num_bytes() * static_cast<std::size_t>(mesh.tensor_size);
+  if (rows.shared && rows.shared->taker != mesh.rank(rows.shared->parts.axis)) return 0;
+  if (rows.writer && *rows.writer != mesh.rank(MeshAxis::tensor)) return 0;
+  const std::size_t here = rows.shared
+                               ? static_cast<std::size_t>(rows.shared->parts.num_rows()) * row_bytes(rows)
+                               : rows.view.num_bytes();
+  return rows.writer ? here * static_cast<std::size_t>(mesh.tensor_size) : here;
 }
 
 namespace {
@@ -143,8 +190,20 @@ void put_block(const TensorView& block, int rank, bool by_columns, const TensorV
     std::copy_n(block.as<float>() + r * width, width, whole.as<float>() + r * row + rank * width);
 }
 
-HostTensor join_part(const TensorRows& part, const Communicator& tensor, Device& device) {
-  const HostTensor own = convert_dtype(copy_to_host(device, part.view), DType::f32);  // of bf16 exactly
+/// All rows, from the ranks that have a part each of them.
+HostTensor join_rows(const TensorRows& part, const Communicator& group, Device& device) {
+  const HostTensor own = copy_to_host(device, part.view);
+  const RowCut& parts = part.shared->parts;
+  std::vector<std::int64_t> offsets;
+  for (const std::int64_t bound : parts.bounds)
+    offsets.push_back(bound * static_cast<std::int64_t>(row_bytes(part)));
+  HostTensor whole(part.view.dtype, shape_of_rows(part.view.shape, parts.num_rows()));
+  group.start_all_gather(std::span<const std::byte>(own.bytes()), offsets, whole.bytes()).wait();
+  return whole;
+}
+
+HostTensor join_part(const TensorRows& part, const HostTensor& stored, const Communicator& tensor) {
+  const HostTensor own = convert_dtype(stored, DType::f32);  // of bf16 exactly
   const std::int64_t count = part.view.num_elements(), ranks = tensor.size();
   std::vector<std::int64_t> offsets;
   for (std::int64_t r = 0; r <= ranks; ++r) offsets.push_back(r * count);
@@ -161,24 +220,30 @@ HostTensor join_part(const TensorRows& part, const Communicator& tensor, Device&
 
 }  // namespace
 
-void join_parts(TensorRowsMap& rows, const Communicator& tensor, Device& device,
+void join_parts(TensorRowsMap& rows, const Mesh& mesh, Device& device,
                 std::map<std::string, HostTensor>& storage) {
   for (auto it = rows.begin(); it != rows.end();) {
     auto& [name, part] = *it;
-    if (!part.writer) {
-      ++it;
-      continue;
+    const auto keep = [&](HostTensor whole) { part.view = (storage[name] = std::move(whole)).view(); };
+    bool writes = true;
+    if (part.shared) {
+      const Communicator& group = mesh.group(part.shared->parts.axis);
+      HostTensor whole = join_rows(part, group, device);
+      writes = part.shared->taker == group.rank();
+      part.shared.reset();
+      if (writes) keep(std::move(whole));
     }
-    HostTensor whole = convert_dtype(join_part(part, tensor, device), part.view.dtype);
-    if (*part.writer != tensor.rank()) {
-      it = rows.erase(it);
-      continue;
+    if (writes && part.writer) {
+      const HostTensor own = storage.contains(name) ? storage.at(name) : copy_to_host(device, part.view);
+      HostTensor whole = convert_dtype(join_part(part, own, mesh.tensor()), part.view.dtype);
+      writes = *part.writer == mesh.tensor().rank();
+      if (part.has_whole_rows()) part.first_row = 0;
+      part.columns = {0, row_size(part.full_shape)};
+      if (writes) keep(std::move(whole));
+      part.writer.reset();
     }
-    if (part.has_whole_rows()) part.first_row = 0;
-    part.columns = {0, row_size(part.full_shape)};
-    part.view = (storage[name] = std::move(whole)).view();
-    part.writer.reset();
-    ++it;
+    if (!writes) storage.erase(name);
+    it = writes ? std::next(it) : rows.erase(it);
   }
 }
 

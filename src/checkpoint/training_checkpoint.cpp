@@ -122,9 +122,9 @@ CheckpointSaver::CheckpointSaver(Options options, ModelConfig config,
       config_(std::move(config)),
       texts_(std::move(texts)),
       logger_(context.logger),
+      groups_(context.mesh),
       mesh_(context.mesh.position()),
       world_(context.world()),
-      tensor_(context.mesh.tensor()),
       run_id_(make_run_id()) {}
 
 CheckpointSaver::~CheckpointSaver() {
@@ -161,7 +161,7 @@ void CheckpointSaver::save(const TrainingState& state, const States& states) {
   try {
     TensorRowsMap weights = weights_to_write(states, mesh_), optimizer = optimizer_to_write(states, mesh_);
     for (TensorRowsMap* rows : {&weights, &optimizer})
-      join_parts(*rows, tensor_, states.device(), save.joined);
+      join_parts(*rows, groups_, states.device(), save.joined);
     if (asynchronous_ || !states.device().shares_host_memory()) {
       copy_tensors(weights, states.device());
       copy_tensors(optimizer, states.device());

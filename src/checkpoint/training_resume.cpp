@@ -107,7 +107,7 @@ class ResumeSearch {
             changed = refuse_other_settings(state.settings, settings, checkpoint->path());
           }) &&
           attempt([&] {
-            for (const Role role : {Role::weight, Role::constant, Role::optimizer})
+            for (const Role role : {Role::weight, Role::compute_copy, Role::constant, Role::optimizer})
               read_rows(*checkpoint, held_rows(states, role), states.device());
           });
       if (!is_whole) continue;

@@ -58,8 +58,8 @@ std::vector<std::string> ways_to_save_memory(const PlanRequest& request, const W
   const bool worst_routing = farskip.worst_routing_arena > farskip.usual_arena;
   ways.emplace_back(o.micro_batch > 1 && !worst_routing ? "a smaller train.micro_batch"
                                                         : "a smaller train.sequence_length");
-  if (!o.zero)
-    ways.emplace_back("parallel.zero=1 on more ranks (--ranks)");
+  if (o.zero < 3)
+    ways.push_back(fmt::format("parallel.zero={} on more ranks (--ranks)", o.zero + 1));
   else
     ways.emplace_back("more ranks (--ranks)");
   return ways;

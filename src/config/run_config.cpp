@@ -39,7 +39,7 @@ ParallelConfig read_parallel(Reader reader) {
   ParallelConfig config;
   config.expert = reader.integer<int>("expert", {.min = 1, .max = 1'000'000}, config.expert);
   config.tensor = reader.integer<int>("tensor", {.min = 1, .max = 1'000'000}, config.tensor);
-  config.zero = reader.integer("zero", {.min = 0, .max = 1}, config.zero);
+  config.zero = reader.integer("zero", {.min = 0, .max = 3}, config.zero);
   config.timeout = reader.integer("timeout", {.min = 0, .max = 1'000'000}, config.timeout);
   config.gpu_transport = reader.choice("gpu_transport", gpu_transport_names, config.gpu_transport);
   reader.finish();

@@ -94,8 +94,8 @@ std::set<std::string> shared_parameters(const DistillSetup& setup, const ModelCo
   return shared;
 }
 
-Teacher plan_teacher(const DistillSetup& setup, const ModelConfig& student) {
-  return {wire_model(setup.teacher), shared_parameters(setup, student)};
+Teacher plan_teacher(const DistillSetup& setup, const ModelConfig& student, int zero) {
+  return {wire_model(setup.teacher), shared_parameters(setup, student), zero};
 }
 
 void add_distillation(TrainEngineOptions& options, const DistillSetup& setup, const ModelConfig& student,
@@ -106,7 +106,7 @@ void add_distillation(TrainEngineOptions& options, const DistillSetup& setup, co
     options.objective = std::make_shared<CachedDistillObjective>(terms.loss);
     return;
   }
-  const Teacher teacher = plan_teacher(setup, student);
+  const Teacher teacher = plan_teacher(setup, student, options.zero);
   options.objective =
       std::make_shared<DistillObjective>(terms, teacher, make_states ? make_states(teacher) : nullptr);
 }

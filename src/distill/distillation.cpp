@@ -27,15 +27,18 @@ Comparison compare(const States& states, const StateSpec& constant, const ModelF
   Hasher hasher;
   const LocalParameter& p = *constant.parameter;
   const TensorView weight = states.at(constant.name);
-  for_each_part(p.spec, [&](std::int64_t first, std::int64_t count) {
-    const HostTensor here = copy_to_host(states.device(), rows_view(weight, first, count));
+  const Range kept = constant.rows();
+  for_each_part(p.spec, kept, [&](const Range& wanted, const Range& read) {
+    const HostTensor here =
+        copy_to_host(states.device(), rows_view(weight, wanted.first - kept.first, wanted.count));
     hasher.update(here.bytes());
     result.bytes += here.bytes().size();
     if (folder == nullptr || !result.same) return;
-    const HostTensor exact(DType::f32, here.shape());
-    load_parameter(exact.view(), p, *folder, first);
-    const HostTensor there = convert_dtype(exact, here.dtype());
-    result.same = std::memcmp(here.bytes().data(), there.bytes().data(), here.bytes().size()) == 0;
+    const HostTensor exact(DType::f32, shape_of_rows(p.spec.shape, read.count));
+    load_parameter(exact.view(), p, *folder, read.first);
+    const HostTensor stored = convert_dtype(exact, here.dtype());
+    const TensorView there = rows_view(stored.view(), wanted.first - read.first, wanted.count);
+    result.same = std::memcmp(here.bytes().data(), there.data, here.bytes().size()) == 0;
   });
   result.hash = hasher.hex();
   return result;
@@ -88,6 +91,7 @@ Distillation::Distillation(const RunConfig& config, const ModelConfig& student, 
     return;
   }
   Teacher teacher = open_teacher(config_.teacher, context);
+  teacher.zero = static_cast<int>(config.parallel.zero);
   const SafetensorsFolder folder(config_.teacher);
   share_frozen(teacher, folder, states);
   const auto constants = load_teacher_states(teacher, folder, compute_type(config.precision), context);

@@ -111,7 +111,7 @@ class KeptTeacher::StandaloneTeacher {
     const auto model = list_parameters(teacher_.model.config);
     auto states = std::make_shared<States>(
         context_.device(),
-        constant_states(local_parameters(model, context_.mesh.position(), false), owner_.compute_));
+        constant_states(local_parameters(model, context_.mesh.position(), teacher_.zero), owner_.compute_));
     load_weights(*states, model, SafetensorsFolder(folder));
     return states;
   }
@@ -155,6 +155,7 @@ KeptTeacher::KeptTeacher(const RunConfig& config, std::int64_t vocab_size, const
       sequence_length_(config.train.sequence_length),
       document_mask_(config.data.document_mask),
       compute_(compute_type(config.precision)),
+      zero_(static_cast<int>(config.parallel.zero)),
       context_(context),
       cache_(open_cache(config_, sequence_length_, vocab_size, context.world(), context.logger)) {
   context_.logger.info("{}: holds outputs of this teacher for {} sequences", config_.cache->path,
@@ -164,9 +165,10 @@ KeptTeacher::KeptTeacher(const RunConfig& config, std::int64_t vocab_size, const
 KeptTeacher::~KeptTeacher() = default;
 
 KeptTeacher::StandaloneTeacher& KeptTeacher::alone() {
-  if (!alone_)
-    alone_ =
-        std::make_unique<StandaloneTeacher>(open_teacher(config_.teacher, context_), config_.teacher, *this);
+  if (alone_) return *alone_;
+  Teacher teacher = open_teacher(config_.teacher, context_);
+  teacher.zero = zero_;
+  alone_ = std::make_unique<StandaloneTeacher>(std::move(teacher), config_.teacher, *this);
   return *alone_;
 }
 

@@ -17,7 +17,7 @@ std::string Teacher::external_name(std::string_view read_name) const {
 }
 
 std::vector<StateSpec> Teacher::states(const MeshPosition& mesh, DType compute) const {
-  auto parameters = local_parameters(list_parameters(model.config), mesh, false);
+  auto parameters = local_parameters(list_parameters(model.config), mesh, zero);
   std::erase_if(parameters, [&](const LocalParameter& p) { return shared.contains(p.spec.name); });
   return constant_states(parameters, compute, [&](std::string_view name) { return external_name(name); });
 }

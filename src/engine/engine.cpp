@@ -102,8 +102,9 @@ void TrainEngine::run_micro_batches(std::span<const Batch> batches, std::int64_t
   FARSKIP_CHECK(batches.size() % step == 0, "{} micro-batches, {} at once", batches.size(), step);
   for (std::size_t i = 0; i < batches.size(); i += step) {
     const auto sequences = static_cast<std::int64_t>(batches[i].tokens.size()) / options_.sequence_length;
-    const bool last = i + step == batches.size();
-    Stage& stage = micro_batch({sequences, max_rows, in_flight, i > 0, last && world().size() > 1});
+    Stage& stage =
+        micro_batch(program_.at({sequences, max_rows, in_flight}, static_cast<std::int64_t>(i / step),
+                                static_cast<std::int64_t>(batches.size() / step)));
     for (std::size_t m = 0; m < step; ++m) stage.set_batch(batches[i + m], static_cast<int>(m));
     stage.set_scales(loss_scale, balance_scale);
     runner_.run(stage);

@@ -38,7 +38,7 @@ TrainEngineOptions engine_options(const RunConfig& config, int world_size) {
                     "at most {}",
                     options.expert_chunks, options.sequence_length, options.sequence_length));
   options.recompute = config.schedule.recompute;
-  options.zero = config.parallel.zero > 0;
+  options.zero = static_cast<int>(config.parallel.zero);
   options.compute = compute_type(config.precision);
   options.deterministic = config.deterministic;
   options.overlap = config.schedule.overlap;

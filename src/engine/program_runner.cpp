@@ -83,8 +83,11 @@ Stage& ProgramRunner::stage(const StageKey& key, const std::function<PassPipelin
 
 // Own rows of a tensor are part of its memory: where a graph sums into a shard or gathers from one, nothing
 // is copied.
-std::unique_ptr<Executor> ProgramRunner::make_executor(const PassPipeline& pipeline,
-                                                       const PlanOptions& plan) const {
+std::unique_ptr<Executor> ProgramRunner::make_executor(PassPipeline pipeline, const PlanOptions& plan) const {
+  std::vector<StateSpec> specs;
+  for (const auto& states : states_)
+    specs.insert(specs.end(), states->specs().begin(), states->specs().end());
+  pipeline.last.push_back(gather_pass(specs, context_.mesh.position()));
   std::unique_ptr<Executor> executor = compile(pipeline, context_, options_.pipeline, plan, options_.align);
   for (const auto& states : states_) states->bind(*executor);
   for (const auto& [name, view] : shared_)

@@ -11,11 +11,11 @@ std::shared_ptr<States> load_layer(const ModelConfig& config, const RowReader& r
   std::erase_if(specs, [&](const ParameterSpec& spec) { return spec.layer != layer; });
   auto weights = std::make_shared<States>(device, constant_states(whole_parameters(specs), DType::f32));
   for (const StateSpec& spec : weights->specs())
-    for_each_part(spec.parameter->spec, [&](std::int64_t first, std::int64_t count) {
-      const TensorView to = rows_view(weights->at(spec.name), first, count);
-      if (device->shares_host_memory()) return rows(*spec.parameter, first, to);
+    for_each_part(spec.parameter->spec, spec.rows(), [&](const Range& wanted, const Range&) {
+      const TensorView to = rows_view(weights->at(spec.name), wanted.first, wanted.count);
+      if (device->shares_host_memory()) return rows(*spec.parameter, wanted.first, to);
       const HostTensor part(to.dtype, to.shape);
-      rows(*spec.parameter, first, part.view());
+      rows(*spec.parameter, wanted.first, part.view());
       device->copy_in(to.data, part.view().data, to.num_bytes());
     });
   return weights;

@@ -81,9 +81,11 @@ OpCost Graph::cost(NodeId id) const {
   return cost_of(*n.op, OpTypes{n.attributes, inputs, outputs});
 }
 
-GraphCopier::GraphCopier(const Graph& from, Graph& to, const std::unordered_map<ValueId, TensorType>& retyped)
-    : from_(from), to_(to), map_(from.num_values()) {
+GraphCopier::GraphCopier(const Graph& from, Graph& to, const std::unordered_map<ValueId, TensorType>& retyped,
+                         const std::unordered_set<ValueId>& left_out)
+    : from_(from), to_(to), left_out_(left_out), map_(from.num_values()) {
   for (const External& e : from.externals()) {
+    if (left_out.contains(e.value)) continue;
     const auto other = retyped.find(e.value);
     map(e.value,
         to.add_external(e.kind, e.name, other == retyped.end() ? from.type(e.value) : other->second));
@@ -106,7 +108,8 @@ void GraphCopier::copy(NodeId id) {
 
 void GraphCopier::finish() {
   for (const Output& o : from_.outputs()) to_.add_output(o.name, (*this)(o.value));
-  for (const StateUpdate& u : from_.updates()) to_.add_update((*this)(u.from), (*this)(u.to));
+  for (const StateUpdate& u : from_.updates())
+    if (!left_out_.contains(u.from)) to_.add_update((*this)(u.from), (*this)(u.to));
 }
 
 void verify_graph(const Graph& graph) {

@@ -78,6 +78,20 @@ PipelineOptions pipeline_of(const PlanRequest& request) {
                       request.options.pipeline);
 }
 
+/// All that a rank keeps.
+std::vector<StateSpec> planned_states(const PlanRequest& request) {
+  const TrainingProgram program(wire_model(request.model), options_of(request), request.mesh);
+  std::vector<StateSpec> specs = program.weight_states();
+  const auto add = [&](const std::vector<StateSpec>& more) {
+    specs.insert(specs.end(), more.begin(), more.end());
+  };
+  add(program.training_states());
+  if (request.distill && !request.distill->config.cache)
+    add(plan_teacher(*request.distill, request.model, request.options.zero)
+            .states(request.mesh, request.dtype));
+  return specs;
+}
+
 class Planner {
  public:
   Planner(const PlanRequest& request, const FarSkipConfig& wiring, const Logger& logger)
@@ -134,13 +148,16 @@ class Planner {
   std::size_t num_nodes() const { return num_nodes_; }
 
  private:
-  Graph compile(const PassPipeline& pipeline) const { return run_pipeline(pipeline, pipeline_, logger_); }
+  Graph compile(PassPipeline pipeline) const {
+    pipeline.last.push_back(gather_pass(planned_states(r_), r_.mesh));
+    return run_pipeline(pipeline, pipeline_, logger_);
+  }
 
   std::size_t worst_routing_arena() const {
     const RoutedRowsPlan& rows = program_.routed_rows();
     if (rows.fallback_batch == 0) return 0;
     const Graph worst =
-        compile(program_.micro_batch({rows.fallback_batch, rows.fallback_rows, 1, true, false}));
+        compile(program_.micro_batch(program_.at({rows.fallback_batch, rows.fallback_rows}, 1, 3)));
     return make_serial_plan(worst, workspace_, Waits::late).arena_bytes;
   }
 
@@ -255,15 +272,7 @@ class Planner {
 }  // namespace
 
 MemoryReport state_memory(const PlanRequest& request) {
-  const TrainingProgram program(wire_model(request.model), options_of(request), request.mesh);
-  std::vector<StateSpec> specs = program.weight_states();
-  const auto add = [&](const std::vector<StateSpec>& more) {
-    specs.insert(specs.end(), more.begin(), more.end());
-  };
-  add(program.training_states());
-  if (request.distill && !request.distill->config.cache)
-    add(plan_teacher(*request.distill, request.model).states(request.mesh, request.dtype));
-  return bytes_by_use(specs);
+  return bytes_by_use(planned_states(request));
 }
 
 namespace {

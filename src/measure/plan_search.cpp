@@ -104,7 +104,7 @@ SearchSpace search_space(const RunConfig& config, const ModelConfig& model, int 
   SearchSpace space{
       .layouts = {{"parallel.expert", divisors(ranks, [&](std::int64_t d) { return experts % d == 0; })},
                   {"parallel.zero",
-                   ranks > 1 ? std::vector<std::string>{"0", "1"} : std::vector<std::string>{"0"}}},
+                   ranks > 1 ? std::vector<std::string>{"0", "1", "2", "3"} : std::vector<std::string>{"0"}}},
       .micro_batches = {std::string(kMicroBatchKey), divisors(sequences, [](std::int64_t) { return true; })},
       .recompute = all_recomputations()};
   const auto is_fixed = [&](std::string_view key) {

@@ -244,6 +244,7 @@ LocalParameter cut_parameter(const ParameterSpec& spec, const MeshPosition& mesh
                    .columns = {0, spec.row_size()},
                    .owners = {},
                    .own_rows = {},
+                   .zero = 0,
                    .cut_axis = {}};
   std::vector<std::int64_t> dims = spec.shape.dims();
   for (const Cut& cut : layout_on(spec, mesh)) {
@@ -293,7 +294,7 @@ class MatrixDealer {
 }  // namespace
 
 std::vector<LocalParameter> local_parameters(
-    const std::vector<ParameterSpec>& specs, const MeshPosition& mesh, bool zero,
+    const std::vector<ParameterSpec>& specs, const MeshPosition& mesh, int zero,
     const std::function<bool(const ParameterSpec&)>& keeps_matrices) {
   std::vector<LocalParameter> local;
   MatrixDealer dealer;
@@ -302,7 +303,8 @@ std::vector<LocalParameter> local_parameters(
     const MeshAxis axis = spec.is_expert ? MeshAxis::data : MeshAxis::batch;
     p.owners = keeps_matrices && keeps_matrices(spec) ? dealer.deal(p.spec, axis, mesh.size(axis))
                                                       : cut_evenly(axis, p.spec.num_rows(), mesh.size(axis));
-    p.own_rows = zero ? p.owners.part(mesh.rank(axis)) : Range{0, p.spec.num_rows()};
+    p.own_rows = zero > 0 ? p.owners.part(mesh.rank(axis)) : Range{0, p.spec.num_rows()};
+    p.zero = zero;
     local.push_back(std::move(p));
   }
   return local;

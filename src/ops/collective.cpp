@@ -64,14 +64,21 @@ std::vector<TensorType> reduce_scatter_types(const OpTypes& t) {
 
 std::vector<TensorType> all_gather_types(const OpTypes& t) {
   const auto& a = t.get<Replicas>();
-  FARSKIP_SHAPE(a.num_cuts() == t.inputs.size(), "all_gather", t);
+  FARSKIP_SHAPE(a.num_cuts() == t.inputs.size() && (a.matrices.empty() || a.matrices.size() == a.num_cuts()),
+                "all_gather", t);
   std::vector<TensorType> out;
   for (std::size_t i = 0; i < t.inputs.size(); ++i) {
     const Range own = a.part(i, a.rank);
     FARSKIP_SHAPE(
         row_count(t.shape(i)) == own.count && t.shape(i).num_elements() == own.count * row_size(t.shape(i)),
         "all_gather", t);
-    out.push_back({t.in(i).dtype, shape_of_rows(t.shape(i), a.num_rows(i)), {}});
+    const std::int64_t matrices = a.matrices.empty() ? 0 : a.matrices[i];
+    FARSKIP_SHAPE(matrices == 0 || (t.shape(i).rank() == 2 && a.num_rows(i) % matrices == 0), "all_gather",
+                  t);
+    out.push_back({t.in(i).dtype,
+                   matrices == 0 ? shape_of_rows(t.shape(i), a.num_rows(i))
+                                 : Shape{matrices, a.num_rows(i) / matrices, row_size(t.shape(i))},
+                   {}});
   }
   return out;
 }

@@ -101,6 +101,7 @@ Graph run_passes(Graph graph, const PassPipeline& pipeline, const PipelineOption
 Graph run_pipeline(const PassPipeline& pipeline, const PipelineOptions& options, const Logger& logger) {
   PassPipeline whole = pipeline;
   whole.passes.insert(whole.passes.end(), common_passes().begin(), common_passes().end());
+  whole.passes.insert(whole.passes.end(), pipeline.last.begin(), pipeline.last.end());
   return run_passes(Graph(), whole, options, logger);
 }
 

@@ -29,16 +29,20 @@ class Reducer {
   Graph run(std::span<const ReplicatedGradient> gradients) {
     for (const MeshAxis axis : {MeshAxis::batch, MeshAxis::data})
       if (options_.mesh.size(axis) > 1) make_buckets(gradients, axis);
+    std::unordered_set<ValueId> without;
+    if (options_.kept == KeptSum::accumulated_rows)
+      for (const auto& [node, bucket] : buckets_)
+        for (const Gradient& g : bucket.gradients) without.insert(g.accumulator);
     Graph out(graph_.ops());
-    GraphCopier copy(graph_, out);
-    std::vector<StateUpdate> updates;
+    GraphCopier copy(graph_, out, {}, without);
     for (std::size_t n = 0; n < graph_.nodes().size(); ++n) {
       copy.copy(NodeId(n));
       const auto [first, last] = buckets_.equal_range(NodeId(n));
-      for (auto it = first; it != last; ++it) reduce(it->second, out, copy, updates);
+      for (auto it = first; it != last; ++it) reduce(it->second, out, copy);
     }
+    accumulate(out);
     copy.finish();
-    for (const StateUpdate& u : updates) out.add_update(u.from, u.to);
+    for (const StateUpdate& u : updates_) out.add_update(u.from, u.to);
     return out;
   }
 
@@ -77,29 +81,44 @@ class Reducer {
     buckets_.emplace(last, std::move(bucket));
   }
 
-  void reduce(const Bucket& bucket, Graph& out, GraphCopier& copy, std::vector<StateUpdate>& updates) const {
+  void reduce(const Bucket& bucket, Graph& out, GraphCopier& copy) {
     const MeshPosition& mesh = options_.mesh;
     ops::Replicas attributes{
         .axis = bucket.axis, .size = mesh.size(bucket.axis), .rank = mesh.rank(bucket.axis)};
     Builder b{out, graph_.node(bucket.gradients.back().producer).scope};
     std::vector<ValueId> values;
     for (const Gradient& g : bucket.gradients) values.push_back(copy(g.value));
-    if (!options_.scatter) {
+    if (options_.kept == KeptSum::whole) {
       const auto sums = ops::all_reduce(b, values, attributes);
       for (std::size_t i = 0; i < sums.size(); ++i) copy.map(bucket.gradients[i].value, sums[i]);
       return;
     }
     for (const Gradient& g : bucket.gradients) attributes.add(g.owners);
     const auto sums = ops::reduce_scatter(b, values, attributes);
+    accumulate(out);
     for (std::size_t i = 0; i < sums.size(); ++i)
-      updates.push_back(
+      updates_.push_back(
           {out.add_external(ExternalKind::state, own_rows_name(bucket.gradients[i].name), out.type(sums[i])),
            sums[i]});
+    scope_ = b.scope;
+  }
+
+  /// Of the bucket before: were it right behind its transport, the order of the graph would wait for that.
+  void accumulate(Graph& out) {
+    if (options_.kept == KeptSum::accumulated_rows && options_.accumulate)
+      for (std::size_t i = num_accumulated_; i < updates_.size(); ++i) {
+        Builder b{out, scope_};
+        updates_[i].to = ops::add(b, updates_[i].from, updates_[i].to);
+      }
+    num_accumulated_ = updates_.size();
   }
 
   const Graph& graph_;
   const ReductionOptions& options_;
   std::multimap<NodeId, Bucket> buckets_;  // by the node that completes them
+  std::vector<StateUpdate> updates_;       // of own rows
+  std::size_t num_accumulated_ = 0;        // of the updates
+  Scope scope_;                            // of the last bucket
 };
 
 }  // namespace

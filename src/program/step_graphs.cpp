@@ -6,6 +6,7 @@
 #include "farskip/autograd/gradient.h"
 #include "farskip/ops/optimizer_ops.h"
 #include "farskip/passes/chunk_experts.h"
+#include "farskip/passes/gather_weights.h"
 #include "farskip/passes/join_micro_batches.h"
 #include "farskip/passes/merge_all_reduces.h"
 #include "farskip/passes/pipeline.h"
@@ -49,9 +50,17 @@ std::set<SubBlock> recomputed_blocks(Recompute choice) {
   return {};
 }
 
+/// Which gradients are added to what there is.
+enum class Accumulate : std::uint8_t { none, whole, all };
+
+/// This rank has no accumulator but that of its own rows.
+bool is_reduced_at_once(const LocalParameter& p) {
+  return p.zero >= 2 && p.owners.bounds.size() > 2;
+}
+
 /// Adds the backward, and the update of what gradients are summed up in.
 Graph add_gradients(const Graph& forward, const std::vector<LocalParameter>& local,
-                    const LowerOptions& options, const MicroBatchKind& kind, bool accumulate) {
+                    const LowerOptions& options, const MicroBatchKind& kind, Accumulate accumulate) {
   Graph graph = forward;
   const DType sums = wide(options.dtype);
   const TensorType scalar{sums, Shape{1}, {}};
@@ -74,7 +83,7 @@ Graph add_gradients(const Graph& forward, const std::vector<LocalParameter>& loc
   for (std::size_t i = 0; i < local.size(); ++i) {
     FARSKIP_CHECK(gradients[i], "the loss does not depend on {}", local[i].spec.name);
     ValueId gradient = gradients[i];
-    if (accumulate) {
+    if (accumulate == Accumulate::all || (accumulate == Accumulate::whole && !is_reduced_at_once(local[i]))) {
       Builder b{graph, {0, 0, local[i].spec.layer, local[i].spec.block, Phase::backward}};
       gradient = ops::add(b, accumulators[i], gradient);
     }
@@ -86,7 +95,7 @@ Graph add_gradients(const Graph& forward, const std::vector<LocalParameter>& loc
 /// One micro-batch, not yet summed over replicas.
 PassPipeline gradient_pipeline(const Model& model, const std::vector<LocalParameter>& trained,
                                const LowerOptions& options, const StepSharding& sharding,
-                               const MicroBatchKind& kind, bool accumulate) {
+                               const MicroBatchKind& kind, Accumulate accumulate) {
   PassPipeline pipeline = objective_pipeline(kind.objective, model, options, sharding);
   pipeline.passes.push_back({"differentiate", [=](const Graph& graph) {
                                return add_gradients(graph, trained, options, kind, accumulate);
@@ -112,7 +121,8 @@ PassPipeline objective_pipeline(const StepObjective* objective, const Model& mod
 PassPipeline micro_batch_pipeline(const Model& model, const std::vector<LocalParameter>& trained,
                                   const LowerOptions& options, const StepSharding& sharding,
                                   const MicroBatchKind& kind) {
-  PassPipeline pipeline = gradient_pipeline(model, trained, options, sharding, kind, kind.accumulate);
+  PassPipeline pipeline = gradient_pipeline(model, trained, options, sharding, kind,
+                                            kind.accumulate ? Accumulate::whole : Accumulate::none);
   pipeline.name = fmt::format("micro-batch-{}x{}", options.batch, options.sequence_length);
   if (kind.in_flight > 1) pipeline.name += fmt::format("-{}-in-flight", kind.in_flight);
   if (sharding.expert_chunks > 1) pipeline.name += fmt::format("-{}-chunks", sharding.expert_chunks);
@@ -120,8 +130,8 @@ PassPipeline micro_batch_pipeline(const Model& model, const std::vector<LocalPar
   if (kind.reduce) pipeline.name += "-reduce";
   if (kind.in_flight > 1)
     pipeline.passes.push_back({"join_micro_batches", [=](const Graph& first) {
-                                 const Graph next = build_graph(
-                                     gradient_pipeline(model, trained, options, sharding, kind, true));
+                                 const Graph next = build_graph(gradient_pipeline(
+                                     model, trained, options, sharding, kind, Accumulate::all));
                                  Graph joined = first;
                                  for (int i = 1; i < kind.in_flight; ++i)
                                    joined = join_micro_batches(joined, next, i);
@@ -130,11 +140,23 @@ PassPipeline micro_batch_pipeline(const Model& model, const std::vector<LocalPar
   if (!kind.reduce) return pipeline;
   std::vector<ReplicatedGradient> replicated;
   for (const LocalParameter& p : trained) replicated.push_back({gradient_name(p.spec.name), p.owners});
+  const KeptSum kept = sharding.zero == 0   ? KeptSum::whole
+                       : sharding.zero == 1 ? KeptSum::own_rows
+                                            : KeptSum::accumulated_rows;
   pipeline.passes.push_back({"reduce_gradients", [=](const Graph& graph) {
-                               return reduce_gradients(graph, replicated,
-                                                       {.mesh = sharding.mesh, .scatter = sharding.zero});
+                               return reduce_gradients(
+                                   graph, replicated,
+                                   {.mesh = sharding.mesh, .kept = kept, .accumulate = kind.accumulate});
                              }});
   return pipeline;
+}
+
+Pass gather_pass(const std::vector<StateSpec>& states, const MeshPosition& mesh) {
+  std::vector<TensorInParts> tensors;
+  for (const StateSpec& spec : states)
+    if (spec.own_rows_only && (holds_parameter(spec) || spec.role == Role::compute_copy))
+      tensors.push_back({spec.name, spec.parameter->owners});
+  return {"gather_weights", [=](const Graph& graph) { return gather_weights(graph, tensors, mesh); }};
 }
 
 namespace {
@@ -190,8 +212,10 @@ class Gatherer {
 bool has_copy(const ParameterSpec& spec, DType compute) {
   return is_low(compute) && spec.has_compute_copy();
 }
+/// What graphs read of it is whole, and only its own rows are updated here.
 bool is_gathered(const LocalParameter& p, const StepSharding& sharding) {
-  return sharding.zero && sharding.mesh.size(p.owners.axis) > 1;
+  return sharding.zero > 0 && sharding.mesh.size(p.owners.axis) > 1 &&
+         !(sharding.zero >= 3 && p.spec.has_compute_copy());
 }
 
 class UpdateGraph {
@@ -228,7 +252,7 @@ class UpdateGraph {
   /// Over which ranks this rank's rows of a gradient are different ones; none: over no others.
   std::optional<MeshAxis> distinct_over(const LocalParameter& p) const {
     const std::optional<MeshAxis> axis =
-        sharding_.zero ? p.cut_axis ? MeshAxis::world : p.owners.axis : p.cut_axis;
+        sharding_.zero > 0 ? p.cut_axis ? MeshAxis::world : p.owners.axis : p.cut_axis;
     if (!axis || mesh().size(*axis) == 1) return {};
     return mesh().same_ranks(*axis, MeshAxis::world) ? MeshAxis::world : axis;
   }
@@ -297,7 +321,7 @@ PassPipeline gather_pipeline(const std::vector<LocalParameter>& parameters, cons
     Builder b{graph, {0, 0, -1, SubBlock::optimizer, Phase::update}};
     Gatherer gatherer(graph, b, sharding.mesh);
     for (const LocalParameter& p : parameters)
-      if (has_copy(p.spec, compute) && is_gathered(p, sharding))
+      if (has_copy(p.spec, compute) && sharding.zero < 2 && is_gathered(p, sharding))
         gatherer.add(p,
                      graph.add_external(ExternalKind::state, own_rows_name(p.spec.name),
                                         matrix_type(p.spec, p.own_rows.count)),

@@ -75,7 +75,7 @@ std::vector<StateSpec> TrainingProgram::training_states() const {
   for (const LocalParameter& p : trained_) {
     const auto parameter = std::make_shared<LocalParameter>(p);
     const std::string& name = p.spec.name;
-    specs.push_back({gradient_name(name), Role::gradient, DType::f32, parameter});
+    specs.push_back({gradient_name(name), Role::gradient, DType::f32, parameter, p.zero >= 2});
     for (const std::string& kind : optimizer_->states(p.spec))
       specs.push_back(
           {state_name(kind, name), Role::optimizer, optimizer_->state_dtype(), parameter, true, kind});
@@ -86,11 +86,15 @@ std::vector<StateSpec> TrainingProgram::training_states() const {
 TrainingProgram::Runs TrainingProgram::runs(MicroBatch kind, std::int64_t count) const {
   Runs runs;
   for (std::int64_t i = 0; i < count; ++i) {
-    kind.accumulate = i > 0;
-    kind.reduce = mesh_.world_size > 1 && i + 1 == count;
-    ++runs[kind];
+    ++runs[at(kind, i, count)];
   }
   return runs;
+}
+
+MicroBatch TrainingProgram::at(MicroBatch kind, std::int64_t number, std::int64_t count) const {
+  kind.accumulate = number > 0;
+  kind.reduce = mesh_.world_size > 1 && (options_.zero >= 2 || number + 1 == count);
+  return kind;
 }
 
 TrainingProgram::Runs TrainingProgram::micro_batches() const {

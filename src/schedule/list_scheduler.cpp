@@ -5,6 +5,7 @@
 #include <array>
 #include <limits>
 #include <queue>
+#include <utility>
 
 #include "farskip/schedule/dependence.h"
 #include "farskip/schedule/memory.h"
@@ -41,18 +42,32 @@ struct Problem {
       portions.push_back(num_portions(g, NodeId(n)));
       scratch.push_back(static_cast<std::ptrdiff_t>(workspace_bytes(g, NodeId(n), workspace)));
     }
+    std::vector<ValueId> updated(g.num_values());
+    for (const StateUpdate& u : g.updates()) updated[u.to.index()] = u.from;
     has_reader.assign(g.nodes().size(), 0);
     num_readers.assign(g.num_values(), 0);
     for (const Node& node : g.nodes())
       for (const ValueId v : node.inputs) {
         if (!v) continue;
         ++num_readers[v.index()];
-        if (const NodeId producer = g.value(v).producer) has_reader[producer.index()] = 1;
+        if (const NodeId producer = g.value(v).producer; producer && !only_adds(node, v, updated))
+          has_reader[producer.index()] = 1;
       }
     for (const Output& o : g.outputs()) ++num_readers[o.value.index()];
     in_external.assign(g.num_values(), 0);
     for (const External& e : g.externals()) in_external[e.value.index()] = 1;
     for (const StateUpdate& u : g.updates()) in_external[u.to.index()] = 1;
+  }
+
+  /// The node adds the value to a state, and reads nothing else.
+  static bool only_adds(const Node& node, ValueId value, const std::vector<ValueId>& updated) {
+    const ValueId state = updated[node.outputs[0].index()];
+    return state && node.outputs.size() == 1 && node.inputs.size() == 2 &&
+           (node.inputs[0] == state || node.inputs[1] == state) && value != state;
+  }
+  /// A transport that waits for nothing, as what brings weights: how early it begins is a question of memory.
+  bool comes_ahead(NodeId n) const {
+    return graph.node(n).op->collective && has_reader[n.index()] != 0 && dependence.before[n.index()].empty();
   }
 
   /// Longest way to the end of the step from the beginning of each node.
@@ -81,39 +96,39 @@ struct Problem {
   const Dependence dependence;
   std::vector<std::int64_t> portions;   // by node
   std::vector<std::ptrdiff_t> scratch;  // by node, bytes
-  std::vector<char> has_reader;         // by node
+  std::vector<char> has_reader;         // by node: something waits for it
   std::vector<int> num_readers;         // by value
   std::vector<char> in_external;        // by value: takes no room in the arena
 };
 
 class Run {
  public:
-  Run(const Problem& problem, const Rule& rule, std::size_t memory_limit)
+  /// `ahead_limit`: bytes that may come before they are needed; 0: no limit.
+  Run(const Problem& problem, const Rule& rule, std::size_t memory_limit, std::size_t ahead_limit)
       : p_(problem),
         rule_(rule),
         memory_limit_(memory_limit),
+        ahead_limit_(static_cast<std::ptrdiff_t>(ahead_limit)),
         urgency_(problem.remaining_paths(rule)),
         readers_(problem.num_readers),
         done_at_(problem.graph.nodes().size(), 0.0),
         open_(problem.graph.nodes().size()),
         portions_done_(problem.graph.nodes().size(), 0),
-        state_(problem.graph.nodes().size(), State::blocked) {}
+        state_(problem.graph.nodes().size(), State::blocked),
+        is_ahead_(problem.graph.nodes().size(), 0) {}
 
   std::vector<OrderedStep> run() {
     for (std::size_t n = 0; n < open_.size(); ++n)
       if ((open_[n] = p_.dependence.before[n].size()) == 0) release(NodeId(n));
     for (std::size_t n = 0; n < open_.size(); ++n)
       if (p_.graph.nodes()[n].op->collective && p_.has_reader[n]) ++urgent_transports_left_;
-    std::size_t left = open_.size();
-    while (left > 0) {
+    while (num_done_ < open_.size()) {
       admit();
-      if (start_transport()) {
-        --left;
-      } else if (const NodeId node = choose()) {
-        if (compute(node)) --left;
-      } else {
+      if (start_transport(ready_.empty() && future_.empty())) continue;
+      if (const NodeId node = choose())
+        compute(node);
+      else
         advance();
-      }
     }
     for (const NodeId c : in_flight_) order_.push_back({c, StepKind::wait});
     for (OrderedStep& step : order_)
@@ -144,14 +159,23 @@ class Run {
     return a < b;
   }
 
+  /// What waits for nothing would all begin at once: it begins while the link is idle, and takes no more
+  /// memory before it is read than it may.
+  bool may_come(NodeId node) const {
+    return link_free_ <= now_ &&
+           (ahead_bytes_ == 0 || ahead_limit_ == 0 || ahead_bytes_ + output_bytes(node) <= ahead_limit_);
+  }
+
   /// A transport that something waits for starts at once; another only while the link is idle, so that it
-  /// does not stand in the way, and holds its buffers no longer than the one before it.
-  bool start_transport() {
+  /// does not stand in the way, and holds its buffers no longer than the one before it. `is_stuck`: nothing
+  /// else can go on.
+  bool start_transport(bool is_stuck) {
     auto best = transports_.end();
     for (auto it = transports_.begin(); it != transports_.end(); ++it) {
       if (!p_.has_reader[it->index()] &&
           (link_free_ > now_ || (rule_.reductions_last && urgent_transports_left_ > 0)))
         continue;
+      if (p_.comes_ahead(*it) && !is_stuck && !may_come(*it)) continue;
       if (best == transports_.end() || more_urgent(*it, *best)) best = it;
     }
     if (best == transports_.end()) return false;
@@ -165,6 +189,10 @@ class Run {
     }
     order_.push_back({node, StepKind::start});
     if (p_.has_reader[node.index()]) --urgent_transports_left_;
+    if (p_.comes_ahead(node)) {
+      is_ahead_[node.index()] = 1;
+      ahead_bytes_ += output_bytes(node);
+    }
     state_[node.index()] = State::started;
     in_flight_.push_back(node);
     link_free_ = std::max(now_, link_free_) + p_.seconds[node.index()];
@@ -192,10 +220,16 @@ class Run {
     return more_urgent(next, node) && at - now_ < rule_.patience * seconds;
   }
 
-  /// One portion; between two of them something more urgent may come. True when it was the last.
-  bool compute(NodeId node) {
+  /// One portion; between two of them something more urgent may come.
+  void compute(NodeId node) {
     const std::size_t n = node.index();
-    if (portions_done_[n] == 0) wait_for_inputs(node);
+    if (portions_done_[n] == 0) {
+      wait_for_inputs(node);
+      for (const NodeId b : p_.dependence.before[n])
+        if (std::exchange(is_ahead_[b.index()], 0) != 0) ahead_bytes_ -= output_bytes(b);
+      while (start_transport(false)) {  // what now has room
+      }
+    }
     const Portion portion{portions_done_[n]++, 1, p_.portions[n]};
     if (portion.first > 0 && order_.back().node == node)
       ++order_.back().portion.count;
@@ -204,12 +238,11 @@ class Run {
     now_ += p_.seconds[n] * portion.share();
     if (portions_done_[n] < portion.of) {
       ready_.push_back(node);
-      return false;
+      return;
     }
     live_bytes_ += output_bytes(node);
     let_go_inputs(node);
     finish(node, now_);
-    return true;
   }
 
   /// Time passes until something can begin.
@@ -222,6 +255,7 @@ class Run {
   }
 
   void finish(NodeId node, double at) {
+    ++num_done_;
     done_at_[node.index()] = at;
     for (const NodeId a : p_.dependence.after[node.index()])
       if (--open_[a.index()] == 0) release(a);
@@ -263,19 +297,22 @@ class Run {
   const Problem& p_;
   const Rule rule_;
   const std::size_t memory_limit_;
+  const std::ptrdiff_t ahead_limit_;
   const std::vector<double> urgency_;
   std::vector<int> readers_;
   std::vector<double> done_at_;
   std::vector<std::size_t> open_;
   std::vector<std::int64_t> portions_done_;
   std::vector<State> state_;
+  std::vector<char> is_ahead_;  // by node: has started, and nothing has read it yet
   using Entry = std::pair<double, NodeId>;
   std::priority_queue<Entry, std::vector<Entry>, std::greater<>> future_;
   std::vector<NodeId> ready_, transports_, in_flight_;
   std::vector<OrderedStep> order_;
+  std::size_t num_done_ = 0;
   double now_ = 0, link_free_ = 0;
   int urgent_transports_left_ = 0;
-  std::ptrdiff_t live_bytes_ = 0;
+  std::ptrdiff_t live_bytes_ = 0, ahead_bytes_ = 0;
 };
 
 double makespan_of(const Graph& graph, const std::vector<OrderedStep>& order, const NodeSeconds& seconds) {
@@ -305,6 +342,7 @@ Plan make_overlapped_plan(const Graph& graph, const WorkspaceRule& workspace, co
                      simulate(graph, plan, seconds).makespan);
   };
   Plan best = make_serial_plan(graph, workspace, Waits::late);
+  const std::size_t serial = best.live_bytes;
   auto best_rank = rank(best);
   const auto offer = [&](Plan plan) {
     const auto its_rank = rank(plan);
@@ -324,7 +362,9 @@ Plan make_overlapped_plan(const Graph& graph, const WorkspaceRule& workspace, co
   for (const std::size_t tenths : kSteerBy) {
     if (tenths < 10 && (options.memory_limit == 0 || (tenths < 7 && found))) break;
     for (const Rule& rule : all_rules()) {
-      const std::vector<OrderedStep> order = Run(problem, rule, options.memory_limit / 10 * tenths).run();
+      const std::size_t limit = options.memory_limit / 10 * tenths;
+      const std::size_t ahead = limit == 0 ? 0 : std::max<std::size_t>(limit, serial + 1) - serial;
+      const std::vector<OrderedStep> order = Run(problem, rule, limit, ahead).run();
       // Before its buffers are placed, which takes longer.
       if (best_rank.first == 0 && makespan_of(graph, order, seconds) >= best_rank.second) continue;
       found = offer(make_measured_plan(graph, workspace, order)) || found;

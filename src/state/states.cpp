@@ -31,15 +31,30 @@ std::size_t total_bytes(std::span<const StateSpec> specs, Role role) {
   return bytes;
 }
 
+namespace {
+
+/// Of what graphs read: vectors and routers are small, and stay whole.
+bool computes_in_parts(const LocalParameter& p) {
+  return p.zero >= 3 && p.spec.has_compute_copy();
+}
+
+}  // namespace
+
+bool is_filled_by_itself(const StateSpec& spec) {
+  return spec.role == Role::compute_copy && !spec.own_rows_only && spec.parameter->zero >= 2 &&
+         spec.parameter->own_rows.count < spec.rows().count;
+}
+
 std::vector<StateSpec> weight_states(const std::vector<LocalParameter>& parameters, DType compute) {
   std::vector<StateSpec> specs;
+  const auto has_copy = [&](const LocalParameter& p) { return is_low(compute) && p.spec.has_compute_copy(); };
   for (const LocalParameter& p : parameters)
-    specs.push_back({p.spec.name, Role::weight, DType::f32, std::make_shared<LocalParameter>(p)});
-  for (std::size_t i = 0; i < parameters.size(); ++i) {
-    const ParameterSpec& spec = parameters[i].spec;
-    if (is_low(compute) && spec.has_compute_copy())
-      specs.push_back({compute_copy_name(spec.name), Role::compute_copy, compute, specs[i].parameter});
-  }
+    specs.push_back({p.spec.name, Role::weight, DType::f32, std::make_shared<LocalParameter>(p),
+                     has_copy(p) ? p.zero >= 2 : computes_in_parts(p)});
+  for (std::size_t i = 0; i < parameters.size(); ++i)
+    if (has_copy(parameters[i]))
+      specs.push_back({compute_copy_name(parameters[i].spec.name), Role::compute_copy, compute,
+                       specs[i].parameter, computes_in_parts(parameters[i])});
   return specs;
 }
 
@@ -49,7 +64,8 @@ std::vector<StateSpec> constant_states(const std::vector<LocalParameter>& parame
   for (const LocalParameter& p : parameters) {
     const std::string read = read_name(p.spec, compute);
     specs.push_back({name ? name(read) : read, Role::constant,
-                     p.spec.has_compute_copy() ? compute : DType::f32, std::make_shared<LocalParameter>(p)});
+                     p.spec.has_compute_copy() ? compute : DType::f32, std::make_shared<LocalParameter>(p),
+                     computes_in_parts(p)});
   }
   return specs;
 }
@@ -147,11 +163,16 @@ void make_compute_copies(States& states) {
   Graph graph;
   Builder b{graph, {0, 0, -1, SubBlock::optimizer, Phase::update}};
   for (const StateSpec& spec : states.specs()) {
-    if (spec.role != Role::compute_copy) continue;
+    if (spec.role != Role::compute_copy || is_filled_by_itself(spec)) continue;
     const ParameterSpec& p = spec.parameter->spec;
     b.scope.layer = p.layer;
-    const ValueId from = graph.add_external(ExternalKind::parameter, p.name, {DType::f32, p.shape, {}});
-    const ValueId to = graph.add_external(ExternalKind::state, spec.name, {spec.dtype, p.shape, {}});
+    const auto in_graph = [&](const std::string& name) {
+      return spec.own_rows_only ? own_rows_name(name) : name;
+    };
+    const ValueId from =
+        graph.add_external(ExternalKind::parameter, in_graph(p.name), {DType::f32, spec.shape(), {}});
+    const ValueId to =
+        graph.add_external(ExternalKind::state, in_graph(spec.name), {spec.dtype, spec.shape(), {}});
     graph.add_update(to, ops::cast(b, from, spec.dtype));
   }
   if (graph.nodes().empty()) return;

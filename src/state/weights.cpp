@@ -113,32 +113,55 @@ std::vector<LocalParameter> whole_parameters(const std::vector<ParameterSpec>& s
 
 namespace {
 
+/// What weights of a model fill; the rest of its states is made of them.
+bool is_filled(const StateSpec& spec) {
+  return holds_parameter(spec) || is_filled_by_itself(spec);
+}
+
 /// Fills a state from a folder, part by part where the host cannot write f32 in place.
 void load_state(States& states, const StateSpec& spec, const ModelFolder& folder) {
   Device& device = states.device();
   const LocalParameter& p = *spec.parameter;
   const TensorView to = states.at(spec.name);
-  if (device.shares_host_memory() && to.dtype == DType::f32) return load_parameter(to, p, folder);
-  for_each_part(p.spec, [&](std::int64_t first, std::int64_t count) {
-    const TensorView part = rows_view(to, first, count);
-    const HostTensor exact(DType::f32, part.shape);
-    load_parameter(exact.view(), p, folder, first);
+  const Range kept = spec.rows();
+  if (device.shares_host_memory() && to.dtype == DType::f32 && kept.count == p.spec.num_rows())
+    return load_parameter(to, p, folder);
+  for_each_part(p.spec, kept, [&](const Range& wanted, const Range& read) {
+    const HostTensor exact(DType::f32, shape_of_rows(p.spec.shape, read.count));
+    load_parameter(exact.view(), p, folder, read.first);
     const HostTensor stored = convert_dtype(exact, to.dtype);  // which is `exact` where f32 is kept
-    device.copy_in(part.data, stored.view().data, part.num_bytes());
+    const TensorView from = rows_view(stored.view(), wanted.first - read.first, wanted.count);
+    device.copy_in(rows_view(to, wanted.first - kept.first, wanted.count).data, from.data, from.num_bytes());
   });
+}
+
+}  // namespace
+
+namespace {
+
+/// Rows that are read together.
+std::int64_t unit_of(const ParameterSpec& spec) {
+  return spec.packed_transposed.empty() ? 1 : spec.shape[1];
 }
 
 }  // namespace
 
 std::int64_t rows_at_once(const ParameterSpec& spec) {
   constexpr std::int64_t most_elements = 16 << 20;
-  const std::int64_t unit = spec.packed_transposed.empty() ? 1 : spec.shape[1];
+  const std::int64_t unit = unit_of(spec);
   return std::max<std::int64_t>(most_elements / (unit * spec.row_size()), 1) * unit;
 }
 
-void for_each_part(const ParameterSpec& spec, const std::function<void(std::int64_t, std::int64_t)>& f) {
-  const std::int64_t rows = spec.num_rows(), most = rows_at_once(spec);
-  for (std::int64_t first = 0; first < rows; first += most) f(first, std::min(most, rows - first));
+void for_each_part(const ParameterSpec& spec, const Range& rows,
+                   const std::function<void(const Range&, const Range&)>& f) {
+  const std::int64_t unit = unit_of(spec), most = rows_at_once(spec);
+  const std::int64_t end = (rows.end() + unit - 1) / unit * unit;
+  if (rows.count == 0) return;
+  for (std::int64_t first = rows.first / unit * unit; first < end; first += most) {
+    const Range read{first, std::min(most, end - first)};
+    const std::int64_t from = std::max(read.first, rows.first);
+    f({from, std::min(read.end(), rows.end()) - from}, read);
+  }
 }
 
 void initialise_parameter(Device& device, const TensorView& to, const LocalParameter& p, std::int64_t first,
@@ -166,8 +189,8 @@ void initialise_parameter(Device& device, const TensorView& to, const LocalParam
 
 void initialise_weights(States& states, std::uint64_t seed, double initializer_range) {
   for (const StateSpec& spec : states.specs())
-    if (holds_parameter(spec))
-      initialise_parameter(states.device(), states.at(spec.name), *spec.parameter, 0, seed,
+    if (is_filled(spec))
+      initialise_parameter(states.device(), states.at(spec.name), *spec.parameter, spec.rows().first, seed,
                            initializer_range);
   make_compute_copies(states);
 }
@@ -255,7 +278,7 @@ void load_weights(States& states, const std::vector<ParameterSpec>& model, const
   check_weights_fit(model, folder);
   const ModelFolder names(folder, model);
   for (const StateSpec& spec : states.specs())
-    if (holds_parameter(spec)) load_state(states, spec, names);
+    if (is_filled(spec)) load_state(states, spec, names);
   make_compute_copies(states);
 }
 
@@ -270,10 +293,15 @@ TensorMap read_states(const States& states, Role role, std::string_view kind) {
 void write_states(States& states, const TensorMap& tensors, Role role, std::string_view kind) {
   for (const StateSpec& spec : states.specs()) {
     const auto from = tensors.find(spec.parameter->spec.name);
-    if (spec.role != role || spec.kind != kind || from == tensors.end()) continue;
-    FARSKIP_CHECK(from->second.view().num_bytes() == spec.num_bytes(), "{}: {} bytes for {}", spec.name,
-                  from->second.view().num_bytes(), spec.num_bytes());
-    states.device().copy_in(states.at(spec.name).data, from->second.view().data, spec.num_bytes());
+    const bool is_meant =
+        (spec.role == role && spec.kind == kind) || (role == Role::weight && is_filled_by_itself(spec));
+    if (!is_meant || from == tensors.end()) continue;
+    const HostTensor stored = convert_dtype(from->second, spec.dtype);
+    const std::int64_t here = row_count(stored.shape()), kept = spec.rows().count;
+    FARSKIP_CHECK(here == kept || here == spec.parameter->spec.num_rows(), "{}: {} rows for {}", spec.name,
+                  here, kept);
+    const TensorView rows = rows_view(stored.view(), here == kept ? 0 : spec.rows().first, kept);
+    states.device().copy_in(states.at(spec.name).data, rows.data, spec.num_bytes());
   }
   make_compute_copies(states);
 }

@@ -18,7 +18,8 @@ std::vector<RankLayout> all_layouts() {
       layouts.push_back({ranks, expert, zero});
   for (const RankLayout& layout :
        {RankLayout{2, 1, false, 2}, RankLayout{2, 2, true, 2}, RankLayout{4, 1, true, 2},
-        RankLayout{4, 2, false, 2}, RankLayout{4, 2, true, 2}, RankLayout{4, 1, false, 4}})
+        RankLayout{4, 2, false, 2}, RankLayout{4, 2, true, 2}, RankLayout{4, 1, false, 4},
+        RankLayout{3, 1, 3}, RankLayout{4, 2, 3}, RankLayout{4, 1, 3, 2}, RankLayout{4, 2, 3, 2}})
     layouts.push_back(layout);
   return layouts;
 }
@@ -67,10 +68,13 @@ TEST_CASE("ZeRO or not, and asynchronous or not, the ranks write the same files"
   const test::TemporaryFolder folder;
   save_on({4, 2, true}, folder / "a", 1);
   save_on({4, 2, false}, folder / "b", 1, true);
+  save_on({4, 2, 3}, folder / "c", 1, true);
   const auto names = names_in(folder / "a/step-1");
-  CHECK(names == names_in(folder / "b/step-1"));
-  for (const std::string& name : names)
-    CHECK(read_text_file(folder / "a/step-1" / name) == read_text_file(folder / "b/step-1" / name));
+  for (const char* other : {"b/step-1", "c/step-1"}) {
+    CHECK(names == names_in(folder / other));
+    for (const std::string& name : names)
+      CHECK(read_text_file(folder / "a/step-1" / name) == read_text_file(folder / other / name));
+  }
   CHECK(names == std::set<std::string>{
                      "config.json", "manifest.json", "model.safetensors.index.json",
                      "model-00001-of-00004.safetensors", "model-00002-of-00004.safetensors",
@@ -114,8 +118,9 @@ TEST_CASE("one rank writes the files of the hub") {
 }
 
 TEST_CASE("a checkpoint of several ranks is a model folder") {
-  for (const RankLayout& layout : {RankLayout{1, 1, false}, RankLayout{3, 1, true}, RankLayout{4, 2, true},
-                                   RankLayout{2, 1, true, 2}, RankLayout{4, 2, false, 2}}) {
+  for (const RankLayout& layout :
+       {RankLayout{1, 1, false}, RankLayout{3, 1, true}, RankLayout{4, 2, true}, RankLayout{2, 1, true, 2},
+        RankLayout{4, 2, false, 2}, RankLayout{4, 2, 3}, RankLayout{4, 1, 3, 2}}) {
     const test::TemporaryFolder folder;
     save_on(layout, folder.path(), 1);
     CHECK(read_hub_config(folder / "step-1") == model());

@@ -18,12 +18,11 @@ inline const Logger kQuiet(LogLevel::off);
 
 struct RankLayout {
   int ranks, expert;
-  bool zero;
+  int zero;
   int tensor = 1;
   MeshPosition mesh(int rank) const { return {ranks, rank, expert, tensor}; }
   std::string text() const {
-    return fmt::format("{} ranks, expert {}, tensor {}, {} ZeRO", ranks, expert, tensor,
-                       zero ? "with" : "without");
+    return fmt::format("{} ranks, expert {}, tensor {}, ZeRO {}", ranks, expert, tensor, zero);
   }
 };
 

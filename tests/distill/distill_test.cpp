@@ -30,7 +30,7 @@ TrainResult distill(const Run& run) {
 }
 
 /// What a rank at this place of a mesh runs.
-TrainingProgram program_of(const Run& run, const MeshPosition& mesh = {}, bool zero = false,
+TrainingProgram program_of(const Run& run, const MeshPosition& mesh = {}, int zero = 0,
                            DType compute = DType::f32) {
   TrainEngineOptions options;
   options.zero = zero;

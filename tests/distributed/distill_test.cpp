@@ -21,7 +21,8 @@ const Logger kQuiet(LogLevel::off);
 
 struct Ranks {
   int count = 1, expert = 1;
-  bool zero = false, overlap = true;
+  int zero = 0;
+  bool overlap = true;
   int chunks = 1;
 };
 
@@ -51,7 +52,7 @@ train:
 distill: {{teacher: {}}}
 checkpoint: {{every: 0, keep: 10, async: false}}
 )",
-                                       run_dir.string(), ranks.expert, ranks.zero ? 1 : 0, ranks.overlap,
+                                       run_dir.string(), ranks.expert, ranks.zero, ranks.overlap,
                                        ranks.chunks, teacher.string(), teacher.string(), teacher.string());
   ErrorList errors;
   ConfigNode tree = parse_yaml_text(yaml, "test", errors);
@@ -85,14 +86,14 @@ TEST_CASE("distillation over ranks is that of one rank") {
     std::vector<std::string> overrides = kEverything;
     if (cached) overrides = {"distill.cache.top_k=12", "distill.cache.path=" + (folder / "kept").string()};
     const Result one = distill(folder / fmt::format("one{}", cached), {}, overrides);
-    for (const Ranks& ranks :
-         {Ranks{2, 2}, Ranks{2, 1, true}, Ranks{4, 2, true}, Ranks{2, 2, false, true, 3}}) {
+    for (const Ranks& ranks : {Ranks{2, 2}, Ranks{2, 1, 1}, Ranks{4, 2, 1}, Ranks{2, 2, 0, true, 3},
+                               Ranks{2, 1, 2}, Ranks{4, 2, 3}}) {
       INFO(ranks.count << " ranks, experts over " << ranks.expert << ", " << ranks.chunks << " chunks"
                        << (cached ? ", kept" : ""));
       if (cached) fs::remove_all(folder / "kept");
-      const Result many =
-          distill(folder / fmt::format("{}-{}-{}-{}", ranks.count, ranks.expert, ranks.chunks, cached), ranks,
-                  overrides);
+      const Result many = distill(
+          folder / fmt::format("{}-{}-{}-{}-{}", ranks.count, ranks.expert, ranks.zero, ranks.chunks, cached),
+          ranks, overrides);
       REQUIRE(many.metrics.size() == one.metrics.size());
       for (std::size_t i = 0; i < one.metrics.size(); ++i)
         for (const char* key : {"loss", "kl", "student_loss", "teacher_loss", "agreement", "grad_norm"})
@@ -112,11 +113,12 @@ TEST_CASE("distillation over ranks is that of one rank") {
 
 TEST_CASE("distillation that overlaps teacher and student gives the bits of the blocking one") {
   const TemporaryFolder folder;
-  for (const Ranks& ranks : {Ranks{2, 2, false, true, 2}, Ranks{2, 1, true}}) {
+  for (const Ranks& ranks : {Ranks{2, 2, 0, true, 2}, Ranks{2, 1, 1}, Ranks{2, 1, 3}}) {
     Ranks blocking = ranks;
     blocking.overlap = false;
-    const Result a = distill(folder / fmt::format("a{}", ranks.expert), ranks, kEverything);
-    const Result b = distill(folder / fmt::format("b{}", ranks.expert), blocking, kEverything);
+    const std::string which = fmt::format("{}-{}", ranks.expert, ranks.zero);
+    const Result a = distill(folder / ("a" + which), ranks, kEverything);
+    const Result b = distill(folder / ("b" + which), blocking, kEverything);
     REQUIRE(a.metrics.size() == b.metrics.size());
     for (std::size_t i = 0; i < a.metrics.size(); ++i)
       for (const char* key : {"loss", "kl", "grad_norm", "student_loss"})
@@ -134,7 +136,7 @@ TEST_CASE("the teacher runs while the student's rows travel") {
   LowerOptions options;
   options.batch = 2;
   options.sequence_length = 32;
-  const Graph graph = build_graph(objective.forward(wire_model(student), options, {{2, 0, 2}, false, 192}));
+  const Graph graph = build_graph(objective.forward(wire_model(student), options, {{2, 0, 2}, 0, 192}));
   NodeSeconds seconds;
   for (std::size_t n = 0; n < graph.nodes().size(); ++n)
     seconds.push_back(graph.nodes()[n].op->collective ? 3.0 : graph.cost(NodeId(n)).flops * 1e-6);

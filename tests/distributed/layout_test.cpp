@@ -269,6 +269,54 @@ TEST_CASE("wirings other than FarSkip's train the same on every layout") {
   }
 }
 
+/// Expert x data and tensor x data, two replicas or more of everything or of some.
+std::vector<Layout> replicated_layouts() {
+  return {{1, 2},
+          {2, 1},
+          {2, 2},
+          {4, 1},
+          {1, 3},
+          {.data = 2, .tensor = 2},
+          {.expert = 2, .data = 2, .tensor = 2}};
+}
+
+TEST_CASE("gradients and weights in parts train the same, and with one micro-batch to the bit") {
+  for (const char* name : {"deepseek_v2", "qwen3_moe_tied", "llama4_text"}) {
+    Task task = fixture_task(name, FarSkipMode::full);
+    task.balance_loss = task.document_mask = true;
+    task.global_batch = 12;
+    const Outcome alone = train_on(task, {});
+    for (Layout layout : replicated_layouts()) {
+      if (task.model.moe.num_experts % layout.expert != 0) continue;
+      for (const bool once : {true, false}) {
+        task.micro_batch = once ? task.global_batch / layout.readers() : 1;
+        layout.zero = 1;
+        const Outcome moments = train_on(task, layout);
+        layout.zero = 2;
+        INFO(name << ", " << layout.text() << ", micro-batches of " << task.micro_batch);
+        const Outcome gradients = train_on(task, layout);
+        check_same_training(gradients, alone);
+        if (once && gradients.repeated == 0) check_same_bits(gradients, moments);
+        layout.zero = 3;
+        check_same_bits(train_on(task, layout), gradients);
+      }
+    }
+  }
+}
+
+TEST_CASE("weights in parts train the same with micro-batches in flight, recomputation, chunks and Muon") {
+  Task task = fixture_task("deepseek_v2", FarSkipMode::full);
+  task.balance_loss = true;
+  task.global_batch = 16;
+  for (const int zero : {2, 3})
+    check_layouts(task,
+                  {{.expert = 2, .data = 2, .zero = zero, .in_flight = 2},
+                   {.data = 4, .zero = zero, .recompute = Recompute::full},
+                   {.expert = 2, .data = 2, .zero = zero, .chunks = 3, .recompute = Recompute::experts}});
+  task.optimizer = OptimizerName::muon;
+  check_layouts(task, {{.expert = 2, .data = 2, .zero = 2}, {.data = 4, .zero = 3}});
+}
+
 TEST_CASE("one micro-batch a step, or many, train the same") {
   Task task{.model = small_model(8, 3), .wiring = FarSkipMode::full, .global_batch = 8};
   const Outcome alone = train_on(task, {});
@@ -290,8 +338,8 @@ TEST_CASE("a model without experts trains the same on every number of ranks") {
 TEST_CASE("a layout gives the same bits in every run, and whether it waits at once or late") {
   Task task = fixture_task("qwen3_moe", FarSkipMode::full);
   task.balance_loss = true;
-  for (const Layout& layout :
-       {Layout{1, 3, true}, Layout{2, 2, false}, Layout{2, 2, true}, Layout{4, 1, true}}) {
+  for (const Layout& layout : {Layout{1, 3, 1}, Layout{2, 2, 0}, Layout{2, 2, 1}, Layout{4, 1, 1},
+                               Layout{2, 2, 2}, Layout{1, 3, 3}, Layout{2, 2, 3}}) {
     INFO(layout.text());
     const Outcome once = train_on(task, layout);
     check_same_bits(train_on(task, layout), once);
@@ -314,7 +362,7 @@ TEST_CASE("where all rows go to one rank, the step is repeated in smaller parts 
     CHECK(alone.repeated == 0);
     CHECK(alone.steps[0].load == Catch::Approx(8));
     for (const Layout& layout : {Layout{4, 1, false}, Layout{4, 1, true}, Layout{4, 1, true, false},
-                                 Layout{.expert = 4, .chunks = 3}}) {
+                                 Layout{.expert = 4, .chunks = 3}, Layout{4, 1, 2}, Layout{4, 1, 3}}) {
       INFO(layout.text() << ", micro-batches of " << micro_batch);
       const Outcome outcome = train_on(task, layout);
       CHECK(outcome.repeated == task.steps);

@@ -146,8 +146,9 @@ TensorMap put_together(const Task& task, const std::vector<RankOutcome>& ranks, 
           std::fill(filled.begin(), filled.end(), 1);
           continue;
         }
-        place_rows(tensor, filled, part_of_rank(rank).at(name), p,
-                   kind == Kind::weight ? 0 : p.own_rows.first);
+        const HostTensor& rows = part_of_rank(rank).at(name);
+        const bool in_parts = row_count(rows.shape()) < p.spec.num_rows();
+        place_rows(tensor, filled, rows, p, in_parts ? p.own_rows.first : 0);
       }
     expect(std::count(filled.begin(), filled.end(), 0) == 0, fmt::format("nobody has all of {}", name));
   }

@@ -15,7 +15,7 @@ namespace farskip::test {
 
 struct Layout {
   int expert = 1, data = 1;
-  bool zero = false;
+  int zero = 0;
   bool overlap = true;
   bool scheduled = false;  // ordered by measured costs
   int in_flight = 1;
@@ -27,7 +27,8 @@ struct Layout {
   int readers() const { return ranks() / tensor; }
   std::string text() const {
     return fmt::format("expert {} x data {}, tensor {}{}{}, {} chunks", expert, data, tensor,
-                       zero ? ", ZeRO" : "", overlap ? "" : ", waits at once", chunks);
+                       zero > 0 ? fmt::format(", ZeRO-{}", zero) : "", overlap ? "" : ", waits at once",
+                       chunks);
   }
 };
 

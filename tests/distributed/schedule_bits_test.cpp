@@ -62,6 +62,28 @@ TEST_CASE("overlapped, interleaved and recomputed steps have the bits of the blo
     }
 }
 
+TEST_CASE("steps that gather their weights have the bits of the blocking ones, whatever the schedule") {
+  for (const FarSkipMode wiring : {FarSkipMode::off, FarSkipMode::full})
+    for (const int zero : {2, 3})
+      for (const auto& [expert, data] : {std::pair{1, 3}, {2, 2}}) {
+        Task task{small_model(4, 2)};
+        task.wiring = wiring;
+        task.steps = 2;
+        task.global_batch = 24;
+        task.balance_loss = true;
+        const Layout blocking{expert, data, zero, false};
+        const Outcome want = train_on(task, blocking);
+        for (const Recompute again : {Recompute::none, Recompute::full}) {
+          Layout scheduled = blocking;
+          scheduled.overlap = scheduled.scheduled = true;
+          scheduled.recompute = again;
+          INFO(blocking.text() << ", wiring " << static_cast<int>(wiring) << ", recompute "
+                               << static_cast<int>(again));
+          check_same_bits(train_on(task, scheduled), want);
+        }
+      }
+}
+
 TEST_CASE("steps in chunks have the bits of the blocking ones in chunks, whatever the schedule") {
   for (const FarSkipMode wiring : {FarSkipMode::off, FarSkipMode::full})
     for (const int chunks : {2, 5}) {
@@ -91,7 +113,7 @@ TEST_CASE("ranks whose tables of costs differ start their collectives in one ord
   TrainEngineOptions options;
   options.micro_batch = 2;
   options.sequence_length = 16;
-  options.zero = true;
+  options.zero = 3;
   const auto ranks = on_ranks(4, [&](const Communicator& world) {
     const Context context = quiet_context(Mesh(world, 2));
     const CostTable measured = measure_step_costs(model, options, context, 1);
@@ -99,7 +121,7 @@ TEST_CASE("ranks whose tables of costs differ start their collectives in one ord
       TrainEngineOptions planned = options;
       planned.costs = std::make_shared<const CostTable>(
           spoil(measured, static_cast<std::uint64_t>(round * world.size() + world.rank())));
-      const auto weights = make_weights(model.config, context.mesh.position(), true);
+      const auto weights = make_weights(model.config, context.mesh.position(), options.zero);
       const TrainEngine engine(model, weights, planned, context.with_own_arena());  // throws if they differ
     }
     return 1;

@@ -20,14 +20,14 @@ namespace {
 
 const Logger kQuiet(LogLevel::off);
 
-PlanRequest make_request(const MeshPosition& mesh, std::int64_t micro_batches) {
+PlanRequest make_request(const MeshPosition& mesh, std::int64_t micro_batches, int zero = 1) {
   PlanRequest r;
   r.model = read_hub_config(test::fixtures() / "deepseek_v2");
   r.model.farskip = {FarSkipMode::full, {}};
   r.options.micro_batch = 2;
   r.options.sequence_length = 32;
   r.options.micro_batches = micro_batches;
-  r.options.zero = true;
+  r.options.zero = zero;
   r.mesh = mesh;
   r.costs.rates = {20e9, 10e9};
   r.costs.links.fill({20e-6, 100e6});
@@ -35,10 +35,11 @@ PlanRequest make_request(const MeshPosition& mesh, std::int64_t micro_batches) {
 }
 
 TEST_CASE("a plan has the collectives, the memory and the rows of the engine at its place") {
-  for (const std::int64_t micro_batches : {1, 2, 4}) {
-    const PlanRequest request = make_request({4, 0, 2}, micro_batches);
+  for (const auto& [micro_batches, zero] :
+       {std::pair{1, 1}, {2, 1}, {4, 1}, {2, 0}, {4, 2}, {1, 3}, {4, 3}}) {
+    const PlanRequest request = make_request({4, 0, 2}, micro_batches, zero);
     const Mesh mesh = make_mirror_mesh(request.mesh);
-    const auto weights = test::make_weights(request.model, request.mesh, true);
+    const auto weights = test::make_weights(request.model, request.mesh, zero);
     initialise_weights(*weights, 0, 0.02);
     TrainEngineOptions options = request.options;
     options.overlap = false;
@@ -67,7 +68,7 @@ TEST_CASE("a plan has the collectives, the memory and the rows of the engine at 
       planned_count += c.repeats;
       CHECK(c.exposed_seconds <= c.transport_seconds * (1 + 1e-9));
     }
-    CAPTURE(micro_batches);
+    CAPTURE(micro_batches, zero);
     CHECK(planned_count == count);
     CHECK(planned_bytes == Catch::Approx(bytes));
     const MemoryReport memory = engine.memory();

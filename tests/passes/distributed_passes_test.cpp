@@ -6,6 +6,7 @@
 #include "farskip/ops/ops.h"
 #include "farskip/passes/chunk_experts.h"
 #include "farskip/passes/dead_code.h"
+#include "farskip/passes/gather_weights.h"
 #include "farskip/passes/reduce_gradients.h"
 #include "farskip/passes/rows_in_slabs.h"
 #include "farskip/passes/shard_experts.h"
@@ -280,13 +281,13 @@ TEST_CASE("gradients are summed in buckets, each as soon as its last one is ther
         std::string(kExternals) +
             R"(%9 = add(%2, %0) @1.attention.backward : f32[8]
 %10 = add(%3, %7) @1.routed.backward : f32[6, 5]
-%11 = all_reduce(%10) {axis=batch, size=4, rank=1, bounds=[]} @1.routed.backward : f32[6, 5]
+%11 = all_reduce(%10) {axis=batch, size=4, rank=1, bounds=[], matrices=[]} @1.routed.backward : f32[6, 5]
 %12 = add(%4, %8) @1.routed.backward : f32[2, 3, 4]
-%13 = all_reduce(%12) {axis=data, size=2, rank=0, bounds=[]} @1.routed.backward : f32[2, 3, 4]
+%13 = all_reduce(%12) {axis=data, size=2, rank=0, bounds=[], matrices=[]} @1.routed.backward : f32[2, 3, 4]
 %14 = add(%5, %0) @0.attention.backward : f32[8]
-%15, %16 = all_reduce(%9, %14) {axis=batch, size=4, rank=1, bounds=[]} @0.attention.backward : f32[8], f32[8]
+%15, %16 = all_reduce(%9, %14) {axis=batch, size=4, rank=1, bounds=[], matrices=[]} @0.attention.backward : f32[8], f32[8]
 %17 = add(%1, %6) @0.dense.backward : f32[5, 2]
-%18 = all_reduce(%17) {axis=batch, size=4, rank=1, bounds=[]} @0.dense.backward : f32[5, 2]
+%18 = all_reduce(%17) {axis=batch, size=4, rank=1, bounds=[], matrices=[]} @0.dense.backward : f32[5, 2]
 update %2 -> %15
 update %3 -> %11
 update %4 -> %13
@@ -296,7 +297,7 @@ update %1 -> %18
 }
 
 TEST_CASE("scattered, a sum goes to a shard of its own and the accumulators keep this rank's gradients") {
-  CHECK(reduce({.mesh = {4, 1, 2}, .scatter = true, .bucket_bytes = 64}) ==
+  CHECK(reduce({.mesh = {4, 1, 2}, .kept = KeptSum::own_rows, .bucket_bytes = 64}) ==
         std::string(kExternals) +
             R"(%12 = state "own.big" : f32[2, 5]
 %15 = state "own.expert" : f32[3, 4]
@@ -305,13 +306,13 @@ TEST_CASE("scattered, a sum goes to a shard of its own and the accumulators keep
 %23 = state "own.c" : f32[1, 2]
 %9 = add(%2, %0) @1.attention.backward : f32[8]
 %10 = add(%3, %7) @1.routed.backward : f32[6, 5]
-%11 = reduce_scatter(%10) {axis=batch, size=4, rank=1, bounds=[0 1 3 4 6]} @1.routed.backward : f32[2, 5]
+%11 = reduce_scatter(%10) {axis=batch, size=4, rank=1, bounds=[0 1 3 4 6], matrices=[]} @1.routed.backward : f32[2, 5]
 %13 = add(%4, %8) @1.routed.backward : f32[2, 3, 4]
-%14 = reduce_scatter(%13) {axis=data, size=2, rank=0, bounds=[0 3 6]} @1.routed.backward : f32[3, 4]
+%14 = reduce_scatter(%13) {axis=data, size=2, rank=0, bounds=[0 3 6], matrices=[]} @1.routed.backward : f32[3, 4]
 %16 = add(%5, %0) @0.attention.backward : f32[8]
-%17, %18 = reduce_scatter(%9, %16) {axis=batch, size=4, rank=1, bounds=[0 2 4 6 8 0 2 4 6 8]} @0.attention.backward : f32[2], f32[2]
+%17, %18 = reduce_scatter(%9, %16) {axis=batch, size=4, rank=1, bounds=[0 2 4 6 8 0 2 4 6 8], matrices=[]} @0.attention.backward : f32[2], f32[2]
 %21 = add(%1, %6) @0.dense.backward : f32[5, 2]
-%22 = reduce_scatter(%21) {axis=batch, size=4, rank=1, bounds=[0 1 2 3 5]} @0.dense.backward : f32[1, 2]
+%22 = reduce_scatter(%21) {axis=batch, size=4, rank=1, bounds=[0 1 2 3 5], matrices=[]} @0.dense.backward : f32[1, 2]
 update %2 -> %9
 update %3 -> %10
 update %4 -> %13
@@ -322,6 +323,48 @@ update %15 -> %14
 update %19 -> %17
 update %20 -> %18
 update %23 -> %22
+)");
+}
+
+TEST_CASE("with rows as the only accumulators the sum is added to them, one bucket later") {
+  const char* const externals = R"(%0 = input "x" : f32[8]
+%1 = input "y" : f32[5, 2]
+)";
+  const std::string graph = std::string(externals) + R"(%2 = state "a" : f32[8]
+%3 = state "c" : f32[5, 2]
+%4 = add(%0, %0) @1.attention.backward : f32[8]
+%5 = add(%1, %1) @0.dense.backward : f32[5, 2]
+update %2 -> %4
+update %3 -> %5
+)";
+  const std::vector<ReplicatedGradient> list{{"a", cut_evenly(MeshAxis::batch, 8, 4)},
+                                             {"c", cut_evenly(MeshAxis::batch, 5, 4)}};
+  const auto reduced = [&](bool accumulate) {
+    const Graph out = reduce_gradients(
+        parse_graph(graph), list,
+        {.mesh = {4, 1, 2}, .kept = KeptSum::accumulated_rows, .accumulate = accumulate, .bucket_bytes = 32});
+    verify_graph(out);
+    return print_graph(out);
+  };
+  CHECK(reduced(false) == std::string(externals) + R"(%4 = state "own.a" : f32[2]
+%7 = state "own.c" : f32[1, 2]
+%2 = add(%0, %0) @1.attention.backward : f32[8]
+%3 = reduce_scatter(%2) {axis=batch, size=4, rank=1, bounds=[0 2 4 6 8], matrices=[]} @1.attention.backward : f32[2]
+%5 = add(%1, %1) @0.dense.backward : f32[5, 2]
+%6 = reduce_scatter(%5) {axis=batch, size=4, rank=1, bounds=[0 1 2 3 5], matrices=[]} @0.dense.backward : f32[1, 2]
+update %4 -> %3
+update %7 -> %6
+)");
+  CHECK(reduced(true) == std::string(externals) + R"(%4 = state "own.a" : f32[2]
+%8 = state "own.c" : f32[1, 2]
+%2 = add(%0, %0) @1.attention.backward : f32[8]
+%3 = reduce_scatter(%2) {axis=batch, size=4, rank=1, bounds=[0 2 4 6 8], matrices=[]} @1.attention.backward : f32[2]
+%5 = add(%1, %1) @0.dense.backward : f32[5, 2]
+%6 = reduce_scatter(%5) {axis=batch, size=4, rank=1, bounds=[0 1 2 3 5], matrices=[]} @0.dense.backward : f32[1, 2]
+%7 = add(%4, %3) @1.attention.backward : f32[2]
+%9 = add(%8, %6) @0.dense.backward : f32[1, 2]
+update %4 -> %7
+update %8 -> %9
 )");
 }
 
@@ -366,6 +409,46 @@ TEST_CASE("over axes of one rank nothing is summed") {
   const ReductionOptions data_only{.mesh = {4, 2, 1}};
   CHECK(buckets(data_only, MeshAxis::data) == "expert");
   CHECK(buckets(data_only, MeshAxis::batch) == "a big b c");
+}
+
+TEST_CASE(
+    "a weight in parts is gathered where it is read, in forward and backward, small ones of a block "
+    "together") {
+  const Graph graph = parse_graph(R"(%0 = input "x" : f32[3, 4]
+%1 = parameter "a" : f32[4, 4]
+%2 = parameter "b" : f32[4, 4]
+%3 = parameter "norm" : f32[4]
+%4 = parameter "large" : f32[12, 4]
+%5 = matmul(%0, %1) {transpose_a=false, transpose_b=true, wide=false} @1.attention.forward : f32[3, 4]
+%6 = matmul(%5, %2) {transpose_a=false, transpose_b=true, wide=false} @1.attention.forward : f32[3, 4]
+%7 = matmul(%6, %4) {transpose_a=false, transpose_b=true, wide=false} @1.dense.forward : f32[3, 12]
+%8 = matmul(%7, %4) {transpose_a=false, transpose_b=false, wide=false} @1.dense.backward : f32[3, 4]
+%9 = matmul(%8, %2) {transpose_a=false, transpose_b=false, wide=false} @1.attention.backward : f32[3, 4]
+output "y" = %9
+)");
+  const std::vector<TensorInParts> parts{{"a", cut_evenly(MeshAxis::batch, 4, 2)},
+                                         {"b", cut_evenly(MeshAxis::batch, 4, 2)},
+                                         {"large", cut_evenly(MeshAxis::batch, 12, 2)},
+                                         {"elsewhere", cut_evenly(MeshAxis::batch, 4, 2)}};
+  const Graph gathered = gather_weights(graph, parts, {2, 1, 1}, 100);
+  verify_graph(gathered);
+  CHECK(print_graph(gathered) == R"(%0 = input "x" : f32[3, 4]
+%1 = parameter "norm" : f32[4]
+%2 = parameter "own.a" : f32[2, 4]
+%3 = parameter "own.b" : f32[2, 4]
+%4 = parameter "own.large" : f32[6, 4]
+%5, %6 = all_gather(%2, %3) {axis=batch, size=2, rank=1, bounds=[0 2 4 0 2 4], matrices=[0 0]} @1.attention.forward : f32[4, 4], f32[4, 4]
+%7 = matmul(%0, %5) {transpose_a=false, transpose_b=true, wide=false} @1.attention.forward : f32[3, 4]
+%8 = matmul(%7, %6) {transpose_a=false, transpose_b=true, wide=false} @1.attention.forward : f32[3, 4]
+%9 = all_gather(%4) {axis=batch, size=2, rank=1, bounds=[0 6 12], matrices=[0]} @1.dense.forward : f32[12, 4]
+%10 = matmul(%8, %9) {transpose_a=false, transpose_b=true, wide=false} @1.dense.forward : f32[3, 12]
+%11 = all_gather(%4) {axis=batch, size=2, rank=1, bounds=[0 6 12], matrices=[0]} @1.dense.backward : f32[12, 4]
+%12 = matmul(%10, %11) {transpose_a=false, transpose_b=false, wide=false} @1.dense.backward : f32[3, 4]
+%13 = all_gather(%3) {axis=batch, size=2, rank=1, bounds=[0 2 4], matrices=[0]} @1.attention.backward : f32[4, 4]
+%14 = matmul(%12, %13) {transpose_a=false, transpose_b=false, wide=false} @1.attention.backward : f32[3, 4]
+output "y" = %14
+)");
+  CHECK(print_graph(gather_weights(graph, parts, {1, 0, 1})) == print_graph(graph));
 }
 
 TEST_CASE("a gradient that gets no new value is a mistake of the caller") {

@@ -33,7 +33,7 @@ TEST_CASE("collectives are waited for at once, or late: just before their first 
   const Graph graph = parse_graph(R"(%0 = input "x" : f32[8, 8]
 %1 = all_reduce(%0) {axis=world, size=2, rank=0}
 %2 = matmul(%0, %0)
-%3 = reduce_scatter(%2) {axis=data, size=2, rank=1, bounds=[0 4 8]}
+%3 = reduce_scatter(%2) {axis=data, size=2, rank=1, bounds=[0 4 8], matrices=[]}
 %4 = matmul(%2, %0)
 %5 = add(%4, %1)
 %6 = add(%5, %1)
@@ -47,9 +47,9 @@ output "z" = %7
 
 TEST_CASE("a collective is a reader too: it waits for the one whose result it sends on") {
   const Graph graph = parse_graph(R"(%0 = input "x" : f32[8, 8]
-%1 = reduce_scatter(%0) {axis=world, size=2, rank=0, bounds=[0 4 8]}
+%1 = reduce_scatter(%0) {axis=world, size=2, rank=0, bounds=[0 4 8], matrices=[]}
 %2 = all_reduce(%0) {axis=world, size=2, rank=0}
-%3 = all_gather(%1) {axis=world, size=2, rank=0, bounds=[0 4 8]}
+%3 = all_gather(%1) {axis=world, size=2, rank=0, bounds=[0 4 8], matrices=[]}
 %4 = matmul(%0, %0)
 %5 = add(%3, %4)
 output "y" = %5
@@ -130,7 +130,7 @@ update %0 -> %2
 // %2 comes from what %1 holds; %3 and %4 are computed meanwhile.
 const char* const kInFlight = R"(%0 = input "x" : f32[16, 16]
 %1 = matmul(%0, %0)
-%2, %3 = reduce_scatter(%1, %0) {axis=world, size=2, rank=0, bounds=[0 8 16 0 8 16]}
+%2, %3 = reduce_scatter(%1, %0) {axis=world, size=2, rank=0, bounds=[0 8 16 0 8 16], matrices=[]}
 %4 = matmul(%0, %0)
 %5 = matmul(%4, %0)
 %6 = add(%2, %2)

@@ -203,6 +203,32 @@ TEST_CASE("a gradient's reduction that fits before an exchange is not put off") 
   check_order(kReduction, {1, 1, 1, 4, 5}, {"0 +1 2 +3 -3 4 -1", 11, 11});
 }
 
+TEST_CASE("what brings weights comes in time, and no earlier than memory allows") {
+  // Layers whose weights are gathered, each as large as four activations.
+  constexpr int layers = 12;
+  constexpr std::size_t weight = sizeof(float) * 32 * 32, stream = sizeof(float) * 8 * 32;
+  std::string text = "%0 = input \"x\" : f32[8, 32]\n";
+  for (int i = 1; i <= layers; ++i) text += fmt::format("%{} = parameter \"own.{}\" : f32[16, 32]\n", i, i);
+  for (int i = 0; i < layers; ++i) {
+    const int w = layers + 1 + 2 * i;
+    text += fmt::format(
+        "%{} = all_gather(%{}) {{axis=data, size=2, rank=0, bounds=[0 16 32]}} : f32[32, 32]\n", w, i + 1);
+    text += fmt::format("%{} = matmul(%{}, %{}) {{transpose_b=true}} : f32[8, 32]\n", w + 1,
+                        i == 0 ? 0 : w - 1, w);
+  }
+  text += fmt::format("output \"y\" = %{}\n", 3 * layers);
+  const Graph graph = parse_graph(text);
+  for (const double gather_seconds : {0.1, 0.5, 0.9}) {
+    NodeSeconds seconds;
+    for (const Node& node : graph.nodes()) seconds.push_back(node.op->collective ? gather_seconds : 1.0);
+    const std::size_t limit = 2 * weight + 2 * stream;
+    const Plan plan = make_overlapped_plan(graph, no_workspace, seconds, {.memory_limit = limit});
+    check_sound(graph, plan);
+    CHECK(plan.live_bytes <= limit);
+    CHECK(makespan(graph, plan, seconds) == Catch::Approx(gather_seconds + layers));
+  }
+}
+
 TEST_CASE("of two exchanges the one on which more depends goes first") {
   check_order(R"(%0 = input "x" : f32[8, 8]
 %1 = all_reduce(%0) {axis=expert, size=2, rank=0}

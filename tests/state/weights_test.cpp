@@ -209,6 +209,38 @@ TEST_CASE("a rank notices what does not fit the model wherever its experts are, 
   }
 }
 
+TEST_CASE("what ZeRO deals out is loaded, initialised and written as rows of the whole") {
+  for (const char* model : {"deepseek_v2", "llama4_text"})
+    for (const DType compute : {DType::f32, DType::bf16})
+      for (const MeshPosition& mesh : {MeshPosition{2, 1, 1}, {3, 1, 1}, {4, 1, 2}, {4, 3, 1, 2}})
+        for (const int zero : {2, 3}) {
+          INFO(model << ", " << dtype_name(compute) << ", ZeRO-" << zero << " on " << mesh.world_size);
+          const fs::path folder = test::fixtures() / model;
+          const std::vector<ParameterSpec> specs = list_parameters(read_hub_config(folder));
+          const auto whole = test::make_weights(local_parameters(specs, mesh, 0), compute),
+                     part = test::make_weights(local_parameters(specs, mesh, zero), compute);
+          const auto check = [&] {
+            for (const StateSpec& spec : part->specs()) {
+              INFO(spec.name);
+              const Range rows = spec.rows();
+              CHECK(test::same_bits(part->at(spec.name),
+                                    rows_view(whole->at(spec.name), rows.first, rows.count)));
+            }
+          };
+          for (States* states : {whole.get(), part.get()})
+            load_weights(*states, specs, SafetensorsFolder(folder));
+          check();
+          for (States* states : {whole.get(), part.get()}) initialise_weights(*states, 7, 0.02);
+          check();
+          write_states(*part, read_states(*whole, Role::weight), Role::weight);
+          check();
+          // Matrices that no one needs whole are a fraction.
+          const Role role = is_low(compute) && zero == 3 ? Role::compute_copy : Role::weight;
+          const bool in_parts = is_low(compute) || zero == 3;
+          CHECK((part->num_bytes(role) < whole->num_bytes(role) * 3 / 4) == in_parts);
+        }
+}
+
 TEST_CASE("moments have the rows whose state a rank keeps") {
   std::vector<ParameterSpec> specs(3);
   specs[0] = {"matrix", {5, 3}, SubBlock::none, -1, false, Initializer::normal, {{"matrix", {5, 3}, 0}}};

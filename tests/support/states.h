@@ -19,13 +19,13 @@ inline std::shared_ptr<States> make_weights(const std::vector<LocalParameter>& p
   return std::make_shared<States>(std::move(device), weight_states(parameters, compute));
 }
 inline std::shared_ptr<States> make_weights(const ModelConfig& config, const MeshPosition& mesh = {},
-                                            bool zero = false) {
+                                            int zero = 0) {
   return make_weights(local_parameters(list_parameters(config), mesh, zero));
 }
 
 /// Of a model folder.
 inline std::shared_ptr<States> load_weights(const std::filesystem::path& folder,
-                                            const MeshPosition& mesh = {}, bool zero = false) {
+                                            const MeshPosition& mesh = {}, int zero = 0) {
   const ModelConfig config = read_hub_config(folder);
   auto states = make_weights(config, mesh, zero);
   farskip::load_weights(*states, list_parameters(config), SafetensorsFolder(folder));

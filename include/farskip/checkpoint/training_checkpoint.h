@@ -70,8 +70,9 @@ class CheckpointSaver {
   ModelConfig config_;
   std::map<std::string, std::string> texts_;
   Logger logger_;
+  Mesh groups_;
   MeshPosition mesh_;
-  Communicator world_, tensor_;
+  Communicator world_;
   std::string run_id_;
   std::map<std::string, HostTensor> snapshot_;
   std::unique_ptr<OpenSave> open_;  // last: its thread uses the others

@@ -106,7 +106,7 @@ std::optional<FarSkipConfig> parse_wiring_name(std::string_view text);
 struct ParallelConfig {
   int expert = 1;              // ranks that share one set of experts
   int tensor = 1;              // ranks that share every matrix and read the same sequences
-  std::int64_t zero = 0;       // 1: optimizer state is sharded
+  std::int64_t zero = 0;       // dealt out: 1 optimizer state, 2 gradients and f32 weights too, 3 all
   std::int64_t timeout = 600;  // seconds without progress after which a rank gives up; 0: never
   GpuTransport gpu_transport = GpuTransport::automatic;
   bool operator==(const ParallelConfig&) const = default;

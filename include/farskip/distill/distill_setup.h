@@ -28,8 +28,8 @@ DistillTerms make_terms(const DistillConfig& config, const ModelConfig& student,
 /// there are none: no teacher is in memory.
 std::set<std::string> shared_parameters(const DistillSetup& setup, const ModelConfig& student);
 
-/// The teacher as it is planned beside the student.
-Teacher plan_teacher(const DistillSetup& setup, const ModelConfig& student);
+/// The teacher as it is planned beside the student; `zero`: LocalParameter::zero of its own tensors.
+Teacher plan_teacher(const DistillSetup& setup, const ModelConfig& student, int zero = 0);
 
 /// Adds what a step minimises and what it leaves as it is. `make_states`: of the teacher's, if steps are to
 /// run; not called with kept outputs.

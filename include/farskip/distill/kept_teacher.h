@@ -50,6 +50,7 @@ class KeptTeacher {
   std::int64_t micro_batch_, sequence_length_;
   bool document_mask_;
   DType compute_;
+  int zero_;  // Teacher::zero
   Context context_;
   std::unique_ptr<TeacherCache> cache_;
   std::unique_ptr<StandaloneTeacher> alone_;  // while it is needed

@@ -16,6 +16,7 @@ namespace farskip {
 struct Teacher {
   Model model;                     // in the wiring that the configuration names
   std::set<std::string> shared{};  // names of list_parameters()
+  int zero = 0;                    // LocalParameter::zero of what it has alone
 
   std::string external_name(std::string_view read_name) const;
   /// A rank at this place of a mesh holds these for it beside a student.

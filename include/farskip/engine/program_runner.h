@@ -66,7 +66,8 @@ class ProgramRunner {
 
   /// Binds more of the externals of all graphs that are made from now on.
   void share(std::string_view external, const TensorView& view);
-  /// The graph of this key; `pipeline` makes it where it is not there. Valid until kMostStages others were
+  /// The graph of this key; `pipeline` makes it where it is not there, and what it reads whole of states that
+  /// are kept in parts is gathered (gather_pass). Valid until kMostStages others were
   /// asked for. Then collective, as compile() is.
   Stage& stage(const StageKey& key, const std::function<PassPipeline()>& pipeline, const PlanOptions& plan);
   /// On a GPU only launches.
@@ -91,7 +92,7 @@ class ProgramRunner {
 
  private:
   static constexpr std::size_t kMostStages = 128;
-  std::unique_ptr<Executor> make_executor(const PassPipeline& pipeline, const PlanOptions& plan) const;
+  std::unique_ptr<Executor> make_executor(PassPipeline pipeline, const PlanOptions& plan) const;
 
   Context context_;
   std::vector<std::shared_ptr<const States>> states_;

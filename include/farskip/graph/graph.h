@@ -9,6 +9,7 @@
 #include <string>
 #include <string_view>
 #include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
 #include "farskip/graph/op.h"
@@ -121,8 +122,10 @@ struct Builder {
 /// Copies a graph node by node, so that a pass states only what it changes.
 class GraphCopier {
  public:
-  /// Copies the externals, some of them with another type.
-  GraphCopier(const Graph& from, Graph& to, const std::unordered_map<ValueId, TensorType>& retyped = {});
+  /// Copies the externals, some of them with another type. Those of `left_out` are not copied, nor are their
+  /// updates: the pass maps them, or nothing reads them.
+  GraphCopier(const Graph& from, Graph& to, const std::unordered_map<ValueId, TensorType>& retyped = {},
+              const std::unordered_set<ValueId>& left_out = {});
   ValueId operator()(ValueId old) const;  // where a copied value went; none stays none
   bool has(ValueId old) const { return !old || map_[old.index()]; }
   void map(ValueId old, ValueId now) { map_[old.index()] = now; }
@@ -133,6 +136,7 @@ class GraphCopier {
  private:
   const Graph& from_;
   Graph& to_;
+  const std::unordered_set<ValueId> left_out_;
   std::vector<ValueId> map_;
 };
 

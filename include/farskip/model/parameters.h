@@ -99,6 +99,9 @@ struct LocalParameter {
   /// `spec` with ZeRO, and writes them into checkpoints.
   RowCut owners;
   Range own_rows;  // of `spec`, whose optimizer state this rank keeps: all of them, or its part of `owners`
+  /// What it keeps of own_rows alone, by levels of ZeRO: 1 optimizer state; 2 also gradients, and the f32
+  /// weight where another copy of it computes; 3 also matrices that compute. 0: nothing.
+  int zero = 0;
   /// Over which axis ranks have other parts of it; batch or data: over none.
   std::optional<MeshAxis> cut_axis;
 
@@ -111,10 +114,10 @@ struct LocalParameter {
                       const std::function<void(std::int64_t, std::int64_t, std::int64_t)>& f) const;
 };
 
-/// In the order of `specs`. `zero`: optimizer state is dealt out to the replicas, by rows, or by whole
-/// matrices where `keeps_matrices` says so. UsageError unless the axes divide what they cut.
+/// In the order of `specs`. `zero`: what is dealt out to the replicas (LocalParameter::zero), by rows, or by
+/// whole matrices where `keeps_matrices` says so. UsageError unless the axes divide what they cut.
 std::vector<LocalParameter> local_parameters(
-    const std::vector<ParameterSpec>& specs, const MeshPosition& mesh, bool zero,
+    const std::vector<ParameterSpec>& specs, const MeshPosition& mesh, int zero,
     const std::function<bool(const ParameterSpec&)>& keeps_matrices = {});
 /// The shape of a rank's part.
 Shape local_shape(const ParameterSpec& spec, const MeshPosition& mesh);

@@ -468,11 +468,15 @@ struct Replicas {
   std::int64_t size = 1, rank = 0;
   /// reduce_scatter, all_gather: RowCut::bounds of each whole tensor, one after the other.
   std::vector<std::int64_t> bounds{};
+  /// all_gather: how many matrices lie below each other in each whole tensor, which is then
+  /// [matrices, rows, row size]; 0: a matrix or a vector. Empty: all are.
+  std::vector<std::int64_t> matrices{};
   static void fields(auto& self, auto&& f) {
     f("axis", self.axis);
     f("size", self.size);
     f("rank", self.rank);
     f("bounds", self.bounds);
+    f("matrices", self.matrices);
   }
   void add(const RowCut& cut) { bounds.insert(bounds.end(), cut.bounds.begin(), cut.bounds.end()); }
   std::size_t num_cuts() const { return bounds.size() / static_cast<std::size_t>(size + 1); }
@@ -493,7 +497,7 @@ std::vector<ValueId> all_reduce(Builder& b, std::vector<ValueId> tensors, const 
 std::vector<ValueId> fan_out(Builder& b, std::vector<ValueId> tensors, const Replicas& attributes);
 /// Tensors f32 → this rank's rows of their sums: [count, row size], or [count] of a vector.
 std::vector<ValueId> reduce_scatter(Builder& b, std::vector<ValueId> tensors, const Replicas& attributes);
-/// This rank's rows of several tensors → the whole tensors, [rows, row size] or [rows].
+/// This rank's rows of several tensors → the whole tensors: [rows, row size], [rows], or with `matrices`.
 std::vector<ValueId> all_gather(Builder& b, std::vector<ValueId> parts, const Replicas& attributes);
 
 // ---- loss.cpp ------------------------------------------------------------------------------------

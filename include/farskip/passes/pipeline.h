@@ -23,6 +23,7 @@ struct Pass {
 struct PassPipeline {
   std::string name;
   std::vector<Pass> passes;
+  std::vector<Pass> last{};  // behind the common passes
 };
 
 struct PipelineOptions {
@@ -35,16 +36,16 @@ struct PipelineOptions {
 /// The one pass that is for some devices only (passes/rows_in_slabs.h); others skip it.
 inline constexpr std::string_view kRowsInSlabs = "rows_in_slabs";
 
-/// The last passes of every graph, top to bottom.
+/// The passes of every graph, behind its own.
 std::span<const Pass> common_passes();
 
-/// Runs the pipeline, then the common passes; logs each pass with node counts, and verifies the graph after
+/// Runs the pipeline, in it the common passes; logs each pass with node counts, and verifies the graph after
 /// it: InternalError that names the pass. An unknown name in the options is a UsageError that lists the
 /// passes.
 Graph run_pipeline(const PassPipeline& pipeline, const PipelineOptions& options, const Logger& logger);
 /// The common passes alone.
 Graph run_pipeline(Graph graph, const PipelineOptions& options, const Logger& logger);
-/// The pipeline alone, without a word.
+/// Its own passes up to the common ones, without a word.
 Graph build_graph(const PassPipeline& pipeline);
 
 }  // namespace farskip

@@ -14,17 +14,26 @@ struct ReplicatedGradient {
   RowCut owners;
 };
 
+/// What a replica has of a sum.
+enum class KeptSum : std::uint8_t {
+  whole,
+  own_rows,         // ZeRO-1; its accumulator is whole
+  accumulated_rows  // ZeRO-2: there is no accumulator but that of these rows
+};
+
 struct ReductionOptions {
   MeshPosition mesh;
-  bool scatter = false;  // each replica keeps only its rows of the sum (ZeRO)
+  KeptSum kept = KeptSum::whole;
+  bool accumulate = false;  // with accumulated_rows: the sum is added to what is there
   std::size_t bucket_bytes = std::size_t{4} << 20;
 };
 
 /// Sums gradients over replicas. Accumulators are taken in the order in which their last value is computed
 /// and put together in buckets of about `bucket_bytes`, a large tensor on its own, one axis each; a bucket is
-/// reduced as soon as its last gradient is there. Buckets depend on shapes alone. scatter = false: the
-/// accumulator becomes the sum. scatter = true: state own_rows_name() of the accumulator, this rank's rows,
-/// becomes its rows of the sum (it may lie in the accumulator's own memory). Axes of size one add nothing.
+/// reduced as soon as its last gradient is there. Buckets depend on shapes alone. The accumulator becomes the
+/// sum, or state own_rows_name() of it, this rank's rows, becomes its rows of the sum: with own_rows it may
+/// lie in the accumulator's own memory, with accumulated_rows the graph has no other. Axes of size one add
+/// nothing.
 Graph reduce_gradients(const Graph& graph, std::span<const ReplicatedGradient> gradients,
                        const ReductionOptions& options);
 

@@ -12,6 +12,7 @@
 #include "farskip/model/lower.h"
 #include "farskip/passes/pipeline.h"
 #include "farskip/program/model.h"
+#include "farskip/state/states.h"
 
 namespace farskip {
 
@@ -21,7 +22,7 @@ class Optimizer;      // optimizer.h
 /// How a step is spread over ranks.
 struct StepSharding {
   MeshPosition mesh;
-  bool zero = false;          // optimizer state is dealt out to the replicas of a parameter (ZeRO-1)
+  int zero = 0;               // what is dealt out to the replicas of a parameter (LocalParameter::zero)
   std::int64_t max_rows = 0;  // routed rows from one rank to one other; not used where expert_size is 1
   int expert_chunks = 1;      // parts of the tokens that travel one by one (passes/chunk_experts.h); likewise
 };
@@ -46,10 +47,15 @@ struct MicroBatchKind {
   const StepObjective* objective = nullptr;  // none: cross-entropy on the data
   bool sends_again = false;                  // rows travel again too, for a backward that recomputes
 };
-/// `trained`: local_parameters() that get a gradient.
+/// `trained`: local_parameters() that get a gradient. With ZeRO-2 it is summed over the replicas in each
+/// micro-batch (`reduce`), and this rank's rows of the sum are what is accumulated.
 PassPipeline micro_batch_pipeline(const Model& model, const std::vector<LocalParameter>& trained,
                                   const LowerOptions& options, const StepSharding& sharding,
                                   const MicroBatchKind& kind);
+
+/// Puts together what a graph reads whole and this rank keeps in parts (passes/gather_weights.h), of these
+/// states: the last pass of every graph that is to run.
+Pass gather_pass(const std::vector<StateSpec>& states, const MeshPosition& mesh);
 
 /// Clip and update of all parameters. All tensors are seen as matrices [rows, row size], vectors as they are;
 /// state, and only the own_rows of each: own_rows_name of parameter and gradient, and the optimizer's states.
@@ -59,11 +65,11 @@ PassPipeline micro_batch_pipeline(const Model& model, const std::vector<LocalPar
 ///
 /// Where these are not all rows, the whole of what micro-batches read is then put together from all replicas:
 /// the compute copy (under compute_copy_name) of a parameter that has one, whose other rows are then behind
-/// on this rank (gather_pipeline); else the parameter (under its name).
+/// on this rank (gather_pipeline); else the parameter (under its name). Not what is kept in parts.
 PassPipeline update_pipeline(const std::vector<LocalParameter>& parameters, const StepSharding& sharding,
                              std::shared_ptr<const Optimizer> optimizer, DType compute = DType::f32);
 
-/// Puts together what the update leaves behind: the parameters of which a rank has its own rows alone.
+/// Puts together what the update leaves behind: the parameters of which only a rank's own rows are new.
 /// Without nodes where there are none. Externals as there.
 PassPipeline gather_pipeline(const std::vector<LocalParameter>& parameters, const StepSharding& sharding,
                              DType compute);

@@ -26,8 +26,8 @@ struct TrainingOptions {
   bool balance_loss = false;
   Recompute recompute = Recompute::none;  // automatic: not chosen yet (measure/search.h), and nothing is
   OptimizerConfig optimizer;
-  std::uint64_t seed = 0;  // of random rounding
-  bool zero = false;
+  std::uint64_t seed = 0;      // of random rounding
+  int zero = 0;                // LocalParameter::zero
   DType compute = DType::f32;  // or bf16: activations and what products read; state stays f32
   bool deterministic = true;   // false: kernels that do not repeat their bits may be taken
   std::optional<std::uint64_t> routed_rows_memory;  // bytes; absent: room for twice an even share
@@ -63,13 +63,15 @@ class TrainingProgram {
   TrainingProgram(Model model, TrainingOptions options, const MeshPosition& mesh);
 
   /// How often each micro-batch graph runs: all but the first add to what is there, and on several ranks the
-  /// last one sums over them.
+  /// last one sums over them, or each (ZeRO-2).
   using Runs = std::map<MicroBatch, std::int64_t>;
   Runs micro_batches() const;
   /// The same where routed rows do not fit; empty where they always do. That is seldom, and takes little
   /// memory: routed rows travel in parts, and again for the backward, which recomputes everything.
   Runs fallback() const;
   bool is_fallback(const MicroBatch& kind) const;
+  /// The same graph as micro-batch `number` of `count`, counted in runs of it.
+  MicroBatch at(MicroBatch kind, std::int64_t number, std::int64_t count) const;
 
   PassPipeline micro_batch(const MicroBatch& kind) const;
   PassPipeline update() const;

@@ -47,8 +47,12 @@ inline bool holds_parameter(const StateSpec& spec) {
   return spec.role == Role::weight || spec.role == Role::constant;
 }
 
+/// A copy of a weight that is not whole here in f32 (ZeRO-2): it cannot be made of that, and is filled as
+/// weights are.
+bool is_filled_by_itself(const StateSpec& spec);
+
 /// Weights in f32; in bf16 also the copies that graphs read instead of matrices
-/// (ParameterSpec::has_compute_copy).
+/// (ParameterSpec::has_compute_copy). The parameter's level of ZeRO says what is kept in own rows alone.
 std::vector<StateSpec> weight_states(const std::vector<LocalParameter>& parameters, DType compute);
 /// What graphs that compute in `compute` read of a model that stays as it is, each tensor in one type alone.
 /// `name`: of the external, from the parameter's read_name(); by default that itself.
@@ -101,7 +105,7 @@ class States {
 /// A copy in host memory.
 HostTensor copy_to_host(Device& device, const TensorView& from);
 
-/// Makes the compute copies of the weights that are there now.
+/// Makes the compute copies of the weights that are there now, but those for which is_filled_by_itself.
 void make_compute_copies(States& states);
 
 }  // namespace farskip

@@ -33,9 +33,10 @@ void initialise_parameter(Device& device, const TensorView& to, const LocalParam
 /// Rows of a parameter that pass through host memory at once: some 64 MiB in f32, or one matrix if that is
 /// more, since the hub may have matrices with swapped dims.
 std::int64_t rows_at_once(const ParameterSpec& spec);
-/// Calls f(first, count) for all rows of a parameter, that many at a time.
-void for_each_part(const ParameterSpec& spec,
-                   const std::function<void(std::int64_t first, std::int64_t count)>& f);
+/// Calls f(wanted, read) for all `rows` of a parameter, that many at a time: `read` are the wanted ones, and
+/// what belongs to the same matrix where the hub may have it with swapped dims.
+void for_each_part(const ParameterSpec& spec, const Range& rows,
+                   const std::function<void(const Range& wanted, const Range& read)>& f);
 
 /// Fills weights and constants from hub layout (f32, bf16, f16 or f64; experts one tensor each or packed). Of
 /// experts, only those here are read. `model`: all parameters, whole; the folder must hold exactly these.
@@ -56,7 +57,8 @@ bool all_finite(const TensorView& values);
 /// States of one role (and kind) on the host, by parameter: copies. For what is done on the host with all of
 /// them, such as a comparison.
 TensorMap read_states(const States& states, Role role, std::string_view kind = {});
-/// The other way, for those that are in the map; compute copies are made.
+/// The other way, for those that are in the map, all rows here or those that are kept; compute copies are
+/// made.
 void write_states(States& states, const TensorMap& tensors, Role role, std::string_view kind = {});
 
 }  // namespace farskip
