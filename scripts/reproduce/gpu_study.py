@@ -11,6 +11,7 @@ made). --out keeps weights and runs; --results gets what is worth keeping: table
 in one archive. `--device cpu --precision fp32` with small overrides (--set-teacher, --set) tries it out without a GPU.
 """
 import argparse
+import contextlib
 import json
 import os
 import pathlib
@@ -137,7 +138,8 @@ def collect(args):
         for path in sorted(args.out.rglob("*")):
             small = path.suffix in (".md", ".json", ".jsonl", ".log") or path.name == "config.yaml"
             if path.is_file() and small and "checkpoints" not in path.parts and "best" not in path.parts:
-                archive.add(path, path.relative_to(args.out))
+                with contextlib.suppress(FileNotFoundError):  # another student that runs has renamed it
+                    archive.add(path, path.relative_to(args.out))
     with open(args.results / "tables.md", "w") as out:
         for path in sorted(args.out.rglob("*.md")):
             if "checkpoints" not in path.parts:

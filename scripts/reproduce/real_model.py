@@ -2,12 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Conversion of a real pretrained model of experts: untrained, folded, distilled. real_model.sh runs all of it.
 
-    real_model.py --data DATA --out runs/real_model [--results RESULTS] [--seconds 480] [--long] [--seeds 1]
+    real_model.py --data DATA --out runs/real_model [--results RESULTS] [--seconds 480] [--long] [--seeds 1] [--parallel 2]
 
 DATA holds the folder model (dense, in hub layout), the token files tokens and tokens-validation, and *.jsonl tasks. The model
 becomes one of experts, which training makes differ: the teacher. Students in wiring full are measured on D, held-out pages, and
 G, text sampled from the teacher. Each call ends within its seconds and goes on where an earlier one has stopped; --results gets
-tables and metrics. `--small` shows on two CPU cores in minutes that all of it works; its numbers mean nothing.
+tables and metrics as soon as there is a new row. `--small` shows on two CPU cores in minutes that all of it works; its numbers
+mean nothing.
 """
 import argparse
 import array
@@ -18,7 +19,9 @@ import shutil
 import struct
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 from conversion import last_of_each, number, table
 from gpu_study import STARTED, TimeIsUp, collect, run
@@ -31,23 +34,27 @@ rate = lambda peak: f"train.learning_rate.peak={peak}"
 
 class Size:
     """Steps of batch x length tokens; sequences and texts."""
-    full = dict(upcycle="8,2", batch=8, length=1024, teacher=512, short=598, long=3418, fold=256, held_out=0, G=256, sampled=8192,
-                text=512, items=0, device="cuda", precision="bf16", at_once=1024)
-    small = dict(upcycle="2,1", batch=1, length=64, teacher=4, short=4, long=8, fold=16, held_out=8, G=4, sampled=8, text=48, items=4,
+    full = dict(upcycle="8,2", noise=0.2, batch=8, length=1024, teacher=1024, short=598, long=3418, fold=256, held_out=0, G=256,
+                sampled=4800, text=512, items=0, device="cuda", precision="bf16", at_once=1024)
+    small = dict(upcycle="2,1", noise=0.2, batch=1, length=64, teacher=4, short=4, long=8, fold=16, held_out=8, G=4, sampled=8, text=48, items=4,
                  device="cpu", precision="fp32", at_once=4)
 
 
-# Name, folder, whether it is a long run, the weights it starts from, its settings; the most telling rows first.
+# Name, folder, whether it is a long run, the wired layers, whether it starts from folded weights, its settings; the most telling
+# rows first.
 ROWS = [
-    ("KL + normalised hidden loss, AdamW 1e-3", "kl-hidden", False, "teacher", [rate("1e-3"), NORMALISED]),
-    ("fold, then KL, Muon 5e-4", "fold-muon", False, "folded", [rate("5e-4"), MUON]),
-    ("KL, AdamW 1e-3", "kl", False, "teacher", [rate("1e-3")]),
-    ("fold, then KL, AdamW 5e-4", "fold-adamw", False, "folded", [rate("5e-4")]),
-    ("fold, then KL + normalised hidden loss, Muon 7e-4", "fold-muon-hidden", False, "folded", [rate("7e-4"), MUON, NORMALISED]),
-    ("fold, then KL, Muon 5e-4, half of the text the teacher's", "fold-muon-half", False, "folded", [rate("5e-4"), MUON, "half"]),
-    ("KL + raw hidden L2, AdamW 1e-3", "kl-l2", False, "teacher", [rate("1e-3"), "distill.hidden_l2=1"]),
-    ("KL + normalised hidden loss, AdamW 1e-3, half and half", "long-kl-hidden", True, "teacher", [rate("1e-3"), NORMALISED, "half"]),
-    ("fold, then KL, Muon 7e-4, half and half", "long-fold-muon", True, "folded", [rate("7e-4"), MUON, "half"]),
+    ("fold, then KL, AdamW 5e-4", "fold-adamw", False, "all", True, [rate("5e-4")]),
+    ("fold, then KL, Muon 5e-4", "fold-muon", False, "all", True, [rate("5e-4"), MUON]),
+    ("KL, AdamW 1e-3", "kl", False, "all", False, [rate("1e-3")]),
+    ("KL + normalised hidden loss, AdamW 1e-3", "kl-hidden", False, "all", False, [rate("1e-3"), NORMALISED]),
+    ("fold, then KL, Muon 5e-4, half of the text the teacher's", "fold-muon-half", False, "all", True, [rate("5e-4"), MUON, "half"]),
+    ("KL, AdamW 1e-3, first two layers standard", "kl-2", False, "2-29", False, [rate("1e-3")]),
+    ("fold, then KL, Muon 5e-4, first two layers standard", "fold-muon-2", False, "2-29", True, [rate("5e-4"), MUON]),
+    ("fold, then KL + normalised hidden loss, Muon 7e-4", "fold-muon-hidden", False, "all", True, [rate("7e-4"), MUON, NORMALISED]),
+    ("KL + raw hidden L2, AdamW 1e-3", "kl-l2", False, "all", False, [rate("1e-3"), "distill.hidden_l2=1"]),
+    ("fold, then KL, Muon 7e-4", "long-fold-muon", True, "all", True, [rate("7e-4"), MUON]),
+    ("KL + normalised hidden loss, AdamW 1e-3, half and half", "long-kl-hidden", True, "all", False, [rate("1e-3"), NORMALISED, "half"]),
+    ("fold, then KL, Muon 7e-4, half and half", "long-fold-muon-half", True, "all", True, [rate("7e-4"), MUON, "half"]),
 ]
 
 
@@ -56,6 +63,7 @@ class RealModel:
         self.args, self.out, self.data = args, args.out, args.data
         self.size = Size.small if args.small else Size.full
         self.results = {}
+        self.lock = threading.RLock()  # of what all rows need: the first one makes it
 
     # Models and text -------------------------------------------------------------------------------------------------
 
@@ -70,22 +78,26 @@ class RealModel:
         folder, start, trained = self.out / "teacher", self.out / "upcycled", self.out / "teacher-run"
         if not folder.exists():
             if not start.exists():
-                self.farskip("upcycle", "convert", self.data / "model", start, "--upcycle", self.size["upcycle"])
+                self.farskip("upcycle", "convert", self.data / "model", start, "--upcycle", self.size["upcycle"],
+                             "--upcycle-noise", self.size["noise"])
             self.train("train", "teacher", trained, self.size["teacher"], [f"init.from={start}"])
             self.farskip("teacher", "convert", trained, folder)
             shutil.rmtree(trained / "checkpoints")
             shutil.rmtree(start)
         return folder
 
-    def folded(self):
-        folder, kept = self.out / "folded", self.out / "folded.json"
-        if not kept.exists():
-            command = [self.args.farskip, "convert", self.teacher(), folder, "--farskip", "full", "--fold", self.data / "tokens",
-                       "--fold-sequences", self.size["fold"], "--sequence-length", self.size["length"], "--device",
-                       self.size["device"], "--json"]
-            run(self.args, ["sh", "-c", '"$@" > "$0"', self.out / "fold.tmp", *command], self.out / "fold.log")
-            (self.out / "fold.tmp").rename(kept)
-        return folder
+    def folded(self, layers="all"):
+        name = "folded" if layers == "all" else f"folded-{layers}"
+        kept = self.out / f"{name}.json"
+        with self.lock:
+            if not kept.exists():
+                command = [self.args.farskip, "convert", self.teacher(), self.out / name, "--farskip", "full", "--layers", layers,
+                           "--fold", self.data / "tokens", "--fold-sequences", self.size["fold"], "--sequence-length",
+                           self.size["length"], "--device", self.size["device"], "--json"]
+                shutil.rmtree(self.out / name, ignore_errors=True)
+                run(self.args, ["sh", "-c", '"$@" > "$0"', self.out / f"{name}.tmp", *command], self.out / f"{name}.log")
+                (self.out / f"{name}.tmp").rename(kept)
+        return self.out / name
 
     def swapped(self):
         """The teacher with experts 0 and 1 in each other's place: the same tensors under each other's names."""
@@ -99,13 +111,14 @@ class RealModel:
     def sampled(self, name, texts, seed):
         """A token file of what the teacher says at temperature 1: conversations, free text, continuations of pages."""
         prefix = self.out / name
-        if not prefix.with_suffix(".idx").exists():
-            pages = "tokens-validation" if name == "G" else "tokens"
-            prompts = make_prompts(self.data / f"{pages}.bin", texts, random.Random(seed))
-            (self.out / f"{name}.jsonl").write_text("".join(json.dumps({"prompt": p}) + "\n" for p in prompts))
-            self.farskip(name, "generate", "--model", self.teacher(), "--prompts", self.out / f"{name}.jsonl", "--out-tokens", prefix,
-                         "--max-tokens", self.size["text"], "--temperature", 1, "--batch", self.size["at_once"], "--seed", seed,
-                         *self.device())
+        with self.lock:
+            if not prefix.with_suffix(".idx").exists():
+                pages = "tokens-validation" if name == "G" else "tokens"
+                prompts = make_prompts(self.data / f"{pages}.bin", texts, random.Random(seed))
+                (self.out / f"{name}.jsonl").write_text("".join(json.dumps({"prompt": p}) + "\n" for p in prompts))
+                self.farskip(name, "generate", "--model", self.teacher(), "--prompts", self.out / f"{name}.jsonl", "--out-tokens",
+                             prefix, "--max-tokens", self.size["text"], "--temperature", 1, "--batch", self.size["at_once"], "--seed",
+                             seed, *self.device())
         return prefix
 
     def train(self, command, config, run_dir, steps, overrides):
@@ -128,8 +141,10 @@ class RealModel:
             result = {"name": name, "tokens": tokens, "D": evaluate("--data", self.data / "tokens-validation", "--tasks", *tasks),
                       "G": evaluate("--data", self.sampled("G", self.size["G"], 1))}
             kept.write_text(json.dumps(result) + "\n")
-        self.results.setdefault(name, []).append(json.loads(kept.read_text()))
-        self.write_table()
+        with self.lock:
+            self.results.setdefault(name, []).append(json.loads(kept.read_text()))
+            self.write_table()
+            collect(self.args)
 
     def tasks(self):
         """All items, or the first ones."""
@@ -143,15 +158,18 @@ class RealModel:
         return few
 
     def student(self, row, seed):
-        name, folder, is_long, start, overrides = row
+        name, folder, is_long, layers, is_folded, overrides = row
+        if time.monotonic() - STARTED > self.args.seconds:
+            raise TimeIsUp
         size, run_dir = self.size, self.out / f"{folder}-seed{seed}"
         steps = size["long"] if is_long else size["short"]
-        begin = {"teacher": self.teacher, "folded": self.folded}[start]()
+        begin = self.folded(layers) if is_folded else self.teacher()
         settings = [f"seed={seed}", f"distill.teacher={self.teacher()}", f"init.from={begin}",
+                    f"farskip={{mode: full, layers: {layers}}}",
                     f"train.learning_rate.decay_steps={steps - min(20, steps // 2)}", *overrides]
         if "half" in settings:
             settings.remove("half")
-            text = self.sampled("sampled", size["sampled"] * (5 if is_long else 1), 1000)
+            text = self.sampled("sampled-long" if is_long else "sampled", size["sampled"] * (3 if is_long else 1), 1000)
             settings += [f"data.tokens=[{self.data}/tokens, {text}]", "data.weights=[0.5, 0.5]"]
 
         def trained():
@@ -167,10 +185,10 @@ class RealModel:
         shutil.rmtree(self.out / "swapped", ignore_errors=True)
         self.measure("untrained", "rewired, untrained", self.teacher, ["--farskip", "full"])
         self.measure("folded", "folded, no gradient step", self.folded)
-        for seed in self.args.seeds:
-            for row in ROWS:
-                if row[2] == self.args.long and (not self.args.only or row[1] in self.args.only):
-                    self.student(row, seed)
+        wanted = [row for row in ROWS if row[2] == self.args.long and (not self.args.only or row[1] in self.args.only)]
+        with ThreadPoolExecutor(self.args.parallel) as pool:
+            for row in [pool.submit(self.student, row, seed) for seed in self.args.seeds for row in wanted]:
+                row.result()
         runs = [path.parent for path in sorted(self.out.glob("*-seed*/metrics.jsonl"))]
         self.farskip("report", "report", *runs, "--out", self.out / "report.html")
 
@@ -230,6 +248,7 @@ def main():
     parser.add_argument("--farskip", default="build/release/farskip")
     parser.add_argument("--seeds", type=lambda text: text.split(","), default=["1"])
     parser.add_argument("--long", action="store_true", help="the rows of 28M tokens in place of those of 4.9M")
+    parser.add_argument("--parallel", type=int, default=1, help="students at once")
     parser.add_argument("--only", nargs="*", help="folders of the rows that are wanted")
     parser.add_argument("--small", action="store_true")
     args = parser.parse_args()
