@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <utility>
 
 #include "farskip/comm/collective_errors.h"
 #include "farskip/tensor/hash.h"
@@ -43,7 +44,10 @@ TrainEngine::TrainEngine(const Model& model, std::shared_ptr<States> states,
       program_(model, options, context.mesh.position()),
       states_(std::move(states)),
       runner_(context, {states_, objective_states(options.objective)}, {options.pipeline, options.align}),
-      losses_(context.device()) {
+      losses_(context.device()),
+      fault_(allocate_on(*context.device(), sizeof(float))) {
+  context.device()->fill_zero(fault_.memory.get(), fault_.bytes);
+  runner_.share(kFault, {fault_.memory.get(), DType::f32, Shape{1}});
   states_->add(program_.training_states());
   states_->fill_zero(Role::optimizer);
   compile_all();
@@ -139,10 +143,11 @@ BatchLoss TrainEngine::read_losses() {
   return losses_.read();
 }
 
-BatchLoss TrainEngine::compute_gradients(std::span<const Batch> batches, float loss_scale,
-                                         float balance_scale, std::span<double> also_summed) {
-  const std::vector<double> mine(also_summed.begin(), also_summed.end());
+BatchLoss TrainEngine::run_batches(std::span<const Batch> batches, float loss_scale, float balance_scale,
+                                   std::span<double> also_summed, const std::function<void()>& launched) {
   run_micro_batches(batches, routed_rows().max_rows, options_.in_flight, loss_scale, balance_scale);
+  launched();
+  const std::vector<double> mine(also_summed.begin(), also_summed.end());
   own_loss_ = read_losses();
   BatchLoss loss = sum_over_ranks(own_loss_, also_summed);
   if (loss.num_overflows == 0) return loss;
@@ -153,10 +158,16 @@ BatchLoss TrainEngine::compute_gradients(std::span<const Batch> batches, float l
       parts.push_back(part_of_batch(batch, first, routed_rows().fallback_batch, options_.sequence_length));
   std::copy(mine.begin(), mine.end(), also_summed.begin());
   run_micro_batches(parts, routed_rows().fallback_rows, 1, loss_scale, balance_scale);
+  launched();
   own_loss_ = read_losses();
   loss = sum_over_ranks(own_loss_, also_summed);
   FARSKIP_CHECK(loss.num_overflows == 0, "routed rows do not fit the worst case");
   return loss;
+}
+
+BatchLoss TrainEngine::compute_gradients(std::span<const Batch> batches, float loss_scale,
+                                         float balance_scale, std::span<double> also_summed) {
+  return run_batches(batches, loss_scale, balance_scale, also_summed, [] {});
 }
 
 void TrainEngine::launch_update(double learning_rate, std::int64_t step) {
@@ -177,19 +188,16 @@ float TrainEngine::update(double learning_rate, std::int64_t step) {
 }
 
 StepResult TrainEngine::step(std::span<const Batch> batches, float loss_scale, float balance_scale,
-                             double learning_rate, std::int64_t step, std::span<double> also_summed) {
-  if (world().size() > 1 || context().device()->shares_host_memory()) {
-    const BatchLoss loss = compute_gradients(batches, loss_scale, balance_scale, also_summed);
-    if (!is_finite(loss)) return {loss, std::numeric_limits<float>::quiet_NaN(), false, false};
-    const float norm = update(learning_rate, step);
-    return {loss, norm, true, std::isfinite(norm)};
-  }
-  // One GPU alone does not stand still while the host reads the losses: the update does not need them.
-  run_micro_batches(batches, routed_rows().max_rows, options_.in_flight, loss_scale, balance_scale);
-  launch_update(learning_rate, step);
-  own_loss_ = read_losses();
+                             double learning_rate, std::int64_t step, std::span<double> also_summed,
+                             const std::function<void()>& meanwhile) {
+  bool first = true;
+  const BatchLoss loss = run_batches(batches, loss_scale, balance_scale, also_summed, [&] {
+    launch_update(learning_rate, step);
+    if (std::exchange(first, false) && meanwhile) meanwhile();
+  });
   const float norm = grad_norm();
-  return {own_loss_, norm, is_finite(own_loss_), std::isfinite(norm)};
+  if (!is_finite(loss)) return {loss, std::numeric_limits<float>::quiet_NaN(), false, false};
+  return {loss, norm, true, std::isfinite(norm)};
 }
 
 bool TrainEngine::is_finite(const BatchLoss& loss) const {

@@ -25,10 +25,11 @@ Graph fuse_loss(const Graph& graph) {
     const Node& node = graph.nodes()[n];
     const auto it = gradients.find({node.op->name, node.inputs});
     if (it == gradients.end()) continue;
-    bool read = false;
-    for (const Node& reader : graph.nodes())
-      for (const ValueId v : reader.inputs)
-        read = read || std::find(node.outputs.begin(), node.outputs.end(), v) != node.outputs.end();
+    const bool read = std::any_of(graph.nodes().data(), it->second, [&](const Node& reader) {
+      return std::any_of(reader.inputs.begin(), reader.inputs.end(), [&](ValueId v) {
+        return std::find(node.outputs.begin(), node.outputs.end(), v) != node.outputs.end();
+      });
+    });
     if (!read) forward_of[it->second] = &node;
   }
   std::map<const Node*, bool> dropped;

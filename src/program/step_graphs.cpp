@@ -92,6 +92,22 @@ Graph add_gradients(const Graph& forward, const std::vector<LocalParameter>& loc
   return graph;
 }
 
+/// Adds to kFault what of this micro-batch is not to be learned from.
+Graph note_fault(const Graph& micro_batch, const StepObjective* objective, bool accumulate) {
+  Graph graph = micro_batch;
+  const ValueId loss = *graph.find_output("loss_sum");
+  const ValueId fault = graph.add_external(ExternalKind::state, std::string(kFault), graph.type(loss));
+  std::vector<ValueId> numbers{loss};
+  if (accumulate) numbers.insert(numbers.begin(), fault);
+  if (objective != nullptr)
+    for (const std::string& term : objective->terms()) numbers.push_back(*graph.find_output(term));
+  for (const Output& o : graph.outputs())
+    if (o.name == "balance_loss" || o.name.starts_with("row_overflow.")) numbers.push_back(o.value);
+  Builder b{graph, {0, 0, -1, SubBlock::head, Phase::backward}};
+  graph.add_update(fault, ops::find_fault(b, std::move(numbers)));
+  return graph;
+}
+
 /// One micro-batch, not yet summed over replicas.
 PassPipeline gradient_pipeline(const Model& model, const std::vector<LocalParameter>& trained,
                                const LowerOptions& options, const StepSharding& sharding,
@@ -103,6 +119,8 @@ PassPipeline gradient_pipeline(const Model& model, const std::vector<LocalParame
   pipeline.passes.push_back(
       {"recompute", [blocks = recomputed_blocks(kind.recompute), again = kind.sends_again](
                         const Graph& graph) { return recompute(graph, blocks, again); }});
+  pipeline.passes.push_back(
+      {"note_fault", [=](const Graph& graph) { return note_fault(graph, kind.objective, accumulate); }});
   return pipeline;
 }
 
@@ -257,11 +275,13 @@ class UpdateGraph {
     return mesh().same_ranks(*axis, MeshAxis::world) ? MeshAxis::world : axis;
   }
 
-  /// Squares of every gradient of the model, each counted once.
+  /// Squares of every gradient of the model, each counted once, and of the faults of all ranks.
   std::vector<ValueId> sums_of_squares() {
     std::map<std::optional<MeshAxis>, std::vector<ValueId>> gradients;
     for (std::size_t i = 0; i < parameters_.size(); ++i)
       gradients[distinct_over(parameters_[i])].push_back(gradients_[i]);
+    gradients[mesh().world_size > 1 ? std::optional(MeshAxis::world) : std::nullopt].push_back(
+        graph_.add_external(ExternalKind::state, std::string(kFault), {DType::f32, Shape{1}, {}}));
     std::vector<ValueId> sums;
     for (const auto& [axis, list] : gradients) {
       const ValueId sum = ops::sum_of_squares(b_, list);

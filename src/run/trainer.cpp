@@ -101,6 +101,15 @@ class TrainingRun {
   }
 
  private:
+  /// What this rank computes in a step, and how many targets all ranks have in it.
+  struct StepBatches {
+    std::vector<Batch> batches;
+    double targets = 0;
+  };
+  /// What all ranks must know at the end of a step travels with its sums.
+  enum Flag : std::size_t { kStopRequested, kWritten, kTargets, kFailed, kNumFlags };
+  using Flags = std::array<double, kNumFlags>;
+
   TrainEngineOptions configured_options() const {
     TrainEngineOptions options = engine_options(config_, world().size());
     options.frozen = frozen_in_run(config_, model_.config);
@@ -213,15 +222,15 @@ class TrainingRun {
     context_.heartbeat->begin_step(state_.step + 1);
     const TrainConfig& t = config_.train;
     if (const auto layers = objective_->layers_at(state_.step)) engine_.rewire(*layers);
-    const auto [batches, counted] = read_step();
-    // What all ranks must know at the end of a step travels with its sums.
-    std::array<double, 2> flags{signals.requested() ? 1.0 : 0.0,
-                                saver_.open() && saver_.written() ? 1.0 : 0.0};
+    const StepBatches now = take_batches();
+    Flags flags{};
+    flags[kStopRequested] = signals.requested() ? 1.0 : 0.0;
+    flags[kWritten] = saver_.open() && saver_.written() ? 1.0 : 0.0;
     StepMetrics m;
     m.learning_rate = learning_rate_at(t.learning_rate, state_.step, t.steps);
     m.step = state_.step + 1;
-    if (counted > 0)
-      compute_step(batches, counted, flags, m);
+    if (now.targets > 0)
+      compute_step(now, flags, m);
     else
       skip_step(flags, m);
     advance(m);
@@ -233,18 +242,19 @@ class TrainingRun {
     m.deterministic = is_deterministic();
     m.peak_memory_bytes = memory_in_use();
     if (looks_at_validation(m.step)) look_at_validation(m);
-    if (counted > 0) last_loss_ = m.loss;
+    if (now.targets > 0) last_loss_ = m.loss;
     return m;
   }
 
-  /// `counted`: targets of all ranks.
-  void compute_step(std::span<const Batch> batches, double counted, std::span<double> flags, StepMetrics& m) {
+  void compute_step(const StepBatches& now, Flags& flags, StepMetrics& m) {
+    const double counted = now.targets;
     const double exposed_before = engine_.exposed_seconds(), transport_before = engine_.transport_seconds();
     const std::int64_t repeated_before = engine_.num_repeated();
     const TrainConfig& t = config_.train;
-    const StepResult result = engine_.step(
-        batches, static_cast<float>(1.0 / counted),
-        static_cast<float>(t.aux_loss / static_cast<double>(t.global_batch)), m.learning_rate, m.step, flags);
+    const StepResult result =
+        engine_.step(now.batches, static_cast<float>(1.0 / counted),
+                     static_cast<float>(t.aux_loss / static_cast<double>(t.global_batch)), m.learning_rate,
+                     m.step, flags, [&] { read_next(flags); });
     take_flags(flags);
     const BatchLoss& loss = result.loss;
     m.loss = loss.loss_sum / counted;
@@ -266,10 +276,11 @@ class TrainingRun {
   }
 
   /// There is nothing to learn from; an update would move weights by their decay and by old gradients.
-  void skip_step(std::span<double> flags, StepMetrics& m) {
+  void skip_step(Flags& flags, StepMetrics& m) {
+    read_next(flags);
     {
       const HeartbeatWait wait(context_.heartbeat, "the end of a step without targets");
-      world().all_reduce(flags);
+      world().all_reduce(std::span<double>(flags));
     }
     take_flags(flags);
     m.loss = m.grad_norm = kNoNumber;
@@ -280,9 +291,11 @@ class TrainingRun {
   }
 
   /// `flags`: summed over ranks.
-  void take_flags(std::span<const double> flags) {
-    stop_requested_ = flags[0] > 0;
-    all_written_ = flags[1] == world().size();
+  void take_flags(const Flags& flags) {
+    stop_requested_ = flags[kStopRequested] > 0;
+    all_written_ = flags[kWritten] == world().size();
+    next_.targets = flags[kTargets];
+    next_failed_ = flags[kFailed] > 0;
   }
 
   /// Of the process; on a GPU, of the device.
@@ -306,30 +319,43 @@ class TrainingRun {
     if (warning && is_first()) context_.logger.warning("{}", *warning);
   }
 
-  /// What this rank read for the next step, or the error of one of them on all ranks.
-  std::pair<std::vector<Batch>, double> read_step() {
-    std::vector<Batch> batches;
-    std::array<double, 2> sums{};                // counted targets, ranks that failed
-    std::exception_ptr failure = note_failure_;  // of the step before
+  /// Reads what this rank computes in the next step, if there is one; how many targets that has, and whether
+  /// reading failed, all ranks hear of with the sums of the step before.
+  void read_next(Flags& flags) {
+    next_ = {};
+    const bool ends = state_.step + 1 == config_.train.steps;
+    if (!ends) read_batches(state_.samples + config_.train.global_batch, flags);
+  }
+
+  /// `first`: sample of the step.
+  void read_batches(std::int64_t first, Flags& flags) {
     try {
-      batches = samples().read(*data_.train, state_.samples);
+      next_.batches = samples().read(*data_.train, first);
       if (context_.mesh.position().counts_sequences())
-        for (const Batch& batch : batches) sums[0] += static_cast<double>(count_targets(batch));
+        for (const Batch& batch : next_.batches) flags[kTargets] += static_cast<double>(count_targets(batch));
     } catch (...) {
-      failure = std::current_exception();
+      read_failure_ = std::current_exception();
     }
-    if (failure) sums[1] = 1;
-    {
+    if (read_failure_ || note_failure_) flags[kFailed] = 1;
+  }
+
+  /// Of the step that begins now; throws the error of one rank on all of them. The first time it reads them.
+  StepBatches take_batches() {
+    if (!std::exchange(has_read_, true)) {
+      Flags flags{};
+      read_batches(state_.samples, flags);
       const HeartbeatWait wait(context_.heartbeat, "number of tokens of a step");
-      world().all_reduce(std::span<double>(sums));
+      world().all_reduce(std::span<double>(flags));
+      next_.targets = flags[kTargets];
+      next_failed_ = flags[kFailed] > 0;
     }
-    if (sums[1] > 0) end_if_failed(failure);
+    if (next_failed_) end_if_failed(note_failure_ ? note_failure_ : read_failure_);
     try {
-      objective_->complete(batches, state_.step);
+      objective_->complete(next_.batches, state_.step);
     } catch (const UserError& error) {
       end_with(error.code(), error.what());
     }
-    return {std::move(batches), sums[0]};
+    return std::move(next_);
   }
 
   /// Ends the run of all ranks if one of them has an error. Collective.
@@ -460,7 +486,9 @@ class TrainingRun {
   bool stop_requested_ = false, all_written_ = false;  // agreed by all ranks
   DeadModelWatch dead_model_;
   std::optional<MetricsFile> metrics_;  // of rank 0
-  std::exception_ptr note_failure_;
+  StepBatches next_;                    // read while the step before it was computed
+  bool has_read_ = false, next_failed_ = false;
+  std::exception_ptr read_failure_, note_failure_;  // of this rank
   std::optional<Progress> progress_;
   std::int64_t num_skipped_ = 0;  // steps without targets
   std::optional<double> last_loss_;

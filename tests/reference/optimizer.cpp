@@ -18,6 +18,15 @@ void run_sum_of_squares(const KernelCall& call) {
   call.out<double>(0)[0] = sum;
 }
 
+void run_find_fault(const KernelCall& call) {
+  double fault = 0.0;
+  for (const TensorView& number : call.inputs) {
+    const bool whole = number.dtype == DType::i32;
+    if (whole ? number.as<std::int32_t>()[0] != 0 : !std::isfinite(number.as<double>()[0])) fault = HUGE_VAL;
+  }
+  call.out<double>(0)[0] = fault;
+}
+
 void store(const TensorView& scalar, double value) {
   if (scalar.dtype == DType::f64) {
     scalar.as<double>()[0] = value;
@@ -97,6 +106,7 @@ void run_muon(const KernelCall& call) {
 
 void register_optimizer(KernelTable& table) {
   add_reference(table, "sum_of_squares", run_sum_of_squares);
+  add_reference(table, "find_fault", run_find_fault);
   add_reference(table, "clip_factor", run_clip_factor);
   add_reference(table, "adamw", run_adamw);
   add_reference(table, "muon", run_muon);

@@ -2,6 +2,7 @@
 #pragma once
 // A model ready to run on this machine: weights, the graphs of a step turned into plans, one arena.
 
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -87,13 +88,15 @@ class TrainEngine {
   /// not fit anywhere, the step is repeated in smaller parts by all ranks.
   BatchLoss compute_gradients(std::span<const Batch> batches, float loss_scale, float balance_scale,
                               std::span<double> also_summed = {});
-  /// Clip and AdamW with the 1-based step number of the moments. Returns the gradient norm before clipping;
-  /// when that is not finite nothing was changed. Collective.
+  /// What the optimizer does, with the 1-based step number of its states. Returns the gradient norm before
+  /// clipping; when that is not finite nothing was changed. Collective.
   float update(double learning_rate, std::int64_t step);
-  /// Both. Without an update where the loss or the gradient norm is not finite; one GPU alone does not wait
-  /// for the loss, and updates where only the loss is not finite. Collective.
+  /// Both, without an update where the loss or the gradient norm is not finite. A GPU gets the update behind
+  /// the micro-batches at once: it finds out by itself whether it may change anything, and the host waits
+  /// once. `meanwhile`: what the host does before that; it may still write to `also_summed`. Collective.
   StepResult step(std::span<const Batch> batches, float loss_scale, float balance_scale, double learning_rate,
-                  std::int64_t step, std::span<double> also_summed = {});
+                  std::int64_t step, std::span<double> also_summed = {},
+                  const std::function<void()>& meanwhile = {});
 
   /// Weights, gradients, optimizer. Gradients: of this rank's micro-batches until compute_gradients has
   /// summed them; then of the whole step, but with ZeRO only in the rows that this rank updates.
@@ -124,6 +127,9 @@ class TrainEngine {
   Stage& micro_batch(const MicroBatch& kind);
   Stage& update_stage();
   Stage& gather_stage();
+  /// `launched` is called when all micro-batches of a step are, again where the step is repeated.
+  BatchLoss run_batches(std::span<const Batch> batches, float loss_scale, float balance_scale,
+                        std::span<double> also_summed, const std::function<void()>& launched);
   /// Their losses are kept in losses_.
   void run_micro_batches(std::span<const Batch> batches, std::int64_t max_rows, int in_flight,
                          float loss_scale, float balance_scale);
@@ -143,6 +149,7 @@ class TrainEngine {
   std::shared_ptr<States> states_;
   ProgramRunner runner_;
   KeptLosses losses_;
+  DeviceBuffer fault_;  // kFault
   BatchLoss own_loss_;
   std::int64_t num_repeated_ = 0;
 };

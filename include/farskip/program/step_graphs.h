@@ -31,13 +31,15 @@ struct StepSharding {
 inline constexpr std::string_view kLossScale = "loss_scale";        // f32[1]: weight of each counted token
 inline constexpr std::string_view kBalanceScale = "balance_scale";  // f32[1]: weight of each sequence
 inline constexpr std::string_view kHyper = "hyper";                 // f32[n], Optimizer::hyper
+inline constexpr std::string_view kFault = "fault";                 // state f32[1], ops::find_fault of a step
 
 /// lower(); where experts are on several ranks, in chunks and with the experts split. Parameters have the
 /// shapes of local_parameters().
 PassPipeline forward_pipeline(const Model& model, const LowerOptions& options, const StepSharding& sharding);
 
 /// Forward and backward of one micro-batch. The gradient of each parameter is state under gradient_name:
-/// with `accumulate` the new value is old + gradient, otherwise the gradient. With `reduce` it is then summed
+/// with `accumulate` the new value is old + gradient, otherwise the gradient; kFault likewise says whether
+/// routed rows did not fit, or a loss is not finite. With `reduce` it is then summed
 /// over the replicas (passes/reduce_gradients.h). Outputs as the forward has them. `in_flight`: so
 /// many micro-batches in one graph (passes/join_micro_batches.h), each with inputs and outputs of its own.
 struct MicroBatchKind {
@@ -59,7 +61,8 @@ Pass gather_pass(const std::vector<StateSpec>& states, const MeshPosition& mesh)
 
 /// Clip and update of all parameters. All tensors are seen as matrices [rows, row size], vectors as they are;
 /// state, and only the own_rows of each: own_rows_name of parameter and gradient, and the optimizer's states.
-/// Output "grad_norm" f32[1], over all ranks, before clipping. `compute` bf16: also these rows of the compute
+/// Output "grad_norm" f32[1], over all ranks, before clipping; infinite where some rank has a kFault, and
+/// nothing changes then. `compute` bf16: also these rows of the compute
 /// copy of each parameter that has one (own_rows_name of compute_copy_name), so that micro-batches need not
 /// round again.
 ///

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Gradient norm, clip factor and the AdamW update.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <experimental/simd>
+#include <limits>
 
 #include "farskip/backend/cpu/parallel.h"
 #include "farskip/backend/cpu/reduce.h"
@@ -49,6 +51,13 @@ void run_sum_of_squares(const KernelCall& call) {
   double sum = 0.0;
   for (std::int64_t tile = 0; tile < tiles; ++tile) sum += sums[tile];
   call.out<double>(0)[0] = sum;
+}
+
+void run_find_fault(const KernelCall& call) {
+  const bool fault = std::any_of(call.inputs.begin(), call.inputs.end(), [](const TensorView& number) {
+    return number.dtype == DType::i32 ? *number.as<std::int32_t>() != 0 : !std::isfinite(*number.as<float>());
+  });
+  call.out(0)[0] = fault ? std::numeric_limits<float>::infinity() : 0.0F;
 }
 
 void run_clip_factor(const KernelCall& call) {
@@ -207,6 +216,7 @@ void register_optimizer(KernelTable& table);
 void register_optimizer(KernelTable& table) {
   table.add("sum_of_squares", DType::f32, DeviceKind::cpu,
             {.run = run_sum_of_squares, .workspace = sum_of_squares_workspace});
+  table.add("find_fault", DType::f32, DeviceKind::cpu, {.run = run_find_fault, .workspace = nullptr});
   table.add("clip_factor", DType::f64, DeviceKind::cpu, {.run = run_clip_factor, .workspace = nullptr});
   table.add("adamw", DType::f32, DeviceKind::cpu, {.run = run_adamw, .workspace = nullptr});
 }

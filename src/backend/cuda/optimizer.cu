@@ -93,6 +93,41 @@ void run_sum_of_squares(const KernelCall& call) {
   launch(call, sum_tiles_kernel, 1, kSumThreads, 0, sums, done, call.out<double>(0));
 }
 
+constexpr int kNumbersPerLaunch = 256;
+
+/// Some numbers, f32 or i32.
+struct Numbers {
+  const void* data[kNumbersPerLaunch];
+  bool is_whole[kNumbersPerLaunch];
+  int num;
+};
+static_assert(sizeof(Numbers) <= 4000);
+
+/// `begins`: `out` says nothing yet; it may be one of the numbers then.
+__global__ void __launch_bounds__(kNumbersPerLaunch)
+    find_fault_kernel(const __grid_constant__ Numbers numbers, bool begins, float* out) {
+  const auto i = static_cast<int>(threadIdx.x);
+  bool fault = false;
+  if (i < numbers.num)
+    fault = numbers.is_whole[i] ? *static_cast<const std::int32_t*>(numbers.data[i]) != 0
+                                : !isfinite(*static_cast<const float*>(numbers.data[i]));
+  const bool any = __syncthreads_or(fault) != 0;
+  if (i == 0 && (begins || any)) *out = any ? INFINITY : 0.0F;
+}
+
+// Numbers → [1]
+void run_find_fault(const KernelCall& call) {
+  for (std::size_t begin = 0; begin < call.inputs.size(); begin += kNumbersPerLaunch) {
+    const std::size_t end = std::min<std::size_t>(call.inputs.size(), begin + kNumbersPerLaunch);
+    Numbers numbers{};
+    for (std::size_t i = begin; i < end; ++i) {
+      numbers.data[numbers.num] = call.inputs[i].data;
+      numbers.is_whole[numbers.num++] = call.inputs[i].dtype == DType::i32;
+    }
+    launch(call, find_fault_kernel, 1, kNumbersPerLaunch, 0, numbers, begin == 0, call.out(0));
+  }
+}
+
 struct Sums {
   const double* data[8];
   int num;
@@ -298,6 +333,7 @@ void register_cuda_optimizer(KernelTable& table);
 void register_cuda_optimizer(KernelTable& table) {
   table.add("sum_of_squares", DType::f32, DeviceKind::cuda,
             {.run = cuda::run_sum_of_squares, .workspace = cuda::sum_of_squares_workspace});
+  table.add("find_fault", DType::f32, DeviceKind::cuda, {.run = cuda::run_find_fault});
   table.add("clip_factor", DType::f64, DeviceKind::cuda, {.run = cuda::run_clip_factor});
   table.add("adamw", DType::f32, DeviceKind::cuda, {.run = cuda::run_adamw});
 }
