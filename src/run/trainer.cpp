@@ -135,7 +135,8 @@ class TrainingRun {
 
   bool converged() const { return objective_->over(state_.numbers); }
 
-  /// A line that cannot be written ends the run where all ranks hear of it: the step itself was done.
+  /// A line that cannot be written ends the run where all ranks hear of it, with the sums of the next step:
+  /// the step itself was done.
   void note(const StepMetrics& m) {
     try {
       if (metrics_) metrics_->append(m);

@@ -13,7 +13,7 @@ namespace farskip {
 namespace {
 
 // Kernels are plain functions: which op one stands for is part of its type. All ops but the collectives.
-constexpr std::array<std::string_view, 68> kOps{"absorb_query",
+constexpr std::array<std::string_view, 69> kOps{"absorb_query",
                                                 "adamw",
                                                 "add",
                                                 "add_bias",
