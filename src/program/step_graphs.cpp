@@ -119,8 +119,9 @@ PassPipeline gradient_pipeline(const Model& model, const std::vector<LocalParame
   pipeline.passes.push_back(
       {"recompute", [blocks = recomputed_blocks(kind.recompute), again = kind.sends_again](
                         const Graph& graph) { return recompute(graph, blocks, again); }});
-  pipeline.passes.push_back(
-      {"note_fault", [=](const Graph& graph) { return note_fault(graph, kind.objective, accumulate); }});
+  pipeline.passes.push_back({"note_fault", [=](const Graph& graph) {
+                               return note_fault(graph, kind.objective, accumulate != Accumulate::none);
+                             }});
   return pipeline;
 }
 
