@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "farskip/state/state_names.h"
+#include "farskip/tensor/columns.h"
 
 namespace farskip {
 namespace {
@@ -186,8 +187,8 @@ void put_block(const TensorView& block, int rank, bool by_columns, const TensorV
     return;
   }
   const std::int64_t width = row_size(block.shape), row = row_size(whole.shape);
-  for (std::int64_t r = 0; r < block.shape[0]; ++r)
-    std::copy_n(block.as<float>() + r * width, width, whole.as<float>() + r * row + rank * width);
+  copy_columns<float>({block.as<float>(), width}, {whole.as<float>() + rank * width, row}, block.shape[0],
+                      width);
 }
 
 /// All rows, from the ranks that have a part each of them.

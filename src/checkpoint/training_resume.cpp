@@ -6,6 +6,7 @@
 #include "farskip/checkpoint/training_checkpoint.h"
 #include "farskip/comm/collective_errors.h"
 #include "farskip/hub/hub_folder.h"
+#include "farskip/tensor/columns.h"
 
 namespace farskip {
 namespace {
@@ -52,9 +53,8 @@ std::vector<std::string> refuse_other_settings(const RunSettings& saved, const R
 HostTensor columns_of(const HostTensor& matrix, const Range& columns) {
   const HostTensor exact = convert_dtype(matrix, DType::f32);
   HostTensor out(DType::f32, Shape{matrix.shape()[0], columns.count});
-  for (std::int64_t r = 0; r < matrix.shape()[0]; ++r)
-    std::copy_n(exact.values<float>().data() + r * matrix.shape()[1] + columns.first, columns.count,
-                out.values<float>().data() + r * columns.count);
+  copy_columns<float>({exact.values<float>().data() + columns.first, matrix.shape()[1]},
+                      {out.values<float>().data(), columns.count}, matrix.shape()[0], columns.count);
   return out;
 }
 

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "farskip/state/weights.h"
+#include "farskip/tensor/columns.h"
 
 namespace farskip {
 namespace {
@@ -12,8 +13,8 @@ namespace {
 void place_part(const float* part, const LocalParameter& p, float* whole) {
   const std::int64_t width = row_size(p.full_shape), own = p.columns.count;
   p.for_each_block(0, p.spec.num_rows(), [&](std::int64_t row, std::int64_t whole_row, std::int64_t count) {
-    for (std::int64_t r = 0; r < count; ++r)
-      std::copy_n(part + (row + r) * own, own, whole + (whole_row + r) * width + p.columns.first);
+    copy_columns<float>({part + row * own, own}, {whole + whole_row * width + p.columns.first, width}, count,
+                        own);
   });
 }
 

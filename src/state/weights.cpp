@@ -7,6 +7,7 @@
 
 #include "farskip/base/random.h"
 #include "farskip/state/model_folder.h"
+#include "farskip/tensor/columns.h"
 
 namespace farskip {
 namespace {
@@ -207,8 +208,8 @@ void take_columns(const LocalParameter& p, const TensorView& to,
   for (std::int64_t row = 0; row < rows; row += at_once) {
     const TensorView whole = rows_view(buffer.view(), 0, std::min(at_once, rows - row));
     read_rows(row, whole);
-    for (std::int64_t r = 0; r < whole.shape[0]; ++r)
-      std::copy_n(whole.as<float>() + r * width + p.columns.first, own, to.as<float>() + (row + r) * own);
+    copy_columns<float>({whole.as<float>() + p.columns.first, width}, {to.as<float>() + row * own, own},
+                        whole.shape[0], own);
   }
 }
 
@@ -239,9 +240,9 @@ void load_swapped(const TensorView& to, const LocalParameter& p, const ModelFold
     for (std::int64_t done = 0; done < count;) {
       const std::int64_t at = whole + done, of_this = std::min(count - done, height - at % height);
       if (at / height != known) folder.read_swapped(name, known = at / height, matrix.view());
-      for (std::int64_t r = 0; r < of_this; ++r)
-        std::copy_n(matrix.view().as<float>() + (at % height + r) * width + p.columns.first, p.columns.count,
-                    to.as<float>() + (row - first + done + r) * p.columns.count);
+      const std::int64_t own = p.columns.count;
+      copy_columns<float>({matrix.view().as<float>() + at % height * width + p.columns.first, width},
+                          {to.as<float>() + (row - first + done) * own, own}, of_this, own);
       done += of_this;
     }
   });
