@@ -5,13 +5,16 @@
 
 #include "farskip/base/file.h"
 #include "support/catch.h"
+#include "support/commands.h"
 #include "support/support.h"
 
 namespace farskip {
 namespace {
 
 using nlohmann::json;
+using test::farskip_command;
 using test::TemporaryFolder;
+using test::train_small_run;
 
 /// generate with a small model and a tokenizer whose ids it has.
 test::CommandResult generate(const std::string& arguments) {
@@ -69,6 +72,71 @@ TEST_CASE("a tokenizer with more tokens than the model has is pointed out") {
       FARSKIP_BINARY, test::fixtures().string()));
   CHECK(result.status == 0);
   CHECK_THAT(result.err, ContainsSubstring("warning") && ContainsSubstring("and the model a vocabulary of"));
+}
+
+TEST_CASE("a prompt that fills the context is refused, and a text that it cuts short says so") {
+  const TemporaryFolder folder;
+  const std::string run = train_small_run(folder).string();
+  std::string prompt;
+  for (int i = 0; i < 64; ++i) prompt += "\xc3\xa9 ";
+  const auto full = farskip_command("generate --model " + run + " --prompt '" + prompt + "'");
+  CHECK(full.status == 64);
+  CHECK_THAT(full.err, ContainsSubstring("max_position_embeddings is 64"));
+  const auto cut =
+      farskip_command("generate --json --model " + run + " --prompt 'the model' --max-tokens 100");
+  REQUIRE(cut.status == 0);
+  const json made = json::parse(cut.out);
+  if (made["finish"] == "context") {
+    CHECK_THAT(cut.err, ContainsSubstring("of 100 tokens"));
+  } else {
+    CHECK(made["finish"] == "stop");
+  }
+  const auto eval =
+      farskip_command("eval --model " + run + " --data " + (test::fixtures() / "qwen3_moe").string() +
+                      "/tokens --sequence-length 65 --max-sequences 1");
+  CHECK(eval.status == 0);
+  CHECK_THAT(eval.err, ContainsSubstring("--sequence-length is 65") && ContainsSubstring("64"));
+}
+
+TEST_CASE("generate stops at every end token of the model's files") {
+  const TemporaryFolder folder;
+  const fs::path run = train_small_run(folder);
+  const std::string out = (folder / "out").string();
+  REQUIRE(farskip_command("convert " + run.string() + " " + out).status == 0);
+  fs::remove(out + "/model.manifest.json");
+  const std::string command = "generate --json --max-tokens 8 --prompt 'the model' --model " + out;
+  const json free = json::parse(farskip_command(command).out);
+  REQUIRE(free["ids"].size() >= 1);
+  const int first = free["ids"][0];
+  write_text_file(out + "/generation_config.json", fmt::format("{{\"eos_token_id\": [0, {}]}}", first));
+  const json stopped = json::parse(farskip_command(command).out);
+  CHECK(stopped["ids"].empty());
+  CHECK(stopped["finish"] == "stop");
+}
+
+TEST_CASE("generate puts the begin token of the tokenizer's template before a prompt, once") {
+  const TemporaryFolder folder;
+  const fs::path run = train_small_run(folder);
+  json tokenizer = json::parse(read_text_file(folder / "tokenizer.json"));
+  tokenizer["post_processor"] = json::parse(R"({
+    "type": "TemplateProcessing", "pair": [],
+    "single": [{"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+    "special_tokens": {"<|endoftext|>": {"id": "<|endoftext|>", "ids": [0], "tokens": ["<|endoftext|>"]}}})");
+  write_text_file(folder / "begins.json", tokenizer.dump());
+  const auto made = [&](const std::string& prompt, const std::string& more) {
+    const auto result = farskip_command("generate --json --max-tokens 4 --model " + run.string() +
+                                        " --prompt '" + prompt + "' " + more);
+    INFO(result.err);
+    REQUIRE(result.status == 0);
+    return json::parse(result.out);
+  };
+  const std::string begins = "--tokenizer " + (folder / "begins.json").string();
+  const json explicit_token = made("<|endoftext|>the model", "");
+  for (const json& o : {made("the model", begins), made("<|endoftext|>the model", begins)}) {
+    CHECK(o["prompt_tokens"] == explicit_token["prompt_tokens"]);
+    CHECK(o["ids"] == explicit_token["ids"]);
+  }
+  CHECK(made("the model", "")["prompt_tokens"] == explicit_token["prompt_tokens"].get<int>() - 1);
 }
 
 TEST_CASE("bench refuses texts that are longer than the model has positions") {

@@ -12,17 +12,16 @@
 #include "farskip/tensor/safetensors.h"
 #include "farskip/tensor/safetensors_writer.h"
 #include "support/catch.h"
+#include "support/commands.h"
 #include "support/support.h"
 
 namespace farskip {
 namespace {
 
 using nlohmann::json;
+using test::farskip_command;
 using test::TemporaryFolder;
-
-test::CommandResult farskip_command(const std::string& arguments) {
-  return test::run_command(std::string(FARSKIP_BINARY) + " " + arguments);
-}
+using test::train_small_run;
 
 std::string fixture(const std::string& name) {
   return (test::fixtures() / name).string();
@@ -35,32 +34,6 @@ fs::path copy_model(const TemporaryFolder& folder, const std::string& name) {
   for (const char* file : {"config.json", "model.safetensors"})
     fs::copy_file(test::fixtures() / name / file, path / file);
   return path;
-}
-
-/// A run from scratch of a few steps with a byte-level tokenizer; its run directory.
-fs::path train_small_run(const TemporaryFolder& folder, const std::string& overrides = "") {
-  std::string text;
-  for (int i = 0; i < 400; ++i) text += fmt::format("the model reads line {} of the text\n", i % 7);
-  write_text_file(folder / "text.txt", text);
-  const std::string tokenizer = (folder / "tokenizer.json").string();
-  if (!fs::exists(tokenizer))
-    REQUIRE(farskip_command("data train-tokenizer " + (folder / "text.txt").string() +
-                            " --vocab-size 300 --out " + tokenizer)
-                .status == 0);
-  write_text_file(folder / "run.yaml", fmt::format(R"(
-run_dir: {0}/run
-model: {{family: qwen3_moe, vocab_size: 300, hidden_size: 32, intermediate_size: 48, num_hidden_layers: 2,
-        num_attention_heads: 4, num_key_value_heads: 2, head_dim: 8, num_experts: 4, num_experts_per_tok: 2,
-        moe_intermediate_size: 16, max_position_embeddings: 64}}
-data: {{text: [{0}/text.txt], tokenizer: {0}/tokenizer.json}}
-train: {{steps: 2, sequence_length: 32, global_batch: 2, micro_batch: 2}}
-checkpoint: {{every: 1, keep: 5}}
-)",
-                                                   folder.path().string()));
-  const auto result = farskip_command("train " + (folder / "run.yaml").string() + " " + overrides);
-  INFO(result.err);
-  REQUIRE(result.status == 0);
-  return folder / "run";
 }
 
 TEST_CASE("no command follows a link in a model folder, and nothing of its target gets out") {
@@ -192,70 +165,6 @@ TEST_CASE("a run from scratch knows the end of its texts, and an older one learn
   CHECK(fs::exists(run / "checkpoints" / "step-2" / "tokenizer.json"));
   train_small_run(folder, "train.steps=3 'model.eos_token_id=[0,5]'");
   CHECK(eos(3) == json{0, 5});
-}
-
-TEST_CASE("a prompt that fills the context is refused, and a text that it cuts short says so") {
-  const TemporaryFolder folder;
-  const std::string run = train_small_run(folder).string();
-  std::string prompt;
-  for (int i = 0; i < 64; ++i) prompt += "\xc3\xa9 ";
-  const auto full = farskip_command("generate --model " + run + " --prompt '" + prompt + "'");
-  CHECK(full.status == 64);
-  CHECK_THAT(full.err, ContainsSubstring("max_position_embeddings is 64"));
-  const auto cut =
-      farskip_command("generate --json --model " + run + " --prompt 'the model' --max-tokens 100");
-  REQUIRE(cut.status == 0);
-  const json made = json::parse(cut.out);
-  if (made["finish"] == "context") {
-    CHECK_THAT(cut.err, ContainsSubstring("of 100 tokens"));
-  } else {
-    CHECK(made["finish"] == "stop");
-  }
-  const auto eval = farskip_command("eval --model " + run + " --data " + fixture("qwen3_moe") +
-                                    "/tokens --sequence-length 65 --max-sequences 1");
-  CHECK(eval.status == 0);
-  CHECK_THAT(eval.err, ContainsSubstring("--sequence-length is 65") && ContainsSubstring("64"));
-}
-
-TEST_CASE("generate stops at every end token of the model's files") {
-  const TemporaryFolder folder;
-  const fs::path run = train_small_run(folder);
-  const std::string out = (folder / "out").string();
-  REQUIRE(farskip_command("convert " + run.string() + " " + out).status == 0);
-  fs::remove(out + "/model.manifest.json");
-  const std::string command = "generate --json --max-tokens 8 --prompt 'the model' --model " + out;
-  const json free = json::parse(farskip_command(command).out);
-  REQUIRE(free["ids"].size() >= 1);
-  const int first = free["ids"][0];
-  write_text_file(out + "/generation_config.json", fmt::format("{{\"eos_token_id\": [0, {}]}}", first));
-  const json stopped = json::parse(farskip_command(command).out);
-  CHECK(stopped["ids"].empty());
-  CHECK(stopped["finish"] == "stop");
-}
-
-TEST_CASE("generate puts the begin token of the tokenizer's template before a prompt, once") {
-  const TemporaryFolder folder;
-  const fs::path run = train_small_run(folder);
-  json tokenizer = json::parse(read_text_file(folder / "tokenizer.json"));
-  tokenizer["post_processor"] = json::parse(R"({
-    "type": "TemplateProcessing", "pair": [],
-    "single": [{"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
-    "special_tokens": {"<|endoftext|>": {"id": "<|endoftext|>", "ids": [0], "tokens": ["<|endoftext|>"]}}})");
-  write_text_file(folder / "begins.json", tokenizer.dump());
-  const auto made = [&](const std::string& prompt, const std::string& more) {
-    const auto result = farskip_command("generate --json --max-tokens 4 --model " + run.string() +
-                                        " --prompt '" + prompt + "' " + more);
-    INFO(result.err);
-    REQUIRE(result.status == 0);
-    return json::parse(result.out);
-  };
-  const std::string begins = "--tokenizer " + (folder / "begins.json").string();
-  const json explicit_token = made("<|endoftext|>the model", "");
-  for (const json& o : {made("the model", begins), made("<|endoftext|>the model", begins)}) {
-    CHECK(o["prompt_tokens"] == explicit_token["prompt_tokens"]);
-    CHECK(o["ids"] == explicit_token["ids"]);
-  }
-  CHECK(made("the model", "")["prompt_tokens"] == explicit_token["prompt_tokens"].get<int>() - 1);
 }
 
 TEST_CASE("convert refuses weights that are not finite, naming file and tensor") {
