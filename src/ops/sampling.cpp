@@ -20,20 +20,16 @@ void register_sampling(OpTable& table) {
                                  t.shape(1) == (Shape{rows, 4}) && t.shape(2) == (Shape{rows, 4}) &&
                                  (!t.has(3) || t.shape(3) == (Shape{rows, (vocab + 31) / 32})),
                              "sample", t);
-               std::vector<TensorType> types{{DType::i32, Shape{rows}, {}}};
-               if (t.has(3)) types.push_back(like(t.in(3)));
-               return types;
+               return {{DType::i32, Shape{rows}, {}}};
              },
-             .cost = [](const OpTypes& t) { return flops_cost(10.0 * elements(t.shape(0))); },
-             .in_place = {{1, 3}}});
+             .cost = [](const OpTypes& t) { return flops_cost(10.0 * elements(t.shape(0))); }});
 }
 
 namespace ops {
 
-SampleResult sample(Builder& b, ValueId logits, ValueId real, ValueId whole, ValueId seen,
-                    const Sample& attributes) {
-  const auto out = b.emit("sample", attributes, {logits, real, whole, seen});
-  return {out[0], seen ? out[1] : ValueId()};
+ValueId sample(Builder& b, ValueId logits, ValueId real, ValueId whole, ValueId seen,
+               const Sample& attributes) {
+  return b.emit("sample", attributes, {logits, real, whole, seen})[0];
 }
 
 }  // namespace ops

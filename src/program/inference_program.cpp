@@ -36,7 +36,7 @@ Graph add_draw(const Graph& forward, const CachedRunShape& shape) {
   const ValueId real = input(kDrawReal, DType::f32, 4), whole = input(kDrawWhole, DType::i32, 4);
   ValueId seen;
   if (shape.penalised) seen = input(kDrawSeen, DType::i32, (vocab + 31) / 32);
-  graph.add_output("next", ops::sample(b, logits, real, whole, seen, {.num_ids = shape.num_ids}).ids);
+  graph.add_output("next", ops::sample(b, logits, real, whole, seen, {.num_ids = shape.num_ids}));
   return graph;
 }
 

@@ -81,12 +81,8 @@ void run_sample(const KernelCall& call) {
     for (std::size_t i = 0; seen != nullptr && i < logits.size(); ++i)
       if (static_cast<std::uint32_t>(seen[i / 32]) >> (i % 32) & 1U)
         logits[i] = logits[i] < 0 ? logits[i] * real[3] : logits[i] / real[3];
-    const std::int32_t id = choose(std::move(logits), {real[0], real[1], real[2], real[3], whole[0],
-                                                       word(1) + (word(2) << 32), word(3)});
-    call.out<std::int32_t>(0)[r] = id;
-    if (seen == nullptr) continue;
-    std::copy(seen, seen + words, call.out<std::int32_t>(1) + r * words);
-    if (id >= 0) call.out<std::uint32_t>(1)[r * words + id / 32] |= 1U << (id % 32);
+    call.out<std::int32_t>(0)[r] = choose(std::move(logits), {real[0], real[1], real[2], real[3], whole[0],
+                                                              word(1) + (word(2) << 32), word(3)});
   }
 }
 

@@ -63,14 +63,10 @@ struct Sample {
   std::int64_t num_ids = 0;  // only ids below it are chosen (a vocabulary is often padded); 0: all
   static void fields(auto& self, auto&& f) { f("num_ids", self.num_ids); }
 };
-struct SampleResult {
-  ValueId ids, seen;  // seen: none where the op was given none
-};
 /// The next token of n texts: logits f32[n, V], real f32[n, 4] = {temperature, top_p, min_p,
 /// repetition_penalty}, whole i32[n, 4] = {top_k, seed (low 32 bits, high 32 bits), counter}, optional seen
-/// i32[n, ceil(V/32)] (bit i % 32 of word i / 32: id i stands in the row's text) → ids i32[n], and seen with
-/// the bits of the chosen ids set (in place). Every row has parameters of its own, and what it gives depends
-/// on nothing in other rows.
+/// i32[n, ceil(V/32)] (bit i % 32 of word i / 32: id i stands in the row's text) → ids i32[n]. Every row
+/// has parameters of its own, and what it gives depends on nothing in other rows.
 ///
 /// The rules are those of transformers (src/transformers/generation/logits_process.py), in its order:
 /// 1. repetition_penalty r > 0: logits of seen ids are divided by r where positive, else multiplied by it
@@ -87,8 +83,8 @@ struct SampleResult {
 /// sums, and all devices choose the same id.
 ///
 /// An id of logit -infinity is never chosen. Where the largest logit is no finite number (NaN counts as the
-/// largest) the id is -1, and seen stays as it is.
-SampleResult sample(Builder& b, ValueId logits, ValueId real, ValueId whole, ValueId seen,
-                    const Sample& attributes);
+/// largest) the id is -1.
+ValueId sample(Builder& b, ValueId logits, ValueId real, ValueId whole, ValueId seen,
+               const Sample& attributes);
 
 }  // namespace farskip::ops

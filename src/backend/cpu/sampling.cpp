@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The next token of each row of logits. One thread a row; nothing is sorted.
 #include <array>
-#include <cstring>
 
 #include "farskip/backend/cpu/parallel.h"
 #include "farskip/backend/kernel.h"
@@ -105,23 +104,19 @@ std::int32_t choose(const Row& row, const RowOptions& options) {
   return options.temperature > 0.0F ? draw(row, options, best) : best.id;
 }
 
-// logits[n, V], real[n, 4], whole[n, 4], [seen[n, words]] → ids[n], [seen[n, words]] (may be the input)
+// logits[n, V], real[n, 4], whole[n, 4], [seen[n, words]] → ids[n]
 void run_sample(const KernelCall& call) {
   const std::int64_t rows = call.in_shape(0)[0], vocab = call.in_shape(0)[1], words = (vocab + 31) / 32;
   const std::int64_t num_ids = call.get<ops::Sample>().num_ids;
   cpu::parallel_for(rows, [&](std::int64_t r) {
     const auto options = RowOptions::read(call.in(1) + r * 4, call.in<std::int32_t>(2) + r * 4);
     const std::int32_t* seen = call.has(3) ? call.in<std::int32_t>(3) + r * words : nullptr;
-    const std::int32_t id = choose({.logits = call.in(0) + r * vocab,
-                                    .seen = options.repetition_penalty != 1.0F ? seen : nullptr,
-                                    .penalty = options.repetition_penalty,
-                                    .num_ids = static_cast<std::int32_t>(num_ids > 0 ? num_ids : vocab)},
-                                   options);
-    call.out<std::int32_t>(0)[r] = id;
-    if (seen == nullptr) return;
-    auto* now_seen = call.out<std::int32_t>(1) + r * words;
-    std::memmove(now_seen, seen, static_cast<std::size_t>(words) * sizeof(std::int32_t));
-    if (id >= 0) now_seen[id / 32] = static_cast<std::int32_t>(now_seen[id / 32] | 1U << (id % 32));
+    call.out<std::int32_t>(0)[r] =
+        choose({.logits = call.in(0) + r * vocab,
+                .seen = options.repetition_penalty != 1.0F ? seen : nullptr,
+                .penalty = options.repetition_penalty,
+                .num_ids = static_cast<std::int32_t>(num_ids > 0 ? num_ids : vocab)},
+               options);
   });
 }
 

@@ -19,7 +19,7 @@ constexpr unsigned kAllLanes = 0xffffffffU;
 struct SampleArguments {
   const float *logits, *real;
   const std::int32_t *whole, *seen;
-  std::int32_t *ids, *now_seen;
+  std::int32_t* ids;
   std::int64_t vocab, words;
   std::int32_t num_ids;
 };
@@ -257,14 +257,9 @@ __global__ void __launch_bounds__(kRowThreads, 2) sample_kernel(SampleArguments 
   else if (options.temperature > 0.0F)
     id = draw<N>(row, options, largest, scratch);
   if (threadIdx.x == 0) a.ids[r] = id;
-  if (seen == nullptr) return;
-  __syncthreads();  // nothing reads `seen` as it was from here on but the thread that writes the word
-  for (std::int64_t w = threadIdx.x; w < a.words; w += kRowThreads)
-    a.now_seen[r * a.words + w] =
-        seen[w] | static_cast<std::int32_t>(id >= 0 && id / 32 == w ? 1U << (id % 32) : 0U);
 }
 
-// logits[n, V], real[n, 4], whole[n, 4], [seen[n, words]] → ids[n], [seen[n, words]] (may be the input)
+// logits[n, V], real[n, 4], whole[n, 4], [seen[n, words]] → ids[n]
 void run_sample(const KernelCall& call) {
   const std::int64_t rows = call.in_shape(0)[0], vocab = call.in_shape(0)[1];
   const std::int64_t num_ids = call.get<ops::Sample>().num_ids;
@@ -273,7 +268,6 @@ void run_sample(const KernelCall& call) {
                           .whole = call.in<std::int32_t>(2),
                           .seen = call.has(3) ? call.in<std::int32_t>(3) : nullptr,
                           .ids = call.out<std::int32_t>(0),
-                          .now_seen = call.has(3) ? call.out<std::int32_t>(1) : nullptr,
                           .vocab = vocab,
                           .words = (vocab + 31) / 32,
                           .num_ids = static_cast<std::int32_t>(num_ids > 0 ? num_ids : vocab)};
