@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A model of transformers in a FarSkip wiring, for AutoModelForCausalLM.from_pretrained(…, trust_remote_code=True).
 
-`farskip convert` writes this file beside rewired weights. Modules and weights are the library's own; what differs
-is which earlier contributions of the residual stream a sub-block reads. No cache of keys and values is kept.
+`farskip convert` writes this file beside rewired weights, and beside those of Instella-MoE, which the library does
+not have. Modules and weights are the library's own; what differs is which earlier contributions of the residual
+stream a sub-block reads, and gates of attention heads. No cache of keys and values is kept.
 """
 import inspect
 import shutil
@@ -74,6 +75,16 @@ def routed_part(mlp, shared_name, hidden_states):
         mlp._modules[shared_name] = shared
 
 
+def add_gate(attention, config):
+    """What the heads give is multiplied by a sigmoid gate of what attention reads (Instella-MoE)."""
+    size = config.num_attention_heads * config.v_head_dim
+    attention.gate_proj = torch.nn.Linear(config.hidden_size, size, bias=False)
+    gates = []
+    attention.register_forward_pre_hook(
+        lambda module, _, given: gates.append(torch.sigmoid(module.gate_proj(given["hidden_states"]))), with_kwargs=True)
+    attention.o_proj.register_forward_pre_hook(lambda _, given: (given[0] * gates.pop(),))
+
+
 def mlp_of(layer):
     return layer.mlp if hasattr(layer, "mlp") else layer.feed_forward
 
@@ -131,7 +142,7 @@ class FarSkipConfig(PretrainedConfig):
         about, rest = cls.get_config_dict(path, **kwargs)
         return_rest = rest.pop("return_unused_kwargs", False)
         written = about.pop("model_type")
-        prefix = next(prefix for prefix in PREFIXES if written.startswith(prefix))
+        prefix = next((prefix for prefix in PREFIXES if written.startswith(prefix)), "")
         base = CONFIG_MAPPING[written.removeprefix(prefix)]
 
         def to_dict(self):
@@ -155,12 +166,17 @@ class FarSkipForCausalLM:
         config = config or FarSkipConfig.from_pretrained(path)
         model = MODEL_FOR_CAUSAL_LM_MAPPING[config.base]
 
+        def initialise(self, config, *arguments, **kwargs):
+            model.__init__(self, config, *arguments, **kwargs)
+            for layer in self.model.layers if getattr(config, "gated_attention", False) else ():
+                add_gate(layer.self_attn, config)
+
         def save_pretrained(self, folder, *arguments, **kwargs):
             model.save_pretrained(self, folder, *arguments, **kwargs)
             shutil.copy(__file__, Path(folder) / "modeling_farskip.py")
 
-        wired = type(f"FarSkip{model.__name__}", (model, GenerationMixin), {
-            "forward": wired_forward, "save_pretrained": save_pretrained, "config_class": type(config),
+        wired = type(config.architectures[0], (model, GenerationMixin), {
+            "__init__": initialise, "forward": wired_forward, "save_pretrained": save_pretrained, "config_class": type(config),
             "__module__": __name__})
         loaded = wired.from_pretrained(path, *arguments, config=config, **kwargs)
         result = loaded[0] if isinstance(loaded, tuple) else loaded

@@ -11,7 +11,7 @@ extern const char* const kModelingText;  // generated from the file
 
 bool needs_remote_code(const ModelConfig& config) {
   const Family* family = find_family(config.family);
-  return config.farskip.mode != FarSkipMode::off && family != nullptr && !family->names_farskip;
+  return family != nullptr && (config.farskip.mode != FarSkipMode::off || !family->is_in_transformers);
 }
 
 std::string remote_code() {

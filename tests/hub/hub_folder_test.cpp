@@ -256,6 +256,11 @@ TEST_CASE("a rewired model brings the file by which transformers computes it, an
     fs::remove(path / "modeling_farskip.py");
     CHECK_THROWS_AS(verify_hub_folder(path), MissingInputError);
   }
+  Model unknown("instella_moe");  // a family that transformers does not have, whatever the wiring
+  unknown.config.farskip.mode = FarSkipMode::off;
+  write_hub_folder(folder / "instella", unknown.config, hub_sources(*unknown.states), DType::f32, {});
+  CHECK(fs::exists(folder / "instella" / "modeling_farskip.py"));
+  CHECK_THAT(read_text_file(folder / "instella" / "config.json"), ContainsSubstring("modeling_farskip"));
 }
 
 std::vector<HubSource> sources_of(const std::vector<ParameterSpec>& model, const ModelFolder& folder) {

@@ -112,6 +112,10 @@ TEST_CASE("positions are scaled linearly, or as in Llama 3") {
              ContainsSubstring("high_freq_factor: 4 is below low_freq_factor, 4.5"));
   CHECK_THAT(refusal(with(bare, {{"rope_scaling", R"({"rope_type": "llama3", "factor": 8.0})"}})),
              ContainsSubstring("low_freq_factor"));
+  // Without the length that was first learnt it is that of the model.
+  CHECK(read(with(bare, {{"max_position_embeddings", "512"},
+                         {"rope_scaling", R"({"type": "yarn", "factor": 4.0})"}}))
+            .rope.original_positions == 512);
 }
 
 TEST_CASE("the end token of a family's class counts as none where the vocabulary has it not") {
@@ -135,6 +139,26 @@ TEST_CASE("a family fills in what its config class does") {
   CHECK(read(with(llama, {{"head_dim", "null"}})).gqa.head_dim == 8);
   CHECK(read(with(qwen, {{"num_attention_heads", "32"}})).gqa.kv_heads == 32);
   CHECK(read(with(qwen, {{"num_attention_heads", "32"}})).gqa.head_dim == 128);
+
+  // What no shape would show (transformers 5.24).
+  const auto without = [](const std::string& model, const std::string& key) {
+    Json config = fixture_config(model);
+    REQUIRE(config.erase(key) == 1);
+    return read(config);
+  };
+  for (const char* model : {"llama", "qwen3", "qwen3_moe", "deepseek_v2", "deepseek_v3"})
+    CHECK(without(model, "rms_norm_eps").rms_norm_eps == 1e-6);
+  for (const char* model : {"llama4_text", "mixtral", "olmoe"})
+    CHECK(without(model, "rms_norm_eps").rms_norm_eps == 1e-5);
+  CHECK(without("deepseek_v2", "routed_scaling_factor").moe.scaling == 1.0);
+  CHECK(without("deepseek_v3", "routed_scaling_factor").moe.scaling == 2.5);
+  CHECK(without("olmoe", "router_aux_loss_coef").aux_loss == 0.01);
+  CHECK(without("mixtral", "router_aux_loss_coef").aux_loss == 0.001);
+  const MoeConfig v3 = read(with(fixture_config("deepseek_v3"),
+                                 {{"n_routed_experts", "16"}, {"n_group", "null"}, {"topk_group", "null"}}))
+                           .moe;
+  CHECK(v3.num_groups == 8);
+  CHECK(v3.top_groups == 4);
   CHECK(read(with(llama, {{"is_llama_config", "true"},  // SmolLM2 on the hub
                           {"rope_interleaved", "false"},
                           {"transformers.js_config", R"({"kv_cache_dtype": {"q4f16": "float16"}})"}})) ==

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// The Python file that travels with a rewired model, so that transformers opens it (trust_remote_code=True)
-// and computes what we do.
+// The Python file that travels with a model that transformers does not have, so that it opens it
+// (trust_remote_code=True) and computes what we do.
 
 #include <string>
 
@@ -11,7 +11,7 @@ namespace farskip {
 
 inline constexpr const char* kModelingFile = "modeling_farskip.py";
 
-/// Transformers needs the file for this model: it has the family, and not the wiring.
+/// Transformers needs the file for this model: it does not have the wiring, or the family.
 bool needs_remote_code(const ModelConfig& config);
 /// The file's text (src/hub/modeling_farskip.py).
 std::string remote_code();

@@ -43,6 +43,8 @@ struct Family {
   std::optional<std::int64_t> class_end_token{};
   /// Its own configs name the modes of FarSkip, so that a rewired model needs no name of ours.
   bool names_farskip = false;
+  /// The library has a class for it, which computes the standard wiring.
+  bool is_in_transformers = true;
 
   std::string_view hub_type() const { return model_type.empty() ? name : model_type; }
 };
@@ -63,8 +65,13 @@ const Family& olmoe_family();
 const Family& qwen3_family();
 const Family& qwen3_moe_family();
 
-/// Fields that every family shares. `class_end_token`: Family::class_end_token.
-void read_common(Reader& reader, ModelConfig& config, std::optional<std::int64_t> class_end_token = {});
+/// A family's config class takes these where the file says nothing. `end_token`: Family::class_end_token.
+struct CommonDefaults {
+  double rms_norm_eps = 1e-6;
+  std::optional<std::int64_t> end_token{};
+};
+/// Fields that every family shares. The others are read after them.
+void read_common(Reader& reader, ModelConfig& config, const CommonDefaults& defaults = {});
 void write_common(const ModelConfig& config, ConfigNode& map);
 /// A family's config class takes these where the file says nothing. head_dim 0: the heads share the hidden
 /// size.
@@ -80,10 +87,17 @@ void write_grouped_query_attention(const ModelConfig& config, ConfigNode& map);
 /// the scale of the scores.
 void read_latent_attention(Reader& reader, ModelConfig& config);
 void write_latent_attention(const ModelConfig& config, ConfigNode& map);
-/// The experts of DeepSeek-V2 and V3 have this in common: sizes, counts, scale, and which layers have them.
+/// The experts of DeepSeek-V2 and V3 have this in common: sizes, counts, scale (`scaling` where the file does
+/// not say), and which layers have them.
+void read_deepseek_experts(Reader& reader, ModelConfig& config, double scaling);
+/// A family's config class takes these where a file of the hub says nothing. In a run there are no groups
+/// then.
+struct GroupDefaults {
+  std::int64_t groups = 1, top_groups = 1;
+};
 /// `choose_groups`: n_group and topk_group limit the choice, else they are read and have no effect.
-void read_deepseek_experts(Reader& reader, ModelConfig& config);
-void read_expert_groups(Reader& reader, ModelConfig& config, bool choose_groups);
+void read_expert_groups(Reader& reader, ModelConfig& config, bool choose_groups,
+                        const GroupDefaults& defaults = {});
 void write_deepseek_experts(const ModelConfig& config, ConfigNode& map);
 /// DeepSeek-V3's fields, for it and for families of its shape; without read_fixed_choices.
 ModelConfig read_deepseek_v3(Reader& reader);
@@ -97,15 +111,16 @@ void read_dense_layers(ModelConfig& config);
 void read_expert_counts(Reader& reader, ModelConfig& config, std::string_view count_key, std::int64_t count,
                         std::int64_t top_k);
 /// Refuses what names another routing than by softmax over all experts, without shared ones; reads the
-/// coefficient of the balance loss.
-void read_softmax_routing(Reader& reader, ModelConfig& config);
+/// coefficient of the balance loss, which is `aux_loss` where the file does not say.
+void read_softmax_routing(Reader& reader, ModelConfig& config, double aux_loss = 0.001);
 /// Keys that name what every family builds anyway: accepted with that value and refused with another. Keys
 /// that change nothing a model computes are accepted as they are. Call it after all that a family reads.
 void read_fixed_choices(Reader& reader, const ModelConfig& config);
 /// Unread keys of a hub file that are notes of the program that wrote it (returned, for one notice), or null.
 std::vector<std::string> pass_over_foreign_notes(Reader& reader);
 /// rope_parameters (newer), rope_scaling and rope_theta (hub files). Where they differ, that is a mistake.
-RopeConfig read_rope(Reader& reader, double default_theta = 10000.0);
+/// Scaled positions were first learnt for `max_positions`, where the file does not say for how many.
+RopeConfig read_rope(Reader& reader, std::int64_t max_positions, double default_theta = 10000.0);
 void write_rope(const RopeConfig& rope, ConfigNode& map);
 
 }  // namespace farskip

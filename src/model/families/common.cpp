@@ -81,22 +81,23 @@ void write_farskip(const ModelConfig& c, ConfigNode& map) {
 
 }  // namespace
 
-void read_common(Reader& r, ModelConfig& c, std::optional<std::int64_t> class_end_token) {
+void read_common(Reader& r, ModelConfig& c, const CommonDefaults& defaults) {
   c.vocab_size = r.integer("vocab_size", {.min = 2, .max = 1 << 24});
   c.hidden_size = r.integer("hidden_size", {.min = 1, .max = 1 << 20});
   c.num_layers = r.integer("num_hidden_layers", {.min = 1, .max = 1024});
   c.num_heads = r.integer("num_attention_heads", {.min = 1, .max = 4096});
   c.intermediate_size = r.integer("intermediate_size", {.min = 1, .max = 1 << 22}, 4 * c.hidden_size);
   c.max_positions = r.integer("max_position_embeddings", {.min = 1}, 4096);
-  c.rms_norm_eps = r.real("rms_norm_eps", {.min = 0.0, .above_min = true}, 1e-6);
+  c.rms_norm_eps = r.real("rms_norm_eps", {.min = 0.0, .above_min = true}, defaults.rms_norm_eps);
   c.initializer_range = r.real("initializer_range", {.min = 0.0, .above_min = true}, 0.02);
   c.tie_embeddings = r.boolean("tie_word_embeddings", false);
   c.bos_token = r.optional_integer("bos_token_id", {.min = 0});
   if (const ConfigNode* eos = r.take("eos_token_id", "integer or list of integers")) {
     // One id or several; a list reads through the same checks.
     ConfigNode map;
-    const bool is_class_token = class_end_token && eos->text == std::to_string(*class_end_token);
-    if (is_class_token && r.is_foreign() && r.sound("vocab_size") && *class_end_token >= c.vocab_size)
+    const auto& class_token = defaults.end_token;
+    const bool is_class_token = class_token && eos->text == std::to_string(*class_token);
+    if (is_class_token && r.is_foreign() && r.sound("vocab_size") && *class_token >= c.vocab_size)
       map.set("eos_token_id", make_list({}));  // the vocabulary is smaller: nobody has chosen this one
     else
       map.set("eos_token_id", eos->kind == ConfigNode::Kind::list ? *eos : make_list({*eos}));
@@ -124,7 +125,7 @@ void read_grouped_query_attention(Reader& r, ModelConfig& c, const GqaDefaults& 
     r.require_value(key, normalises,
                     normalises ? "this family normalises queries and keys"
                                : "this family does not normalise queries and keys");
-  c.rope = read_rope(r, defaults.rope_theta);
+  c.rope = read_rope(r, c.max_positions, defaults.rope_theta);
   c.softmax_scale = 1.0 / std::sqrt(static_cast<double>(c.gqa.head_dim));
 }
 
@@ -152,8 +153,8 @@ void read_expert_counts(Reader& r, ModelConfig& c, std::string_view count_key, s
            fmt::format("{} experts per token, only {} there", c.moe.top_k, c.moe.num_experts));
 }
 
-void read_softmax_routing(Reader& r, ModelConfig& c) {
-  c.aux_loss = r.real("router_aux_loss_coef", {.min = 0.0}, 0.001);
+void read_softmax_routing(Reader& r, ModelConfig& c, double aux_loss) {
+  c.aux_loss = r.real("router_aux_loss_coef", {.min = 0.0}, aux_loss);
   for (const char* key : {"n_shared_experts", "num_shared_experts", "shared_expert_intermediate_size"})
     r.require_value(key, 0, "this family has no shared expert");
   r.require_value("scoring_func", "softmax", "this family scores with softmax");

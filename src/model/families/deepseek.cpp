@@ -28,7 +28,7 @@ void read_latent_attention(Reader& r, ModelConfig& c) {
   r.require_value("num_key_value_heads", c.num_heads, "latent attention has as many as num_attention_heads");
   r.require_value("head_dim", mla.rope_dim, "this family writes qk_rope_head_dim there");
   r.require_value("qk_head_dim", mla.nope_dim + mla.rope_dim, "it is qk_nope_head_dim + qk_rope_head_dim");
-  c.rope = read_rope(r);
+  c.rope = read_rope(r, c.max_positions);
   c.rope.interleaved = true;
   r.require_value("use_mla", true, "this family has latent attention");
   // YaRN's temperature on the logits (squared: it stands on queries and keys).
@@ -46,7 +46,7 @@ void write_latent_attention(const ModelConfig& c, ConfigNode& map) {
   write_rope(c.rope, map);
 }
 
-void read_deepseek_experts(Reader& r, ModelConfig& c) {
+void read_deepseek_experts(Reader& r, ModelConfig& c, double scaling) {
   MoeConfig& moe = c.moe;
   r.also_called("n_routed_experts", {"num_experts", "num_local_experts"});
   r.also_called("n_shared_experts", {"num_shared_experts"});
@@ -56,7 +56,7 @@ void read_deepseek_experts(Reader& r, ModelConfig& c) {
   moe.expert_size = r.integer("moe_intermediate_size", {.min = 1, .max = 1 << 22});
   moe.shared_size =
       moe.expert_size * r.optional_integer("n_shared_experts", {.min = 0, .max = 64}).value_or(0);
-  moe.scaling = r.real("routed_scaling_factor", {.min = 0.0, .above_min = true}, 1.0);
+  moe.scaling = r.real("routed_scaling_factor", {.min = 0.0, .above_min = true}, scaling);
   const std::int64_t first = r.integer("first_k_dense_replace", {.min = 0}, 0);
   r.require_value("moe_layer_freq", 1, "only every layer after the dense ones is built with experts");
   for (std::int64_t layer = 0; layer < c.num_layers; ++layer) c.moe_layers.push_back(layer >= first);
@@ -68,13 +68,14 @@ void read_deepseek_experts(Reader& r, ModelConfig& c) {
   r.require_value("seq_aux", true, "the balancing loss is per sequence");
 }
 
-void read_expert_groups(Reader& r, ModelConfig& c, bool choose_groups) {
+void read_expert_groups(Reader& r, ModelConfig& c, bool choose_groups, const GroupDefaults& defaults) {
   MoeConfig& moe = c.moe;
   const auto groups = r.optional_integer("n_group", {.min = 1});
   const auto top_groups = r.optional_integer("topk_group", {.min = 1});
   if (choose_groups) {
-    moe.num_groups = groups.value_or(1);
-    moe.top_groups = top_groups.value_or(1);
+    const GroupDefaults absent = r.is_foreign() ? defaults : GroupDefaults{};
+    moe.num_groups = groups.value_or(absent.groups);
+    moe.top_groups = top_groups.value_or(absent.top_groups);
     if (r.sound("n_group") && (moe.num_experts % moe.num_groups != 0 || moe.top_groups > moe.num_groups))
       r.fail("n_group", fmt::format("{} groups, of which {} are chosen, do not divide {} experts",
                                     moe.num_groups, moe.top_groups, moe.num_experts));

@@ -21,7 +21,7 @@ ModelConfig read(Reader& r) {
     r.require_value(key, true, "this family rotates pairs of neighbours");
   c.attention_bias = r.boolean("attention_bias", false);
   c.mlp_bias = r.boolean("mlp_bias", false);
-  read_deepseek_experts(r, c);
+  read_deepseek_experts(r, c, 1.0);
   r.require_value("norm_topk_prob", false,
                   "public implementations of this family disagree on what true means");
   r.require_value("scoring_func", "softmax", "this family scores with softmax");

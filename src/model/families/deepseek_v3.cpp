@@ -28,14 +28,14 @@ ModelConfig read_deepseek_v3(Reader& r) {
   read_latent_attention(r, c);
   r.also_called("rope_interleave", {"rope_interleaved"});
   c.rope.interleaved = r.boolean("rope_interleave", true);
-  read_deepseek_experts(r, c);
+  read_deepseek_experts(r, c, 2.5);
   c.moe.score = ops::ScoreFunction::sigmoid;
   c.moe.group_score = ops::GroupScore::top2_sum;
   c.moe.selection_bias = true;
   c.moe.normalize = r.boolean("norm_topk_prob", true);
   r.require_value("scoring_func", "sigmoid", "this family scores with sigmoid");
   r.require_value("topk_method", "noaux_tc", "this family chooses by scores and a bias");
-  read_expert_groups(r, c, true);
+  read_expert_groups(r, c, true, {.groups = 8, .top_groups = 4});
   read_mtp(r, c);
   return c;
 }

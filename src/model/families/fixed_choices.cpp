@@ -125,7 +125,10 @@ void read_quantization(Reader& r) {
     q.fail("quant_method", "weights in fp8 alone are read; allowed: fp8");
   if (q.integers("weight_block_size", {.min = 1}, {}, {}) != std::vector<std::int64_t>{128, 128})
     q.fail("weight_block_size", "a factor per block of 128 x 128 is read; allowed: [128, 128]");
-  for (const char* key : {"activation_scheme", "scale_fmt", "modules_to_not_convert"}) q.ignore(key);
+  q.require_value("expert_dtype", "fp8", "weights in fp8 alone are read");
+  for (const char* key :
+       {"activation_scheme", "dequantize", "modules_to_convert", "modules_to_not_convert", "scale_fmt"})
+    q.ignore(key);
   q.finish();
   r.errors().add_notice("weights in fp8 are read as numbers; what is computed and written is not in fp8");
 }

@@ -32,7 +32,8 @@ const Family& instella_moe_family() {
                              .write = write,
                              .has_mtp = true,
                              .model_type = "deepseek_v3",
-                             .names_farskip = true};
+                             .names_farskip = true,
+                             .is_in_transformers = false};
   return family;
 }
 

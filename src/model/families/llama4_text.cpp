@@ -76,7 +76,7 @@ void read_experts(Reader& r, ModelConfig& c) {
 
 ModelConfig read(Reader& r) {
   ModelConfig c;
-  read_common(r, c);
+  read_common(r, c, {.rms_norm_eps = 1e-5});
   read_attention(r, c);
   c.attention_bias = r.boolean("attention_bias", false);
   read_experts(r, c);

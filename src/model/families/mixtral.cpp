@@ -19,7 +19,7 @@ void read_experts(Reader& r, ModelConfig& c) {
 
 ModelConfig read(Reader& r) {
   ModelConfig c;
-  read_common(r, c);
+  read_common(r, c, {.rms_norm_eps = 1e-5});
   read_grouped_query_attention(r, c, {.kv_heads = 8, .rope_theta = 1e6});
   if (const auto window = r.optional_integer("sliding_window", {.min = 1}))
     r.fail("sliding_window", fmt::format("{}: sliding-window attention is not built; null is", *window));

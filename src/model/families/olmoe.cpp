@@ -14,14 +14,14 @@ void read_experts(Reader& r, ModelConfig& c) {
   MoeConfig& moe = c.moe;
   read_expert_counts(r, c, "num_experts", 64, 8);
   moe.normalize = r.boolean("norm_topk_prob", false);
-  read_softmax_routing(r, c);
+  read_softmax_routing(r, c, 0.01);
   moe.expert_size = c.intermediate_size;
   c.moe_layers.assign(static_cast<std::size_t>(c.num_layers), true);
 }
 
 ModelConfig read(Reader& r) {
   ModelConfig c;
-  read_common(r, c, kClassEndToken);
+  read_common(r, c, {.rms_norm_eps = 1e-5, .end_token = kClassEndToken});
   c.gqa.qk_norm = QkNorm::projection;
   read_grouped_query_attention(r, c, {.kv_heads = c.num_heads});
   c.gqa.clip = r.optional_real("clip_qkv", {.min = 0.0, .above_min = true}).value_or(0.0);

@@ -44,12 +44,12 @@ void read_yarn(Reader& r, RopeConfig& rope) {
   rope.attention_factor = given.value_or(yarn_attention_factor(rope));
 }
 
-void read_scaling(Reader& r, RopeConfig& rope) {
+void read_scaling(Reader& r, std::int64_t max_positions, RopeConfig& rope) {
   rope.scaling = r.choice("rope_type", kRopeTypes, RopeScaling::none);
   if (rope.scaling == RopeScaling::none) return;
   rope.factor = r.real("factor", {.min = 1.0});
   if (rope.scaling == RopeScaling::linear) return;
-  rope.original_positions = r.integer("original_max_position_embeddings", {.min = 1});
+  rope.original_positions = r.integer("original_max_position_embeddings", {.min = 1}, max_positions);
   if (rope.scaling == RopeScaling::llama3)
     read_llama3(r, rope);
   else
@@ -89,13 +89,13 @@ ConfigNode merge_rope_settings(Reader& r) {
 
 }  // namespace
 
-RopeConfig read_rope(Reader& r, double default_theta) {
+RopeConfig read_rope(Reader& r, std::int64_t max_positions, double default_theta) {
   const ConfigNode settings = merge_rope_settings(r);
   Reader section(settings, r.errors(), r.path_of("rope_parameters"));
   RopeConfig rope;
   rope.theta = section.real("rope_theta", {.min = 1.0}, default_theta);
   section.require_value("partial_rotary_factor", 1.0, "whole heads are rotated");
-  read_scaling(section, rope);
+  read_scaling(section, max_positions, rope);
   section.finish();
   return rope;
 }
