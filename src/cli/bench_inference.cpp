@@ -62,21 +62,24 @@ nlohmann::ordered_json measure_alone(const OpenedBench& b, InferenceRun kind, In
   return row;
 }
 
-/// On several: the same run blocking and overlapped.
-std::vector<nlohmann::ordered_json> measure_pair(const OpenedBench& b, InferenceRun kind,
-                                                 const FarSkipConfig& wiring,
-                                                 const std::shared_ptr<const States>& weights, const Case& c,
-                                                 int repetitions) {
-  const InferenceOverlap o =
-      measure_inference_overlap(b.wired(wiring), b.context, weights, kind, c.texts, c.length, repetitions);
-  const bool decodes = kind == InferenceRun::decode;
+/// On several: the same run blocking and overlapped; in two halves, overlapped alone.
+std::vector<nlohmann::ordered_json> measure_pair(const OpenedBench& b, const FarSkipConfig& wiring,
+                                                 const std::shared_ptr<const States>& weights,
+                                                 const InferenceCase& c, int repetitions) {
+  const InferenceOverlap o = measure_inference_overlap(b.wired(wiring), b.context, weights, c, repetitions);
+  const bool decodes = c.kind == InferenceRun::decode, halved = c.parts > 1;
+  // Rows of a CPU have their own bits whatever else is read.
+  const bool same_rows = b.context.device()->kind() == DeviceKind::cpu;
   std::vector<nlohmann::ordered_json> rows;
   for (const bool overlapped : {false, true}) {
+    if (halved && !overlapped) continue;
     const double seconds = overlapped ? o.overlapped_seconds : o.blocking_seconds;
     rows.push_back({{decodes ? "batch" : "length", decodes ? c.texts : c.length},
                     {decodes ? "length" : "requests", decodes ? c.length : c.texts},
                     {"wiring", mode_name(wiring)},
-                    {"schedule", overlapped ? "overlapped" : "blocking"},
+                    {"schedule", halved       ? "halves"
+                                 : overlapped ? "overlapped"
+                                              : "blocking"},
                     {"ranks", b.ranks()},
                     {"seconds", seconds},
                     {"seconds_p99", overlapped ? o.overlapped_p99 : o.blocking_p99},
@@ -85,7 +88,8 @@ std::vector<nlohmann::ordered_json> measure_pair(const OpenedBench& b, Inference
                     {"hideable_seconds", o.hideable_seconds},
                     {"hidden_fraction", overlapped ? o.hidden_fraction() : 0.0},
                     {"eta", overlapped ? o.eta() : 0.0},
-                    {"identical", o.identical}});
+                    {"identical", o.identical && !(same_rows && o.difference > 0)}});
+    if (halved) rows.back()["difference"] = o.difference;
   }
   return rows;
 }
@@ -102,7 +106,7 @@ void print_row(const nlohmann::ordered_json& row, const CommonOptions& common) {
   if (row.contains("identical")) {
     // Of next to nothing there is no share.
     const bool told =
-        row.value("schedule", "") == "overlapped" && number("hideable_seconds") > 0.01 * number("seconds");
+        row.value("schedule", "") != "blocking" && number("hideable_seconds") > 0.01 * number("seconds");
     fmt::print(" {:10.3f} {:10.3f} {:>8} {:>6} {:>5}", 1e3 * number("all_reduce_seconds"),
                1e3 * number("hideable_seconds"),
                told ? fmt::format("{:.1f}%", 100 * number("hidden_fraction")) : "-",
@@ -148,6 +152,8 @@ ExitCode measure(const Options& options, InferenceRun kind, const OpenedBench& b
   const auto lengths = parse_list("--lengths", options.lengths, 1 << 20);
   check_lengths(lengths, decodes ? 1 : 0, b.run.model);
   const std::int64_t most = *std::max_element(counts.begin(), counts.end());
+  if (b.ranks() > 1 && std::find(counts.begin(), counts.end(), 1) != counts.end())
+    b.context.logger.info("one text has no halves: two half-batches in flight are measured of more texts");
   const double copy_rate = decodes && b.ranks() == 1 ? measure_copy_rate(*b.context.device(), 5) : 0;
   if (b.speaks && !common.json) print_head(b, kind, copy_rate);
   const auto weights = random_constants(b.wired(b.run.model.farskip), b.context, b.compute,
@@ -162,8 +168,12 @@ ExitCode measure(const Options& options, InferenceRun kind, const OpenedBench& b
         rows.push_back(measure_alone(b, kind, *alone, {texts, length}, options.repetitions, copy_rate));
       else
         for (const FarSkipConfig& wiring : wirings_to_compare(b.run.model.farskip))
-          for (auto& row : measure_pair(b, kind, wiring, weights, {texts, length}, options.repetitions))
-            rows.push_back(std::move(row));
+          for (const int parts : {1, 2}) {
+            if (parts > 1 && (wiring.mode != FarSkipMode::off || texts == 1)) continue;
+            for (auto& row :
+                 measure_pair(b, wiring, weights, {kind, texts, length, parts}, options.repetitions))
+              rows.push_back(std::move(row));
+          }
       for (const nlohmann::ordered_json& row : rows) {
         identical = identical && row.value("identical", true);
         if (b.speaks) print_row(row, common);

@@ -187,6 +187,17 @@ std::shared_ptr<const CostTable> measure_costs(const PlanRequest& request, const
   return table;
 }
 
+/// The memory that a plan has to fit, in bytes.
+std::uint64_t memory_to_fit(const Options& o, const GpuCard* card) {
+  if (o.memory.empty() && card != nullptr) return static_cast<std::uint64_t>(card->memory_bytes);
+  const auto bytes = parse_memory(o.memory);
+  if (!bytes.value)
+    throw UsageError(
+        fmt::format("--memory '{}': {}; say what a rank may take, such as 80GB", o.memory,
+                    o.memory.empty() ? "--search needs it where no GPU is named" : bytes.reason));
+  return *bytes.value;
+}
+
 /// Reading and continuing texts, in place of a training step.
 void plan_texts(const PlanRequest& request, const Options& o, const CommonOptions& common) {
   if (request.costs.card == nullptr && o.device_rate.empty())
@@ -204,19 +215,10 @@ void plan_texts(const PlanRequest& request, const Options& o, const CommonOption
       {.model = request.model, .mesh = request.mesh, .dtype = request.dtype, .costs = request.costs},
       {.lengths = lengths,
        .requests = parse_list("--requests", o.requests, 1 << 16),
-       .batches = parse_list("--batches", o.batches, 1 << 16)},
+       .batches = parse_list("--batches", o.batches, 1 << 16),
+       .memory =
+           o.memory.empty() && request.costs.card == nullptr ? 0 : memory_to_fit(o, request.costs.card)},
       common);
-}
-
-/// The memory that a search has to fit, in bytes.
-std::uint64_t memory_to_fit(const Options& o, const GpuCard* card) {
-  if (o.memory.empty() && card != nullptr) return static_cast<std::uint64_t>(card->memory_bytes);
-  const auto bytes = parse_memory(o.memory);
-  if (!bytes.value)
-    throw UsageError(
-        fmt::format("--memory '{}': {}; say what a rank may take, such as 80GB", o.memory,
-                    o.memory.empty() ? "--search needs it where no GPU is named" : bytes.reason));
-  return *bytes.value;
 }
 
 /// `base`: what is planned without a search; its costs hold for all.
@@ -269,6 +271,9 @@ void settle_recompute(const LoadedRun& run, PlanRequest& request, bool json) {
 }
 
 ExitCode run_plan(const Options& o, const CommonOptions& common) {
+  if (!o.memory.empty() && !o.search && !o.inference)
+    throw UsageError(
+        "--memory: a training step is held against it by --search, and --inference; add one of them");
   if (o.inference && o.search)
     throw UsageError(
         "--search tries settings of a training step, and --inference plans none; use one of them");
@@ -334,8 +339,7 @@ void add_plan(Subcommand& root) {
       "--search", o->search,
       "Try layouts, recomputation and micro-batches, and list those that fit the memory, fastest first");
   plan.text("--memory", o->memory,
-            "Memory of a rank for --search: 80GB, 75GiB (that of the GPU if it is named)");
-  plan.needs("--memory", "--search");
+            "Memory of a rank for --search and --inference: 80GB, 75GiB (that of the GPU if it is named)");
   plan.flag("--graph", o->graph, "Also print what each block reads, in both wirings");
   plan.flag("--inference", o->inference, "Predict reading and continuing texts instead of a training step");
   plan.text("--lengths", o->lengths, "With --inference: tokens of a text, between commas");

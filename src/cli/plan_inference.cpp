@@ -3,6 +3,7 @@
 #include "farskip/cli/plan_inference.h"
 
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "farskip/cli/command.h"
 
@@ -11,36 +12,53 @@ namespace {
 
 constexpr double kGibibyte = 1 << 30;
 
-nlohmann::ordered_json row_of(const InferencePlanRequest& request, InferenceRun kind, std::int64_t texts,
-                              std::int64_t length, bool overlapped, const PlannedInference& p) {
-  const bool decodes = kind == InferenceRun::decode;
+/// `memory`: of a rank, bytes; 0: not known.
+nlohmann::ordered_json row_of(const InferencePlanRequest& request, const InferenceCase& c, bool overlapped,
+                              const PlannedInference& p, std::uint64_t memory) {
+  const bool decodes = c.kind == InferenceRun::decode;
   const double seconds = overlapped ? p.scheduled_seconds : p.blocking_seconds;
-  return {{"run", decodes ? "decode" : "prefill"},
-          {decodes ? "batch" : "length", decodes ? texts : length},
-          {decodes ? "length" : "requests", decodes ? length : texts},
-          {"wiring", name_of(farskip_mode_names, request.model.farskip.mode)},
-          {"schedule", overlapped ? "overlapped" : "blocking"},
-          {"ranks", request.mesh.world_size},
-          {"predicted", true},
-          {"seconds", seconds},
-          {"tokens_per_second", static_cast<double>(p.tokens) / seconds},
-          {"all_reduce_seconds", p.transport_seconds},
-          {"hideable_seconds", p.hideable_seconds},
-          {"hidden_fraction", overlapped ? p.hidden_fraction() : 0.0},
-          {"weight_bytes", p.weight_bytes},
-          {"cache_bytes", p.cache_bytes},
-          {"arena_bytes", p.arena_bytes}};
+  nlohmann::ordered_json row{{"run", decodes ? "decode" : "prefill"},
+                             {decodes ? "batch" : "length", decodes ? c.texts : c.length},
+                             {decodes ? "length" : "requests", decodes ? c.length : c.texts},
+                             {"wiring", name_of(farskip_mode_names, request.model.farskip.mode)},
+                             {"schedule", c.parts > 1  ? "halves"
+                                          : overlapped ? "overlapped"
+                                                       : "blocking"},
+                             {"ranks", request.mesh.world_size},
+                             {"predicted", true},
+                             {"seconds", seconds},
+                             {"tokens_per_second", static_cast<double>(p.tokens) / seconds},
+                             {"all_reduce_seconds", p.transport_seconds},
+                             {"hideable_seconds", p.hideable_seconds},
+                             {"hidden_fraction", overlapped ? p.hidden_fraction() : 0.0},
+                             {"weight_bytes", p.weight_bytes},
+                             {"cache_bytes", p.cache_bytes},
+                             {"arena_bytes", p.arena_bytes}};
+  if (memory > 0) row["fits"] = p.total_bytes() <= memory;
+  return row;
 }
 
 void print_row(const nlohmann::ordered_json& row) {
   const auto number = [&](const char* key) { return row.value(key, 0.0); };
   const bool decodes = row.contains("batch");
-  fmt::print("{:8} {:8.0f} {:8.0f} {:>10} {:>11} {:10.3f} {:12.0f} {:10.3f} {:10.3f} {:7.1f}% {:9.2f}\n",
+  fmt::print("{:8} {:8.0f} {:8.0f} {:>10} {:>11} {:10.3f} {:12.0f} {:10.3f} {:10.3f} {:7.1f}% {:9.2f}{}\n",
              row.value("run", ""), number(decodes ? "batch" : "requests"), number("length"),
              row.value("wiring", ""), row.value("schedule", ""), 1e3 * number("seconds"),
              number("tokens_per_second"), 1e3 * number("all_reduce_seconds"),
              1e3 * number("hideable_seconds"), 100 * number("hidden_fraction"),
-             (number("weight_bytes") + number("cache_bytes") + number("arena_bytes")) / kGibibyte);
+             (number("weight_bytes") + number("cache_bytes") + number("arena_bytes")) / kGibibyte,
+             row.value("fits", true) ? "" : " too large");
+}
+
+/// What takes most, and what would make it less.
+void print_too_large(const PlannedInference& p, std::uint64_t memory) {
+  const auto gib = [](std::size_t bytes) { return static_cast<double>(bytes) / kGibibyte; };
+  fmt::print(
+      "too large: more than the {:.2f} GiB of a rank; the largest takes {:.2f} of weights, {:.2f} of cache "
+      "and {:.2f} of activations; {}\n",
+      gib(memory), gib(p.weight_bytes), gib(p.cache_bytes), gib(p.arena_bytes),
+      p.weight_bytes > memory ? "use more ranks (parallel.tensor, with parallel.expert for experts)"
+                              : "use fewer or shorter texts at once, or more ranks (parallel.tensor)");
 }
 
 }  // namespace
@@ -53,23 +71,33 @@ void print_inference_plans(InferencePlanRequest request, const InferenceCases& c
         "{:>8} {:>9}\n",
         request.mesh.world_size, request.mesh.tensor_size, request.mesh.expert_size, "run", "texts", "length",
         "wiring", "schedule", "ms", "tokens/s", "reduce ms", "hideable", "hidden", "GiB");
+  std::optional<PlannedInference> too_large;
   std::vector<FarSkipConfig> wirings{{FarSkipMode::off, {}}};
   if (request.model.farskip.mode != FarSkipMode::off) wirings.push_back(request.model.farskip);
   const Logger quiet(LogLevel::warning);
   for (const InferenceRun kind : {InferenceRun::prefill, InferenceRun::decode})
     for (const std::int64_t length : cases.lengths)
       for (const std::int64_t texts : kind == InferenceRun::decode ? cases.batches : cases.requests)
-        for (const FarSkipConfig& wiring : wirings) {
-          request.model.farskip = wiring;
-          const PlannedInference planned = plan_inference(request, kind, texts, length, quiet);
-          for (const bool overlapped : {false, true}) {
-            const auto row = row_of(request, kind, texts, length, overlapped, planned);
-            if (common.json)
-              print_json(row);
-            else
-              print_row(row);
+        for (const FarSkipConfig& wiring : wirings)
+          for (const int parts : {1, 2}) {
+            if (parts > 1 && (wiring.mode != FarSkipMode::off || texts == 1 || request.mesh.world_size == 1))
+              continue;
+            request.model.farskip = wiring;
+            const InferenceCase run{kind, texts, length, parts};
+            const PlannedInference planned = plan_inference(request, run, quiet);
+            for (const bool overlapped : {false, true}) {
+              if (parts > 1 && !overlapped) continue;
+              const auto row = row_of(request, run, overlapped, planned, cases.memory);
+              if (common.json)
+                print_json(row);
+              else
+                print_row(row);
+            }
+            if (cases.memory > 0 && planned.total_bytes() > cases.memory &&
+                (!too_large || planned.total_bytes() > too_large->total_bytes()))
+              too_large = planned;
           }
-        }
+  if (too_large && !common.json) print_too_large(*too_large, cases.memory);
 }
 
 }  // namespace farskip

@@ -51,7 +51,9 @@ void print_search(const PlanRequest& base, const SearchReport& report, bool all)
   print_card(base);
   const auto fitting = static_cast<std::size_t>(std::count_if(
       report.results.begin(), report.results.end(), [](const auto& r) { return r.why_not.empty(); }));
-  const std::size_t others = report.results.size() - fitting;
+  const auto refused = static_cast<std::size_t>(std::count_if(report.results.begin(), report.results.end(),
+                                                              [](const auto& r) { return r.is_refused; }));
+  const std::size_t others = report.results.size() - fitting - refused;
   const auto limited = [&](std::size_t count) { return all ? count : std::min(count, kMostShown); };
   fmt::print("{} ranks of {:.2f} GiB, {} tokens a step; predicted, fastest first\n\n", report.ranks,
              gib(report.memory), report.tokens);
@@ -62,6 +64,9 @@ void print_search(const PlanRequest& base, const SearchReport& report, bool all)
   for (std::size_t i = fitting; i < fitting + limited(others); ++i)
     fmt::print("  {}: {}\n", settings_text(report.results[i].settings), report.results[i].why_not);
   if (limited(others) < others) fmt::print("  and {} more (--verbose)\n", others - limited(others));
+  if (all && refused > 0) fmt::print("\nno layouts of this job\n");
+  for (std::size_t i = fitting + others; all && i < report.results.size(); ++i)
+    fmt::print("  {}: {}\n", settings_text(report.results[i].settings), report.results[i].why_not);
   fmt::print("\nsearched in {:.1f} s\n", report.seconds);
 }
 
@@ -73,7 +78,7 @@ nlohmann::ordered_json search_json(const SearchReport& report) {
   searched[report.space.micro_batches.key] = report.space.micro_batches.values;
   for (const Recompute choice : report.space.recompute)
     searched["schedule.recompute"].push_back(name_of(recompute_names, choice));
-  object["fits"] = object["too_large"] = Json::array();
+  object["fits"] = object["too_large"] = object["refused"] = Json::array();
   for (const SearchResult& r : report.results) {
     Json settings = Json::object();
     for (const auto& [key, value] : r.settings) settings[key] = value;
@@ -89,7 +94,7 @@ nlohmann::ordered_json search_json(const SearchReport& report) {
                                 {"activations", m.arena}};
     }
     if (!r.why_not.empty()) result["reason"] = r.why_not;
-    object[r.why_not.empty() ? "fits" : "too_large"].push_back(std::move(result));
+    object[r.why_not.empty() ? "fits" : r.is_refused ? "refused" : "too_large"].push_back(std::move(result));
   }
   object["planning_seconds"] = report.seconds;
   return object;

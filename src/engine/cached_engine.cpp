@@ -5,7 +5,10 @@
 #include <bit>
 #include <chrono>
 #include <exception>
+#include <numeric>
 #include <thread>
+
+#include "farskip/passes/join_micro_batches.h"
 
 namespace farskip {
 namespace {
@@ -53,7 +56,8 @@ bool has_penalty(const Draw& draw) {
 }
 
 /// `rows`: draws, padded. `vocab_size`: 0 where none has a penalty.
-void set_draws(Stage& stage, std::span<const Draw> draws, std::int64_t rows, std::int64_t vocab_size) {
+void set_draws(Stage& stage, int part, std::span<const Draw> draws, std::int64_t rows,
+               std::int64_t vocab_size) {
   const HostTensor real(DType::f32, Shape{rows, 4}), whole(DType::i32, Shape{rows, 4});
   const HostTensor seen(DType::i32, Shape{rows, (vocab_size + 31) / 32});
   for (const HostTensor* tensor : {&real, &whole, &seen})
@@ -75,9 +79,9 @@ void set_draws(Stage& stage, std::span<const Draw> draws, std::int64_t rows, std
       std::copy(draws[i].seen.begin(), draws[i].seen.end(),
                 seen.view().as<std::uint32_t>() + seen.shape()[1] * static_cast<std::int64_t>(i));
   }
-  stage.set(kDrawReal, real.view());
-  stage.set(kDrawWhole, whole.view());
-  stage.set(kDrawSeen, seen.view());
+  stage.set(micro_batch_name(kDrawReal, part), real.view());
+  stage.set(micro_batch_name(kDrawWhole, part), whole.view());
+  stage.set(micro_batch_name(kDrawSeen, part), seen.view());
 }
 
 }  // namespace
@@ -87,6 +91,31 @@ void CachedTokens::add(std::int32_t token, std::int64_t sequence, std::int64_t p
   tokens.push_back(token);
   sequences.push_back(static_cast<std::int32_t>(sequence));
   positions.push_back(static_cast<std::int32_t>(position));
+}
+
+std::vector<CachedTokens> divide_texts(const CachedTokens& tokens, int count) {
+  if (count == 1) return {tokens};
+  const auto part = [&](std::int64_t first, std::int64_t end) {
+    const auto cut = [&](const std::vector<std::int32_t>& of) {
+      return std::vector(of.begin() + first, of.begin() + end);
+    };
+    CachedTokens own{cut(tokens.tokens), cut(tokens.sequences), cut(tokens.positions)};
+    own.fresh = tokens.fresh;
+    for (const std::int32_t row : tokens.output_rows)
+      if (row >= first && row < end) own.output_rows.push_back(row - static_cast<std::int32_t>(first));
+    return own;
+  };
+  std::vector<CachedTokens> parts;
+  std::int64_t first = 0;
+  for (std::int64_t t = 1; t < tokens.count(); ++t) {
+    const auto at = static_cast<std::size_t>(t);
+    const auto made = static_cast<std::int64_t>(parts.size()) + 1;
+    if (tokens.sequences[at] == tokens.sequences[at - 1] || t * count < tokens.count() * made) continue;
+    parts.push_back(part(first, t));
+    first = t;
+  }
+  parts.push_back(part(first, tokens.count()));
+  return parts;
 }
 
 CachedEngine::CachedEngine(Model model, std::shared_ptr<const States> weights, const Context& context,
@@ -135,12 +164,14 @@ std::int32_t CachedEngine::cache_row(std::int32_t sequence, std::int32_t positio
   return static_cast<std::int32_t>(table_[at] * size_.block_tokens + position % size_.block_tokens);
 }
 
-Stage& CachedEngine::stage(const CachedRunShape& shape) {
-  return runner_.stage(
-      shape, [&] { return cached_pipeline(model_, shape, compute_, context().mesh.position()); }, plan_);
-}
+/// As the graph of its shape reads it.
+struct CachedEngine::PaddedTokens {
+  CachedRunShape shape;
+  CachedTokens tokens;
+  std::vector<std::int32_t> rows, document_start;
+};
 
-Stage& CachedEngine::prepare(const CachedTokens& given, bool penalised) {
+CachedEngine::PaddedTokens CachedEngine::pad(const CachedTokens& given, bool penalised) const {
   FARSKIP_CHECK(given.count() > 0, "a run without tokens");
   CachedTokens padded = given;
   const auto count = static_cast<std::size_t>(round_up_tokens(given.count()));
@@ -158,22 +189,39 @@ Stage& CachedEngine::prepare(const CachedTokens& given, bool penalised) {
   FreshTexts fresh;
   if (given.fresh) fresh = find_fresh_texts(given, static_cast<std::int64_t>(count));
   if (config().long_text.chunk > 0 && !fresh.document_start.empty()) fresh = {};
-  Stage& stage = this->stage({.cache = {.tokens = static_cast<std::int64_t>(count),
-                                        .outputs = static_cast<std::int64_t>(padded.output_rows.size()),
-                                        .sequences = size_.max_sequences,
-                                        .max_blocks = size_.max_blocks(),
-                                        .num_blocks = size_.num_blocks,
-                                        .block_tokens = size_.block_tokens,
-                                        .fresh_length = fresh.length,
-                                        .documents = !fresh.document_start.empty()},
-                              .penalised = penalised,
-                              .num_ids = num_ids_});
-  stage.set("tokens", integers(padded.tokens));
-  stage.set(kSequences, integers(padded.sequences));
-  stage.set(kPositions, integers(padded.positions));
-  stage.set(kCacheRows, integers(rows));
-  stage.set(kOutputRows, integers(padded.output_rows));
-  stage.set("document_start", integers(fresh.document_start));
+  const CachedRunShape shape{.cache = {.tokens = static_cast<std::int64_t>(count),
+                                       .outputs = static_cast<std::int64_t>(padded.output_rows.size()),
+                                       .sequences = size_.max_sequences,
+                                       .max_blocks = size_.max_blocks(),
+                                       .num_blocks = size_.num_blocks,
+                                       .block_tokens = size_.block_tokens,
+                                       .fresh_length = fresh.length,
+                                       .documents = !fresh.document_start.empty()},
+                             .penalised = penalised,
+                             .num_ids = num_ids_};
+  return {shape, std::move(padded), std::move(rows), std::move(fresh.document_start)};
+}
+
+Stage& CachedEngine::prepare(const std::vector<CachedTokens>& parts, bool penalised) {
+  std::vector<PaddedTokens> padded;
+  std::vector<CachedRunShape> shapes;
+  for (const CachedTokens& part : parts) {
+    padded.push_back(pad(part, penalised));
+    shapes.push_back(padded.back().shape);
+  }
+  Stage& stage = runner_.stage(
+      shapes, [&] { return cached_pipeline(model_, shapes, compute_, context().mesh.position()); }, plan_);
+  for (std::size_t i = 0; i < padded.size(); ++i) {
+    const auto set = [&](std::string_view name, const std::vector<std::int32_t>& values) {
+      stage.set(micro_batch_name(name, static_cast<int>(i)), integers(values));
+    };
+    set("tokens", padded[i].tokens.tokens);
+    set(kSequences, padded[i].tokens.sequences);
+    set(kPositions, padded[i].tokens.positions);
+    set(kCacheRows, padded[i].rows);
+    set(kOutputRows, padded[i].tokens.output_rows);
+    set("document_start", padded[i].document_start);
+  }
   copy_changed_blocks();
   return stage;
 }
@@ -183,20 +231,41 @@ std::vector<std::int32_t> CachedEngine::next(const CachedTokens& tokens, std::sp
   last_ = nullptr;
   const bool penalised = std::any_of(draws.begin(), draws.end(), has_penalty);
   if (leads_) tell_followers(tokens, penalised);
-  Stage& stage = prepare(tokens, penalised);
-  const TensorType& ids = stage.graph().type(*stage.graph().find_output("next"));
-  set_draws(stage, draws, ids.shape[0], penalised ? config().vocab_size : 0);
+  const std::vector<CachedTokens> parts = divide_texts(tokens, plan_.in_flight);
+  Stage& stage = prepare(parts, penalised);
+  last_rows_.clear();
+  for (const CachedTokens& part : parts) {
+    const auto number = static_cast<int>(last_rows_.size());
+    const TensorType& ids = stage.graph().type(*stage.graph().find_output(micro_batch_name("next", number)));
+    const auto count = static_cast<std::int64_t>(part.output_rows.size());
+    set_draws(stage, number, draws.subspan(0, static_cast<std::size_t>(count)), ids.shape[0],
+              penalised ? config().vocab_size : 0);
+    draws = draws.subspan(static_cast<std::size_t>(count));
+    last_rows_.push_back(count);
+  }
   runner_.run(stage);
   last_ = &stage;
-  last_rows_ = static_cast<std::int64_t>(draws.size());
-  const HostTensor next = stage.read("next");
-  const auto values = next.values<std::int32_t>();
-  return {values.begin(), values.begin() + static_cast<std::ptrdiff_t>(draws.size())};
+  std::vector<std::int32_t> all;
+  for (std::size_t i = 0; i < parts.size(); ++i) {
+    const HostTensor next = stage.read(micro_batch_name("next", static_cast<int>(i)));
+    const auto values = next.values<std::int32_t>();
+    all.insert(all.end(), values.begin(), values.begin() + last_rows_[i]);
+  }
+  return all;
 }
 
 TensorView CachedEngine::logits() {
   FARSKIP_CHECK(last_ != nullptr, "nothing was read");
-  return rows_view(runner_.read(*last_, "logits"), 0, last_rows_);
+  if (last_rows_.size() == 1) return rows_view(runner_.read(*last_, "logits"), 0, last_rows_[0]);
+  const std::int64_t rows = std::accumulate(last_rows_.begin(), last_rows_.end(), std::int64_t{0});
+  logits_ = HostTensor(DType::f32, Shape{rows, config().vocab_size});
+  auto* to = logits_.view().as<std::byte>();
+  for (std::size_t i = 0; i < last_rows_.size(); ++i) {
+    const TensorView part =
+        rows_view(runner_.read(*last_, micro_batch_name("logits", static_cast<int>(i))), 0, last_rows_[i]);
+    to = std::copy_n(part.as<std::byte>(), part.num_bytes(), to);
+  }
+  return logits_.view();
 }
 
 namespace {

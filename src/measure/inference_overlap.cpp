@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
+#include <cmath>
 #include <cstring>
 
 #include "farskip/base/statistics.h"
@@ -19,11 +20,11 @@ using Clock = std::chrono::steady_clock;
 class Runner {
  public:
   Runner(const Model& model, const Context& context, const std::shared_ptr<const States>& weights,
-         InferenceRun kind, std::int64_t texts, std::int64_t length, const PlanOptions& plan, bool align)
+         const InferenceCase& run, const PlanOptions& plan, bool align)
       : world_(context.world()),
-        bench_(model, context, weights, texts, length, plan, align),
-        run_(kind == InferenceRun::prefill ? bench_.prefill_tokens(texts, length)
-                                           : bench_.decode_tokens(texts, length)) {}
+        bench_(model, context, weights, run.texts, run.length, plan, align),
+        run_(run.kind == InferenceRun::prefill ? bench_.prefill_tokens(run.texts, run.length)
+                                               : bench_.decode_tokens(run.texts, run.length)) {}
 
   std::int64_t num_tokens() const { return run_.count(); }
   const CachedTokens& tokens() const { return run_; }
@@ -86,15 +87,32 @@ bool same_everywhere(bool same, const Communicator& world) {
   return differs == 0;
 }
 
+/// Of all ranks.
+double largest_difference(const std::vector<float>& got, const std::vector<float>& want,
+                          const Communicator& world) {
+  FARSKIP_CHECK(got.size() == want.size(), "{} logits and {}", got.size(), want.size());
+  std::array<double, 2> largest{};  // difference, logit
+  for (std::size_t i = 0; i < want.size(); ++i) {
+    largest[0] = std::max(largest[0], std::abs(static_cast<double>(got[i]) - want[i]));
+    largest[1] = std::max(largest[1], std::abs(static_cast<double>(want[i])));
+  }
+  world.all_reduce(std::span<double>(largest), Reduction::max);
+  return largest[0] / largest[1];
+}
+
 }  // namespace
 
 InferenceOverlap measure_inference_overlap(const Model& model, const Context& shared,
-                                           const std::shared_ptr<const States>& weights, InferenceRun kind,
-                                           std::int64_t texts, std::int64_t length, int repetitions) {
+                                           const std::shared_ptr<const States>& weights,
+                                           const InferenceCase& run, int repetitions) {
   const Context context = shared.with_own_arena();
   const Communicator& world = context.world();
-  const auto make = [&](const PlanOptions& plan, bool align) {
-    return std::make_unique<Runner>(model, context, weights, kind, texts, length, plan, align);
+  std::vector<float> undivided;
+  if (run.parts > 1)
+    undivided = Runner(model, context, weights, run, {.waits = Waits::at_once}, false).logits();
+  const auto make = [&](PlanOptions plan, bool align) {
+    plan.in_flight = run.parts;
+    return std::make_unique<Runner>(model, context, weights, run, plan, align);
   };
   const auto blocking = make({.waits = Waits::at_once}, true);
   CostTable costs;
@@ -108,6 +126,7 @@ InferenceOverlap measure_inference_overlap(const Model& model, const Context& sh
   InferenceOverlap report;
   report.tokens = blocking->num_tokens() * context.mesh.batch().size();
   report.identical = same_everywhere(blocking->logits() == overlapped->logits(), world);
+  if (run.parts > 1) report.difference = largest_difference(overlapped->logits(), undivided, world);
   overlapped->run_timed();
   CostTable measured;
   std::array<std::vector<double>, 2> seconds;

@@ -12,7 +12,8 @@ namespace farskip {
 namespace {
 
 constexpr std::size_t kMostScheduled = 8;
-constexpr std::string_view kRecomputeKey = "schedule.recompute", kMicroBatchKey = "train.micro_batch";
+constexpr std::string_view kRecomputeKey = "schedule.recompute", kMicroBatchKey = "train.micro_batch",
+                           kTensorKey = "parallel.tensor";
 
 /// What is recomputed together with more is faster than that; of two in one group the plan decides.
 constexpr int rank_of(Recompute choice) {
@@ -30,6 +31,17 @@ std::vector<std::string> divisors(std::int64_t number, const std::function<bool(
   for (std::int64_t d = 1; d <= number; ++d)
     if (number % d == 0 && is_wanted(d)) values.push_back(std::to_string(d));
   return values;
+}
+
+/// Whether so many ranks can share every matrix, with whole experts on each or parts of all.
+bool divides_matrices(const ModelConfig& model, int ranks, int tensor) {
+  const std::vector<ParameterSpec> parameters = list_parameters(model);
+  for (const int expert : {1, tensor}) try {
+      local_parameters(parameters, {ranks, 0, expert, tensor}, false);
+      return true;
+    } catch (const UsageError&) {
+    }
+  return false;
 }
 
 }  // namespace
@@ -100,16 +112,26 @@ void fit_recompute(const ScheduleConfig& config, const Model& model, const Conte
 SearchSpace search_space(const RunConfig& config, const ModelConfig& model, int ranks,
                          const std::vector<std::string>& fixed) {
   const std::int64_t experts = std::max<std::int64_t>(1, model.moe.num_experts);
-  const std::int64_t sequences = std::max<std::int64_t>(1, config.train.global_batch / ranks);
+  const auto is_fixed = [&](std::string_view key) {
+    return std::find(fixed.begin(), fixed.end(), key) != fixed.end();
+  };
+  int most_tensor = is_fixed(kTensorKey) ? config.parallel.tensor : 1;
+  std::vector<std::string> tensor;
+  if (!is_fixed(kTensorKey))
+    tensor = divisors(ranks, [&](std::int64_t d) {
+      const bool is_possible = divides_matrices(model, ranks, static_cast<int>(d));
+      if (is_possible) most_tensor = static_cast<int>(d);
+      return is_possible;
+    });
+  // The ranks that share matrices read the same sequences, so the others have more of them.
+  const std::int64_t sequences = std::max<std::int64_t>(1, config.train.global_batch * most_tensor / ranks);
   SearchSpace space{
       .layouts = {{"parallel.expert", divisors(ranks, [&](std::int64_t d) { return experts % d == 0; })},
+                  {std::string(kTensorKey), tensor},
                   {"parallel.zero",
                    ranks > 1 ? std::vector<std::string>{"0", "1", "2", "3"} : std::vector<std::string>{"0"}}},
       .micro_batches = {std::string(kMicroBatchKey), divisors(sequences, [](std::int64_t) { return true; })},
       .recompute = all_recomputations()};
-  const auto is_fixed = [&](std::string_view key) {
-    return std::find(fixed.begin(), fixed.end(), key) != fixed.end();
-  };
   std::erase_if(space.layouts, [&](const SearchedKey& key) { return is_fixed(key.key); });
   if (is_fixed(kMicroBatchKey)) space.micro_batches.values = {std::to_string(config.train.micro_batch)};
   if (is_fixed(kRecomputeKey) && config.schedule.recompute != Recompute::automatic)
@@ -165,7 +187,8 @@ class Search {
   void sort() {
     const auto key = [](const SearchResult& r) {
       const bool fits = r.why_not.empty();
-      return std::tuple(!fits, !r.is_scheduled, fits ? r.step->seconds : static_cast<double>(r.bytes));
+      return std::tuple(r.is_refused, !fits, !r.is_scheduled,
+                        fits ? r.step->seconds : static_cast<double>(r.bytes));
     };
     std::stable_sort(results_.begin(), results_.end(),
                      [&](const SearchResult& a, const SearchResult& b) { return key(a) < key(b); });
@@ -173,13 +196,15 @@ class Search {
 
   /// A larger one takes more, so the first that does not fit is the last that is told of.
   std::vector<SearchResult> try_micro_batches(const Settings& layout) const {
-    std::vector<SearchResult> results;
+    std::vector<SearchResult> results, refused;
     for (const std::string& value : space_.micro_batches.values) {
       Settings settings = layout;
       settings.emplace_back(space_.micro_batches.key, value);
-      results.push_back(try_settings(std::move(settings)));
-      if (!results.back().why_not.empty()) break;
+      SearchResult result = try_settings(std::move(settings));
+      (result.is_refused ? refused : results).push_back(std::move(result));
+      if (!results.empty() && !results.back().why_not.empty()) break;
     }
+    if (results.empty() && !refused.empty()) return {refused.front()};
     return results;
   }
 
@@ -198,6 +223,7 @@ class Search {
       result.settings.emplace_back(kRecomputeKey, name_of(recompute_names, planned.recompute));
       take(planned.step, result);
     } catch (const UsageError& error) {
+      result.is_refused = true;
       result.why_not = error.what();
     }
     return result;

@@ -4,15 +4,6 @@
 #include <algorithm>
 
 namespace farskip {
-namespace {
-
-/// What a micro-batch brings with it; all other externals belong to the step.
-bool is_own_input(const External& e) {
-  return e.kind == ExternalKind::input && (e.name == "tokens" || e.name == "targets" ||
-                                           e.name == "document_start" || e.name.starts_with("cached."));
-}
-
-}  // namespace
 
 std::string micro_batch_name(std::string_view name, int number) {
   return number == 0 ? std::string(name) : fmt::format("{}#{}", name, number);
@@ -22,7 +13,8 @@ std::string_view base_name(std::string_view name) {
   return name.substr(0, name.find('#'));
 }
 
-Graph join_micro_batches(const Graph& first, const Graph& next, int number) {
+Graph join_micro_batches(const Graph& first, const Graph& next, int number,
+                         std::initializer_list<std::string_view> shared) {
   Graph out(first.ops());
   GraphCopier copy(first, out);
   for (std::size_t n = 0; n < first.nodes().size(); ++n) copy.copy(NodeId(n));
@@ -31,16 +23,16 @@ Graph join_micro_batches(const Graph& first, const Graph& next, int number) {
   std::vector<ValueId> map(next.num_values());
   for (const External& e : next.externals()) {
     ValueId& here = map[e.value.index()];
-    if (is_own_input(e)) {
+    if (e.kind == ExternalKind::input && std::find(shared.begin(), shared.end(), e.name) == shared.end()) {
       here = out.add_external(e.kind, micro_batch_name(e.name, number), next.type(e.value));
       continue;
     }
-    const auto shared = first.find_external(e.name);
-    FARSKIP_CHECK(shared && first.type(*shared) == next.type(e.value), "{} is not in both micro-batches",
+    const auto known = first.find_external(e.name);
+    FARSKIP_CHECK(known && first.type(*known) == next.type(e.value), "{} is not in both micro-batches",
                   e.name);
-    here = copy(*shared);
+    here = copy(*known);
     for (const StateUpdate& u : first.updates())
-      if (u.from == *shared) here = copy(u.to);  // its newest version
+      if (u.from == *known) here = copy(u.to);  // its newest version
   }
   for (const Node& node : next.nodes()) {
     std::vector<ValueId> inputs;

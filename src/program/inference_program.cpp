@@ -2,6 +2,7 @@
 #include "farskip/program/inference_program.h"
 
 #include "farskip/ops/inference_ops.h"
+#include "farskip/passes/join_micro_batches.h"
 
 namespace farskip {
 
@@ -54,6 +55,22 @@ PassPipeline cached_pipeline(const Model& model, const CachedRunShape& shape, DT
   pipeline.name = fmt::format("cached-{}-of-{}", shape.cache.outputs, shape.cache.tokens);
   if (shape.cache.fresh_length > 0) pipeline.name += fmt::format("-fresh-{}", shape.cache.fresh_length);
   pipeline.passes.push_back({"draw", [=](const Graph& graph) { return add_draw(graph, shape); }});
+  return pipeline;
+}
+
+PassPipeline cached_pipeline(const Model& model, const std::vector<CachedRunShape>& parts, DType compute,
+                             const MeshPosition& mesh) {
+  PassPipeline pipeline = cached_pipeline(model, parts.front(), compute, mesh);
+  if (parts.size() == 1) return pipeline;
+  pipeline.name += fmt::format("-in-{}-parts", parts.size());
+  pipeline.passes.push_back({"join_micro_batches", [=](const Graph& first) {
+                               Graph joined = first;
+                               for (std::size_t i = 1; i < parts.size(); ++i)
+                                 joined = join_micro_batches(
+                                     joined, build_graph(cached_pipeline(model, parts[i], compute, mesh)),
+                                     static_cast<int>(i), {kBlockTable});
+                               return joined;
+                             }});
   return pipeline;
 }
 

@@ -153,7 +153,7 @@ PassPipeline micro_batch_pipeline(const Model& model, const std::vector<LocalPar
                                      model, trained, options, sharding, kind, Accumulate::all));
                                  Graph joined = first;
                                  for (int i = 1; i < kind.in_flight; ++i)
-                                   joined = join_micro_batches(joined, next, i);
+                                   joined = join_micro_batches(joined, next, i, {kLossScale, kBalanceScale});
                                  return joined;
                                }});
   if (!kind.reduce) return pipeline;

@@ -3,8 +3,10 @@
 
 #include <algorithm>
 #include <chrono>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <set>
+#include <sstream>
 
 #include "farskip/base/file.h"
 #include "farskip/cli/units.h"
@@ -74,7 +76,12 @@ TEST_CASE("a search lists what fits a memory, fastest first, and plan takes its 
     CHECK(one["step_seconds"] >= last);
     last = one["step_seconds"];
   }
-  for (const json& one : found["too_large"]) CHECK_FALSE(one["reason"].get<std::string>().empty());
+  for (const json& one : found["too_large"]) {
+    CHECK_FALSE(one["reason"].get<std::string>().empty());
+    CHECK(one["peak_memory_bytes"] > std::uint64_t{7} << 20);
+  }
+  CHECK(found["searched"]["parallel.tensor"] == std::vector<std::string>{"1", "2", "4"});
+  CHECK(found["refused"].size() == 2 * 2);  // experts over 2, matrices over 4, and the other way round
   std::string settings;
   for (const auto& [key, value] : found["fits"][0]["settings"].items())
     settings += fmt::format(" {}={}", key, value.get<std::string>());
@@ -84,6 +91,48 @@ TEST_CASE("a search lists what fits a memory, fastest first, and plan takes its 
   CHECK_THAT(f.plan("--ranks 4 --search" + kDevice).err, ContainsSubstring("--memory"));
   CHECK_THAT(f.plan("--ranks 4 --search --memory 7MiB --link 100MB/s").err,
              ContainsSubstring("--device-rate"));
+}
+
+TEST_CASE("runs of inference are predicted blocking, scheduled and in halves, and held against a memory") {
+  const Folder f;
+  const std::string layout =
+      "--inference --ranks 2 --lengths 32 --requests 1,6 --batches 5 parallel.tensor=2";
+  const auto result = f.plan(layout + " --memory 1MB --json" + kDevice);
+  INFO(result.err);
+  REQUIRE(result.status == 0);
+  std::map<std::string, std::vector<json>> rows;  // by run and texts
+  std::istringstream lines(result.out);
+  for (std::string line; std::getline(lines, line);) {
+    const json row = json::parse(line);
+    const bool decodes = row["run"] == "decode";
+    rows[fmt::format("{} {}", row["run"].get<std::string>(), row[decodes ? "batch" : "requests"].get<int>())]
+        .push_back(row);
+  }
+  REQUIRE(rows.size() == 3);
+  CHECK(rows["prefill 1"].size() == 4);  // one text has no halves
+  for (const char* run : {"prefill 6", "decode 5"}) {
+    REQUIRE(rows[run].size() == 5);
+    const json &blocking = rows[run][0], &scheduled = rows[run][1], &halves = rows[run][2];
+    CHECK(halves["schedule"] == "halves");
+    CHECK(halves["wiring"] == "off");
+    CHECK(scheduled["seconds"] <= blocking["seconds"]);
+    // As many bytes travel, in twice as many messages of 20 us each.
+    const double latency = 20e-6 * 2 * 4;
+    CHECK(halves["all_reduce_seconds"] ==
+          Catch::Approx(blocking["all_reduce_seconds"].get<double>() + latency));
+    CHECK(halves["hideable_seconds"] > scheduled["hideable_seconds"]);
+    CHECK(halves["hidden_fraction"] > scheduled["hidden_fraction"]);
+    CHECK(halves["cache_bytes"] == blocking["cache_bytes"]);
+    for (const json& row : rows[run]) {
+      const std::uint64_t bytes = row["weight_bytes"].get<std::uint64_t>() +
+                                  row["cache_bytes"].get<std::uint64_t>() +
+                                  row["arena_bytes"].get<std::uint64_t>();
+      CHECK(row["fits"] == (bytes <= 1'000'000));
+    }
+  }
+  CHECK_THAT(f.plan(layout + " --memory 100kB" + kDevice).out, ContainsSubstring("use more ranks"));
+  CHECK_THAT(f.plan(layout + " --memory 100GB" + kDevice).out, !ContainsSubstring("too large"));
+  CHECK_THAT(f.plan("--memory 7MiB" + kDevice).err, ContainsSubstring("add one of them"));
 }
 
 TEST_CASE("the graphs of both wirings are written after each pass that changes them") {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Ranks that share every matrix say what one rank says, with a cache and without.
 
+#include <array>
 #include <cmath>
 #include <numeric>
 #include <random>
@@ -117,6 +118,72 @@ std::vector<std::vector<std::int32_t>> continue_texts(const Model& model, const 
     for (ContinuousBatch::Ended& ended : batch.step())
       texts[static_cast<std::size_t>(ended.request)] = ended.text.ids;
   return texts;
+}
+
+/// Three texts of other lengths at once, then some of the next tokens of each, each run in `parts`. Ordered
+/// by `costs` if there are any, else made-up ones are noted in `noted`.
+std::vector<float> read_texts(const Model& model, const fs::path& weights, const Mesh& mesh, int parts,
+                              bool fresh, const CostTable* costs, CostTable& noted) {
+  CacheSize size{.block_tokens = 4, .max_sequences = 3, .max_tokens = kLength};
+  size.num_blocks = 3 * size.max_blocks();
+  CachedEngine engine(model, load_weights(weights, mesh.position()), quiet_context(mesh), size, 0,
+                      {.waits = Waits::late, .costs = costs, .in_flight = parts});
+  std::mt19937 random(5);
+  engine.observe([&](const Executor& executor, const std::vector<StepTime>&) {
+    const Graph& graph = executor.graph();
+    for (std::size_t n = 0; costs == nullptr && n < graph.nodes().size(); ++n)
+      noted.add(graph, NodeId(n),
+                static_cast<double>(random() % 100 + 1) * (graph.nodes()[n].op->collective ? 10 : 1));
+  });
+  std::vector<std::int32_t> blocks(static_cast<std::size_t>(size.max_blocks()));
+  for (std::int32_t s = 0; s < 3; ++s) {
+    std::iota(blocks.begin(), blocks.end(), s * static_cast<std::int32_t>(size.max_blocks()));
+    engine.set_blocks(s, blocks);
+  }
+  const std::vector<std::int32_t> text = random_text(model.config);
+  std::array<std::int64_t, 3> position{};
+  std::vector<float> all;
+  for (const std::array<std::int64_t, 3> counts :
+       {std::array<std::int64_t, 3>{9, 4, 7}, {1, 1, 1}, {3, 1, 2}}) {
+    CachedTokens run;
+    run.fresh = fresh && position[0] == 0;
+    for (std::size_t s = 0; s < 3; ++s)
+      for (std::int64_t i = 0; i < counts[s]; ++i, ++position[s])
+        run.add(text[static_cast<std::size_t>(position[s])], static_cast<std::int64_t>(s), position[s],
+                i + 2 >= counts[s]);
+    std::vector<Draw> draws(run.output_rows.size());
+    for (std::size_t i = 0; i < draws.size(); ++i)
+      draws[i] = {{.temperature = i % 2 == 0 ? 0.0 : 0.8, .seed = static_cast<std::int64_t>(i)}, 1};
+    for (const std::int32_t id : engine.next(run, draws)) all.push_back(static_cast<float>(id));
+    const TensorView logits = engine.logits();
+    all.insert(all.end(), logits.as<float>(), logits.as<float>() + logits.num_elements());
+  }
+  return all;
+}
+
+TEST_CASE("a run in two parts, blocking or interleaved, gives the bits of the run in one") {
+  const std::string name = GENERATE("deepseek_v2", "qwen3_moe", "llama4_text");
+  const auto mode = GENERATE(FarSkipMode::off, FarSkipMode::full);
+  const Model model = wire_model(read_hub_config(fixtures() / name), {mode, {}});
+  for (const bool fresh : {false, true}) {
+    CAPTURE(name, static_cast<int>(mode), fresh);
+    const auto said = on_ranks(2, [&](const Communicator& world) {
+      const Mesh mesh(world, 2, 2);
+      CostTable noted;
+      const auto read = [&](int parts, const CostTable* costs) {
+        return read_texts(model, fixtures() / name, mesh, parts, fresh, costs, noted);
+      };
+      auto whole = read(1, nullptr), halves = read(2, nullptr), thirds = read(3, nullptr);
+      return std::array{whole, halves, thirds, read(2, &noted), read(3, &noted)};
+    });
+    // A text that begins alone is read by another kernel than several where attention is in chunks.
+    const bool other_kernel = fresh && model.config.long_text.chunk > 0;
+    for (const auto& rank : said)
+      for (const std::vector<float>& values : rank) {
+        const bool same = values == said[0][0];
+        CHECK((same || (other_kernel && worst_difference(values, said[0][0]) < 2e-5)));
+      }
+  }
 }
 
 TEST_CASE("texts that several ranks continue together are those of one rank") {

@@ -25,11 +25,15 @@ PlanRequest make_request(const Settings& settings) {
   r.options.micro_batch = 1;
   for (const auto& [key, value] : settings) {
     if (key == "parallel.expert") r.mesh.expert_size = std::stoi(value);
+    if (key == "parallel.tensor") r.mesh.tensor_size = std::stoi(value);
     if (key == "parallel.zero") r.options.zero = std::stoi(value);
     if (key == "train.micro_batch") r.options.micro_batch = std::stoi(value);
     if (key == "schedule.recompute") r.options.recompute = *find_choice(recompute_names, value);
   }
-  r.options.micro_batches = 4 / r.options.micro_batch;
+  check_mesh_sizes(4, r.mesh.expert_size, r.mesh.tensor_size);
+  const std::int64_t sequences = 4 * r.mesh.tensor_size;  // of a rank
+  if (sequences % r.options.micro_batch != 0) throw UsageError("the micro-batch does not divide");
+  r.options.micro_batches = sequences / r.options.micro_batch;
   return r;
 }
 
@@ -46,11 +50,16 @@ PlannedStep plan(Settings settings, std::string_view recompute) {
 
 TEST_CASE("a search finds what planning every combination finds, in order, and says what is too large") {
   SearchSpace space = whole_space();
-  REQUIRE(space.layouts.size() == 2);
-  CHECK(space.layouts[1].values == std::vector<std::string>{"0", "1", "2", "3"});
-  space.layouts[1].values = {"0", "1"};  // so that no more fit than are planned in the order of training
+  REQUIRE(space.layouts.size() == 3);
+  CHECK(space.layouts[2].values == std::vector<std::string>{"0", "1", "2", "3"});
   CHECK(space.layouts[0].values == std::vector<std::string>{"1", "2", "4"});
-  CHECK(space.micro_batches.values == std::vector<std::string>{"1", "2", "4"});
+  CHECK(space.layouts[1].values == std::vector<std::string>{"1", "2", "4"});  // 4 heads
+  CHECK(space.micro_batches.values == std::vector<std::string>{"1", "2", "4", "8", "16"});
+  // Few enough that all that fit are scheduled, not the fastest alone.
+  space.layouts[0].values = {"2", "4"};
+  space.layouts[1].values = {"1", "2"};
+  space.layouts[2].values = {"1"};
+  space.micro_batches.values = {"1", "2", "4"};
   // Where some fit, some only with recomputation, some not at all.
   const Settings middle{{"parallel.expert", "2"}, {"parallel.zero", "1"}, {"train.micro_batch", "2"}};
   const std::uint64_t memory = plan(middle, "attention").memory.total();
@@ -58,22 +67,36 @@ TEST_CASE("a search finds what planning every combination finds, in order, and s
 
   double best = 1e30;
   std::size_t fitting = 0;
+  std::size_t refused = 0;
   for (const std::string& expert : space.layouts[0].values)
-    for (const std::string& zero : space.layouts[1].values)
-      for (const std::string& micro_batch : space.micro_batches.values) {
-        bool fits = false;
-        for (const Recompute recompute : all_recomputations()) {
-          const PlannedStep step =
-              plan({{"parallel.expert", expert}, {"parallel.zero", zero}, {"train.micro_batch", micro_batch}},
-                   name_of(recompute_names, recompute));
-          if (step.memory.total() > memory) continue;
-          fits = true;
-          best = std::min(best, step.seconds);
+    for (const std::string& tensor : space.layouts[1].values)
+      for (const std::string& zero : space.layouts[2].values) {
+        if (expert != "1" && tensor != "1" && expert != tensor) {
+          ++refused;
+          continue;
         }
-        fitting += fits ? 1 : 0;
+        for (const std::string& micro_batch : space.micro_batches.values) {
+          if (4 * std::stoi(tensor) % std::stoi(micro_batch) != 0) continue;
+          bool fits = false;
+          for (const Recompute recompute : all_recomputations()) {
+            const PlannedStep step = plan({{"parallel.expert", expert},
+                                           {"parallel.tensor", tensor},
+                                           {"parallel.zero", zero},
+                                           {"train.micro_batch", micro_batch}},
+                                          name_of(recompute_names, recompute));
+            if (step.memory.total() > memory) continue;
+            fits = true;
+            best = std::min(best, step.seconds);
+          }
+          fitting += fits ? 1 : 0;
+        }
       }
   const auto first_too_large =
       std::find_if(found.begin(), found.end(), [](const SearchResult& r) { return !r.why_not.empty(); });
+  const auto first_refused =
+      std::find_if(found.begin(), found.end(), [](const SearchResult& r) { return r.is_refused; });
+  CHECK(static_cast<std::size_t>(found.end() - first_refused) == refused);
+  CHECK_THAT(first_refused->why_not, Catch::Matchers::ContainsSubstring("share whole experts"));
   REQUIRE(fitting > 1);
   CHECK(static_cast<std::size_t>(first_too_large - found.begin()) == fitting);
   CHECK(found.front().step->seconds == best);
@@ -81,12 +104,13 @@ TEST_CASE("a search finds what planning every combination finds, in order, and s
   bool recomputes = false;
   for (auto r = found.begin(); r != first_too_large; ++r) {
     CHECK(r->bytes <= memory);
+    CHECK(r->is_scheduled);
     CHECK(r->bytes == plan_scheduled_step(make_request(r->settings), kQuiet).memory.total());
     CHECK((r == found.begin() || (r - 1)->step->seconds <= r->step->seconds));
     recomputes = recomputes || r->settings.back().second != "none";
   }
   CHECK(recomputes);
-  for (auto r = first_too_large; r != found.end(); ++r) {
+  for (auto r = first_too_large; r != first_refused; ++r) {
     CHECK(r->bytes > memory);
     CHECK_THAT(r->why_not, Catch::Matchers::ContainsSubstring("iB"));
   }
@@ -107,8 +131,8 @@ TEST_CASE("keys that are fixed are not searched, and settings that are refused s
   config.train.micro_batch = 2;
   config.schedule.recompute = Recompute::full;
   const ModelConfig model = read_hub_config(test::fixtures() / "deepseek_v2");
-  const SearchSpace space =
-      search_space(config, model, 4, {"parallel.expert", "train.micro_batch", "schedule.recompute"});
+  const SearchSpace space = search_space(
+      config, model, 4, {"parallel.expert", "parallel.tensor", "train.micro_batch", "schedule.recompute"});
   REQUIRE(space.layouts.size() == 1);
   CHECK(space.layouts[0].key == "parallel.zero");
   CHECK(space.micro_batches.values == std::vector<std::string>{"2"});
@@ -121,6 +145,7 @@ TEST_CASE("keys that are fixed are not searched, and settings that are refused s
   REQUIRE(found.size() == 4);
   for (std::size_t i = 0; i < 3; ++i) CHECK(found[i].why_not.empty());
   CHECK(found[3].why_not == "no ZeRO here");
+  CHECK(found[3].is_refused);
 }
 
 TEST_CASE("recomputation is the fastest that fits, and an error names the least memory that would do") {

@@ -9,8 +9,9 @@ namespace farskip {
 
 struct InferenceCases {
   std::vector<std::int64_t> lengths, requests, batches;  // tokens of a text; texts to read; texts to continue
+  std::uint64_t memory = 0;                              // of a rank, bytes, that is to be fitted; 0: any
 };
-/// On stdout: a row for each run, wiring and schedule.
+/// On stdout: a row for each run, wiring and schedule; what is too large for the memory is marked.
 void print_inference_plans(InferencePlanRequest request, const InferenceCases& cases,
                            const CommonOptions& common);
 

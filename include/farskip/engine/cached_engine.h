@@ -47,6 +47,8 @@ struct CachedTokens {
   std::int64_t count() const { return static_cast<std::int64_t>(tokens.size()); }
   void add(std::int32_t token, std::int64_t sequence, std::int64_t position, bool output);
 };
+/// The same in at most `count` parts of whole texts, about equally long; those of a text lie side by side.
+std::vector<CachedTokens> divide_texts(const CachedTokens& tokens, int count);
 
 /// Plans are made on first use of a number of tokens, rounded up; of many kinds of runs the latest are kept.
 /// On the CPU what is computed of a sequence has the same bits whatever else is read in a run, and however
@@ -55,7 +57,8 @@ class CachedEngine {
  public:
   /// `weights`: as for InferenceEngine. The cache is allocated on their device.
   /// `num_ids`: ids below it are chosen (a vocabulary is often padded); 0: all.
-  /// `plan`: how collectives are ordered; `align`: ranks meet before each, for measuring.
+  /// `plan`: how collectives are ordered, and in how many parts a run is read (`in_flight`), so that those of
+  /// one run under the computation of another; `align`: ranks meet before each, for measuring.
   CachedEngine(Model model, std::shared_ptr<const States> weights, const Context& context,
                const CacheSize& size, std::int64_t num_ids = 0,
                const PlanOptions& plan = {.waits = Waits::late}, bool align = false);
@@ -90,8 +93,9 @@ class CachedEngine {
   const Communicator& followers() const { return context().mesh.tensor(); }
   void hear_of_run(std::span<std::int64_t> header);
   void tell_followers(const CachedTokens& tokens, bool penalised);
-  Stage& prepare(const CachedTokens& tokens, bool penalised);
-  Stage& stage(const CachedRunShape& shape);
+  struct PaddedTokens;
+  PaddedTokens pad(const CachedTokens& tokens, bool penalised) const;
+  Stage& prepare(const std::vector<CachedTokens>& parts, bool penalised);
   const Context& context() const { return runner_.context(); }
   void copy_changed_blocks();
   std::int32_t cache_row(std::int32_t sequence, std::int32_t position) const;
@@ -106,8 +110,9 @@ class CachedEngine {
   std::int64_t num_ids_;
   PlanOptions plan_;
   ProgramRunner runner_;
-  const Stage* last_ = nullptr;  // that has run, with so many output rows
-  std::int64_t last_rows_ = 0;
+  const Stage* last_ = nullptr;          // that has run
+  std::vector<std::int64_t> last_rows_;  // the output rows of its parts
+  HostTensor logits_;                    // of several parts
   bool leads_ = false;
 };
 

@@ -21,7 +21,7 @@
 namespace farskip {
 
 /// Which graph of a program: one of a kind by its shape, or the only one of its name.
-using StageKey = std::variant<std::string, MicroBatch, EvaluationShape, CachedRunShape>;
+using StageKey = std::variant<std::string, MicroBatch, EvaluationShape, std::vector<CachedRunShape>>;
 
 /// A graph that is ready to run, with the buffers in device memory that its inputs are bound to.
 class Stage {

@@ -17,6 +17,9 @@ struct InferenceOverlap {
   double exposed_seconds = 0;    // of the overlapped run: in which the compute stream stood still
   std::int64_t tokens = 0;       // of a run, on all ranks
   bool identical = true;         // all logits of both, to the bit
+  /// Of a run in parts: the largest difference of a logit from that of the same run in one, over the largest
+  /// logit. Kernels of a CPU compute a row the same whatever others there are, those of a GPU may not.
+  double difference = 0;
 
   double hidden_fraction() const {
     return transport_seconds > 0 ? 1 - exposed_seconds / transport_seconds : 0;
@@ -27,10 +30,16 @@ struct InferenceOverlap {
 };
 
 enum class InferenceRun : std::uint8_t { prefill, decode };
-/// `texts` of `length` tokens each. The overlapped order is planned by what a blocking run has measured.
-/// Collective over the mesh; the same figures on every rank.
+/// What is run: `texts` of `length` tokens each, in parts of whole texts whose layers may interleave.
+struct InferenceCase {
+  InferenceRun kind = InferenceRun::prefill;
+  std::int64_t texts = 1, length = 1;
+  int parts = 1;
+};
+/// The overlapped order is planned by what a blocking run has measured. Collective over the mesh; the same
+/// figures on every rank.
 InferenceOverlap measure_inference_overlap(const Model& model, const Context& context,
-                                           const std::shared_ptr<const States>& weights, InferenceRun kind,
-                                           std::int64_t texts, std::int64_t length, int repetitions);
+                                           const std::shared_ptr<const States>& weights,
+                                           const InferenceCase& run, int repetitions);
 
 }  // namespace farskip

@@ -23,13 +23,14 @@ struct PlannedInference {
   std::int64_t tokens = 0;       // of all ranks
   std::size_t weight_bytes = 0, cache_bytes = 0, arena_bytes = 0;
 
+  std::size_t total_bytes() const { return weight_bytes + cache_bytes + arena_bytes; }
   double hidden_fraction() const {
     return transport_seconds > 0 ? 1 - exposed_seconds / transport_seconds : 0;
   }
 };
-/// `texts` of `length` tokens each: their first token after all of them are read at once, or their next one.
-PlannedInference plan_inference(const InferencePlanRequest& request, InferenceRun kind, std::int64_t texts,
-                                std::int64_t length, const Logger& logger);
+/// The first token of all texts after they are read at once, or their next one.
+PlannedInference plan_inference(const InferencePlanRequest& request, const InferenceCase& run,
+                                const Logger& logger);
 
 /// Of the bound on routed rows, the part that a rank has where all experts are equally busy; `rows`: that one
 /// rank routes, `max_rows`: that it may send to one other.

@@ -42,14 +42,16 @@ struct SearchedKey {
 using Settings = std::vector<std::pair<std::string, std::string>>;
 
 /// What is searched. Every combination of values of `layouts` is tried; within it micro-batches from the
-/// smallest on, until one does not fit, each with what recomputes least among what fits.
+/// smallest on, until one does not fit, each with what recomputes least among what fits. Those that the
+/// layout refuses (they do not divide its share of the batch) are passed over.
 struct SearchSpace {
   std::vector<SearchedKey> layouts;
   SearchedKey micro_batches;
   std::vector<Recompute> recompute;
 };
-/// Experts over divisors of ranks that divide them too; ZeRO's levels; the micro-batches that make up the
-/// global batch. `fixed`: keys that keep the configuration's value.
+/// Experts over divisors of ranks that divide them too; matrices over divisors of ranks that divide what they
+/// would cut; ZeRO's levels; the micro-batches that make up the global batch. `fixed`: keys that keep the
+/// configuration's value.
 SearchSpace search_space(const RunConfig& config, const ModelConfig& model, int ranks,
                          const std::vector<std::string>& fixed);
 
@@ -58,12 +60,13 @@ struct SearchResult {
   std::optional<PlannedStep> step{};  // absent where the settings were refused, or states alone are too large
   std::uint64_t bytes = 0;            // that it takes; of states alone where there is no step
   bool is_scheduled = false;          // else planned in graph order
+  bool is_refused = false;            // no layout of this job, whatever the memory
   std::string why_not{};              // empty: it fits
 };
 /// The configuration with some keys set; UsageError where it refuses them.
 using RequestMaker = std::function<PlanRequest(const Settings& settings)>;
-/// What fits, fastest first, then what does not, by what it takes. All are planned in graph order, the
-/// fastest eight then in the order of training.
+/// What fits, fastest first, then what does not, by what it takes, then what is refused. All are planned in
+/// graph order, the fastest eight then in the order of training.
 std::vector<SearchResult> search_plans(const SearchSpace& space, const RequestMaker& make_request,
                                        std::uint64_t most_bytes, const Logger& logger);
 

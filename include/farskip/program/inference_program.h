@@ -30,5 +30,9 @@ struct CachedRunShape {
 inline constexpr std::string_view kDrawReal = "draw_real", kDrawWhole = "draw_whole", kDrawSeen = "draw_seen";
 PassPipeline cached_pipeline(const Model& model, const CachedRunShape& shape, DType compute,
                              const MeshPosition& mesh);
+/// A run in parts, of other texts each, over one cache: what is computed of one may run under the transports
+/// of another (passes/join_micro_batches.h). Inputs and outputs of part i > 0 end in "#i".
+PassPipeline cached_pipeline(const Model& model, const std::vector<CachedRunShape>& parts, DType compute,
+                             const MeshPosition& mesh);
 
 }  // namespace farskip
