@@ -2,6 +2,8 @@
 #include "farskip/passes/join_micro_batches.h"
 
 #include <algorithm>
+#include <deque>
+#include <map>
 
 namespace farskip {
 
@@ -50,6 +52,25 @@ Graph join_micro_batches(const Graph& first, const Graph& next, int number,
                                        [&](const External& e) { return e.value == u.from; });
     out.add_update(copy(*first.find_external(external->name)), map[u.to.index()]);
   }
+  return out;
+}
+
+Graph interleave_micro_batches(const Graph& graph) {
+  std::map<std::int16_t, std::deque<NodeId>> left;
+  for (std::size_t n = 0; n < graph.nodes().size(); ++n)
+    left[graph.nodes()[n].scope.micro_batch].push_back(NodeId(n));
+  Graph out(graph.ops());
+  GraphCopier copy(graph, out);
+  for (bool more = true; more;) {
+    more = false;
+    for (auto& [number, nodes] : left)
+      for (bool ends = false; !ends && !nodes.empty(); nodes.pop_front()) {
+        copy.copy(nodes.front());
+        ends = graph.node(nodes.front()).op->collective;
+        more = true;
+      }
+  }
+  copy.finish();
   return out;
 }
 

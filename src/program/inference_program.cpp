@@ -71,6 +71,7 @@ PassPipeline cached_pipeline(const Model& model, const std::vector<CachedRunShap
                                      static_cast<int>(i), {kBlockTable});
                                return joined;
                              }});
+  pipeline.passes.push_back({"interleave_micro_batches", interleave_micro_batches});
   return pipeline;
 }
 

@@ -15,6 +15,11 @@ namespace farskip {
 Graph join_micro_batches(const Graph& first, const Graph& next, int number,
                          std::initializer_list<std::string_view> shared);
 
+/// The same nodes, of all micro-batches in turns, each up to its next collective: an order in which
+/// transports of one already run under the computation of the others, for the scheduler to begin with. What a
+/// micro-batch reads of an earlier one (a cache) is made between the same collectives.
+Graph interleave_micro_batches(const Graph& graph);
+
 /// "tokens" of micro-batch 0, "tokens#1" of micro-batch 1.
 std::string micro_batch_name(std::string_view name, int number);
 /// The name without its number.
