@@ -179,11 +179,13 @@ std::size_t bytes_to_write(const TensorRows& rows, const MeshPosition& mesh) {
 
 namespace {
 
-/// All of the rows, or the rows whole: blocks of equal size, in order of ranks.
+/// All of the rows, or the rows whole: blocks of equal size, in order of ranks. Of rows the last block may
+/// have more than there are.
 void put_block(const TensorView& block, int rank, bool by_columns, const TensorView& whole) {
   if (!by_columns) {
-    const std::int64_t rows = block.shape[0];
-    std::memcpy(rows_view(whole, rank * rows, rows).data, block.data, block.num_bytes());
+    const std::int64_t first = rank * block.shape[0], rows = std::min(block.shape[0], whole.shape[0] - first);
+    const TensorView to = rows_view(whole, first, rows);
+    std::memcpy(to.data, block.data, to.num_bytes());
     return;
   }
   const std::int64_t width = row_size(block.shape), row = row_size(whole.shape);
@@ -205,17 +207,24 @@ HostTensor join_rows(const TensorRows& part, const Communicator& group, Device& 
 
 HostTensor join_part(const TensorRows& part, const HostTensor& stored, const Communicator& tensor) {
   const HostTensor own = convert_dtype(stored, DType::f32);  // of bf16 exactly
-  const std::int64_t count = part.view.num_elements(), ranks = tensor.size();
+  const bool by_columns = !part.has_whole_rows();
+  const std::int64_t ranks = tensor.size();
+  std::vector<std::int64_t> block = part.view.shape.dims(), dims = part.full_shape.dims();
+  if (by_columns)
+    dims[0] = part.num_rows();
+  else
+    block[0] = (dims[0] + ranks - 1) / ranks;  // the last part may be smaller (Cut::padded)
+  const Shape shape(std::move(block));
+  const std::int64_t count = shape.num_elements();
+  std::vector<float> padded(static_cast<std::size_t>(count), 0.0F);
+  std::copy(own.values<float>().begin(), own.values<float>().end(), padded.begin());
   std::vector<std::int64_t> offsets;
   for (std::int64_t r = 0; r <= ranks; ++r) offsets.push_back(r * count);
   HostTensor all(DType::f32, Shape{ranks * count});
-  tensor.start_all_gather(own.values<float>(), offsets, all.values<float>()).wait();
-  const bool by_columns = !part.has_whole_rows();
-  std::vector<std::int64_t> dims = part.full_shape.dims();
-  dims[0] = by_columns ? part.num_rows() : part.num_rows() * ranks;
+  tensor.start_all_gather(std::span<const float>(padded), offsets, all.values<float>()).wait();
   HostTensor whole(DType::f32, Shape(std::move(dims)));
   for (int r = 0; r < ranks; ++r)
-    put_block({all.view().as<float>() + r * count, DType::f32, part.view.shape}, r, by_columns, whole.view());
+    put_block({all.view().as<float>() + r * count, DType::f32, shape}, r, by_columns, whole.view());
   return whole;
 }
 

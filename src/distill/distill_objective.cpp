@@ -59,6 +59,55 @@ std::string read_head_name(const ModelConfig& config, DType compute) {
   return is_low(compute) ? compute_copy_name(name) : name;
 }
 
+// ---- vocabularies that are cut over the axis tensor
+
+ops::Replicas over_parts(const MeshPosition& mesh) {
+  return {.axis = MeshAxis::tensor, .size = mesh.tensor_size, .rank = mesh.rank(MeshAxis::tensor)};
+}
+
+/// Of each rank tensors of the same shapes → those of all ranks, one below the other.
+std::vector<ValueId> gather_parts(Builder& b, std::vector<ValueId> parts, const MeshPosition& mesh) {
+  ops::Replicas attributes = over_parts(mesh);
+  for (const ValueId part : parts)
+    attributes.add(cut_evenly(MeshAxis::tensor, mesh.tensor_size * b.shape(part)[0], mesh.tensor_size));
+  return ops::all_gather(b, std::move(parts), attributes);
+}
+
+/// A head for losses that compare whole rows of logits: every rank computes them all.
+ValueId whole_head(Builder& b, ValueId head, std::int64_t vocab_size, const MeshPosition& mesh) {
+  if (mesh.tensor_size == 1) return head;
+  if (vocab_size % mesh.tensor_size != 0)
+    throw UsageError(fmt::format(
+        "parallel.tensor is {}, which does not divide the vocabulary of {}; distill.loss.jsd, distill.top_k "
+        "and distill.cache need that",
+        mesh.tensor_size, vocab_size));
+  return gather_parts(b, {head}, mesh)[0];
+}
+
+/// What a loss of distillation reads.
+struct HeadPair {
+  ValueId h, w, teacher_h, teacher_w, targets;
+};
+
+ops::DistillResult distill_loss_of_parts(Builder& b, const HeadPair& in, const ops::DistillLoss& loss,
+                                         std::int64_t vocab_size, const MeshPosition& mesh) {
+  const ops::JointParts parts{b.shape(in.w)[0]};
+  const ValueId h = ops::fan_out(b, {in.h}, over_parts(mesh))[0];
+  const ops::DistillStats own =
+      ops::distill_stats(b, h, in.w, in.teacher_h, in.teacher_w, in.targets,
+                         {loss, {parts.rows * mesh.rank(MeshAxis::tensor), vocab_size}});
+  const std::vector<ValueId> all = gather_parts(b, {own.sums, own.fixed}, mesh);
+  return ops::joint_distill_loss(b, {all[0], all[1]}, in.targets, {loss, parts});
+}
+
+ops::DistillResult distill_loss(Builder& b, const HeadPair& in, const ops::DistillLoss& loss,
+                                std::int64_t vocab_size, const MeshPosition& mesh) {
+  if (mesh.tensor_size > 1 && loss.jsd == 0 && loss.top_k == 0)
+    return distill_loss_of_parts(b, in, loss, vocab_size, mesh);
+  return ops::distill_loss(b, in.h, whole_head(b, in.w, vocab_size, mesh), in.teacher_h,
+                           whole_head(b, in.teacher_w, vocab_size, mesh), in.targets, loss);
+}
+
 }  // namespace
 
 DistillObjective::DistillObjective(DistillTerms terms, Teacher teacher, std::shared_ptr<const States> states)
@@ -100,11 +149,12 @@ Graph DistillObjective::join(const Graph& student_graph, const ModelConfig& stud
   const auto parameter = [&](const std::string& name) { return *graph.find_external(name); };
   Builder b{graph, head_scope()};
   add_loss_outputs(
-      graph,
-      ops::distill_loss(b, joined.values.at("hidden"), parameter(read_head_name(student, options.dtype)),
-                        joined.values.at(teacher_name("hidden")),
-                        parameter(teacher_.external_name(read_head_name(teacher, options.dtype))),
-                        *graph.find_external("targets"), terms_.loss));
+      graph, distill_loss(b,
+                          {joined.values.at("hidden"), parameter(read_head_name(student, options.dtype)),
+                           joined.values.at(teacher_name("hidden")),
+                           parameter(teacher_.external_name(read_head_name(teacher, options.dtype))),
+                           *graph.find_external("targets")},
+                          terms_.loss, student.vocab_size, sharding.mesh));
   compare_streams(graph, joined.values, options.sequence_length);
   compare_routers(graph, joined.values, student);
   add_common_outputs(joined);
@@ -196,13 +246,14 @@ void DistillObjective::add_hidden_factors(Batch& batch, double factor) const {
 PassPipeline CachedDistillObjective::forward(const Model& model, const LowerOptions& options,
                                              const StepSharding& sharding) const {
   PassPipeline pipeline = forward_pipeline(model, hidden_options(options, {}), sharding);
-  pipeline.passes.push_back(
-      {"add_loss", [=, this](const Graph& student) { return add_loss(student, model.config, options); }});
+  pipeline.passes.push_back({"add_loss", [=, this](const Graph& student) {
+                               return add_loss(student, model.config, options, sharding.mesh);
+                             }});
   return pipeline;
 }
 
 Graph CachedDistillObjective::add_loss(const Graph& student, const ModelConfig& config,
-                                       const LowerOptions& options) const {
+                                       const LowerOptions& options, const MeshPosition& mesh) const {
   JoinedModels joined = student_alone(student);
   Graph& graph = joined.graph;
   const std::int64_t tokens = options.batch * options.sequence_length;
@@ -215,10 +266,10 @@ Graph CachedDistillObjective::add_loss(const Graph& student, const ModelConfig& 
   teacher.log_tail = input(kCachedLogTail, DType::f32, {tokens});
   teacher.target_log_prob = input(kCachedTargetLogProb, DType::f32, {tokens});
   Builder b{graph, head_scope()};
-  add_loss_outputs(
-      graph, ops::cached_distill_loss(b, joined.values.at("hidden"),
-                                      *graph.find_external(read_head_name(config, options.dtype)), teacher,
-                                      *graph.find_external("targets"), loss_));
+  const ValueId head = *graph.find_external(read_head_name(config, options.dtype));
+  add_loss_outputs(graph, ops::cached_distill_loss(b, joined.values.at("hidden"),
+                                                   whole_head(b, head, config.vocab_size, mesh), teacher,
+                                                   *graph.find_external("targets"), loss_));
   add_common_outputs(joined);
   return std::move(joined.graph);
 }
@@ -245,22 +296,24 @@ PassPipeline teacher_pipeline(const Teacher& teacher, const LowerOptions& option
   PassPipeline pipeline = forward_pipeline(teacher.model, hidden_options(options, {}), sharding);
   pipeline.name = "teacher";
   const std::string head = read_head_name(teacher.model.config, options.dtype);
-  pipeline.passes.push_back({"keep_top_k", [=](const Graph& alone) {
-                               JoinedModels joined = join_models(
-                                   Graph(), alone, [](std::string_view name) { return std::string(name); });
-                               Graph& graph = joined.graph;
-                               Scope scope = head_scope();
-                               scope.model = 1;
-                               Builder b{graph, scope};
-                               const ops::TeacherTopK kept = ops::teacher_top_k(
-                                   b, joined.values.at(teacher_name("hidden")), *graph.find_external(head),
-                                   *graph.find_external("targets"), keep);
-                               graph.add_output(std::string(kCachedIndices), kept.indices);
-                               graph.add_output(std::string(kCachedLogProbs), kept.log_probs);
-                               graph.add_output(std::string(kCachedLogTail), kept.log_tail);
-                               graph.add_output(std::string(kCachedTargetLogProb), kept.target_log_prob);
-                               return std::move(joined.graph);
-                             }});
+  pipeline.passes.push_back(
+      {"keep_top_k", [=](const Graph& alone) {
+         JoinedModels joined =
+             join_models(Graph(), alone, [](std::string_view name) { return std::string(name); });
+         Graph& graph = joined.graph;
+         Scope scope = head_scope();
+         scope.model = 1;
+         Builder b{graph, scope};
+         const ops::TeacherTopK kept = ops::teacher_top_k(
+             b, joined.values.at(teacher_name("hidden")),
+             whole_head(b, *graph.find_external(head), teacher.model.config.vocab_size, sharding.mesh),
+             *graph.find_external("targets"), keep);
+         graph.add_output(std::string(kCachedIndices), kept.indices);
+         graph.add_output(std::string(kCachedLogProbs), kept.log_probs);
+         graph.add_output(std::string(kCachedLogTail), kept.log_tail);
+         graph.add_output(std::string(kCachedTargetLogProb), kept.target_log_prob);
+         return std::move(joined.graph);
+       }});
   return pipeline;
 }
 

@@ -3,7 +3,7 @@
 //
 //   %0 = input "tokens" : i32[64]
 //   %1 = parameter "embed" : f32[160, 32]
-//   %2 = embedding(%1, %0) @embedding.forward : f32[64, 32]
+//   %2 = embedding(%1, %0) {first=0, of=0} @embedding.forward : f32[64, 32]
 //   %3, %4 = rms_norm(%2, %9) {eps=1e-06} @0.attention.forward : f32[64, 32], f32[64, 1]
 //   output "hidden" = %3
 //   update %5 -> %8

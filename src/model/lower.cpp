@@ -160,7 +160,8 @@ ValueId Lowering::normalised(ValueId x, ValueId weight, double eps) {
 ValueId Lowering::lower_block(SubBlock kind, ValueId x) {
   if (kind == SubBlock::embedding) {
     Builder b = builder();
-    return ops::embedding(b, parameter(kEmbeddingName), token_ids_);
+    return sum_of_parts(
+        ops::embedding(b, parameter(kEmbeddingName), token_ids_, vocabulary_part(kEmbeddingName)));
   }
   const ValueId h = normalised(x, layer_parameter(norm_suffix(kind)));
   switch (kind) {
@@ -237,16 +238,53 @@ void Lowering::lower_head(ValueId x) {
   }
   const ValueId weight = parameter(head_name(c_));
   if (options_.head == HeadOutput::logits) {
-    graph_.add_output("logits", ops::matmul(b, h, weight, {.transpose_b = true, .wide = true}));
+    graph_.add_output("logits", whole_logits(ops::matmul(b, h, weight, {.transpose_b = true, .wide = true})));
     return;
   }
+  if (num_parts() > 1) return lower_cut_losses(h, weight);
   if (options_.head == HeadOutput::token_losses) {
     graph_.add_output("token_losses", ops::token_losses(b, h, weight, targets_));
     return;
   }
-  const ops::LossResult loss = ops::linear_cross_entropy(b, h, weight, targets_);
+  add_loss_outputs(ops::linear_cross_entropy(b, h, weight, targets_));
+}
+
+void Lowering::add_loss_outputs(const ops::LossResult& loss) {
   graph_.add_output("loss_sum", loss.loss_sum);
   graph_.add_output("num_correct", loss.num_correct);
+}
+
+ops::VocabularyPart Lowering::vocabulary_part(std::string_view name) const {
+  if (num_parts() == 1) return {};
+  return {graph_.type(parameter(name)).shape[0] * options_.mesh.rank(MeshAxis::tensor), c_.vocab_size};
+}
+
+std::vector<ValueId> Lowering::below_each_other(std::vector<ValueId> parts) {
+  Builder b = builder();
+  ops::Replicas attributes = over_parts();
+  for (const ValueId part : parts)
+    attributes.add(cut_evenly(MeshAxis::tensor, num_parts() * b.shape(part)[0], num_parts()));
+  return ops::all_gather(b, std::move(parts), attributes);
+}
+
+ValueId Lowering::whole_logits(ValueId logits) {
+  if (num_parts() == 1) return logits;
+  Builder b = builder();
+  return ops::side_by_side(b, below_each_other({logits})[0],
+                           {.parts = num_parts(), .columns = c_.vocab_size});
+}
+
+void Lowering::lower_cut_losses(ValueId h, ValueId weight) {
+  Builder b = builder();
+  const ops::JointParts parts{b.shape(weight)[0]};
+  const ops::HeadStats own =
+      ops::head_stats(b, for_parts(h), weight, targets_, vocabulary_part(head_name(c_)));
+  const std::vector<ValueId> gathered = below_each_other({own.sums, own.fixed});
+  const ops::HeadStats all{gathered[0], gathered[1]};
+  if (options_.head == HeadOutput::token_losses)
+    graph_.add_output("token_losses", ops::joint_token_losses(b, all, targets_, parts));
+  else
+    add_loss_outputs(ops::joint_cross_entropy(b, all, targets_, parts));
 }
 
 Graph lower(const ModelConfig& config, const LayerGraph& layers, const LowerOptions& options) {

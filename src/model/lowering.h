@@ -37,6 +37,10 @@ class Lowering {
   ValueId for_parts(ValueId whole);
   /// What all ranks' parts add up to.
   ValueId sum_of_parts(ValueId part);
+  /// Of each rank tensors of the same shapes → those of all ranks, one below the other.
+  std::vector<ValueId> below_each_other(std::vector<ValueId> parts);
+  /// Of the embedding or the head.
+  ops::VocabularyPart vocabulary_part(std::string_view name) const;
   std::int64_t own_heads() const { return c_.num_heads / num_parts(); }
   void add_parameter(const ParameterSpec& p);
   /// An output of a block that is lowered alone.
@@ -65,6 +69,10 @@ class Lowering {
   ValueId routed_experts(ValueId h);
   void add_balance_loss(Builder& b, const ops::RouteResult& routed);
   void lower_head(ValueId x);
+  /// `logits` of the ids here.
+  ValueId whole_logits(ValueId logits);
+  void lower_cut_losses(ValueId h, ValueId weight);
+  void add_loss_outputs(const ops::LossResult& loss);
 
   // ---- attention; `h` is what the projections of the layer read
   ValueId rope_table();

@@ -18,14 +18,17 @@ class Lister {
   }
 
   std::vector<ParameterSpec> run() {
+    const Layout by_token{{.dim = 0, .padded = true}};
     ParameterSpec& table =
         add(std::string(kEmbeddingName), {c_.vocab_size, c_.hidden_size}, SubBlock::embedding);
+    table.layout = by_token;
     for (std::int64_t layer = c_.num_layers; has_mtp_ && layer < c_.num_layers + kMostMtpLayers; ++layer)
       table.passed_over.push_back(layer_name(layer, ""));
     for (layer_ = 0; layer_ < c_.num_layers; ++layer_) add_layer();
     layer_ = -1;
     add_norm(std::string(kFinalNormName), c_.hidden_size, SubBlock::head);
-    if (!c_.tie_embeddings) add(std::string(kHeadName), {c_.vocab_size, c_.hidden_size}, SubBlock::head);
+    if (!c_.tie_embeddings)
+      add(std::string(kHeadName), {c_.vocab_size, c_.hidden_size}, SubBlock::head).layout = by_token;
     return std::move(out_);
   }
 
@@ -190,10 +193,19 @@ Layout layout_on(const ParameterSpec& spec, const MeshPosition& mesh) {
   return layout;
 }
 
+std::int64_t ceil_div(std::int64_t n, std::int64_t parts) {
+  return (n + parts - 1) / parts;
+}
+
 void check_divides(const ParameterSpec& spec, const Cut& cut, int ranks) {
   const std::int64_t size =
       cut.heads > 0 ? cut.heads : spec.shape[static_cast<std::size_t>(cut.dim)] / cut.groups;
   if (size % ranks == 0) return;
+  if (cut.padded && ceil_div(size, ranks) * (ranks - 1) < size) return;
+  if (cut.padded)
+    throw UsageError(
+        fmt::format("parallel.tensor is {}, which leaves a rank without any of the {} rows of {}; use less",
+                    ranks, size, spec.name));
   if (cut.axis == MeshAxis::expert)
     throw UsageError(fmt::format(
         "parallel.expert is {}, which does not divide the {} experts of a layer; use a divisor of {}", ranks,
@@ -214,8 +226,12 @@ std::vector<RowBlock> cut_rows(const ParameterSpec& spec, const Cut& cut, const 
   for (std::size_t d = 0; d < dim; ++d) outer *= spec.shape[d];
   for (std::size_t d = dim + 1; d + 1 < spec.shape.rank(); ++d) inner *= spec.shape[d];
   const std::int64_t group = spec.shape[dim] / cut.groups * inner;
-  const Range part = part_of(group, mesh.size(cut.axis), mesh.rank(cut.axis));
   std::vector<RowBlock> blocks;
+  if (cut.padded) {
+    const std::int64_t rows = ceil_div(group, mesh.size(cut.axis)), first = mesh.rank(cut.axis) * rows;
+    return {{0, first, std::min(rows, group - first)}};
+  }
+  const Range part = part_of(group, mesh.size(cut.axis), mesh.rank(cut.axis));
   for (std::int64_t g = 0; g < outer * cut.groups; ++g)
     blocks.push_back({g * part.count, g * group + part.first, part.count});
   return blocks;
@@ -251,7 +267,8 @@ LocalParameter cut_parameter(const ParameterSpec& spec, const MeshPosition& mesh
     FARSKIP_CHECK(!p.cut_axis, "{} is cut twice", spec.name);
     check_divides(spec, cut, mesh.size(cut.axis));
     p.cut_axis = cut.axis;
-    dims[static_cast<std::size_t>(cut.dim)] /= mesh.size(cut.axis);
+    std::int64_t& dim = dims[static_cast<std::size_t>(cut.dim)];
+    dim = ceil_div(dim, mesh.size(cut.axis));
     if (is_column_cut(spec, cut))
       p.columns = part_of(spec.row_size(), mesh.size(cut.axis), mesh.rank(cut.axis));
     else
@@ -312,6 +329,11 @@ std::vector<LocalParameter> local_parameters(
 
 Shape local_shape(const ParameterSpec& spec, const MeshPosition& mesh) {
   return cut_parameter(spec, mesh).spec.shape;
+}
+
+Range LocalParameter::padding() const {
+  const std::int64_t first = blocks.back().row + blocks.back().count;
+  return {first, spec.num_rows() - first};
 }
 
 std::int64_t LocalParameter::whole_row(std::int64_t row) const {

@@ -45,6 +45,22 @@ void sum_over_ranks(GradientCall& g) {
   for (std::size_t i = 0; i < read.size(); ++i) g.set(read[i], sums[i]);
 }
 
+/// Of each whole tensor the gradient of this rank's rows.
+void take_own_rows(GradientCall& g) {
+  const auto& a = g.get<Replicas>();
+  for (std::size_t i = 0; g.in(i); ++i) {
+    if (!g.needs(i) || !g.dout(i)) continue;
+    const Range own = a.part(i, a.rank);
+    std::vector<std::int64_t> rows;
+    std::size_t place = 0;
+    if (own.first > 0) rows.push_back(own.first);
+    place = rows.size();
+    rows.push_back(own.count);
+    if (own.end() < a.num_rows(i)) rows.push_back(a.num_rows(i) - own.end());
+    g.set(i, rows.size() == 1 ? g.dout(i) : split_rows(g.builder(), g.dout(i), std::move(rows))[place]);
+  }
+}
+
 std::vector<TensorType> same_types(const OpTypes& t) {
   std::vector<TensorType> out;
   for (const TensorType* type : t.inputs) out.push_back(like(*type));
@@ -131,6 +147,7 @@ void register_collective(OpTable& table) {
              .max_inputs = kMostTensors,
              .inputs = {In::any},
              .infer = all_gather_types,
+             .gradient = take_own_rows,
              .cost = [](const OpTypes& t) -> OpCost {
                return {.wire_bytes = sent_share(t) * total_bytes(t.outputs)};
              },

@@ -80,6 +80,20 @@ void register_columns(OpTable& table) {
                    const auto parts = split_columns(g.builder(), g.dout(), widths);
                    for (std::size_t i = 0; i < parts.size(); ++i) g.set(i, parts[i]);
                  }});
+
+  table.add({.name = "side_by_side",
+             .parse_attributes = &Attributes::parse<SideBySide>,
+             .min_inputs = 1,
+             .max_inputs = 1,
+             .inputs = {In::wide},
+             .infer = [](const OpTypes& t) -> std::vector<TensorType> {
+               const auto& a = t.get<SideBySide>();
+               const Shape& x = t.shape(0);
+               FARSKIP_SHAPE(x.rank() == 2 && a.parts > 0 && x[0] % a.parts == 0 &&
+                                 a.columns > (a.parts - 1) * x[1] && a.columns <= a.parts * x[1],
+                             "side_by_side", t);
+               return {{t.in(0).dtype, Shape{x[0] / a.parts, a.columns}, {}}};
+             }});
 }
 
 namespace ops {
@@ -91,6 +105,9 @@ ValueId take_columns(Builder& b, ValueId x, const ColumnRange& attributes) {
 }
 ValueId concat_columns(Builder& b, std::vector<ValueId> parts) {
   return b.emit("concat_columns", std::move(parts))[0];
+}
+ValueId side_by_side(Builder& b, ValueId x, const SideBySide& attributes) {
+  return b.emit("side_by_side", attributes, {x})[0];
 }
 }  // namespace ops
 }  // namespace farskip

@@ -9,6 +9,7 @@ using namespace ops;
 void register_embedding(OpTable& table);
 void register_embedding(OpTable& table) {
   table.add({.name = "embedding",
+             .parse_attributes = &Attributes::parse<VocabularyPart>,
              .min_inputs = 2,
              .max_inputs = 2,
              .inputs = {In::compute, In::integer},
@@ -18,7 +19,8 @@ void register_embedding(OpTable& table) {
              },
              .gradient =
                  [](GradientCall& g) {
-                   const EmbeddingGrad attributes{g.shape(g.in(0))[0]};
+                   const auto& part = g.get<VocabularyPart>();
+                   const EmbeddingGrad attributes{g.shape(g.in(0))[0], part.first, part.of};
                    g.set(0, g.builder().emit("embedding_grad", attributes, {g.dout(), g.in(1)})[0]);
                  },
              .cost = [](const OpTypes& t) -> OpCost {
@@ -32,7 +34,7 @@ void register_embedding(OpTable& table) {
              .inputs = {In::compute, In::integer},
              .infer = [](const OpTypes& t) -> std::vector<TensorType> {
                FARSKIP_SHAPE(t.shape(0).rank() == 2 && t.shape(0)[0] == t.shape(1)[0], "embedding_grad", t);
-               return {{wide(t.in(0).dtype), Shape{t.get<EmbeddingGrad>().vocab_size, t.shape(0)[1]}, {}}};
+               return {{wide(t.in(0).dtype), Shape{t.get<EmbeddingGrad>().rows, t.shape(0)[1]}, {}}};
              },
              .cost = [](const OpTypes& t) -> OpCost {
                const double rows = 3.0 * static_cast<double>(t.in(0).num_bytes());
@@ -44,8 +46,8 @@ void register_embedding(OpTable& table) {
 }
 
 namespace ops {
-ValueId embedding(Builder& b, ValueId table, ValueId tokens) {
-  return b.emit("embedding", {table, tokens})[0];
+ValueId embedding(Builder& b, ValueId table, ValueId tokens, const VocabularyPart& part) {
+  return b.emit("embedding", part, {table, tokens})[0];
 }
 }  // namespace ops
 }  // namespace farskip

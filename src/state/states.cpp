@@ -93,7 +93,17 @@ void States::add(std::vector<StateSpec> specs) {
     FARSKIP_CHECK(is_new, "two states are called {}", spec.name);
     at += aligned(spec.num_bytes());
     specs_.push_back(std::move(spec));
+    zero_padding(specs_.back());
   }
+}
+
+void States::zero_padding(const StateSpec& spec) const {
+  if (spec.role == Role::cache) return;
+  const Range kept = spec.rows();
+  const std::int64_t first = std::max(spec.parameter->padding().first, kept.first);
+  if (first >= kept.end()) return;
+  const TensorView rows = rows_view(at(spec.name), first - kept.first, kept.end() - first);
+  device_->fill_zero(rows.data, rows.num_bytes());
 }
 
 DType States::compute() const {

@@ -253,6 +253,11 @@ void load_swapped(const TensorView& to, const LocalParameter& p, const ModelFold
 void load_parameter(const TensorView& to, const LocalParameter& p, const ModelFolder& folder,
                     std::int64_t first) {
   const ParameterSpec& spec = p.spec;
+  if (const std::int64_t rows = row_count(to.shape), kept = p.padding().first - first; kept < rows) {
+    const TensorView padding =
+        rows_view(to, std::max<std::int64_t>(kept, 0), rows - std::max<std::int64_t>(kept, 0));
+    std::fill_n(padding.as<float>(), padding.num_elements(), 0.0F);
+  }
   if (!spec.packed_transposed.empty() && folder.contains(spec.packed_transposed))
     return load_swapped(to, p, folder, first);
   if (folder.contains(spec.name))

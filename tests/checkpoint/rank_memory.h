@@ -36,6 +36,10 @@ inline std::vector<ParameterSpec> all_specs() {
   std::vector<ParameterSpec> specs = list_parameters(model());
   for (const auto& [name, shape] : {std::pair{"tiny.matrix", Shape{1, 3}}, {"tiny.vector", Shape{2}}})
     specs.push_back({name, shape, SubBlock::none, -1, false, Initializer::normal, {{name, shape, 0}}});
+  const std::string odd = "odd.rows";  // that no number of ranks divides
+  specs.push_back(
+      {odd, Shape{7, 3}, SubBlock::none, -1, false, Initializer::normal, {{odd, Shape{7, 3}, 0}}});
+  specs.back().layout = {{.dim = 0, .padded = true}};
   return specs;
 }
 

@@ -23,7 +23,11 @@ struct Ranks {
   int count = 1, expert = 1;
   int zero = 0;
   bool overlap = true;
-  int chunks = 1;
+  int chunks = 1, tensor = 1;
+  std::string text() const {
+    return fmt::format("{} ranks, experts over {}, ZeRO {}, {} chunks, matrices over {}", count, expert, zero,
+                       chunks, tensor);
+  }
 };
 
 struct Result {
@@ -34,11 +38,12 @@ struct Result {
 RunConfig make_config(const fs::path& run_dir, const Ranks& ranks,
                       const std::vector<std::string>& overrides) {
   const fs::path teacher = fixtures() / "deepseek_v2";
-  const std::string yaml = fmt::format(R"(
+  const std::string yaml =
+      fmt::format(R"(
 run_dir: {}
 device: cpu
 farskip: {{mode: full}}
-parallel: {{expert: {}, zero: {}}}
+parallel: {{expert: {}, zero: {}, tensor: {}}}
 schedule: {{overlap: {}, expert_chunks: {}}}
 data: {{tokens: [{}/tokens], validation: [{}/tokens]}}
 train:
@@ -52,8 +57,8 @@ train:
 distill: {{teacher: {}}}
 checkpoint: {{every: 0, keep: 10, async: false}}
 )",
-                                       run_dir.string(), ranks.expert, ranks.zero, ranks.overlap,
-                                       ranks.chunks, teacher.string(), teacher.string(), teacher.string());
+                  run_dir.string(), ranks.expert, ranks.zero, ranks.tensor, ranks.overlap, ranks.chunks,
+                  teacher.string(), teacher.string(), teacher.string());
   ErrorList errors;
   ConfigNode tree = parse_yaml_text(yaml, "test", errors);
   for (const std::string& o : overrides) apply_override(tree, o, errors);
@@ -82,18 +87,25 @@ const std::vector<std::string> kEverything{"distill.loss={kl: 0.7, jsd: 0.3, sft
 
 TEST_CASE("distillation over ranks is that of one rank") {
   const TemporaryFolder folder;
-  for (const bool cached : {false, true}) {
-    std::vector<std::string> overrides = kEverything;
-    if (cached) overrides = {"distill.cache.top_k=12", "distill.cache.path=" + (folder / "kept").string()};
-    const Result one = distill(folder / fmt::format("one{}", cached), {}, overrides);
+  const std::string kept = (folder / "kept").string();
+  // The losses that parts of a vocabulary compare by themselves, those that need whole rows of logits, and
+  // kept outputs.
+  const std::vector<std::vector<std::string>> losses{
+      {"distill.loss={kl: 0.7, reverse_kl: 0.3, sft: 0.1}", "distill.temperature=1.5",
+       "distill.hidden_l2=0.1"},
+      kEverything,
+      {"distill.cache.top_k=12", "distill.cache.path=" + kept}};
+  for (std::size_t loss = 0; loss < losses.size(); ++loss) {
+    const std::vector<std::string>& overrides = losses[loss];
+    INFO(overrides[0]);
+    const fs::path runs = folder / fmt::format("loss {}", loss);
+    const Result one = distill(runs / "one", {}, overrides);
     for (const Ranks& ranks : {Ranks{2, 2}, Ranks{2, 1, 1}, Ranks{4, 2, 1}, Ranks{2, 2, 0, true, 3},
-                               Ranks{2, 1, 2}, Ranks{4, 2, 3}}) {
-      INFO(ranks.count << " ranks, experts over " << ranks.expert << ", " << ranks.chunks << " chunks"
-                       << (cached ? ", kept" : ""));
-      if (cached) fs::remove_all(folder / "kept");
-      const Result many = distill(
-          folder / fmt::format("{}-{}-{}-{}-{}", ranks.count, ranks.expert, ranks.zero, ranks.chunks, cached),
-          ranks, overrides);
+                               Ranks{2, 1, 2}, Ranks{4, 2, 3}, Ranks{.count = 2, .tensor = 2},
+                               Ranks{.count = 4, .expert = 2, .zero = 3, .tensor = 2}}) {
+      INFO(ranks.text());
+      fs::remove_all(kept);
+      const Result many = distill(runs / ranks.text(), ranks, overrides);
       REQUIRE(many.metrics.size() == one.metrics.size());
       for (std::size_t i = 0; i < one.metrics.size(); ++i)
         for (const char* key : {"loss", "kl", "student_loss", "teacher_loss", "agreement", "grad_norm"})
@@ -113,18 +125,50 @@ TEST_CASE("distillation over ranks is that of one rank") {
 
 TEST_CASE("distillation that overlaps teacher and student gives the bits of the blocking one") {
   const TemporaryFolder folder;
-  for (const Ranks& ranks : {Ranks{2, 2, 0, true, 2}, Ranks{2, 1, 1}, Ranks{2, 1, 3}}) {
+  for (const Ranks& ranks :
+       {Ranks{2, 2, 0, true, 2}, Ranks{2, 1, 1}, Ranks{2, 1, 3}, Ranks{.count = 2, .tensor = 2}}) {
     Ranks blocking = ranks;
     blocking.overlap = false;
-    const std::string which = fmt::format("{}-{}", ranks.expert, ranks.zero);
-    const Result a = distill(folder / ("a" + which), ranks, kEverything);
-    const Result b = distill(folder / ("b" + which), blocking, kEverything);
+    std::vector<std::string> overrides = kEverything;
+    if (ranks.tensor > 1) overrides[0] = "distill.loss={kl: 0.7, reverse_kl: 0.3, sft: 0.1}";
+    const Result a = distill(folder / ("a " + ranks.text()), ranks, overrides);
+    const Result b = distill(folder / ("b " + ranks.text()), blocking, overrides);
     REQUIRE(a.metrics.size() == b.metrics.size());
     for (std::size_t i = 0; i < a.metrics.size(); ++i)
       for (const char* key : {"loss", "kl", "grad_norm", "student_loss"})
         CHECK(a.metrics[i][key] == b.metrics[i][key]);
     for (const auto& [name, tensor] : a.weights) CHECK(same_bits(tensor, b.weights.at(name)));
   }
+}
+
+TEST_CASE("a student that is its teacher has exactly no divergence from it, and no gradient") {
+  const TemporaryFolder folder;
+  for (const int tensor : {1, 2, 4}) {
+    const Result same = distill(folder / fmt::format("{}", tensor), {.count = tensor, .tensor = tensor},
+                                {"farskip.mode=off", "distill.loss={kl: 1, reverse_kl: 0.5}",
+                                 "distill.temperature=3", "train.optimizer.weight_decay=0"});
+    for (const nlohmann::json& step : same.metrics) {
+      CHECK(step["kl"] == 0);
+      CHECK(step["grad_norm"] == 0);
+      CHECK(step["agreement"] == 1);
+    }
+  }
+}
+
+TEST_CASE("a loss of whole rows of logits needs a vocabulary that the ranks divide") {
+  ModelConfig model = read_hub_config(fixtures() / "qwen3_moe");
+  model.vocab_size = 61;
+  LowerOptions options;
+  options.sequence_length = 8;
+  const StepSharding sharding{{2, 0, 1, 2}, 0, 64};
+  const auto objective = [&](const ops::DistillLoss& loss) {
+    return build_graph(DistillObjective({.loss = loss}, Teacher{wire_model(model)}, nullptr)
+                           .forward(wire_model(model), options, sharding));
+  };
+  CHECK(objective({.reverse_kl = 0.5, .sft = 0.5}).find_output("loss_sum"));
+  for (const ops::DistillLoss& loss : {ops::DistillLoss{.jsd = 0.5}, ops::DistillLoss{.top_k = 4}})
+    CHECK_THROWS_WITH(objective(loss), ContainsSubstring("parallel.tensor is 2") && ContainsSubstring("61") &&
+                                           ContainsSubstring("distill.loss.jsd"));
 }
 
 TEST_CASE("the teacher runs while the student's rows travel") {

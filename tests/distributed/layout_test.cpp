@@ -52,7 +52,7 @@ double relative_difference(const TensorMap& a, const TensorMap& b) {
 /// Largest |a - b| of a weight in units of what rounding may do to it. Adam moves a weight by rate * m /
 /// sqrt(v) in each step, so an error e of its gradient moves it by up to 2 * rate * e / sqrt(v), and by 2 *
 /// rate at most: a weight whose gradient is small beside those of its tensor, which are summed with the same
-/// roundings, is known the least. e is 1e-5 of the tensor's largest gradient (or of 1% of the largest of
+/// roundings, is known the least. e is 1.5e-5 of the tensor's largest gradient (or of 1% of the largest of
 /// all), as sums of these sizes give. Not finite counts as far off.
 double largest_weight_difference(const Outcome& a, const Outcome& b) {
   const auto steps = static_cast<double>(b.steps.size());
@@ -63,7 +63,7 @@ double largest_weight_difference(const Outcome& a, const Outcome& b) {
     if (!b.second.contains(name)) continue;
     const std::span<const float> squares = b.second.at(name).values<float>();
     const double error =
-        1e-5 * std::sqrt(std::max(largest_element(b.second.at(name)), 1e-4 * largest) / bias);
+        1.5e-5 * std::sqrt(std::max(largest_element(b.second.at(name)), 1e-4 * largest) / bias);
     for (std::size_t i = 0; i < weights.values<float>().size(); ++i) {
       const double want = weights.values<float>()[i];
       const double size = std::sqrt(squares[i] / bias) + kAdamEps;
@@ -175,7 +175,7 @@ TEST_CASE("a model trains the same in any number of chunks") {
   // Where the experts are on one rank nothing is cut.
   check_same_bits(train_on(task, {.data = 2, .chunks = 3}), train_on(task, {.data = 2}));
   task = fixture_task("qwen3_moe", FarSkipMode::off);
-  check_layouts(task, {{.expert = 4, .chunks = 2}, {.expert = 2, .data = 2, .zero = true, .chunks = 5}});
+  check_layouts(task, {{.expert = 4, .chunks = 2}, {.expert = 2, .data = 2, .zero = 1, .chunks = 5}});
 }
 
 TEST_CASE("a router with a bias, and weights on what experts read, train the same on every layout") {
@@ -199,8 +199,8 @@ std::vector<Layout> tensor_layouts() {
   return {{.tensor = 2},
           {.tensor = 4},  // of few heads of keys and values, several ranks have the same
           {.expert = 2, .tensor = 2},
-          {.data = 2, .zero = true, .tensor = 2},
-          {.expert = 2, .data = 2, .zero = true, .tensor = 2},
+          {.data = 2, .zero = 1, .tensor = 2},
+          {.expert = 2, .data = 2, .zero = 1, .tensor = 2},
           {.expert = 2, .data = 2, .recompute = Recompute::full, .tensor = 2}};
 }
 
@@ -214,6 +214,23 @@ TEST_CASE("every family trains the same where ranks share every matrix") {
       task.document_mask = wiring == FarSkipMode::full;
       check_layouts(task, tensor_layouts());
     }
+}
+
+TEST_CASE("a vocabulary that the ranks do not divide is cut, tied or not, and trains the same") {
+  for (const char* name : {"qwen3_moe", "qwen3_moe_tied"})
+    for (const std::int64_t vocabulary : {61, 13}) {
+      INFO(name << ", " << vocabulary << " ids");
+      Task task{.model = read_hub_config(fixtures() / name), .wiring = FarSkipMode::full};
+      task.model.vocab_size = vocabulary;
+      task.balance_loss = true;
+      check_layouts(task, tensor_layouts());
+      task.uncounted_every = 2;
+      check_layouts(task, {{.tensor = 4}, {.data = 2, .zero = 3, .tensor = 2}});
+    }
+  Task task{.model = read_hub_config(fixtures() / "qwen3_moe")};
+  task.model.vocab_size = 5;
+  CHECK_THROWS_WITH(train_on(task, {.tensor = 4}), ContainsSubstring("parallel.tensor is 4") &&
+                                                       ContainsSubstring("model.embed_tokens.weight"));
 }
 
 TEST_CASE("a model whose 12 experts are 3, 4, 6 or 12 to a rank trains the same on every layout") {
@@ -338,8 +355,9 @@ TEST_CASE("a model without experts trains the same on every number of ranks") {
 TEST_CASE("a layout gives the same bits in every run, and whether it waits at once or late") {
   Task task = fixture_task("qwen3_moe", FarSkipMode::full);
   task.balance_loss = true;
-  for (const Layout& layout : {Layout{1, 3, 1}, Layout{2, 2, 0}, Layout{2, 2, 1}, Layout{4, 1, 1},
-                               Layout{2, 2, 2}, Layout{1, 3, 3}, Layout{2, 2, 3}}) {
+  for (const Layout& layout :
+       {Layout{1, 3, 1}, Layout{2, 2, 0}, Layout{2, 2, 1}, Layout{4, 1, 1}, Layout{2, 2, 2}, Layout{1, 3, 3},
+        Layout{2, 2, 3}, Layout{.data = 2, .zero = 3, .tensor = 2}, Layout{.expert = 4, .tensor = 4}}) {
     INFO(layout.text());
     const Outcome once = train_on(task, layout);
     check_same_bits(train_on(task, layout), once);
@@ -444,7 +462,7 @@ TEST_CASE("a rank without a single counted target takes part") {
 Evaluation evaluate_on(const Task& task, const Layout& layout, const Sampler& sampler, std::int64_t batch,
                        std::int64_t max_sequences) {
   const std::vector<Evaluation> results = on_ranks(layout.ranks(), [&](const Communicator& world) {
-    const Mesh mesh(world, layout.expert);
+    const Mesh mesh(world, layout.expert, layout.tensor);
     InferenceEngine engine(wire_model(task.model, {task.wiring, {}}),
                            load_weights(task.weights, mesh.position()), quiet_context(mesh));
     return evaluate(engine, sampler, batch, max_sequences);
@@ -466,7 +484,8 @@ TEST_CASE("validation gives the same numbers on every layout, however many seque
       const auto read = sequences == 0 ? static_cast<std::int64_t>(sampler.samples_per_epoch(0)) : sequences;
       CHECK(alone.tokens <= read * 32);
       CHECK(alone.tokens > read * 24);
-      for (const Layout& layout : {Layout{1, 2}, Layout{2, 1}, Layout{2, 2}, Layout{4, 1}, Layout{1, 3}}) {
+      for (const Layout& layout : {Layout{1, 2}, Layout{2, 1}, Layout{2, 2}, Layout{4, 1}, Layout{1, 3},
+                                   Layout{.tensor = 2}, Layout{.expert = 2, .data = 2, .tensor = 2}}) {
         INFO(layout.text() << ", " << sequences << " sequences");
         const Evaluation e = evaluate_on(task, layout, sampler, 2, sequences);
         CHECK(e.tokens == alone.tokens);

@@ -27,18 +27,32 @@ std::vector<std::int32_t> random_text(const ModelConfig& config) {
   return text;
 }
 
+/// What a rank holds of the weights.
+using Weights = std::function<std::shared_ptr<States>(const MeshPosition&)>;
+
+Weights weights_of(const fs::path& folder) {
+  return [folder](const MeshPosition& mesh) { return load_weights(folder, mesh); };
+}
+Weights random_weights(const ModelConfig& config) {
+  return [config](const MeshPosition& mesh) {
+    auto states = make_weights(config, mesh);
+    initialise_weights(*states, 3, 0.3);
+    return states;
+  };
+}
+
 /// Logits of every token of the text.
-std::vector<float> read_whole(const Model& model, const fs::path& weights, const Mesh& mesh) {
-  InferenceEngine engine(model, load_weights(weights, mesh.position()), quiet_context(mesh));
+std::vector<float> read_whole(const Model& model, const Weights& weights, const Mesh& mesh) {
+  InferenceEngine engine(model, weights(mesh.position()), quiet_context(mesh));
   const TensorView logits = engine.logits(random_text(model.config), kLength);
   return {logits.as<float>(), logits.as<float>() + logits.num_elements()};
 }
 
 /// The same, read in parts beside a cache: a beginning, some tokens at once, then one by one.
-std::vector<float> read_in_parts(const Model& model, const fs::path& weights, const Mesh& mesh, bool fresh) {
+std::vector<float> read_in_parts(const Model& model, const Weights& weights, const Mesh& mesh, bool fresh) {
   CacheSize size{.block_tokens = 4, .max_sequences = 2, .max_tokens = kLength};
   size.num_blocks = 2 * size.max_blocks();
-  CachedEngine engine(model, load_weights(weights, mesh.position()), quiet_context(mesh), size);
+  CachedEngine engine(model, weights(mesh.position()), quiet_context(mesh), size);
   std::vector<std::int32_t> blocks(static_cast<std::size_t>(size.max_blocks()));
   std::iota(blocks.rbegin(), blocks.rend(), 1);
   engine.set_blocks(1, blocks);
@@ -67,36 +81,64 @@ double worst_difference(const std::vector<float>& got, const std::vector<float>&
   return std::isfinite(worst) ? worst / norm : HUGE_VAL;
 }
 
-TEST_CASE("ranks that share every matrix give the logits of one rank, each of them the same bits") {
-  const std::string name = GENERATE(from_range(model_fixtures()));
-  const auto mode = GENERATE(FarSkipMode::off, FarSkipMode::full);
-  const ModelConfig config = read_hub_config(fixtures() / name);
-  const Model model = wire_model(config, {mode, {}});
-  const std::vector<float> want = read_whole(model, fixtures() / name, make_self_mesh());
+/// The loss of each token of the text at the next one, some of them not counted.
+std::vector<float> read_losses(const Model& model, const Weights& weights, const Mesh& mesh) {
+  InferenceEngine engine(model, weights(mesh.position()), quiet_context(mesh));
+  Batch batch{random_text(model.config), {}, {}};
+  batch.targets.assign(batch.tokens.begin() + 1, batch.tokens.end());
+  batch.targets.push_back(-1);
+  batch.targets[3] = -1;
+  const std::span<const float> losses = engine.token_losses(batch, kLength);
+  return {losses.begin(), losses.end()};
+}
+
+void check_ranks(const Model& model, const Weights& weights) {
+  const std::vector<float> want = read_whole(model, weights, make_self_mesh()),
+                           want_losses = read_losses(model, weights, make_self_mesh());
+  CHECK(want_losses[3] == 0);
   struct Sizes {
     int tensor, expert;
   };
   for (const auto& [tensor, expert] : {Sizes{2, 1}, Sizes{2, 2}, Sizes{4, 1}}) {
-    CAPTURE(name, static_cast<int>(mode), tensor, expert);
+    CAPTURE(tensor, expert);
     const auto said = on_ranks(tensor, [&](const Communicator& world) {
       const Mesh mesh(world, expert, tensor);
-      return std::array{read_whole(model, fixtures() / name, mesh),
-                        read_in_parts(model, fixtures() / name, mesh, false),
-                        read_in_parts(model, fixtures() / name, mesh, true)};
+      return std::array{read_whole(model, weights, mesh), read_in_parts(model, weights, mesh, false),
+                        read_in_parts(model, weights, mesh, true), read_losses(model, weights, mesh)};
     });
     for (const auto& rank : said) {
       CHECK(rank == said[0]);
-      for (const std::vector<float>& logits : rank) CHECK(worst_difference(logits, want) < 2e-5);
+      for (std::size_t i = 0; i < 3; ++i) CHECK(worst_difference(rank[i], want) < 2e-5);
+      CHECK(worst_difference(rank[3], want_losses) < 2e-5);
+      CHECK(rank[3][3] == 0);
     }
   }
 }
 
+TEST_CASE("ranks that share every matrix give the logits of one rank, each of them the same bits") {
+  const std::string name = GENERATE(from_range(model_fixtures()));
+  const auto mode = GENERATE(FarSkipMode::off, FarSkipMode::full);
+  CAPTURE(name, static_cast<int>(mode));
+  const ModelConfig config = read_hub_config(fixtures() / name);
+  check_ranks(wire_model(config, {mode, {}}), weights_of(fixtures() / name));
+}
+
+TEST_CASE("ranks that share a vocabulary which they do not divide give the logits of one rank") {
+  for (const char* name : {"qwen3_moe", "qwen3_moe_tied", "deepseek_v2"})
+    for (const std::int64_t vocabulary : {61, 13, 158}) {
+      CAPTURE(name, vocabulary);
+      ModelConfig config = read_hub_config(fixtures() / name);
+      config.vocab_size = vocabulary;
+      check_ranks(wire_model(config, {FarSkipMode::full, {}}), random_weights(config));
+    }
+}
+
 /// Greedily, sampled, and with a penalty; more texts than places, so that blocks change hands.
-std::vector<std::vector<std::int32_t>> continue_texts(const Model& model, const fs::path& weights,
+std::vector<std::vector<std::int32_t>> continue_texts(const Model& model, const Weights& weights,
                                                       const Mesh& mesh) {
   CacheSize size{.block_tokens = 4, .max_sequences = 2, .max_tokens = 24};
   size.num_blocks = 12;
-  CachedEngine engine(model, load_weights(weights, mesh.position()), quiet_context(mesh), size);
+  CachedEngine engine(model, weights(mesh.position()), quiet_context(mesh), size);
   std::vector<std::vector<std::int32_t>> texts(4);
   if (mesh.world().rank() > 0) {
     engine.follow();
@@ -187,14 +229,19 @@ TEST_CASE("a run in two parts, blocking or interleaved, gives the bits of the ru
 }
 
 TEST_CASE("texts that several ranks continue together are those of one rank") {
-  for (const char* name : {"deepseek_v3", "qwen3_moe"}) {
-    const ModelConfig config = read_hub_config(fixtures() / name);
+  for (const char* name : {"deepseek_v3", "qwen3_moe", "odd"}) {
+    CAPTURE(name);
+    const bool odd = name == std::string_view("odd");
+    const fs::path folder = fixtures() / (odd ? "qwen3_moe_tied" : name);
+    ModelConfig config = read_hub_config(folder);
+    if (odd) config.vocab_size = 157;
+    const Weights weights = odd ? random_weights(config) : weights_of(folder);
     const Model model = wire_model(config, {FarSkipMode::full, {}});
-    const auto alone = continue_texts(model, fixtures() / name, make_self_mesh());
+    const auto alone = continue_texts(model, weights, make_self_mesh());
     for (const auto& text : alone) CHECK(text.size() == 9);
     for (const int expert : {1, 2}) {
       const auto together = on_ranks(2, [&](const Communicator& world) {
-        return continue_texts(model, fixtures() / name, Mesh(world, expert, 2));
+        return continue_texts(model, weights, Mesh(world, expert, 2));
       });
       CHECK(together[0] == alone);
     }

@@ -10,7 +10,7 @@ namespace {
 const char* const kText = R"(%0 = input "tokens" : i32[6]
 %1 = parameter "table" : f32[10, 4]
 %2 = parameter "w" : f32[4]
-%3 = embedding(%1, %0) @embedding.forward : f32[6, 4]
+%3 = embedding(%1, %0) {first=0, of=0} @embedding.forward : f32[6, 4]
 %4, %5 = rms_norm(%3, %2) {eps=1e-05} @2.attention.forward : f32[6, 4], f32[6, 1]
 %6 = matmul(%4, %1) {transpose_a=false, transpose_b=true, wide=false} @m1.b2.0.routed.backward : f32[6, 10]
 output "y" = %6

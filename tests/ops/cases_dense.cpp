@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Embedding, sums, matrix products, columns and the fused loss.
+#include <array>
+
 #include "farskip/ops/ops.h"
 #include "op_case.h"
 
@@ -129,6 +131,61 @@ void add_rows(std::vector<OpCase>& cases) {
                    {}});
 }
 
+void add_embedding(std::vector<OpCase>& cases) {
+  const auto add = [&](const char* name, const ops::VocabularyPart& part, HostTensor table,
+                       HostTensor tokens) {
+    cases.push_back({"embedding", name, Attributes::of(part), {std::move(table), std::move(tokens)}});
+  };
+  add("a token twice", {}, random_tensor({9, 5}, 41), integer_tensor({4}, {2, 8, 2, 0}));
+  add("one token", {}, random_tensor({3, 1}, 42), integer_tensor({1}, {2}));
+  add("the same token always", {}, random_tensor({2, 300}, 43), random_integers({77}, 1, 2, 44));
+  add("no tokens", {}, random_tensor({2, 3}, 45), HostTensor(DType::i32, {0}));
+  // 1031 ids in parts of 258: 257 in the last.
+  for (const std::int64_t first : {0, 258, 774})
+    add("a part of a vocabulary", {first, 1031}, random_tensor({258, 7}, 48),
+        random_integers({301}, 0, 1031, 49));
+  add("no token of a part", {5, 12}, random_tensor({3, 4}, 50), integer_tensor({4}, {0, 4, 8, 11}));
+}
+
+void add_side_by_side(std::vector<OpCase>& cases) {
+  for (const auto& [parts, rows, width, columns] : std::vector<std::array<std::int64_t, 4>>{
+           {1, 3, 5, 5}, {2, 3, 5, 10}, {2, 7, 5, 9}, {4, 1, 16, 61}, {3, 0, 2, 5}, {9, 70, 131, 1050}})
+    cases.push_back({"side_by_side",
+                     "parts",
+                     Attributes::of(ops::SideBySide{parts, columns}),
+                     {random_tensor({parts * rows, width}, 51)},
+                     {}});
+}
+
+/// One part of a vocabulary of `of` ids that is cut over `parts`.
+void add_part_loss(std::vector<OpCase>& cases, const char* name, std::int64_t of, std::int64_t parts,
+                   std::int64_t hidden, double stddev, const HostTensor& targets) {
+  const std::int64_t tokens = targets.num_elements(), rows = (of + parts - 1) / parts;
+  for (const std::int64_t part : {std::int64_t{0}, parts - 1})
+    cases.push_back(
+        {"head_stats",
+         name,
+         Attributes::of(ops::VocabularyPart{part * rows, of}),
+         {random_tensor({tokens, hidden}, 61, stddev), random_tensor({rows, hidden}, 62), targets},
+         {0}});
+  const HostTensor sums = random_tensor({parts * tokens, ops::kNumHeadSums}, 63, 2.0);
+  const HostTensor fixed = random_tensor({parts * tokens, ops::kNumHeadFixed}, 64);
+  const Attributes joint = Attributes::of(ops::JointParts{rows});
+  cases.push_back({"joint_cross_entropy", name, joint, {sums, fixed, targets}, {0}, {1}});
+  cases.push_back({"joint_token_losses", name, joint, {sums, fixed, targets}, {}});
+}
+
+void add_part_losses(std::vector<OpCase>& cases) {
+  add_part_loss(cases, "all ids here", 19, 1, 7, 0.5, integer_tensor({6}, {3, -1, 18, 0, -1, 7}));
+  add_part_loss(cases, "some tokens not counted", 19, 2, 7, 0.5, integer_tensor({6}, {3, -1, 18, 9, -1, 10}));
+  add_part_loss(cases, "one token", 5, 3, 3, 1.0, integer_tensor({1}, {4}));
+  add_part_loss(cases, "large logits", 11, 3, 9, 20.0, random_integers({8}, 0, 11, 65));
+  add_part_loss(cases, "blocks of tokens and of vocabulary", 9001, 2, 3, 0.3,
+                random_integers({301}, -1, 9001, 66));
+  add_part_loss(cases, "no token counted", 6, 2, 4, 1.0, integer_tensor({3}, {-1, -1, -1}));
+  add_part_loss(cases, "no tokens", 6, 2, 4, 1.0, HostTensor(DType::i32, {0}));
+}
+
 void add_loss(std::vector<OpCase>& cases) {
   const auto add_cases = [&](const char* name, std::int64_t vocab, std::int64_t hidden, double stddev,
                              const HostTensor& targets) {
@@ -169,14 +226,9 @@ void add_elementwise(std::vector<OpCase>& cases) {
 std::vector<OpCase> dense_cases() {
   std::vector<OpCase> cases;
   const auto none = Attributes::of(NoAttributes{});
-  cases.push_back(
-      {"embedding", "a token twice", none, {random_tensor({9, 5}, 41), integer_tensor({4}, {2, 8, 2, 0})}});
-  cases.push_back({"embedding", "one token", none, {random_tensor({3, 1}, 42), integer_tensor({1}, {2})}});
-  cases.push_back({"embedding",
-                   "the same token always",
-                   none,
-                   {random_tensor({2, 300}, 43), random_integers({77}, 1, 2, 44)}});
-  cases.push_back({"embedding", "no tokens", none, {random_tensor({2, 3}, 45), HostTensor(DType::i32, {0})}});
+  add_embedding(cases);
+  add_side_by_side(cases);
+  add_part_losses(cases);
   cases.push_back({"add", "odd sizes", none, {random_tensor({7, 13}, 46), random_tensor({7, 13}, 47)}});
   cases.push_back(
       {"add", "more than one tile", none, {random_tensor({333, 101}, 48), random_tensor({333, 101}, 49)}});

@@ -160,6 +160,49 @@ void add_losses(std::vector<OpCase>& cases) {
   cases.push_back(loss_case("one token", {}, integer_tensor({1}, {4})));
 }
 
+/// A part of a vocabulary of s.vocab ids that is cut over `parts`, and what all parts could have said.
+void add_part_cases(std::vector<OpCase>& cases, const char* name, const ops::DistillLoss& a,
+                    std::int64_t parts, const HostTensor& targets, const Sizes& s) {
+  const std::int64_t tokens = targets.num_elements(), rows = (s.vocab + parts - 1) / parts;
+  for (const std::int64_t part : {std::int64_t{0}, parts - 1}) {
+    OpCase c = loss_case(name, a, targets, {rows, s.hidden, s.teacher_hidden, s.stddev});
+    c.op = "distill_stats";
+    c.attributes = Attributes::of(ops::DistillPart{a, {part * rows, s.vocab}});
+    cases.push_back(std::move(c));
+  }
+  OpCase joint{"joint_distill_loss",
+               name,
+               Attributes::of(ops::JointDistill{a, {rows}}),
+               {random_tensor({parts * tokens, ops::kNumDistillSums}, 461, 0.7),
+                random_tensor({parts * tokens, ops::kNumDistillFixed}, 462, 0.7), targets},
+               {0},
+               {1}};
+  joint.tolerance = 1e-5;
+  joint.gradient_tolerance = 3e-5;
+  cases.push_back(std::move(joint));
+}
+
+void add_parts(std::vector<OpCase>& cases) {
+  const HostTensor targets = integer_tensor({7}, {3, -1, 22, 0, -1, 7, 13});
+  for (const auto& [name, a] : std::vector<std::pair<const char*, ops::DistillLoss>>{
+           {"KL of a part", {}},
+           {"reverse KL of a part", {.kl = 0, .reverse_kl = 1}},
+           {"KL of a part at a temperature", {.temperature = 2.5}},
+           {"a mixture of a part at a temperature",
+            {.kl = 0.4, .reverse_kl = 0.3, .sft = 0.5, .temperature = 0.7}}})
+    for (const std::int64_t parts : {1, 2, 4}) add_part_cases(cases, name, a, parts, targets, {});
+  add_part_cases(cases, "blocks of tokens of a part", {.reverse_kl = 0.5, .sft = 0.5}, 2,
+                 random_integers({301}, -1, 2061, 405), {2061, 16, 9, 0.3});
+  add_part_cases(cases, "no token of a part counted", {.sft = 1}, 2, integer_tensor({3}, {-1, -1, -1}), {});
+  for (const double temperature : {1.0, 1000.0}) {
+    OpCase close = close_case({.reverse_kl = 0.5, .temperature = temperature}, targets, {});
+    close.op = "distill_stats";
+    close.attributes =
+        Attributes::of(ops::DistillPart{{.reverse_kl = 0.5, .temperature = temperature}, {23, 40}});
+    cases.push_back(std::move(close));
+  }
+}
+
 void add_kept(std::vector<OpCase>& cases) {
   for (const std::int64_t top_k : {1, 4, 22}) {
     OpCase c{"teacher_top_k",
@@ -224,6 +267,7 @@ void add_comparisons(std::vector<OpCase>& cases) {
 std::vector<OpCase> distill_cases() {
   std::vector<OpCase> cases;
   add_losses(cases);
+  add_parts(cases);
   add_kept(cases);
   add_comparisons(cases);
   return cases;

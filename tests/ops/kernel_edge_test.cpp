@@ -94,7 +94,7 @@ TEST_CASE("a token outside the vocabulary and an expert outside the layer are re
   const HostTensor table = random_tensor({5, 3}, 1), dy = random_tensor({2, 3}, 2);
   for (const std::int32_t wrong : {5, -1}) {
     const HostTensor tokens = integer_tensor({2}, {1, wrong});
-    CHECK_THROWS_AS(run_op("embedding", NoAttributes{}, {table.view(), tokens.view()}), InternalError);
+    CHECK_THROWS_AS(run_op("embedding", ops::VocabularyPart{}, {table.view(), tokens.view()}), InternalError);
     CHECK_THROWS_AS(run_op("embedding_grad", ops::EmbeddingGrad{5}, {dy.view(), tokens.view()}),
                     InternalError);
     const HostTensor indices = integer_tensor({1, 2}, {1, wrong});

@@ -13,9 +13,13 @@ namespace {
 
 void run_embedding(const KernelCall& call) {
   const std::int64_t hidden = call.out_shape(0).back();
+  const Range own = call.get<ops::VocabularyPart>().own(call.in_shape(0)[0]);
+  const auto value_of = [&](std::int64_t row, std::int64_t h) {
+    return row >= 0 && row < own.count ? call.in<double>(0)[row * hidden + h] : 0.0;
+  };
   for (std::int64_t t = 0; t < call.in_shape(1).num_elements(); ++t)
     for (std::int64_t h = 0; h < hidden; ++h)
-      call.out<double>(0)[t * hidden + h] = call.in<double>(0)[call.in<std::int32_t>(1)[t] * hidden + h];
+      call.out<double>(0)[t * hidden + h] = value_of(call.in<std::int32_t>(1)[t] - own.first, h);
 }
 
 void run_add(const KernelCall& call) {
@@ -166,6 +170,77 @@ void for_each_loss(const KernelCall& call, const Use& use) {
   }
 }
 
+void run_head_stats(const KernelCall& call) {
+  const std::int64_t hidden = call.in_shape(1)[1];
+  const Range own = call.get<ops::VocabularyPart>().own(call.in_shape(1)[0]);
+  for (std::int64_t t = 0; t < call.in_shape(2).num_elements(); ++t) {
+    double* const sums = call.out<double>(0) + 2 * t;
+    const std::int32_t target = call.in<std::int32_t>(2)[t];
+    double* const fixed = call.out<double>(1) + 2 * t;
+    sums[0] = sums[1] = fixed[0] = fixed[1] = 0.0;
+    if (target < 0) continue;
+    double sum = 0.0, largest = -INFINITY;
+    std::vector<double> logits;
+    for (std::int64_t v = 0; v < own.count; ++v) {
+      double logit = 0.0;
+      for (std::int64_t h = 0; h < hidden; ++h)
+        logit += call.in<double>(0)[t * hidden + h] * call.in<double>(1)[v * hidden + h];
+      if (own.first + v == target) sums[1] = logit;
+      largest = std::fmax(largest, logit);
+      logits.push_back(logit);
+    }
+    for (const double logit : logits) sum += std::exp(logit - largest);
+    sums[0] = largest + std::log(sum);
+    fixed[0] = largest;
+  }
+}
+
+/// Of token t, whose target is `target`: log Σ exp over all parts of inputs 0, and the target's logit.
+std::pair<double, double> joint_logits(const KernelCall& call, std::int64_t t, std::int64_t tokens,
+                                       std::int32_t target) {
+  double sum = 0.0;
+  for (std::int64_t row = t; row < call.in_shape(0)[0]; row += tokens)
+    sum += std::exp(call.in<double>(0)[2 * row] + call.in<double>(1)[2 * row + 1]);
+  const std::int64_t part = target / call.get<ops::JointParts>().rows;
+  return {std::log(sum), call.in<double>(0)[2 * (part * tokens + t) + 1]};
+}
+
+void run_joint_cross_entropy(const KernelCall& call) {
+  const std::int64_t tokens = call.in_shape(2).num_elements();
+  double loss = 0.0;
+  std::int32_t correct = 0;
+  for (std::int64_t t = 0; t < tokens; ++t) {
+    const std::int32_t target = call.in<std::int32_t>(2)[t];
+    if (target < 0) continue;
+    const auto [lse, chosen] = joint_logits(call, t, tokens, target);
+    loss += lse - chosen;
+    double largest = -INFINITY;
+    for (std::int64_t row = t; row < call.in_shape(1)[0]; row += tokens)
+      largest = std::fmax(largest, call.in<double>(1)[2 * row]);
+    correct += chosen >= largest ? 1 : 0;
+  }
+  call.out<double>(0)[0] = loss;
+  call.out<std::int32_t>(1)[0] = correct;
+}
+
+void run_joint_token_losses(const KernelCall& call) {
+  const std::int64_t tokens = call.in_shape(2).num_elements();
+  for (std::int64_t t = 0; t < tokens; ++t) {
+    const std::int32_t target = call.in<std::int32_t>(2)[t];
+    call.out<double>(0)[t] = 0.0;
+    if (target < 0) continue;
+    const auto [lse, chosen] = joint_logits(call, t, tokens, target);
+    call.out<double>(0)[t] = lse - chosen;
+  }
+}
+
+void run_side_by_side(const KernelCall& call) {
+  const std::int64_t rows = call.out_shape(0)[0], columns = call.out_shape(0)[1], width = call.in_shape(0)[1];
+  for (std::int64_t t = 0; t < rows; ++t)
+    for (std::int64_t c = 0; c < columns; ++c)
+      call.out<double>(0)[t * columns + c] = call.in<double>(0)[(c / width * rows + t) * width + c % width];
+}
+
 void run_linear_cross_entropy(const KernelCall& call) {
   double loss = 0.0;
   std::int32_t correct = 0;
@@ -202,6 +277,10 @@ void register_dense(KernelTable& table) {
   add_reference(table, "concat_rows", run_concat_rows);
   add_reference(table, "linear_cross_entropy", run_linear_cross_entropy);
   add_reference(table, "token_losses", run_token_losses);
+  add_reference(table, "head_stats", run_head_stats);
+  add_reference(table, "joint_cross_entropy", run_joint_cross_entropy);
+  add_reference(table, "joint_token_losses", run_joint_token_losses);
+  add_reference(table, "side_by_side", run_side_by_side);
 }
 
 }  // namespace farskip::reference

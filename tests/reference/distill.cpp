@@ -129,6 +129,82 @@ void run_cached_distill_loss(const KernelCall& call) {
   }
 }
 
+double log_sum_exp(const Row& x, double temperature) {
+  const double max = *std::max_element(x.begin(), x.end());
+  double sum = 0.0;
+  for (const double v : x) sum += std::exp((v - max) / temperature);
+  return max / temperature + std::log(sum);
+}
+
+void run_distill_stats(const KernelCall& call) {
+  const auto& a = call.get<ops::DistillPart>();
+  const Range own = a.part.own(call.in_shape(1)[0]);
+  for (std::int64_t t = 0; t < call.in_shape(4).num_elements(); ++t) {
+    double *const sums = call.out<double>(0) + 5 * t, *const fixed = call.out<double>(1) + 7 * t;
+    std::fill_n(sums, 5, 0.0);
+    std::fill_n(fixed, 7, 0.0);
+    const std::int32_t target = call.in<std::int32_t>(4)[t];
+    if (target < 0) continue;
+    const Row s = logits_of(call.in<double>(0), call.in<double>(1), call.in_shape(1)[1], own.count, t);
+    const Row x = logits_of(call.in<double>(2), call.in<double>(3), call.in_shape(3)[1], own.count, t);
+    const Row q = softmax(s, a.loss.temperature), p = softmax(x, a.loss.temperature);
+    const bool here = target >= own.first && target < own.end();
+    const auto at = static_cast<std::size_t>(here ? target - own.first : 0);
+    const double of_sums[] = {log_sum_exp(s, a.loss.temperature) - log_sum_exp(x, a.loss.temperature),
+                              kl(p, q), a.loss.reverse_kl > 0 ? kl(q, p) : 0.0, log_sum_exp(s, 1.0),
+                              here ? s[at] : 0.0};
+    const double of_fixed[] = {log_sum_exp(x, a.loss.temperature),
+                               log_sum_exp(x, 1.0),
+                               here ? x[at] : 0.0,
+                               s[argmax(s)],
+                               static_cast<double>(own.first) + static_cast<double>(argmax(s)),
+                               x[argmax(x)],
+                               static_cast<double>(own.first) + static_cast<double>(argmax(x))};
+    std::copy_n(of_sums, 5, sums);
+    std::copy_n(of_fixed, 7, fixed);
+  }
+}
+
+void run_joint_distill_loss(const KernelCall& call) {
+  const auto& a = call.get<ops::JointDistill>();
+  const std::int64_t tokens = call.in_shape(2).num_elements();
+  const std::int64_t parts = tokens == 0 ? 0 : call.in_shape(0)[0] / tokens;
+  clear(call);
+  for (std::int64_t t = 0; t < tokens; ++t) {
+    const std::int32_t target = call.in<std::int32_t>(2)[t];
+    if (target < 0) continue;
+    const auto column = [&](std::size_t input, std::int64_t width, std::int64_t i) {
+      Row out;
+      for (std::int64_t r = 0; r < parts; ++r)
+        out.push_back(call.in<double>(input)[(r * tokens + t) * width + i]);
+      return out;
+    };
+    const Row ratios = column(0, 5, 0), inside = column(0, 5, 1), inside_reverse = column(0, 5, 2),
+              teacher = column(1, 7, 0), max = column(1, 7, 3), teacher_max = column(1, 7, 5);
+    Row student;
+    for (std::size_t r = 0; r < ratios.size(); ++r) student.push_back(teacher[r] + ratios[r]);
+    const Row p = softmax(teacher, 1.0), q = softmax(student, 1.0);
+    double forward = kl(p, q), reverse = kl(q, p);
+    for (std::size_t r = 0; r < p.size(); ++r) {
+      forward += p[r] * inside[r];
+      reverse += q[r] * inside_reverse[r];
+    }
+    const auto part = static_cast<std::size_t>(target / a.parts.rows);
+    const double chosen = column(0, 5, 4)[part];
+    const double values[] = {forward,
+                             a.loss.reverse_kl > 0 ? reverse : 0.0,
+                             0.0,
+                             log_sum_exp(column(0, 5, 3), 1.0) - chosen,
+                             log_sum_exp(column(1, 7, 1), 1.0) - column(1, 7, 2)[part],
+                             column(1, 7, 4)[argmax(max)] == column(1, 7, 6)[argmax(teacher_max)] ? 1.0 : 0.0,
+                             chosen >= *std::max_element(max.begin(), max.end()) ? 1.0 : 0.0};
+    call.out<double>(0)[0] +=
+        a.loss.temperature * a.loss.temperature * (a.loss.kl * values[0] + a.loss.reverse_kl * values[1]) +
+        a.loss.sft * values[3];
+    for (std::size_t i = 0; i < ops::kDistillStats.size(); ++i) call.out<double>(1)[i] += values[i];
+  }
+}
+
 void run_teacher_top_k(const KernelCall& call) {
   const auto& a = call.get<ops::KeepTopK>();
   const std::int64_t vocab = call.in_shape(1)[0];
@@ -207,6 +283,8 @@ void run_count_routing_flips(const KernelCall& call) {
 void register_distill(KernelTable& table) {
   add_reference(table, "distill_loss", run_distill_loss);
   add_reference(table, "cached_distill_loss", run_cached_distill_loss);
+  add_reference(table, "distill_stats", run_distill_stats);
+  add_reference(table, "joint_distill_loss", run_joint_distill_loss);
   add_reference(table, "teacher_top_k", run_teacher_top_k);
   add_reference(table, "squared_difference", run_squared_difference);
   add_reference(table, "relative_weights", run_relative_weights);

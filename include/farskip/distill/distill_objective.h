@@ -21,7 +21,9 @@ struct DistillTerms {
 
 /// The teacher's final hidden states are all that leaves it (and what else is compared); both heads are part
 /// of the loss. Outputs beside those of a loss: "distill_stats", "sum.routing_flips.<layer>" where both
-/// models have as many experts and choices, "sum.hidden_loss", "sum.router_agreement".
+/// models have as many experts and choices, "sum.hidden_loss", "sum.router_agreement". Over ranks that share
+/// a vocabulary each compares its part of the logits; jsd and top_k need whole rows, so both heads are put
+/// together there.
 class DistillObjective final : public StepObjective {
  public:
   /// `states`: Teacher::states; nullptr where only plans are made.
@@ -65,7 +67,8 @@ class CachedDistillObjective final : public StepObjective {
   void complete_random_batch(Batch& batch) const override;
 
  private:
-  Graph add_loss(const Graph& student, const ModelConfig& config, const LowerOptions& options) const;
+  Graph add_loss(const Graph& student, const ModelConfig& config, const LowerOptions& options,
+                 const MeshPosition& mesh) const;
 
   ops::DistillLoss loss_;
 };

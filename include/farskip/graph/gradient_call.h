@@ -44,16 +44,23 @@ class GradientCall {
   }
   const Shape& shape(ValueId v) const { return builder_.shape(v); }
   DType dtype(ValueId v) const { return builder_.graph.type(v).dtype; }
-  /// Whether input i is a parameter. Its gradient is then f32 even where it is bf16 (the compute copy of an
-  /// f32 parameter); that of every other value is of the value's own type.
-  bool is_parameter(std::size_t i) const {
-    return std::any_of(
-        builder_.graph.externals().begin(), builder_.graph.externals().end(),
-        [&](const External& e) { return e.value == node_.inputs[i] && e.kind == ExternalKind::parameter; });
-  }
+  /// Whether input i is a parameter, or put together by ranks that have a part each. Its gradient is then f32
+  /// even where it is bf16 (the compute copy of an f32 parameter); that of every other value is of the
+  /// value's own type.
+  bool is_parameter(std::size_t i) const { return is_parameter(node_.inputs[i]); }
   const std::vector<ValueId>& input_gradients() const { return input_gradients_; }
 
  private:
+  bool is_parameter(ValueId v) const {
+    const NodeId producer = builder_.graph.value(v).producer;
+    if (producer) {
+      const Node& node = builder_.graph.node(producer);
+      return node.op->collective && is_parameter(node.inputs[0]);
+    }
+    return std::any_of(builder_.graph.externals().begin(), builder_.graph.externals().end(),
+                       [&](const External& e) { return e.value == v && e.kind == ExternalKind::parameter; });
+  }
+
   Builder builder_;
   const Node node_;  // a copy: emitting ops may move the graph's nodes
   std::vector<ValueId> output_gradients_;

@@ -34,6 +34,9 @@ struct Cut {
   std::int64_t groups = 1;
   std::int64_t heads = 0;           // that make up the dim, each of which stays whole. 0: elements may part
   bool whole_if_few_heads = false;  // fewer heads than ranks (a divisor of them): the tensor is not cut
+  /// Where the ranks do not divide the dim (of one group, not of columns): the last part is filled up with
+  /// rows that are zero and stay so, so that shapes are the same on every rank.
+  bool padded = false;
 };
 /// Without cuts a tensor is whole on every rank.
 using Layout = std::vector<Cut>;
@@ -93,7 +96,7 @@ struct RowBlock {
 struct LocalParameter {
   ParameterSpec spec;  // shape of the part here; pieces that have rows here, whose first_row counts from it
   Shape full_shape;    // of the whole parameter
-  std::vector<RowBlock> blocks;  // of the part here, in order
+  std::vector<RowBlock> blocks;  // of the part here, in order; rows behind them are padding
   Range columns;                 // of whole rows
   /// Over the ranks that hold the same part (batch, or data for experts): which of them updates which rows of
   /// `spec` with ZeRO, and writes them into checkpoints.
@@ -108,6 +111,8 @@ struct LocalParameter {
   /// Of the whole parameter. Behind the last row here: that number.
   std::int64_t whole_row(std::int64_t row) const;
   bool has_whole_rows() const { return columns.count == farskip::row_size(full_shape); }
+  /// Rows here that the whole parameter does not have (Cut::padded): the last ones.
+  Range padding() const;
   /// Calls f(local row, row of the whole parameter, count) for the blocks of local rows [first, first +
   /// count).
   void for_each_block(std::int64_t first, std::int64_t count,

@@ -53,6 +53,60 @@ DistillResult distill_loss(Builder& b, ValueId h, ValueId w, ValueId ht, ValueId
 // op "distill_loss_grad" (same attributes): dloss[1], h, w, ht, wt, targets, [accumulate dw] → (loss_sum,
 // stats, dh, dw): recomputes the forward, so that one pass over the logits serves both.
 
+// Over vocabularies that are cut over P ranks in the same way, without jsd and top_k: each rank compares its
+// parts of the logits, all gather what they say, and each then has the loss of the whole. With p and q the
+// distributions over the parts' masses, p_r and q_r those inside part r, the chain rule of the divergence
+// (Cover and Thomas, Elements of Information Theory, 2.5) says KL = KL(p || q) + Σ_r p(r) KL(p_r || q_r).
+
+struct DistillPart {
+  DistillLoss loss;
+  VocabularyPart part;
+  static void fields(auto& self, auto&& f) {
+    DistillLoss::fields(self.loss, f);
+    VocabularyPart::fields(self.part, f);
+  }
+};
+/// Columns of what a part says of a token, zeros where it is not counted.
+enum class DistillSum : std::uint8_t {
+  log_ratio,   // log(Σ e^(s/τ) / Σ e^(t/τ))
+  kl,          // KL(p_r || q_r)
+  reverse_kl,  // KL(q_r || p_r); 0 where it has no weight
+  lse,         // log Σ e^s, without temperature
+  target       // the target's s, 0 where another part has it
+};
+inline constexpr std::int64_t kNumDistillSums = 5;
+/// Likewise, and no gradient flows through these.
+enum class DistillFixed : std::uint8_t {
+  teacher_lse,        // log Σ e^(t/τ)
+  teacher_plain_lse,  // log Σ e^t
+  teacher_target,     // the target's t
+  max,                // the largest s
+  best,               // the lowest id that has it
+  teacher_max,
+  teacher_best
+};
+inline constexpr std::int64_t kNumDistillFixed = 7;
+struct DistillStats {
+  ValueId sums, fixed;  // wide [T, 5], [T, 7]
+};
+/// h[T, H], w[V', H], ht[T, H'], wt[V', H'], targets i32[T] → the above. Ids are below 2^24.
+DistillStats distill_stats(Builder& b, ValueId h, ValueId w, ValueId ht, ValueId wt, ValueId targets,
+                           const DistillPart& attributes);
+// op "distill_stats_grad" (same attributes): dsums[T, 5], h, w, ht, wt, targets, [accumulate dw] → (dh, dw).
+
+struct JointDistill {
+  DistillLoss loss;
+  JointParts parts;
+  static void fields(auto& self, auto&& f) {
+    DistillLoss::fields(self.loss, f);
+    JointParts::fields(self.parts, f);
+  }
+};
+/// sums[P·T, 5] and fixed[P·T, 7] of all parts, one below the other, targets i32[T] → as distill_loss.
+DistillResult joint_distill_loss(Builder& b, const DistillStats& stats, ValueId targets,
+                                 const JointDistill& attributes);
+// op "joint_distill_loss_grad" (same attributes): dloss[1], sums, fixed, targets → dsums[P·T, 5].
+
 /// What is kept of a teacher: indices i32[T, K] of its largest logits, descending, log_probs[T, K] of them
 /// and log_tail[T] of the rest together (both at the temperature), target_log_prob[T] (without temperature;
 /// 0 where not counted).

@@ -13,6 +13,7 @@
 // gradient of every parameter (GradientCall::is_parameter). Ops for which nothing is said take all low or all
 // f32, and give the same.
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <optional>
@@ -27,12 +28,34 @@ namespace farskip::ops {
 
 // ---- embedding.cpp -------------------------------------------------------------------------------
 
-/// table[V, H], tokens i32[T] → [T, H]: row tokens[t] of the table. The gradient is f32.
-ValueId embedding(Builder& b, ValueId table, ValueId tokens);
+/// Which part of a vocabulary the rows of a matrix are, where it is cut over ranks.
+struct VocabularyPart {
+  std::int64_t first = 0;  // id of the first row
+  std::int64_t of = 0;  // ids of the whole vocabulary; rows for none of them are padding. 0: it is all here
+  static void fields(auto& self, auto&& f) {
+    f("first", self.first);
+    f("of", self.of);
+  }
+  /// Ids of all ranks, and ids here, for a matrix of so many rows.
+  std::int64_t size(std::int64_t rows) const { return of == 0 ? rows : of; }
+  Range own(std::int64_t rows) const {
+    return {first, std::clamp<std::int64_t>(size(rows) - first, 0, rows)};
+  }
+};
+
+/// table[V, H], tokens i32[T] → [T, H]: row tokens[t] of the table, zeros where another part has it. The
+/// gradient is f32.
+ValueId embedding(Builder& b, ValueId table, ValueId tokens, const VocabularyPart& part = {});
 
 struct EmbeddingGrad {
-  std::int64_t vocab_size = 0;
-  static void fields(auto& self, auto&& f) { f("vocab_size", self.vocab_size); }
+  std::int64_t rows = 0;  // of the table
+  std::int64_t first = 0, of = 0;
+  static void fields(auto& self, auto&& f) {
+    f("rows", self.rows);
+    f("first", self.first);
+    f("of", self.of);
+  }
+  VocabularyPart part() const { return {first, of}; }
 };
 // op "embedding_grad": dy[T, H], tokens i32[T], [accumulate [V, H]] → dtable[V, H]; rows of one token id
 // are summed in order of t.
@@ -243,6 +266,16 @@ struct ColumnRange {
 ValueId take_columns(Builder& b, ValueId x, const ColumnRange& attributes);
 /// The reverse ("concat_columns", up to 8 inputs).
 ValueId concat_columns(Builder& b, std::vector<ValueId> parts);
+struct SideBySide {
+  std::int64_t parts = 1, columns = 0;
+  static void fields(auto& self, auto&& f) {
+    f("parts", self.parts);
+    f("columns", self.columns);
+  }
+};
+/// x[parts·T, W], matrices [T, W] one below the other → [T, columns]: one beside the other, without the last
+/// columns where `columns` is less than parts·W. Not differentiable.
+ValueId side_by_side(Builder& b, ValueId x, const SideBySide& attributes);
 
 // ---- rows.cpp -------------------------------------------------------------------------------------
 
@@ -497,7 +530,8 @@ std::vector<ValueId> all_reduce(Builder& b, std::vector<ValueId> tensors, const 
 std::vector<ValueId> fan_out(Builder& b, std::vector<ValueId> tensors, const Replicas& attributes);
 /// Tensors f32 → this rank's rows of their sums: [count, row size], or [count] of a vector.
 std::vector<ValueId> reduce_scatter(Builder& b, std::vector<ValueId> tensors, const Replicas& attributes);
-/// This rank's rows of several tensors → the whole tensors: [rows, row size], [rows], or with `matrices`.
+/// This rank's rows of several tensors → the whole tensors: [rows, row size], [rows], or with `matrices`. The
+/// gradient is that of the rank's rows, as what reads the whole is the same on every rank.
 std::vector<ValueId> all_gather(Builder& b, std::vector<ValueId> parts, const Replicas& attributes);
 
 // ---- loss.cpp ------------------------------------------------------------------------------------
@@ -514,5 +548,32 @@ LossResult linear_cross_entropy(Builder& b, ValueId h, ValueId w, ValueId target
 ValueId token_losses(Builder& b, ValueId h, ValueId w, ValueId targets);
 // op "linear_cross_entropy_grad": dloss[1], h, w, targets, [accumulate dw] → (loss_sum, num_correct, dh,
 // dw): recomputes the forward, so that one pass over the logits serves both (passes/fuse_loss.h).
+
+// The same over a vocabulary that is cut over P ranks: each says of its logits what the loss needs, all
+// gather that, and each then has the loss of the whole.
+
+/// What a part of a vocabulary says of each token, zeros where it is not counted.
+struct HeadStats {
+  ValueId sums;   // wide [T, 2]: log Σ exp over the logits of the part; the target's logit, 0 where another
+                  // part has it
+  ValueId fixed;  // wide [T, 2]: the largest logit; what rounding has left of the first sum, which may be so
+                  // large that e to its power is off by 1e-5. No gradient flows through these
+};
+inline constexpr std::int64_t kNumHeadSums = 2, kNumHeadFixed = 2;
+/// h[T, H], w[V', H], targets i32[T] → the above.
+HeadStats head_stats(Builder& b, ValueId h, ValueId w, ValueId targets, const VocabularyPart& part);
+// op "head_stats_grad" (same attributes): dsums[T, 2], h, w, targets, [accumulate dw] → (dh, dw).
+
+struct JointParts {
+  std::int64_t rows = 0;  // of the vocabulary in each part but the last, which may have fewer
+  static void fields(auto& self, auto&& f) { f("rows", self.rows); }
+};
+/// sums[P·T, 2] and fixed[P·T, 2] of all parts, one below the other, targets i32[T] → as
+/// linear_cross_entropy.
+LossResult joint_cross_entropy(Builder& b, const HeadStats& stats, ValueId targets,
+                               const JointParts& attributes);
+// op "joint_cross_entropy_grad" (same attributes): dloss[1], sums, fixed, targets → dsums[P·T, 2].
+/// The same → as token_losses.
+ValueId joint_token_losses(Builder& b, const HeadStats& stats, ValueId targets, const JointParts& attributes);
 
 }  // namespace farskip::ops

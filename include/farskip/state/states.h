@@ -72,7 +72,7 @@ class States {
   States(const States&) = delete;
   States& operator=(const States&) = delete;
 
-  /// More of them. Contents are unspecified.
+  /// More of them. Contents are unspecified, but for rows of padding, which are zero.
   void add(std::vector<StateSpec> specs);
   const std::vector<StateSpec>& specs() const { return specs_; }
   Device& device() const { return *device_; }
@@ -95,6 +95,7 @@ class States {
 
  private:
   TensorView find(std::string_view external) const;
+  void zero_padding(const StateSpec& spec) const;
 
   std::shared_ptr<Device> device_;
   std::vector<StateSpec> specs_;

@@ -68,6 +68,18 @@ void run_place_columns(const KernelCall& call) {
                        });
 }
 
+void run_side_by_side(const KernelCall& call) {
+  const std::int64_t rows = call.out_shape(0)[0], columns = call.out_shape(0)[1], width = call.in_shape(0)[1];
+  const float* x = call.in(0);
+  float* out = call.out(0);
+  cpu::parallel_ranges(rows, cpu::rows_per_tile(columns), [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t t = begin; t < end; ++t)
+      for (std::int64_t first = 0; first < columns; first += width)
+        std::copy_n(x + (first / width * rows + t) * width, std::min(width, columns - first),
+                    out + t * columns + first);
+  });
+}
+
 }  // namespace
 
 void register_columns(KernelTable& table);
@@ -76,6 +88,7 @@ void register_columns(KernelTable& table) {
   table.add("take_columns", DType::f32, DeviceKind::cpu, {.run = run_take_columns, .workspace = nullptr});
   table.add("place_columns", DType::f32, DeviceKind::cpu, {.run = run_place_columns, .workspace = nullptr});
   table.add("concat_columns", DType::f32, DeviceKind::cpu, {.run = run_concat_columns, .workspace = nullptr});
+  table.add("side_by_side", DType::f32, DeviceKind::cpu, {.run = run_side_by_side, .workspace = nullptr});
 }
 
 }  // namespace farskip

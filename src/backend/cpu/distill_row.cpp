@@ -77,6 +77,7 @@ struct Rows {
   const float *student, *teacher;
   std::size_t size;
   Softmax q, p;
+  double sum_ratio;  // log_sum_ratio
   LogRatio log_ratio;
 
   Rows(std::span<const float> s, std::span<const float> t, double temperature)
@@ -85,7 +86,8 @@ struct Rows {
         size(s.size()),
         q(softmax_of(s, temperature)),
         p(softmax_of(t, temperature)),
-        log_ratio(q.scale, log_sum_ratio(s, q, t, p)) {}
+        sum_ratio(log_sum_ratio(s, q, t, p)),
+        log_ratio(q.scale, sum_ratio) {}
   float q_at(std::int64_t i) const { return q.at(student[i]); }
   float p_at(std::int64_t i) const { return p.at(teacher[i]); }
   float log_ratio_at(std::int64_t i) const { return log_ratio.at(student[i], teacher[i]); }
@@ -150,6 +152,44 @@ TokenDistance compare_logits(std::span<float> student, std::span<const float> te
   out.correct = student[at] >= r.q.max ? 1.0 : 0.0;
   if (request.gradient) differentiate(student, r, plain, d, target, a, request.dloss);
   return out;
+}
+
+PartSays compare_part(std::span<const float> student, std::span<const float> teacher, std::int64_t target,
+                      std::int64_t first, const ops::DistillLoss& a) {
+  const Rows r(student, teacher, a.temperature);
+  const Divergences d = diverge(r, {.reverse_kl = a.reverse_kl});
+  const bool plain_is_q = a.temperature == 1.0;
+  const auto at_target = [&](std::span<const float> row) {
+    return target < 0 ? 0.0F : row[static_cast<std::size_t>(target)];
+  };
+  const auto best = [&](std::span<const float> row, float max) {
+    return static_cast<float>(first + first_at(row, max));
+  };
+  const auto f = [](double x) { return static_cast<float>(x); };
+  return {{f(r.sum_ratio), f(d.kl), f(d.reverse_kl),
+           f((plain_is_q ? r.q : softmax_of(student, 1.0)).log_sum()), at_target(student)},
+          {f(r.p.log_sum()), f((plain_is_q ? r.p : softmax_of(teacher, 1.0)).log_sum()), at_target(teacher),
+           r.q.max, best(student, r.q.max), r.p.max, best(teacher, r.p.max)}};
+}
+
+void differentiate_part(std::span<float> student, std::span<const float> teacher, std::int64_t target,
+                        std::span<const float> dsums, const ops::DistillLoss& a) {
+  const auto of = [&](ops::DistillSum column) { return dsums[static_cast<std::size_t>(column)]; };
+  const Rows r(student, teacher, a.temperature);
+  const Softmax plain = a.temperature == 1.0 ? r.q : softmax_of(student, 1.0);
+  const auto reverse_kl = static_cast<float>(diverge(r, {.reverse_kl = a.reverse_kl}).reverse_kl);
+  const float scale = static_cast<float>(1.0 / a.temperature),
+              of_ratio = of(ops::DistillSum::log_ratio) * scale, of_kl = of(ops::DistillSum::kl) * scale,
+              of_reverse = a.reverse_kl > 0 ? of(ops::DistillSum::reverse_kl) * scale : 0.0F,
+              of_lse = of(ops::DistillSum::lse);
+  float* s = student.data();
+#pragma omp simd
+  for (std::int64_t i = 0; i < static_cast<std::int64_t>(r.size); ++i) {
+    const float q = r.q_at(i), x = r.log_ratio_at(i);
+    s[i] = q * (of_ratio + of_reverse * (x - reverse_kl)) + of_kl * probability_gain(r.p_at(i), q, x) +
+           of_lse * plain.at(s[i]);
+  }
+  if (target >= 0) s[target] += of(ops::DistillSum::target);
 }
 
 double kl_divergence(std::span<const float> student, std::span<const float> teacher) {

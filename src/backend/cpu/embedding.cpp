@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // Rows of the embedding table, and the sum of gradients that fall on one row.
+#include <algorithm>
 #include <cstring>
 
 #include "farskip/backend/cpu/parallel.h"
 #include "farskip/backend/cpu/reduce.h"
 #include "farskip/backend/kernel.h"
+#include "farskip/ops/ops.h"
 
 namespace farskip {
 namespace {
@@ -15,17 +17,21 @@ void check_tokens(const std::int32_t* tokens, std::int64_t num_tokens, std::int6
                   tokens[t], t, vocab);
 }
 
-// table[V, H], tokens[T] → [T, H]
+// table[V, H], tokens[T] → [T, H], zeros where another part of the vocabulary has the token
 void run_embedding(const KernelCall& call) {
   const auto* table = call.in(0);
   const auto* tokens = call.in<std::int32_t>(1);
   auto* out = call.out(0);
   const std::int64_t num_tokens = call.in_shape(1).num_elements(), hidden = call.in_shape(0)[1];
-  check_tokens(tokens, num_tokens, call.in_shape(0)[0]);
+  const auto& part = call.get<ops::VocabularyPart>();
+  const Range own = part.own(call.in_shape(0)[0]);
+  check_tokens(tokens, num_tokens, part.size(call.in_shape(0)[0]));
   cpu::parallel_ranges(num_tokens, cpu::rows_per_tile(hidden), [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t t = begin; t < end; ++t)
-      std::memcpy(out + t * hidden, table + tokens[t] * hidden,
-                  static_cast<std::size_t>(hidden) * sizeof(float));
+      if (const std::int64_t row = tokens[t] - own.first; row >= 0 && row < own.count)
+        std::copy_n(table + row * hidden, hidden, out + t * hidden);
+      else
+        std::fill_n(out + t * hidden, hidden, 0.0F);
   });
 }
 
@@ -38,7 +44,9 @@ void run_embedding_grad(const KernelCall& call) {
   auto* dtable = call.out(0);
   const std::int64_t num_tokens = call.in_shape(1).num_elements();
   const std::int64_t vocab = call.out_shape(0)[0], hidden = call.out_shape(0)[1];
-  check_tokens(tokens, num_tokens, vocab);
+  const ops::VocabularyPart part = call.get<ops::EmbeddingGrad>().part();
+  const Range own = part.own(vocab);
+  check_tokens(tokens, num_tokens, part.size(vocab));
   const float* accumulate = call.has(2) ? call.in(2) : nullptr;
   if (accumulate != dtable)
     cpu::parallel_ranges(vocab * hidden, cpu::kElementsPerTile, [&](std::int64_t begin, std::int64_t end) {
@@ -52,7 +60,9 @@ void run_embedding_grad(const KernelCall& call) {
   constexpr std::int64_t columns_per_tile = 256;
   cpu::parallel_ranges(hidden, columns_per_tile, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t t = 0; t < num_tokens; ++t) {
-      float* row = dtable + tokens[t] * hidden;
+      const std::int64_t of_token = tokens[t] - own.first;
+      if (of_token < 0 || of_token >= own.count) continue;
+      float* row = dtable + of_token * hidden;
       const float* gradient = dy + t * hidden;
 #pragma omp simd
       for (std::int64_t h = begin; h < end; ++h) row[h] += gradient[h];

@@ -49,9 +49,12 @@ struct TokenLoss {
   std::int32_t correct = 0;
 };
 
+double log_sum_exp(Partial total) {
+  return static_cast<double>(total.max) + std::log(static_cast<double>(total.sum));
+}
+
 TokenLoss finish_token(Partial total, float target_logit) {
-  const double lse = static_cast<double>(total.max) + std::log(static_cast<double>(total.sum));
-  return {lse - static_cast<double>(target_logit), target_logit >= total.max ? 1 : 0};
+  return {log_sum_exp(total) - static_cast<double>(target_logit), target_logit >= total.max ? 1 : 0};
 }
 
 /// Sum in order of tokens.
@@ -89,21 +92,21 @@ struct ForwardBuffers {
   }
 };
 
-/// Tokens [t0, t0 + m) against one chunk of the vocabulary.
-void forward_tile(const KernelCall& call, const ForwardBuffers& buffers, std::int64_t t0, std::int64_t m,
-                  std::int64_t chunk) {
+/// Tokens [t0, t0 + m) against one chunk of the `own` ids.
+void forward_tile(const KernelCall& call, const Range& own, const ForwardBuffers& buffers, std::int64_t t0,
+                  std::int64_t m, std::int64_t chunk) {
   alignas(64) float logits[kTokens * kColumns];
-  const std::int64_t hidden = call.in_shape(0).back(), vocabulary = call.in_shape(1)[0];
+  const std::int64_t hidden = call.in_shape(0).back();
   const auto* targets = call.in<std::int32_t>(2);
   Partial partial[kTokens];
-  const std::int64_t end = std::min(vocabulary, (chunk + 1) * kChunk);
+  const std::int64_t end = std::min(own.count, (chunk + 1) * kChunk);
   for (std::int64_t v = chunk * kChunk; v < end; v += kColumns) {
     const std::int64_t n = std::min(kColumns, end - v);
     cpu::multiply_tile(false, true, m, n, hidden, call.in(0) + t0 * hidden, hidden, call.in(1) + v * hidden,
                        hidden, false, logits, kColumns);
     for (std::int64_t i = 0; i < m; ++i) {
       float* row = logits + i * kColumns;
-      const std::int64_t target = targets[t0 + i] - v;
+      const std::int64_t target = targets[t0 + i] - own.first - v;
       if (target >= 0 && target < n) buffers.target_logits[t0 + i] = row[target];
       Partial& p = partial[i];
       const float max = std::max(p.max, largest(row, n));
@@ -114,28 +117,38 @@ void forward_tile(const KernelCall& call, const ForwardBuffers& buffers, std::in
   for (std::int64_t i = 0; i < m; ++i) buffers.partials[(t0 + i) * buffers.chunks + chunk] = partial[i];
 }
 
-/// The loss of each token, in the workspace.
-const TokenLoss* compute_losses(const KernelCall& call) {
-  const std::int64_t tokens = call.in_shape(0)[0], vocabulary = call.in_shape(1)[0];
+/// Calls finish(t, statistics, logit of the target) for each token that is counted. The logit is set where
+/// the target is one of the `own` ids.
+template <class Finish>
+void for_each_total(const KernelCall& call, const Range& own, const ForwardBuffers& buffers,
+                    const Finish& finish) {
+  const std::int64_t tokens = buffers.tokens, blocks = cpu::ceil_div(tokens, kTokens);
   const auto* targets = call.in<std::int32_t>(2);
-  cpu::check_targets(targets, tokens, vocabulary);
-  const ForwardBuffers buffers(call.workspace, tokens, vocabulary);
-  const std::int64_t blocks = cpu::ceil_div(tokens, kTokens);
   cpu::parallel_for(blocks * buffers.chunks, [&](std::int64_t i) {
     const std::int64_t t0 = i % blocks * kTokens;
-    forward_tile(call, buffers, t0, std::min(kTokens, tokens - t0), i / blocks);
+    forward_tile(call, own, buffers, t0, std::min(kTokens, tokens - t0), i / blocks);
   });
   cpu::parallel_ranges(tokens, 256, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t t = begin; t < end; ++t) {
-      buffers.losses[t] = {};
       if (targets[t] < 0) continue;
       const Partial* parts = buffers.partials + t * buffers.chunks;
       Partial total;
       for (std::int64_t c = 0; c < buffers.chunks; ++c) total.max = std::max(total.max, parts[c].max);
       for (std::int64_t c = 0; c < buffers.chunks; ++c)
         total.sum += parts[c].sum * cpu::fast_exp(parts[c].max - total.max);
-      buffers.losses[t] = finish_token(total, buffers.target_logits[t]);
+      finish(t, total, buffers.target_logits[t]);
     }
+  });
+}
+
+/// The loss of each token, in the workspace.
+const TokenLoss* compute_losses(const KernelCall& call) {
+  const std::int64_t tokens = call.in_shape(0)[0], vocabulary = call.in_shape(1)[0];
+  cpu::check_targets(call.in<std::int32_t>(2), tokens, vocabulary);
+  const ForwardBuffers buffers(call.workspace, tokens, vocabulary);
+  std::fill_n(buffers.losses, tokens, TokenLoss{});
+  for_each_total(call, {0, vocabulary}, buffers, [&](std::int64_t t, Partial total, float target_logit) {
+    buffers.losses[t] = finish_token(total, target_logit);
   });
   return buffers.losses;
 }
@@ -149,6 +162,26 @@ void run_token_losses(const KernelCall& call) {
   for (std::int64_t t = 0; t < call.in_shape(0)[0]; ++t) call.out(0)[t] = static_cast<float>(losses[t].loss);
 }
 
+void run_head_stats(const KernelCall& call) {
+  const std::int64_t tokens = call.in_shape(0)[0], rows = call.in_shape(1)[0];
+  const auto& part = call.get<ops::VocabularyPart>();
+  const Range own = part.own(rows);
+  const auto* targets = call.in<std::int32_t>(2);
+  cpu::check_targets(targets, tokens, part.size(rows));
+  const ForwardBuffers buffers(call.workspace, tokens, rows);
+  std::fill_n(call.out(0), tokens * ops::kNumHeadSums, 0.0F);
+  std::fill_n(call.out(1), tokens * ops::kNumHeadFixed, 0.0F);
+  for_each_total(call, own, buffers, [&](std::int64_t t, Partial total, float target_logit) {
+    float *const sums = call.out(0) + t * ops::kNumHeadSums, *const fixed =
+                                                                 call.out(1) + t * ops::kNumHeadFixed;
+    const double lse = log_sum_exp(total);
+    sums[0] = static_cast<float>(lse);
+    sums[1] = targets[t] >= own.first && targets[t] < own.end() ? target_logit : 0.0F;
+    fixed[0] = total.max;
+    fixed[1] = static_cast<float>(lse - static_cast<double>(sums[0]));
+  });
+}
+
 // ---- forward and gradient ------------------------------------------------------------------------
 
 std::size_t gradient_bytes(std::int64_t tokens, std::int64_t vocabulary) {
@@ -156,13 +189,8 @@ std::size_t gradient_bytes(std::int64_t tokens, std::int64_t vocabulary) {
          static_cast<std::size_t>(cpu::token_block(tokens, vocabulary) * vocabulary) * sizeof(float);
 }
 
-/// One row of logits becomes dloss * (softmax - one-hot of the target).
-TokenLoss differentiate_row(float* row, std::int64_t vocabulary, std::int32_t target, float dloss) {
-  if (target < 0) {
-    std::fill_n(row, vocabulary, 0.0F);
-    return {};
-  }
-  const float target_logit = row[target];
+/// One row of logits becomes `factor` times their softmax. What it was made of.
+Partial scale_softmax(float* row, std::int64_t vocabulary, float factor) {
   Partial total;
   total.max = largest(row, vocabulary);
   // Summed in pieces, whose order is fixed, so that 100,000 small terms do not vanish beside the sum.
@@ -170,11 +198,26 @@ TokenLoss differentiate_row(float* row, std::int64_t vocabulary, std::int32_t ta
   for (std::int64_t v = 0; v < vocabulary; v += kChunk)
     sum += static_cast<double>(sum_exp(row + v, std::min(kChunk, vocabulary - v), total.max, row + v));
   total.sum = static_cast<float>(sum);
-  const float factor = dloss / total.sum;
+  factor /= total.sum;
 #pragma omp simd
   for (std::int64_t v = 0; v < vocabulary; ++v) row[v] *= factor;
-  row[target] -= dloss;
-  return finish_token(total, target_logit);
+  return total;
+}
+
+/// Products before and behind `differentiate_rows(first, count, logits)`, which turns the logits of a block
+/// of tokens into their gradients.
+template <class DifferentiateRows>
+void run_blocks(const cpu::Head& head, std::int64_t tokens, float* logits, const float* dw_so_far, float* dh,
+                float* dw, const DifferentiateRows& differentiate_rows) {
+  const std::int64_t block = cpu::token_block(tokens, head.vocabulary);
+  for (std::int64_t t = 0; t < std::max<std::int64_t>(tokens, 1); t += block) {
+    const std::int64_t m = std::min(block, tokens - t);  // 0 without tokens: dw is still written
+    cpu::compute_logits(head, t, m, logits);
+    cpu::parallel_for(m, [&](std::int64_t i) { differentiate_rows(t + i, logits + i * head.vocabulary); });
+    cpu::differentiate_hidden(head, t, m, logits, dh);
+    cpu::differentiate_head(head, t, m, logits, dw_so_far, dw);
+    dw_so_far = dw;
+  }
 }
 
 void run_linear_cross_entropy_grad(const KernelCall& call) {
@@ -186,20 +229,33 @@ void run_linear_cross_entropy_grad(const KernelCall& call) {
   FARSKIP_CHECK(call.workspace.size() >= gradient_bytes(tokens, vocabulary), "workspace of {} bytes",
                 call.workspace.size());
   auto* losses = reinterpret_cast<TokenLoss*>(call.workspace.data());
-  auto* logits = reinterpret_cast<float*>(losses + tokens);
-  const std::int64_t block = cpu::token_block(tokens, vocabulary);
-  const float* sum_so_far = call.has(4) ? call.in(4) : nullptr;
-  for (std::int64_t t = 0; t < std::max<std::int64_t>(tokens, 1); t += block) {
-    const std::int64_t m = std::min(block, tokens - t);  // 0 without tokens: dw is still written
-    cpu::compute_logits(head, t, m, logits);
-    cpu::parallel_for(m, [&](std::int64_t i) {
-      losses[t + i] = differentiate_row(logits + i * vocabulary, vocabulary, targets[t + i], dloss);
-    });
-    cpu::differentiate_hidden(head, t, m, logits, call.out(2));
-    cpu::differentiate_head(head, t, m, logits, sum_so_far, call.out(3));
-    sum_so_far = call.out(3);
-  }
+  run_blocks(head, tokens, reinterpret_cast<float*>(losses + tokens), call.has(4) ? call.in(4) : nullptr,
+             call.out(2), call.out(3), [&](std::int64_t t, float* row) {
+               losses[t] = {};
+               if (targets[t] < 0) return (void)std::fill_n(row, vocabulary, 0.0F);
+               const float target_logit = row[targets[t]];
+               losses[t] = finish_token(scale_softmax(row, vocabulary, dloss), target_logit);
+               row[targets[t]] -= dloss;
+             });
   store_sums(losses, tokens, call.out(0), call.out<std::int32_t>(1));
+}
+
+// dsums[T, 2], h, w, targets, [accumulate dw] → (dh, dw)
+void run_head_stats_grad(const KernelCall& call) {
+  const std::int64_t tokens = call.in_shape(1)[0], rows = call.in_shape(2)[0];
+  const cpu::Head head{call.in(1), call.in(2), call.in_shape(1).back(), rows};
+  const auto* targets = call.in<std::int32_t>(3);
+  const auto& part = call.get<ops::VocabularyPart>();
+  const Range own = part.own(rows);
+  cpu::check_targets(targets, tokens, part.size(rows));
+  run_blocks(head, tokens, reinterpret_cast<float*>(call.workspace.data()),
+             call.has(4) ? call.in(4) : nullptr, call.out(0), call.out(1), [&](std::int64_t t, float* row) {
+               if (targets[t] < 0) return (void)std::fill_n(row, rows, 0.0F);
+               const float* const dsums = call.in(0) + t * ops::kNumHeadSums;
+               scale_softmax(row, own.count, dsums[0]);
+               std::fill(row + own.count, row + rows, 0.0F);
+               if (targets[t] >= own.first && targets[t] < own.end()) row[targets[t] - own.first] += dsums[1];
+             });
 }
 
 }  // namespace
@@ -217,6 +273,13 @@ void register_loss(KernelTable& table) {
   table.add("linear_cross_entropy_grad", DType::f32, DeviceKind::cpu,
             {.run = run_linear_cross_entropy_grad, .workspace = [](const OpTypes& types) {
                return gradient_bytes(types.shape(1)[0], types.shape(2)[0]);
+             }});
+  table.add("head_stats", DType::f32, DeviceKind::cpu,
+            {.run = run_head_stats, .workspace = forward_workspace});
+  table.add("head_stats_grad", DType::f32, DeviceKind::cpu,
+            {.run = run_head_stats_grad, .workspace = [](const OpTypes& types) {
+               const std::int64_t tokens = types.shape(1)[0], rows = types.shape(2)[0];
+               return static_cast<std::size_t>(cpu::token_block(tokens, rows) * rows) * sizeof(float);
              }});
 }
 

@@ -60,6 +60,17 @@ void run_place_columns(const KernelCall& call) {
                    .count = input_count(call, 0)});
 }
 
+void run_side_by_side(const KernelCall& call) {
+  const TensorView &x = call.inputs[0], &out = call.outputs[0];
+  const std::int64_t rows = out.shape[0], columns = out.shape[1], width = x.shape[1];
+  for (std::int64_t first = 0; first < columns; first += width)
+    copy_rows(call, {.from = {.base = column_address(x, first / width * rows * width), .stride = width},
+                     .to = {.base = column_address(out, first), .stride = columns},
+                     .rows = rows,
+                     .width = std::min(width, columns - first),
+                     .element_bytes = dtype_size(x.dtype)});
+}
+
 }  // namespace
 }  // namespace cuda
 
@@ -71,6 +82,7 @@ void register_cuda_columns(KernelTable& table) {
     table.add("place_columns", dtype, DeviceKind::cuda, {.run = cuda::run_place_columns});
     table.add("concat_columns", dtype, DeviceKind::cuda, {.run = cuda::run_concat_columns});
   }
+  table.add("side_by_side", DType::f32, DeviceKind::cuda, {.run = cuda::run_side_by_side});
 }
 
 }  // namespace farskip

@@ -17,6 +17,8 @@ struct RowPlace {
   std::int32_t divisor = 1;
   std::int32_t limit = 0x7fffffff;  // an index outside [0, limit) stops the kernel instead of touching memory
   bool may_miss = false;            // an index of -1: that row is not copied
+  // Of rows of which a part is here: indices count from `first`, and rows outside the part are not copied.
+  std::int32_t first = 0, count = 0x7fffffff;
 };
 
 struct RowCopy {
@@ -33,6 +35,8 @@ __device__ __forceinline__ Word* row_address(const RowPlace& place, std::int64_t
     at = place.index[row];
     if (place.may_miss && at == -1) return nullptr;
     if (at < 0 || at >= place.limit) __trap();
+    at -= place.first;
+    if (at < 0 || at >= place.count) return nullptr;
   }
   return static_cast<Word*>(place.base) + at / place.divisor * place.stride;
 }

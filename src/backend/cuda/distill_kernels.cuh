@@ -2,30 +2,13 @@
 #pragma once
 // Kernels of the losses of distillation: one block of threads a token, its rows of logits in shared memory
 // where they fit. Included by distill_loss.cu alone.
+#include "backend/cuda/distill_blocks.cuh"
 #include "backend/cuda/distill_row.cuh"
 
 namespace farskip::cuda {
 namespace {
 
 using ops::DistillLoss;
-
-constexpr int kNumStats = static_cast<int>(ops::kDistillStats.size());
-
-/// What each token adds to the loss and to each of kDistillStats: column by column, num_tokens in each.
-struct TokenResults {
-  double* columns;
-  std::int64_t num_tokens;
-
-  __device__ void store(std::int64_t token, const DistillLoss& a, const double (&stats)[kNumStats]) const {
-    const double divergence = a.kl * stats[0] + a.reverse_kl * stats[1] + a.jsd * stats[2];
-    columns[token] = a.temperature * a.temperature * divergence + a.sft * stats[3];
-#pragma unroll
-    for (int i = 0; i < kNumStats; ++i) columns[(i + 1) * num_tokens + token] = stats[i];
-  }
-  __device__ void store_all(std::int64_t token, double value) const {
-    for (int i = 0; i <= kNumStats; ++i) columns[i * num_tokens + token] = value;
-  }
-};
 
 /// Rows of one block of tokens. `first`: the first of these, among all tokens.
 struct Rows {
@@ -38,13 +21,8 @@ struct Rows {
   TokenResults results;
 };
 
-/// The row itself, or its copy in shared memory.
 __device__ float* stage(float* row, const Rows& r, float* to) {
-  if (!r.staged) return row;
-  for (std::int64_t i = 4 * threadIdx.x; i < r.leading; i += 4 * kRowThreads)
-    *reinterpret_cast<float4*>(to + i) = *reinterpret_cast<const float4*>(row + i);
-  __syncthreads();
-  return to;
+  return stage_row(row, r.leading, r.staged, to);
 }
 
 /// True where the token is not counted; then its results and its gradient (nullptr: none is wanted) are zero.
@@ -303,21 +281,6 @@ __global__ void __launch_bounds__(kRowThreads)
                          k};
   finish_events(r, token, a, pairs, student, indices, plain,
                 -static_cast<double>(from.target_log_prob[token]), gradient, scratch);
-}
-
-/// One block a column, in one order, whatever the blocks of tokens were.
-__global__ void __launch_bounds__(kRowThreads)
-    sum_results_kernel(TokenResults results, float* loss_sum, double* stats) {
-  __shared__ double shared[kRowThreads / 32];
-  const double* column = results.columns + blockIdx.x * results.num_tokens;
-  double sum = 0.0;
-  for (std::int64_t t = threadIdx.x; t < results.num_tokens; t += kRowThreads) sum += column[t];
-  sum = block_sum<kRowThreads>(sum, shared);
-  if (threadIdx.x != 0) return;
-  if (blockIdx.x == 0)
-    *loss_sum = static_cast<float>(sum);
-  else
-    stats[blockIdx.x - 1] = sum;
 }
 
 }  // namespace

@@ -12,7 +12,6 @@ namespace cuda {
 namespace {
 
 constexpr std::int64_t kMaxLogitBytes = 256 << 20;  // of each model
-constexpr std::size_t kMaxStaged = 208 << 10;       // of the 227 KiB a block of sm_90 may have
 
 /// What a call computes, and how its workspace is laid out.
 struct Sizes {
@@ -67,11 +66,6 @@ struct Buffers {
   }
 };
 
-/// Rows [first, …) of a matrix.
-std::byte* row_of(const TensorView& matrix, std::int64_t first) {
-  return static_cast<std::byte*>(matrix.data) + first * matrix.shape.back() * dtype_size(matrix.dtype);
-}
-
 /// A loss, or its gradient, one block of tokens after the other.
 class LossRun {
  public:
@@ -94,7 +88,7 @@ class LossRun {
       if (count > 0) compare(first, count);
       if (gradient_) multiply_back(first, count);
     }
-    launch(call_, sum_results_kernel, kNumStats + 1, kRowThreads, 0, results(), call_.out(0),
+    launch(call_, sum_results_kernel, kNumStats + 1, kSumThreads, 0, results(), call_.out(0),
            call_.out<double>(1));
   }
 
@@ -104,49 +98,31 @@ class LossRun {
   const TensorView& input(std::size_t i) const { return call_.inputs[first_input_ + i]; }
   TokenResults results() const { return {buffers_.results, sizes_.tokens}; }
 
-  void multiply_head(std::size_t h, float* logits, std::int64_t first, std::int64_t count) const {
-    const std::int64_t hidden = input(h).shape.back();
-    multiply(*call_.gpu,
-             {.transpose_b = true,
-              .m = count,
-              .n = sizes_.vocabulary,
-              .k = hidden,
-              .in = input(h).dtype,
-              .out = DType::f32,
-              .a = row_of(input(h), first),
-              .lda = hidden,
-              .b = input(h + 1).data,
-              .ldb = hidden,
-              .c = logits,
-              .ldc = sizes_.leading},
-             {buffers_.products, kProductWorkspace});
+  /// Of the model whose hidden states are input `h`.
+  HeadProducts products(std::size_t h) const {
+    return {*call_.gpu, {buffers_.products, kProductWorkspace}, input(h), input(h + 1), sizes_.leading};
   }
 
   /// Launches a kernel over rows, with as many of them in shared memory as it wants if they fit.
   template <class... Parameters, class... More>
   void launch_rows(void (*kernel)(Rows, Parameters...), std::int64_t first, std::int64_t count, int staged,
                    const More&... more) const {
-    const std::size_t bytes =
-        static_cast<std::size_t>(staged) * static_cast<std::size_t>(sizes_.leading) * sizeof(float);
-    const bool fits = bytes <= kMaxStaged;
-    if (fits)
-      FARSKIP_CUDA_CHECK(
-          cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(kMaxStaged)));
+    const std::size_t bytes = staged_bytes(kernel, staged, sizes_.leading);
     const Rows rows{buffers_.student,
                     buffers_.teacher,
                     static_cast<std::int32_t>(sizes_.vocabulary),
                     sizes_.leading,
                     first,
-                    fits,
+                    bytes > 0,
                     input(cached() ? 6 : 4).as<const std::int32_t>(),
                     gradient_ ? call_.in(0) : nullptr,
                     results()};
-    launch(call_, kernel, grid_size(count), kRowThreads, fits ? bytes : 0, rows, more...);
+    launch(call_, kernel, grid_size(count), kRowThreads, bytes, rows, more...);
   }
 
   void compare(std::int64_t first, std::int64_t count) const {
-    multiply_head(0, buffers_.student, first, count);
-    if (!cached()) multiply_head(2, buffers_.teacher, first, count);
+    products(0).compute_logits(first, count, buffers_.student);
+    if (!cached()) products(2).compute_logits(first, count, buffers_.teacher);
     if (low())
       compare_rows<bf16>(first, count, gradient_ ? buffers_.gradient : nullptr);
     else
@@ -170,40 +146,10 @@ class LossRun {
 
   /// dh and dw from the gradient of a block of logits.
   void multiply_back(std::int64_t first, std::int64_t count) {
-    const TensorView &h = input(0), &w = input(1);
-    const std::int64_t hidden = h.shape.back();
     const void* dlogits = low() ? static_cast<const void*>(buffers_.gradient) : buffers_.student;
-    const std::span<std::byte> workspace{buffers_.products, kProductWorkspace};
-    if (count > 0)
-      multiply(*call_.gpu,
-               {.m = count,
-                .n = hidden,
-                .k = sizes_.vocabulary,
-                .in = h.dtype,
-                .out = h.dtype,
-                .a = dlogits,
-                .lda = sizes_.leading,
-                .b = w.data,
-                .ldb = hidden,
-                .c = row_of(call_.outputs[2], first),
-                .ldc = hidden},
-               workspace);
+    products(0).differentiate_hidden(first, count, dlogits, call_.outputs[2]);
     if (!a_.trains_head) return;
-    multiply(*call_.gpu,
-             {.transpose_a = true,
-              .m = sizes_.vocabulary,
-              .n = hidden,
-              .k = count,
-              .in = h.dtype,
-              .out = DType::f32,
-              .a = dlogits,
-              .lda = sizes_.leading,
-              .b = row_of(h, first),
-              .ldb = hidden,
-              .c = call_.outputs[3].data,
-              .ldc = hidden,
-              .accumulate = dw_so_far_},
-             workspace);
+    products(0).differentiate_head(first, count, dlogits, dw_so_far_, call_.outputs[3]);
     dw_so_far_ = call_.outputs[3].data;
   }
 
@@ -257,39 +203,22 @@ void run_teacher_top_k(const KernelCall& call) {
   const Buffers buffers(call.workspace.data(), sizes);
   FARSKIP_CHECK(call.workspace.size() >= buffers.bytes, "workspace of {} bytes", call.workspace.size());
   const KeptRows to{a.top_k, call.out<std::int32_t>(0), call.out(1), call.out(2), call.out(3)};
-  const std::size_t row_bytes = static_cast<std::size_t>(sizes.leading) * sizeof(float);
-  const bool fits = row_bytes <= kMaxStaged;
-  if (fits)
-    FARSKIP_CUDA_CHECK(cudaFuncSetAttribute(keep_teacher_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                            int(kMaxStaged)));
-  const std::int64_t hidden = h.shape.back();
+  const std::size_t bytes = staged_bytes(keep_teacher_kernel, 1, sizes.leading);
+  const HeadProducts products{*call.gpu, {buffers.products, kProductWorkspace}, h, w, sizes.leading};
   for (std::int64_t first = 0; first < sizes.tokens; first += sizes.block) {
     const std::int64_t count = std::min(sizes.block, sizes.tokens - first);
-    multiply(*call.gpu,
-             {.transpose_b = true,
-              .m = count,
-              .n = sizes.vocabulary,
-              .k = hidden,
-              .in = h.dtype,
-              .out = DType::f32,
-              .a = row_of(h, first),
-              .lda = hidden,
-              .b = w.data,
-              .ldb = hidden,
-              .c = buffers.teacher,
-              .ldc = sizes.leading},
-             {buffers.products, kProductWorkspace});
+    products.compute_logits(first, count, buffers.teacher);
     const Rows rows{nullptr,
                     buffers.teacher,
                     static_cast<std::int32_t>(sizes.vocabulary),
                     sizes.leading,
                     first,
-                    fits,
+                    bytes > 0,
                     call.in<std::int32_t>(2),
                     nullptr,
                     {}};
-    launch(call, keep_teacher_kernel, grid_size(count), kRowThreads, fits ? row_bytes : 0, rows,
-           a.temperature, to, buffers.events);
+    launch(call, keep_teacher_kernel, grid_size(count), kRowThreads, bytes, rows, a.temperature, to,
+           buffers.events);
   }
 }
 

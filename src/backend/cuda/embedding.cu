@@ -8,54 +8,70 @@ namespace farskip {
 namespace cuda {
 namespace {
 
-// table[V, H], tokens[T] → [T, H]
+// table[V, H], tokens[T] → [T, H], zeros where another part of the vocabulary has the token
 void run_embedding(const KernelCall& call) {
-  const std::int64_t hidden = call.in_shape(0)[1];
+  const std::int64_t rows = call.in_shape(0)[0], hidden = call.in_shape(0)[1];
+  const auto& part = call.get<ops::VocabularyPart>();
+  const Range own = part.own(rows);
+  if (own.count < part.size(rows))
+    FARSKIP_CUDA_CHECK(
+        cudaMemsetAsync(call.outputs[0].data, 0, call.outputs[0].num_bytes(), call.gpu->stream));
   copy_rows(call, {.from = {.base = call.inputs[0].data,
                             .stride = hidden,
                             .index = call.in<std::int32_t>(1),
-                            .limit = static_cast<std::int32_t>(call.in_shape(0)[0])},
+                            .limit = static_cast<std::int32_t>(part.size(rows)),
+                            .first = static_cast<std::int32_t>(own.first),
+                            .count = static_cast<std::int32_t>(own.count)},
                    .to = {.base = call.outputs[0].data, .stride = hidden},
                    .rows = call.in_shape(1).num_elements(),
                    .width = hidden,
                    .element_bytes = dtype_size(call.inputs[0].dtype)});
 }
 
-// ---- gradient: positions are sorted by token, stably, nine bits at a time; then one block a row of the
-// table sums what falls on it in order of position, and writes the row whether or not anything does.
+// ---- gradient: positions are sorted by the row of their token, stably, nine bits at a time; then one block
+// a row of the table sums what falls on it in order of position, and writes the row whether or not anything
+// does.
 
 constexpr int kDigitBits = 9, kDigits = 1 << kDigitBits;
 
-/// One pass of the sort, by one digit of the token.
-struct PositionsByDigit {
+/// The row of the table that a token has; one past the last where another part of the vocabulary has it.
+struct TokenRows {
   const std::int32_t* tokens;
+  std::int32_t rows, first, of;
+
+  __device__ std::int32_t operator[](std::int32_t position) const {
+    const std::int32_t token = tokens[position], row = token - first;
+    if (token < 0 || token >= of) __trap();
+    return row < 0 || row >= rows ? rows : row;
+  }
+};
+
+/// One pass of the sort, by one digit of the row.
+struct PositionsByDigit {
+  TokenRows row_of;
   const std::int32_t* from;  // positions as the pass before left them; nullptr: in order
   std::int32_t* to;
-  std::int32_t vocab;
   int shift;
 
   __device__ std::int32_t position(std::int64_t i) const {
     return from != nullptr ? from[i] : static_cast<std::int32_t>(i);
   }
-  __device__ int key(std::int64_t i) const {
-    const std::int32_t token = tokens[position(i)];
-    if (token < 0 || token >= vocab) __trap();
-    return (token >> shift) & (kDigits - 1);
-  }
+  __device__ int key(std::int64_t i) const { return (row_of[position(i)] >> shift) & (kDigits - 1); }
   __device__ void place(std::int64_t i, std::int32_t at) const { to[at] = position(i); }
   __device__ void offset(int, std::int32_t) const {}
 };
 
-/// [first[token], end[token]) are the places of a token among the sorted positions; end is set only for
-/// tokens that occur.
+/// [first[row], end[row]) are the places of a row's tokens among the sorted positions; end is set only for
+/// rows whose tokens occur.
 __global__ void __launch_bounds__(kThreads)
-    find_places_kernel(const std::int32_t* tokens, const std::int32_t* sorted, std::int32_t* first,
-                       std::int32_t* end, std::int64_t num_tokens) {
+    find_places_kernel(TokenRows row_of, const std::int32_t* sorted, std::int32_t* first, std::int32_t* end,
+                       std::int64_t num_tokens) {
   const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (i >= num_tokens) return;
-  const std::int32_t token = tokens[sorted[i]];
-  if (i == 0 || tokens[sorted[i - 1]] != token) first[token] = static_cast<std::int32_t>(i);
-  if (i == num_tokens - 1 || tokens[sorted[i + 1]] != token) end[token] = static_cast<std::int32_t>(i + 1);
+  const std::int32_t row = row_of[sorted[i]];
+  if (row == row_of.rows) return;
+  if (i == 0 || row_of[sorted[i - 1]] != row) first[row] = static_cast<std::int32_t>(i);
+  if (i == num_tokens - 1 || row_of[sorted[i + 1]] != row) end[row] = static_cast<std::int32_t>(i + 1);
 }
 
 struct EmbeddingGradArguments {
@@ -120,14 +136,17 @@ struct GradScratch {
 };
 
 std::size_t embedding_grad_workspace(const OpTypes& types) {
-  return GradScratch(types.shape(1).num_elements(), types.get<ops::EmbeddingGrad>().vocab_size).bytes();
+  return GradScratch(types.shape(1).num_elements(), types.get<ops::EmbeddingGrad>().rows).bytes();
 }
 
 // dy[T, H], tokens[T], [accumulate[V, H]] → dtable[V, H] f32
 void run_embedding_grad(const KernelCall& call) {
-  const auto* tokens = call.in<std::int32_t>(1);
   const std::int64_t num_tokens = call.in_shape(1).num_elements(), vocab = call.out_shape(0)[0],
                      hidden = call.out_shape(0)[1];
+  const ops::VocabularyPart part = call.get<ops::EmbeddingGrad>().part();
+  const TokenRows row_of{call.in<std::int32_t>(1), static_cast<std::int32_t>(vocab),
+                         static_cast<std::int32_t>(part.first), static_cast<std::int32_t>(part.size(vocab))};
+  const std::int64_t largest = part.own(vocab).count < part.size(vocab) ? vocab : vocab - 1;
   const GradScratch scratch(num_tokens, vocab);
   auto* lists = reinterpret_cast<std::int32_t*>(call.workspace.data());
   std::int32_t *const first = lists + 2 * scratch.list, *const end = first + scratch.rows, *sorted = nullptr;
@@ -135,16 +154,15 @@ void run_embedding_grad(const KernelCall& call) {
   int pass = 0;
   do {
     std::int32_t* const to = lists + (pass % 2) * scratch.list;
-    sort_by_counting(
-        call, PositionsByDigit{tokens, sorted, to, static_cast<std::int32_t>(vocab), pass * kDigitBits},
-        scratch.sort, sort_workspace);
+    sort_by_counting(call, PositionsByDigit{row_of, sorted, to, pass * kDigitBits}, scratch.sort,
+                     sort_workspace);
     sorted = to;
     ++pass;
-  } while (((vocab - 1) >> (pass * kDigitBits)) > 0);
+  } while ((largest >> (pass * kDigitBits)) > 0);
 
   FARSKIP_CUDA_CHECK(cudaMemsetAsync(first, 0xff, static_cast<std::size_t>(vocab) * sizeof(std::int32_t),
                                      call.gpu->stream));  // -1: no position
-  launch(call, find_places_kernel, grid_size(ceil_div(num_tokens, kThreads)), kThreads, 0, tokens, sorted,
+  launch(call, find_places_kernel, grid_size(ceil_div(num_tokens, kThreads)), kThreads, 0, row_of, sorted,
          first, end, num_tokens);
   const EmbeddingGradArguments a{.dy = call.inputs[0].data,
                                  .sorted = sorted,

@@ -71,15 +71,20 @@ OpCase attention_case(const char* name, std::int64_t sequences, std::int64_t hea
 std::vector<OpCase> large_dense_cases() {
   std::vector<OpCase> cases;
   const auto tokens = random_integers({16384}, 0, 30001, 701);
-  cases.push_back({"embedding", "16k tokens", kNone, {random_tensor({30001, 64}, 702), tokens}});
+  const Attributes whole = Attributes::of(ops::VocabularyPart{});
+  cases.push_back({"embedding", "16k tokens", whole, {random_tensor({30001, 64}, 702), tokens}});
   cases.push_back({"embedding",
                    "every second token is the same",
-                   kNone,
+                   whole,
                    {random_tensor({30001, 36}, 703), skewed(tokens, 7)}});
   cases.push_back({"embedding",
                    "a vocabulary of three digits of the sort",
-                   kNone,
+                   whole,
                    {random_tensor({300007, 8}, 704), random_integers({4099}, 0, 300007, 705)}});
+  cases.push_back({"embedding",
+                   "the last of two parts of a vocabulary, as many rows as a digit has values",
+                   Attributes::of(ops::VocabularyPart{512, 1023}),
+                   {random_tensor({512, 36}, 706), random_integers({16384}, 0, 1023, 707)}});
   cases.push_back(
       {"add", "many blocks", kNone, {random_tensor({1031, 4099}, 706), random_tensor({1031, 4099}, 707)}});
   cases.push_back(
@@ -118,6 +123,11 @@ std::vector<OpCase> large_dense_cases() {
          {random_tensor({515, 256}, 713, 0.1), random_tensor({10240, 256}, 714),
           random_integers({515}, -1, 10240, 715)},
          op == std::string_view("token_losses") ? std::vector<std::size_t>{} : std::vector<std::size_t>{0}});
+  cases.push_back({"head_stats",
+                   "the last part of a large vocabulary",
+                   Attributes::of(ops::VocabularyPart{10240, 20477}),
+                   {random_tensor({515, 256}, 713, 0.1), random_tensor({10240, 256}, 714),
+                    random_integers({515}, -1, 20477, 716)}});
   cases.push_back(attention_case("MLA's head sizes", 2, 4, 4, 512, 192, 128));
   cases.push_back(attention_case("grouped heads, odd length", 2, 6, 2, 333, 64, 64));
   return cases;

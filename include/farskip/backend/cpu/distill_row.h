@@ -4,6 +4,7 @@
 // with respect to the student's logits out. Definitions: farskip/ops/distill_ops.h. Divergences are never
 // negative; rows are used as scratch memory unless they are const.
 
+#include <array>
 #include <cstdint>
 #include <span>
 
@@ -30,6 +31,18 @@ TokenDistance compare_logits(std::span<float> student, std::span<const float> te
 /// Over the a.top_k largest logits of the teacher and the rest.
 TokenDistance compare_events(std::span<float> student, std::span<float> teacher, std::int32_t target,
                              const ops::DistillLoss& a, GradientRequest request);
+
+/// What the rows of a part of the vocabulary say of a token, in the columns of ops::DistillStats. `target`:
+/// in the rows; -1: another part has it. `first`: id of the rows' first element.
+struct PartSays {
+  std::array<float, ops::kNumDistillSums> sums{};
+  std::array<float, ops::kNumDistillFixed> fixed{};
+};
+PartSays compare_part(std::span<const float> student, std::span<const float> teacher, std::int64_t target,
+                      std::int64_t first, const ops::DistillLoss& a);
+/// The student's row becomes the gradient of <dsums, sums>.
+void differentiate_part(std::span<float> student, std::span<const float> teacher, std::int64_t target,
+                        std::span<const float> dsums, const ops::DistillLoss& a);
 
 /// What is kept of a teacher: its distribution over its largest logits and the rest.
 struct KeptTeacher {
