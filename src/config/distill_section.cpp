@@ -81,6 +81,8 @@ HiddenLossConfig read_hidden_loss(Reader& parent) {
   const double l2 = parent.real("hidden_l2", coefficient, 0.0);
   Reader reader = parent.section("hidden_loss");
   config.kind = reader.choice("kind", hidden_loss_names, config.kind);
+  if (parent.has("hidden_loss") && !reader.has("weight"))
+    reader.fail("weight", "this key is missing; give the loss a weight above 0, or 0 to leave it out");
   config.weight = reader.real("weight", coefficient, config.weight);
   config.anneal = reader.real("anneal", {.min = 0, .max = 1}, config.anneal);
   reader.finish();
