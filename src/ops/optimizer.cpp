@@ -38,12 +38,10 @@ void register_optimizer(OpTable& table) {
   table.add({.name = "find_fault",
              .min_inputs = 1,
              .max_inputs = 4096,
-             .inputs = {In::wide, In::any},
+             .inputs = {In::wide, In::integer},
              .infer = [](const OpTypes& t) -> std::vector<TensorType> {
-               for (const TensorType* number : t.inputs)
-                 FARSKIP_SHAPE(number->shape == Shape{1} &&
-                                   (number->dtype == t.in(0).dtype || number->dtype == DType::i32),
-                               "find_fault", t);
+               for (const TensorType* input : t.inputs)
+                 FARSKIP_SHAPE(input->shape == Shape{1}, "find_fault", t);
                return {like(t.in(0))};
              },
              .in_place = {{0, 0}}});
@@ -96,8 +94,9 @@ namespace ops {
 ValueId sum_of_squares(Builder& b, std::vector<ValueId> tensors) {
   return b.emit("sum_of_squares", std::move(tensors))[0];
 }
-ValueId find_fault(Builder& b, std::vector<ValueId> numbers) {
-  return b.emit("find_fault", std::move(numbers))[0];
+ValueId find_fault(Builder& b, ValueId number, std::vector<ValueId> flags) {
+  flags.insert(flags.begin(), number);
+  return b.emit("find_fault", std::move(flags))[0];
 }
 std::pair<ValueId, ValueId> clip_factor(Builder& b, std::vector<ValueId> sums, double max_norm) {
   const auto out = b.emit("clip_factor", ClipFactor{max_norm}, std::move(sums));

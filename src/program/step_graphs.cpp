@@ -95,16 +95,17 @@ Graph add_gradients(const Graph& forward, const std::vector<LocalParameter>& loc
 /// Adds to kFault what of this micro-batch is not to be learned from.
 Graph note_fault(const Graph& micro_batch, const StepObjective* objective, bool accumulate) {
   Graph graph = micro_batch;
-  const ValueId loss = *graph.find_output("loss_sum");
-  const ValueId fault = graph.add_external(ExternalKind::state, std::string(kFault), graph.type(loss));
-  std::vector<ValueId> numbers{loss};
-  if (accumulate) numbers.insert(numbers.begin(), fault);
-  if (objective != nullptr)
-    for (const std::string& term : objective->terms()) numbers.push_back(*graph.find_output(term));
-  for (const Output& o : graph.outputs())
-    if (o.name == "balance_loss" || o.name.starts_with("row_overflow.")) numbers.push_back(o.value);
   Builder b{graph, {0, 0, -1, SubBlock::head, Phase::backward}};
-  graph.add_update(fault, ops::find_fault(b, std::move(numbers)));
+  ValueId number = *graph.find_output("loss_sum");
+  const ValueId fault = graph.add_external(ExternalKind::state, std::string(kFault), graph.type(number));
+  if (objective != nullptr)
+    for (const std::string& term : objective->terms()) number = ops::add(b, number, *graph.find_output(term));
+  if (const auto balance = graph.find_output("balance_loss")) number = ops::add(b, number, *balance);
+  if (accumulate) number = ops::add(b, fault, number);
+  std::vector<ValueId> flags;
+  for (const Output& o : graph.outputs())
+    if (o.name.starts_with("row_overflow.")) flags.push_back(o.value);
+  graph.add_update(fault, ops::find_fault(b, number, std::move(flags)));
   return graph;
 }
 

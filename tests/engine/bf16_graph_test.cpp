@@ -87,7 +87,7 @@ const std::map<std::string, std::set<std::string>> kKernels{
     {"router_divergence_grad", {"FFFI>F"}},
     {"count_routing_flips", {"III>I"}},
     {"sum_of_squares", {"F*>D"}},
-    {"find_fault", {"F*>F"}},
+    {"find_fault", {"FI*>F"}},
     {"clip_factor", {"D>FF"}},
     {"adamw", {"FFFFFF>FFF", "FFFFFF>FFFL", "FLLFFF>FLL", "FLLFFF>FLLL"}},
     {"muon", {"FFFFF>FF", "FFFFF>FFL", "FLFFF>FL", "FLFFF>FLL"}},
@@ -112,7 +112,7 @@ std::string signature(const Graph& graph, const Node& node) {
   std::string text;
   for (const ValueId v : node.inputs) text += v ? letter(graph.type(v).dtype) : '-';
   if (node.op->name == "sum_of_squares" && text.find_first_not_of('F') == std::string::npos) text = "F*";
-  if (node.op->name == "find_fault" && text.find_first_not_of("FI") == std::string::npos) text = "F*";
+  if (node.op->name == "find_fault" && text.find_first_not_of("I", 1) == std::string::npos) text = "FI*";
   text += '>';
   for (const ValueId v : node.outputs) text += letter(graph.type(v).dtype);
   return text;

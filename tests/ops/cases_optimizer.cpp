@@ -18,10 +18,9 @@ OpCase clip_case(const char* name, const std::vector<double>& sums_of_squares, d
   return c;
 }
 
-OpCase fault_case(const char* name, const std::vector<float>& real, const std::vector<std::int32_t>& whole) {
-  OpCase c{"find_fault", name, Attributes::of(NoAttributes{}), {}, {}};
-  for (const float x : real) c.inputs.push_back(float_tensor({1}, {x}));
-  for (const std::int32_t x : whole) c.inputs.push_back(integer_tensor({1}, {x}));
+OpCase fault_case(const char* name, float number, const std::vector<std::int32_t>& flags) {
+  OpCase c{"find_fault", name, Attributes::of(NoAttributes{}), {float_tensor({1}, {number})}, {}};
+  for (const std::int32_t flag : flags) c.inputs.push_back(integer_tensor({1}, {flag}));
   return c;
 }
 
@@ -66,15 +65,18 @@ std::vector<OpCase> optimizer_cases() {
                    false,
                    1e-12});
   constexpr float inf = std::numeric_limits<float>::infinity();
-  cases.push_back(fault_case("nothing wrong", {3e38F, -1.0F, 0.0F}, {0, 0}));
-  cases.push_back(fault_case("one number", {2.0F}, {}));
-  cases.push_back(fault_case("a whole number", {1.0F}, {0, -1, 0}));
-  cases.push_back(fault_case("an infinite number", {1.0F, -inf}, {0}));
-  cases.push_back(fault_case("no number", {std::nanf(""), 1.0F}, {}));
+  cases.push_back(fault_case("nothing wrong", 3e38F, {0, 0}));
+  cases.push_back(fault_case("a number alone", -2.0F, {}));
+  cases.push_back(fault_case("a flag", 1.0F, {0, -1, 0}));
+  cases.push_back(fault_case("an infinite number", -inf, {0}));
+  cases.push_back(fault_case("no number", std::nanf(""), {}));
   std::vector<std::int32_t> many(600);
-  cases.push_back(fault_case("more than one launch takes", {1.0F}, many));
+  cases.push_back(fault_case("no flag of many", 1.0F, many));
+  cases.push_back(fault_case("no flag of many, but no number", std::nanf(""), many));
   many.back() = 1;
-  cases.push_back(fault_case("the last of many", {1.0F}, many));
+  cases.push_back(fault_case("the last of many", 1.0F, many));
+  std::swap(many.front(), many.back());
+  cases.push_back(fault_case("the first of many", 1.0F, many));
   cases.push_back(clip_case("a small norm is left alone", {0.25}, 1.0));
   cases.push_back(clip_case("a large norm is clipped", {1e6}, 1.5));
   cases.push_back(clip_case("zero gradient", {0.0}, 1.0));

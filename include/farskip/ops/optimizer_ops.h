@@ -14,10 +14,10 @@ namespace farskip::ops {
 /// f32 tensors (1 to 4096 of them) → [1] f64: Σ of all squares, in order of the inputs.
 ValueId sum_of_squares(Builder& b, std::vector<ValueId> tensors);
 
-/// Numbers [1], real or i32 (1 to 4096 of them, the first one real) → [1], of the first one's type: infinity
-/// where a real one is not finite or a whole one is not 0, else 0. What no step may learn from: among the
-/// gradients whose squares clip_factor gets, it stops the update. In place in the first one.
-ValueId find_fault(Builder& b, std::vector<ValueId> numbers);
+/// A number f32[1] and flags i32[1] (4095 at most) → f32[1]: infinity where the number is not finite or a
+/// flag is not 0, else 0. What no step may learn from: among the gradients whose squares clip_factor gets, it
+/// stops the update. In place in the number.
+ValueId find_fault(Builder& b, ValueId number, std::vector<ValueId> flags);
 
 struct ClipFactor {
   double max_norm = 1.0;  // 0: no clipping

@@ -54,9 +54,9 @@ void run_sum_of_squares(const KernelCall& call) {
 }
 
 void run_find_fault(const KernelCall& call) {
-  const bool fault = std::any_of(call.inputs.begin(), call.inputs.end(), [](const TensorView& number) {
-    return number.dtype == DType::i32 ? *number.as<std::int32_t>() != 0 : !std::isfinite(*number.as<float>());
-  });
+  const bool fault = !std::isfinite(call.in(0)[0]) ||
+                     std::any_of(call.inputs.begin() + 1, call.inputs.end(),
+                                 [](const TensorView& flag) { return *flag.as<std::int32_t>() != 0; });
   call.out(0)[0] = fault ? std::numeric_limits<float>::infinity() : 0.0F;
 }
 

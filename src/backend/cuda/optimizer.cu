@@ -93,39 +93,34 @@ void run_sum_of_squares(const KernelCall& call) {
   launch(call, sum_tiles_kernel, 1, kSumThreads, 0, sums, done, call.out<double>(0));
 }
 
-constexpr int kNumbersPerLaunch = 256;
+constexpr int kFlagsPerLaunch = 256;
 
-/// Some numbers, f32 or i32.
-struct Numbers {
-  const void* data[kNumbersPerLaunch];
-  bool is_whole[kNumbersPerLaunch];
+struct Flags {
+  const std::int32_t* data[kFlagsPerLaunch];
   int num;
 };
-static_assert(sizeof(Numbers) <= 4000);
+static_assert(sizeof(Flags) <= 4000);
 
-/// `begins`: `out` says nothing yet; it may be one of the numbers then.
-__global__ void __launch_bounds__(kNumbersPerLaunch)
-    find_fault_kernel(const __grid_constant__ Numbers numbers, bool begins, float* out) {
+/// `number` may be `out`.
+__global__ void __launch_bounds__(kFlagsPerLaunch)
+    find_fault_kernel(const float* number, const __grid_constant__ Flags flags, float* out) {
   const auto i = static_cast<int>(threadIdx.x);
-  bool fault = false;
-  if (i < numbers.num)
-    fault = numbers.is_whole[i] ? *static_cast<const std::int32_t*>(numbers.data[i]) != 0
-                                : !isfinite(*static_cast<const float*>(numbers.data[i]));
-  const bool any = __syncthreads_or(fault) != 0;
-  if (i == 0 && (begins || any)) *out = any ? INFINITY : 0.0F;
+  const bool wrong = i < flags.num && *flags.data[i] != 0;
+  const bool fault = __syncthreads_or(wrong) != 0;
+  if (i == 0) *out = fault || !isfinite(*number) ? INFINITY : 0.0F;
 }
 
-// Numbers → [1]
+// number, flags → [1]
 void run_find_fault(const KernelCall& call) {
-  for (std::size_t begin = 0; begin < call.inputs.size(); begin += kNumbersPerLaunch) {
-    const std::size_t end = std::min<std::size_t>(call.inputs.size(), begin + kNumbersPerLaunch);
-    Numbers numbers{};
-    for (std::size_t i = begin; i < end; ++i) {
-      numbers.data[numbers.num] = call.inputs[i].data;
-      numbers.is_whole[numbers.num++] = call.inputs[i].dtype == DType::i32;
-    }
-    launch(call, find_fault_kernel, 1, kNumbersPerLaunch, 0, numbers, begin == 0, call.out(0));
-  }
+  const float* number = call.in(0);
+  std::size_t next = 1;
+  do {
+    Flags flags{};
+    for (; next < call.inputs.size() && flags.num < kFlagsPerLaunch; ++next)
+      flags.data[flags.num++] = call.in<std::int32_t>(next);
+    launch(call, find_fault_kernel, 1, kFlagsPerLaunch, 0, number, flags, call.out(0));
+    number = call.out(0);  // what was found goes on
+  } while (next < call.inputs.size());
 }
 
 struct Sums {
