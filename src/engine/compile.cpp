@@ -1,14 +1,33 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "farskip/engine/compile.h"
 
+#include <algorithm>
+
 #include "farskip/schedule/list_scheduler.h"
 
 namespace farskip {
 namespace {
 
 // Weight gradients that wait for a window hold what they read; an order may take this much more than the
-// serial one.
+// serial one, and one transport of weights in parts more.
 constexpr double kMemoryForOverlap = 1.3;
+
+/// Bytes that a graph gives to one transport of weights in parts, or of their gradients; the most. Such
+/// transports are what is not differentiated.
+std::size_t largest_on_its_way(const Graph& graph) {
+  std::vector<char> in_state(graph.num_values(), 0);
+  for (const StateUpdate& u : graph.updates()) in_state[u.to.index()] = 1;
+  std::size_t most = 0;
+  for (const Node& node : graph.nodes()) {
+    if (!node.op->collective || node.op->gradient != nullptr) continue;
+    std::size_t bytes = 0;
+    for (const std::vector<ValueId>* values : {&node.inputs, &node.outputs})
+      for (const ValueId v : *values)
+        if (graph.value(v).producer && in_state[v.index()] == 0) bytes += graph.type(v).num_bytes();
+    most = std::max(most, bytes);
+  }
+  return most;
+}
 
 // What ranks know of a node may differ: the shards of ZeRO have other shapes on each. The order must not.
 NodeSeconds agree_on_costs(const Graph& graph, const CostTable& costs, const Communicator& world) {
@@ -54,7 +73,8 @@ Plan make_plan(const Graph& graph, const Device& device, const PlanOptions& opti
 Plan make_step_plan(const Graph& graph, const WorkspaceRule& workspace, const NodeSeconds& seconds,
                     int in_flight) {
   const std::size_t serial = make_serial_plan(graph, workspace, Waits::late).live_bytes;
-  const auto limit = static_cast<std::size_t>(kMemoryForOverlap * in_flight * static_cast<double>(serial));
+  const auto limit = static_cast<std::size_t>(kMemoryForOverlap * in_flight * static_cast<double>(serial)) +
+                     largest_on_its_way(graph);
   return make_overlapped_plan(graph, workspace, seconds, {.memory_limit = limit});
 }
 

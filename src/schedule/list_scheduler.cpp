@@ -21,6 +21,12 @@ struct Rule {
   double patience = 0.0;
   /// Transports that nothing waits for (gradient reductions) start only when no other is left.
   bool reductions_last = false;
+  /// While the link is idle, what such transports wait for goes first: where they are long, they would all be
+  /// left for the end.
+  bool feeds_link = false;
+  /// Before something long begins, so many transports are started that the link has work meanwhile. Then a
+  /// part of the memory for what comes before it is needed will do.
+  bool fills_link = false;
 };
 
 constexpr std::array<double, 6> kTransportWeights{1, 0, 2, 4, 16, 1000};
@@ -31,6 +37,9 @@ std::vector<Rule> all_rules() {
   for (const bool reductions_last : {false, true})
     for (const double weight : kTransportWeights)
       for (const double patience : kPatience) rules.push_back({weight, patience, reductions_last});
+  for (const bool fills_link : {false, true})
+    for (const double weight : kTransportWeights)
+      rules.push_back({.transport_weight = weight, .feeds_link = true, .fills_link = fills_link});
   return rules;
 }
 
@@ -54,6 +63,10 @@ struct Problem {
           has_reader[producer.index()] = 1;
       }
     for (const Output& o : g.outputs()) ++num_readers[o.value.index()];
+    feeds_link.assign(g.nodes().size(), 0);
+    for (std::size_t n = 0; n < g.nodes().size(); ++n)
+      for (const NodeId a : dependence.after[n])
+        if (g.node(a).op->collective && has_reader[a.index()] == 0) feeds_link[n] = 1;
     in_external.assign(g.num_values(), 0);
     for (const External& e : g.externals()) in_external[e.value.index()] = 1;
     for (const StateUpdate& u : g.updates()) in_external[u.to.index()] = 1;
@@ -97,9 +110,12 @@ struct Problem {
   std::vector<std::int64_t> portions;   // by node
   std::vector<std::ptrdiff_t> scratch;  // by node, bytes
   std::vector<char> has_reader;         // by node: something waits for it
+  std::vector<char> feeds_link;         // by node: a transport that nothing waits for needs it
   std::vector<int> num_readers;         // by value
   std::vector<char> in_external;        // by value: takes no room in the arena
 };
+
+constexpr double kNever = std::numeric_limits<double>::infinity();
 
 class Run {
  public:
@@ -108,7 +124,7 @@ class Run {
       : p_(problem),
         rule_(rule),
         memory_limit_(memory_limit),
-        ahead_limit_(static_cast<std::ptrdiff_t>(ahead_limit)),
+        ahead_limit_(static_cast<std::ptrdiff_t>(rule.fills_link ? ahead_limit / 4 : ahead_limit)),
         urgency_(problem.remaining_paths(rule)),
         readers_(problem.num_readers),
         done_at_(problem.graph.nodes().size(), 0.0),
@@ -124,11 +140,12 @@ class Run {
       if (p_.graph.nodes()[n].op->collective && p_.has_reader[n]) ++urgent_transports_left_;
     while (num_done_ < open_.size()) {
       admit();
-      if (start_transport(ready_.empty() && future_.empty())) continue;
-      if (const NodeId node = choose())
-        compute(node);
-      else
+      if (start_transport(ready_.empty() && future_.empty() ? kNever : now_)) continue;
+      const NodeId node = choose();
+      if (!node)
         advance();
+      else if (!is_full() || grows(node) <= 0 || !make_room())
+        compute(node);
     }
     for (const NodeId c : in_flight_) order_.push_back({c, StepKind::wait});
     for (OrderedStep& step : order_)
@@ -159,23 +176,24 @@ class Run {
     return a < b;
   }
 
-  /// What waits for nothing would all begin at once: it begins while the link is idle, and takes no more
-  /// memory before it is read than it may.
-  bool may_come(NodeId node) const {
-    return link_free_ <= now_ &&
+  /// What waits for nothing would all begin at once: it begins where the link would be idle by `time`, and
+  /// takes no more memory before it is read than it may.
+  bool may_come(NodeId node, double time) const {
+    return link_free_ <= time && !(is_full() && find_freeing(in_flight_)) &&
+           !(is_full() && find_freeing(transports_)) &&
            (ahead_bytes_ == 0 || ahead_limit_ == 0 || ahead_bytes_ + output_bytes(node) <= ahead_limit_);
   }
 
   /// A transport that something waits for starts at once; another only while the link is idle, so that it
-  /// does not stand in the way, and holds its buffers no longer than the one before it. `is_stuck`: nothing
-  /// else can go on.
-  bool start_transport(bool is_stuck) {
+  /// does not stand in the way, and holds its buffers no longer than the one before it. `time`: when
+  /// the next one can start; never, where nothing else can go on.
+  bool start_transport(double time) {
     auto best = transports_.end();
     for (auto it = transports_.begin(); it != transports_.end(); ++it) {
       if (!p_.has_reader[it->index()] &&
           (link_free_ > now_ || (rule_.reductions_last && urgent_transports_left_ > 0)))
         continue;
-      if (p_.comes_ahead(*it) && !is_stuck && !may_come(*it)) continue;
+      if (p_.comes_ahead(*it) && time < kNever && !may_come(*it, time)) continue;
       if (best == transports_.end() || more_urgent(*it, *best)) best = it;
     }
     if (best == transports_.end()) return false;
@@ -201,15 +219,46 @@ class Run {
     return true;
   }
 
-  NodeId choose() {
+  bool is_full() const {
+    return memory_limit_ > 0 && live_bytes_ > static_cast<std::ptrdiff_t>(memory_limit_);
+  }
+
+  /// A transport that nothing waits for, and whose end frees memory; none, where these are to wait
+  /// themselves.
+  NodeId find_freeing(const std::vector<NodeId>& transports) const {
+    if (rule_.reductions_last && urgent_transports_left_ > 0) return {};
+    const auto it = std::find_if(transports.begin(), transports.end(), [&](NodeId c) {
+      return !p_.has_reader[c.index()] && p_.scratch[c.index()] + dying_bytes(c) > 0;
+    });
+    return it == transports.end() ? NodeId() : *it;
+  }
+
+  /// Waits for the end of such a transport: gradients may be computed faster than they are summed.
+  bool make_room() {
+    if (const NodeId c = find_freeing(in_flight_)) {
+      now_ = std::max(now_, done_at_[c.index()]);
+      wait_for(c);
+      return true;
+    }
+    if (!find_freeing(transports_) || link_free_ <= now_) return false;
+    now_ = link_free_;
+    return true;
+  }
+
+  NodeId choose() const {
     if (ready_.empty()) return {};
     auto best = ready_.begin();
-    const bool full = memory_limit_ > 0 && live_bytes_ > static_cast<std::ptrdiff_t>(memory_limit_);
+    const bool full = is_full();
+    const bool feeds = rule_.feeds_link && link_free_ <= now_;
+    const auto goes_first = [&](NodeId a, NodeId b) {
+      if (full) return grows_for_long(a) < grows_for_long(b);
+      if (feeds && p_.feeds_link[a.index()] != p_.feeds_link[b.index()]) return p_.feeds_link[a.index()] != 0;
+      return more_urgent(a, b);
+    };
     for (auto it = ready_.begin() + 1; it != ready_.end(); ++it)
-      if (full ? grows(*it) < grows(*best) : more_urgent(*it, *best)) best = it;
+      if (goes_first(*it, *best)) best = it;
     const NodeId node = *best;
     if (!full && rule_.patience > 0 && is_worth_waiting(node)) return {};
-    ready_.erase(best);
     return node;
   }
 
@@ -223,14 +272,15 @@ class Run {
   /// One portion; between two of them something more urgent may come.
   void compute(NodeId node) {
     const std::size_t n = node.index();
+    std::erase(ready_, node);
     if (portions_done_[n] == 0) {
       wait_for_inputs(node);
       for (const NodeId b : p_.dependence.before[n])
         if (std::exchange(is_ahead_[b.index()], 0) != 0) ahead_bytes_ -= output_bytes(b);
-      while (start_transport(false)) {  // what now has room
-      }
     }
     const Portion portion{portions_done_[n]++, 1, p_.portions[n]};
+    while (start_transport(now_ + (rule_.fills_link ? p_.seconds[n] * portion.share() : 0.0))) {
+    }
     if (portion.first > 0 && order_.back().node == node)
       ++order_.back().portion.count;
     else
@@ -247,10 +297,10 @@ class Run {
 
   /// Time passes until something can begin.
   void advance() {
-    double next = std::numeric_limits<double>::infinity();
+    double next = kNever;
     if (!future_.empty()) next = future_.top().first;
     if (!transports_.empty()) next = std::min(next, link_free_);
-    FARSKIP_CHECK(next < std::numeric_limits<double>::infinity(), "the graph has a cycle");
+    FARSKIP_CHECK(next < kNever, "the graph has a cycle");
     now_ = std::max(now_, next);
   }
 
@@ -281,12 +331,18 @@ class Run {
     for (const ValueId v : p_.graph.node(node).outputs) bytes += bytes_of(v);
     return bytes;
   }
-  /// Bytes by which the live buffers grow when the node has run.
-  std::ptrdiff_t grows(NodeId node) const {
-    std::ptrdiff_t bytes = output_bytes(node);
+  /// Bytes of what nothing reads after the node.
+  std::ptrdiff_t dying_bytes(NodeId node) const {
+    std::ptrdiff_t bytes = 0;
     for (const ValueId v : p_.graph.node(node).inputs)
-      if (v && readers_[v.index()] == 1) bytes -= bytes_of(v);
+      if (v && readers_[v.index()] == 1) bytes += bytes_of(v);
     return bytes;
+  }
+  /// Bytes by which the live buffers grow when the node has run.
+  std::ptrdiff_t grows(NodeId node) const { return output_bytes(node) - dying_bytes(node); }
+  /// The same when the transports have ended that nothing waits for.
+  std::ptrdiff_t grows_for_long(NodeId node) const {
+    return (p_.feeds_link[node.index()] != 0 ? 0 : output_bytes(node)) - dying_bytes(node);
   }
   /// Of a node that is done; a collective holds what it sends until it has been waited for.
   void let_go_inputs(NodeId node) {

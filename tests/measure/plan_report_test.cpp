@@ -80,6 +80,24 @@ TEST_CASE("a plan has the collectives, the memory and the rows of the engine at 
   }
 }
 
+TEST_CASE("in the order of training a plan has the memory of the engine, whatever is dealt out") {
+  for (const int zero : {0, 1, 2, 3}) {
+    PlanRequest request = make_request({4, 0, 2}, 2, zero);
+    MirrorMeasurement measurement = choose_measurement(request, 1e12, 1);
+    measurement.steps = 1;
+    request.costs.table = std::make_shared<const CostTable>(measure_without_peers(measurement, kQuiet));
+    request.costs.links = {};
+    TrainEngineOptions options = request.options;
+    options.costs = request.costs.table;
+    const TrainEngine engine(wire_model(request.model), test::make_weights(request.model, request.mesh, zero),
+                             options, test::quiet_context(make_mirror_mesh(request.mesh)));
+    const MemoryReport planned = plan_scheduled_step(request, kQuiet).memory;
+    CAPTURE(zero);
+    CHECK(static_cast<double>(planned.total()) ==
+          Catch::Approx(static_cast<double>(engine.memory().total())).epsilon(0.03));
+  }
+}
+
 TEST_CASE("chunks are compared where they can be: experts over ranks, and costs that know of chunks") {
   const auto chunks_planned = [](const PlanRequest& request) {
     std::set<int> chunks;
