@@ -100,8 +100,8 @@ def layouts(ranks):
     """Each way in which expert, data and tensor ranks mix: name, overrides."""
     def of(expert, tensor, zero=1):
         return [f"parallel.expert={expert}", f"parallel.tensor={tensor}", f"parallel.zero={zero}"]
-    found = {"data": of(1, 1), "expert": of(ranks, 1), "expert, whole moments": of(ranks, 1, 0), "tensor": of(ranks, ranks),
-             "tensor, experts cut": of(1, ranks)}
+    found = {"data": of(1, 1), "expert": of(ranks, 1), "expert, ZeRO 0": of(ranks, 1, 0), "expert, ZeRO 2": of(ranks, 1, 2),
+             "data, ZeRO 3": of(1, 1, 3), "tensor": of(ranks, ranks), "tensor, experts cut": of(1, ranks)}
     if ranks > 2:
         found |= {"expert x data": of(ranks // 2, 1), "tensor x data": of(2, 2), "tensor x data, experts cut": of(1, 2)}
     return found
@@ -303,7 +303,8 @@ def small(host, ranks):
 
 def models(host, ranks):
     rows, hidden = [], []
-    for name, more in [("deepseek_v2_lite", []), ("qwen3_30b_a3b", ["train.optimizer.moments=bf16"]), ("v3_like_6_layers", [])]:
+    for name, more in [("deepseek_v2_lite", []), ("qwen3_30b_a3b", ["train.optimizer.moments=bf16"]),
+                       ("v3_like_6_layers", ["train.optimizer.moments=bf16", "parallel.zero=2"])]:
         config = ROOT / f"configs/models/{name}.yaml"
         overrides = [f"parallel.expert={ranks}", f"train.global_batch={ranks}", "schedule.recompute=auto",
                      f"schedule.memory={host.args.memory}", *more]
