@@ -152,15 +152,16 @@ def case_save_fails_on_one_rank(programs, folder):
 
 
 def case_metrics_cannot_be_written(programs, folder):
-    """Only rank 0 writes them; all ranks save the step that was done, and the next run goes on from there."""
+    """Only rank 0 writes them; the next step runs meanwhile, all ranks save it, and the next run goes on
+    from there."""
     whole = whole_run(programs, folder)
     run = Run(programs, folder, "no-metrics")
     with run.start({"FARSKIP_FAULT": "metrics.append:error"}) as job:
         job.expect_end(30, 74)
-        job.expect_one_error("rank 0: failure at metrics.append", "the state of step 1 is saved")
-    expect(run.checkpoints() == [1], f"checkpoints {run.checkpoints()}")
+        job.expect_one_error("rank 0: failure at metrics.append", "the state of step 2 is saved")
+    expect(run.checkpoints() == [2], f"checkpoints {run.checkpoints()}")
     run.finish()
-    expect(run.metrics() == {step: numbers for step, numbers in whole.metrics().items() if step > 1}, "the other steps")
+    expect(run.metrics() == {step: numbers for step, numbers in whole.metrics().items() if step > 2}, "the other steps")
 
 
 def case_stopped_in_a_save(programs, folder):
