@@ -58,7 +58,7 @@ std::vector<std::int64_t> uneven_offsets(int size, int shift) {
 
 template <class T>
 void check_all_reduce_of(const Communicator& world) {
-  for (const std::size_t count : {0u, 1u, 2u, 5u, 17u, 1000u, 20011u}) {
+  for (const std::size_t count : {0u, 1u, 2u, 5u, 17u, 1000u, 20011u, 200003u}) {
     for (const Reduction reduction : {Reduction::sum, Reduction::max, Reduction::min}) {
       std::vector<T> data = values_of<T>(world.rank(), count);
       world.all_reduce(std::span(data), reduction);

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "farskip/base/stop_signals.h"
+#include "reduce.h"
 
 namespace farskip {
 
@@ -53,19 +54,53 @@ void HostCommunicator::guard(Action action) {
   }
 }
 
+namespace {
+
+/// A large all-reduce travels in parts. Its second half begins only when this rank looks after it (between
+/// tiles of a kernel); meanwhile the link carries the first halves of the other parts.
+std::int64_t num_parts(const Collective& collective, int size) {
+  constexpr std::int64_t least_bytes = 60'000, most_parts = 4;  // a message to one peer
+  if (collective.kind != Collective::Kind::all_reduce || size == 1) return 1;
+  return std::clamp<std::int64_t>(collective.count * element_bytes(collective.element) / size / least_bytes,
+                                  1, most_parts);
+}
+
+/// Elements [first, end) of an all-reduce.
+Collective part_of(Collective all_reduce, std::int64_t first, std::int64_t end) {
+  const std::int64_t offset = first * element_bytes(all_reduce.element);
+  all_reduce.send = static_cast<const std::byte*>(all_reduce.send) + offset;
+  all_reduce.receive = static_cast<std::byte*>(all_reduce.receive) + offset;
+  all_reduce.count = end - first;
+  return all_reduce;
+}
+
+}  // namespace
+
+HostOperation* HostCommunicator::begin(const Collective& collective) {
+  if (idle_.empty()) {
+    operations_.push_back(std::make_unique<HostOperation>(*endpoint_));
+    idle_.reserve(operations_.size());
+    idle_.push_back(operations_.back().get());
+  }
+  HostOperation* const operation = idle_.back();
+  idle_.pop_back();
+  operation->start(collective, num_started_++);
+  progress_->add(operation);
+  return operation;
+}
+
 CollectiveOperation* HostCommunicator::start(const Collective& collective) {
   HostOperation* operation = nullptr;
   guard([&] {
     progress_->check_usable();
-    if (idle_.empty()) {
-      operations_.push_back(std::make_unique<HostOperation>(*endpoint_));
-      idle_.reserve(operations_.size());
-      idle_.push_back(operations_.back().get());
+    const std::int64_t parts = num_parts(collective, size());
+    operation = begin(parts == 1 ? collective : part_of(collective, 0, collective.count / parts));
+    HostOperation* last = operation;
+    for (std::int64_t i = 1; i < parts; ++i) {
+      last->set_next(
+          begin(part_of(collective, collective.count * i / parts, collective.count * (i + 1) / parts)));
+      last = last->next();
     }
-    operation = idle_.back();
-    idle_.pop_back();
-    operation->start(collective, num_started_++);
-    progress_->add(operation);
     progress_->advance();
   });
   return operation;
@@ -96,15 +131,18 @@ void HostCommunicator::wait(CollectiveOperation* operation) {
 }
 
 void HostCommunicator::hand_back(HostOperation* operation) {
-  progress_->count_returned();
-  idle_.push_back(operation);
+  for (; operation != nullptr; operation = operation->next()) {
+    progress_->count_returned();
+    idle_.push_back(operation);
+  }
 }
 
 /// The operation is not used again: the transport may still hold its buffers.
 void HostCommunicator::drop(CollectiveOperation* operation) noexcept {
-  auto* const own = static_cast<HostOperation*>(operation);
-  own->abandon();
-  progress_->remove(own);
+  for (auto* part = static_cast<HostOperation*>(operation); part != nullptr; part = part->next()) {
+    part->abandon();
+    progress_->remove(part);
+  }
   const char* const reason = "a collective was started and never waited for";
   progress_->fail(std::make_exception_ptr(InternalError(reason)));
   endpoint_->fail(reason);

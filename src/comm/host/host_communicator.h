@@ -62,6 +62,7 @@ class HostCommunicator final : public CommunicatorImpl {
   std::shared_ptr<CommunicatorImpl> split(int color, int key, const std::string& name) override;
 
  private:
+  HostOperation* begin(const Collective& collective);
   void hand_back(HostOperation* operation);
   /// Tells the peers, then throws on.
   template <class Action>

@@ -60,6 +60,7 @@ HostOperation::HostOperation(Endpoint& endpoint)
 void HostOperation::start(const Collective& collective, std::uint64_t number) {
   collective_ = collective;
   number_ = number;
+  next_ = nullptr;
   for (Messages* messages : {&first_, &second_}) {
     std::fill(messages->out.begin(), messages->out.end(), Outgoing{});
     std::fill(messages->in.begin(), messages->in.end(), Incoming{});
@@ -195,7 +196,7 @@ bool HostOperation::is_done(Messages& messages) {
 bool HostOperation::advance() {
   const bool first_done = is_done(first_);
   const bool second_done = is_done(second_);
-  if (stage_ == Stage::finished || !first_done || !second_done) return finished();
+  if (stage_ == Stage::finished || !first_done || !second_done) return stage_ == Stage::finished;
   if (stage_ == Stage::exchange) {
     check_lengths(first_);
     switch (collective_.kind) {

@@ -18,10 +18,14 @@ class HostOperation final : public CollectiveOperation {
 
   /// Posts the first messages. `number` counts the collectives of the group.
   void start(const Collective& collective, std::uint64_t number);
-  /// Does what has become possible; true once finished.
+  /// Does what has become possible; true once finished, whatever follows.
   bool advance();
   void abandon() noexcept;
-  bool finished() const { return stage_ == Stage::finished; }
+  /// With all that follow.
+  bool finished() const { return stage_ == Stage::finished && (next_ == nullptr || next_->finished()); }
+  /// The next part of the same collective, which is not finished without it.
+  HostOperation* next() const { return next_; }
+  void set_next(HostOperation* next) { next_ = next; }
   /// Of the collective, "all_reduce".
   const char* name() const;
 
@@ -53,6 +57,7 @@ class HostOperation final : public CollectiveOperation {
   Collective collective_;
   std::uint64_t number_ = 0;
   Stage stage_ = Stage::finished;
+  HostOperation* next_ = nullptr;
   Messages first_, second_;                           // two tags of one operation
   std::vector<std::int64_t> pieces_;                  // [size + 1] bytes
   std::vector<std::byte> scratch_;                    // pieces of the peers, before they are reduced
