@@ -4,7 +4,9 @@
 #include <httplib.h>
 #include <netinet/tcp.h>
 
+#include <atomic>
 #include <chrono>
+#include <memory>
 #include <thread>
 
 #include "farskip/base/error.h"
@@ -38,12 +40,14 @@ std::string read_body(const httplib::ContentReader& read, std::size_t most,
   return body;
 }
 
-void send(HttpReply reply, httplib::Response& response) {
+/// `kept`: held until the answer has been sent.
+void send(HttpReply reply, httplib::Response& response, std::shared_ptr<void> kept = nullptr) {
   response.status = reply.status;
   if (reply.status == 503) response.set_header("Retry-After", "1");
   if (!reply.rest) return response.set_content(reply.body, reply.content_type);
   response.set_chunked_content_provider(
-      reply.content_type, [rest = std::move(reply.rest)](std::size_t, httplib::DataSink& sink) {
+      reply.content_type,
+      [rest = std::move(reply.rest), kept = std::move(kept)](std::size_t, httplib::DataSink& sink) {
         std::string piece;
         bool more = true;
         try {
@@ -89,10 +93,13 @@ class HttpServer::Impl {
     const auto answer = [&api](const httplib::Request& request, httplib::Response& response) {
       send(api.answer(request_of(request)), response);
     };
-    const auto answer_body = [&api, options](const httplib::Request& request, httplib::Response& response,
-                                             const httplib::ContentReader& read) {
+    const auto answer_body = [this, &api, options](const httplib::Request& request,
+                                                   httplib::Response& response,
+                                                   const httplib::ContentReader& read) {
       try {
-        send(api.answer(request_of(request, read_body(read, options.max_body_bytes, response))), response);
+        const HttpRequest whole = request_of(request, read_body(read, options.max_body_bytes, response));
+        const std::shared_ptr<void> answering = count_answer();
+        send(api.answer(whole), response, answering);
       } catch (const ApiError& error) {
         send({.status = error.status(), .body = error.body()}, response);
       }
@@ -130,6 +137,7 @@ class HttpServer::Impl {
   ~Impl() {
     if (!thread_.joinable()) return;
     while (!server_.is_running()) std::this_thread::sleep_for(1ms);  // stop() would pass it over
+    while (num_answering_ > 0) std::this_thread::sleep_for(1ms);     // stop() would cut streams off
     server_.stop();
     thread_.join();
   }
@@ -137,6 +145,13 @@ class HttpServer::Impl {
   Impl& operator=(const Impl&) = delete;
 
  private:
+  /// Counts an answer until it lets go.
+  std::shared_ptr<void> count_answer() {
+    ++num_answering_;
+    return {nullptr, [this](void*) { --num_answering_; }};
+  }
+
+  std::atomic<int> num_answering_ = 0;
   httplib::Server server_;
   socket_t socket_ = INVALID_SOCKET;
   std::thread thread_;
