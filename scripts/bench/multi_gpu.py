@@ -379,11 +379,12 @@ def conversion(host, ranks):
               "head_dim": 16, "num_attention_heads": 8} if host.args.rehearse else {}
     teacher.mkdir(exist_ok=True)
     (teacher / "config.json").write_text(json.dumps(hub_config(config, shrunk), indent=1))
-    overrides = [f"distill.teacher={teacher}", "distill.freeze=[experts, shared_experts, embedding, head]", "train.sequence_length=4096",
+    overrides = [f"distill.teacher={teacher}", "distill.freeze=[experts, shared_experts, embedding, head]",
+                 f"train.sequence_length={64 if host.args.rehearse else 4096}",
                  f"parallel.expert={ranks}", f"train.global_batch={ranks}", "train.optimizer.moments=bf16", "parallel.zero=1",
                  "schedule.recompute=full", *(f"model.{key}={value}" for key, value in shrunk.items())]
     if host.args.rehearse:
-        overrides += ["train.sequence_length=64", "precision=fp32"]
+        overrides.append("precision=fp32")
     plan = host.plan("conversion", ranks, config, overrides)
     step = None if host.args.predict else host.bench("conversion", ranks, "step", config, overrides, ["--steps", 5, "--warmup", 1])
     memory = step and max(step.get("device_used_bytes", 0), step.get("peak_memory_bytes", 0))
