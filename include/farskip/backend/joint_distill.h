@@ -47,7 +47,7 @@ struct JointDistillation {
   struct Mass {
     double p, q, x;
   };
-  /// What the masses of a token's parts have in common.
+  /// The parts of a token share this: the teacher's mass over all of them, and the ratio.
   struct Whole {
     double teacher_lse, log_ratio;
   };

@@ -13,7 +13,7 @@
 
 namespace farskip {
 
-/// Of rows that the ranks of an axis have a part each of (ZeRO-3): all of them go to one, which writes them.
+/// The ranks of an axis have a part each of these rows (ZeRO-3); all parts go to one, which writes them.
 struct SharedRows {
   RowCut parts;  // of all rows of the block, in order of ranks
   int taker = 0;

@@ -20,7 +20,7 @@ struct GeneratorOptions {
   LayoutOptions layout;
 };
 void add_generator_options(Subcommand& command, GeneratorOptions& options);
-/// What ranks of a job have to be given alike.
+/// Adds the options that all ranks of a job have to be given alike.
 void set_alike(ConfigNode& alike, const GeneratorOptions& options);
 
 /// A model with what it needs to read and write texts.

@@ -33,7 +33,7 @@ struct Job {
 struct JobRequest {
   double timeout_seconds = 0;
   ConfigNode alike{};  // what has to be the same on all ranks, beside the program
-  /// What to do once a rank was lost.
+  /// The message of a lost rank ends with this advice.
   const char* cure = "the run can be resumed from its last checkpoint";
 };
 /// A command on a configuration; options that all ranks must have alike are added under their names.

@@ -24,7 +24,7 @@ class Mesh {
   /// Collective over `world`. Throws UsageError unless both divide the world's size, and `expert_size` is 1
   /// or `tensor_size` where that is above 1.
   Mesh(const Communicator& world, int expert_size, int tensor_size = 1);
-  /// Of groups that exist already, by MeshAxis.
+  /// The mesh takes over groups that exist already, by MeshAxis.
   using Groups = std::array<Communicator, mesh_axes.size()>;
   explicit Mesh(Groups groups);
 

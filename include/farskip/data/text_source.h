@@ -30,7 +30,8 @@ class JsonLines {
   explicit JsonLines(const fs::path& file);
   /// False after the last one.
   bool next(nlohmann::json& value);
-  /// Of the value that next() gave last: "FILE:LINE", and the byte at which the line begins.
+  /// They say where the value that next() gave last stands: "FILE:LINE", and the byte of the line's
+  /// beginning.
   const std::string& place() const { return place_; }
   std::uint64_t line_start() const { return lines_.line_start(); }
 

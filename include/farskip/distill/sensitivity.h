@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// What the rewiring of each layer costs before any training: which layers to leave as they are.
+// Sensitivity says what the rewiring of each layer costs before any training: which layers to leave as they
+// are.
 
 #include <memory>
 #include <vector>

@@ -32,7 +32,7 @@ TokenDistance compare_logits(std::span<float> student, std::span<const float> te
 TokenDistance compare_events(std::span<float> student, std::span<float> teacher, std::int32_t target,
                              const ops::DistillLoss& a, GradientRequest request);
 
-/// What the rows of a part of the vocabulary say of a token, in the columns of ops::DistillStats. `target`:
+/// A part of the vocabulary says this of a token, in the columns of ops::DistillStats. `target`:
 /// in the rows; -1: another part has it. `first`: id of the rows' first element.
 struct PartSays {
   std::array<float, ops::kNumDistillSums> sums{};
