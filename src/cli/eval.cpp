@@ -36,19 +36,17 @@ std::int64_t cut_length(std::int64_t length, const TokenFile& tokens, const Logg
 
 /// What ranks of a job must be asked alike.
 JobRequest request_of(const Options& o) {
-  JobRequest request;
-  const auto set = [&](const char* name, const ConfigNode& value) { request.alike.set(name, value); };
-  set("command", make_node("eval"));
-  set("--model", make_node(o.model));
-  set("--data", make_node(o.data));
-  set("--teacher", make_node(o.teacher));
-  set("--tasks", make_node(fmt::format("{}", fmt::join(o.tasks, " "))));
-  set("--tokenizer", make_node(o.tokenizer));
-  set("--farskip", make_node(o.farskip));
-  set("--layers", make_node(o.layers));
-  set("--sequence-length", make_node(o.sequence_length));
-  set("--batch", make_node(o.batch));
-  set("--max-sequences", make_node(o.max_sequences));
+  JobRequest request =
+      request_job("eval", {{"--model", make_node(o.model)},
+                           {"--data", make_node(o.data)},
+                           {"--teacher", make_node(o.teacher)},
+                           {"--tasks", make_node(fmt::format("{}", fmt::join(o.tasks, " ")))},
+                           {"--tokenizer", make_node(o.tokenizer)},
+                           {"--farskip", make_node(o.farskip)},
+                           {"--layers", make_node(o.layers)},
+                           {"--sequence-length", make_node(o.sequence_length)},
+                           {"--batch", make_node(o.batch)},
+                           {"--max-sequences", make_node(o.max_sequences)}});
   set_alike(request.alike, o.layout, o.device);
   return request;
 }

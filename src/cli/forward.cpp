@@ -21,15 +21,12 @@ struct Options {
 };
 
 JobRequest request_of(const Options& o) {
-  JobRequest request;
-  const auto set = [&](const char* name, const ConfigNode& value) { request.alike.set(name, value); };
-  set("command", make_node("forward"));
-  set("--model", make_node(o.model));
-  set("--tokens", make_node(o.tokens));
-  set("--out", make_node(o.out));
-  set("--farskip", make_node(o.farskip));
-  set("--layers", make_node(o.layers));
-  set("--grads", make_node(o.grads));
+  JobRequest request = request_job("forward", {{"--model", make_node(o.model)},
+                                               {"--tokens", make_node(o.tokens)},
+                                               {"--out", make_node(o.out)},
+                                               {"--farskip", make_node(o.farskip)},
+                                               {"--layers", make_node(o.layers)},
+                                               {"--grads", make_node(o.grads)}});
   set_alike(request.alike, o.layout, o.device);
   return request;
 }

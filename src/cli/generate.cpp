@@ -26,14 +26,12 @@ struct Options {
 /// What ranks of a job must be asked alike.
 JobRequest request_of(const Options& o) {
   const SamplingOptions& s = o.request.sampling;
-  JobRequest request;
-  const auto set = [&](const char* name, const ConfigNode& value) { request.alike.set(name, value); };
-  set("command", make_node("generate"));
-  set("--prompt", make_node(o.prompt));
-  set("--prompts", make_node(o.prompts));
-  set("--max-tokens", make_node(o.request.max_tokens));
-  set("sampling", make_node(fmt::format("{} {} {} {} {} {}", s.temperature, s.top_k, s.top_p, s.min_p,
-                                        s.repetition_penalty, s.seed)));
+  JobRequest request = request_job(
+      "generate", {{"--prompt", make_node(o.prompt)},
+                   {"--prompts", make_node(o.prompts)},
+                   {"--max-tokens", make_node(o.request.max_tokens)},
+                   {"sampling", make_node(fmt::format("{} {} {} {} {} {}", s.temperature, s.top_k, s.top_p,
+                                                      s.min_p, s.repetition_penalty, s.seed))}});
   set_alike(request.alike, o.generator);
   return request;
 }

@@ -208,6 +208,13 @@ JobRequest request_job(const std::string& command, const LoadedRun& run) {
   return request;
 }
 
+JobRequest request_job(const char* command, std::initializer_list<std::pair<const char*, ConfigNode>> alike) {
+  JobRequest request;
+  request.alike.set("command", make_node(command));
+  for (const auto& [option, value] : alike) request.alike.set(option, value);
+  return request;
+}
+
 ExitCode run_job(const CommonOptions& common, const JobRequest& request,
                  const std::function<ExitCode(Job&)>& body) {
   const std::optional<LauncherPlace> place = launcher_place();

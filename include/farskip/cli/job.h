@@ -6,6 +6,7 @@
 // again.
 
 #include <functional>
+#include <initializer_list>
 #include <memory>
 
 #include "farskip/base/error.h"
@@ -38,6 +39,8 @@ struct JobRequest {
 };
 /// A command on a configuration; options that all ranks must have alike are added under their names.
 JobRequest request_job(const std::string& command, const LoadedRun& run);
+/// A command on a model folder.
+JobRequest request_job(const char* command, std::initializer_list<std::pair<const char*, ConfigNode>> alike);
 
 /// Runs `body` on this rank: under a launcher of MPI one of its ranks, otherwise the only one.
 ///
