@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "farskip/backend/divergence.h"
+#include "farskip/backend/kernel.h"
 #include "farskip/ops/distill_ops.h"
 
 #ifdef __CUDACC__
@@ -132,5 +133,18 @@ struct JointDistillation {
     if (part == target_part(token)) set(ops::DistillSum::target, -sft);
   }
 };
+
+/// Its sums, fixed and targets are those of the call from input `first` on.
+inline JointDistillation joint_distillation(const KernelCall& call, std::size_t first) {
+  const auto& a = call.get<ops::JointDistill>();
+  const std::int64_t tokens = call.in_shape(first + 2)[0];
+  return {call.in(first),
+          call.in(first + 1),
+          call.in<std::int32_t>(first + 2),
+          tokens,
+          tokens == 0 ? 0 : call.in_shape(first)[0] / tokens,
+          a.parts.rows,
+          a.loss};
+}
 
 }  // namespace farskip

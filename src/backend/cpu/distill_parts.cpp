@@ -99,23 +99,15 @@ void run_distill_stats_grad(const KernelCall& call) {
 
 // ---- all parts together --------------------------------------------------------------------------
 
-/// sums, fixed and targets from input `first` on.
-JointDistillation joint_of(const KernelCall& call, std::size_t first) {
-  const auto& a = call.get<ops::JointDistill>();
-  const std::int64_t tokens = call.in_shape(first + 2)[0];
-  const JointDistillation joint{call.in(first),
-                                call.in(first + 1),
-                                call.in<std::int32_t>(first + 2),
-                                tokens,
-                                tokens == 0 ? 0 : call.in_shape(first)[0] / tokens,
-                                a.parts.rows,
-                                a.loss};
-  cpu::check_targets(joint.targets, tokens, joint.parts * joint.rows);
+/// It refuses targets that no part has.
+JointDistillation checked_distillation(const KernelCall& call, std::size_t first) {
+  const JointDistillation joint = joint_distillation(call, first);
+  cpu::check_targets(joint.targets, joint.tokens, joint.parts * joint.rows);
   return joint;
 }
 
 void run_joint_distill_loss(const KernelCall& call) {
-  const JointDistillation joint = joint_of(call, 0);
+  const JointDistillation joint = checked_distillation(call, 0);
   double loss = 0.0;
   double* const stats = call.out<double>(1);
   std::fill_n(stats, ops::kDistillStats.size(), 0.0);
@@ -130,7 +122,7 @@ void run_joint_distill_loss(const KernelCall& call) {
 
 // dloss[1], sums[P·T, 5], fixed[P·T, 7], targets → dsums
 void run_joint_distill_loss_grad(const KernelCall& call) {
-  const JointDistillation joint = joint_of(call, 1);
+  const JointDistillation joint = checked_distillation(call, 1);
   for (std::int64_t t = 0; t < joint.tokens; ++t)
     for (std::int64_t part = 0; part < joint.parts; ++part)
       joint.differentiate(t, part, *call.in(0), call.out(0));

@@ -230,19 +230,6 @@ void run_distill_stats_grad(const KernelCall& call) {
 
 // ---- all parts together ----------------------------------------------------------------------------------
 
-/// sums, fixed and targets from input `first` on.
-JointDistillation joint_of(const KernelCall& call, std::size_t first) {
-  const auto& a = call.get<ops::JointDistill>();
-  const std::int64_t tokens = call.in_shape(first + 2)[0];
-  return {call.in(first),
-          call.in(first + 1),
-          call.in<std::int32_t>(first + 2),
-          tokens,
-          tokens == 0 ? 0 : call.in_shape(first)[0] / tokens,
-          a.parts.rows,
-          a.loss};
-}
-
 /// One thread a token.
 __global__ void __launch_bounds__(kThreads) join_tokens(JointDistillation joint, TokenResults results) {
   const std::int64_t token = std::int64_t(blockIdx.x) * kThreads + threadIdx.x;
@@ -263,14 +250,14 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 void run_joint_distill_loss(const KernelCall& call) {
-  const JointDistillation joint = joint_of(call, 0);
+  const JointDistillation joint = joint_distillation(call, 0);
   const TokenResults results{reinterpret_cast<double*>(call.workspace.data()), joint.tokens};
   launch(call, join_tokens, grid_size(ceil_div(joint.tokens, kThreads)), kThreads, 0, joint, results);
   launch(call, sum_results_kernel, kNumStats + 1, kSumThreads, 0, results, call.out(0), call.out<double>(1));
 }
 
 void run_joint_distill_loss_grad(const KernelCall& call) {
-  const JointDistillation joint = joint_of(call, 1);
+  const JointDistillation joint = joint_distillation(call, 1);
   launch(call, differentiate_tokens, grid_size(ceil_div(joint.parts * joint.tokens, kThreads)), kThreads, 0,
          joint, call.in(0), call.out(0));
 }
