@@ -25,6 +25,7 @@
 #include "farskip/run/run_folder.h"
 #include "farskip/run/run_schedule.h"
 #include "farskip/run/start_report.h"
+#include "farskip/run/text_objective.h"
 
 namespace farskip {
 namespace {
@@ -44,25 +45,6 @@ auto rank_zero_first(const Communicator& world, const F& f) {
   if (!result) own();
   return std::move(*result);
 }
-
-/// Cross-entropy on the data, from random weights or those of a model folder.
-class TextObjective final : public RunObjective {
- public:
-  TextObjective(const RunConfig& config, const ModelConfig& model, const Context& context)
-      : config_(config), model_(model), context_(context) {}
-
-  void fill_weights(States& states) const override {
-    if (config_.init_from.empty())
-      return initialise_weights(states, static_cast<std::uint64_t>(config_.seed), model_.initializer_range);
-    verify_model_folder(config_.init_from, context_.world());
-    load_weights(states, list_parameters(model_), SafetensorsFolder(config_.init_from));
-  }
-
- private:
-  const RunConfig& config_;
-  const ModelConfig& model_;
-  const Context& context_;
-};
 
 class TrainingRun {
  public:
@@ -295,6 +277,9 @@ class TrainingRun {
   void take_flags(const Flags& flags) {
     stop_requested_ = flags[kStopRequested] > 0;
     all_written_ = flags[kWritten] == world().size();
+    hear_of_next(flags);
+  }
+  void hear_of_next(const Flags& flags) {
     next_.targets = flags[kTargets];
     next_failed_ = flags[kFailed] > 0;
   }
@@ -347,8 +332,7 @@ class TrainingRun {
       read_batches(state_.samples, flags);
       const HeartbeatWait wait(context_.heartbeat, "number of tokens of a step");
       world().all_reduce(std::span<double>(flags));
-      next_.targets = flags[kTargets];
-      next_failed_ = flags[kFailed] > 0;
+      hear_of_next(flags);
     }
     if (next_failed_) end_if_failed(note_failure_ ? note_failure_ : read_failure_);
     try {
