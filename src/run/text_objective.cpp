@@ -2,7 +2,7 @@
 #include "farskip/run/text_objective.h"
 
 #include "farskip/checkpoint/training_checkpoint.h"
-#include "farskip/engine/engine_options.h"
+#include "farskip/state/weights.h"
 
 namespace farskip {
 
