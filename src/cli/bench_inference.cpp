@@ -62,7 +62,7 @@ nlohmann::ordered_json measure_alone(const OpenedBench& b, InferenceRun kind, In
   return row;
 }
 
-/// On several: the same run blocking and overlapped; in two halves, overlapped alone.
+/// Several ranks do the same run blocking and overlapped; in two halves, overlapped alone.
 std::vector<nlohmann::ordered_json> measure_pair(const OpenedBench& b, const FarSkipConfig& wiring,
                                                  const std::shared_ptr<const States>& weights,
                                                  const InferenceCase& c, int repetitions) {

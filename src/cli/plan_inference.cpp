@@ -50,7 +50,7 @@ void print_row(const nlohmann::ordered_json& row) {
              row.value("fits", true) ? "" : " too large");
 }
 
-/// What takes most, and what would make it less.
+/// The text says what takes most, and what would make it less.
 void print_too_large(const PlannedInference& p, std::uint64_t memory) {
   const auto gib = [](std::size_t bytes) { return static_cast<double>(bytes) / kGibibyte; };
   fmt::print(

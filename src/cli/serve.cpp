@@ -80,7 +80,7 @@ void print_address(const HttpOptions& http, int port, const std::string& model, 
   std::fflush(stdout);
 }
 
-/// Of the rank that clients talk to. The model runs on this thread, as MPI wants it.
+/// The rank that clients talk to does this. The model runs on this thread, as MPI wants it.
 void serve_clients(const Options& options, const CommonOptions& common, const Generator& g,
                    CachedEngine& engine, const std::string& api_key, const StopSignals& stop) {
   const Logger& logger = g.context.logger;

@@ -65,7 +65,7 @@ ops::Replicas over_parts(const MeshPosition& mesh) {
   return {.axis = MeshAxis::tensor, .size = mesh.tensor_size, .rank = mesh.rank(MeshAxis::tensor)};
 }
 
-/// Of each rank tensors of the same shapes → those of all ranks, one below the other.
+/// Each rank gives tensors of the same shapes → those of all ranks, one below the other.
 std::vector<ValueId> gather_parts(Builder& b, std::vector<ValueId> parts, const MeshPosition& mesh) {
   ops::Replicas attributes = over_parts(mesh);
   for (const ValueId part : parts)

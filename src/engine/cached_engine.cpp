@@ -164,7 +164,7 @@ std::int32_t CachedEngine::cache_row(std::int32_t sequence, std::int32_t positio
   return static_cast<std::int32_t>(table_[at] * size_.block_tokens + position % size_.block_tokens);
 }
 
-/// As the graph of its shape reads it.
+/// The tokens of a run as the graph of its shape reads them.
 struct CachedEngine::PaddedTokens {
   CachedRunShape shape;
   CachedTokens tokens;
@@ -270,7 +270,7 @@ TensorView CachedEngine::logits() {
 
 namespace {
 
-/// In place of a number of tokens: the leader has none yet, or will have none any more.
+/// They stand in place of a number of tokens: the leader has none yet, or will have none any more.
 constexpr std::int64_t kMeeting = -1, kEnd = 0;
 
 /// A run as followers hear of it: this, then its tokens, sequences, positions and output rows, and the rows

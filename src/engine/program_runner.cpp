@@ -50,7 +50,7 @@ void ProgramRunner::share(std::string_view external, const TensorView& view) {
 
 namespace {
 
-/// How long the transports of a plan take by themselves.
+/// The transports of a plan take so long by themselves.
 double seconds_of_transports(const Graph& graph, const CostTable& costs) {
   const NodeSeconds seconds = costs.estimate(graph);
   double sum = 0;

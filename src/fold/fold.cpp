@@ -237,7 +237,7 @@ class Folding {
     if (pending > 0) take();
   }
 
-  /// Of the last run: of a routed block for each expert.
+  /// The last run made these: of a routed block for each expert.
   void count_rows(const GraphRunner& runner, const LayerBlock& block, std::vector<double>& rows) const {
     if (block.kind != SubBlock::routed) {
       rows[0] += static_cast<double>(rows_at_once());

@@ -87,7 +87,7 @@ bool same_everywhere(bool same, const Communicator& world) {
   return differs == 0;
 }
 
-/// Of all ranks.
+/// Takes the largest over all ranks.
 double largest_difference(const std::vector<float>& got, const std::vector<float>& want,
                           const Communicator& world) {
   FARSKIP_CHECK(got.size() == want.size(), "{} logits and {}", got.size(), want.size());

@@ -15,7 +15,7 @@ double expected_row_share(const MeshPosition& mesh, std::int64_t rows, std::int6
 
 namespace {
 
-/// Of the texts in parts that are about equally large.
+/// Each part of a run has a shape; parts are about equally large.
 std::vector<CachedRunShape> shapes_of(const InferenceCase& run) {
   const bool decodes = run.kind == InferenceRun::decode;
   std::vector<CachedRunShape> shapes;

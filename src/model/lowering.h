@@ -37,7 +37,7 @@ class Lowering {
   ValueId for_parts(ValueId whole);
   /// What all ranks' parts add up to.
   ValueId sum_of_parts(ValueId part);
-  /// Of each rank tensors of the same shapes → those of all ranks, one below the other.
+  /// Each rank gives tensors of the same shapes → those of all ranks, one below the other.
   std::vector<ValueId> below_each_other(std::vector<ValueId> parts);
   /// Of the embedding or the head.
   ops::VocabularyPart vocabulary_part(std::string_view name) const;

@@ -45,7 +45,7 @@ void sum_over_ranks(GradientCall& g) {
   for (std::size_t i = 0; i < read.size(); ++i) g.set(read[i], sums[i]);
 }
 
-/// Of each whole tensor the gradient of this rank's rows.
+/// The gradient of a rank's part is that of its rows of each whole tensor.
 void take_own_rows(GradientCall& g) {
   const auto& a = g.get<Replicas>();
   for (std::size_t i = 0; g.in(i); ++i) {

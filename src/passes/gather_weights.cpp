@@ -16,7 +16,7 @@ Use use_of(const Scope& scope) {
   return {scope.model, scope.micro_batch, scope.phase};
 }
 
-/// Which small tensors travel together.
+/// Small tensors with one key travel together.
 using BucketKey = std::tuple<Use, std::int32_t, SubBlock, MeshAxis, DType>;
 
 class WeightGatherer {
@@ -59,7 +59,7 @@ class WeightGatherer {
                                             {type.dtype, shape_of_rows(type.shape, own), {}});
   }
 
-  /// In order of the first readers.
+  /// Fills buckets in order of the first readers.
   void find_buckets() {
     std::map<BucketKey, std::size_t> open;
     for (const Node& node : graph_.nodes())

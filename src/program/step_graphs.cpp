@@ -50,7 +50,7 @@ std::set<SubBlock> recomputed_blocks(Recompute choice) {
   return {};
 }
 
-/// Which gradients are added to what there is.
+/// These gradients are added to what there is.
 enum class Accumulate : std::uint8_t { none, whole, all };
 
 /// This rank has no accumulator but that of its own rows.

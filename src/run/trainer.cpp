@@ -325,7 +325,7 @@ class TrainingRun {
     if (read_failure_ || note_failure_) flags[kFailed] = 1;
   }
 
-  /// Of the step that begins now; throws the error of one rank on all of them. The first time it reads them.
+  /// Gives those of the step that begins now; throws the error of one rank on all of them.
   StepBatches take_batches() {
     if (!std::exchange(has_read_, true)) {
       Flags flags{};

@@ -114,7 +114,7 @@ std::vector<LocalParameter> whole_parameters(const std::vector<ParameterSpec>& s
 
 namespace {
 
-/// What weights of a model fill; the rest of its states is made of them.
+/// The weights of a model fill these; the rest of its states is made of them.
 bool is_filled(const StateSpec& spec) {
   return holds_parameter(spec) || is_filled_by_itself(spec);
 }

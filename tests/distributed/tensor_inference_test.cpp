@@ -27,7 +27,7 @@ std::vector<std::int32_t> random_text(const ModelConfig& config) {
   return text;
 }
 
-/// What a rank holds of the weights.
+/// A rank holds this of the weights.
 using Weights = std::function<std::shared_ptr<States>(const MeshPosition&)>;
 
 Weights weights_of(const fs::path& folder) {

@@ -10,7 +10,7 @@
 
 namespace farskip {
 
-/// How the order of a plan is chosen.
+/// PlanOptions say how the order of a plan is chosen.
 struct PlanOptions {
   Waits waits = Waits::at_once;      // of the serial plan
   const CostTable* costs = nullptr;  // set: an overlapped plan by these costs (schedule/list_scheduler.h)

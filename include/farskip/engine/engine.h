@@ -88,8 +88,8 @@ class TrainEngine {
   /// not fit anywhere, the step is repeated in smaller parts by all ranks.
   BatchLoss compute_gradients(std::span<const Batch> batches, float loss_scale, float balance_scale,
                               std::span<double> also_summed = {});
-  /// What the optimizer does, with the 1-based step number of its states. Returns the gradient norm before
-  /// clipping; when that is not finite nothing was changed. Collective.
+  /// Does what the optimizer does, with the 1-based step number of its states. Returns the gradient norm
+  /// before clipping; when that is not finite nothing was changed. Collective.
   float update(double learning_rate, std::int64_t step);
   /// Both, without an update where the loss or the gradient norm is not finite. A GPU gets the update behind
   /// the micro-batches at once: it finds out by itself whether it may change anything, and the host waits

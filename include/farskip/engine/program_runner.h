@@ -20,7 +20,7 @@
 
 namespace farskip {
 
-/// Which graph of a program: one of a kind by its shape, or the only one of its name.
+/// The key names a graph of a program: one of a kind by its shape, or the only one of its name.
 using StageKey = std::variant<std::string, MicroBatch, EvaluationShape, std::vector<CachedRunShape>>;
 
 /// A graph that is ready to run, with the buffers in device memory that its inputs are bound to.
@@ -54,7 +54,7 @@ struct RunnerOptions {
   bool align = false;  // all ranks meet before each collective (for measuring its transport alone)
 };
 
-/// Of many graphs the ones used last are kept. All of them share the context's arena: what one of them has
+/// The runner keeps the graphs used last. All of them share the context's arena: what one of them has
 /// put out is valid until another one runs, be it of another runner.
 class ProgramRunner {
  public:
@@ -80,10 +80,10 @@ class ProgramRunner {
   void observe(Observer observer) { observer_ = std::move(observer); }
   /// Time in which this rank could do nothing but communicate, in all runs so far.
   double exposed_seconds() const;
-  /// What all transports so far take by themselves, by the costs that plans were made by; 0 without costs.
+  /// All transports so far take so long by themselves, by the costs that plans were made by; 0 without costs.
   double transport_seconds() const { return transport_seconds_; }
 
-  /// Which collectives its graphs call, in order. The same on all ranks, or they would wait for ever.
+  /// Its graphs call these collectives, in this order, the same on all ranks, or they would wait for ever.
   std::string collective_orders() const;
   /// Forgets all graphs.
   void clear();

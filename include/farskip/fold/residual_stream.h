@@ -10,7 +10,7 @@
 
 namespace farskip {
 
-/// Where streams lie, and where they are read.
+/// StreamPlace says where streams lie, and where they are read.
 struct StreamPlace {
   Context memory;                  // its device has the tensors and adds them up
   std::shared_ptr<Device> device;  // of what is read and of contributions

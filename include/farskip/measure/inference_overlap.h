@@ -17,7 +17,7 @@ struct InferenceOverlap {
   double exposed_seconds = 0;    // of the overlapped run: in which the compute stream stood still
   std::int64_t tokens = 0;       // of a run, on all ranks
   bool identical = true;         // all logits of both, to the bit
-  /// Of a run in parts: the largest difference of a logit from that of the same run in one, over the largest
+  /// Logits of a run in parts differ from those of the same run in one by at most this, over the largest
   /// logit. Kernels of a CPU compute a row the same whatever others there are, those of a GPU may not.
   double difference = 0;
 

@@ -28,7 +28,7 @@ namespace farskip::ops {
 
 // ---- embedding.cpp -------------------------------------------------------------------------------
 
-/// Which part of a vocabulary the rows of a matrix are, where it is cut over ranks.
+/// It says which part of a vocabulary the rows of a matrix are, where it is cut over ranks.
 struct VocabularyPart {
   std::int64_t first = 0;  // id of the first row
   std::int64_t of = 0;  // ids of the whole vocabulary; rows for none of them are padding. 0: it is all here

@@ -14,7 +14,7 @@ struct ReplicatedGradient {
   RowCut owners;
 };
 
-/// What a replica has of a sum.
+/// KeptSum says what a replica has of a sum.
 enum class KeptSum : std::uint8_t {
   whole,
   own_rows,         // ZeRO-1; its accumulator is whole

@@ -20,7 +20,7 @@ struct HttpOptions {
 /// "cpp-httplib VERSION"; empty where this build has no HTTP.
 std::string http_library();
 
-/// Of a build with HTTP. Answers on threads of its own while it lives.
+/// The server (of a build with HTTP) answers on threads of its own while it lives.
 class HttpServer {
  public:
   /// Listens. IoError where the address cannot be had. `api` lives longer.

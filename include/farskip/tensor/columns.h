@@ -7,7 +7,7 @@
 
 namespace farskip {
 
-/// Where columns begin in the first row of a matrix, and how wide that is.
+/// A range says where columns begin in the first row of a matrix, and how wide that is.
 template <class T>
 struct Columns {
   T* first = nullptr;

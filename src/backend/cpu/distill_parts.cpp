@@ -32,7 +32,7 @@ struct PartProblem {
     cpu::check_targets(targets, tokens, a.part.size(rows));
   }
 
-  /// Of the target of a token in the rows here; -1: it is not here.
+  /// The target of a token among the rows here; -1: it is not here.
   std::int64_t place(std::int64_t token) const {
     const std::int64_t at = targets[token] - own.first;
     return at >= 0 && at < own.count ? at : -1;

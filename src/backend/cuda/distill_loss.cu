@@ -98,7 +98,7 @@ class LossRun {
   const TensorView& input(std::size_t i) const { return call_.inputs[first_input_ + i]; }
   TokenResults results() const { return {buffers_.results, sizes_.tokens}; }
 
-  /// Of the model whose hidden states are input `h`.
+  /// Takes the model whose hidden states are input `h`.
   HeadProducts products(std::size_t h) const {
     return {*call_.gpu, {buffers_.products, kProductWorkspace}, input(h), input(h + 1), sizes_.leading};
   }

@@ -183,12 +183,12 @@ class PartRun {
 
   const TensorView& input(std::size_t i) const { return call_.inputs[first_input_ + i]; }
   bool low() const { return input(0).dtype == DType::bf16; }
-  /// Of the model whose hidden states are input `h`.
+  /// Takes the model whose hidden states are input `h`.
   HeadProducts products(std::size_t h) const {
     return {*call_.gpu, call_.workspace.subspan(sizes_.product_workspace(), kProductWorkspace), input(h),
             input(h + 1), sizes_.leading};
   }
-  /// Of both models. How many tokens there are.
+  /// Takes both models; returns how many tokens there are.
   std::int64_t compute_logits(std::int64_t first) const {
     const std::int64_t count = std::min(sizes_.block, sizes_.tokens - first);
     if (count == 0) return 0;

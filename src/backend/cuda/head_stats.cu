@@ -9,8 +9,8 @@ namespace {
 
 constexpr int kSums = int(ops::kNumHeadSums), kFixed = int(ops::kNumHeadFixed);
 
-/// Of one token: its HeadStats, or (kGradient) its row of logits becomes the gradient of its sums. A target
-/// outside the vocabulary, which no data has, makes the loss NaN.
+/// One block has one token: its HeadStats, or (kGradient) its row of logits becomes the gradient of its sums.
+/// A target outside the vocabulary, which no data has, makes the loss NaN.
 template <class Logit, bool kGradient>
 __global__ void __launch_bounds__(kMaxThreads)
     finish_part(Logit* logits, RowProblem p, const float* dsums, float* sums, float* fixed) {

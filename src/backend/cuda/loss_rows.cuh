@@ -62,7 +62,7 @@ __device__ void add_vector(const Vector<Logit>& v, std::int64_t first, std::int6
     if (first + i < vocabulary) partial.sum += exponential(x[i] - partial.max, Logit());
 }
 
-/// Of all threads of the block, in one order.
+/// Joins what all threads of the block have, in one order.
 __device__ Partial combine(Partial mine) {
   __shared__ Partial warps[32];
   const auto join = [](Partial a, Partial b) {
@@ -174,7 +174,7 @@ __global__ void store_losses(const double* losses, std::int64_t tokens, float* t
 
 // ---- blocks of tokens ----------------------------------------------------------------------------
 
-/// How the workspace of one call is laid out.
+/// The workspace of one call is laid out like this.
 struct Blocks {
   std::int64_t tokens, vocabulary, leading, block;
   std::size_t element;

@@ -21,7 +21,7 @@ class HostOperation final : public CollectiveOperation {
   /// Does what has become possible; true once finished, whatever follows.
   bool advance();
   void abandon() noexcept;
-  /// With all that follow.
+  /// It is finished with all that follow.
   bool finished() const { return stage_ == Stage::finished && (next_ == nullptr || next_->finished()); }
   /// The next part of the same collective, which is not finished without it.
   HostOperation* next() const { return next_; }
