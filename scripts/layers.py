@@ -5,7 +5,8 @@
   scripts/layers.py            draws the arrows of the page anew
   scripts/layers.py --check    changes nothing; exits 1 if the drawn arrows differ from CMakeLists.txt, if a file
                                includes a header of a layer that its own layer does not use, or if CMakeLists.txt
-                               names an arrow that no include needs or that others imply
+                               names an arrow that no include needs or that others imply, or if a header of
+                               include/ is not one that the consumer of tests/consumer needs: others lie in src/
 """
 
 import difflib
@@ -71,8 +72,8 @@ def find_include_problems(layers):
                 problems.append(f"{where}: CMakeLists.txt has no layer {layer}")
                 continue
             for number, line in enumerate(path.read_text().splitlines(), 1):
-                header = re.match(r'\s*#\s*include\s*["<]farskip/(\w+)/', line)
-                if not header:
+                header = re.match(r'\s*#\s*include\s*["<](?:farskip/)?(\w+)/', line)
+                if not header or (header.group(1) not in layers and "farskip/" not in line):
                     continue
                 included[layer].add(header.group(1))
                 if header.group(1) not in reachable[layer]:
@@ -87,6 +88,19 @@ def find_include_problems(layers):
     return problems
 
 
+def find_public_problems():
+    """Headers that are installed although the program of somebody else (tests/consumer) does not need them."""
+    needed, found = set(), [ROOT / "tests/consumer/main.cpp"]
+    while found:
+        included = re.findall(r'^#include "(farskip/[^"]+)"', found.pop().read_text(), re.MULTILINE)
+        new = [ROOT / "include" / name for name in included if name not in needed]
+        needed.update(included)
+        found += [path for path in new if path.exists()]
+    headers = [str(path.relative_to(ROOT / "include")) for path in sorted((ROOT / "include").rglob("*.h"))]
+    return [f"include/{name}: tests/consumer does not need it: it belongs into src/" for name in headers
+            if name not in needed]
+
+
 def main():
     if sys.argv[1:] not in ([], ["--check"]):
         sys.exit(__doc__.strip())
@@ -96,7 +110,7 @@ def main():
     if len(parts) != 5:
         sys.exit(f"docs/architecture.md: one block between '{BEGIN}' and '{END}' is needed")
     drawn = "".join(parts[:2] + [draw(layers) + "\n"] + parts[3:])
-    problems = find_include_problems(layers)
+    problems = find_include_problems(layers) + find_public_problems()
     if sys.argv[1:]:
         problems = find_page_problems(page, drawn) + problems
     elif drawn != page:

@@ -44,7 +44,7 @@ print(f"""// SPDX-License-Identifier: Apache-2.0
 // Written by scripts/make_unicode_tables.py from Unicode {unicodedata.unidata_version}; do not edit.
 // clang-format off
 // NOLINTBEGIN(modernize-use-bool-literals)
-#include "farskip/data/unicode_tables.h"
+#include "data/unicode_tables.h"
 
 namespace farskip {{
 namespace {{

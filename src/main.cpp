@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // This file is compiled for every processor (CMakeLists.txt).
-#include "farskip/base/processor.h"
-#include "farskip/cli/command.h"
+#include "base/processor.h"
+#include "cli/command.h"
 
 // Before every other initialisation, which may use what this processor lacks.
 [[gnu::constructor(101)]] static void check_processor() {

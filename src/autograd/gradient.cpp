@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/autograd/gradient.h"
+#include "autograd/gradient.h"
 
-#include "farskip/graph/gradient_call.h"
 #include "farskip/ops/ops.h"
+#include "graph/gradient_call.h"
 
 namespace farskip {
 namespace {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Linked where the build found no CUDA toolkit, or was told to leave it out.
-#include "farskip/backend/cuda/info.h"
+#include "backend/cuda/info.h"
 #include "farskip/backend/device.h"
 
 namespace farskip {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/backend/rope_angles.h"
+#include "backend/rope_angles.h"
 
 #include <algorithm>
 #include <cmath>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/base/environment.h"
+#include "base/environment.h"
 
 #include <execinfo.h>
 #include <sched.h>

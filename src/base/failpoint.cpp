@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/base/failpoint.h"
+#include "base/failpoint.h"
 
 #include <signal.h>
 #include <unistd.h>
@@ -11,7 +11,7 @@
 #include <string>
 #include <utility>
 
-#include "farskip/base/environment.h"
+#include "base/environment.h"
 #include "farskip/base/error.h"
 #include "farskip/base/file.h"
 

@@ -14,8 +14,8 @@
 #include <optional>
 #include <random>
 
+#include "base/stop_signals.h"
 #include "farskip/base/error.h"
-#include "farskip/base/stop_signals.h"
 
 namespace farskip {
 namespace {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/base/folder.h"
+#include "base/folder.h"
 
 #include <algorithm>
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/base/memory.h"
+#include "base/memory.h"
 
 #include <sys/mman.h>
 

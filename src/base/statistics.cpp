@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/base/statistics.h"
+#include "base/statistics.h"
 
 #include <algorithm>
 #include <cmath>

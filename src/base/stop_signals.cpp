@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/base/stop_signals.h"
+#include "base/stop_signals.h"
 
 #include <unistd.h>
 

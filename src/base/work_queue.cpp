@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/base/work_queue.h"
+#include "base/work_queue.h"
 
 #include <utility>
 

@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <functional>
 
+#include "checkpoint/checkpoint_files.h"
 #include "farskip/base/error.h"
-#include "farskip/checkpoint/checkpoint_files.h"
 
 namespace farskip {
 namespace {

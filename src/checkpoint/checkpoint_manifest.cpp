@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <nlohmann/json.hpp>
 
+#include "checkpoint/checkpoint_files.h"
 #include "farskip/base/error.h"
-#include "farskip/checkpoint/checkpoint_files.h"
 #include "farskip/tensor/safetensors_header.h"
-#include "farskip/tensor/sealed_json.h"
+#include "tensor/sealed_json.h"
 
 namespace farskip {
 namespace {

@@ -3,11 +3,11 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
+#include "base/folder.h"
+#include "checkpoint/checkpoint_files.h"
 #include "farskip/base/error.h"
-#include "farskip/base/folder.h"
-#include "farskip/checkpoint/checkpoint_files.h"
-#include "farskip/tensor/hash.h"
 #include "farskip/tensor/safetensors.h"
+#include "tensor/hash.h"
 
 namespace farskip {
 namespace {

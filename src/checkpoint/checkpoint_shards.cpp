@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/checkpoint/checkpoint_shards.h"
+#include "checkpoint/checkpoint_shards.h"
 
 #include <algorithm>
 #include <cstring>
 
-#include "farskip/state/state_names.h"
-#include "farskip/tensor/columns.h"
+#include "state/state_names.h"
+#include "tensor/columns.h"
 
 namespace farskip {
 namespace {

@@ -9,9 +9,9 @@
 #include <nlohmann/json.hpp>
 #include <utility>
 
+#include "base/failpoint.h"
+#include "checkpoint/checkpoint_files.h"
 #include "farskip/base/error.h"
-#include "farskip/base/failpoint.h"
-#include "farskip/checkpoint/checkpoint_files.h"
 
 namespace farskip {
 namespace {

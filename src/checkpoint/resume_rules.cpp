@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/checkpoint/resume_rules.h"
+#include "checkpoint/resume_rules.h"
 
+#include "config/flow_text.h"
 #include "farskip/base/file.h"
-#include "farskip/config/flow_text.h"
 
 namespace farskip {
 namespace {

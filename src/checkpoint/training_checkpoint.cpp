@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/checkpoint/training_checkpoint.h"
+#include "checkpoint/training_checkpoint.h"
 
 #include <algorithm>
 #include <atomic>
@@ -7,9 +7,9 @@
 #include <nlohmann/json.hpp>
 #include <thread>
 
-#include "farskip/comm/collective_errors.h"
-#include "farskip/tensor/hash.h"
-#include "farskip/tensor/safetensors_writer.h"
+#include "comm/collective_errors.h"
+#include "tensor/hash.h"
+#include "tensor/safetensors_writer.h"
 
 namespace farskip {
 namespace {

@@ -3,10 +3,10 @@
 #include <cstring>
 #include <nlohmann/json.hpp>
 
-#include "farskip/checkpoint/training_checkpoint.h"
-#include "farskip/comm/collective_errors.h"
-#include "farskip/hub/hub_folder.h"
-#include "farskip/tensor/columns.h"
+#include "checkpoint/training_checkpoint.h"
+#include "comm/collective_errors.h"
+#include "hub/hub_folder.h"
+#include "tensor/columns.h"
 
 namespace farskip {
 namespace {

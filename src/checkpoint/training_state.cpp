@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/checkpoint/training_state.h"
+#include "checkpoint/training_state.h"
 
 #include <charconv>
 #include <cmath>

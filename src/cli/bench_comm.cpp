@@ -4,16 +4,16 @@
 #include <cstring>
 #include <nlohmann/json.hpp>
 
-#include "farskip/base/statistics.h"
-#include "farskip/cli/command.h"
-#include "farskip/cli/command_inputs.h"
-#include "farskip/cli/job.h"
-#include "farskip/engine/devices.h"
+#include "base/statistics.h"
+#include "cli/command.h"
+#include "cli/command_inputs.h"
+#include "cli/job.h"
+#include "engine/devices.h"
+#include "engine/engine_options.h"
 #include "farskip/engine/engine.h"
-#include "farskip/engine/engine_options.h"
-#include "farskip/measure/measure.h"
 #include "farskip/ops/ops.h"
-#include "farskip/run/trainer.h"
+#include "measure/measure.h"
+#include "run/trainer.h"
 
 namespace farskip {
 namespace {

@@ -2,15 +2,15 @@
 // farskip bench distill: a distillation step against its two models one after the other.
 #include <nlohmann/json.hpp>
 
-#include "farskip/base/statistics.h"
-#include "farskip/cli/command.h"
-#include "farskip/cli/command_inputs.h"
-#include "farskip/cli/job.h"
-#include "farskip/engine/devices.h"
-#include "farskip/engine/engine_options.h"
-#include "farskip/measure/bench_joined_step.h"
-#include "farskip/measure/plan_search.h"
-#include "farskip/run/trainer.h"
+#include "base/statistics.h"
+#include "cli/command.h"
+#include "cli/command_inputs.h"
+#include "cli/job.h"
+#include "engine/devices.h"
+#include "engine/engine_options.h"
+#include "measure/bench_joined_step.h"
+#include "measure/plan_search.h"
+#include "run/trainer.h"
 
 namespace farskip {
 namespace {

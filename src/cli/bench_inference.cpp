@@ -3,13 +3,13 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
-#include "farskip/cli/command.h"
-#include "farskip/cli/command_inputs.h"
-#include "farskip/cli/job.h"
-#include "farskip/cli/units.h"
-#include "farskip/engine/devices.h"
-#include "farskip/measure/inference_overlap.h"
-#include "farskip/passes/farskip.h"
+#include "cli/command.h"
+#include "cli/command_inputs.h"
+#include "cli/job.h"
+#include "cli/units.h"
+#include "engine/devices.h"
+#include "measure/inference_overlap.h"
+#include "passes/farskip.h"
 
 namespace farskip {
 namespace {

@@ -4,16 +4,16 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
+#include "base/statistics.h"
+#include "cli/command.h"
+#include "cli/command_inputs.h"
+#include "cli/op_cases.h"
+#include "engine/devices.h"
 #include "farskip/backend/device.h"
 #include "farskip/base/random.h"
-#include "farskip/base/statistics.h"
-#include "farskip/cli/command.h"
-#include "farskip/cli/command_inputs.h"
-#include "farskip/cli/op_cases.h"
-#include "farskip/engine/devices.h"
-#include "farskip/measure/inference_bench.h"
 #include "farskip/ops/ops.h"
 #include "farskip/runtime/executor.h"
+#include "measure/inference_bench.h"
 
 namespace farskip {
 namespace {

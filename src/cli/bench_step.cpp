@@ -5,17 +5,17 @@
 #include <chrono>
 #include <nlohmann/json.hpp>
 
-#include "farskip/base/environment.h"
-#include "farskip/base/statistics.h"
-#include "farskip/cli/command.h"
-#include "farskip/cli/command_inputs.h"
-#include "farskip/cli/job.h"
-#include "farskip/engine/devices.h"
-#include "farskip/engine/engine_options.h"
-#include "farskip/measure/measure.h"
-#include "farskip/measure/random_engine.h"
-#include "farskip/run/learning_rate.h"
-#include "farskip/run/trainer.h"
+#include "base/environment.h"
+#include "base/statistics.h"
+#include "cli/command.h"
+#include "cli/command_inputs.h"
+#include "cli/job.h"
+#include "engine/devices.h"
+#include "engine/engine_options.h"
+#include "measure/measure.h"
+#include "measure/random_engine.h"
+#include "run/learning_rate.h"
+#include "run/trainer.h"
 
 namespace farskip {
 namespace {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/cli/command.h"
+#include "cli/command.h"
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
@@ -10,12 +10,12 @@
 #include <nlohmann/json.hpp>
 #include <thread>
 
-#include "farskip/backend/cpu/machine.h"
-#include "farskip/base/environment.h"
-#include "farskip/base/failpoint.h"
-#include "farskip/base/stop_signals.h"
-#include "farskip/base/version.h"
-#include "farskip/cli/failure.h"
+#include "backend/cpu/machine.h"
+#include "base/environment.h"
+#include "base/failpoint.h"
+#include "base/stop_signals.h"
+#include "base/version.h"
+#include "cli/failure.h"
 #include "farskip/config/errors.h"
 
 namespace farskip {

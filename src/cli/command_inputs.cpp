@@ -1,21 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/cli/command_inputs.h"
+#include "cli/command_inputs.h"
 
 #include <unistd.h>
 
 #include <cerrno>
 
-#include "farskip/base/folder.h"
-#include "farskip/checkpoint/checkpoint_files.h"
-#include "farskip/checkpoint/training_checkpoint.h"
-#include "farskip/cli/command.h"
-#include "farskip/engine/devices.h"
-#include "farskip/engine/engine_options.h"
-#include "farskip/hub/companions.h"
-#include "farskip/measure/plan_search.h"
-#include "farskip/run/run_data.h"
-#include "farskip/run/trainer.h"
+#include "base/folder.h"
+#include "checkpoint/checkpoint_files.h"
+#include "checkpoint/training_checkpoint.h"
+#include "cli/command.h"
+#include "engine/devices.h"
+#include "engine/engine_options.h"
 #include "farskip/state/model_folder.h"
+#include "hub/companions.h"
+#include "measure/plan_search.h"
+#include "run/run_data.h"
+#include "run/trainer.h"
 
 namespace farskip {
 namespace {

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <nlohmann/json.hpp>
 
-#include "farskip/cli/command.h"
-#include "farskip/cli/command_inputs.h"
+#include "cli/command.h"
+#include "cli/command_inputs.h"
+#include "distill/sensitivity.h"
 #include "farskip/config/scalar.h"
-#include "farskip/distill/sensitivity.h"
-#include "farskip/fold/fold.h"
-#include "farskip/hub/hub_folder.h"
-#include "farskip/hub/upcycle.h"
+#include "fold/fold.h"
+#include "hub/hub_folder.h"
+#include "hub/upcycle.h"
 
 namespace farskip {
 namespace {

@@ -2,11 +2,11 @@
 #include <list>
 #include <nlohmann/json.hpp>
 
-#include "farskip/base/folder.h"
-#include "farskip/cli/command.h"
-#include "farskip/data/bpe_trainer.h"
-#include "farskip/data/ngram.h"
-#include "farskip/data/text_source.h"
+#include "base/folder.h"
+#include "cli/command.h"
+#include "data/bpe_trainer.h"
+#include "data/ngram.h"
+#include "data/text_source.h"
 
 namespace farskip {
 namespace {

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <nlohmann/json.hpp>
 
-#include "farskip/backend/cpu/machine.h"
-#include "farskip/backend/cuda/info.h"
-#include "farskip/base/environment.h"
-#include "farskip/base/version.h"
-#include "farskip/cli/command.h"
-#include "farskip/comm/mpi.h"
-#include "farskip/serve/http_server.h"
+#include "backend/cpu/machine.h"
+#include "backend/cuda/info.h"
+#include "base/environment.h"
+#include "base/version.h"
+#include "cli/command.h"
+#include "comm/mpi.h"
+#include "serve/http_server.h"
 
 namespace farskip {
 namespace {

@@ -3,15 +3,15 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
-#include "farskip/cli/command.h"
-#include "farskip/cli/command_inputs.h"
-#include "farskip/cli/job.h"
-#include "farskip/distill/distill_setup.h"
-#include "farskip/engine/devices.h"
-#include "farskip/hub/companions.h"
-#include "farskip/infer/evaluate.h"
-#include "farskip/infer/multiple_choice.h"
-#include "farskip/run/trainer.h"
+#include "cli/command.h"
+#include "cli/command_inputs.h"
+#include "cli/job.h"
+#include "distill/distill_setup.h"
+#include "engine/devices.h"
+#include "hub/companions.h"
+#include "infer/evaluate.h"
+#include "infer/multiple_choice.h"
+#include "run/trainer.h"
 
 namespace farskip {
 namespace {

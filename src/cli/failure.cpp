@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/cli/failure.h"
+#include "cli/failure.h"
 
 #include <unistd.h>
 

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <nlohmann/json.hpp>
 
-#include "farskip/base/folder.h"
-#include "farskip/cli/command.h"
-#include "farskip/cli/command_inputs.h"
-#include "farskip/cli/job.h"
-#include "farskip/engine/devices.h"
+#include "base/folder.h"
+#include "cli/command.h"
+#include "cli/command_inputs.h"
+#include "cli/job.h"
+#include "engine/devices.h"
 #include "farskip/engine/engine.h"
-#include "farskip/state/gather_states.h"
-#include "farskip/tensor/safetensors_writer.h"
+#include "state/gather_states.h"
+#include "tensor/safetensors_writer.h"
 
 namespace farskip {
 namespace {

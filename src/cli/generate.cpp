@@ -6,13 +6,13 @@
 #include <map>
 #include <nlohmann/json.hpp>
 
-#include "farskip/base/folder.h"
-#include "farskip/cli/command.h"
-#include "farskip/cli/generator.h"
-#include "farskip/infer/prompt_file.h"
-#include "farskip/infer/request_fields.h"
-#include "farskip/infer/text_journal.h"
-#include "farskip/tensor/hash.h"
+#include "base/folder.h"
+#include "cli/command.h"
+#include "cli/generator.h"
+#include "infer/prompt_file.h"
+#include "infer/request_fields.h"
+#include "infer/text_journal.h"
+#include "tensor/hash.h"
 
 namespace farskip {
 namespace {

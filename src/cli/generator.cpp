@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/cli/generator.h"
+#include "cli/generator.h"
 
 #include <algorithm>
 #include <limits>
 
-#include "farskip/cli/command.h"
-#include "farskip/engine/devices.h"
+#include "cli/command.h"
+#include "engine/devices.h"
 
 namespace farskip {
 namespace {

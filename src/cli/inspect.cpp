@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <nlohmann/json.hpp>
 
-#include "farskip/checkpoint/checkpoint_files.h"
-#include "farskip/checkpoint/training_state.h"
-#include "farskip/cli/command.h"
-#include "farskip/cli/command_inputs.h"
-#include "farskip/data/token_file.h"
-#include "farskip/data/tokenizer.h"
-#include "farskip/hub/companions.h"
+#include "checkpoint/checkpoint_files.h"
+#include "checkpoint/training_state.h"
+#include "cli/command.h"
+#include "cli/command_inputs.h"
+#include "data/token_file.h"
+#include "data/tokenizer.h"
 #include "farskip/tensor/safetensors.h"
+#include "hub/companions.h"
 
 namespace farskip {
 namespace {

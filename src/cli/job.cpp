@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/cli/job.h"
+#include "cli/job.h"
 
 #include <sys/prctl.h>
 #include <unistd.h>
@@ -12,15 +12,15 @@
 #include <optional>
 #include <thread>
 
-#include "farskip/backend/cpu/machine.h"
-#include "farskip/base/environment.h"
-#include "farskip/base/stop_signals.h"
-#include "farskip/base/version.h"
-#include "farskip/cli/failure.h"
-#include "farskip/comm/collective_errors.h"
-#include "farskip/comm/mpi.h"
-#include "farskip/run/run_config_file.h"
-#include "farskip/tensor/hash.h"
+#include "backend/cpu/machine.h"
+#include "base/environment.h"
+#include "base/stop_signals.h"
+#include "base/version.h"
+#include "cli/failure.h"
+#include "comm/collective_errors.h"
+#include "comm/mpi.h"
+#include "run/run_config_file.h"
+#include "tensor/hash.h"
 
 namespace farskip {
 namespace {

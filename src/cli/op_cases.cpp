@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/cli/op_cases.h"
+#include "cli/op_cases.h"
 
 #include <cmath>
 #include <numeric>
 
 #include "farskip/base/random.h"
-#include "farskip/ops/inference_ops.h"
+#include "ops/inference_ops.h"
 
 namespace farskip {
 namespace {

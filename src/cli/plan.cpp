@@ -4,20 +4,20 @@
 #include <chrono>
 #include <nlohmann/json.hpp>
 
-#include "farskip/backend/cpu/machine.h"
-#include "farskip/base/environment.h"
-#include "farskip/base/version.h"
-#include "farskip/cli/command.h"
-#include "farskip/cli/command_inputs.h"
-#include "farskip/cli/plan_inference.h"
-#include "farskip/cli/plan_text.h"
-#include "farskip/cli/search_text.h"
-#include "farskip/cli/units.h"
+#include "backend/cpu/machine.h"
+#include "base/environment.h"
+#include "base/version.h"
+#include "cli/command.h"
+#include "cli/command_inputs.h"
+#include "cli/plan_inference.h"
+#include "cli/plan_text.h"
+#include "cli/search_text.h"
+#include "cli/units.h"
+#include "engine/engine_options.h"
 #include "farskip/config/scalar.h"
-#include "farskip/engine/engine_options.h"
-#include "farskip/passes/farskip.h"
-#include "farskip/run/trainer.h"
-#include "farskip/tensor/hash.h"
+#include "passes/farskip.h"
+#include "run/trainer.h"
+#include "tensor/hash.h"
 
 namespace farskip {
 namespace {

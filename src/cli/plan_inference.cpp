@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // farskip plan --inference: both wirings, blocking and overlapped.
-#include "farskip/cli/plan_inference.h"
+#include "cli/plan_inference.h"
 
 #include <nlohmann/json.hpp>
 #include <optional>
 
-#include "farskip/cli/command.h"
+#include "cli/command.h"
 
 namespace farskip {
 namespace {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/cli/plan_text.h"
+#include "cli/plan_text.h"
 
 #include <algorithm>
 #include <array>

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <nlohmann/json.hpp>
 
+#include "cli/command.h"
 #include "farskip/base/file.h"
-#include "farskip/cli/command.h"
-#include "farskip/report/page.h"
+#include "report/page.h"
 
 namespace farskip {
 namespace {

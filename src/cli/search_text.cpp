@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/cli/search_text.h"
+#include "cli/search_text.h"
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
-#include "farskip/cli/plan_text.h"
+#include "cli/plan_text.h"
 
 namespace farskip {
 namespace {

@@ -2,11 +2,11 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
-#include "farskip/base/environment.h"
-#include "farskip/base/stop_signals.h"
-#include "farskip/cli/command.h"
-#include "farskip/cli/generator.h"
-#include "farskip/serve/http_server.h"
+#include "base/environment.h"
+#include "base/stop_signals.h"
+#include "cli/command.h"
+#include "cli/generator.h"
+#include "serve/http_server.h"
 
 namespace farskip {
 namespace {

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <nlohmann/json.hpp>
 
-#include "farskip/base/stop_signals.h"
-#include "farskip/cli/command.h"
-#include "farskip/cli/command_inputs.h"
-#include "farskip/cli/job.h"
-#include "farskip/run/trainer.h"
+#include "base/stop_signals.h"
+#include "cli/command.h"
+#include "cli/command_inputs.h"
+#include "cli/job.h"
+#include "run/trainer.h"
 
 namespace farskip {
 namespace {

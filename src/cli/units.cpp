@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/cli/units.h"
+#include "cli/units.h"
 
 #include <charconv>
 #include <cmath>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/comm/collective_errors.h"
+#include "comm/collective_errors.h"
 
 #include <algorithm>
 #include <atomic>
@@ -8,7 +8,7 @@
 #include <numeric>
 #include <thread>
 
-#include "farskip/base/folder.h"
+#include "base/folder.h"
 #include "farskip/base/heartbeat.h"
 
 namespace farskip {

@@ -4,7 +4,7 @@
 #include <type_traits>
 #include <utility>
 
-#include "farskip/comm/communicator_impl.h"
+#include "comm/communicator_impl.h"
 
 namespace farskip {
 namespace {

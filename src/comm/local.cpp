@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Ranks as threads. A message is announced in its receiver's inbox and copied by the receiver, under the one
 // lock of the world: nobody can leave with a buffer that another copies from.
-#include "farskip/comm/local.h"
+#include "comm/local.h"
 
 #include <algorithm>
 #include <condition_variable>

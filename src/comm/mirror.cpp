@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/comm/mirror.h"
+#include "comm/mirror.h"
 
 #include <algorithm>
 #include <cstring>
 
-#include "farskip/comm/communicator_impl.h"
+#include "comm/communicator_impl.h"
 
 namespace farskip {
 namespace {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/base/environment.h"
-#include "farskip/comm/mpi.h"
+#include "base/environment.h"
+#include "comm/mpi.h"
 
 namespace farskip {
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/config/distill_section.h"
+#include "config/distill_section.h"
 
 #include <set>
 

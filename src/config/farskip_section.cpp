@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/config/farskip_section.h"
+#include "config/farskip_section.h"
 
 #include <algorithm>
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/config/flow_text.h"
+#include "config/flow_text.h"
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>

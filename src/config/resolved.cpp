@@ -2,7 +2,7 @@
 // RunConfig → tree → YAML, the reverse of run_config.cpp.
 #include <algorithm>
 
-#include "farskip/config/distill_section.h"
+#include "config/distill_section.h"
 #include "farskip/config/run_config.h"
 
 namespace farskip {

@@ -5,8 +5,8 @@
 #include <cmath>
 #include <set>
 
-#include "farskip/config/distill_section.h"
-#include "farskip/config/farskip_section.h"
+#include "config/distill_section.h"
+#include "config/farskip_section.h"
 #include "farskip/config/reader.h"
 
 namespace farskip {

@@ -9,7 +9,7 @@
 #include <system_error>
 #include <utility>
 
-#include "farskip/base/environment.h"
+#include "base/environment.h"
 
 namespace farskip {
 namespace {

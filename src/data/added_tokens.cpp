@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/data/added_tokens.h"
+#include "data/added_tokens.h"
 
 #include <algorithm>
 
-#include "farskip/data/unicode.h"
+#include "data/unicode.h"
 
 namespace farskip {
 namespace {

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/data/bpe.h"
+#include "data/bpe.h"
 
 #include <algorithm>
 
+#include "data/unicode.h"
 #include "farskip/base/error.h"
 #include "farskip/base/file.h"
-#include "farskip/data/unicode.h"
 
 namespace farskip {
 namespace {

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/data/bpe_trainer.h"
+#include "data/bpe_trainer.h"
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
 #include <set>
 #include <unordered_map>
 
+#include "data/bpe.h"
+#include "data/pre_tokenizer.h"
+#include "data/tokenizer_file.h"
+#include "data/unicode.h"
 #include "farskip/base/error.h"
-#include "farskip/data/bpe.h"
-#include "farskip/data/pre_tokenizer.h"
-#include "farskip/data/tokenizer_file.h"
-#include "farskip/data/unicode.h"
 
 namespace farskip {
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/data/json_fields.h"
+#include "data/json_fields.h"
 
 #include <fmt/ranges.h>
 

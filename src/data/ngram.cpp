@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/data/ngram.h"
+#include "data/ngram.h"
 
 #include <algorithm>
 #include <cmath>

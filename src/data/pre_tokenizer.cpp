@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/data/pre_tokenizer.h"
+#include "data/pre_tokenizer.h"
 
 #include <nlohmann/json.hpp>
 
+#include "data/json_fields.h"
+#include "data/unicode.h"
 #include "farskip/base/error.h"
 #include "farskip/base/file.h"
-#include "farskip/data/json_fields.h"
-#include "farskip/data/unicode.h"
 
 namespace farskip {
 

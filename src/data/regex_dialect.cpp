@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <cctype>
 
+#include "data/regex.h"
 #include "farskip/base/error.h"
 #include "farskip/base/file.h"
-#include "farskip/data/regex.h"
 
 namespace farskip {
 namespace {

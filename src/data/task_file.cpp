@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/data/task_file.h"
+#include "data/task_file.h"
 
 #include <nlohmann/json.hpp>
 
+#include "data/json_fields.h"
+#include "data/text_source.h"
 #include "farskip/base/error.h"
-#include "farskip/data/json_fields.h"
-#include "farskip/data/text_source.h"
 
 namespace farskip {
 namespace {

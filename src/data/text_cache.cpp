@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Tokens of raw text, kept by a hash of what they depend on.
+#include "data/text_source.h"
 #include "farskip/base/error.h"
-#include "farskip/data/text_source.h"
-#include "farskip/tensor/hash.h"
+#include "tensor/hash.h"
 
 namespace farskip {
 std::string text_cache_key(std::span<const fs::path> files, const Tokenizer& tokenizer) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/data/text_files.h"
+#include "data/text_files.h"
 
 #include <algorithm>
 #include <array>

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/data/text_source.h"
+#include "data/text_source.h"
 
 #include <nlohmann/json.hpp>
 
+#include "data/text_stream.h"
+#include "data/unicode.h"
 #include "farskip/base/error.h"
-#include "farskip/data/text_stream.h"
-#include "farskip/data/unicode.h"
-#include "farskip/tensor/strict_json.h"
+#include "tensor/strict_json.h"
 
 namespace farskip {
 namespace {

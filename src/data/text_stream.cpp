@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/data/text_stream.h"
+#include "data/text_stream.h"
 
 #include <zlib.h>
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/data/token_file.h"
+#include "data/token_file.h"
 
 #include <algorithm>
 #include <bit>
@@ -7,7 +7,7 @@
 #include <limits>
 
 #include "farskip/base/error.h"
-#include "farskip/tensor/hash.h"
+#include "tensor/hash.h"
 
 namespace farskip {
 namespace {

@@ -2,8 +2,8 @@
 #include <cstring>
 #include <limits>
 
+#include "data/token_file.h"
 #include "farskip/base/error.h"
-#include "farskip/data/token_file.h"
 
 namespace farskip {
 namespace {

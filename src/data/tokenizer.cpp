@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/data/tokenizer.h"
+#include "data/tokenizer.h"
 
 #include <algorithm>
 
+#include "base/stop_signals.h"
+#include "data/tokenizer_file.h"
+#include "data/unicode.h"
 #include "farskip/base/error.h"
-#include "farskip/base/stop_signals.h"
-#include "farskip/data/tokenizer_file.h"
-#include "farskip/data/unicode.h"
 
 namespace farskip {
 namespace {

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/data/tokenizer_file.h"
+#include "data/tokenizer_file.h"
 
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <set>
 
+#include "data/json_fields.h"
 #include "farskip/base/error.h"
 #include "farskip/base/file.h"
-#include "farskip/data/json_fields.h"
-#include "farskip/tensor/strict_json.h"
+#include "tensor/strict_json.h"
 
 namespace farskip {
 namespace {

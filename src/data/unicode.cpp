@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/data/unicode.h"
+#include "data/unicode.h"
 
 #include <algorithm>
 #include <vector>
 
-#include "farskip/data/unicode_tables.h"
+#include "data/unicode_tables.h"
 
 namespace farskip {
 namespace {

@@ -2,7 +2,7 @@
 // Written by scripts/make_unicode_tables.py from Unicode 14.0.0; do not edit.
 // clang-format off
 // NOLINTBEGIN(modernize-use-bool-literals)
-#include "farskip/data/unicode_tables.h"
+#include "data/unicode_tables.h"
 
 namespace farskip {
 namespace {

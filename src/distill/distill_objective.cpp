@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/distill/distill_objective.h"
+#include "distill/distill_objective.h"
 
 #include <algorithm>
 #include <cmath>
 
 #include "farskip/engine/engine.h"
-#include "farskip/passes/join_models.h"
+#include "passes/join_models.h"
 
 namespace farskip {
 namespace {

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/distill/distill_setup.h"
+#include "distill/distill_setup.h"
 
 #include <algorithm>
 
-#include "farskip/distill/freeze.h"
+#include "distill/freeze.h"
 
 namespace farskip {
 namespace {

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/distill/distillation.h"
+#include "distill/distillation.h"
 
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 
-#include "farskip/checkpoint/training_checkpoint.h"
-#include "farskip/distill/distill_setup.h"
-#include "farskip/engine/devices.h"
-#include "farskip/passes/farskip.h"
-#include "farskip/tensor/hash.h"
+#include "checkpoint/training_checkpoint.h"
+#include "distill/distill_setup.h"
+#include "engine/devices.h"
 #include "fold_start.h"
+#include "passes/farskip.h"
+#include "tensor/hash.h"
 
 namespace farskip {
 namespace {

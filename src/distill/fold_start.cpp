@@ -3,8 +3,8 @@
 
 #include <algorithm>
 
-#include "farskip/fold/fold.h"
-#include "farskip/hub/companions.h"
+#include "fold/fold.h"
+#include "hub/companions.h"
 
 namespace farskip {
 namespace {

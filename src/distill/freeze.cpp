@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/distill/freeze.h"
+#include "distill/freeze.h"
 
 #include <algorithm>
 

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/distill/kept_teacher.h"
+#include "distill/kept_teacher.h"
 
 #include <algorithm>
 #include <exception>
 #include <span>
 
-#include "farskip/comm/collective_errors.h"
-#include "farskip/distill/distill_objective.h"
-#include "farskip/engine/devices.h"
-#include "farskip/tensor/hash.h"
+#include "comm/collective_errors.h"
+#include "distill/distill_objective.h"
+#include "engine/devices.h"
+#include "tensor/hash.h"
 
 namespace farskip {
 namespace {

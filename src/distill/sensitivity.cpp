@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/distill/sensitivity.h"
+#include "distill/sensitivity.h"
 
-#include "farskip/distill/distill_objective.h"
+#include "distill/distill_objective.h"
 #include "farskip/engine/engine.h"
 
 namespace farskip {

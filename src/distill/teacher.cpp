@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/distill/teacher.h"
+#include "distill/teacher.h"
 
 #include <algorithm>
 
-#include "farskip/checkpoint/training_checkpoint.h"
-#include "farskip/passes/join_models.h"
-#include "farskip/tensor/hash.h"
+#include "checkpoint/training_checkpoint.h"
+#include "passes/join_models.h"
+#include "tensor/hash.h"
 
 namespace farskip {
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/distill/teacher_cache.h"
+#include "distill/teacher_cache.h"
 
 #include <fcntl.h>
 #include <unistd.h>
@@ -10,10 +10,10 @@
 #include <cstring>
 #include <sstream>
 
+#include "base/folder.h"
+#include "checkpoint/checkpoint_files.h"
 #include "farskip/base/error.h"
-#include "farskip/base/folder.h"
-#include "farskip/checkpoint/checkpoint_files.h"
-#include "farskip/tensor/hash.h"
+#include "tensor/hash.h"
 
 namespace farskip {
 namespace {

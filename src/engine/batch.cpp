@@ -3,8 +3,8 @@
 
 #include <algorithm>
 
-#include "farskip/ops/distill_ops.h"
-#include "farskip/passes/join_micro_batches.h"
+#include "ops/distill_ops.h"
+#include "passes/join_micro_batches.h"
 
 namespace farskip {
 namespace {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/engine/cached_engine.h"
+#include "engine/cached_engine.h"
 
 #include <algorithm>
 #include <bit>
@@ -8,7 +8,7 @@
 #include <numeric>
 #include <thread>
 
-#include "farskip/passes/join_micro_batches.h"
+#include "passes/join_micro_batches.h"
 
 namespace farskip {
 namespace {

@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "farskip/schedule/list_scheduler.h"
+#include "schedule/list_scheduler.h"
 
 namespace farskip {
 namespace {

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/engine/devices.h"
+#include "engine/devices.h"
 
 #include <algorithm>
 
-#include "farskip/backend/cuda/info.h"
-#include "farskip/base/environment.h"
-#include "farskip/comm/mirror.h"
+#include "backend/cuda/info.h"
+#include "base/environment.h"
+#include "comm/mirror.h"
 
 namespace farskip {
 

@@ -7,8 +7,8 @@
 #include <limits>
 #include <utility>
 
-#include "farskip/comm/collective_errors.h"
-#include "farskip/tensor/hash.h"
+#include "comm/collective_errors.h"
+#include "tensor/hash.h"
 
 namespace farskip {
 namespace {

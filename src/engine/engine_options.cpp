@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/engine/engine_options.h"
+#include "engine/engine_options.h"
 
+#include "engine/devices.h"
 #include "farskip/comm/mesh.h"
-#include "farskip/engine/devices.h"
 #include "farskip/ops/ops.h"
 
 namespace farskip {

@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "farskip/passes/join_micro_batches.h"
+#include "passes/join_micro_batches.h"
 
 namespace farskip {
 

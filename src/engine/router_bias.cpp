@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/engine/router_bias.h"
+#include "engine/router_bias.h"
 
 #include <numeric>
 

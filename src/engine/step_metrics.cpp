@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/engine/step_metrics.h"
+#include "engine/step_metrics.h"
 
 #include <nlohmann/json.hpp>
 

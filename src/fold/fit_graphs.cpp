@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/fold/fit_graphs.h"
+#include "fold/fit_graphs.h"
 
 #include "farskip/ops/optimizer_ops.h"
 

@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/fold/fold.h"
+#include "fold/fold.h"
 
 #include <algorithm>
 #include <chrono>
 #include <cstring>
 #include <numeric>
 
-#include "farskip/backend/cpu/parallel.h"
-#include "farskip/fold/fit_graphs.h"
-#include "farskip/fold/fold_weights.h"
-#include "farskip/fold/least_squares.h"
-#include "farskip/fold/matrices.h"
-#include "farskip/fold/walking_model.h"
+#include "backend/cpu/parallel.h"
+#include "fold/fit_graphs.h"
+#include "fold/fold_weights.h"
+#include "fold/least_squares.h"
+#include "fold/matrices.h"
+#include "fold/walking_model.h"
 
 namespace farskip {
 namespace {

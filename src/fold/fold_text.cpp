@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/fold/fold_text.h"
+#include "fold/fold_text.h"
 
 #include <algorithm>
 
-#include "farskip/data/text_source.h"
-#include "farskip/data/token_file.h"
+#include "data/text_source.h"
+#include "data/token_file.h"
 
 namespace farskip {
 namespace {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/fold/fold_weights.h"
+#include "fold/fold_weights.h"
 
-#include "farskip/backend/cpu/parallel.h"
-#include "farskip/fold/matrices.h"
+#include "backend/cpu/parallel.h"
+#include "fold/matrices.h"
 
 namespace farskip {
 

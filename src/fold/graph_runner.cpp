@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/fold/graph_runner.h"
+#include "fold/graph_runner.h"
 
 namespace farskip {
 

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/fold/least_squares.h"
+#include "fold/least_squares.h"
 
 #include <Eigen/Cholesky>
 #include <optional>
 
-#include "farskip/backend/cpu/parallel.h"
-#include "farskip/fold/matrices.h"
+#include "backend/cpu/parallel.h"
+#include "fold/matrices.h"
 
 namespace farskip {
 namespace {

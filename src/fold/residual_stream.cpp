@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/fold/residual_stream.h"
+#include "fold/residual_stream.h"
 
 #include <algorithm>
 

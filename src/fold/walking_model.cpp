@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/fold/walking_model.h"
+#include "fold/walking_model.h"
 
 #include "farskip/model/lower.h"
 

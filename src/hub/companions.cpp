@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/hub/companions.h"
+#include "hub/companions.h"
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
-#include "farskip/base/folder.h"
-#include "farskip/data/unicode.h"
-#include "farskip/model/family.h"
-#include "farskip/tensor/strict_json.h"
+#include "base/folder.h"
+#include "data/unicode.h"
+#include "model/family.h"
+#include "tensor/strict_json.h"
 
 namespace farskip {
 namespace {

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/hub/hub_folder.h"
+#include "hub/hub_folder.h"
 
 #include <unistd.h>
 
 #include <nlohmann/json.hpp>
 
-#include "farskip/base/failpoint.h"
-#include "farskip/base/folder.h"
-#include "farskip/hub/remote_code.h"
-#include "farskip/tensor/hash.h"
-#include "farskip/tensor/sealed_json.h"
+#include "base/failpoint.h"
+#include "base/folder.h"
+#include "hub/remote_code.h"
+#include "tensor/hash.h"
+#include "tensor/sealed_json.h"
 
 namespace farskip {
 namespace {

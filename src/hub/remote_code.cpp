@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/hub/remote_code.h"
+#include "hub/remote_code.h"
 
 #include <nlohmann/json.hpp>
 
-#include "farskip/model/family.h"
+#include "model/family.h"
 
 namespace farskip {
 

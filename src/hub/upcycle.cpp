@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/hub/upcycle.h"
+#include "hub/upcycle.h"
 
 #include <algorithm>
 #include <map>
 
-#include "farskip/model/family.h"
+#include "model/family.h"
 
 namespace farskip {
 namespace {

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/infer/continuous_batch.h"
+#include "infer/continuous_batch.h"
 
 #include <algorithm>
 #include <cmath>
 
-#include "farskip/infer/growing_text.h"
-#include "farskip/infer/token_scores.h"
+#include "infer/growing_text.h"
+#include "infer/token_scores.h"
 
 namespace farskip {
 namespace {

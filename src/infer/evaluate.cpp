@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/infer/evaluate.h"
+#include "infer/evaluate.h"
 
 #include <algorithm>
 #include <array>
 
-#include "farskip/comm/collective_errors.h"
+#include "comm/collective_errors.h"
 
 namespace farskip {
 

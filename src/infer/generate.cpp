@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/infer/generate.h"
+#include "infer/generate.h"
 
 namespace farskip {
 

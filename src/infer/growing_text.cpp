@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/infer/growing_text.h"
+#include "infer/growing_text.h"
 
 #include <algorithm>
 
-#include "farskip/data/unicode.h"
+#include "data/unicode.h"
 
 namespace farskip {
 namespace {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/infer/log_likelihood.h"
+#include "infer/log_likelihood.h"
 
 #include <algorithm>
 #include <functional>

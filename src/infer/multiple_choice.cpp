@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/infer/multiple_choice.h"
+#include "infer/multiple_choice.h"
 
 #include <algorithm>
 #include <cmath>
 
+#include "data/unicode.h"
 #include "farskip/base/error.h"
-#include "farskip/data/unicode.h"
 
 namespace farskip {
 namespace {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/infer/prompt_file.h"
+#include "infer/prompt_file.h"
 
-#include "farskip/infer/request_fields.h"
+#include "infer/request_fields.h"
 
 namespace farskip {
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/infer/request_fields.h"
+#include "infer/request_fields.h"
 
 #include <algorithm>
 #include <limits>

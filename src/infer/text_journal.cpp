@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/infer/text_journal.h"
+#include "infer/text_journal.h"
 
 #include <nlohmann/json.hpp>
 
+#include "data/text_stream.h"
 #include "farskip/base/error.h"
-#include "farskip/data/text_stream.h"
-#include "farskip/tensor/strict_json.h"
+#include "tensor/strict_json.h"
 
 namespace farskip {
 namespace {

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/infer/token_scores.h"
+#include "infer/token_scores.h"
 
 #include <algorithm>
 #include <cmath>
 #include <numeric>
 
-#include "farskip/backend/cpu/parallel.h"
+#include "backend/cpu/parallel.h"
 
 namespace farskip {
 namespace {

@@ -3,9 +3,9 @@
 #include <ctime>
 #include <set>
 
+#include "data/unicode.h"
 #include "farskip/base/error.h"
 #include "farskip/base/file.h"
-#include "farskip/data/unicode.h"
 #include "syntax.h"
 
 namespace farskip::jinja {

@@ -3,9 +3,9 @@
 #include <map>
 #include <set>
 
+#include "data/unicode.h"
 #include "farskip/base/error.h"
-#include "farskip/data/unicode.h"
-#include "farskip/jinja/template.h"
+#include "jinja/template.h"
 #include "syntax.h"
 
 namespace farskip::jinja {

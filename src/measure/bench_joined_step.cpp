@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/measure/bench_joined_step.h"
+#include "measure/bench_joined_step.h"
 
 #include <chrono>
 
-#include "farskip/measure/measure.h"
-#include "farskip/measure/random_engine.h"
+#include "measure/measure.h"
+#include "measure/random_engine.h"
 
 namespace farskip {
 namespace {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/measure/inference_bench.h"
+#include "measure/inference_bench.h"
 
 #include <algorithm>
 #include <chrono>
@@ -7,10 +7,10 @@
 #include <functional>
 #include <numeric>
 
+#include "base/statistics.h"
 #include "farskip/base/random.h"
-#include "farskip/base/statistics.h"
-#include "farskip/measure/measure.h"
 #include "farskip/state/weights.h"
+#include "measure/measure.h"
 
 namespace farskip {
 namespace {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/measure/inference_overlap.h"
+#include "measure/inference_overlap.h"
 
 #include <algorithm>
 #include <array>
@@ -7,9 +7,9 @@
 #include <cmath>
 #include <cstring>
 
-#include "farskip/base/statistics.h"
-#include "farskip/measure/measure.h"
-#include "farskip/schedule/hideable.h"
+#include "base/statistics.h"
+#include "measure/measure.h"
+#include "schedule/hideable.h"
 
 namespace farskip {
 namespace {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/measure/inference_plan.h"
+#include "measure/inference_plan.h"
 
 #include "farskip/program/inference_program.h"
-#include "farskip/schedule/hideable.h"
+#include "schedule/hideable.h"
 
 namespace farskip {
 

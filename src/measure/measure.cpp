@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/measure/measure.h"
+#include "measure/measure.h"
 
 #include <chrono>
 
-#include "farskip/base/environment.h"
+#include "base/environment.h"
+#include "base/version.h"
+#include "comm/collective_errors.h"
 #include "farskip/base/random.h"
-#include "farskip/base/version.h"
-#include "farskip/comm/collective_errors.h"
-#include "farskip/measure/plan_report.h"
-#include "farskip/measure/random_engine.h"
 #include "farskip/program/step_graphs.h"
-#include "farskip/tensor/hash.h"
+#include "measure/plan_report.h"
+#include "measure/random_engine.h"
+#include "tensor/hash.h"
 
 namespace farskip {
 

@@ -2,12 +2,12 @@
 // Costs of the kernels of one rank of many, measured without the others.
 #include <algorithm>
 
-#include "farskip/backend/cpu/machine.h"
-#include "farskip/base/environment.h"
-#include "farskip/comm/local.h"
-#include "farskip/comm/mirror.h"
-#include "farskip/measure/measure.h"
-#include "farskip/measure/plan_report.h"
+#include "backend/cpu/machine.h"
+#include "base/environment.h"
+#include "comm/local.h"
+#include "comm/mirror.h"
+#include "measure/measure.h"
+#include "measure/plan_report.h"
 
 namespace farskip {
 namespace {

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/measure/overlap.h"
+#include "measure/overlap.h"
 
 #include <algorithm>
 #include <array>
 #include <chrono>
 #include <cstring>
 
-#include "farskip/base/statistics.h"
-#include "farskip/measure/random_engine.h"
-#include "farskip/measure/trace.h"
+#include "base/statistics.h"
+#include "measure/random_engine.h"
+#include "measure/trace.h"
 
 namespace farskip {
 namespace {

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/measure/plan_report.h"
+#include "measure/plan_report.h"
 
 #include <algorithm>
 #include <chrono>
 
-#include "farskip/distill/freeze.h"
-#include "farskip/measure/inference_plan.h"
+#include "distill/freeze.h"
 #include "farskip/program/inference_program.h"
-#include "farskip/schedule/dependence.h"
-#include "farskip/schedule/hideable.h"
+#include "measure/inference_plan.h"
+#include "schedule/dependence.h"
+#include "schedule/hideable.h"
 
 namespace farskip {
 

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/measure/plan_search.h"
+#include "measure/plan_search.h"
 
 #include <algorithm>
 #include <tuple>
 
-#include "farskip/base/environment.h"
-#include "farskip/comm/collective_errors.h"
-#include "farskip/comm/local.h"
+#include "base/environment.h"
+#include "comm/collective_errors.h"
+#include "comm/local.h"
 
 namespace farskip {
 namespace {

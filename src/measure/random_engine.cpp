@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/measure/random_engine.h"
+#include "measure/random_engine.h"
 
 namespace farskip {
 namespace {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/measure/trace.h"
+#include "measure/trace.h"
 
 #include <nlohmann/json.hpp>
 

@@ -7,7 +7,7 @@
 
 #include "farskip/model/cache.h"
 #include "farskip/model/lower.h"
-#include "farskip/ops/inference_ops.h"
+#include "ops/inference_ops.h"
 
 namespace farskip {
 

@@ -5,10 +5,10 @@
 #include <array>
 #include <nlohmann/json.hpp>
 
-#include "farskip/base/folder.h"
-#include "farskip/model/family.h"
+#include "base/folder.h"
 #include "farskip/model/parameters.h"
-#include "farskip/tensor/strict_json.h"
+#include "model/family.h"
+#include "tensor/strict_json.h"
 
 namespace farskip {
 namespace {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Sums over replicas, and tensors put together from the rows that each replica keeps.
 #include "farskip/ops/ops.h"
-#include "farskip/ops/rules.h"
+#include "ops/rules.h"
 
 namespace farskip {
 

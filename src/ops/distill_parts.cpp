@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Losses of distillation over vocabularies that are cut over ranks.
-#include "farskip/ops/distill_ops.h"
-#include "farskip/ops/rules.h"
+#include "ops/distill_ops.h"
+#include "ops/rules.h"
 
 namespace farskip {
 

@@ -2,7 +2,7 @@
 #include <algorithm>
 
 #include "farskip/ops/ops.h"
-#include "farskip/ops/rules.h"
+#include "ops/rules.h"
 
 namespace farskip {
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "farskip/ops/optimizer_ops.h"
-#include "farskip/ops/rules.h"
+#include "ops/rules.h"
 
 namespace farskip {
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Routed rows on their way to the ranks that own their experts, and back.
 #include "farskip/ops/ops.h"
-#include "farskip/ops/rules.h"
+#include "ops/rules.h"
 
 namespace farskip {
 

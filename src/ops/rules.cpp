@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/ops/rules.h"
+#include "ops/rules.h"
 
 namespace farskip {
 

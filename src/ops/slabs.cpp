@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Routed rows in slabs, one for each peer: what travels between GPUs.
 #include "farskip/ops/ops.h"
-#include "farskip/ops/rules.h"
+#include "ops/rules.h"
 
 namespace farskip {
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/passes/chunk_experts.h"
+#include "passes/chunk_experts.h"
 
 #include <unordered_map>
 #include <unordered_set>

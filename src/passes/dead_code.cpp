@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/passes/dead_code.h"
+#include "passes/dead_code.h"
 
 namespace farskip {
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/passes/drop_fan_out.h"
+#include "passes/drop_fan_out.h"
 
 namespace farskip {
 

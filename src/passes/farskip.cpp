@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/passes/farskip.h"
+#include "passes/farskip.h"
 
 #include <algorithm>
 #include <array>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/passes/fuse_accumulate.h"
+#include "passes/fuse_accumulate.h"
 
 #include <map>
 #include <optional>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/passes/fuse_loss.h"
+#include "passes/fuse_loss.h"
 
 #include <algorithm>
 #include <map>

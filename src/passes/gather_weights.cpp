@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/passes/gather_weights.h"
+#include "passes/gather_weights.h"
 
 #include <map>
 #include <tuple>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/passes/join_micro_batches.h"
+#include "passes/join_micro_batches.h"
 
 #include <algorithm>
 #include <deque>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/passes/merge_all_reduces.h"
+#include "passes/merge_all_reduces.h"
 
 #include <deque>
 #include <unordered_set>

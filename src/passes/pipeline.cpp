@@ -4,14 +4,14 @@
 #include <array>
 #include <cctype>
 
+#include "base/folder.h"
 #include "farskip/base/file.h"
-#include "farskip/base/folder.h"
-#include "farskip/passes/dead_code.h"
-#include "farskip/passes/drop_fan_out.h"
-#include "farskip/passes/fuse_accumulate.h"
-#include "farskip/passes/fuse_loss.h"
-#include "farskip/passes/rematerialise.h"
-#include "farskip/passes/rows_in_slabs.h"
+#include "passes/dead_code.h"
+#include "passes/drop_fan_out.h"
+#include "passes/fuse_accumulate.h"
+#include "passes/fuse_loss.h"
+#include "passes/rematerialise.h"
+#include "passes/rows_in_slabs.h"
 
 namespace farskip {
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/passes/recompute.h"
+#include "passes/recompute.h"
 
 #include <algorithm>
 #include <unordered_map>

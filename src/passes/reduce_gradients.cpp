@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/passes/reduce_gradients.h"
+#include "passes/reduce_gradients.h"
 
 #include <algorithm>
 #include <map>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/passes/rematerialise.h"
+#include "passes/rematerialise.h"
 
 #include <unordered_map>
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/passes/rows_in_slabs.h"
+#include "passes/rows_in_slabs.h"
 
 #include <algorithm>
 #include <unordered_map>

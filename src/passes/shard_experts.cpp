@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/passes/shard_experts.h"
+#include "passes/shard_experts.h"
 
 #include <map>
 #include <unordered_map>

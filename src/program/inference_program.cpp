@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "farskip/program/inference_program.h"
 
-#include "farskip/ops/inference_ops.h"
-#include "farskip/passes/join_micro_batches.h"
+#include "ops/inference_ops.h"
+#include "passes/join_micro_batches.h"
 
 namespace farskip {
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "farskip/program/model.h"
 
-#include "farskip/passes/farskip.h"
+#include "passes/farskip.h"
 
 namespace farskip {
 

@@ -4,7 +4,7 @@
 #include <cmath>
 
 #include "farskip/base/random.h"
-#include "farskip/state/state_names.h"
+#include "state/state_names.h"
 
 namespace farskip {
 namespace {

@@ -3,19 +3,19 @@
 
 #include <map>
 
-#include "farskip/autograd/gradient.h"
+#include "autograd/gradient.h"
 #include "farskip/ops/optimizer_ops.h"
-#include "farskip/passes/chunk_experts.h"
-#include "farskip/passes/gather_weights.h"
-#include "farskip/passes/join_micro_batches.h"
-#include "farskip/passes/merge_all_reduces.h"
 #include "farskip/passes/pipeline.h"
-#include "farskip/passes/recompute.h"
-#include "farskip/passes/reduce_gradients.h"
-#include "farskip/passes/shard_experts.h"
 #include "farskip/program/objective.h"
 #include "farskip/program/optimizer.h"
-#include "farskip/state/state_names.h"
+#include "passes/chunk_experts.h"
+#include "passes/gather_weights.h"
+#include "passes/join_micro_batches.h"
+#include "passes/merge_all_reduces.h"
+#include "passes/recompute.h"
+#include "passes/reduce_gradients.h"
+#include "passes/shard_experts.h"
+#include "state/state_names.h"
 
 namespace farskip {
 

@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "farskip/state/state_names.h"
+#include "state/state_names.h"
 
 namespace farskip {
 

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/report/axis.h"
+#include "report/axis.h"
 
 #include <algorithm>
 #include <cmath>
 
 #include "farskip/base/error.h"
-#include "farskip/report/chart.h"
+#include "report/chart.h"
 
 namespace farskip {
 namespace {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/report/comparison.h"
+#include "report/comparison.h"
 
 #include <algorithm>
 #include <cmath>
@@ -8,8 +8,8 @@
 #include <set>
 
 #include "farskip/base/error.h"
-#include "farskip/report/chart.h"
-#include "farskip/report/page.h"
+#include "report/chart.h"
+#include "report/page.h"
 
 namespace farskip {
 namespace {

@@ -3,7 +3,7 @@
 #include <cmath>
 #include <limits>
 
-#include "farskip/report/chart.h"
+#include "report/chart.h"
 
 namespace farskip {
 namespace {

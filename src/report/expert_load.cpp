@@ -6,7 +6,7 @@
 #include <cmath>
 
 #include "farskip/base/error.h"
-#include "farskip/report/chart.h"
+#include "report/chart.h"
 
 namespace farskip {
 namespace {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/report/chart.h"
+#include "report/chart.h"
 
 namespace farskip {
 

@@ -3,8 +3,8 @@
 #include <cmath>
 
 #include "farskip/base/error.h"
-#include "farskip/report/axis.h"
-#include "farskip/report/chart.h"
+#include "report/axis.h"
+#include "report/chart.h"
 
 namespace farskip {
 namespace {

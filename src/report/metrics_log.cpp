@@ -8,7 +8,7 @@
 #include <utility>
 
 #include "farskip/base/error.h"
-#include "farskip/report/run_log.h"
+#include "report/run_log.h"
 
 namespace farskip {
 namespace {

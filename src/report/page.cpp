@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/report/page.h"
+#include "report/page.h"
 
 #include <algorithm>
 #include <cmath>
@@ -7,12 +7,12 @@
 #include <set>
 #include <span>
 
+#include "base/version.h"
 #include "farskip/base/error.h"
-#include "farskip/base/version.h"
-#include "farskip/report/chart.h"
-#include "farskip/report/comparison.h"
-#include "farskip/report/style.h"
-#include "farskip/report/timeline.h"
+#include "report/chart.h"
+#include "report/comparison.h"
+#include "report/style.h"
+#include "report/timeline.h"
 
 namespace farskip {
 namespace {

@@ -5,7 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "farskip/base/error.h"
-#include "farskip/report/timeline.h"
+#include "report/timeline.h"
 
 namespace farskip {
 namespace {

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/report/run_log.h"
+#include "report/run_log.h"
 
 #include <nlohmann/json.hpp>
 #include <set>
 
+#include "base/folder.h"
+#include "base/run_files.h"
+#include "config/farskip_section.h"
+#include "config/flow_text.h"
 #include "farskip/base/error.h"
-#include "farskip/base/folder.h"
-#include "farskip/base/run_files.h"
-#include "farskip/config/farskip_section.h"
-#include "farskip/config/flow_text.h"
 #include "farskip/model/model_config.h"
-#include "farskip/report/chart.h"
+#include "report/chart.h"
 
 namespace farskip {
 namespace {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/report/style.h"
+#include "report/style.h"
 
 namespace farskip {
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/report/timeline.h"
+#include "report/timeline.h"
 
 #include <algorithm>
 #include <array>
@@ -8,8 +8,8 @@
 #include <nlohmann/json.hpp>
 
 #include "farskip/base/error.h"
-#include "farskip/report/axis.h"
-#include "farskip/report/chart.h"
+#include "report/axis.h"
+#include "report/chart.h"
 
 namespace farskip {
 namespace {

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/run/bad_numbers.h"
+#include "run/bad_numbers.h"
 
 #include <algorithm>
 #include <cmath>
 
-#include "farskip/comm/collective_errors.h"
-#include "farskip/state/state_names.h"
+#include "comm/collective_errors.h"
+#include "state/state_names.h"
 
 namespace farskip {
 namespace {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/run/learning_rate.h"
+#include "run/learning_rate.h"
 
 #include <algorithm>
 #include <cmath>

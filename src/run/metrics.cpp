@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/run/metrics.h"
+#include "run/metrics.h"
 
 #include <unistd.h>
 
@@ -9,11 +9,11 @@
 #include <nlohmann/json.hpp>
 #include <sstream>
 
+#include "base/failpoint.h"
+#include "base/folder.h"
+#include "base/run_files.h"
+#include "checkpoint/checkpoint_files.h"
 #include "farskip/base/error.h"
-#include "farskip/base/failpoint.h"
-#include "farskip/base/folder.h"
-#include "farskip/base/run_files.h"
-#include "farskip/checkpoint/checkpoint_files.h"
 
 namespace farskip {
 namespace {

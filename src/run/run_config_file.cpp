@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/run/run_config_file.h"
+#include "run/run_config_file.h"
 
-#include "farskip/base/environment.h"
+#include "base/environment.h"
+#include "base/version.h"
 #include "farskip/base/file.h"
-#include "farskip/base/version.h"
 
 namespace farskip {
 namespace {

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/run/run_data.h"
+#include "run/run_data.h"
 
-#include "farskip/base/environment.h"
-#include "farskip/data/text_source.h"
-#include "farskip/distill/teacher.h"
-#include "farskip/infer/evaluate.h"
-#include "farskip/tensor/hash.h"
+#include "base/environment.h"
+#include "data/text_source.h"
+#include "distill/teacher.h"
+#include "infer/evaluate.h"
+#include "tensor/hash.h"
 
 namespace farskip {
 namespace {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/run/run_folder.h"
+#include "run/run_folder.h"
 
 #include <fcntl.h>
 #include <sys/file.h>
@@ -11,10 +11,10 @@
 #include <iterator>
 #include <nlohmann/json.hpp>
 
-#include "farskip/base/environment.h"
+#include "base/environment.h"
+#include "checkpoint/checkpoint_files.h"
 #include "farskip/base/error.h"
-#include "farskip/checkpoint/checkpoint_files.h"
-#include "farskip/run/run_config_file.h"
+#include "run/run_config_file.h"
 
 namespace farskip {
 

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/run/run_schedule.h"
+#include "run/run_schedule.h"
 
-#include "farskip/base/environment.h"
-#include "farskip/checkpoint/training_checkpoint.h"
-#include "farskip/comm/collective_errors.h"
+#include "base/environment.h"
+#include "checkpoint/training_checkpoint.h"
+#include "comm/collective_errors.h"
 #include "farskip/config/scalar.h"
-#include "farskip/measure/measure.h"
-#include "farskip/measure/plan_search.h"
+#include "measure/measure.h"
+#include "measure/plan_search.h"
 
 namespace farskip {
 namespace {

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/run/start_report.h"
+#include "run/start_report.h"
 
 #include <algorithm>
 
-#include "farskip/base/environment.h"
-#include "farskip/engine/devices.h"
+#include "base/environment.h"
+#include "engine/devices.h"
 
 namespace farskip {
 

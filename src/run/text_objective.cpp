@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/run/text_objective.h"
+#include "run/text_objective.h"
 
-#include "farskip/checkpoint/training_checkpoint.h"
+#include "checkpoint/training_checkpoint.h"
 #include "farskip/state/weights.h"
 
 namespace farskip {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/run/trainer.h"
+#include "run/trainer.h"
 
 #include <array>
 #include <chrono>
@@ -8,24 +8,24 @@
 #include <optional>
 #include <utility>
 
-#include "farskip/base/environment.h"
-#include "farskip/base/stop_signals.h"
-#include "farskip/checkpoint/training_checkpoint.h"
-#include "farskip/comm/collective_errors.h"
-#include "farskip/distill/distillation.h"
-#include "farskip/engine/devices.h"
-#include "farskip/engine/engine_options.h"
-#include "farskip/engine/router_bias.h"
-#include "farskip/infer/evaluate.h"
-#include "farskip/run/bad_numbers.h"
-#include "farskip/run/learning_rate.h"
-#include "farskip/run/metrics.h"
-#include "farskip/run/run_config_file.h"
-#include "farskip/run/run_data.h"
-#include "farskip/run/run_folder.h"
-#include "farskip/run/run_schedule.h"
-#include "farskip/run/start_report.h"
-#include "farskip/run/text_objective.h"
+#include "base/environment.h"
+#include "base/stop_signals.h"
+#include "checkpoint/training_checkpoint.h"
+#include "comm/collective_errors.h"
+#include "distill/distillation.h"
+#include "engine/devices.h"
+#include "engine/engine_options.h"
+#include "engine/router_bias.h"
+#include "infer/evaluate.h"
+#include "run/bad_numbers.h"
+#include "run/learning_rate.h"
+#include "run/metrics.h"
+#include "run/run_config_file.h"
+#include "run/run_data.h"
+#include "run/run_folder.h"
+#include "run/run_schedule.h"
+#include "run/start_report.h"
+#include "run/text_objective.h"
 
 namespace farskip {
 namespace {

@@ -3,7 +3,7 @@
 
 #include <chrono>
 
-#include "farskip/backend/cpu/progress.h"
+#include "backend/cpu/progress.h"
 
 namespace farskip {
 void Arena::reserve(std::size_t bytes) {

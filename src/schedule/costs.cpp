@@ -6,7 +6,7 @@
 #include <cmath>
 #include <sstream>
 
-#include "farskip/base/statistics.h"
+#include "base/statistics.h"
 
 namespace farskip {
 namespace {

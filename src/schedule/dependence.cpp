@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/schedule/dependence.h"
+#include "schedule/dependence.h"
 
 #include <algorithm>
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/schedule/gpu_cards.h"
+#include "schedule/gpu_cards.h"
 
 #include <algorithm>
 #include <array>

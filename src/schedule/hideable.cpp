@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/schedule/hideable.h"
+#include "schedule/hideable.h"
 
 #include <algorithm>
 #include <utility>
 
-#include "farskip/schedule/dependence.h"
+#include "schedule/dependence.h"
 
 namespace farskip {
 namespace {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/schedule/list_scheduler.h"
+#include "schedule/list_scheduler.h"
 
 #include <algorithm>
 #include <array>
@@ -7,8 +7,8 @@
 #include <queue>
 #include <utility>
 
-#include "farskip/schedule/dependence.h"
-#include "farskip/schedule/memory.h"
+#include "schedule/dependence.h"
+#include "schedule/memory.h"
 
 namespace farskip {
 namespace {

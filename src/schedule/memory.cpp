@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/schedule/memory.h"
+#include "schedule/memory.h"
 
 #include <algorithm>
 #include <numeric>
 
-#include "farskip/tensor/alignment.h"
+#include "tensor/alignment.h"
 
 namespace farskip {
 namespace {

@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <array>
 
-#include "farskip/schedule/memory.h"
+#include "schedule/memory.h"
 
 namespace farskip {
 namespace {

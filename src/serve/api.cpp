@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/serve/api.h"
+#include "serve/api.h"
 
 #include <ctime>
 #include <random>
 
 #include "completion_body.h"
-#include "farskip/serve/api_error.h"
 #include "json_text.h"
+#include "serve/api_error.h"
 
 namespace farskip {
 namespace {

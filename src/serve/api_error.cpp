@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/serve/api_error.h"
+#include "serve/api_error.h"
 
 #include "json_text.h"
 

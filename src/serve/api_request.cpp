@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/serve/api_request.h"
+#include "serve/api_request.h"
 
-#include "farskip/infer/request_fields.h"
-#include "farskip/serve/api_error.h"
-#include "farskip/tensor/strict_json.h"
+#include "infer/request_fields.h"
+#include "serve/api_error.h"
+#include "tensor/strict_json.h"
 
 namespace farskip {
 namespace {

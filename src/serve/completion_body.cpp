@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "completion_body.h"
 
-#include "farskip/serve/api_error.h"
+#include "serve/api_error.h"
 
 namespace farskip {
 namespace {

@@ -3,7 +3,7 @@
 // The body of an answer to /v1/completions, which grows as its texts do.
 
 #include "completion_writer.h"
-#include "farskip/serve/api.h"
+#include "serve/api.h"
 
 namespace farskip {
 

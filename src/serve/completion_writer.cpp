@@ -5,7 +5,7 @@
 #include <ctime>
 #include <random>
 
-#include "farskip/data/unicode.h"
+#include "data/unicode.h"
 #include "json_text.h"
 
 namespace farskip {

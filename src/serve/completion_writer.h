@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "farskip/serve/api_request.h"
+#include "serve/api_request.h"
 
 namespace farskip {
 

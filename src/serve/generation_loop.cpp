@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/serve/generation_loop.h"
+#include "serve/generation_loop.h"
 
 #include <algorithm>
 
-#include "farskip/serve/api_error.h"
+#include "serve/api_error.h"
 
 namespace farskip {
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/serve/metrics.h"
+#include "serve/metrics.h"
 
 #include <fmt/format.h>
 

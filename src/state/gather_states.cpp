@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/state/gather_states.h"
+#include "state/gather_states.h"
 
 #include <algorithm>
 
 #include "farskip/state/weights.h"
-#include "farskip/tensor/columns.h"
+#include "tensor/columns.h"
 
 namespace farskip {
 namespace {

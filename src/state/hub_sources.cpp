@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/state/hub_sources.h"
+#include "state/hub_sources.h"
 
 #include <algorithm>
 #include <map>
 
-#include "farskip/base/work_queue.h"
+#include "base/work_queue.h"
 #include "farskip/state/weights.h"
 
 namespace farskip {

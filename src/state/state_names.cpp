@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/state/state_names.h"
+#include "state/state_names.h"
 
 #include <fmt/format.h>
 

@@ -4,7 +4,7 @@
 #include <algorithm>
 
 #include "farskip/ops/ops.h"
-#include "farskip/tensor/alignment.h"
+#include "tensor/alignment.h"
 
 namespace farskip {
 

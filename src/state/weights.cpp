@@ -7,7 +7,7 @@
 
 #include "farskip/base/random.h"
 #include "farskip/state/model_folder.h"
-#include "farskip/tensor/columns.h"
+#include "tensor/columns.h"
 
 namespace farskip {
 namespace {

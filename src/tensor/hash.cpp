@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/tensor/hash.h"
+#include "tensor/hash.h"
 
 #include <xxhash.h>
 

@@ -3,8 +3,8 @@
 #include <array>
 
 #include "farskip/base/error.h"
-#include "farskip/tensor/hash.h"
 #include "farskip/tensor/safetensors.h"
+#include "tensor/hash.h"
 
 namespace farskip {
 namespace {

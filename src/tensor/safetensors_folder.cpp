@@ -5,7 +5,7 @@
 
 #include "farskip/base/error.h"
 #include "farskip/tensor/safetensors.h"
-#include "farskip/tensor/strict_json.h"
+#include "tensor/strict_json.h"
 
 namespace farskip {
 namespace {

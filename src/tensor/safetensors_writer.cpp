@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/tensor/safetensors_writer.h"
+#include "tensor/safetensors_writer.h"
 
 #include <algorithm>
 #include <array>

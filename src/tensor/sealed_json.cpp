@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/tensor/sealed_json.h"
+#include "tensor/sealed_json.h"
 
 #include <nlohmann/json.hpp>
 
 #include "farskip/base/error.h"
-#include "farskip/tensor/hash.h"
-#include "farskip/tensor/strict_json.h"
+#include "tensor/hash.h"
+#include "tensor/strict_json.h"
 
 namespace farskip {
 namespace {

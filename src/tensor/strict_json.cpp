@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/tensor/strict_json.h"
+#include "tensor/strict_json.h"
 
 #include <nlohmann/json.hpp>
 #include <set>

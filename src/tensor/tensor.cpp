@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "farskip/base/memory.h"
+#include "base/memory.h"
 
 namespace farskip {
 namespace {

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 // Whole models: gradients as the graph computes them in f32 against finite differences in double precision.
 
-#include "farskip/autograd/gradient.h"
+#include "autograd/gradient.h"
 
 #include <cmath>
 #include <random>
 
 #include "farskip/model/lower.h"
 #include "farskip/ops/optimizer_ops.h"
-#include "farskip/passes/farskip.h"
 #include "farskip/passes/pipeline.h"
 #include "farskip/runtime/executor.h"
+#include "passes/farskip.h"
 #include "reference/reference.h"
 #include "support/catch.h"
 

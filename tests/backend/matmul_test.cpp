@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/backend/cpu/matmul.h"
+#include "backend/cpu/matmul.h"
 
 #include <omp.h>
 
 #include <algorithm>
 #include <array>
 
-#include "farskip/backend/cpu/micro_kernel.h"
+#include "backend/cpu/micro_kernel.h"
 #include "farskip/ops/ops.h"
 #include "run_kernel.h"
 #include "support/catch.h"

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/backend/cpu/parallel.h"
+#include "backend/cpu/parallel.h"
 
 #include <cstring>
 #include <random>
 #include <stdexcept>
 #include <vector>
 
-#include "farskip/backend/cpu/micro_kernel.h"
+#include "backend/cpu/micro_kernel.h"
 #include "support/catch.h"
 
 using namespace farskip::cpu;

@@ -5,8 +5,8 @@
 #include <numeric>
 
 #include "farskip/base/random.h"
-#include "farskip/ops/inference_ops.h"
 #include "farskip/tensor/safetensors.h"
+#include "ops/inference_ops.h"
 #include "run_kernel.h"
 #include "support/catch.h"
 #include "support/support.h"

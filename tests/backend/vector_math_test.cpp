@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/backend/cpu/vector_math.h"
+#include "backend/cpu/vector_math.h"
 
 #include <algorithm>
 #include <cmath>

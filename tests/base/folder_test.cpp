@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Files of a folder that someone else made.
 
-#include "farskip/base/folder.h"
+#include "base/folder.h"
 
 #include <sys/stat.h>
 #include <unistd.h>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/base/processor.h"
+#include "base/processor.h"
 
 #include <string>
 #include <vector>

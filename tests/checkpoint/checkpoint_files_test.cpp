@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/checkpoint/checkpoint_files.h"
+#include "checkpoint/checkpoint_files.h"
 
 #include <fcntl.h>
 #include <signal.h>
@@ -13,11 +13,11 @@
 #include <random>
 #include <set>
 
+#include "checkpoint/training_checkpoint.h"
 #include "farskip/base/error.h"
-#include "farskip/checkpoint/training_checkpoint.h"
-#include "farskip/tensor/safetensors_writer.h"
 #include "support/catch.h"
 #include "support/support.h"
+#include "tensor/safetensors_writer.h"
 
 namespace farskip {
 namespace {

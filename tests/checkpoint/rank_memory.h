@@ -4,9 +4,9 @@
 
 #include <set>
 
+#include "checkpoint/training_checkpoint.h"
+#include "comm/local.h"
 #include "farskip/base/random.h"
-#include "farskip/checkpoint/training_checkpoint.h"
-#include "farskip/comm/local.h"
 #include "support/catch.h"
 #include "support/context.h"
 #include "support/states.h"

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // What may change between a checkpoint and the start that resumes from it.
-#include "farskip/checkpoint/resume_rules.h"
+#include "checkpoint/resume_rules.h"
 
 #include <set>
 
+#include "checkpoint/checkpoint_files.h"
+#include "data/token_file.h"
+#include "distill/teacher.h"
 #include "farskip/base/file.h"
-#include "farskip/checkpoint/checkpoint_files.h"
-#include "farskip/data/token_file.h"
-#include "farskip/distill/teacher.h"
 #include "support/catch.h"
 #include "support/run_files.h"
 #include "support/small_run.h"

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // What a checkpoint remembers beside tensors: every field is checked before it is used.
-#include "farskip/checkpoint/training_state.h"
+#include "checkpoint/training_state.h"
 
 #include <nlohmann/json.hpp>
 

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // What commands read as a model.
 
-#include "farskip/cli/command_inputs.h"
+#include "cli/command_inputs.h"
 
 #include <cstring>
 
-#include "farskip/checkpoint/training_checkpoint.h"
-#include "farskip/comm/local.h"
-#include "farskip/hub/hub_folder.h"
+#include "checkpoint/training_checkpoint.h"
+#include "comm/local.h"
+#include "hub/hub_folder.h"
 #include "support/catch.h"
 #include "support/context.h"
 #include "support/models.h"

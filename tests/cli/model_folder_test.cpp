@@ -10,10 +10,10 @@
 #include "farskip/base/file.h"
 #include "farskip/model/parameters.h"
 #include "farskip/tensor/safetensors.h"
-#include "farskip/tensor/safetensors_writer.h"
 #include "support/catch.h"
 #include "support/commands.h"
 #include "support/support.h"
+#include "tensor/safetensors_writer.h"
 
 namespace farskip {
 namespace {

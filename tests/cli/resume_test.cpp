@@ -2,10 +2,10 @@
 // What a person sees who starts a run again: changes, damage and what is in the way.
 #include "farskip/base/error.h"
 #include "farskip/base/file.h"
-#include "farskip/tensor/hash.h"
 #include "support/catch.h"
 #include "support/run_files.h"
 #include "support/support.h"
+#include "tensor/hash.h"
 
 namespace farskip {
 namespace {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Rates and times that options give with their units.
-#include "farskip/cli/units.h"
+#include "cli/units.h"
 
 #include "farskip/base/error.h"
 #include "support/catch.h"

@@ -4,7 +4,7 @@
 #include <new>
 #include <vector>
 
-#include "farskip/comm/local.h"
+#include "comm/local.h"
 #include "support/catch.h"
 
 namespace {

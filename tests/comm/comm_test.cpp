@@ -5,8 +5,8 @@
 #include <thread>
 #include <vector>
 
-#include "farskip/comm/local.h"
-#include "farskip/comm/mpi.h"
+#include "comm/local.h"
+#include "comm/mpi.h"
 #include "suite.h"
 #include "support/catch.h"
 

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/comm/mirror.h"
+#include "comm/mirror.h"
 
 #include <limits>
 #include <vector>
 
-#include "farskip/comm/collective_errors.h"
+#include "comm/collective_errors.h"
 #include "support/catch.h"
 
 namespace farskip {

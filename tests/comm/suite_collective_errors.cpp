@@ -5,7 +5,7 @@
 #include <new>
 #include <thread>
 
-#include "farskip/comm/collective_errors.h"
+#include "comm/collective_errors.h"
 #include "suite.h"
 
 namespace farskip::test {

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/data/bpe_trainer.h"
+#include "data/bpe_trainer.h"
 
 #include <map>
 #include <nlohmann/json.hpp>
 
+#include "data/bpe.h"
 #include "farskip/base/error.h"
 #include "farskip/base/random.h"
-#include "farskip/data/bpe.h"
 #include "support/catch.h"
 #include "support/support.h"
 

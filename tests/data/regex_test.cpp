@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/data/regex.h"
+#include "data/regex.h"
 
 #include <vector>
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/data/sampler.h"
+#include "data/sampler.h"
 
 #include <algorithm>
 #include <cmath>

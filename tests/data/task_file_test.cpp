@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/data/task_file.h"
+#include "data/task_file.h"
 
 #include "farskip/base/error.h"
 #include "support/catch.h"

@@ -5,8 +5,8 @@
 #include <fstream>
 #include <thread>
 
+#include "data/text_source.h"
 #include "farskip/base/error.h"
-#include "farskip/data/text_source.h"
 #include "support/catch.h"
 #include "support/support.h"
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/data/token_file.h"
+#include "data/token_file.h"
 
 #include <cstring>
 #include <fstream>

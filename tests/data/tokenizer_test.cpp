@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/data/tokenizer.h"
+#include "data/tokenizer.h"
 
 #include <nlohmann/json.hpp>
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/data/unicode.h"
+#include "data/unicode.h"
 
 #include "farskip/base/random.h"
 #include "support/catch.h"

@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
-#include "farskip/distill/distill_setup.h"
-#include "farskip/fold/matrices.h"
+#include "distill/distill_setup.h"
+#include "fold/matrices.h"
 #include "support/catch.h"
 #include "support/context.h"
 #include "support/states.h"

@@ -4,7 +4,7 @@
 #include <cstring>
 #include <nlohmann/json.hpp>
 
-#include "farskip/distill/distill_setup.h"
+#include "distill/distill_setup.h"
 #include "farskip/tensor/safetensors.h"
 #include "support/catch.h"
 #include "support/context.h"

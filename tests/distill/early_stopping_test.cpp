@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/distill/early_stopping.h"
+#include "distill/early_stopping.h"
 
 #include "support/catch.h"
 

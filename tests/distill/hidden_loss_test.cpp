@@ -2,8 +2,8 @@
 // The intermediate loss against its formulas, in double, over the streams of both models.
 #include <cmath>
 
-#include "farskip/fold/graph_runner.h"
-#include "farskip/fold/matrices.h"
+#include "fold/graph_runner.h"
+#include "fold/matrices.h"
 #include "support/catch.h"
 #include "support/context.h"
 #include "support/run_files.h"

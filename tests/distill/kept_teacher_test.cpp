@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // What a teacher said, on disk, and when the teacher itself is in memory.
-#include "farskip/distill/kept_teacher.h"
+#include "distill/kept_teacher.h"
 
 #include <algorithm>
 #include <cmath>
 
-#include "farskip/distill/distill_objective.h"
-#include "farskip/measure/measure.h"
+#include "distill/distill_objective.h"
+#include "measure/measure.h"
 #include "support/catch.h"
 #include "support/context.h"
 #include "support/support.h"

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/distill/sensitivity.h"
+#include "distill/sensitivity.h"
 
-#include "farskip/distill/distill_setup.h"
+#include "distill/distill_setup.h"
 #include "support/catch.h"
 #include "support/context.h"
 #include "support/states.h"

@@ -3,12 +3,12 @@
 #include <cmath>
 #include <set>
 
-#include "farskip/comm/local.h"
-#include "farskip/distill/distillation.h"
-#include "farskip/passes/farskip.h"
-#include "farskip/run/trainer.h"
-#include "farskip/schedule/list_scheduler.h"
+#include "comm/local.h"
+#include "distill/distillation.h"
+#include "passes/farskip.h"
 #include "rank_graph.h"
+#include "run/trainer.h"
+#include "schedule/list_scheduler.h"
 #include "support/catch.h"
 #include "support/run_files.h"
 #include "support/states.h"

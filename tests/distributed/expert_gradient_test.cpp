@@ -4,9 +4,9 @@
 #include <cmath>
 #include <random>
 
-#include "farskip/autograd/gradient.h"
+#include "autograd/gradient.h"
 #include "farskip/ops/ops.h"
-#include "farskip/passes/shard_experts.h"
+#include "passes/shard_experts.h"
 #include "rank_graph.h"
 #include "support/catch.h"
 

@@ -5,8 +5,8 @@
 #include <cmath>
 #include <random>
 
-#include "farskip/data/sampler.h"
-#include "farskip/engine/engine_options.h"
+#include "data/sampler.h"
+#include "engine/engine_options.h"
 #include "layouts.h"
 #include "same_training.h"
 #include "support/catch.h"

@@ -6,7 +6,7 @@
 #include <cmath>
 
 #include "farskip/base/random.h"
-#include "farskip/measure/measure.h"
+#include "measure/measure.h"
 #include "support/states.h"
 
 namespace farskip::test {

@@ -5,8 +5,8 @@
 #include <optional>
 
 #include "farskip/engine/engine.h"
-#include "farskip/infer/evaluate.h"
-#include "farskip/passes/farskip.h"
+#include "infer/evaluate.h"
+#include "passes/farskip.h"
 #include "rank_graph.h"
 #include "support/context.h"
 #include "support/support.h"

@@ -6,8 +6,8 @@
 
 #include "farskip/base/random.h"
 #include "farskip/schedule/costs.h"
-#include "farskip/schedule/list_scheduler.h"
 #include "layouts.h"
+#include "schedule/list_scheduler.h"
 #include "support/catch.h"
 #include "support/states.h"
 

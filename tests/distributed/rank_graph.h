@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "farskip/comm/local.h"
+#include "comm/local.h"
 #include "farskip/comm/mesh.h"
 #include "farskip/graph/graph.h"
 #include "farskip/runtime/executor.h"

@@ -5,9 +5,9 @@
 #include <nlohmann/json.hpp>
 #include <thread>
 
-#include "farskip/checkpoint/training_checkpoint.h"
-#include "farskip/run/trainer.h"
+#include "checkpoint/training_checkpoint.h"
 #include "layouts.h"
+#include "run/trainer.h"
 #include "support/catch.h"
 #include "support/run_files.h"
 #include "support/states.h"

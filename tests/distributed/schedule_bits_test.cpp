@@ -6,8 +6,8 @@
 #include <sstream>
 
 #include "farskip/base/random.h"
-#include "farskip/measure/measure.h"
 #include "layouts.h"
+#include "measure/measure.h"
 #include "support/catch.h"
 #include "support/states.h"
 

@@ -7,7 +7,7 @@
 #include <random>
 
 #include "farskip/engine/engine.h"
-#include "farskip/infer/continuous_batch.h"
+#include "infer/continuous_batch.h"
 #include "rank_graph.h"
 #include "support/catch.h"
 #include "support/context.h"

@@ -3,13 +3,13 @@
 #include <map>
 #include <set>
 
-#include "farskip/distill/distill_objective.h"
+#include "distill/distill_objective.h"
 #include "farskip/model/parameters.h"
-#include "farskip/passes/farskip.h"
 #include "farskip/passes/pipeline.h"
 #include "farskip/program/optimizer.h"
 #include "farskip/program/step_graphs.h"
-#include "farskip/state/state_names.h"
+#include "passes/farskip.h"
+#include "state/state_names.h"
 #include "support/catch.h"
 #include "support/models.h"
 #include "support/support.h"

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Reading token by token beside a cache gives what reading whole sequences gives.
-#include "farskip/engine/cached_engine.h"
+#include "engine/cached_engine.h"
 
 #include <algorithm>
 #include <cstring>

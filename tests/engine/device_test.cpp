@@ -4,10 +4,10 @@
 #include <algorithm>
 #include <cmath>
 
-#include "farskip/engine/devices.h"
-#include "farskip/engine/engine_options.h"
-#include "farskip/run/trainer.h"
+#include "engine/devices.h"
+#include "engine/engine_options.h"
 #include "reference/rounded.h"
+#include "run/trainer.h"
 #include "support/catch.h"
 #include "support/models.h"
 #include "support/skip.h"

@@ -10,9 +10,9 @@
 #include <thread>
 #include <vector>
 
-#include "farskip/backend/cpu/machine.h"
-#include "farskip/cli/failure.h"
-#include "farskip/cli/job.h"
+#include "backend/cpu/machine.h"
+#include "cli/failure.h"
+#include "cli/job.h"
 
 namespace farskip {
 namespace {

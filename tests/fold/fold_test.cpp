@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // The fold as a whole: against NumPy, on every family, and where there is nothing to fold.
-#include "farskip/fold/fold.h"
+#include "fold/fold.h"
 
 #include <map>
 
 #include "farskip/engine/engine.h"
-#include "farskip/fold/matrices.h"
-#include "farskip/fold/walking_model.h"
+#include "fold/matrices.h"
+#include "fold/walking_model.h"
 #include "support/catch.h"
 #include "support/context.h"
 #include "support/models.h"

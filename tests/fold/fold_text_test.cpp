@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/fold/fold_text.h"
+#include "fold/fold_text.h"
 
 #include <unistd.h>
 
 #include <set>
 
-#include "farskip/data/token_file.h"
+#include "data/token_file.h"
 #include "support/catch.h"
 #include "support/support.h"
 

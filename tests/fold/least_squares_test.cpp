@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/fold/least_squares.h"
+#include "fold/least_squares.h"
 
 #include "farskip/base/random.h"
-#include "farskip/fold/matrices.h"
+#include "fold/matrices.h"
 #include "support/catch.h"
 
 namespace farskip {

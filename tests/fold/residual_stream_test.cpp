@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/fold/residual_stream.h"
+#include "fold/residual_stream.h"
 
 #include "farskip/program/model.h"
 #include "support/catch.h"

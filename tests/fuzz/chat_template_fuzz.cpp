@@ -2,8 +2,8 @@
 // A chat template, and what it makes of a conversation.
 #include <nlohmann/json.hpp>
 
-#include "farskip/jinja/template.h"
 #include "fuzz.h"
+#include "jinja/template.h"
 
 using namespace farskip;
 

@@ -2,9 +2,9 @@
 // manifest.json of a checkpoint, below its first line: that holds the hash of the rest, which is made to fit.
 #include <nlohmann/json.hpp>
 
-#include "farskip/checkpoint/checkpoint_files.h"
-#include "farskip/tensor/hash.h"
+#include "checkpoint/checkpoint_files.h"
 #include "fuzz.h"
+#include "tensor/hash.h"
 
 using namespace farskip;
 

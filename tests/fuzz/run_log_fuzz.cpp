@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // metrics.jsonl of a run, as `farskip report` reads it.
-#include "farskip/report/run_log.h"
 #include "fuzz.h"
+#include "report/run_log.h"
 
 using namespace farskip;
 

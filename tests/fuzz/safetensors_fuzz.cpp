@@ -3,8 +3,8 @@
 #include <nlohmann/json.hpp>
 
 #include "farskip/tensor/safetensors_header.h"
-#include "farskip/tensor/strict_json.h"
 #include "fuzz.h"
+#include "tensor/strict_json.h"
 
 using namespace farskip;
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // A multiple-choice task in JSONL.
-#include "farskip/data/task_file.h"
+#include "data/task_file.h"
 #include "fuzz.h"
 
 using namespace farskip;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The .idx of a token file, beside a .bin whose size the first byte says.
-#include "farskip/data/token_file.h"
+#include "data/token_file.h"
 #include "fuzz.h"
 
 using namespace farskip;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // tokenizer.json, and texts that such a tokenizer encodes.
-#include "farskip/data/tokenizer.h"
+#include "data/tokenizer.h"
 #include "fuzz.h"
 
 using namespace farskip;

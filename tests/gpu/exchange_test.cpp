@@ -3,10 +3,10 @@
 // and flags to the bit, launched one by one, recorded and replayed, and however often the bytes cross.
 #include <cstring>
 
+#include "comm/mirror.h"
+#include "engine/devices.h"
 #include "farskip/base/random.h"
-#include "farskip/comm/mirror.h"
 #include "farskip/engine/batch.h"
-#include "farskip/engine/devices.h"
 #include "farskip/engine/engine.h"
 #include "farskip/ops/ops.h"
 #include "farskip/runtime/executor.h"

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Whole models on a GPU against the CPU. Without a GPU they are skipped.
-#include "farskip/engine/devices.h"
+#include "engine/devices.h"
 #include "support/catch.h"
 #include "support/models.h"
 #include "support/skip.h"

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Model folders that leave: the files beside the weights, hashes, values that must not be written.
 
-#include "farskip/hub/hub_folder.h"
+#include "hub/hub_folder.h"
 
 #include <sys/stat.h>
 #include <unistd.h>
@@ -11,7 +11,7 @@
 #include <limits>
 #include <nlohmann/json.hpp>
 
-#include "farskip/checkpoint/training_checkpoint.h"
+#include "checkpoint/training_checkpoint.h"
 #include "farskip/comm/communicator.h"
 #include "support/catch.h"
 #include "support/models.h"

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // Dense models as models of experts. That the logits stay: parity_test.cpp.
 
-#include "farskip/hub/upcycle.h"
+#include "hub/upcycle.h"
 
 #include <cmath>
 
 #include "farskip/base/error.h"
-#include "farskip/hub/hub_folder.h"
+#include "hub/hub_folder.h"
 #include "support/catch.h"
 #include "support/states.h"
 #include "support/support.h"

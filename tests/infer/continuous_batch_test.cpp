@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/infer/continuous_batch.h"
+#include "infer/continuous_batch.h"
 
 #include <algorithm>
 #include <cmath>

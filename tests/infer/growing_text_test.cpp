@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/infer/growing_text.h"
+#include "infer/growing_text.h"
 
 #include <random>
 

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // Multiple choice by likelihood beside what lm-evaluation-harness made of the same task:
 // tests/fixtures/tasks, written by scripts/reproduce/tasks.py.
-#include "farskip/infer/multiple_choice.h"
+#include "infer/multiple_choice.h"
 
 #include <nlohmann/json.hpp>
 
+#include "comm/local.h"
 #include "farskip/base/error.h"
-#include "farskip/comm/local.h"
-#include "farskip/hub/companions.h"
+#include "hub/companions.h"
 #include "support/catch.h"
 #include "support/context.h"
 #include "support/states.h"

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Chat templates beside what transformers makes of them (tests/fixtures/chat_templates, written by
 // scripts/reference/make_chat.py).
-#include "farskip/jinja/template.h"
+#include "jinja/template.h"
 
 #include <nlohmann/json.hpp>
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What is computed from measured times.
 
-#include "farskip/measure/overlap.h"
+#include "measure/overlap.h"
 
 #include "support/catch.h"
 

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // Plans of a step against the engine that they speak for.
 
-#include "farskip/measure/plan_report.h"
+#include "measure/plan_report.h"
 
 #include <set>
 
-#include "farskip/comm/mirror.h"
-#include "farskip/measure/bench_joined_step.h"
-#include "farskip/measure/measure.h"
-#include "farskip/passes/farskip.h"
+#include "comm/mirror.h"
+#include "measure/bench_joined_step.h"
+#include "measure/measure.h"
+#include "passes/farskip.h"
 #include "reference/rounded.h"
 #include "support/catch.h"
 #include "support/context.h"

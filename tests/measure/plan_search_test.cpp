@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Searching for settings that fit a memory: against planning every combination.
-#include "farskip/measure/plan_search.h"
+#include "measure/plan_search.h"
 
 #include <algorithm>
 

@@ -5,10 +5,10 @@
 #include <set>
 
 #include "farskip/base/file.h"
-#include "farskip/model/family.h"
 #include "farskip/model/model_config.h"
 #include "farskip/model/parameters.h"
 #include "hub_json.h"
+#include "model/family.h"
 #include "support/catch.h"
 #include "support/models.h"
 #include "support/support.h"

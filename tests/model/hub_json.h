@@ -5,8 +5,8 @@
 #include <nlohmann/json.hpp>
 
 #include "farskip/base/file.h"
-#include "farskip/model/family.h"
 #include "farskip/model/model_config.h"
+#include "model/family.h"
 #include "support/support.h"
 
 namespace farskip::test {

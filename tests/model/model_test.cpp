@@ -3,11 +3,11 @@
 #include <set>
 
 #include "farskip/base/file.h"
-#include "farskip/model/family.h"
 #include "farskip/model/layer_graph.h"
 #include "farskip/model/lower.h"
 #include "farskip/model/model_config.h"
-#include "farskip/passes/farskip.h"
+#include "model/family.h"
+#include "passes/farskip.h"
 #include "support/catch.h"
 #include "support/models.h"
 #include "support/support.h"

@@ -2,8 +2,8 @@
 // Losses of distillation.
 #include <cmath>
 
-#include "farskip/ops/distill_ops.h"
 #include "op_case.h"
+#include "ops/distill_ops.h"
 
 namespace farskip::test {
 namespace {

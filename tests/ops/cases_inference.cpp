@@ -6,8 +6,8 @@
 #include <numeric>
 #include <random>
 
-#include "farskip/ops/inference_ops.h"
 #include "op_case.h"
+#include "ops/inference_ops.h"
 
 namespace farskip::test {
 namespace {

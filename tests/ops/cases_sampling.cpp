@@ -4,8 +4,8 @@
 #include <cmath>
 #include <limits>
 
-#include "farskip/ops/inference_ops.h"
 #include "op_case.h"
+#include "ops/inference_ops.h"
 
 namespace farskip::test {
 namespace {

@@ -6,7 +6,7 @@
 #include <cmath>
 #include <set>
 
-#include "farskip/autograd/gradient.h"
+#include "autograd/gradient.h"
 #include "farskip/base/random.h"
 #include "interpreter.h"
 #include "op_case.h"

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // What optimizers keep in bf16: rounded at random, by a counter.
-#include "farskip/backend/random_rounding.h"
+#include "backend/random_rounding.h"
 
 #include <array>
 #include <cmath>

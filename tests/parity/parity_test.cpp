@@ -3,11 +3,11 @@
 
 #include <nlohmann/json.hpp>
 
-#include "farskip/data/token_file.h"
+#include "data/token_file.h"
 #include "farskip/engine/engine.h"
-#include "farskip/hub/upcycle.h"
-#include "farskip/passes/farskip.h"
-#include "farskip/run/learning_rate.h"
+#include "hub/upcycle.h"
+#include "passes/farskip.h"
+#include "run/learning_rate.h"
 #include "support/catch.h"
 #include "support/context.h"
 #include "support/models.h"

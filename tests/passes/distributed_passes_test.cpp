@@ -4,12 +4,12 @@
 #include <algorithm>
 
 #include "farskip/ops/ops.h"
-#include "farskip/passes/chunk_experts.h"
-#include "farskip/passes/dead_code.h"
-#include "farskip/passes/gather_weights.h"
-#include "farskip/passes/reduce_gradients.h"
-#include "farskip/passes/rows_in_slabs.h"
-#include "farskip/passes/shard_experts.h"
+#include "passes/chunk_experts.h"
+#include "passes/dead_code.h"
+#include "passes/gather_weights.h"
+#include "passes/reduce_gradients.h"
+#include "passes/rows_in_slabs.h"
+#include "passes/shard_experts.h"
 #include "support/catch.h"
 
 namespace farskip {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/passes/join_models.h"
+#include "passes/join_models.h"
 
 #include "farskip/ops/ops.h"
 #include "support/catch.h"

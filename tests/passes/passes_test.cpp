@@ -2,11 +2,11 @@
 // Graph text in, graph text out.
 
 #include "farskip/base/file.h"
-#include "farskip/passes/dead_code.h"
-#include "farskip/passes/fuse_accumulate.h"
-#include "farskip/passes/fuse_loss.h"
 #include "farskip/passes/pipeline.h"
-#include "farskip/passes/rematerialise.h"
+#include "passes/dead_code.h"
+#include "passes/fuse_accumulate.h"
+#include "passes/fuse_loss.h"
+#include "passes/rematerialise.h"
 #include "support/catch.h"
 #include "support/support.h"
 

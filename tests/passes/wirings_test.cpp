@@ -9,8 +9,8 @@
 #include <random>
 
 #include "farskip/model/lower.h"
-#include "farskip/passes/farskip.h"
 #include "farskip/runtime/executor.h"
+#include "passes/farskip.h"
 #include "support/catch.h"
 
 namespace farskip {

@@ -4,7 +4,7 @@
 #include <numeric>
 #include <vector>
 
-#include "farskip/ops/distill_ops.h"
+#include "ops/distill_ops.h"
 #include "reference/reference.h"
 
 namespace farskip::reference {

@@ -4,7 +4,7 @@
 #include <cmath>
 #include <vector>
 
-#include "farskip/ops/inference_ops.h"
+#include "ops/inference_ops.h"
 #include "reference/reference.h"
 
 namespace farskip::reference {

@@ -6,8 +6,8 @@
 #include <functional>
 #include <utility>
 
-#include "farskip/backend/cuda/context.h"
-#include "farskip/base/memory.h"
+#include "backend/cuda/context.h"
+#include "base/memory.h"
 
 namespace farskip {
 namespace {

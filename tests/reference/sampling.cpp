@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "farskip/base/random.h"
-#include "farskip/ops/inference_ops.h"
+#include "ops/inference_ops.h"
 #include "reference/reference.h"
 
 namespace farskip::reference {

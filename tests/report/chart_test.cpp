@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // Curves, axes and traces before they become a page.
 
-#include "farskip/report/chart.h"
+#include "report/chart.h"
 
 #include <cmath>
 #include <limits>
 
 #include "farskip/base/error.h"
-#include "farskip/report/axis.h"
-#include "farskip/report/timeline.h"
+#include "report/axis.h"
+#include "report/timeline.h"
 #include "support/catch.h"
 
 namespace farskip {

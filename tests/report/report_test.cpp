@@ -5,7 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "farskip/base/error.h"
-#include "farskip/report/page.h"
+#include "report/page.h"
 #include "support/catch.h"
 #include "support/support.h"
 

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // Numbers that are not finite: named, not saved, and the last good state is.
-#include "farskip/run/bad_numbers.h"
+#include "run/bad_numbers.h"
 
 #include <cmath>
 #include <limits>
 #include <set>
 
-#include "farskip/checkpoint/training_checkpoint.h"
-#include "farskip/comm/local.h"
+#include "checkpoint/training_checkpoint.h"
+#include "comm/local.h"
 #include "support/catch.h"
 #include "support/context.h"
 #include "support/run_files.h"

@@ -10,11 +10,11 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
-#include "farskip/base/stop_signals.h"
-#include "farskip/checkpoint/checkpoint_files.h"
-#include "farskip/checkpoint/resume_rules.h"
-#include "farskip/comm/local.h"
-#include "farskip/run/run_folder.h"
+#include "base/stop_signals.h"
+#include "checkpoint/checkpoint_files.h"
+#include "checkpoint/resume_rules.h"
+#include "comm/local.h"
+#include "run/run_folder.h"
 #include "support/catch.h"
 #include "support/run_files.h"
 #include "support/small_run.h"

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // What a run finds missing before its first step.
-#include "farskip/run/start_report.h"
+#include "run/start_report.h"
 
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "farskip/base/environment.h"
+#include "base/environment.h"
 #include "farskip/base/error.h"
 #include "support/catch.h"
 

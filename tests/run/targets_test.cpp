@@ -6,9 +6,9 @@
 #include <algorithm>
 #include <cmath>
 
-#include "farskip/infer/evaluate.h"
-#include "farskip/passes/farskip.h"
-#include "farskip/run/metrics.h"
+#include "infer/evaluate.h"
+#include "passes/farskip.h"
+#include "run/metrics.h"
 #include "support/catch.h"
 #include "support/context.h"
 #include "support/run_files.h"

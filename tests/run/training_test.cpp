@@ -7,13 +7,13 @@
 #include <nlohmann/json.hpp>
 #include <thread>
 
-#include "farskip/base/environment.h"
-#include "farskip/checkpoint/checkpoint_files.h"
+#include "base/environment.h"
+#include "checkpoint/checkpoint_files.h"
 #include "farskip/config/run_config.h"
-#include "farskip/run/learning_rate.h"
-#include "farskip/run/run_folder.h"
-#include "farskip/run/trainer.h"
 #include "reference/rounded.h"
+#include "run/learning_rate.h"
+#include "run/run_folder.h"
+#include "run/trainer.h"
 #include "support/catch.h"
 #include "support/context.h"
 #include "support/run_files.h"

@@ -4,11 +4,11 @@
 #include <algorithm>
 #include <random>
 
-#include "farskip/schedule/memory.h"
 #include "farskip/schedule/plan.h"
 #include "farskip/schedule/simulate.h"
 #include "plan_simulation.h"
 #include "random_graph.h"
+#include "schedule/memory.h"
 #include "support/catch.h"
 
 namespace farskip {

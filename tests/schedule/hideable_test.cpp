@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // How much transport can be hidden at all: maximum flows by hand, and against the minimum cut.
 
-#include "farskip/schedule/hideable.h"
+#include "schedule/hideable.h"
 
 #include <algorithm>
 

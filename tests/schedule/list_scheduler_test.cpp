@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // Orders that put collectives under computation.
 
-#include "farskip/schedule/list_scheduler.h"
+#include "schedule/list_scheduler.h"
 
 #include <algorithm>
 #include <numeric>
 
-#include "farskip/schedule/hideable.h"
 #include "plan_simulation.h"
 #include "random_graph.h"
+#include "schedule/hideable.h"
 #include "support/catch.h"
 
 namespace farskip {

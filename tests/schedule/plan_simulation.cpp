@@ -5,8 +5,8 @@
 #include <map>
 #include <set>
 
-#include "farskip/schedule/memory.h"
-#include "farskip/tensor/alignment.h"
+#include "schedule/memory.h"
+#include "tensor/alignment.h"
 
 namespace farskip::test {
 namespace {

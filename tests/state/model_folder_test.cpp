@@ -8,10 +8,10 @@
 
 #include "farskip/model/model_config.h"
 #include "farskip/state/weights.h"
-#include "farskip/tensor/safetensors_writer.h"
 #include "support/catch.h"
 #include "support/states.h"
 #include "support/support.h"
+#include "tensor/safetensors_writer.h"
 
 namespace farskip {
 namespace {

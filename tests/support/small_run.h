@@ -6,9 +6,9 @@
 #include <string>
 #include <vector>
 
+#include "distill/distillation.h"
 #include "farskip/config/run_config.h"
-#include "farskip/distill/distillation.h"
-#include "farskip/run/trainer.h"
+#include "run/trainer.h"
 #include "support/support.h"
 
 namespace farskip::test {

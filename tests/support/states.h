@@ -6,9 +6,9 @@
 #include <span>
 #include <string>
 
-#include "farskip/state/hub_sources.h"
-#include "farskip/state/state_names.h"
 #include "farskip/state/weights.h"
+#include "state/hub_sources.h"
+#include "state/state_names.h"
 
 namespace farskip::test {
 

@@ -5,8 +5,8 @@
 #include <algorithm>
 #include <cmath>
 
-#include "farskip/measure/measure.h"
-#include "farskip/run/trainer.h"
+#include "measure/measure.h"
+#include "run/trainer.h"
 #include "support/context.h"
 #include "support/states.h"
 #include "support/support.h"

@@ -4,10 +4,10 @@
 #include <nlohmann/json.hpp>
 
 #include "farskip/tensor/safetensors.h"
-#include "farskip/tensor/safetensors_writer.h"
-#include "farskip/tensor/strict_json.h"
 #include "support/catch.h"
 #include "support/support.h"
+#include "tensor/safetensors_writer.h"
+#include "tensor/strict_json.h"
 
 namespace farskip {
 namespace {

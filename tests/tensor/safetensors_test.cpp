@@ -4,10 +4,10 @@
 #include <cstring>
 #include <numeric>
 
-#include "farskip/base/environment.h"
-#include "farskip/tensor/safetensors_writer.h"
+#include "base/environment.h"
 #include "support/catch.h"
 #include "support/support.h"
+#include "tensor/safetensors_writer.h"
 
 namespace farskip {
 namespace {

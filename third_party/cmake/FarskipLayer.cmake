@@ -30,7 +30,8 @@ endfunction()
 
 # farskip_layer(NAME [OPTIMISE -O1|-O2|-O3] USES layer... LINK target... [REGISTER function Table header])
 #
-# One static library per layer: include/farskip/NAME/ is its interface, src/NAME/ its implementation.
+# One static library per layer, src/NAME/. Headers that another project may include lie in include/farskip/NAME/ and are
+# installed; all others lie beside their sources and are included as "NAME/file.h".
 # OPTIMISE: see farskip_optimise; -O2 unless it is given.
 # REGISTER: see farskip_generate_register, of src/NAME/**/*.cpp.
 function(farskip_layer name)
@@ -62,8 +63,9 @@ function(farskip_layer name)
     list(APPEND sources ${generated})
   endif()
   add_library(farskip_${name} STATIC ${sources})
-  target_include_directories(farskip_${name} PUBLIC $<BUILD_INTERFACE:${CMAKE_SOURCE_DIR}/include>
-                                                    $<INSTALL_INTERFACE:include>)
+  target_include_directories(farskip_${name} PUBLIC
+    $<BUILD_INTERFACE:${CMAKE_SOURCE_DIR}/include> $<BUILD_INTERFACE:${CMAKE_SOURCE_DIR}/src>
+    $<INSTALL_INTERFACE:include>)
   target_compile_features(farskip_${name} PUBLIC cxx_std_20)
   list(TRANSFORM arg_USES PREPEND farskip_)
   target_link_libraries(farskip_${name} PUBLIC ${arg_USES} ${arg_LINK}
@@ -81,8 +83,6 @@ function(farskip_add_cuda name function table header)
   file(GLOB host CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/src/${name}/cuda/*.cpp)
   farskip_generate_register(generated ${function} ${table} ${header} cuda_ ${kernels})
   target_sources(farskip_${name} PRIVATE ${kernels} ${host} ${generated})
-  # The kernels' own headers are not for other layers.
-  target_include_directories(farskip_${name} PRIVATE ${CMAKE_SOURCE_DIR}/src)
   target_link_libraries(farskip_${name} PRIVATE farskip::cuda)
 endfunction()
 
@@ -100,7 +100,7 @@ const char* const ${symbol} = R\"__text__(@text@)__text__\";
   target_sources(${target} PRIVATE ${generated})
 endfunction()
 
-# farskip_state_version(TARGET): adds the source that knows version and commit (farskip/base/version.h).
+# farskip_state_version(TARGET): adds the source that knows version and commit (base/version.h).
 function(farskip_state_version target)
   set(generated ${CMAKE_BINARY_DIR}/generated/version.cpp)
   add_custom_target(farskip_version BYPRODUCTS ${generated}

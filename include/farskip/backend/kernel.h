@@ -16,7 +16,7 @@ namespace farskip {
 enum class DeviceKind : std::uint8_t { cpu, cuda };
 
 namespace cuda {
-struct LaunchContext;  // farskip/backend/cuda/context.h
+struct LaunchContext;  // backend/cuda/context.h
 }
 
 /// One execution of a node. Inputs and outputs in the op's order; an absent optional input is a view

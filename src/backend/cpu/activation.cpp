@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // SwiGLU: silu(gate) · up, optionally times the routing weight of the row.
-#include "farskip/backend/cpu/parallel.h"
-#include "farskip/backend/cpu/reduce.h"
-#include "farskip/backend/cpu/vector_math.h"
+#include "backend/cpu/parallel.h"
+#include "backend/cpu/reduce.h"
+#include "backend/cpu/vector_math.h"
 #include "farskip/backend/kernel.h"
 
 namespace farskip {

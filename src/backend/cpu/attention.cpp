@@ -5,10 +5,10 @@
 #include <cmath>
 #include <limits>
 
-#include "farskip/backend/attention_sizes.h"
-#include "farskip/backend/cpu/micro_kernel.h"
-#include "farskip/backend/cpu/parallel.h"
-#include "farskip/backend/cpu/vector_math.h"
+#include "backend/attention_sizes.h"
+#include "backend/cpu/micro_kernel.h"
+#include "backend/cpu/parallel.h"
+#include "backend/cpu/vector_math.h"
 #include "farskip/backend/kernel.h"
 #include "farskip/ops/ops.h"
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Load-balancing loss (DeepSeek-V2, arXiv 2405.04434, eq. 23-25), one term per sequence.
-#include "farskip/backend/balance_sizes.h"
-#include "farskip/backend/cpu/parallel.h"
-#include "farskip/backend/cpu/reduce.h"
+#include "backend/balance_sizes.h"
+#include "backend/cpu/parallel.h"
+#include "backend/cpu/reduce.h"
 #include "farskip/backend/kernel.h"
 #include "farskip/ops/ops.h"
 

@@ -2,11 +2,11 @@
 // Rows into a cache, and the products of absorbed latent attention.
 #include <algorithm>
 
-#include "farskip/backend/cpu/matmul.h"
-#include "farskip/backend/cpu/parallel.h"
-#include "farskip/backend/cpu/reduce.h"
+#include "backend/cpu/matmul.h"
+#include "backend/cpu/parallel.h"
+#include "backend/cpu/reduce.h"
 #include "farskip/backend/kernel.h"
-#include "farskip/ops/inference_ops.h"
+#include "ops/inference_ops.h"
 
 namespace farskip {
 namespace {

@@ -4,12 +4,12 @@
 #include <algorithm>
 #include <limits>
 
-#include "farskip/backend/cached_attention_sizes.h"
-#include "farskip/backend/cpu/few_rows.h"
-#include "farskip/backend/cpu/micro_kernel.h"
-#include "farskip/backend/cpu/parallel.h"
-#include "farskip/backend/cpu/reduce.h"
-#include "farskip/backend/cpu/vector_math.h"
+#include "backend/cached_attention_sizes.h"
+#include "backend/cpu/few_rows.h"
+#include "backend/cpu/micro_kernel.h"
+#include "backend/cpu/parallel.h"
+#include "backend/cpu/reduce.h"
+#include "backend/cpu/vector_math.h"
 #include "farskip/backend/kernel.h"
 
 namespace farskip {

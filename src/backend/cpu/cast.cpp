@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/backend/cpu/parallel.h"
-#include "farskip/backend/cpu/reduce.h"
+#include "backend/cpu/parallel.h"
+#include "backend/cpu/reduce.h"
 #include "farskip/backend/kernel.h"
 
 namespace farskip {

@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
-#include "farskip/backend/cpu/parallel.h"
-#include "farskip/backend/cpu/reduce.h"
+#include "backend/cpu/parallel.h"
+#include "backend/cpu/reduce.h"
 #include "farskip/backend/kernel.h"
 #include "farskip/ops/ops.h"
 

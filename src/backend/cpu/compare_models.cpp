@@ -2,11 +2,11 @@
 // Differences between a student and its teacher inside the layers: hidden states, routers.
 #include <algorithm>
 
-#include "farskip/backend/cpu/distill_row.h"
-#include "farskip/backend/cpu/parallel.h"
-#include "farskip/backend/cpu/reduce.h"
+#include "backend/cpu/distill_row.h"
+#include "backend/cpu/parallel.h"
+#include "backend/cpu/reduce.h"
 #include "farskip/backend/kernel.h"
-#include "farskip/ops/distill_ops.h"
+#include "ops/distill_ops.h"
 
 namespace farskip {
 namespace {

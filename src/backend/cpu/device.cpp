@@ -8,8 +8,8 @@
 #include <cstring>
 #include <vector>
 
-#include "farskip/backend/cpu/parallel.h"
-#include "farskip/base/memory.h"
+#include "backend/cpu/parallel.h"
+#include "base/memory.h"
 
 namespace farskip {
 namespace {

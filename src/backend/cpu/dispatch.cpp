@@ -2,8 +2,8 @@
 // The order in which routed rows stand, and rows and values moved into and out of it.
 #include <cstring>
 
-#include "farskip/backend/cpu/parallel.h"
-#include "farskip/backend/cpu/reduce.h"
+#include "backend/cpu/parallel.h"
+#include "backend/cpu/reduce.h"
 #include "farskip/backend/kernel.h"
 #include "farskip/ops/ops.h"
 

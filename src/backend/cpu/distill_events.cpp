@@ -4,7 +4,7 @@
 #include <cmath>
 #include <vector>
 
-#include "farskip/backend/cpu/distill_softmax.h"
+#include "backend/cpu/distill_softmax.h"
 
 namespace farskip::cpu {
 namespace {

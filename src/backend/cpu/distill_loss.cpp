@@ -3,9 +3,9 @@
 // tokens at a time.
 #include <algorithm>
 
-#include "farskip/backend/cpu/distill_row.h"
-#include "farskip/backend/cpu/head_blocks.h"
-#include "farskip/backend/cpu/parallel.h"
+#include "backend/cpu/distill_row.h"
+#include "backend/cpu/head_blocks.h"
+#include "backend/cpu/parallel.h"
 #include "farskip/backend/kernel.h"
 
 namespace farskip {

@@ -3,11 +3,11 @@
 // all parts together.
 #include <algorithm>
 
-#include "farskip/backend/cpu/distill_row.h"
-#include "farskip/backend/cpu/head_blocks.h"
-#include "farskip/backend/cpu/parallel.h"
-#include "farskip/backend/divergence.h"
-#include "farskip/backend/joint_distill.h"
+#include "backend/cpu/distill_row.h"
+#include "backend/cpu/head_blocks.h"
+#include "backend/cpu/parallel.h"
+#include "backend/divergence.h"
+#include "backend/joint_distill.h"
 #include "farskip/backend/kernel.h"
 
 namespace farskip {

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/backend/cpu/distill_row.h"
+#include "backend/cpu/distill_row.h"
 
 #include <algorithm>
 
-#include "farskip/backend/cpu/distill_softmax.h"
-#include "farskip/backend/cpu/reduce.h"
+#include "backend/cpu/distill_softmax.h"
+#include "backend/cpu/reduce.h"
 
 namespace farskip::cpu {
 namespace {

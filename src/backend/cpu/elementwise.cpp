@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
 
-#include "farskip/backend/cpu/column_sums.h"
-#include "farskip/backend/cpu/parallel.h"
-#include "farskip/backend/cpu/reduce.h"
-#include "farskip/backend/cpu/vector_math.h"
+#include "backend/cpu/column_sums.h"
+#include "backend/cpu/parallel.h"
+#include "backend/cpu/reduce.h"
+#include "backend/cpu/vector_math.h"
 #include "farskip/backend/kernel.h"
 #include "farskip/ops/ops.h"
 

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/backend/cpu/few_rows.h"
+#include "backend/cpu/few_rows.h"
 
 #include <algorithm>
 #include <array>
 #include <cstring>
 
-#include "farskip/backend/cpu/micro_kernel.h"
-#include "farskip/backend/cpu/progress.h"
+#include "backend/cpu/micro_kernel.h"
+#include "backend/cpu/progress.h"
 
 namespace farskip::cpu {
 namespace {

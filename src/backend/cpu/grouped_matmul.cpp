@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <span>
 
-#include "farskip/backend/cpu/matmul.h"
-#include "farskip/backend/cpu/parallel.h"
+#include "backend/cpu/matmul.h"
+#include "backend/cpu/parallel.h"
 #include "farskip/backend/kernel.h"
 #include "farskip/ops/ops.h"
 

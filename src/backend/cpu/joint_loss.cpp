@@ -4,7 +4,7 @@
 #include <cmath>
 #include <limits>
 
-#include "farskip/backend/cpu/head_blocks.h"
+#include "backend/cpu/head_blocks.h"
 #include "farskip/backend/kernel.h"
 #include "farskip/ops/ops.h"
 

@@ -5,9 +5,9 @@
 #include <cmath>
 #include <limits>
 
-#include "farskip/backend/cpu/head_blocks.h"
-#include "farskip/backend/cpu/parallel.h"
-#include "farskip/backend/cpu/vector_math.h"
+#include "backend/cpu/head_blocks.h"
+#include "backend/cpu/parallel.h"
+#include "backend/cpu/vector_math.h"
 #include "farskip/backend/kernel.h"
 #include "farskip/ops/ops.h"
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/backend/cpu/machine.h"
+#include "backend/cpu/machine.h"
 
 #include <algorithm>
 #include <atomic>
@@ -8,9 +8,9 @@
 #include <thread>
 #include <vector>
 
-#include "farskip/backend/cpu/matmul.h"
-#include "farskip/backend/cpu/parallel.h"
-#include "farskip/base/environment.h"
+#include "backend/cpu/matmul.h"
+#include "backend/cpu/parallel.h"
+#include "base/environment.h"
 #include "farskip/base/error.h"
 
 namespace farskip::cpu {

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/backend/cpu/matmul.h"
+#include "backend/cpu/matmul.h"
 
 #include <algorithm>
 #include <cstring>
 
-#include "farskip/backend/cpu/few_rows.h"
-#include "farskip/backend/cpu/micro_kernel.h"
-#include "farskip/backend/cpu/parallel.h"
+#include "backend/cpu/few_rows.h"
+#include "backend/cpu/micro_kernel.h"
+#include "backend/cpu/parallel.h"
 #include "farskip/backend/kernel.h"
 #include "farskip/ops/ops.h"
 

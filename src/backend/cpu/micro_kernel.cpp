@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/backend/cpu/micro_kernel.h"
+#include "backend/cpu/micro_kernel.h"
 
 #include <algorithm>
 #include <cstring>
 
-#include "farskip/backend/cpu/progress.h"
+#include "backend/cpu/progress.h"
 
 namespace farskip::cpu {
 namespace {

@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "farskip/backend/cpu/parallel.h"
+#include "backend/cpu/parallel.h"
 #include "farskip/backend/kernel.h"
 #include "farskip/ops/ops.h"
 

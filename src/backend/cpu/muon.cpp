@@ -3,11 +3,11 @@
 #include <cmath>
 #include <cstring>
 
-#include "farskip/backend/cpu/matmul.h"
-#include "farskip/backend/cpu/parallel.h"
-#include "farskip/backend/cpu/reduce.h"
+#include "backend/cpu/matmul.h"
+#include "backend/cpu/parallel.h"
+#include "backend/cpu/reduce.h"
+#include "backend/random_rounding.h"
 #include "farskip/backend/kernel.h"
-#include "farskip/backend/random_rounding.h"
 #include "farskip/ops/optimizer_ops.h"
 
 namespace farskip {

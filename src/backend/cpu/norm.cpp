@@ -2,9 +2,9 @@
 // Root-mean-square norm over groups of D elements (a row, or a head of it).
 #include <cmath>
 
-#include "farskip/backend/cpu/column_sums.h"
-#include "farskip/backend/cpu/parallel.h"
-#include "farskip/backend/cpu/reduce.h"
+#include "backend/cpu/column_sums.h"
+#include "backend/cpu/parallel.h"
+#include "backend/cpu/reduce.h"
 #include "farskip/backend/kernel.h"
 #include "farskip/ops/ops.h"
 

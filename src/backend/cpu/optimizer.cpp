@@ -6,10 +6,10 @@
 #include <experimental/simd>
 #include <limits>
 
-#include "farskip/backend/cpu/parallel.h"
-#include "farskip/backend/cpu/reduce.h"
+#include "backend/cpu/parallel.h"
+#include "backend/cpu/reduce.h"
+#include "backend/random_rounding.h"
 #include "farskip/backend/kernel.h"
-#include "farskip/backend/random_rounding.h"
 #include "farskip/ops/optimizer_ops.h"
 
 namespace farskip {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/backend/cpu/progress.h"
+#include "backend/cpu/progress.h"
 
 #include <utility>
 

@@ -4,10 +4,10 @@
 #include <cmath>
 #include <cstring>
 
-#include "farskip/backend/cpu/parallel.h"
-#include "farskip/backend/cpu/reduce.h"
+#include "backend/cpu/parallel.h"
+#include "backend/cpu/reduce.h"
+#include "backend/rope_angles.h"
 #include "farskip/backend/kernel.h"
-#include "farskip/backend/rope_angles.h"
 #include "farskip/ops/ops.h"
 
 namespace farskip {

@@ -3,10 +3,10 @@
 #include <cmath>
 #include <limits>
 
-#include "farskip/backend/balance_sizes.h"
-#include "farskip/backend/cpu/parallel.h"
-#include "farskip/backend/cpu/reduce.h"
-#include "farskip/backend/cpu/vector_math.h"
+#include "backend/balance_sizes.h"
+#include "backend/cpu/parallel.h"
+#include "backend/cpu/reduce.h"
+#include "backend/cpu/vector_math.h"
 #include "farskip/backend/kernel.h"
 #include "farskip/ops/ops.h"
 

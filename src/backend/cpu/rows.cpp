@@ -2,7 +2,7 @@
 // Cuts the rows of a tensor apart, and joins them.
 #include <cstring>
 
-#include "farskip/backend/cpu/parallel.h"
+#include "backend/cpu/parallel.h"
 #include "farskip/backend/kernel.h"
 
 namespace farskip {

@@ -2,10 +2,10 @@
 // The next token of each row of logits. One thread a row; nothing is sorted.
 #include <array>
 
-#include "farskip/backend/cpu/parallel.h"
+#include "backend/cpu/parallel.h"
+#include "backend/sampling_row.h"
 #include "farskip/backend/kernel.h"
-#include "farskip/backend/sampling_row.h"
-#include "farskip/ops/inference_ops.h"
+#include "ops/inference_ops.h"
 
 namespace farskip {
 namespace {

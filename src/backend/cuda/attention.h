@@ -6,8 +6,8 @@
 #include <cstdint>
 #include <span>
 
-#include "farskip/backend/attention_sizes.h"
-#include "farskip/backend/cuda/context.h"
+#include "backend/attention_sizes.h"
+#include "backend/cuda/context.h"
 
 namespace farskip::cuda {
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Load-balancing loss (DeepSeek-V2, arXiv 2405.04434, eq. 23-25), one term per sequence.
+#include "backend/balance_sizes.h"
 #include "backend/cuda/launch.cuh"
-#include "farskip/backend/balance_sizes.h"
 #include "farskip/ops/ops.h"
 
 namespace farskip {

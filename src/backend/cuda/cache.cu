@@ -2,7 +2,7 @@
 // Rows into a cache, and the products of absorbed latent attention.
 #include "backend/cuda/copy_rows.cuh"
 #include "backend/cuda/product.h"
-#include "farskip/ops/inference_ops.h"
+#include "ops/inference_ops.h"
 
 namespace farskip {
 namespace cuda {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // op "cached_attention": tensor cores for bf16 and the head sizes of models (cached_attention.h), a plain
 // kernel for all else.
+#include "backend/cached_attention_sizes.h"
 #include "backend/cuda/cached_attention_tiles.cuh"
-#include "farskip/backend/cached_attention_sizes.h"
 
 namespace farskip {
 namespace cuda {

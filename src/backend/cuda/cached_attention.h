@@ -11,7 +11,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "farskip/ops/inference_ops.h"
+#include "ops/inference_ops.h"
 
 namespace farskip::cuda {
 

@@ -4,7 +4,7 @@
 // put together first, rank by rank, so that they cost one message a peer.
 #include "backend/cuda/launch.cuh"
 #include "farskip/ops/ops.h"
-#include "farskip/tensor/alignment.h"
+#include "tensor/alignment.h"
 
 namespace farskip {
 namespace cuda {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Differences between a student and its teacher inside the layers: hidden states, routers.
 #include "backend/cuda/launch.cuh"
-#include "farskip/backend/divergence.h"
-#include "farskip/ops/distill_ops.h"
+#include "backend/divergence.h"
+#include "ops/distill_ops.h"
 
 namespace farskip {
 namespace cuda {

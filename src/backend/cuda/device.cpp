@@ -9,12 +9,12 @@
 #include <algorithm>
 
 #include "backend/cuda/check.h"
+#include "backend/cuda/context.h"
 #include "backend/cuda/handle.h"
+#include "backend/cuda/info.h"
 #include "backend/cuda/library_plans.h"
 #include "backend/cuda/pinned_ring.h"
 #include "backend/cuda/random.h"
-#include "farskip/backend/cuda/context.h"
-#include "farskip/backend/cuda/info.h"
 
 namespace farskip {
 

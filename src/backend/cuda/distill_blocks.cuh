@@ -5,7 +5,7 @@
 // and sums over all tokens.
 #include "backend/cuda/launch.cuh"
 #include "backend/cuda/product.h"
-#include "farskip/ops/distill_ops.h"
+#include "ops/distill_ops.h"
 
 namespace farskip::cuda {
 namespace {

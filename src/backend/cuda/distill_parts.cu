@@ -5,7 +5,7 @@
 
 #include "backend/cuda/distill_blocks.cuh"
 #include "backend/cuda/distill_row.cuh"
-#include "farskip/backend/joint_distill.h"
+#include "backend/joint_distill.h"
 
 namespace farskip {
 namespace cuda {

@@ -8,8 +8,8 @@
 #include <cmath>
 
 #include "backend/cuda/launch.cuh"
-#include "farskip/backend/divergence.h"
-#include "farskip/ops/distill_ops.h"
+#include "backend/divergence.h"
+#include "ops/distill_ops.h"
 
 namespace farskip::cuda {
 

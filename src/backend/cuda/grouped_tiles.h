@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "farskip/backend/cuda/context.h"
+#include "backend/cuda/context.h"
 
 namespace farskip::cuda {
 

@@ -7,7 +7,7 @@
 #include <cuda_runtime.h>
 
 #include "backend/cuda/check.h"
-#include "farskip/backend/cuda/context.h"
+#include "backend/cuda/context.h"
 #include "farskip/backend/kernel.h"
 
 namespace farskip::cuda {

@@ -5,9 +5,9 @@
 
 #include "backend/cuda/launch.cuh"
 #include "backend/cuda/product.h"
-#include "farskip/backend/random_rounding.h"
+#include "backend/random_rounding.h"
 #include "farskip/ops/optimizer_ops.h"
-#include "farskip/tensor/alignment.h"
+#include "tensor/alignment.h"
 
 namespace farskip {
 namespace cuda {

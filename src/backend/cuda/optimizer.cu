@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Gradient norm, clip factor and the AdamW update.
 #include "backend/cuda/launch.cuh"
-#include "farskip/backend/random_rounding.h"
+#include "backend/random_rounding.h"
 #include "farskip/ops/optimizer_ops.h"
 
 namespace farskip {

@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <span>
 
-#include "farskip/backend/cuda/context.h"
+#include "backend/cuda/context.h"
 #include "farskip/tensor/dtype.h"
 
 namespace farskip::cuda {

@@ -2,7 +2,7 @@
 #pragma once
 // Random numbers made in device memory.
 
-#include "farskip/backend/cuda/context.h"
+#include "backend/cuda/context.h"
 #include "farskip/base/random.h"
 #include "farskip/tensor/tensor.h"
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Rotary position embedding: the table of cosines and sines, and the rotation.
 #include "backend/cuda/launch.cuh"
-#include "farskip/backend/rope_angles.h"
+#include "backend/rope_angles.h"
 
 namespace farskip {
 namespace cuda {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Which experts a token goes to, and with what weight. One warp a token; its scores stand in shared memory.
+#include "backend/balance_sizes.h"
 #include "backend/cuda/launch.cuh"
-#include "farskip/backend/balance_sizes.h"
 #include "farskip/ops/ops.h"
 
 namespace farskip {

@@ -2,8 +2,8 @@
 // The next token of each row of logits. One block a row, which reads the row from the cache again for every
 // digit of a threshold; nothing is sorted.
 #include "backend/cuda/launch.cuh"
-#include "farskip/backend/sampling_row.h"
-#include "farskip/ops/inference_ops.h"
+#include "backend/sampling_row.h"
+#include "ops/inference_ops.h"
 
 namespace farskip {
 namespace cuda {

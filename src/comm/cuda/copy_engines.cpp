@@ -11,10 +11,10 @@
 #include <utility>
 #include <vector>
 
+#include "comm/collective_errors.h"
 #include "comm/cuda/check.h"
 #include "comm/cuda/place.h"
 #include "comm/cuda/side_copies.h"
-#include "farskip/comm/collective_errors.h"
 #include "farskip/comm/device_communicator.h"
 
 namespace farskip {

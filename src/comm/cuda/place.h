@@ -7,8 +7,8 @@
 #include <array>
 #include <vector>
 
+#include "comm/collective_errors.h"
 #include "comm/cuda/check.h"
-#include "farskip/comm/collective_errors.h"
 
 namespace farskip {
 

@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <utility>
 
-#include "farskip/base/stop_signals.h"
+#include "base/stop_signals.h"
 #include "reduce.h"
 
 namespace farskip {

@@ -7,9 +7,9 @@
 #include <thread>
 #include <vector>
 
+#include "comm/communicator_impl.h"
 #include "endpoint.h"
 #include "farskip/base/heartbeat.h"
-#include "farskip/comm/communicator_impl.h"
 #include "operation.h"
 
 namespace farskip {

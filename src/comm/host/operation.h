@@ -6,8 +6,8 @@
 #include <memory>
 #include <vector>
 
+#include "comm/communicator_impl.h"
 #include "endpoint.h"
-#include "farskip/comm/communicator_impl.h"
 
 namespace farskip {
 

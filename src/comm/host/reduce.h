@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <span>
 
-#include "farskip/comm/communicator_impl.h"
+#include "comm/communicator_impl.h"
 
 namespace farskip {
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "farskip/comm/mpi.h"
+#include "comm/mpi.h"
 
 #include <mpi.h>
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Linked where the build found no MPI.
-#include "farskip/comm/mpi.h"
+#include "comm/mpi.h"
 
 namespace farskip {
 

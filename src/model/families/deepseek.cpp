@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "farskip/model/family.h"
+#include "model/family.h"
 
 namespace farskip {
 namespace {

@@ -2,7 +2,7 @@
 // DeepSeek-V2 (arXiv 2405.04434): multi-head latent attention, shared and routed experts, the first layers
 // dense. Field names are those of the hub's config.json.
 
-#include "farskip/model/family.h"
+#include "model/family.h"
 
 namespace farskip {
 namespace {

@@ -2,7 +2,7 @@
 // DeepSeek-V3 (arXiv 2412.19437) and Moonlight: latent attention, shared and routed experts chosen by sigmoid
 // scores and a bias per expert that is not trained. Field names are those of the hub's config.json.
 
-#include "farskip/model/family.h"
+#include "model/family.h"
 
 namespace farskip {
 namespace {

@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <set>
 
-#include "farskip/model/family.h"
+#include "model/family.h"
 
 namespace farskip {
 namespace {

@@ -3,7 +3,7 @@
 // its config names with the same keys as ours. Its model_type is DeepSeek-V3's; the architecture tells the
 // two apart.
 
-#include "farskip/model/family.h"
+#include "model/family.h"
 
 namespace farskip {
 namespace {

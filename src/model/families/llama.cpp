@@ -2,7 +2,7 @@
 // Llama 1 to 3 and models of their shape (SmolLM2): grouped-query attention and a dense MLP in every layer.
 // Field names are those of the hub's config.json.
 
-#include "farskip/model/family.h"
+#include "model/family.h"
 
 namespace farskip {
 namespace {

@@ -2,7 +2,7 @@
 // Mixtral: grouped-query attention, routed experts in every layer, weights of the chosen ones made to sum to
 // one. Field names are those of the hub's config.json; intermediate_size is an expert's.
 
-#include "farskip/model/family.h"
+#include "model/family.h"
 
 namespace farskip {
 namespace {

@@ -3,7 +3,7 @@
 // together, then cut; routed experts in every layer, without renormalisation as a rule. Field names are those
 // of the hub's config.json; intermediate_size is an expert's.
 
-#include "farskip/model/family.h"
+#include "model/family.h"
 
 namespace farskip {
 namespace {

@@ -2,7 +2,7 @@
 // Qwen3: grouped-query attention with per-head query/key norms and a dense MLP in every layer. Field names
 // are those of the hub's config.json.
 
-#include "farskip/model/family.h"
+#include "model/family.h"
 
 namespace farskip {
 namespace {

@@ -3,7 +3,7 @@
 
 #include <cmath>
 
-#include "farskip/model/family.h"
+#include "model/family.h"
 
 namespace farskip {
 namespace {

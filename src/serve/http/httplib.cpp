@@ -10,8 +10,8 @@
 #include <thread>
 
 #include "farskip/base/error.h"
-#include "farskip/serve/api_error.h"
-#include "farskip/serve/http_server.h"
+#include "serve/api_error.h"
+#include "serve/http_server.h"
 
 namespace farskip {
 namespace {

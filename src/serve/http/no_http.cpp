@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Stands in for HTTP in builds without cpp-httplib.
 #include "farskip/base/error.h"
-#include "farskip/serve/http_server.h"
+#include "serve/http_server.h"
 
 namespace farskip {
 

@@ -5,10 +5,10 @@
 #include <cmath>
 #include <cstring>
 
-#include "farskip/autograd/gradient.h"
-#include "farskip/ops/distill_ops.h"
+#include "autograd/gradient.h"
 #include "farskip/ops/ops.h"
 #include "farskip/runtime/executor.h"
+#include "ops/distill_ops.h"
 
 namespace farskip::test {
 namespace {

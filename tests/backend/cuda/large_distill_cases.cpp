@@ -2,8 +2,8 @@
 // Distillation: several blocks of tokens, rows that shared memory cannot hold, many events, equal logits.
 #include <cmath>
 
-#include "farskip/ops/distill_ops.h"
 #include "job.h"
+#include "ops/distill_ops.h"
 
 namespace farskip::test {
 namespace {

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "../suite.h"
-#include "farskip/comm/mpi.h"
+#include "comm/mpi.h"
 
 namespace farskip::test {
 namespace {
