@@ -186,6 +186,27 @@ def table2(study):
     study.save("table2", table(study.header(), rows), results)
 
 
+def recipe(study):
+    """What a fold before the first step and a normalised hidden loss bring, beside KL alone."""
+    untrained, folded = study.convert("full"), study.out / "folded"
+    if not (folded / "config.json").exists():
+        device = ["--device", study.args.device] if study.args.device else []
+        study.farskip("convert", study.args.teacher, folded, "--farskip", "full", "--fold", study.args.fold, "--fold-sequences",
+                      study.args.fold_sequences, "--sequence-length", study.args.sequence_length, "--quiet", *device)
+    fold, kl = [f"init.from={folded}"], ["distill.loss=kl"]
+    hidden = ["distill.hidden_loss={kind: normalised, weight: 0.3, anneal: 0.33}"]
+    variants = [("KL", "kl", kl), ("KL + normalised hidden loss", "kl-hidden", [*kl, *hidden]), ("fold, then KL", "fold-kl", [*fold, *kl]),
+                ("fold, then KL + normalised hidden loss", "fold-kl-hidden", [*fold, *kl, *hidden])]
+    if study.args.teacher_text:
+        text = [f"data.tokens=[{study.args.teacher_text}]"]
+        variants += [("KL, on the teacher's text", "kl-own", [*kl, *text]),
+                     ("fold, then KL, on the teacher's text", "fold-kl-own", [*fold, *kl, *text]),
+                     ("fold, then KL + normalised hidden loss, on the teacher's text", "fold-kl-hidden-own", [*fold, *kl, *hidden, *text])]
+    results = {"teacher": [study.teacher], "converted, untrained": [untrained], "folded": [study.evaluate(folded)]}
+    results.update({name: study.seeds(run, overrides) for name, run, overrides in variants})
+    study.save("recipe", table(study.header(), [study.row(name, r, untrained) for name, r in results.items()]), results)
+
+
 def recovery(study):
     """The share of the gap that is recovered, by tokens trained on, within longer runs of KL, KL + L2 and SFT."""
     rows, results = [], {}
@@ -256,7 +277,7 @@ def fig3(study):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["table1", "table2", "fig3", "recovery", "sweep"])
+    parser.add_argument("what", choices=["table1", "table2", "recipe", "fig3", "recovery", "sweep"])
     parser.add_argument("--teacher", required=True, help="model folder, checkpoint or run directory")
     parser.add_argument("--validation", required=True, help="held-out token file prefix")
     parser.add_argument("--config", help="configuration of farskip distill: data, steps, rates (not for fig3)")
@@ -277,6 +298,8 @@ def main():
     parser.add_argument("--batch", type=int, default=16, help="sequences at a time in evaluation")
     parser.add_argument("--max-sequences", type=int, default=0, help="held-out sequences; 0: all")
     parser.add_argument("--hidden-l2", type=float, default=1.0)
+    parser.add_argument("--fold", default="", help="token file prefix to which recipe folds the teacher")
+    parser.add_argument("--fold-sequences", type=int, default=256)
     parser.add_argument("--long-steps", type=int, default=1000, help="steps of the runs of recovery")
     parser.add_argument("--global-batch", type=int, default=16, help="of the configuration (table2 varies it)")
     parser.add_argument("--smallest-batch", type=int, default=1, help="micro_batch x ranks")
@@ -285,8 +308,10 @@ def main():
     args = parser.parse_args()
     if args.what != "fig3" and not args.config:
         parser.error("--config is needed")
+    if args.what == "recipe" and not args.fold:
+        parser.error("--fold is needed")
     args.layers = find_layers(args.teacher)
-    {"table1": table1, "table2": table2, "fig3": fig3, "recovery": recovery, "sweep": sweep}[args.what](Study(args))
+    {"table1": table1, "table2": table2, "recipe": recipe, "fig3": fig3, "recovery": recovery, "sweep": sweep}[args.what](Study(args))
 
 
 def find_layers(teacher):

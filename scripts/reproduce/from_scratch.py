@@ -20,6 +20,13 @@ def train(args, mode, seed):
     return [line["validation_loss"] for line in lines if "validation_loss" in line][-1]
 
 
+def losses_table(pairs):
+    """Pairs {"off": loss, "full": loss}, one a seed, as a table with intervals."""
+    rows = [["standard", number([p["off"] for p in pairs])], ["FarSkip", number([p["full"] for p in pairs])],
+            ["FarSkip - standard", number([p["full"] - p["off"] for p in pairs])]]
+    return table(["wiring", "held-out loss"], rows)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", required=True, help="configuration of farskip train, with data.validation")
@@ -30,9 +37,7 @@ def main():
     parser.add_argument("--launcher", default="", help="for instance: mpirun -np 2")
     args = parser.parse_args()
     pairs = [{mode: train(args, mode, seed) for mode in ("off", "full")} for seed in args.seeds]
-    rows = [["standard", number([p["off"] for p in pairs])], ["FarSkip", number([p["full"] for p in pairs])],
-            ["FarSkip - standard", number([p["full"] - p["off"] for p in pairs])]]
-    text = table(["wiring", "held-out loss"], rows)
+    text = losses_table(pairs)
     out = pathlib.Path(args.out)
     (out / "from_scratch.md").write_text(text + "\n")
     (out / "from_scratch.json").write_text(json.dumps(dict(zip(map(str, args.seeds), pairs)), indent=1) + "\n")

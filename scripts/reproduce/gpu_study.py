@@ -4,6 +4,11 @@
 
     scripts/reproduce/gpu_study.py teacher    --data DATA --out runs/gpu_study --results RESULTS --seconds 480
     scripts/reproduce/gpu_study.py conversion --data DATA --out runs/gpu_study --results RESULTS --seconds 500
+    scripts/reproduce/gpu_study.py scratch    --data DATA --out runs/scratch --results RESULTS --seconds 500
+    scripts/reproduce/gpu_study.py recipe     --data DATA --out runs/scratch --results RESULTS --seconds 500
+
+scratch trains standard and FarSkip wiring from scratch in pairs of equal seeds; its first standard run may serve as the teacher.
+recipe is conversion by the newer means: the fold, a normalised hidden loss.
 
 Each command ends within its seconds and goes on where an earlier call of it has stopped. DATA holds the token files
 pretrain, pretrain-validation, distill and distill-validation, and tokenizer.json (docs/distillation.md says how they are
@@ -11,6 +16,7 @@ made). --out keeps weights and runs; --results gets what is worth keeping: table
 in one archive. `--device cpu --precision fp32` with small overrides (--set-teacher, --set) tries it out without a GPU.
 """
 import argparse
+import concurrent.futures
 import contextlib
 import json
 import os
@@ -23,7 +29,8 @@ import sys
 import tarfile
 import time
 
-from conversion import last_of_each, read_metrics
+from conversion import last_of_each, read_metrics, table
+from from_scratch import losses_table
 
 HERE = pathlib.Path(__file__).resolve().parent
 CONFIGS = HERE.parent.parent / "configs" / "gpu_study"
@@ -96,6 +103,33 @@ def train_teacher(args):
     print("\n".join(lines), flush=True)
 
 
+def train_pairs(args):
+    """Both wirings of each seed, --parallel runs at once; the first standard run is the teacher of what follows."""
+    def train(name, mode, seed):
+        settings = last_of_each([*data_overrides(args, "pretrain"), f"train.steps={args.steps}", *args.set_teacher, f"seed={seed}",
+                                 f"farskip.mode={mode}", f"run_dir={args.out / name}"])
+        run(args, [args.farskip, "train", CONFIGS / "teacher.yaml", *settings], args.out / f"{name}.log")
+
+    seeds = [int(seed) for seed in args.seeds.split(",")]
+    runs = [(f"{mode}-seed{seed}", mode, seed) for seed in seeds for mode in ("off", "full")]
+    with concurrent.futures.ThreadPoolExecutor(args.parallel) as pool:
+        for done in [pool.submit(train, *each) for each in runs]:
+            done.result()
+    rows = {name: [m for m in read_metrics(args.out / name) if "validation_loss" in m] for name, _, _ in runs}
+    pairs = [{mode: rows[f"{mode}-seed{seed}"][-1]["validation_loss"] for mode in ("off", "full")} for seed in seeds]
+    steps = read_metrics(args.out / runs[0][0])
+    text = f"{len(steps)} steps, {steps[-1]['tokens'] / 1e6:.1f}M tokens\n\n{losses_table(pairs)}\n\n"
+    looks = [m["tokens"] for m in rows[runs[0][0]]]
+    curves = [[f"{tokens / 1e6:.1f}M", *(f"{rows[name][i]['validation_loss']:.4f}" for name, _, _ in runs)]
+              for i, tokens in enumerate(looks)]
+    text += table(["tokens", *rows], curves)
+    (args.out / "from_scratch.md").write_text(text + "\n")
+    print(text, flush=True)
+    if not (args.out / "teacher").exists():
+        (args.out / "teacher").symlink_to(runs[0][0])
+        (args.out / "plan.json").write_text(json.dumps({"steps": len(steps), "tokens_a_step": steps[-1]["tokens"] // len(steps)}) + "\n")
+
+
 def convert(args):
     plan = json.loads((args.out / "plan.json").read_text())
     batch = args.batch
@@ -110,23 +144,28 @@ def convert(args):
         return [*base, "--config", CONFIGS / "distill.yaml", "--discard", "--out", args.out / out, *more,
                 "--global-batch", batch, "--smallest-batch", batch, "--set", *settings]
 
-    def table(what, *arguments):
+    def make(what, *arguments):
         run(args, [sys.executable, HERE / "conversion.py", what, *arguments])
         collect(args)
 
     def rate_of(loss):
-        table("sweep", *distills(f"sweep-{loss}", "--batches", batch, "--rates", args.rates, "--seeds", 1,
+        make("sweep", *distills(f"sweep-{loss}", "--batches", batch, "--rates", args.rates, "--seeds", 1,
                                  overrides=[f"distill.loss={loss}"]))
         chosen = json.loads((args.out / f"sweep-{loss}" / "sweep.json").read_text())["chosen"]
         return f"train.learning_rate.peak={chosen['train.learning_rate.peak']}"
 
+    if args.what == "recipe":
+        make("recipe", *distills("recipe", "--seeds", args.seeds, "--also", f"{args.data}/distill-validation", "--teacher-text",
+                                  f"{args.data}/pretrain", "--fold", f"{args.data}/pretrain", "--fold-sequences", args.fold_sequences,
+                                  overrides=[rate_of("kl")]))
+        return
     if not (args.out / "fig3" / "fig3.json").exists():
-        table("fig3", *base, "--out", args.out / "fig3")
+        make("fig3", *base, "--out", args.out / "fig3")
     rates = {loss: rate_of(loss) for loss in ("kl", "sft")}
     tables = ["--also", f"{args.data}/distill-validation", "--teacher-text", f"{args.data}/pretrain", "--seeds", args.seeds, "--hidden-l2", args.hidden_l2,
               "--long-steps", args.long_factor * steps, "--set-sft", rates["sft"]]
     for what in ("table1", "recovery", "table2"):
-        table(what, *distills("students", *tables, overrides=[rates["kl"]]))
+        make(what, *distills("students", *tables, overrides=[rates["kl"]]))
 
 
 def collect(args):
@@ -148,7 +187,7 @@ def collect(args):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["teacher", "conversion"])
+    parser.add_argument("what", choices=["teacher", "conversion", "scratch", "recipe"])
     parser.add_argument("--data", required=True, type=pathlib.Path)
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/gpu_study"))
     parser.add_argument("--results", type=pathlib.Path)
@@ -156,6 +195,8 @@ def main():
     parser.add_argument("--farskip", default="build/release/farskip")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--precision", default="bf16")
+    parser.add_argument("--steps", type=int, default=2750, help="of each run from scratch: 90M tokens")
+    parser.add_argument("--fold-sequences", type=int, default=512)
     parser.add_argument("--passes", type=float, default=4, help="over the teacher's tokens, at most")
     parser.add_argument("--probe-steps", type=int, default=40)
     parser.add_argument("--reserve", type=float, default=45, help="seconds of a call that are not for training steps")
@@ -172,7 +213,7 @@ def main():
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     try:
-        {"teacher": train_teacher, "conversion": convert}[args.what](args)
+        {"teacher": train_teacher, "conversion": convert, "scratch": train_pairs, "recipe": convert}[args.what](args)
     except TimeIsUp:
         print(f"the {args.seconds:.0f} s are up; the same command goes on from here", flush=True)
     finally:
