@@ -93,6 +93,11 @@ std::vector<OpCase> optimizer_cases() {
   cases.push_back(muon_case("high", {33, 7}, 1.0F, {.momentum = 0.8}));
   cases.push_back(muon_case("one column", {7, 1}, 1.0F, {}));
   cases.push_back(muon_case("experts", {3, 8, 6}, 1.0F, {.weight_decay = 0.1, .matrix_rows = 4}));
+  cases.push_back(muon_case("wide experts of odd sizes", {5 * 7, 11}, 0.3F, {.matrix_rows = 7}));
+  cases.push_back(muon_case("high experts of odd sizes", {3 * 13, 5}, 1.0F, {.matrix_rows = 13}));
+  cases.push_back(muon_case("experts of one row", {4, 3}, 1.0F, {.matrix_rows = 1}));
+  cases.push_back(muon_case("factor 0: no expert changes", {6, 9}, 0.0F, {.matrix_rows = 2}));
+  cases.push_back(muon_case("no rows", {0, 6}, 1.0F, {}));
   cases.push_back(muon_case("rows of another rank", {0, 6}, 1.0F, {.matrix_rows = 4}));
   cases.push_back(muon_case("more than one tile", {160, 131}, 1.0F, {}));
   cases.push_back(muon_case("factor 0: nothing changes", {5, 9}, 0.0F, {.weight_decay = 0.1}));

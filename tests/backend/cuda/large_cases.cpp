@@ -3,6 +3,8 @@
 // blocks, odd remainders, one token or expert that gets nearly everything, experts that get nothing.
 #include <algorithm>
 #include <cmath>
+#include <numbers>
+#include <random>
 
 #include "farskip/ops/optimizer_ops.h"
 #include "job.h"
@@ -250,6 +252,37 @@ std::vector<OpCase> large_routing_cases() {
   return cases;
 }
 
+namespace {
+
+/// Matrices of one shape below each other, with their momentum in `moments`. Each is nearly orthogonal (rows
+/// of a cosine transform and noise), so that rounding to bf16 does not decide where it moves to; they differ
+/// in size and noise.
+OpCase muon_case(const char* name, std::int64_t matrices, const Shape& one, DType moments) {
+  const Shape shape{matrices * one[0], one[1]};
+  const auto side = static_cast<double>(std::max(one[0], one[1]));
+  HostTensor gradient = random_tensor(shape, 789, 0.1 / std::sqrt(side));
+  const auto values = gradient.values<float>();
+  for (std::int64_t i = 0; i < gradient.num_elements(); ++i) {
+    const std::int64_t row = i / one[1] % one[0], column = i % one[1];
+    const double wave = std::cos(std::numbers::pi * static_cast<double>((2 * column + 1) * row) / (2 * side));
+    float& value = values[static_cast<std::size_t>(i)];
+    value += static_cast<float>(std::sqrt((row == 0 ? 1.0 : 2.0) / side) * wave);
+    value *= static_cast<float>(10 + 10 * (i / one.num_elements() % 3));
+  }
+  return {
+      "muon",
+      name,
+      Attributes::of(ops::Muon{.weight_decay = 0.1,
+                               .matrix_rows = matrices > 1 ? one[0] : 0,
+                               .low_copy = moments == DType::bf16,
+                               .rounding = {5, 11, 13}}),
+      {random_tensor(shape, 787), convert_dtype(random_tensor(shape, 788, 0.1 / std::sqrt(side)), moments),
+       gradient, float_tensor({1}, {0.7F}), float_tensor({4}, {0.5F, 1.25F, 1.5F, 3.0F})},
+      {}};
+}
+
+}  // namespace
+
 std::vector<OpCase> large_optimizer_cases() {
   std::vector<OpCase> cases;
   OpCase sum{"sum_of_squares", "more tensors than one launch takes", kNone, {}, {}};
@@ -267,13 +300,17 @@ std::vector<OpCase> large_optimizer_cases() {
                    {random_tensor(shape, 784), random_tensor(shape, 785, 0.1), v, random_tensor(shape, 786),
                     float_tensor({1}, {0.7F}), float_tensor({4}, {1e-3F, 1.25F, 1.5F, 3.0F})},
                    {}});
-  for (const Shape& one : {Shape{3 * 512, 384}, Shape{1031, 2049}})
-    cases.push_back({"muon",
-                     "many blocks",
-                     Attributes::of(ops::Muon{.weight_decay = 0.1, .matrix_rows = one[0] == 1536 ? 512 : 0}),
-                     {random_tensor(one, 787), random_tensor(one, 788, 0.1), random_tensor(one, 789),
-                      float_tensor({1}, {0.7F}), float_tensor({4}, {1e-2F, 1.25F, 1.5F, 3.0F})},
-                     {}});
+  cases.push_back(muon_case("many blocks of experts", 3, {512, 384}, DType::f32));
+  cases.push_back(muon_case("many blocks", 1, {1031, 2049}, DType::f32));
+  // More than a launch takes.
+  cases.push_back(muon_case("tens of thousands of matrices", 70001, {2, 3}, DType::bf16));
+  std::mt19937 random(17);
+  for (int i = 0; i < 12; ++i) {
+    const auto draw = [&](std::int64_t most) { return 1 + static_cast<std::int64_t>(random()) % most; };
+    const std::int64_t matrices = draw(9);
+    const Shape one{draw(97), draw(97)};
+    cases.push_back(muon_case("random sizes", matrices, one, i % 2 == 0 ? DType::bf16 : DType::f32));
+  }
   return cases;
 }
 
