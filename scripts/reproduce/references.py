@@ -30,6 +30,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 FIXTURES = ROOT / "tests/fixtures"
 CURVES = ("adamw", "muon")
 LIMITS = {"logits": 2e-5, "loss": 2e-6, "gradients": 1e-4, **dict.fromkeys(CURVES, 1e-4)}
+MUON_ON_GPUS = 1e-3  # there its products are of bf16 values (docs/numerics.md)
 # A hub's names for what the library, whose names the gradients of references have, calls mlp.experts.E.gate_proj and so on.
 HUB_NAMES = {"mlp": "block_sparse_moe", "gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}
 
@@ -166,10 +167,11 @@ def main():
                     failures.append(str(error))
             worst = {column: max(worst[column], found.get(column, 0.0)) for column in LIMITS}
             cells.append([str(folder.relative_to(FIXTURES) if folder.is_relative_to(FIXTURES) else folder), wiring, *(f"{found[c]:.1e}" if c in found else "" for c in LIMITS)])
+    limits = LIMITS | ({"muon": MUON_ON_GPUS} if args.device == "cuda" else {})
     cells.append(["largest", "", *(f"{worst[c]:.1e}" for c in LIMITS)])
     if args.precision == "fp32":
-        cells.append(["tolerance", "", *(f"{LIMITS[c]:.0e}" for c in LIMITS)])
-        failures += [f"{c}: {worst[c]:.1e} is more than {LIMITS[c]:.0e}" for c in LIMITS if worst[c] > LIMITS[c]]
+        cells.append(["tolerance", "", *(f"{limits[c]:.0e}" for c in LIMITS)])
+        failures += [f"{c}: {worst[c]:.1e} is more than {limits[c]:.0e}" for c in LIMITS if worst[c] > limits[c]]
     print(f"{len(folders)} references, {args.device}, {args.precision}\n")
     print(table(["model", "wiring", *LIMITS], cells))
     for failure in failures:
