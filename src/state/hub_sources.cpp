@@ -110,7 +110,9 @@ HostTensor read_source(const HubSource& source) {
 }
 
 std::string stored_place(const ModelFolder& folder, const ParameterSpec& spec, const std::string& tensor) {
-  return folder.place(!folder.contains(tensor) && folder.contains(spec.name) ? spec.name : tensor);
+  for (const std::string& name : {tensor, spec.name})
+    if (folder.contains(name)) return folder.place(name);
+  return fmt::format("{} or another of these experts", folder.place(spec.pieces.front().name));
 }
 
 void give_finite(const HubSource& source, const HubSource::Take& take) {

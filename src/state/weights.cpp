@@ -25,10 +25,13 @@ class FolderCheck {
   FolderCheck(const SafetensorsFolder& files, const std::vector<ParameterSpec>& model)
       : files_(files), folder_(files, model) {
     const bool tied = is_tied(model);
+    const bool packs_experts = std::any_of(model.begin(), model.end(), [&](const ParameterSpec& spec) {
+      return spec.is_expert && folder_.contains(spec.name);
+    });
     for (const ParameterSpec& spec : model) {
-      if (!spec.packed_transposed.empty() && folder_.contains(spec.packed_transposed))
+      if (!spec.packed_transposed.empty() && is_form(spec, spec.packed_transposed, !packs_experts))
         check(spec.packed_transposed, {spec.shape[0], spec.shape[2], spec.shape[1]});
-      else if (folder_.contains(spec.name))
+      else if (is_form(spec, spec.name, packs_experts))
         check(spec.name, spec.shape);
       else
         for (const HubPiece& piece : spec.pieces) check(piece.name, piece.shape);
@@ -51,10 +54,25 @@ class FolderCheck {
         "{}: {} tensors do not fit the model's config.json:", files_.path().string(), num_problems_);
     for (const std::string& problem : shown_) text += "\n  " + problem;
     if (shown_.size() < num_problems_) text += fmt::format("\n  and {} more", num_problems_ - shown_.size());
-    throw DataError(text);
+    throw DataError(text + "\nfetch the weights again, or the config.json that belongs to them");
   }
 
  private:
+  /// Whether a parameter is one tensor of this name in the folder; `usually`: whether experts of which the
+  /// folder has nothing should be.
+  bool is_form(const ParameterSpec& spec, const std::string& name, bool usually) const {
+    if (folder_.contains(name)) return true;
+    return usually && spec.is_expert && !folder_.contains(spec.name) &&
+           std::none_of(spec.pieces.begin(), spec.pieces.end(),
+                        [&](const HubPiece& piece) { return folder_.contains(piece.name); });
+  }
+
+  /// The file that says which tensors there are.
+  std::string list_name() const {
+    const auto& files = files_.files();
+    return files.size() == 1 ? files.front().path().filename().string() : "model.safetensors.index.json";
+  }
+
   /// A folder may hold any number of tensors that do not fit; the first few are told.
   template <class Text>
   void add_problem(const Text& text) {
@@ -64,7 +82,7 @@ class FolderCheck {
 
   void check(const std::string& name, const Shape& shape) {
     if (!folder_.contains(name)) {
-      add_problem([&] { return fmt::format("{} {} is missing", name, shape.text()); });
+      add_problem([&] { return fmt::format("{}: {} {} is missing", list_name(), name, shape.text()); });
       return;
     }
     for (std::string& stored : folder_.stored_names(name)) known_.insert(std::move(stored));

@@ -9,6 +9,7 @@
 #include "farskip/model/model_config.h"
 #include "farskip/state/weights.h"
 #include "support/catch.h"
+#include "support/models.h"
 #include "support/states.h"
 #include "support/support.h"
 #include "tensor/safetensors_writer.h"
@@ -93,6 +94,60 @@ TEST_CASE("the text part of a model of text and images is loaded, and all of it 
                     ContainsSubstring("2 tensors do not fit") &&
                         ContainsSubstring("language_model.model.surplus.weight [1] is not part") &&
                         ContainsSubstring("model.norm.weight [32] is missing"));
+}
+
+TEST_CASE(
+    "a tensor that is missing, of another shape or type, or too many is named with its file, in every "
+    "family") {
+  for (const std::string& name : test::family_fixtures()) {
+    const Fixture fixture(name);
+    const test::TemporaryFolder folder;
+    const auto refused = [&](const std::map<std::string, HostTensor>& tensors, const std::string& message) {
+      write_folder(folder.path(), tensors);
+      CHECK_THROWS_WITH(fixture.load(folder.path()),
+                        ContainsSubstring("1 tensors do not fit the model's config.json") &&
+                            ContainsSubstring("model.safetensors: " + message) &&
+                            ContainsSubstring("fetch the weights again"));
+    };
+    std::set<std::string> kinds;  // their names without numbers: one of each is damaged
+    for (const auto& [tensor, values] : fixture.tensors) {
+      std::string kind = tensor;
+      std::erase_if(kind, [](char c) { return c >= '0' && c <= '9'; });
+      if (!kinds.insert(kind).second) continue;
+      CAPTURE(name, tensor);
+      const std::string shape = values.shape().text();
+      std::map<std::string, HostTensor> damaged = fixture.tensors;
+      std::vector<std::int64_t> twice = values.shape().dims();
+      twice[0] *= 2;
+      damaged[tensor] = zeros(Shape(twice));
+      refused(damaged, tensor + " is " + Shape(twice).text() + ", the model has " + shape);
+      damaged[tensor] = HostTensor(DType::i32, values.shape());
+      refused(damaged, tensor + " is i32; f32, bf16, f16, f64, and f8_e4m3 with _scale_inv are read");
+      damaged.erase(tensor);
+      refused(damaged, tensor + " " + shape + " is missing");
+      damaged[tensor] = values;
+      damaged[tensor + ".more"] = zeros({3});
+      refused(damaged, tensor + ".more [3] is not part of the model");
+    }
+    CHECK(kinds.size() >= 10);
+  }
+}
+
+TEST_CASE("experts of which a folder has nothing are missing as other layers' experts lie there") {
+  const test::TemporaryFolder folder;
+  const Fixture fixture("mixtral");
+  std::map<std::string, HostTensor> packed;
+  for (auto& [name, values] : fixture.load(test::fixtures() / "mixtral")) packed[name] = values;
+  packed.erase("model.layers.1.mlp.experts.down_proj");
+  // Experts apart are known by other names, and gate and up lie apart in every folder.
+  std::erase_if(packed, [](const auto& tensor) { return tensor.first.find("experts") == std::string::npos; });
+  for (const auto& [name, values] : fixture.tensors)
+    if (name.find("experts") == std::string::npos) packed[name] = values;
+  write_folder(folder.path(), packed);
+  CHECK_THROWS_WITH(fixture.load(folder.path()),
+                    ContainsSubstring("1 tensors do not fit") &&
+                        ContainsSubstring("model.safetensors: model.layers.1.mlp.experts.down_proj [") &&
+                        ContainsSubstring("is missing"));
 }
 
 /// The e4m3 number next to x, by trying all: NaN and infinity there are none of.
