@@ -91,8 +91,9 @@ std::vector<Continuation> encode_task(const Task& task, const Companions& compan
 }
 
 TaskScore evaluate_task(const Options& options, const Task& task, std::span<const Continuation> choices,
-                        InferenceEngine& engine) {
-  const std::vector<double> found = log_likelihoods(engine, choices, options.batch);
+                        const Model& model, const std::shared_ptr<const States>& weights,
+                        const Context& context) {
+  const std::vector<double> found = log_likelihoods(model, weights, context, choices, options.batch);
   for (const double log_likelihood : found) check_finite(log_likelihood, "a log-likelihood", options);
   return score_task(task, found);
 }
@@ -157,14 +158,17 @@ ExitCode run(const Options& options, const CommonOptions& common) {
       const Companions companions = require_tokenizer(model, options.tokenizer);
       for (const Task& task : tasks) choices.push_back(encode_task(task, companions, model.config, job));
     }
-    const auto comparison = options.teacher.empty()
-                                ? nullptr
-                                : open_comparison(options.teacher, model.config, device.compute, context);
-    InferenceEngine engine(wire_model(model.config), model.states, context, comparison);
+    const Model wired = wire_model(model.config);
     Results results;
-    if (!options.data.empty()) results.text = evaluate_text(options, engine, job.logger);
+    if (!options.data.empty()) {
+      const auto comparison = options.teacher.empty()
+                                  ? nullptr
+                                  : open_comparison(options.teacher, model.config, device.compute, context);
+      InferenceEngine engine(wired, model.states, context, comparison);
+      results.text = evaluate_text(options, engine, job.logger);
+    }
     for (std::size_t i = 0; i < tasks.size(); ++i)
-      results.tasks.push_back(evaluate_task(options, tasks[i], choices[i], engine));
+      results.tasks.push_back(evaluate_task(options, tasks[i], choices[i], wired, model.states, context));
     if (job.world.rank() != 0) return ExitCode::ok;
     if (common.json)
       print_json(json_of(results, tasks));
@@ -189,7 +193,7 @@ void add_eval(Subcommand& root) {
       "Multiple-choice tasks, JSONL of {\"context\", \"choices\", \"gold\"}; the likeliest choice wins");
   sub.path("--tokenizer", o->tokenizer, "tokenizer.json for --tasks (default: the model folder's)");
   sub.integer("--sequence-length", o->sequence_length, "Largest context of --data, in tokens", 1, 1 << 20);
-  sub.integer("--batch", o->batch, "Sequences at a time on each rank", 1, 1 << 16);
+  sub.integer("--batch", o->batch, "Sequences, or choices of tasks, at a time on each rank", 1, 1 << 16);
   sub.integer("--max-sequences", o->max_sequences, "Stop after this many sequences of --data (0: all)", 0);
   sub.text("--farskip", o->farskip,
            fmt::format("Wiring: {} (delay:N); default: the model's own", list_names(farskip_mode_names)));

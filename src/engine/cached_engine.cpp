@@ -11,13 +11,18 @@
 #include "passes/join_micro_batches.h"
 
 namespace farskip {
-namespace {
 
-/// The next of 1, 2, 3, 4, 6, 8, 12, …: few plans, and at most a third of a run is padding.
+// 1, 2, 3, 4, 6, 8, 12, …: few plans, and at most a third of a run is padding.
 std::int64_t round_up_tokens(std::int64_t count) {
   const auto power = static_cast<std::int64_t>(std::bit_ceil(static_cast<std::uint64_t>(count)));
   return power >= 4 && count <= power / 4 * 3 ? power / 4 * 3 : power;
 }
+std::int64_t round_down_tokens(std::int64_t count) {
+  const auto power = static_cast<std::int64_t>(std::bit_floor(static_cast<std::uint64_t>(count)));
+  return power >= 2 && count >= power / 2 * 3 ? power / 2 * 3 : power;
+}
+
+namespace {
 
 TensorView integers(const std::vector<std::int32_t>& values) {
   return {const_cast<std::int32_t*>(values.data()), DType::i32,
@@ -171,7 +176,7 @@ struct CachedEngine::PaddedTokens {
   std::vector<std::int32_t> rows, document_start;
 };
 
-CachedEngine::PaddedTokens CachedEngine::pad(const CachedTokens& given, bool penalised) const {
+CachedEngine::PaddedTokens CachedEngine::pad(const CachedTokens& given, CachedRunShape asked) const {
   FARSKIP_CHECK(given.count() > 0, "a run without tokens");
   CachedTokens padded = given;
   const auto count = static_cast<std::size_t>(round_up_tokens(given.count()));
@@ -189,24 +194,22 @@ CachedEngine::PaddedTokens CachedEngine::pad(const CachedTokens& given, bool pen
   FreshTexts fresh;
   if (given.fresh) fresh = find_fresh_texts(given, static_cast<std::int64_t>(count));
   if (config().long_text.chunk > 0 && !fresh.document_start.empty()) fresh = {};
-  const CachedRunShape shape{.cache = {.tokens = static_cast<std::int64_t>(count),
-                                       .outputs = static_cast<std::int64_t>(padded.output_rows.size()),
-                                       .sequences = size_.max_sequences,
-                                       .max_blocks = size_.max_blocks(),
-                                       .num_blocks = size_.num_blocks,
-                                       .block_tokens = size_.block_tokens,
-                                       .fresh_length = fresh.length,
-                                       .documents = !fresh.document_start.empty()},
-                             .penalised = penalised,
-                             .num_ids = num_ids_};
-  return {shape, std::move(padded), std::move(rows), std::move(fresh.document_start)};
+  asked.cache = {.tokens = static_cast<std::int64_t>(count),
+                 .outputs = static_cast<std::int64_t>(padded.output_rows.size()),
+                 .sequences = size_.max_sequences,
+                 .max_blocks = size_.max_blocks(),
+                 .num_blocks = size_.num_blocks,
+                 .block_tokens = size_.block_tokens,
+                 .fresh_length = fresh.length,
+                 .documents = !fresh.document_start.empty()};
+  return {asked, std::move(padded), std::move(rows), std::move(fresh.document_start)};
 }
 
-Stage& CachedEngine::prepare(const std::vector<CachedTokens>& parts, bool penalised) {
+Stage& CachedEngine::prepare(const std::vector<CachedTokens>& parts, const CachedRunShape& asked) {
   std::vector<PaddedTokens> padded;
   std::vector<CachedRunShape> shapes;
   for (const CachedTokens& part : parts) {
-    padded.push_back(pad(part, penalised));
+    padded.push_back(pad(part, asked));
     shapes.push_back(padded.back().shape);
   }
   Stage& stage = runner_.stage(
@@ -232,7 +235,7 @@ std::vector<std::int32_t> CachedEngine::next(const CachedTokens& tokens, std::sp
   const bool penalised = std::any_of(draws.begin(), draws.end(), has_penalty);
   if (leads_) tell_followers(tokens, penalised);
   const std::vector<CachedTokens> parts = divide_texts(tokens, plan_.in_flight);
-  Stage& stage = prepare(parts, penalised);
+  Stage& stage = prepare(parts, {.cache = {}, .penalised = penalised, .num_ids = num_ids_});
   last_rows_.clear();
   for (const CachedTokens& part : parts) {
     const auto number = static_cast<int>(last_rows_.size());
@@ -252,6 +255,19 @@ std::vector<std::int32_t> CachedEngine::next(const CachedTokens& tokens, std::sp
     all.insert(all.end(), values.begin(), values.begin() + last_rows_[i]);
   }
   return all;
+}
+
+std::span<const float> CachedEngine::token_losses(const CachedTokens& tokens,
+                                                  std::span<const std::int32_t> targets) {
+  FARSKIP_CHECK(targets.size() == tokens.output_rows.size() && !leads_, "{} targets", targets.size());
+  last_ = nullptr;
+  Stage& stage = prepare({tokens}, {.cache = {}, .scores = true});
+  std::vector<std::int32_t> padded(targets.begin(), targets.end());
+  const ValueId losses = *stage.graph().find_output("token_losses");
+  padded.resize(static_cast<std::size_t>(stage.graph().type(losses).shape[0]), -1);
+  stage.set("targets", integers(padded));
+  runner_.run(stage);
+  return {runner_.read(stage, "token_losses").as<float>(), targets.size()};
 }
 
 TensorView CachedEngine::logits() {

@@ -47,6 +47,10 @@ struct CachedTokens {
   std::int64_t count() const { return static_cast<std::int64_t>(tokens.size()); }
   void add(std::int32_t token, std::int64_t sequence, std::int64_t position, bool output);
 };
+/// The largest number of tokens up to `count` that a run reads without padding.
+std::int64_t round_down_tokens(std::int64_t count);
+/// The next number of tokens, from `count` on, that a run reads without padding.
+std::int64_t round_up_tokens(std::int64_t count);
 /// The same in at most `count` parts of whole texts, about equally long; those of a text lie side by side.
 std::vector<CachedTokens> divide_texts(const CachedTokens& tokens, int count);
 
@@ -85,6 +89,9 @@ class CachedEngine {
   void set_blocks(std::int64_t sequence, std::span<const std::int32_t> blocks);
   /// Reads the tokens and chooses one to follow each of the output rows; -1 where a logit is not finite.
   std::vector<std::int32_t> next(const CachedTokens& tokens, std::span<const Draw> draws);
+  /// Reads the tokens; of each output row the loss of the token that follows it, in nats. In host memory,
+  /// valid until the next run. Ranks that share every matrix call it together.
+  std::span<const float> token_losses(const CachedTokens& tokens, std::span<const std::int32_t> targets);
   void observe(ProgramRunner::Observer observer) { runner_.observe(std::move(observer)); }
   /// Of the output rows of the last run: [output_rows, V] f32 in host memory, valid until the next one.
   TensorView logits();
@@ -94,8 +101,8 @@ class CachedEngine {
   void hear_of_run(std::span<std::int64_t> header);
   void tell_followers(const CachedTokens& tokens, bool penalised);
   struct PaddedTokens;
-  PaddedTokens pad(const CachedTokens& tokens, bool penalised) const;
-  Stage& prepare(const std::vector<CachedTokens>& parts, bool penalised);
+  PaddedTokens pad(const CachedTokens& tokens, CachedRunShape asked) const;
+  Stage& prepare(const std::vector<CachedTokens>& parts, const CachedRunShape& asked);
   const Context& context() const { return runner_.context(); }
   void copy_changed_blocks();
   std::int32_t cache_row(std::int32_t sequence, std::int32_t position) const;

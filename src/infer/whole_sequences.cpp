@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "infer/log_likelihood.h"
+#include "infer/whole_sequences.h"
 
 #include <algorithm>
 #include <functional>
@@ -63,8 +63,9 @@ void put_sequence(const Continuation& c, std::int64_t row, std::int64_t length, 
 
 }  // namespace
 
-std::vector<double> log_likelihoods(InferenceEngine& engine, std::span<const Continuation> continuations,
-                                    std::int64_t batch) {
+std::vector<double> whole_sequence_likelihoods(InferenceEngine& engine,
+                                               std::span<const Continuation> continuations,
+                                               std::int64_t batch) {
   const MeshPosition mesh = engine.mesh().position();
   const ByLength lengths = sort_by_length(continuations, engine.config().max_positions);
   // Ranks that exchange routed rows take part in the same rounds; those of a tensor group have the same

@@ -94,6 +94,7 @@ void Lowering::add_cache_externals(const CacheShape& shape) {
             .positions = token_input(kPositions)};
   cache_rows_ = token_input(kCacheRows);
   output_rows_ = input(kOutputRows, {shape.outputs});
+  if (options_.head != HeadOutput::logits) targets_ = input("targets", {shape.outputs});
   if (shape.documents) document_start_ = token_input("document_start");
   for (const CacheSpec& spec : list_caches(c_, num_parts()))
     caches_[spec.name] =

@@ -47,14 +47,17 @@ PassPipeline cached_pipeline(const Model& model, const CachedRunShape& shape, DT
                              const MeshPosition& mesh) {
   LowerOptions lowering;
   lowering.sequence_length = shape.cache.tokens;
-  lowering.head = HeadOutput::logits;
+  lowering.head = shape.scores ? HeadOutput::token_losses : HeadOutput::logits;
   lowering.cache = shape.cache;
   lowering.dtype = compute;
   PassPipeline pipeline =
       forward_pipeline(model, lowering, {mesh, false, shape.cache.tokens * model.config.moe.top_k});
   pipeline.name = fmt::format("cached-{}-of-{}", shape.cache.outputs, shape.cache.tokens);
   if (shape.cache.fresh_length > 0) pipeline.name += fmt::format("-fresh-{}", shape.cache.fresh_length);
-  pipeline.passes.push_back({"draw", [=](const Graph& graph) { return add_draw(graph, shape); }});
+  if (shape.scores)
+    pipeline.name += "-scores";
+  else
+    pipeline.passes.push_back({"draw", [=](const Graph& graph) { return add_draw(graph, shape); }});
   return pipeline;
 }
 

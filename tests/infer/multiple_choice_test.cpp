@@ -4,12 +4,15 @@
 #include "infer/multiple_choice.h"
 
 #include <nlohmann/json.hpp>
+#include <random>
 
 #include "comm/local.h"
 #include "farskip/base/error.h"
 #include "hub/companions.h"
+#include "infer/whole_sequences.h"
 #include "support/catch.h"
 #include "support/context.h"
+#include "support/models.h"
 #include "support/states.h"
 #include "support/support.h"
 
@@ -30,21 +33,22 @@ std::vector<Continuation> encode(const Task& task, const ModelConfig& model) {
   return all;
 }
 
-/// On ranks of which `expert` share one set of experts.
+/// On ranks of which `expert` share one set of experts, and `tensor` every matrix.
 Numbers log_likelihoods_of(const std::string& fixture, const Task& task, std::int64_t batch,
-                           const Communicator& world = make_self_communicator(), int expert = 1) {
+                           const Communicator& world = make_self_communicator(), int expert = 1,
+                           int tensor = 1) {
   const ModelConfig config = read_hub_config(fixtures() / fixture);
-  const Mesh mesh(world, expert);
-  InferenceEngine engine(wire_model(config), test::load_weights(fixtures() / fixture, mesh.position()),
-                         test::quiet_context(mesh));
-  return log_likelihoods(engine, encode(task, config), batch);
+  const Mesh mesh(world, expert, tensor);
+  return log_likelihoods(wire_model(config), test::load_weights(fixtures() / fixture, mesh.position()),
+                         test::quiet_context(mesh), encode(task, config), batch);
 }
 
 std::vector<Numbers> on_ranks(int size, int expert, const std::string& fixture, const Task& task,
-                              std::int64_t batch) {
+                              std::int64_t batch, int tensor = 1) {
   std::vector<Numbers> found(static_cast<std::size_t>(size));
   run_local_ranks(size, [&](const Communicator& world) {
-    found[static_cast<std::size_t>(world.rank())] = log_likelihoods_of(fixture, task, batch, world, expert);
+    found[static_cast<std::size_t>(world.rank())] =
+        log_likelihoods_of(fixture, task, batch, world, expert, tensor);
   });
   return found;
 }
@@ -83,11 +87,59 @@ TEST_CASE("any number of ranks finds the same likelihoods, to the bit where each
   const Numbers alone = log_likelihoods_of("qwen3_moe", task, 3);
   for (const int size : {2, 3})
     for (const Numbers& found : on_ranks(size, 1, "qwen3_moe", task, 3)) CHECK(found == alone);
-  for (const auto& [size, expert] : {std::pair{2, 2}, {4, 2}}) {
-    const auto found = on_ranks(size, expert, "qwen3_moe", task, 3);
+  for (const auto& [size, expert, tensor] : {std::tuple{2, 2, 1}, {4, 2, 1}, {2, 1, 2}, {4, 2, 2}}) {
+    const auto found = on_ranks(size, expert, "qwen3_moe", task, 3, tensor);
     for (const Numbers& numbers : found) CHECK(numbers == found.front());
     check_close(found.front(), alone);
   }
+}
+
+/// Items of one to five choices; contexts of some items begin alike, some are one token, some too long for
+/// the model; a choice may begin like another, or be another.
+std::vector<Continuation> random_continuations(const ModelConfig& config) {
+  std::mt19937 random(11);
+  const auto ids = [&](std::size_t count) {
+    std::vector<std::int32_t> out(count);
+    for (std::int32_t& id : out)
+      id = static_cast<std::int32_t>(random() % static_cast<unsigned>(config.vocab_size));
+    return out;
+  };
+  const std::vector<std::int32_t> examples = ids(53);
+  std::vector<Continuation> all;
+  const auto most = static_cast<std::size_t>(config.max_positions);
+  for (const std::size_t length : {std::size_t{1}, std::size_t{15}, std::size_t{16}, std::size_t{17},
+                                   std::size_t{40}, std::size_t{70}, most - 3, most + 5}) {
+    std::vector<std::int32_t> context = ids(length);
+    if (length >= 70) std::copy(examples.begin(), examples.end(), context.begin());
+    for (std::size_t choice = 0; choice < 1 + length % 5; ++choice) {
+      std::vector<std::int32_t> tokens = ids(1 + random() % 20);
+      if (choice > 0 && choice % 2 == 0) tokens = all.back().tokens;
+      if (choice == 4) tokens.resize(1);
+      all.push_back({context, tokens});
+    }
+  }
+  return all;
+}
+
+TEST_CASE("what texts begin with alike is read once, and they are as likely as whole sequences are") {
+  const std::string name = GENERATE(from_range(test::model_fixtures()));
+  const FarSkipMode mode = GENERATE(FarSkipMode::off, FarSkipMode::full);
+  CAPTURE(name, mode);
+  const ModelConfig config = read_hub_config(fixtures() / name);
+  const Model model = wire_model(config, {mode, {}});
+  const auto weights = test::load_weights(fixtures() / name);
+  const std::vector<Continuation> texts = random_continuations(config);
+  InferenceEngine whole(model, weights, test::quiet_context());
+  const Numbers wanted = whole_sequence_likelihoods(whole, texts, 4);
+  const Numbers apart = log_likelihoods(model, weights, test::quiet_context(), texts, 1);
+  REQUIRE(apart.size() == wanted.size());
+  for (std::size_t i = 0; i < wanted.size(); ++i) {
+    CAPTURE(i);
+    CHECK(apart[i] == Catch::Approx(wanted[i]).epsilon(2e-5));
+  }
+  // With what is read of others, and in other runs: the same bits.
+  for (const std::int64_t batch : {3, 8, 100})
+    CHECK(log_likelihoods(model, weights, test::quiet_context(), texts, batch) == apart);
 }
 
 TEST_CASE("a choice that cannot be scored is refused with its place") {

@@ -43,10 +43,11 @@ inline constexpr std::string_view kBlockTable = "block_table", kSequences = "seq
 /// bf16 these are bf16 where the parameter has a compute copy, else f32; activations with the residual stream
 /// are bf16, but router, balance loss and losses (and logits) f32. Outputs: "loss_sum" [1], "num_correct"
 /// i32[1] (or what else HeadOutput names); "balance_loss" [1] if asked for and any layer has experts;
-/// "expert_offsets.<layer>" i32[E+1] for each layer with experts. With `cache` (and head logits): the inputs
-/// above instead of targets and document starts, the caches of list_caches as state, and "logits" [outputs,
-/// V]. With `hidden`, instead of the loss: "hidden" [B*S, H], which the head reads; "router_logits.<layer>"
-/// [B*S, E] and "router_choice.<layer>" i32[B*S, K] for each layer with experts; "stream.<layer>" [B*S, H].
+/// "expert_offsets.<layer>" i32[E+1] for each layer with experts. With `cache` (and a head of logits or
+/// token_losses): the inputs above instead of document starts, the caches of list_caches as state, and
+/// targets, "logits" or "token_losses" of `outputs` tokens. With `hidden`, instead of the loss: "hidden"
+/// [B*S, H], which the head reads; "router_logits.<layer>" [B*S, E] and "router_choice.<layer>" i32[B*S, K]
+/// for each layer with experts; "stream.<layer>" [B*S, H].
 ///
 /// Over several ranks of the axis tensor, parameters have the shapes of local_parameters(), and what each
 /// rank gives to the residual stream is summed (all_reduce), so that the stream is whole on all of them.

@@ -20,9 +20,11 @@ PassPipeline evaluation_pipeline(const Model& model, const StepObjective* object
 
 /// Tokens that continue what lies in a cache: the first tokens of a text, as many as there are, or the next
 /// one of each of many texts, or both at once. Outputs "logits" [outputs, V] f32 and "next" i32[outputs], the
-/// tokens that ops::sample chooses by the inputs kDrawReal, kDrawWhole and, with a penalty, kDrawSeen.
+/// tokens that ops::sample chooses by the inputs kDrawReal, kDrawWhole and, with a penalty, kDrawSeen. With
+/// `scores` instead the input "targets" i32[outputs] and the output "token_losses" [outputs] f32.
 struct CachedRunShape {
   CacheShape cache;
+  bool scores = false;       // how likely given tokens are, not which are chosen
   bool penalised = false;    // some text has a repetition penalty
   std::int64_t num_ids = 0;  // ids below it may be chosen; 0: all
   auto operator<=>(const CachedRunShape&) const = default;
