@@ -6,7 +6,8 @@
   scripts/layers.py --check    changes nothing; exits 1 if the drawn arrows differ from CMakeLists.txt, if a file
                                includes a header of a layer that its own layer does not use, or if CMakeLists.txt
                                names an arrow that no include needs or that others imply, or if a header of
-                               include/ is not one that the consumer of tests/consumer needs: others lie in src/
+                               include/ is not one that the consumer of tests/consumer needs: others lie in src/,
+                               or if a kernel is not found under the name of its op's file
 """
 
 import difflib
@@ -101,6 +102,21 @@ def find_public_problems():
             if name not in needed]
 
 
+def find_kernel_problems():
+    """Kernels of an op of src/ops/F.cpp that are registered elsewhere than in src/backend/cpu/F.cpp or cuda/F.cu."""
+    ops = {path: set(re.findall(r'"(\w+)"', path.read_text())) for path in (ROOT / "src/ops").rglob("*.cpp")}
+    known = set(re.findall(r'\.name = "(\w+)"', "".join(path.read_text() for path in ops)))
+    problems = []
+    for backend in ("cpu", "cuda"):
+        folder = ROOT / "src/backend" / backend
+        for path in sorted([*folder.rglob("*.cpp"), *folder.rglob("*.cu")]):
+            home = ROOT / "src/ops" / path.relative_to(folder).with_suffix(".cpp")
+            registers = path.read_text().partition("(KernelTable& table) {")[2]
+            for op in sorted(set(re.findall(r'"(\w+)"', registers)) & known - ops.get(home, set())):
+                problems.append(f"{path.relative_to(ROOT)}: a kernel of {op}, whose rules stand elsewhere")
+    return problems
+
+
 def main():
     if sys.argv[1:] not in ([], ["--check"]):
         sys.exit(__doc__.strip())
@@ -110,7 +126,7 @@ def main():
     if len(parts) != 5:
         sys.exit(f"docs/architecture.md: one block between '{BEGIN}' and '{END}' is needed")
     drawn = "".join(parts[:2] + [draw(layers) + "\n"] + parts[3:])
-    problems = find_include_problems(layers) + find_public_problems()
+    problems = find_include_problems(layers) + find_public_problems() + find_kernel_problems()
     if sys.argv[1:]:
         problems = find_page_problems(page, drawn) + problems
     elif drawn != page:

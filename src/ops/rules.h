@@ -37,5 +37,9 @@ inline OpCost flops_cost(double flops) {
 inline double elements(const Shape& shape) {
   return static_cast<double>(shape.num_elements());
 }
+/// The logits of hidden states h[T, H] by a head w[V, H].
+inline double head_flops(const Shape& h, const Shape& w) {
+  return 2.0 * elements(h) * static_cast<double>(w[0]);
+}
 
 }  // namespace farskip::ops

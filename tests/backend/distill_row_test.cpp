@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The losses of distillation on one token, against long double. Where the student is close to its teacher and
 // the temperature high, a divergence is the small rest of a sum of much larger terms.
-#include "backend/cpu/distill_row.h"
+#include "backend/cpu/distill/distill_row.h"
 
 #include <algorithm>
 #include <cmath>

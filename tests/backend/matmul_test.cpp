@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "backend/cpu/matmul.h"
+#include "backend/cpu/dense/matmul.h"
 
 #include <omp.h>
 

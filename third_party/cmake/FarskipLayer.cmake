@@ -76,11 +76,11 @@ function(farskip_layer name)
   farskip_optimise(farskip_${name} ${arg_OPTIMISE})
 endfunction()
 
-# farskip_add_cuda(NAME function Table header): adds src/NAME/cuda/ to a layer: kernels in *.cu, each with its
-# `void register_cuda_<file>(Table&)`, host code in *.cpp.
+# farskip_add_cuda(NAME function Table header): adds src/NAME/cuda/ and its folders to a layer: kernels in *.cu, those that
+# are registered each with its `void register_cuda_<file>(Table&)`, host code in *.cpp.
 function(farskip_add_cuda name function table header)
-  file(GLOB kernels CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/src/${name}/cuda/*.cu)
-  file(GLOB host CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/src/${name}/cuda/*.cpp)
+  file(GLOB_RECURSE kernels CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/src/${name}/cuda/*.cu)
+  file(GLOB_RECURSE host CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/src/${name}/cuda/*.cpp)
   farskip_generate_register(generated ${function} ${table} ${header} cuda_ ${kernels})
   target_sources(farskip_${name} PRIVATE ${kernels} ${host} ${generated})
   target_link_libraries(farskip_${name} PRIVATE farskip::cuda)

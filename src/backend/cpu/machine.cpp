@@ -8,7 +8,7 @@
 #include <thread>
 #include <vector>
 
-#include "backend/cpu/matmul.h"
+#include "backend/cpu/dense/matmul.h"
 #include "backend/cpu/parallel.h"
 #include "base/environment.h"
 #include "farskip/base/error.h"

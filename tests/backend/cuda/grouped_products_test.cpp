@@ -6,7 +6,7 @@
 #include <functional>
 #include <random>
 
-#include "backend/cuda/grouped_tiles.h"
+#include "backend/cuda/experts/grouped_tiles.h"
 #include "farskip/backend/device.h"
 #include "farskip/ops/ops.h"
 #include "support/catch.h"
