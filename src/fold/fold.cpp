@@ -12,6 +12,7 @@
 #include "fold/least_squares.h"
 #include "fold/matrices.h"
 #include "fold/walking_model.h"
+#include "model/blocks/block.h"
 
 namespace farskip {
 namespace {
@@ -143,11 +144,10 @@ class Folding {
       input_change_ = fit_input(i, block, reads);
     folded_.edges.push_back(input_change_->edge);
     folded_.edges.back().block = block.kind;
-    for (const std::string& part : stream_readers(block.kind)) {
+    for (const std::string& part : make_block(config_, block.kind)->readers()) {
       const std::string name = layer_name(block.layer, part);
-      if (student_weights_->contains(name))
-        folded_.weights[name] =
-            fold_input(*context_.device(), student_weights_->at(name), input_change_->change);
+      folded_.weights[name] =
+          fold_input(*context_.device(), student_weights_->at(name), input_change_->change);
     }
   }
 
@@ -169,7 +169,7 @@ class Folding {
       residual += runner.read_number("residual_squares");
       target += runner.read_number("target_squares");
     });
-    require_finite(sums[0], layer_name(block.layer, stream_readers(block.kind).front()));
+    require_finite(sums[0], layer_name(block.layer, make_block(config_, block.kind)->readers().front()));
     InputChange fit{reads, solve_ridge(sums[0], kInputRidge), {block.layer, block.kind, FoldSide::input}};
     fit.edge.error_before = residual / target;
     fit.edge.error_after = (residual + squares_gained(sums[0], fit.change)) / target;
@@ -178,7 +178,7 @@ class Folding {
   }
 
   void fold_outputs(int i, const LayerBlock& block) {
-    const std::string name = layer_name(block.layer, stream_writer(block.kind));
+    const std::string name = layer_name(block.layer, make_block(config_, block.kind)->writer());
     const TensorView weight = student_weights_->at(name);
     const bool has_experts = weight.shape.rank() == 3;
     std::vector<NormalEquations> sums(static_cast<std::size_t>(has_experts ? weight.shape[0] : 1),

@@ -6,38 +6,6 @@
 
 namespace farskip {
 
-std::vector<std::string> stream_readers(SubBlock kind) {
-  switch (kind) {
-    case SubBlock::attention:
-      return {"self_attn.q_proj.weight",    "self_attn.k_proj.weight",
-              "self_attn.v_proj.weight",    "self_attn.q_a_proj.weight",
-              "self_attn.gate_proj.weight", "self_attn.kv_a_proj_with_mqa.weight"};
-    case SubBlock::dense:
-      return {"mlp.gate_up_proj.weight"};
-    case SubBlock::shared:
-      return {"mlp.shared_experts.gate_up_proj.weight"};
-    case SubBlock::routed:
-      return {"mlp.gate.weight", "mlp.experts.gate_up_proj"};
-    default:
-      return {};
-  }
-}
-
-std::string stream_writer(SubBlock kind) {
-  switch (kind) {
-    case SubBlock::attention:
-      return "self_attn.o_proj.weight";
-    case SubBlock::dense:
-      return "mlp.down_proj.weight";
-    case SubBlock::shared:
-      return "mlp.shared_experts.down_proj.weight";
-    case SubBlock::routed:
-      return "mlp.experts.down_proj";
-    default:
-      throw InternalError("a block without a matrix that writes the stream");
-  }
-}
-
 HostTensor fold_input(Device& device, const TensorView& weight, const Eigen::MatrixXd& change) {
   const HostTensor now = copy_to_host(device, weight);
   MatrixView w = as_matrix(now.view());

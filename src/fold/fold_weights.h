@@ -11,11 +11,6 @@
 
 namespace farskip {
 
-/// Parameters of a layer whose matrices read the normed stream, and the one whose matrices write what a block
-/// adds to it, as layer_name() takes them; a layer has some of the first.
-std::vector<std::string> stream_readers(SubBlock kind);
-std::string stream_writer(SubBlock kind);
-
 /// W ← W + (D W')ᵀ for each matrix W [out, in] of a parameter, where D [in, in] changes what it reads: W + W
 /// Dᵀ.
 HostTensor fold_input(Device& device, const TensorView& weight, const Eigen::MatrixXd& change);

@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <numeric>
 
-#include "lowering.h"
+#include "model/blocks/block.h"
 
 namespace farskip {
 namespace {
@@ -107,19 +107,18 @@ ValueId Lowering::parameter(std::string_view name) const {
   FARSKIP_CHECK(it != parameters_.end(), "no parameter {}", name);
   return it->second;
 }
-ValueId Lowering::linear(ValueId x, const std::string& module) {
+ValueId Lowering::linear(ValueId x, const LinearModule& module) {
   Builder b = builder();
-  return add_module_bias(ops::linear(b, x, layer_parameter(module + ".weight")), module);
+  return add_bias(ops::linear(b, x, layer_parameter(module.weight())), module);
 }
-ValueId Lowering::linear_of_parts(ValueId x, const std::string& module) {
+ValueId Lowering::linear_of_parts(ValueId x, const LinearModule& module) {
   Builder b = builder();
-  return add_module_bias(sum_of_parts(ops::linear(b, x, layer_parameter(module + ".weight"))), module);
+  return add_bias(sum_of_parts(ops::linear(b, x, layer_parameter(module.weight()))), module);
 }
-ValueId Lowering::add_module_bias(ValueId y, const std::string& module) {
-  const auto bias = parameters_.find(layer_name(scope_.layer, module + ".bias"));
-  if (bias == parameters_.end()) return y;
+ValueId Lowering::add_bias(ValueId y, const LinearModule& module) {
+  if (!module.has_bias) return y;
   Builder b = builder();
-  return ops::add_bias(b, y, bias->second);
+  return ops::add_bias(b, y, layer_parameter(module.bias()));
 }
 
 std::vector<ValueId> Lowering::for_parts(std::vector<ValueId> whole) {
@@ -164,66 +163,16 @@ ValueId Lowering::lower_block(SubBlock kind, ValueId x) {
     return sum_of_parts(
         ops::embedding(b, parameter(kEmbeddingName), token_ids_, vocabulary_part(kEmbeddingName)));
   }
-  const ValueId h = normalised(x, layer_parameter(norm_suffix(kind)));
-  switch (kind) {
-    case SubBlock::attention:
-      return c_.mla ? latent_attention(h, *c_.mla) : grouped_query_attention(h);
-    case SubBlock::dense:
-      return mlp(h, "mlp");
-    case SubBlock::shared:
-      return mlp(h, "mlp.shared_experts");
-    case SubBlock::routed:
-      return routed_experts(h);
-    default:
-      throw InternalError(fmt::format("{} has no lowering", scope_.text()));
-  }
+  return make_block(c_, kind)->lower(*this, normalised(x, layer_parameter(norm_suffix(kind))));
 }
 
-ValueId Lowering::mlp(ValueId h, const std::string& module) {
-  Builder b = builder();
-  const ValueId inner = ops::swiglu(b, linear(for_parts(h), module + ".gate_up_proj"));
-  show("inner", inner);
-  return linear_of_parts(inner, module + ".down_proj");
+void Lowering::add_layer_output(std::string_view name, ValueId value) {
+  graph_.add_output(fmt::format("{}.{}", name, scope_.layer), value);
 }
 
-ValueId Lowering::routed_experts(ValueId h) {
-  Builder b = builder();
-  const MoeConfig& moe = c_.moe;
-  const ValueId logits =
-      ops::linear(b, ops::cast(b, h, wide(options_.dtype)), layer_parameter("mlp.gate.weight"));
-  const ValueId bias = moe.selection_bias ? layer_parameter("mlp.gate.e_score_correction_bias") : ValueId();
-  const ops::RouteResult routed = ops::route(b, logits, bias, routing(moe));
-  add_balance_loss(b, routed);
-  if (options_.head == HeadOutput::hidden) {
-    graph_.add_output(fmt::format("router_logits.{}", scope_.layer), logits);
-    graph_.add_output(fmt::format("router_choice.{}", scope_.layer), routed.indices);
-  }
-  ops::RoutedOrder order = ops::sort_by_expert(b, routed.indices, moe.num_experts);
-  graph_.add_output(fmt::format("expert_offsets.{}", scope_.layer), order.offsets);
-  if (num_parts() > 1 && options_.mesh.expert_size > 1) {
-    const Range own = part_of(moe.num_experts, num_parts(), options_.mesh.rank(MeshAxis::expert));
-    order = ops::own_experts(b, order, {.first = own.first, .count = own.count});
-  }
-  // A weight of what experts give multiplies inside the expert, before its down-projection, so that its
-  // gradient needs no saved [R, H] tensor.
-  ValueId weight = ops::permute_values(b, for_parts(routed.weights), order.row_slot, order.slot_row);
-  ValueId rows = ops::dispatch_rows(b, for_parts(h), order, moe.top_k);
-  if (moe.scales_input) {
-    rows = ops::scale_rows(b, rows, weight);
-    weight = {};
-  }
-  const ValueId gate_up =
-      ops::grouped_matmul(b, rows, layer_parameter("mlp.experts.gate_up_proj"), order.offsets);
-  const ValueId inner = ops::swiglu(b, gate_up, weight);
-  show("inner", inner);
-  show("router_logits", logits);
-  const ValueId out = ops::grouped_matmul(b, inner, layer_parameter("mlp.experts.down_proj"), order.offsets);
-  return sum_of_parts(ops::combine_rows(b, out, order, moe.top_k));
-}
-
-void Lowering::add_balance_loss(Builder& b, const ops::RouteResult& routed) {
+void Lowering::add_balance_loss(const ops::RouteResult& routed, bool normalize) {
   if (!options_.balance_loss) return;
-  const bool normalize = c_.moe.score == ops::ScoreFunction::sigmoid;
+  Builder b = builder();
   const ValueId loss =
       ops::balance_loss(b, routed.scores, routed.indices, {options_.sequence_length, normalize});
   balance_loss_ = balance_loss_ ? ops::add(b, balance_loss_, loss) : loss;
