@@ -9,7 +9,7 @@
 #include "engine/devices.h"
 #include "engine/engine_options.h"
 #include "measure/bench_joined_step.h"
-#include "measure/plan_search.h"
+#include "plan/plan_search.h"
 #include "run/trainer.h"
 
 namespace farskip {

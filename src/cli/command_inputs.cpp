@@ -13,7 +13,7 @@
 #include "engine/engine_options.h"
 #include "farskip/state/model_folder.h"
 #include "hub/companions.h"
-#include "measure/plan_search.h"
+#include "plan/plan_search.h"
 #include "run/run_data.h"
 #include "run/trainer.h"
 

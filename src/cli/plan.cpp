@@ -15,6 +15,7 @@
 #include "cli/units.h"
 #include "engine/engine_options.h"
 #include "farskip/config/scalar.h"
+#include "measure/measure_without_peers.h"
 #include "passes/farskip.h"
 #include "run/trainer.h"
 #include "tensor/hash.h"

@@ -3,7 +3,7 @@
 #include <vector>
 
 #include "cli/command.h"
-#include "measure/inference_plan.h"
+#include "plan/inference_plan.h"
 
 namespace farskip {
 

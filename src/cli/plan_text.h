@@ -4,7 +4,7 @@
 
 #include <nlohmann/json_fwd.hpp>
 
-#include "measure/plan_report.h"
+#include "plan/plan_report.h"
 
 namespace farskip {
 

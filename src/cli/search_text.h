@@ -4,7 +4,7 @@
 
 #include <nlohmann/json_fwd.hpp>
 
-#include "measure/plan_search.h"
+#include "plan/plan_search.h"
 
 namespace farskip {
 

@@ -4,6 +4,7 @@
 // and overlapped, in turns, in one process.
 
 #include "measure/inference_bench.h"
+#include "plan/inference_plan.h"
 
 namespace farskip {
 
@@ -29,13 +30,6 @@ struct InferenceOverlap {
   }
 };
 
-enum class InferenceRun : std::uint8_t { prefill, decode };
-/// What is run: `texts` of `length` tokens each, in parts of whole texts whose layers may interleave.
-struct InferenceCase {
-  InferenceRun kind = InferenceRun::prefill;
-  std::int64_t texts = 1, length = 1;
-  int parts = 1;
-};
 /// The overlapped order is planned by what a blocking run has measured. Collective over the mesh; the same
 /// figures on every rank.
 InferenceOverlap measure_inference_overlap(const Model& model, const Context& context,

@@ -8,8 +8,8 @@
 #include "comm/collective_errors.h"
 #include "farskip/base/random.h"
 #include "farskip/program/step_graphs.h"
-#include "measure/plan_report.h"
 #include "measure/random_engine.h"
+#include "plan/plan_report.h"
 #include "tensor/hash.h"
 
 namespace farskip {

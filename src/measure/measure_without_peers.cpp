@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Costs of the kernels of one rank of many, measured without the others.
+#include "measure/measure_without_peers.h"
+
 #include <algorithm>
 
 #include "backend/cpu/machine.h"
@@ -7,7 +8,6 @@
 #include "comm/local.h"
 #include "comm/mirror.h"
 #include "measure/measure.h"
-#include "measure/plan_report.h"
 
 namespace farskip {
 namespace {

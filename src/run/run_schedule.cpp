@@ -6,7 +6,7 @@
 #include "comm/collective_errors.h"
 #include "farskip/config/scalar.h"
 #include "measure/measure.h"
-#include "measure/plan_search.h"
+#include "plan/plan_search.h"
 
 namespace farskip {
 namespace {

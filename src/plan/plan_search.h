@@ -8,7 +8,7 @@
 #include <utility>
 #include <vector>
 
-#include "measure/plan_report.h"
+#include "plan/plan_report.h"
 
 namespace farskip {
 

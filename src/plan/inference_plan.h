@@ -2,10 +2,17 @@
 #pragma once
 // Reading texts and continuing them, predicted without the ranks that it is planned for.
 
-#include "measure/inference_overlap.h"
-#include "measure/plan_report.h"
+#include "plan/plan_report.h"
 
 namespace farskip {
+
+enum class InferenceRun : std::uint8_t { prefill, decode };
+/// What is run: `texts` of `length` tokens each, in parts of whole texts whose layers may interleave.
+struct InferenceCase {
+  InferenceRun kind = InferenceRun::prefill;
+  std::int64_t texts = 1, length = 1;
+  int parts = 1;
+};
 
 struct InferencePlanRequest {
   ModelConfig model;  // model.farskip: the wiring

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "measure/plan_search.h"
+#include "plan/plan_search.h"
 
 #include <algorithm>
 #include <tuple>

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Searching for settings that fit a memory: against planning every combination.
-#include "measure/plan_search.h"
+#include "plan/plan_search.h"
 
 #include <algorithm>
 

@@ -1,43 +1,34 @@
 // SPDX-License-Identifier: Apache-2.0
 // Plans of a step against the engine that they speak for.
 
-#include "measure/plan_report.h"
+#include "plan/plan_report.h"
 
 #include <set>
 
 #include "comm/mirror.h"
 #include "measure/bench_joined_step.h"
 #include "measure/measure.h"
+#include "measure/measure_without_peers.h"
 #include "passes/farskip.h"
 #include "reference/rounded.h"
 #include "support/catch.h"
 #include "support/context.h"
+#include "support/plan_requests.h"
 #include "support/states.h"
 #include "support/support.h"
 
 namespace farskip {
 namespace {
 
-const Logger kQuiet(LogLevel::off);
+using test::make_distill_request;
+using test::make_plan_request;
 
-PlanRequest make_request(const MeshPosition& mesh, std::int64_t micro_batches, int zero = 1) {
-  PlanRequest r;
-  r.model = read_hub_config(test::fixtures() / "deepseek_v2");
-  r.model.farskip = {FarSkipMode::full, {}};
-  r.options.micro_batch = 2;
-  r.options.sequence_length = 32;
-  r.options.micro_batches = micro_batches;
-  r.options.zero = zero;
-  r.mesh = mesh;
-  r.costs.rates = {20e9, 10e9};
-  r.costs.links.fill({20e-6, 100e6});
-  return r;
-}
+const Logger kQuiet(LogLevel::off);
 
 TEST_CASE("a plan has the collectives, the memory and the rows of the engine at its place") {
   for (const auto& [micro_batches, zero] :
        {std::pair{1, 1}, {2, 1}, {4, 1}, {2, 0}, {4, 2}, {1, 3}, {4, 3}}) {
-    const PlanRequest request = make_request({4, 0, 2}, micro_batches, zero);
+    const PlanRequest request = make_plan_request({4, 0, 2}, micro_batches, zero);
     const Mesh mesh = make_mirror_mesh(request.mesh);
     const auto weights = test::make_weights(request.model, request.mesh, zero);
     initialise_weights(*weights, 0, 0.02);
@@ -82,7 +73,7 @@ TEST_CASE("a plan has the collectives, the memory and the rows of the engine at 
 
 TEST_CASE("in the order of training a plan has the memory of the engine, whatever is dealt out") {
   for (const int zero : {0, 1, 2, 3}) {
-    PlanRequest request = make_request({4, 0, 2}, 2, zero);
+    PlanRequest request = make_plan_request({4, 0, 2}, 2, zero);
     MirrorMeasurement measurement = choose_measurement(request, 1e12, 1);
     measurement.steps = 1;
     request.costs.table = std::make_shared<const CostTable>(measure_without_peers(measurement, kQuiet));
@@ -104,13 +95,13 @@ TEST_CASE("chunks are compared where they can be: experts over ranks, and costs 
     for (const OtherSchedule& other : plan_step(request, kQuiet).others) chunks.insert(other.expert_chunks);
     return chunks;
   };
-  PlanRequest request = make_request({4, 0, 2}, 1);
+  PlanRequest request = make_plan_request({4, 0, 2}, 1);
   CHECK(chunks_planned(request) == std::set<int>{2});
   request.options.expert_chunks = 3;
   CHECK(chunks_planned(request) == std::set<int>{1});
   request.options.expert_chunks = 1;
-  CHECK(chunks_planned(make_request({4, 0, 1}, 1)).empty());
-  PlanRequest one_token = make_request({4, 0, 2}, 1), dense = one_token;
+  CHECK(chunks_planned(make_plan_request({4, 0, 1}, 1)).empty());
+  PlanRequest one_token = make_plan_request({4, 0, 2}, 1), dense = one_token;
   one_token.options.sequence_length = one_token.options.micro_batch = 1;
   CHECK(chunks_planned(one_token).empty());
   dense.model.moe_layers.assign(dense.model.moe_layers.size(), false);
@@ -126,7 +117,7 @@ TEST_CASE("chunks are compared where they can be: experts over ranks, and costs 
 }
 
 TEST_CASE("chunks that a run leaves open are one, or two where a plan with two is quicker by enough") {
-  PlanRequest request = make_request({2, 0, 2}, 4);
+  PlanRequest request = make_plan_request({2, 0, 2}, 4);
   request.options.expert_chunks = 0;
   // Standard wiring has no other window, and the experts' work takes about as long as their rows do.
   request.model.farskip = {FarSkipMode::off, {}};
@@ -143,13 +134,6 @@ TEST_CASE("chunks that a run leaves open are one, or two where a plan with two i
   request.costs.links.fill({0, 100e6});
   request.mesh = {2, 0, 1};
   CHECK(choose_expert_chunks(request, kQuiet) == 1);
-}
-
-/// The same for a distillation: the teacher in its own wiring.
-PlanRequest make_distill_request(const MeshPosition& mesh, const DistillConfig& config) {
-  PlanRequest r = make_request(mesh, 2);
-  r.distill = {config, read_hub_config(test::fixtures() / "deepseek_v2")};
-  return r;
 }
 
 TEST_CASE("the plan of a distillation has the memory of the joined step, and of both models by themselves") {
@@ -221,7 +205,7 @@ TEST_CASE("a distillation takes the arithmetic of the teacher more, and none wit
 }
 
 TEST_CASE("by the rates of a device an op takes the longer of arithmetic and traffic, on the rows expected") {
-  const PlanRequest request = make_request({2, 0, 2}, 1);
+  const PlanRequest request = make_plan_request({2, 0, 2}, 1);
   PlanRequest slow_memory = request, slow_arithmetic = request, fast_link = request;
   slow_memory.costs.rates = {1e30, 1e9};
   slow_arithmetic.costs.rates = {1e9, 1e30};
@@ -236,37 +220,6 @@ TEST_CASE("by the rates of a device an op takes the longer of arithmetic and tra
   const double arithmetic = plan_step(slow_arithmetic, kQuiet).farskip.compute_seconds;
   slow_arithmetic.options.routed_rows_memory = std::uint64_t{1} << 40;
   CHECK(plan_step(slow_arithmetic, kQuiet).farskip.compute_seconds == Catch::Approx(arithmetic));
-}
-
-TEST_CASE("what is measured on a mirror covers every op of both wirings of the whole model") {
-  const int local_ranks = GENERATE(1, 3);  // all but the first only keep cores at work
-  PlanRequest request = make_request({8, 0, 4}, 3);
-  const MirrorMeasurement measurement = choose_measurement(request, 1e12, 30, local_ranks);
-  CHECK(measurement.local_ranks == local_ranks);
-  CHECK(measurement.request.model.num_layers == 3);
-  CHECK(measurement.request.options.micro_batches == 2);
-  CHECK(measurement.request.options.micro_batch == 2);
-  CHECK(choose_measurement(request, 1.0, 30).request.options.micro_batch == 1);
-  request.costs.table = std::make_shared<const CostTable>(measure_without_peers(measurement, kQuiet));
-  const PlanReport report = plan_step(request, kQuiet);
-  CHECK(report.standard.compute_seconds > 0);
-  CHECK(report.farskip.compute_seconds > 0);
-}
-
-TEST_CASE("what is measured on a mirror covers every op of a distillation") {
-  DistillConfig config;
-  config.hidden_loss.weight = config.router_agreement = 0.1;
-  config.hidden_layers = {3, 1};
-  config.teacher_layers = {2, 3};
-  config.freeze = {"model.layers.3.*", "head"};
-  PlanRequest request = make_distill_request({4, 0, 2}, config);
-  const MirrorMeasurement measurement = choose_measurement(request, 1e12, 30);
-  CHECK(measurement.request.distill->teacher.num_layers == 3);
-  CHECK(measurement.request.distill->config.freeze == std::vector<std::string>{"head"});
-  request.costs.table = std::make_shared<const CostTable>(measure_without_peers(measurement, kQuiet));
-  const PlanReport report = plan_step(request, kQuiet);
-  CHECK(report.standard.compute_seconds > 0);
-  CHECK(report.farskip.compute_seconds > 0);
 }
 
 }  // namespace

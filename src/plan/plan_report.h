@@ -118,21 +118,6 @@ PlannedStep plan_step_in_graph_order(const PlanRequest& request, std::uint64_t m
 /// or costs say nothing about an op.
 PlanReport plan_step(const PlanRequest& request, const Logger& logger);
 
-/// How the kernels of a request are measured: on a model of its distinct layers (a dense one if there are
-/// any, two with experts) at its place in the mesh, in some steps; with one sequence at a time if it took too
-/// long otherwise.
-struct MirrorMeasurement {
-  PlanRequest request;
-  std::vector<int> expert_chunks{1};  // each is measured
-  int steps = 3;
-  int local_ranks = 1;  // that share this machine's cores; all are kept at work while one is measured
-};
-MirrorMeasurement choose_measurement(const PlanRequest& request, double flops_per_second, double most_seconds,
-                                     int local_ranks = 1);
 /// Bytes of weights (a teacher's too), gradients and moments of one rank.
 MemoryReport state_memory(const PlanRequest& request);
-/// Measures kernels on this machine, the other ranks mirrored (comm/mirror.h). The collectives of
-/// the table are copies within this process: plan with links.
-CostTable measure_without_peers(const MirrorMeasurement& measurement, const Logger& logger);
-
 }  // namespace farskip

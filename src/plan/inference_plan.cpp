@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "measure/inference_plan.h"
+#include "plan/inference_plan.h"
 
 #include "farskip/program/inference_program.h"
 #include "schedule/hideable.h"

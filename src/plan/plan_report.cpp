@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "measure/plan_report.h"
+#include "plan/plan_report.h"
 
 #include <algorithm>
 #include <chrono>
 
 #include "distill/freeze.h"
 #include "farskip/program/inference_program.h"
-#include "measure/inference_plan.h"
+#include "plan/inference_plan.h"
 #include "schedule/dependence.h"
 #include "schedule/hideable.h"
 
