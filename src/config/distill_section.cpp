@@ -6,15 +6,25 @@
 namespace farskip {
 namespace {
 
-std::optional<EarlyStoppingConfig> read_early_stopping(Reader& parent) {
-  Reader reader = parent.section("early_stopping");
-  EarlyStoppingConfig config;
-  config.every = reader.integer("every", at_least_one, config.every);
-  config.patience = reader.integer("patience", at_least_one, config.patience);
-  config.delta = reader.real("delta", below_one, config.delta);
-  config.metric = reader.choice("metric", held_out_metric_names, config.metric);
-  reader.finish();
-  return parent.has("early_stopping") ? std::optional(config) : std::nullopt;
+void early_stopping_fields(Fields& f, EarlyStoppingConfig& c) {
+  f.integer("every", c.every, at_least_one);
+  f.integer("patience", c.patience, at_least_one);
+  f.real("delta", c.delta, below_one);
+  f.choice("metric", c.metric, held_out_metric_names);
+}
+
+double& weight_of(DistillWeights& weights, DistillTerm term) {
+  switch (term) {
+    case DistillTerm::kl:
+      return weights.kl;
+    case DistillTerm::reverse_kl:
+      return weights.reverse_kl;
+    case DistillTerm::jsd:
+      return weights.jsd;
+    case DistillTerm::sft:
+      return weights.sft;
+  }
+  throw InternalError("a term without weight");
 }
 
 /// One term by name, or a map of terms to their weights.
@@ -48,6 +58,18 @@ DistillWeights read_loss(Reader& reader) {
   return weights;
 }
 
+ConfigNode write_loss(DistillWeights weights) {
+  double sum = 0;
+  for (const auto& term : distill_term_names) sum += weight_of(weights, term.value);
+  ConfigNode node;
+  for (const auto& term : distill_term_names) {
+    const double weight = weight_of(weights, term.value);
+    if (weight == 1.0 && sum == 1.0) return make_word(term.name);
+    node.set(term.name, make_node(weight));
+  }
+  return node;
+}
+
 /// Groups, or patterns: whatever has a dot or a wildcard.
 std::vector<std::string> read_freeze(Reader& reader) {
   const std::string allowed =
@@ -75,27 +97,27 @@ std::vector<std::string> read_freeze(Reader& reader) {
   return out;
 }
 
-/// `hidden_l2: w` is short for {kind: l2, weight: w}.
-HiddenLossConfig read_hidden_loss(Reader& parent) {
-  HiddenLossConfig config;
-  const double l2 = parent.real("hidden_l2", coefficient, 0.0);
-  Reader reader = parent.section("hidden_loss");
-  config.kind = reader.choice("kind", hidden_loss_names, config.kind);
-  if (parent.has("hidden_loss") && !reader.has("weight"))
-    reader.fail("weight", "this key is missing; give the loss a weight above 0, or 0 to leave it out");
-  config.weight = reader.real("weight", coefficient, config.weight);
-  config.anneal = reader.real("anneal", {.min = 0, .max = 1}, config.anneal);
-  reader.finish();
-  if (l2 == 0) return config;
-  if (parent.has("hidden_loss") && parent.sound("hidden_l2"))
-    parent.fail("hidden_l2",
-                "not possible beside distill.hidden_loss, for which it is a short form; use one of them");
-  return {.kind = HiddenLossKind::l2, .weight = l2};
+void hidden_loss_fields(Fields& f, HiddenLossConfig& c) {
+  f.choice("kind", c.kind, hidden_loss_names);
+  if (Reader* const reader = f.reader(); reader && reader->is_present() && !reader->has("weight"))
+    reader->fail("weight", "this key is missing; give the loss a weight above 0, or 0 to leave it out");
+  f.real("weight", c.weight, coefficient);
+  f.real("anneal", c.anneal, {.min = 0, .max = 1});
 }
 
-void read_compared_layers(Reader& reader, DistillConfig& config) {
-  config.hidden_layers = reader.integers("hidden_layers", at_least_zero, {}, {});
-  config.teacher_layers = reader.integers("teacher_layers", at_least_zero, {}, {});
+/// `hidden_l2: w` is short for {kind: l2, weight: w}, which is what is written.
+void hidden_loss_or_short_form(Fields& f, HiddenLossConfig& c) {
+  Reader* const reader = f.reader();
+  const double l2 = reader ? reader->real("hidden_l2", coefficient, 0.0) : 0.0;
+  f.section("hidden_loss", c, hidden_loss_fields);
+  if (l2 == 0) return;
+  if (reader->has("hidden_loss") && reader->sound("hidden_l2"))
+    reader->fail("hidden_l2",
+                 "not possible beside distill.hidden_loss, for which it is a short form; use one of them");
+  c = {.kind = HiddenLossKind::l2, .weight = l2};
+}
+
+void check_compared_layers(Reader& reader, const DistillConfig& config) {
   if (!reader.sound("hidden_layers") || !reader.sound("teacher_layers") || !reader.sound("hidden_l2") ||
       !reader.sound("hidden_loss"))
     return;
@@ -109,16 +131,16 @@ void read_compared_layers(Reader& reader, DistillConfig& config) {
                             config.teacher_layers.size(), config.hidden_layers.size()));
 }
 
-std::optional<TeacherCacheConfig> read_teacher_cache(Reader& parent, const DistillConfig& distill) {
-  Reader reader = parent.section("cache");
-  TeacherCacheConfig config;
-  config.path = reader.optional_path("path").value_or("");
-  config.top_k = reader.integer("top_k", {.min = 1, .max = 65536}, config.top_k);
-  const bool present = parent.has("cache");
-  if (present && config.path.empty() && reader.sound("path"))
-    reader.fail("path", "this key is missing; allowed: a folder for cached outputs of the teacher");
-  reader.finish();
-  if (!present) return std::nullopt;
+void teacher_cache_fields(Fields& f, TeacherCacheConfig& c) {
+  f.path("path", c.path);
+  f.integer("top_k", c.top_k, {.min = 1, .max = 65536});
+  if (Reader* const reader = f.reader();
+      reader && reader->is_present() && c.path.empty() && reader->sound("path"))
+    reader->fail("path", "this key is missing; allowed: a folder for cached outputs of the teacher");
+}
+
+void check_teacher_cache(Reader& parent, const DistillConfig& distill) {
+  if (!distill.cache) return;
   const auto refuse = [&](std::string_view key, std::string_view why) {
     if (parent.sound(key)) parent.fail(key, fmt::format("not possible beside distill.cache, {}", why));
   };
@@ -126,9 +148,8 @@ std::optional<TeacherCacheConfig> read_teacher_cache(Reader& parent, const Disti
     refuse(parent.has("hidden_l2") ? "hidden_l2" : "hidden_loss",
            "which keeps no hidden states; leave it out");
   if (distill.router_agreement > 0) refuse("router_agreement", "which keeps no routing; use 0");
-  if (distill.top_k != 0 && distill.top_k != config.top_k)
+  if (distill.top_k != 0 && distill.top_k != distill.cache->top_k)
     refuse("top_k", "whose own top_k counts; leave it out");
-  return config;
 }
 
 void check_early_stopping(Reader& reader, const DistillConfig& config) {
@@ -141,69 +162,45 @@ void check_early_stopping(Reader& reader, const DistillConfig& config) {
                             name_of(held_out_metric_names, metric)));
 }
 
-std::optional<FoldConfig> read_fold(Reader& parent) {
-  Reader reader = parent.section("fold");
-  FoldConfig config;
-  config.text = reader.optional_path("text").value_or("");
-  config.tokens = reader.optional_path("tokens").value_or("");
-  config.sequences = reader.integer("sequences", at_least_one, config.sequences);
-  const bool present = parent.has("fold"), sound = reader.sound("text") && reader.sound("tokens");
-  if (present && sound && config.text.empty() == config.tokens.empty())
-    reader.fail("text",
-                "one of text and tokens is needed; allowed: text, a file or folder, or tokens, the "
-                "prefix of token files");
-  reader.finish();
-  return present ? std::optional(config) : std::nullopt;
-}
-
-std::int64_t read_curriculum(Reader& parent) {
-  Reader reader = parent.section("curriculum");
-  const std::int64_t every = reader.integer("every", at_least_zero, 0);
-  reader.finish();
-  return every;
+void fold_fields(Fields& f, FoldConfig& c) {
+  // One of the two is given, and alone is written.
+  if (!f.writes() || c.tokens.empty()) f.path("text", c.text);
+  if (!f.writes() || !c.tokens.empty()) f.path("tokens", c.tokens);
+  f.integer("sequences", c.sequences, at_least_one);
+  Reader* const reader = f.reader();
+  if (reader && reader->is_present() && reader->sound("text") && reader->sound("tokens") &&
+      c.text.empty() == c.tokens.empty())
+    reader->fail("text",
+                 "one of text and tokens is needed; allowed: text, a file or folder, or tokens, the "
+                 "prefix of token files");
 }
 
 }  // namespace
 
-double& weight_of(DistillWeights& weights, DistillTerm term) {
-  switch (term) {
-    case DistillTerm::kl:
-      return weights.kl;
-    case DistillTerm::reverse_kl:
-      return weights.reverse_kl;
-    case DistillTerm::jsd:
-      return weights.jsd;
-    case DistillTerm::sft:
-      return weights.sft;
-  }
-  throw InternalError("a term without weight");
-}
-
-std::optional<DistillConfig> read_distill_section(Reader& root, bool required) {
-  Reader reader = root.section("distill");
-  const bool present = root.has("distill");
-  DistillConfig config;
-  config.teacher = reader.optional_path("teacher").value_or("");
-  if (config.teacher.empty() && reader.sound("teacher") && (present || required))
-    reader.fail("teacher", "this key is missing; allowed: the folder of the teacher model");
-  config.loss = read_loss(reader);
-  config.hidden_loss = read_hidden_loss(reader);
-  read_compared_layers(reader, config);
-  config.router_agreement = reader.real("router_agreement", coefficient, config.router_agreement);
-  config.temperature = reader.real("temperature", {.min = 0.01, .max = 1000}, config.temperature);
-  config.top_k = reader.integer("top_k", at_least_zero, config.top_k);
-  config.freeze = read_freeze(reader);
-  config.curriculum_every = read_curriculum(reader);
-  config.early_stopping = read_early_stopping(reader);
-  config.cache = read_teacher_cache(reader, config);
-  check_early_stopping(reader, config);
-  config.fold = read_fold(reader);
-  if (config.fold && config.curriculum_every > 0)
-    reader.fail(
+void distill_fields(Fields& f, DistillConfig& c, bool required) {
+  Reader* const reader = f.reader();
+  f.path("teacher", c.teacher);
+  if (reader && c.teacher.empty() && reader->sound("teacher") && (reader->is_present() || required))
+    reader->fail("teacher", "this key is missing; allowed: the folder of the teacher model");
+  f.other("loss", c.loss, read_loss, write_loss);
+  hidden_loss_or_short_form(f, c.hidden_loss);
+  f.integers("hidden_layers", c.hidden_layers, at_least_zero);
+  f.integers("teacher_layers", c.teacher_layers, at_least_zero);
+  if (reader) check_compared_layers(*reader, c);
+  f.real("router_agreement", c.router_agreement, coefficient);
+  f.real("temperature", c.temperature, {.min = 0.01, .max = 1000});
+  f.integer("top_k", c.top_k, at_least_zero);
+  f.other("freeze", c.freeze, read_freeze, [](const auto& rules) { return make_list_of(rules); });
+  f.section("curriculum", [&](Fields& g) { g.integer("every", c.curriculum_every, at_least_zero); });
+  f.section("early_stopping", c.early_stopping, early_stopping_fields);
+  f.section("cache", c.cache, teacher_cache_fields);
+  if (reader) check_teacher_cache(*reader, c);
+  if (reader) check_early_stopping(*reader, c);
+  f.section("fold", c.fold, fold_fields);
+  if (reader && c.fold && c.curriculum_every > 0)
+    reader->fail(
         "fold",
         "not possible beside distill.curriculum, whose first steps have another wiring; use one of them");
-  reader.finish();
-  return present ? std::optional(config) : std::nullopt;
 }
 
 }  // namespace farskip

@@ -27,21 +27,37 @@ LayerSelection read_layers(Reader& reader) {
   return list.value.value_or(selection);
 }
 
-}  // namespace
+ConfigNode write_layers(const LayerSelection& layers) {
+  if (layers.kind == LayerSelection::Kind::list) return make_list_of(layers.layers);
+  return make_word(describe(layers));
+}
 
-FarSkipConfig read_farskip_section(Reader reader) {
-  FarSkipConfig config;
-  config.mode = reader.choice("mode", farskip_mode_names, config.mode);
-  config.layers = read_layers(reader);
-  const auto delay = reader.optional_integer<int>("delay", {.min = 1, .max = kMaxDelay});
-  const bool delays = config.mode == FarSkipMode::delay;
+void check_delay(Reader& reader, FarSkipMode mode, std::optional<int> delay) {
+  const bool delays = mode == FarSkipMode::delay;
   if (delays && !delay && reader.sound("delay"))
     reader.fail("delay",
                 fmt::format("this key is missing, which mode delay needs; allowed: 1 to {}", kMaxDelay));
   if (!delays && delay && reader.sound("mode"))
     reader.fail("delay", fmt::format("{} is for mode delay, and the mode is {}; leave it out", *delay,
-                                     name_of(farskip_mode_names, config.mode)));
+                                     name_of(farskip_mode_names, mode)));
+}
+
+}  // namespace
+
+void farskip_fields(Fields& f, FarSkipConfig& config) {
+  f.choice("mode", config.mode, farskip_mode_names);
+  f.other("layers", config.layers, read_layers, write_layers);
+  const bool delays = config.mode == FarSkipMode::delay;
+  std::optional<int> delay = delays ? std::optional(config.delay) : std::nullopt;
+  f.integer("delay", delay, {.min = 1, .max = kMaxDelay});
+  if (Reader* const reader = f.reader()) check_delay(*reader, config.mode, delay);
   config.delay = delays ? delay.value_or(1) : 1;
+}
+
+FarSkipConfig read_farskip_section(Reader reader) {
+  FarSkipConfig config;
+  Fields fields(reader);
+  farskip_fields(fields, config);
   reader.finish();
   return config;
 }

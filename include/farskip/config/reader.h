@@ -153,6 +153,8 @@ class Reader {
       require(key, std::string(expected), why);
   }
 
+  /// The map itself stands in the file: it is no section that is absent or null.
+  bool is_present() const { return !absent_position_; }
   /// Present and not null. Does not count as reading.
   bool has(std::string_view key) const;
   /// What stands in the map and was not read so far.
