@@ -20,8 +20,8 @@
 #include "run/bad_numbers.h"
 #include "run/learning_rate.h"
 #include "run/metrics.h"
+#include "run/next_batches.h"
 #include "run/run_config_file.h"
-#include "run/run_data.h"
 #include "run/run_folder.h"
 #include "run/run_schedule.h"
 #include "run/start_report.h"
@@ -58,6 +58,7 @@ class TrainingRun {
         states_(make_states()),
         objective_(make_objective()),
         options_(make_options()),
+        next_(make_batches()),
         engine_(model_, states_, options_, context),
         inference_(model_, states_, context, objective_->validation_objective()),
         saver_({fs::path(config.run_dir) / "checkpoints", config.checkpoint.keep, config.checkpoint.async},
@@ -83,11 +84,6 @@ class TrainingRun {
   }
 
  private:
-  /// What this rank computes in a step, and how many targets all ranks have in it.
-  struct StepBatches {
-    std::vector<Batch> batches;
-    double targets = 0;
-  };
   /// What all ranks must know at the end of a step travels with its sums.
   enum Flag : std::size_t { kStopRequested, kWritten, kTargets, kFailed, kNumFlags };
   using Flags = std::array<double, kNumFlags>;
@@ -132,9 +128,11 @@ class TrainingRun {
   bool is_deterministic() const { return repeats_bits(device(), options_.compute, options_.deterministic); }
   const Communicator& world() const { return context_.world(); }
   Device& device() const { return *context_.device(); }
-  StepSamples samples() const {
+  NextBatches make_batches() const {
     const Communicator& readers = context_.mesh.batch();
-    return {config_.train.micro_batch, options_.micro_batches, readers.rank(), readers.size()};
+    return {*data_.train,
+            {config_.train.micro_batch, options_.micro_batches, readers.rank(), readers.size()},
+            context_.mesh.position().counts_sequences()};
   }
 
   void start() {
@@ -280,7 +278,7 @@ class TrainingRun {
     hear_of_next(flags);
   }
   void hear_of_next(const Flags& flags) {
-    next_.targets = flags[kTargets];
+    next_.set_targets(flags[kTargets]);
     next_failed_ = flags[kFailed] > 0;
   }
 
@@ -305,24 +303,17 @@ class TrainingRun {
     if (warning && is_first()) context_.logger.warning("{}", *warning);
   }
 
-  /// Reads what this rank computes in the next step, if there is one; how many targets that has, and whether
-  /// reading failed, all ranks hear of with the sums of the step before.
+  /// Reads the next step's batches, if there is one; how many targets it has, and whether a rank failed, all
+  /// ranks hear of with the sums of the step before.
   void read_next(Flags& flags) {
-    next_ = {};
-    const bool ends = state_.step + 1 == config_.train.steps;
-    if (!ends) read_batches(state_.samples + config_.train.global_batch, flags);
+    if (state_.step + 1 == config_.train.steps) return next_.clear();
+    read_batches(state_.samples + config_.train.global_batch, flags);
   }
 
   /// `first`: sample of the step.
   void read_batches(std::int64_t first, Flags& flags) {
-    try {
-      next_.batches = samples().read(*data_.train, first);
-      if (context_.mesh.position().counts_sequences())
-        for (const Batch& batch : next_.batches) flags[kTargets] += static_cast<double>(count_targets(batch));
-    } catch (...) {
-      read_failure_ = std::current_exception();
-    }
-    if (read_failure_ || note_failure_) flags[kFailed] = 1;
+    flags[kTargets] = next_.read(first);
+    if (next_.failure() || note_failure_) flags[kFailed] = 1;
   }
 
   /// Gives those of the step that begins now; throws the error of one rank on all of them.
@@ -334,13 +325,13 @@ class TrainingRun {
       world().all_reduce(std::span<double>(flags));
       hear_of_next(flags);
     }
-    if (next_failed_) end_if_failed(note_failure_ ? note_failure_ : read_failure_);
+    if (next_failed_) end_if_failed(note_failure_ ? note_failure_ : next_.failure());
     try {
-      objective_->complete(next_.batches, state_.step);
+      objective_->complete(next_.batches(), state_.step);
     } catch (const UserError& error) {
       end_with(error.code(), error.what());
     }
-    return std::move(next_);
+    return next_.take();
   }
 
   /// Ends the run of all ranks if one of them has an error. Collective.
@@ -375,7 +366,7 @@ class TrainingRun {
     const bool own = !std::isfinite(engine_.own_loss().loss_sum);
     const std::string why = describe_bad_step(
         world(), {state_.step + 1, result.loss_is_finite, result.updated, describe_bad_tensors(*states_),
-                  own ? samples().text(state_.samples) : "",
+                  own ? next_.samples_text(state_.samples) : "",
                   fmt::format("{} to {}", state_.samples, state_.samples + config_.train.global_batch - 1)});
     if (result.updated) advance(m);
     end_with(ExitCode::bad_data, why);
@@ -462,6 +453,7 @@ class TrainingRun {
   std::shared_ptr<States> states_;
   std::unique_ptr<RunObjective> objective_;
   TrainEngineOptions options_;
+  NextBatches next_;
   TrainEngine engine_;
   InferenceEngine inference_;
   CheckpointSaver saver_;
@@ -471,9 +463,8 @@ class TrainingRun {
   bool stop_requested_ = false, all_written_ = false;  // agreed by all ranks
   DeadModelWatch dead_model_;
   std::optional<MetricsFile> metrics_;  // of rank 0
-  StepBatches next_;                    // read while the step before it was computed
   bool has_read_ = false, next_failed_ = false;
-  std::exception_ptr read_failure_, note_failure_;  // of this rank
+  std::exception_ptr note_failure_;  // of this rank
   std::optional<Progress> progress_;
   std::int64_t num_skipped_ = 0;  // steps without targets
   std::optional<double> last_loss_;
