@@ -1,10 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <nlohmann/json.hpp>
-
 #include "base/folder.h"
-#include "cli/command.h"
 #include "cli/command_inputs.h"
 #include "cli/job.h"
+#include "cli/record.h"
 #include "engine/devices.h"
 #include "engine/engine_options.h"
 #include "measure/overlap.h"
@@ -21,7 +19,7 @@ struct Options {
   std::string device, trace;
 };
 
-nlohmann::ordered_json direction_json(const DirectionOverlap& d) {
+Record direction_record(const DirectionOverlap& d) {
   return {{"step_seconds_blocking", d.blocking_seconds},
           {"step_seconds_overlapped", d.overlapped_seconds},
           {"step_seconds_ideal", d.ideal_seconds()},
@@ -37,38 +35,8 @@ nlohmann::ordered_json direction_json(const DirectionOverlap& d) {
           {"sigma", d.sigma()}};
 }
 
-void print_overlap(const OverlapReport& r) {
-  fmt::print("{:10} {:>9} {:>10} {:>9} {:>7} {:>9} {:>8} {:>8} {:>8} {:>6} {:>11} {:>7} {:>6} {:>7}\n", "ms",
-             "blocking", "overlapped", "planned", "ideal", "C", "W", "H", "exposed", "eta", "eta planned",
-             "hidden", "sigma", "skew");
-  const auto row = [](const char* name, const DirectionOverlap& d) {
-    fmt::print(
-        "{:10} {:9.1f} {:10.1f} {:9.1f} {:7.1f} {:9.1f} {:8.1f} {:8.1f} {:8.1f} {:6.3f} {:11.3f} {:6.1f}% "
-        "{:6.3f} {:7.1f}{}\n",
-        name, 1e3 * d.blocking_seconds, 1e3 * d.overlapped_seconds, 1e3 * d.planned_seconds,
-        1e3 * d.ideal_seconds(), 1e3 * d.transport_seconds, 1e3 * d.window_seconds, 1e3 * d.hideable_seconds,
-        1e3 * d.exposed_seconds, d.eta(), d.planned_eta(), 100 * d.hidden_fraction(), d.sigma(),
-        1e3 * d.skew_seconds, d.is_doubtful() ? "  too short or too disturbed to judge" : "");
-  };
-  row("forward", r.forward);
-  row("backward", r.backward);
-  row("total", r.total);
-  fmt::print(
-      "predicted: blocking {:.1f} ms, overlapped {:.1f} ms; activations and scratch {:.0f} and {:.0f} MiB\n",
-      1e3 * r.predicted_blocking_seconds, 1e3 * r.predicted_overlapped_seconds,
-      static_cast<double>(r.blocking_arena_bytes) / (1 << 20),
-      static_cast<double>(r.overlapped_arena_bytes) / (1 << 20));
-  fmt::print("losses, gradient norms, gradients and weights {}\n",
-             r.identical ? "identical to the bit" : "DIFFER");
-  fmt::print("\n{:18} {:24} {:>10} {:>9} {:>9} {:>9}\n", "collective", "scope", "bytes", "alone ms",
-             "window ms", "exposed ms");
-  for (const CollectiveOverlap& c : r.collectives)
-    fmt::print("{:18} {:24} {:10.0f} {:9.2f} {:9.2f} {:9.2f}\n", c.op, c.scope.text(), c.bytes,
-               1e3 * c.transport_seconds, 1e3 * c.window_seconds, 1e3 * c.exposed_seconds);
-}
-
-nlohmann::ordered_json overlap_json(const OverlapReport& r) {
-  nlohmann::ordered_json collectives = nlohmann::ordered_json::array();
+Record overlap_record(const OverlapReport& r) {
+  Record collectives = Record::array();
   for (const CollectiveOverlap& c : r.collectives)
     collectives.push_back({{"op", c.op},
                            {"scope", c.scope.text()},
@@ -80,14 +48,45 @@ nlohmann::ordered_json overlap_json(const OverlapReport& r) {
           {"step_seconds_blocking", r.total.blocking_seconds},
           {"step_seconds_overlapped", r.total.overlapped_seconds},
           {"step_seconds_ideal", r.total.ideal_seconds()},
-          {"forward", direction_json(r.forward)},
-          {"backward", direction_json(r.backward)},
-          {"total", direction_json(r.total)},
+          {"forward", direction_record(r.forward)},
+          {"backward", direction_record(r.backward)},
+          {"total", direction_record(r.total)},
           {"predicted_step_seconds_blocking", r.predicted_blocking_seconds},
           {"predicted_step_seconds_overlapped", r.predicted_overlapped_seconds},
           {"arena_bytes_blocking", r.blocking_arena_bytes},
           {"arena_bytes_overlapped", r.overlapped_arena_bytes},
           {"collectives", collectives}};
+}
+
+/// Whether figures are to be trusted is said in the text alone.
+void print_overlap(const Record& record, const OverlapReport& r) {
+  fmt::print("{:10} {:>9} {:>10} {:>9} {:>7} {:>9} {:>8} {:>8} {:>8} {:>6} {:>11} {:>7} {:>6} {:>7}\n", "ms",
+             "blocking", "overlapped", "planned", "ideal", "C", "W", "H", "exposed", "eta", "eta planned",
+             "hidden", "sigma", "skew");
+  const auto row = [&](const char* name, const DirectionOverlap& d) {
+    fmt::print(
+        "{:10} {}{}\n", name,
+        text_of(record[name],
+                "{step_seconds_blocking|ms:9.1f} {step_seconds_overlapped|ms:10.1f} "
+                "{planned_seconds|ms:9.1f} {step_seconds_ideal|ms:7.1f} {transport_seconds|ms:9.1f} "
+                "{window_seconds|ms:8.1f} {hideable_seconds|ms:8.1f} {exposed_seconds|ms:8.1f} {eta:6.3f} "
+                "{planned_eta:11.3f} {hidden_fraction|%:6.1f}% {sigma:6.3f} {skew_seconds|ms:7.1f}"),
+        d.is_doubtful() ? "  too short or too disturbed to judge" : "");
+  };
+  row("forward", r.forward);
+  row("backward", r.backward);
+  row("total", r.total);
+  print_line(record,
+             "predicted: blocking {predicted_step_seconds_blocking|ms:.1f} ms, overlapped "
+             "{predicted_step_seconds_overlapped|ms:.1f} ms; activations and scratch "
+             "{arena_bytes_blocking|MiB:.0f} and {arena_bytes_overlapped|MiB:.0f} MiB");
+  fmt::print("losses, gradient norms, gradients and weights {}\n",
+             r.identical ? "identical to the bit" : "DIFFER");
+  fmt::print("\n{:18} {:24} {:>10} {:>9} {:>9} {:>9}\n", "collective", "scope", "bytes", "alone ms",
+             "window ms", "exposed ms");
+  print_lines(record["collectives"],
+              "{op:18} {scope:24} {bytes:10.0f} {transport_seconds|ms:9.2f} {window_seconds|ms:9.2f} "
+              "{exposed_seconds|ms:9.2f}");
 }
 
 ExitCode run_overlap(const Options& options, const CommonOptions& common) {
@@ -118,10 +117,8 @@ ExitCode run_overlap(const Options& options, const CommonOptions& common) {
                         {options.steps, options.warmup, !options.trace.empty()});
     if (job.world.rank() == 0) {
       if (!options.trace.empty()) write_text_file(options.trace, report.trace);
-      if (common.json)
-        print_json(overlap_json(report));
-      else
-        print_overlap(report);
+      print_result(
+          overlap_record(report), [&](const Record& record) { print_overlap(record, report); }, common);
     }
     return report.identical ? ExitCode::ok : ExitCode::internal;
   });

@@ -2,12 +2,11 @@
 // farskip bench comm: what the collectives of a training step reach on the ranks at hand.
 #include <algorithm>
 #include <cstring>
-#include <nlohmann/json.hpp>
 
 #include "base/statistics.h"
-#include "cli/command.h"
 #include "cli/command_inputs.h"
 #include "cli/job.h"
+#include "cli/record.h"
 #include "engine/devices.h"
 #include "engine/engine_options.h"
 #include "farskip/engine/engine.h"
@@ -136,7 +135,7 @@ ExitCode run_on_ranks(const Options& options, const RunConfig& config, const Com
                         ? make_emulated_mesh(options.emulate, config.parallel, 1.0, arena.device())
                         : make_mesh(job.world, config.parallel, arena.device());
   if (mesh.world().size() == 1) throw UsageError("bench comm: one rank has no peer; use mpirun -np 2");
-  nlohmann::ordered_json all = nlohmann::ordered_json::array();
+  Record all = Record::array();
   const bool speaks = job.world.rank() == 0;
   if (speaks && !common.json)
     fmt::print("{} ranks, experts over {}, {}\n{:16} {:>12} {:>10} {:>9} {:>10}\n", mesh.world().size(),
@@ -149,8 +148,9 @@ ExitCode run_on_ranks(const Options& options, const RunConfig& config, const Com
                      {"seconds", r.transport_seconds},
                      {"packing_seconds", r.packing_seconds}});
       if (speaks && !common.json)
-        fmt::print("{:16} {:12.0f} {:10.3f} {:9.2f} {:10.3f}\n", r.op, r.bytes, 1e3 * r.transport_seconds,
-                   1e-9 * r.bytes / r.transport_seconds, 1e3 * r.packing_seconds);
+        print_line(all.back(),
+                   "{collective:16} {bytes:12.0f} {seconds|ms:10.3f} {bytes/seconds|GB:9.2f} "
+                   "{packing_seconds|ms:10.3f}");
     }
   if (speaks && common.json)
     print_json({{"ranks", mesh.world().size()}, {"device", arena.device().name()}, {"collectives", all}});

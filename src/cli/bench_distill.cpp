@@ -1,11 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // farskip bench distill: a distillation step against its two models one after the other.
-#include <nlohmann/json.hpp>
-
 #include "base/statistics.h"
-#include "cli/command.h"
 #include "cli/command_inputs.h"
 #include "cli/job.h"
+#include "cli/record.h"
 #include "engine/devices.h"
 #include "engine/engine_options.h"
 #include "measure/bench_joined_step.h"
@@ -21,28 +19,7 @@ struct Options {
   int steps = 5, warmup = 1;
 };
 
-double mib(std::size_t bytes) {
-  return static_cast<double>(bytes) / (1 << 20);
-}
-
-void print_report(const SeparateReport& r) {
-  const double joined = median(r.joined_seconds), separate = median(r.separate_seconds);
-  const std::size_t memory = r.teacher.total() + r.student.total();
-  fmt::print("{:34} {:>9} {:>8} {:>10} {:>8} {:>12} {:>7}\n", "", "step s", "weights", "gradients", "moments",
-             "activations", "MiB");
-  const auto row = [](const char* name, double seconds, const MemoryReport& m) {
-    fmt::print("{:34} {:9.4f} {:8.1f} {:10.1f} {:8.1f} {:12.1f} {:7.1f}\n", name, seconds, mib(m.weights),
-               mib(m.gradients), mib(m.moments), mib(m.arena), mib(m.total()));
-  };
-  row("teacher and student in one graph", joined, r.joined);
-  row("teacher's forward alone", median(r.teacher_seconds), r.teacher);
-  row("student's step alone", median(r.student_seconds), r.student);
-  fmt::print("one graph against the two one after the other: {:.3f} of {:.4f} s, {:.3f} of {:.1f} MiB\n",
-             joined / separate, separate, static_cast<double>(r.joined.total()) / static_cast<double>(memory),
-             mib(memory));
-}
-
-nlohmann::ordered_json memory_json(const MemoryReport& m) {
+Record memory_record(const MemoryReport& m) {
   return {{"weights", m.weights},
           {"gradients", m.gradients},
           {"moments", m.moments},
@@ -50,7 +27,7 @@ nlohmann::ordered_json memory_json(const MemoryReport& m) {
           {"total", m.total()}};
 }
 
-nlohmann::ordered_json report_json(const SeparateReport& r) {
+Record make_record(const SeparateReport& r) {
   return {{"step_seconds", median(r.joined_seconds)},
           {"separate_seconds", median(r.separate_seconds)},
           {"teacher_seconds", median(r.teacher_seconds)},
@@ -59,9 +36,27 @@ nlohmann::ordered_json report_json(const SeparateReport& r) {
           {"separate_seconds_all", r.separate_seconds},
           {"planned_peak_memory_bytes", r.joined.total()},
           {"separate_peak_memory_bytes", r.teacher.total() + r.student.total()},
-          {"memory_bytes", memory_json(r.joined)},
-          {"memory_bytes_teacher", memory_json(r.teacher)},
-          {"memory_bytes_student", memory_json(r.student)}};
+          {"memory_bytes", memory_record(r.joined)},
+          {"memory_bytes_teacher", memory_record(r.teacher)},
+          {"memory_bytes_student", memory_record(r.student)}};
+}
+
+void print_text(const Record& record) {
+  fmt::print("{:34} {:>9} {:>8} {:>10} {:>8} {:>12} {:>7}\n", "", "step s", "weights", "gradients", "moments",
+             "activations", "MiB");
+  const auto row = [&](const char* name, const char* seconds, const char* memory) {
+    fmt::print("{:34} {:9.4f} {}\n", name, number_of(record, seconds),
+               text_of(record[memory],
+                       "{weights|MiB:8.1f} {gradients|MiB:10.1f} {moments|MiB:8.1f} {arena|MiB:12.1f} "
+                       "{total|MiB:7.1f}"));
+  };
+  row("teacher and student in one graph", "step_seconds", "memory_bytes");
+  row("teacher's forward alone", "teacher_seconds", "memory_bytes_teacher");
+  row("student's step alone", "student_seconds", "memory_bytes_student");
+  print_line(record,
+             "one graph against the two one after the other: {step_seconds/separate_seconds:.3f} of "
+             "{separate_seconds:.4f} s, {planned_peak_memory_bytes/separate_peak_memory_bytes:.3f} of "
+             "{separate_peak_memory_bytes|MiB:.1f} MiB");
 }
 
 ExitCode run_distill(const Options& o, const CommonOptions& common) {
@@ -83,10 +78,7 @@ ExitCode run_distill(const Options& o, const CommonOptions& common) {
         bench_joined_step(run.model, *run.distill, options, context,
                           {o.steps, o.warmup, static_cast<std::uint64_t>(run.config.seed)});
     if (job.world.rank() != 0) return ExitCode::ok;
-    if (common.json)
-      print_json(report_json(report));
-    else
-      print_report(report);
+    print_result(make_record(report), print_text, common);
     return ExitCode::ok;
   });
 }

@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // farskip bench prefill, farskip bench decode: how fast a model reads texts and continues them.
 #include <algorithm>
-#include <nlohmann/json.hpp>
 
-#include "cli/command.h"
 #include "cli/command_inputs.h"
 #include "cli/job.h"
+#include "cli/record.h"
 #include "cli/units.h"
 #include "engine/devices.h"
 #include "measure/inference_overlap.h"
@@ -43,18 +42,18 @@ struct Case {
 };
 
 /// On one rank: seconds of a run, and what it reads.
-nlohmann::ordered_json measure_alone(const OpenedBench& b, InferenceRun kind, InferenceBench& bench,
-                                     const Case& c, int repetitions, double copy_rate) {
+Record measure_alone(const OpenedBench& b, InferenceRun kind, InferenceBench& bench, const Case& c,
+                     int repetitions, double copy_rate) {
   const bool decodes = kind == InferenceRun::decode;
   const InferenceTimes t =
       decodes ? bench.decode(c.texts, c.length, repetitions) : bench.prefill(c.texts, c.length, repetitions);
-  nlohmann::ordered_json row{{decodes ? "batch" : "length", decodes ? c.texts : c.length},
-                             {decodes ? "length" : "requests", decodes ? c.length : c.texts},
-                             {"wiring", mode_name(b.run.model.farskip)},
-                             {"ranks", 1},
-                             {"seconds", t.seconds},
-                             {"seconds_p99", t.seconds_p99},
-                             {"tokens_per_second", static_cast<double>(t.tokens) / t.seconds}};
+  Record row{{decodes ? "batch" : "length", decodes ? c.texts : c.length},
+             {decodes ? "length" : "requests", decodes ? c.length : c.texts},
+             {"wiring", mode_name(b.run.model.farskip)},
+             {"ranks", 1},
+             {"seconds", t.seconds},
+             {"seconds_p99", t.seconds_p99},
+             {"tokens_per_second", static_cast<double>(t.tokens) / t.seconds}};
   if (decodes) {
     row["bytes_read"] = t.bytes_read;
     row["of_copy_rate"] = t.bytes_read / t.seconds / copy_rate;
@@ -63,14 +62,14 @@ nlohmann::ordered_json measure_alone(const OpenedBench& b, InferenceRun kind, In
 }
 
 /// Several ranks do the same run blocking and overlapped; in two halves, overlapped alone.
-std::vector<nlohmann::ordered_json> measure_pair(const OpenedBench& b, const FarSkipConfig& wiring,
-                                                 const std::shared_ptr<const States>& weights,
-                                                 const InferenceCase& c, int repetitions) {
+std::vector<Record> measure_pair(const OpenedBench& b, const FarSkipConfig& wiring,
+                                 const std::shared_ptr<const States>& weights, const InferenceCase& c,
+                                 int repetitions) {
   const InferenceOverlap o = measure_inference_overlap(b.wired(wiring), b.context, weights, c, repetitions);
   const bool decodes = c.kind == InferenceRun::decode, halved = c.parts > 1;
   // Rows of a CPU have their own bits whatever else is read.
   const bool same_rows = b.context.device()->kind() == DeviceKind::cpu;
-  std::vector<nlohmann::ordered_json> rows;
+  std::vector<Record> rows;
   for (const bool overlapped : {false, true}) {
     if (halved && !overlapped) continue;
     const double seconds = overlapped ? o.overlapped_seconds : o.blocking_seconds;
@@ -94,24 +93,23 @@ std::vector<nlohmann::ordered_json> measure_pair(const OpenedBench& b, const Far
   return rows;
 }
 
-void print_row(const nlohmann::ordered_json& row, const CommonOptions& common) {
-  if (common.json) return print_json(row);
+void print_row(const Record& row) {
   const bool decodes = row.contains("batch");
-  const auto number = [&](const char* key) { return row.value(key, 0.0); };
-  fmt::print("{:8.0f} {:8.0f} {:>10} {:>11} {:10.3f} {:10.3f} {:12.0f}", number(decodes ? "batch" : "length"),
-             number(decodes ? "length" : "requests"), row.value("wiring", ""), row.value("schedule", "alone"),
-             1e3 * number("seconds"), 1e3 * number("seconds_p99"), number("tokens_per_second"));
+  fmt::print(
+      "{} {:>11} {}",
+      text_of(row, decodes ? "{batch:8} {length:8} {wiring:>10}" : "{length:8} {requests:8} {wiring:>10}"),
+      row.value("schedule", "alone"),
+      text_of(row, "{seconds|ms:10.3f} {seconds_p99|ms:10.3f} {tokens_per_second:12.0f}"));
   if (row.contains("of_copy_rate"))
-    fmt::print(" {:10.1f} {:8.3f}", number("bytes_read") * 1e-6, number("of_copy_rate"));
+    fmt::print(" {}", text_of(row, "{bytes_read|MB:10.1f} {of_copy_rate:8.3f}"));
   if (row.contains("identical")) {
     // Of next to nothing there is no share.
-    const bool told =
-        row.value("schedule", "") != "blocking" && number("hideable_seconds") > 0.01 * number("seconds");
-    fmt::print(" {:10.3f} {:10.3f} {:>8} {:>6} {:>5}", 1e3 * number("all_reduce_seconds"),
-               1e3 * number("hideable_seconds"),
-               told ? fmt::format("{:.1f}%", 100 * number("hidden_fraction")) : "-",
-               told ? fmt::format("{:.2f}", number("eta")) : "-",
-               row.value("identical", false) ? "same" : "OTHER");
+    const bool told = row["schedule"] != "blocking" &&
+                      number_of(row, "hideable_seconds") > 0.01 * number_of(row, "seconds");
+    fmt::print(" {} {:>8} {:>6} {:>5}",
+               text_of(row, "{all_reduce_seconds|ms:10.3f} {hideable_seconds|ms:10.3f}"),
+               told ? text_of(row, "{hidden_fraction|%:.1f}%") : "-", told ? text_of(row, "{eta:.2f}") : "-",
+               row["identical"].get<bool>() ? "same" : "OTHER");
   }
   fmt::print("\n");
 }
@@ -163,7 +161,7 @@ ExitCode measure(const Options& options, InferenceRun kind, const OpenedBench& b
     std::optional<InferenceBench> alone;
     if (b.ranks() == 1) alone.emplace(b.wired(b.run.model.farskip), b.context, weights, most, length);
     for (const std::int64_t texts : counts) {
-      std::vector<nlohmann::ordered_json> rows;
+      std::vector<Record> rows;
       if (alone)
         rows.push_back(measure_alone(b, kind, *alone, {texts, length}, options.repetitions, copy_rate));
       else
@@ -174,9 +172,9 @@ ExitCode measure(const Options& options, InferenceRun kind, const OpenedBench& b
                  measure_pair(b, wiring, weights, {kind, texts, length, parts}, options.repetitions))
               rows.push_back(std::move(row));
           }
-      for (const nlohmann::ordered_json& row : rows) {
+      for (const Record& row : rows) {
         identical = identical && row.value("identical", true);
-        if (b.speaks) print_row(row, common);
+        if (b.speaks) print_result(row, print_row, common);
       }
     }
   }

@@ -3,13 +3,12 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
-#include <nlohmann/json.hpp>
 
 #include "base/environment.h"
 #include "base/statistics.h"
-#include "cli/command.h"
 #include "cli/command_inputs.h"
 #include "cli/job.h"
+#include "cli/record.h"
 #include "engine/devices.h"
 #include "engine/engine_options.h"
 #include "measure/measure.h"
@@ -119,28 +118,9 @@ class StepTimer {
   std::int64_t number_ = 0;
 };
 
-/// Of one observed step. The unit of a collective's rate is GB/s on the wire.
-void print_times(const std::map<std::string, OpTime>& times, double steps, bool collectives) {
-  double total = 0;
-  for (const auto& [name, op] : times) total += op.seconds;
-  std::vector<std::pair<double, std::string>> rows;
-  for (const auto& [name, op] : times) {
-    if (op.collective != collectives) continue;
-    std::string text =
-        fmt::format("{:44} {:9.3f} ms {:5.1f}%", name, 1e3 * op.seconds / steps, 100 * op.seconds / total);
-    if (collectives)
-      text += fmt::format(" {:8.1f} GB/s", op.wire_bytes / op.seconds * 1e-9);
-    else
-      text += fmt::format(" {:10.1f} GFLOP/s {:8.1f} GB/s", op.flops / op.seconds * 1e-9,
-                          op.bytes / op.seconds * 1e-9);
-    rows.emplace_back(op.seconds, std::move(text));
-  }
-  std::sort(rows.rbegin(), rows.rend());
-  for (const auto& [time, text] : rows) fmt::print("{}\n", text);
-}
-
-nlohmann::ordered_json times_json(const std::map<std::string, OpTime>& times, double steps) {
-  nlohmann::ordered_json out = nlohmann::ordered_json::object();
+/// Of one observed step, without collectives.
+Record times_record(const std::map<std::string, OpTime>& times, double steps) {
+  Record out = Record::object();
   for (const auto& [name, op] : times)
     if (!op.collective)
       out[name] = {{"seconds", op.seconds / steps}, {"flops", op.flops / steps}, {"bytes", op.bytes / steps}};
@@ -159,43 +139,10 @@ struct BenchReport {
   double seconds() const { return median(times.seconds); }
 };
 
-void print_report(const BenchReport& r, bool ops) {
-  const double seconds = r.seconds();
-  constexpr double kMiB = 1 << 20;
-  const auto mib = [](std::size_t bytes) { return static_cast<double>(bytes) / kMiB; };
-  fmt::print(
-      "step {:.4f} s (median of {}; p99 {:.4f}), {:.0f} tokens/s, {:.3f} model TFLOP/s; "
-      "memory planned {:.0f} MiB, measured {:.0f} MiB\n",
-      seconds, r.times.seconds.size(), quantile(r.times.seconds, 0.99), r.tokens / seconds,
-      r.flops / seconds * 1e-12, mib(r.memory.total()), mib(r.measured_memory));
-  fmt::print(
-      "device {}, {}{}; weights {:.0f}, gradients {:.0f}, moments {:.0f}, activations and scratch {:.0f} "
-      "MiB\n",
-      r.device, r.precision, r.deterministic ? "" : ", not deterministic", mib(r.memory.weights),
-      mib(r.memory.gradients), mib(r.memory.moments), mib(r.memory.arena));
-  const auto steps = static_cast<double>(r.times.num_observed);
-  double exposed = 0, observed = 0;
-  for (const auto& [name, op] : r.times.ops) {
-    observed += op.seconds / steps;
-    if (op.collective) exposed += op.seconds / steps;
-  }
-  if (exposed > 0) {
-    fmt::print("communication takes {:.1f}% of the step; rank 0 waits in\n", 100 * exposed / seconds);
-    print_times(r.times.ops, steps, true);
-  }
-  if (!ops) return;
-  fmt::print("\nlaunched one by one, the kernels take {:.3f} ms; by op\n", 1e3 * observed);
-  print_times(r.times.ops, steps, false);
-  fmt::print("\nby part of the model\n");
-  print_times(r.times.blocks, steps, false);
-  fmt::print("\nby op of each part\n");
-  print_times(r.times.ops_of_blocks, steps, false);
-}
-
-nlohmann::ordered_json report_json(const BenchReport& r) {
+Record make_record(const BenchReport& r) {
   const auto steps = static_cast<double>(r.times.num_observed);
   double exposed = 0;
-  nlohmann::ordered_json collectives = nlohmann::ordered_json::object();
+  Record collectives = Record::object();
   for (const auto& [name, op] : r.times.ops) {
     if (!op.collective) continue;
     exposed += op.seconds / steps;
@@ -220,10 +167,53 @@ nlohmann::ordered_json report_json(const BenchReport& r) {
           {"ranks", r.ranks},
           {"exposed_comm_seconds", exposed},
           {"collectives", collectives},
-          {"ops", times_json(r.times.ops, steps)},
-          {"blocks", times_json(r.times.blocks, steps)},
-          {"ops_of_blocks", times_json(r.times.ops_of_blocks, steps)},
+          {"ops", times_record(r.times.ops, steps)},
+          {"blocks", times_record(r.times.blocks, steps)},
+          {"ops_of_blocks", times_record(r.times.ops_of_blocks, steps)},
           {"losses", r.times.losses}};
+}
+
+/// The slowest first. `seconds`: the field of that name.
+void print_times(const Record& times, double total, const char* seconds, std::string_view rates) {
+  std::vector<std::pair<double, std::string>> rows;
+  for (const auto& [name, op] : times.items()) {
+    const double taken = number_of(op, seconds);
+    rows.emplace_back(taken, fmt::format("{:44} {:9.3f} ms {:5.1f}% {}", name, 1e3 * taken,
+                                         100 * taken / total, text_of(op, rates)));
+  }
+  std::sort(rows.rbegin(), rows.rend());
+  for (const auto& [time, text] : rows) fmt::print("{}\n", text);
+}
+
+void print_text(const Record& r, bool ops) {
+  print_line(r,
+             "step {step_seconds:.4f} s (median of {step_seconds_all|count}; p99 {step_seconds_p99:.4f}), "
+             "{tokens_per_second:.0f} tokens/s, {model_tflops:.3f} model TFLOP/s; memory planned "
+             "{planned_peak_memory_bytes|MiB:.0f} MiB, measured {peak_memory_bytes|MiB:.0f} MiB");
+  const char* const repeats = r["deterministic"].get<bool>() ? "" : ", not deterministic";
+  print_line(r, fmt::format("device {{device}}, {{precision}}{}; weights {{memory_bytes.weights|MiB:.0f}}, "
+                            "gradients {{memory_bytes.gradients|MiB:.0f}}, moments "
+                            "{{memory_bytes.moments|MiB:.0f}}, activations and scratch "
+                            "{{memory_bytes.arena|MiB:.0f}} MiB",
+                            repeats));
+  // Each part of a step is in one op and in one block.
+  double observed = number_of(r, "exposed_comm_seconds");
+  for (const Record& op : r["ops"]) observed += number_of(op, "seconds");
+  if (number_of(r, "exposed_comm_seconds") > 0) {
+    print_line(r,
+               "communication takes {exposed_comm_seconds/step_seconds|%:.1f}% of the step; rank 0 waits in");
+    print_times(r["collectives"], observed, "exposed_seconds", "{bytes/exposed_seconds|GB:8.1f} GB/s");
+  }
+  if (!ops) return;
+  const auto print = [&](const char* what) {
+    print_times(r[what], observed, "seconds", "{flops/seconds|G:10.1f} GFLOP/s {bytes/seconds|GB:8.1f} GB/s");
+  };
+  fmt::print("\nlaunched one by one, the kernels take {:.3f} ms; by op\n", 1e3 * observed);
+  print("ops");
+  fmt::print("\nby part of the model\n");
+  print("blocks");
+  fmt::print("\nby op of each part\n");
+  print("ops_of_blocks");
 }
 
 ExitCode step_on_ranks(const LoadedRun& run, const Options& options, const CommonOptions& common,
@@ -251,10 +241,8 @@ ExitCode step_on_ranks(const LoadedRun& run, const Options& options, const Commo
   report.tokens = static_cast<double>(t.global_batch * t.sequence_length);
   report.flops = train_flops_per_token(run.model, t.sequence_length) * report.tokens;
   report.ranks = job.world.size();
-  if (common.json)
-    print_json(report_json(report));
-  else
-    print_report(report, options.ops || on_gpu);
+  print_result(
+      make_record(report), [&](const Record& r) { print_text(r, options.ops || on_gpu); }, common);
   return ExitCode::ok;
 }
 

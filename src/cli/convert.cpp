@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <nlohmann/json.hpp>
-
-#include "cli/command.h"
 #include "cli/command_inputs.h"
+#include "cli/record.h"
 #include "distill/sensitivity.h"
 #include "farskip/config/scalar.h"
 #include "fold/fold.h"
@@ -100,8 +98,8 @@ void report_fold(const Folded& folded, const Logger& logger) {
       folded.edges.size(), folded.seconds, folded.loss_before, folded.loss_after, folded.teacher_loss);
 }
 
-nlohmann::ordered_json fold_json(const Folded& folded) {
-  nlohmann::ordered_json edges = nlohmann::ordered_json::array();
+Record fold_record(const Folded& folded) {
+  Record edges = Record::array();
   for (const FoldEdge& edge : folded.edges)
     edges.push_back({{"layer", edge.layer},
                      {"block", block_name(edge.block)},
@@ -110,9 +108,7 @@ nlohmann::ordered_json fold_json(const Folded& folded) {
                      {"error_after", edge.error_after},
                      {"ridge", edge.ridge}});
   // Nothing is folded onto a model's own wiring, nor measured then.
-  const auto loss = [&](double value) {
-    return folded.edges.empty() ? nlohmann::ordered_json() : nlohmann::ordered_json(value);
-  };
+  const auto loss = [&](double value) { return folded.edges.empty() ? Record() : Record(value); };
   return {{"edges", std::move(edges)},
           {"loss_teacher", loss(folded.teacher_loss)},
           {"loss_before", loss(folded.loss_before)},
@@ -120,20 +116,20 @@ nlohmann::ordered_json fold_json(const Folded& folded) {
           {"seconds", folded.seconds}};
 }
 
-nlohmann::ordered_json cost_json(const RewiringCost& cost) {
-  nlohmann::ordered_json object;
+Record cost_record(const RewiringCost& cost) {
+  Record object;
   if (cost.layer >= 0) object["layer"] = cost.layer;
   object.update({{"loss", cost.loss}, {"kl", cost.kl}, {"agreement", cost.agreement}});
   return object;
 }
 
-void print_sensitivity(const Sensitivity& found) {
-  fmt::print("rewired   loss    KL      agreement\n{:<8}  {:.4f}\n", "none", found.model_loss);
-  const auto row = [](const std::string& name, const RewiringCost& cost) {
-    fmt::print("{:<8}  {:.4f}  {:.4f}  {:.2f}%\n", name, cost.loss, cost.kl, 100.0 * cost.agreement);
-  };
-  for (const RewiringCost& cost : found.layers) row(std::to_string(cost.layer), cost);
-  row("together", found.all);
+void print_sensitivity(const Record& found) {
+  fmt::print("rewired   loss    KL      agreement\n");
+  print_line(found, "none      {loss_model:.4f}");
+  constexpr std::string_view costs = "{loss:.4f}  {kl:.4f}  {agreement|%:.2f}%";
+  for (const Record& cost : found["layers"])
+    fmt::print("{}  {}\n", text_of(cost, "{layer:<8}"), text_of(cost, costs));
+  fmt::print("together  {}\n", text_of(found["together"], costs));
 }
 
 /// Rewires the layers of the model as it is, one at a time. Nothing is written.
@@ -147,17 +143,14 @@ ExitCode run_sensitivity(const Options& options, const CommonOptions& common) {
   const FoldText text = read_fold_text(source, model.config, read_companions(model.folder).tokenizer, logger);
   const Sensitivity found = measure_sensitivity(wire_model(model.config), *wiring, model.states, text,
                                                 make_context(device.device, logger));
-  if (!common.json) {
-    print_sensitivity(found);
-    return ExitCode::ok;
-  }
-  nlohmann::ordered_json layers = nlohmann::ordered_json::array();
-  for (const RewiringCost& cost : found.layers) layers.push_back(cost_json(cost));
-  print_json({{"farskip", options.farskip},
-              {"tokens", text.tokens.size()},
-              {"loss_model", found.model_loss},
-              {"layers", std::move(layers)},
-              {"together", cost_json(found.all)}});
+  Record layers = Record::array();
+  for (const RewiringCost& cost : found.layers) layers.push_back(cost_record(cost));
+  print_result({{"farskip", options.farskip},
+                {"tokens", text.tokens.size()},
+                {"loss_model", found.model_loss},
+                {"layers", std::move(layers)},
+                {"together", cost_record(found.all)}},
+               print_sensitivity, common);
   return ExitCode::ok;
 }
 
@@ -202,11 +195,11 @@ ExitCode run(const Options& options, const CommonOptions& common) {
   if (!companions.left_behind.empty()) logger.info("not copied: {}", describe_names(companions.left_behind));
   const std::string mode = wiring_name(config.farskip);
   if (common.json) {
-    nlohmann::ordered_json object{{"out", options.destination},
-                                  {"tensors", sources.size()},
-                                  {"farskip", mode},
-                                  {"left_behind", companions.left_behind}};
-    if (!options.fold.source.empty()) object.update(fold_json(folded));
+    Record object{{"out", options.destination},
+                  {"tensors", sources.size()},
+                  {"farskip", mode},
+                  {"left_behind", companions.left_behind}};
+    if (!options.fold.source.empty()) object.update(fold_record(folded));
     print_json(object);
   }
   logger.info("wrote {} ({} wiring, {})", options.destination, mode, dtype_name(*dtype));

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <list>
-#include <nlohmann/json.hpp>
 
 #include "base/folder.h"
-#include "cli/command.h"
+#include "cli/record.h"
 #include "data/bpe_trainer.h"
 #include "data/ngram.h"
 #include "data/text_source.h"
@@ -49,31 +48,22 @@ ExitCode train_tokenizer(const Options& options, const CommonOptions& common) {
         "{}: {} tokens, fewer than the {} of --vocab-size: no other pair stands in the text twice; give more "
         "text, or make vocab_size of the model {}",
         options.out, tokenizer.vocab_size(), options.vocab_size, tokenizer.vocab_size());
-  if (common.json)
-    print_json({{"out", options.out},
-                {"vocab_size", tokenizer.vocab_size()},
-                {"files", files.size()},
-                {"bytes", bytes}});
-  common.logger().info("{}: {} tokens, from {} files, {:.1f} MB", options.out, tokenizer.vocab_size(),
-                       files.size(), static_cast<double>(bytes) * 1e-6);
+  const Record result{{"out", options.out},
+                      {"vocab_size", tokenizer.vocab_size()},
+                      {"files", files.size()},
+                      {"bytes", bytes}};
+  log_result(result, "{out}: {vocab_size} tokens, from {files} files, {bytes|MB:.1f} MB", common,
+             common.logger());
   return ExitCode::ok;
 }
 
-nlohmann::ordered_json describe_tokens(const std::string& prefix) {
-  const TokenFile file(prefix);
-  return {{"prefix", prefix},
-          {"documents", file.num_documents()},
-          {"tokens", file.num_tokens()},
-          {"dtype", std::string(token_type_name(file.type()))}};
-}
-
 void print_tokens(const std::string& prefix, const CommonOptions& common) {
-  const auto o = describe_tokens(prefix);
-  if (common.json)
-    print_json(o);
-  else
-    fmt::print("{}: {} documents, {} tokens, {}\n", prefix, o["documents"].dump(), o["tokens"].dump(),
-               o["dtype"].get<std::string>());
+  const TokenFile file(prefix);
+  print_result({{"prefix", prefix},
+                {"documents", file.num_documents()},
+                {"tokens", file.num_tokens()},
+                {"dtype", std::string(token_type_name(file.type()))}},
+               "{prefix}: {documents} documents, {tokens} tokens, {dtype}", common);
 }
 
 // Every Nth file, in sorted order, is held out: training and validation text never share a document.
@@ -113,11 +103,7 @@ ExitCode decode(const Options& options, const CommonOptions& common) {
   const TokenFile file(options.prefix, tokenizer.vocab_size());
   for (std::uint64_t i = 0; i < file.num_documents(); ++i) {
     const std::vector<std::int32_t> ids = file.document(i);
-    const std::string text = tokenizer.decode(ids);
-    if (common.json)
-      print_json({{"document", i}, {"ids", ids}, {"text", text}});
-    else
-      fmt::print("{}\n", text);
+    print_result({{"document", i}, {"ids", ids}, {"text", tokenizer.decode(ids)}}, "{text}", common);
   }
   return ExitCode::ok;
 }
@@ -126,11 +112,10 @@ ExitCode baselines(const Options& options, const CommonOptions& common) {
   const TokenFile train(options.train), validation(options.validation);
   const NgramBaseline model(train, 0, train.num_tokens(), options.vocab_size);
   const NgramLoss loss = model.evaluate(validation, 0, validation.num_tokens());
-  if (common.json)
-    print_json({{"unigram", loss.unigram}, {"bigram", loss.bigram}, {"tokens", loss.num_predicted}});
-  else
-    fmt::print("unigram {:.4f}, bigram (interpolated Kneser-Ney) {:.4f} nats/token on {} tokens\n",
-               loss.unigram, loss.bigram, loss.num_predicted);
+  print_result(
+      {{"unigram", loss.unigram}, {"bigram", loss.bigram}, {"tokens", loss.num_predicted}},
+      "unigram {unigram:.4f}, bigram (interpolated Kneser-Ney) {bigram:.4f} nats/token on {tokens} tokens",
+      common);
   return ExitCode::ok;
 }
 

@@ -1,19 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <nlohmann/json.hpp>
-
 #include "backend/cpu/machine.h"
 #include "backend/cuda/info.h"
 #include "base/environment.h"
 #include "base/version.h"
-#include "cli/command.h"
+#include "cli/record.h"
 #include "comm/mpi.h"
 #include "serve/http_server.h"
 
 namespace farskip {
 namespace {
 
-nlohmann::ordered_json gpu_json(const cuda::Info& gpu) {
-  nlohmann::ordered_json gpus = nlohmann::ordered_json::array();
+Record gpu_record(const cuda::Info& gpu) {
+  Record gpus = Record::array();
   for (const cuda::GpuInfo& g : gpu.gpus)
     gpus.push_back({{"name", g.name},
                     {"architecture", g.architecture},
@@ -30,15 +28,48 @@ nlohmann::ordered_json gpu_json(const cuda::Info& gpu) {
           {"problem", gpu.problem}};
 }
 
-void print_gpus(const cuda::Info& gpu) {
-  for (const cuda::GpuInfo& g : gpu.gpus)
-    fmt::print("gpu              {}, {:.1f} GiB, architecture {}, {} multiprocessors\n", g.name,
-               static_cast<double>(g.memory_bytes) / (1 << 30), g.architecture, g.num_multiprocessors);
-  const auto or_none = [](const std::string& version) { return version.empty() ? "none" : version; };
-  if (gpu.built)
-    fmt::print("cuda             toolkit {}, driver {}, cuBLAS {}, cuDNN {}, NCCL {}\n", gpu.toolkit,
-               gpu.driver.empty() ? "none" : "for CUDA " + gpu.driver, gpu.cublas, gpu.cudnn,
-               or_none(gpu.nccl));
+std::string or_none(const std::string& text) {
+  return text.empty() ? "none" : text;
+}
+
+void print_machine(const Record& o) {
+  print_line(o, "farskip          {version} ({commit})");
+  print_line(o, "processor        {processor}, {cores} cores ({threads} threads used), {instruction_set}");
+  print_line(o, "memory           {memory_bytes|GiB:.1f} GiB");
+  print_line(o, "system           {system}");
+  print_line(o, "matrix products  {matmul_gflops:.0f} GFLOP/s (fp32, 1024 cubed)");
+  print_line(o, "memory copy      {copy_gb_per_second:.1f} GB/s");
+}
+
+void print_gpus(Record gpu) {
+  print_lines(
+      gpu["gpus"],
+      "gpu              {name}, {memory_bytes|GiB:.1f} GiB, architecture {architecture}, {multiprocessors} "
+      "multiprocessors");
+  if (!gpu["built"].get<bool>()) return;
+  gpu["nccl"] = or_none(gpu["nccl"]);
+  if (gpu["driver"] != "") gpu["driver"] = "for CUDA " + gpu["driver"].get<std::string>();
+  gpu["driver"] = or_none(gpu["driver"]);
+  print_line(
+      gpu,
+      "cuda             toolkit {toolkit}, driver {driver}, cuBLAS {cublas}, cuDNN {cudnn}, NCCL {nccl}");
+}
+
+/// Lists, and what may be missing, are sentences that no form makes.
+void print_parts(const Record& o) {
+  const auto list = [&](const char* field) {
+    return fmt::format("{}", fmt::join(o[field].get<std::vector<std::string>>(), ", "));
+  };
+  const auto text = [&](const Record& value) { return value.get<std::string>(); };
+  fmt::print("devices          {}\n", list("devices"));
+  const std::string unrepeatable = text(o["cuda"]["unrepeatable"]), mpi = text(o["mpi_library"]),
+                    http = text(o["http_library"]);
+  fmt::print("deterministic    {}\n",
+             unrepeatable.empty() ? "every kernel repeats its bits, whatever `deterministic` says"
+                                  : "`deterministic: false` makes a GPU's runs differ by " + unrepeatable);
+  fmt::print("transports       {}{}\n", list("transports"), mpi.empty() ? "" : " (" + mpi + ")");
+  if (!http.empty()) fmt::print("http             {}\n", http);
+  for (const Record& line : o["advice"]) fmt::print("advice           {}\n", text(line));
 }
 
 ExitCode run(const CommonOptions& common) {
@@ -65,43 +96,29 @@ ExitCode run(const CommonOptions& common) {
     devices.emplace_back("cuda");
   else
     advice.push_back(gpu.problem);
-  const nlohmann::ordered_json o{{"version", version()},
-                                 {"commit", commit()},
-                                 {"processor", machine.processor},
-                                 {"cores", machine.cores},
-                                 {"threads", measured.threads},
-                                 {"memory_bytes", machine.memory_bytes},
-                                 {"system", machine.system},
-                                 {"instruction_set", cpu::instruction_set()},
-                                 {"matmul_gflops", measured.matmul_gflops},
-                                 {"copy_gb_per_second", measured.copy_gb_per_second},
-                                 {"devices", devices},
-                                 {"cuda", gpu_json(gpu)},
-                                 {"transports", transports},
-                                 {"mpi_library", mpi_library()},
-                                 {"http_library", http_library()},
-                                 {"advice", advice}};
+  const Record o{{"version", version()},
+                 {"commit", commit()},
+                 {"processor", machine.processor},
+                 {"cores", machine.cores},
+                 {"threads", measured.threads},
+                 {"memory_bytes", machine.memory_bytes},
+                 {"system", machine.system},
+                 {"instruction_set", cpu::instruction_set()},
+                 {"matmul_gflops", measured.matmul_gflops},
+                 {"copy_gb_per_second", measured.copy_gb_per_second},
+                 {"devices", devices},
+                 {"cuda", gpu_record(gpu)},
+                 {"transports", transports},
+                 {"mpi_library", mpi_library()},
+                 {"http_library", http_library()},
+                 {"advice", advice}};
   if (common.json) {
     print_json(o);
     return ExitCode::ok;
   }
-  fmt::print("farskip          {} ({})\n", version(), commit());
-  fmt::print("processor        {}, {} cores ({} threads used), {}\n", machine.processor, machine.cores,
-             measured.threads, cpu::instruction_set());
-  fmt::print("memory           {:.1f} GiB\n", static_cast<double>(machine.memory_bytes) / (1 << 30));
-  fmt::print("system           {}\n", machine.system);
-  fmt::print("matrix products  {:.0f} GFLOP/s (fp32, 1024 cubed)\n", measured.matmul_gflops);
-  fmt::print("memory copy      {:.1f} GB/s\n", measured.copy_gb_per_second);
-  print_gpus(gpu);
-  fmt::print("devices          {}\n", fmt::join(devices, ", "));
-  fmt::print("deterministic    {}\n",
-             gpu.unrepeatable.empty()
-                 ? "every kernel repeats its bits, whatever `deterministic` says"
-                 : "`deterministic: false` makes a GPU's runs differ by " + gpu.unrepeatable);
-  fmt::print("transports       {}{}\n", fmt::join(transports, ", "),
-             mpi_library().empty() ? "" : " (" + mpi_library() + ")");
-  if (!http_library().empty()) fmt::print("http             {}\n", http_library());
-  for (const std::string& line : advice) fmt::print("advice           {}\n", line);
+  print_machine(o);
+  print_gpus(o["cuda"]);
+  print_parts(o);
   return ExitCode::ok;
 }
 

@@ -1,10 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <nlohmann/json.hpp>
-
 #include "base/folder.h"
-#include "cli/command.h"
 #include "cli/command_inputs.h"
 #include "cli/job.h"
+#include "cli/record.h"
 #include "engine/devices.h"
 #include "farskip/engine/engine.h"
 #include "state/gather_states.h"
@@ -119,8 +117,8 @@ ExitCode run_on_rank(const Options& options, const CommonOptions& common, Job& j
   std::map<std::string, TensorView> out{{"loss", TensorView{&loss, DType::f32, Shape{}}}};
   for (const auto& [name, tensor] : tensors) out[name] = tensor.view();
   write_safetensors(options.out, out);
-  if (common.json) print_json({{"loss", loss}, {"tensors", out.size()}, {"out", options.out}});
-  job.logger.info("loss {:.6f}; {} tensors in {}", loss, out.size(), options.out);
+  log_result({{"loss", loss}, {"tensors", out.size()}, {"out", options.out}},
+             "loss {loss:.6f}; {tensors} tensors in {out}", common, job.logger);
   return ExitCode::ok;
 }
 

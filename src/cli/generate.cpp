@@ -4,11 +4,10 @@
 #include <cstdio>
 #include <limits>
 #include <map>
-#include <nlohmann/json.hpp>
 
 #include "base/folder.h"
-#include "cli/command.h"
 #include "cli/generator.h"
+#include "cli/record.h"
 #include "infer/prompt_file.h"
 #include "infer/request_fields.h"
 #include "infer/text_journal.h"
@@ -55,14 +54,12 @@ ExitCode continue_one(const Options& options, const CommonOptions& common, Job& 
   if (made.end == GenerationEnd::context)
     logger.warning("the text ends after {} of {} tokens: the model's max_position_embeddings is {}",
                    made.ids.size(), options.request.max_tokens, g.model.config.max_positions);
-  if (common.json)
-    print_json({{"prompt", options.prompt},
+  print_result({{"prompt", options.prompt},
                 {"text", made.text},
                 {"ids", made.ids},
                 {"prompt_tokens", prompt_tokens},
-                {"finish", name_of(generation_end_names, made.end)}});
-  else
-    std::printf("%s%s\n", options.prompt.c_str(), made.text.c_str());
+                {"finish", name_of(generation_end_names, made.end)}},
+               "{prompt}{text}", common);
   return ExitCode::ok;
 }
 
@@ -91,11 +88,10 @@ class TextSink {
   void finish(const CommonOptions& common, const std::string& prefix) {
     if (!journal_) return;
     const std::int64_t texts = journal_->num_texts();
-    const std::uint64_t tokens = journal_->finish(generator_.model.config.vocab_size);
-    if (common.json)
-      print_json({{"prefix", prefix}, {"documents", texts}, {"tokens", tokens}});
-    else
-      fmt::print("{}: {} documents, {} tokens\n", prefix, texts, tokens);
+    print_result({{"prefix", prefix},
+                  {"documents", texts},
+                  {"tokens", journal_->finish(generator_.model.config.vocab_size)}},
+                 "{prefix}: {documents} documents, {tokens} tokens", common);
   }
 
  private:

@@ -2,12 +2,10 @@
 // farskip plan: a training step predicted, without the ranks that it is planned for.
 #include <algorithm>
 #include <chrono>
-#include <nlohmann/json.hpp>
 
 #include "backend/cpu/machine.h"
 #include "base/environment.h"
 #include "base/version.h"
-#include "cli/command.h"
 #include "cli/command_inputs.h"
 #include "cli/plan_inference.h"
 #include "cli/plan_text.h"
@@ -254,10 +252,11 @@ ExitCode run_search(const LoadedRun& run, const PlanRequest& base, const Options
                       search_plans(space, make, memory, quiet),
                       0};
   report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  if (common.json)
-    print_json(search_json(report));
-  else
-    print_search(base, report, o.verbose);
+  const auto print_text = [&](const Record& record) {
+    print_card(base);
+    print_search(record, o.verbose);
+  };
+  print_result(search_record(report), print_text, common);
   return ExitCode::ok;
 }
 
@@ -307,10 +306,8 @@ ExitCode run_plan(const Options& o, const CommonOptions& common) {
   settle_recompute(run, request, common.json);
   request.options.pipeline.dump_folder = o.dump_graphs;  // not of what was measured
   const PlanReport report = plan_step(request, Logger(LogLevel::warning));
-  if (common.json)
-    print_json(plan_json(request, report, o.graph ? &wirings : nullptr));
-  else
-    print_plan(request, report, o.verbose);
+  const auto print_text = [&](const Record& record) { print_plan(request, report, record, o.verbose); };
+  print_result(plan_record(request, report, o.graph ? &wirings : nullptr), print_text, common);
   return ExitCode::ok;
 }
 

@@ -2,10 +2,9 @@
 // farskip plan --inference: both wirings, blocking and overlapped.
 #include "cli/plan_inference.h"
 
-#include <nlohmann/json.hpp>
 #include <optional>
 
-#include "cli/command.h"
+#include "cli/record.h"
 
 namespace farskip {
 namespace {
@@ -13,41 +12,41 @@ namespace {
 constexpr double kGibibyte = 1 << 30;
 
 /// `memory`: of a rank, bytes; 0: not known.
-nlohmann::ordered_json row_of(const InferencePlanRequest& request, const InferenceCase& c, bool overlapped,
-                              const PlannedInference& p, std::uint64_t memory) {
+Record row_of(const InferencePlanRequest& request, const InferenceCase& c, bool overlapped,
+              const PlannedInference& p, std::uint64_t memory) {
   const bool decodes = c.kind == InferenceRun::decode;
   const double seconds = overlapped ? p.scheduled_seconds : p.blocking_seconds;
-  nlohmann::ordered_json row{{"run", decodes ? "decode" : "prefill"},
-                             {decodes ? "batch" : "length", decodes ? c.texts : c.length},
-                             {decodes ? "length" : "requests", decodes ? c.length : c.texts},
-                             {"wiring", name_of(farskip_mode_names, request.model.farskip.mode)},
-                             {"schedule", c.parts > 1  ? "halves"
-                                          : overlapped ? "overlapped"
-                                                       : "blocking"},
-                             {"ranks", request.mesh.world_size},
-                             {"predicted", true},
-                             {"seconds", seconds},
-                             {"tokens_per_second", static_cast<double>(p.tokens) / seconds},
-                             {"all_reduce_seconds", p.transport_seconds},
-                             {"hideable_seconds", p.hideable_seconds},
-                             {"hidden_fraction", overlapped ? p.hidden_fraction() : 0.0},
-                             {"weight_bytes", p.weight_bytes},
-                             {"cache_bytes", p.cache_bytes},
-                             {"arena_bytes", p.arena_bytes}};
+  Record row{{"run", decodes ? "decode" : "prefill"},
+             {decodes ? "batch" : "length", decodes ? c.texts : c.length},
+             {decodes ? "length" : "requests", decodes ? c.length : c.texts},
+             {"wiring", name_of(farskip_mode_names, request.model.farskip.mode)},
+             {"schedule", c.parts > 1  ? "halves"
+                          : overlapped ? "overlapped"
+                                       : "blocking"},
+             {"ranks", request.mesh.world_size},
+             {"predicted", true},
+             {"seconds", seconds},
+             {"tokens_per_second", static_cast<double>(p.tokens) / seconds},
+             {"all_reduce_seconds", p.transport_seconds},
+             {"hideable_seconds", p.hideable_seconds},
+             {"hidden_fraction", overlapped ? p.hidden_fraction() : 0.0},
+             {"weight_bytes", p.weight_bytes},
+             {"cache_bytes", p.cache_bytes},
+             {"arena_bytes", p.arena_bytes}};
   if (memory > 0) row["fits"] = p.total_bytes() <= memory;
   return row;
 }
 
-void print_row(const nlohmann::ordered_json& row) {
-  const auto number = [&](const char* key) { return row.value(key, 0.0); };
-  const bool decodes = row.contains("batch");
-  fmt::print("{:8} {:8.0f} {:8.0f} {:>10} {:>11} {:10.3f} {:12.0f} {:10.3f} {:10.3f} {:7.1f}% {:9.2f}{}\n",
-             row.value("run", ""), number(decodes ? "batch" : "requests"), number("length"),
-             row.value("wiring", ""), row.value("schedule", ""), 1e3 * number("seconds"),
-             number("tokens_per_second"), 1e3 * number("all_reduce_seconds"),
-             1e3 * number("hideable_seconds"), 100 * number("hidden_fraction"),
-             (number("weight_bytes") + number("cache_bytes") + number("arena_bytes")) / kGibibyte,
-             row.value("fits", true) ? "" : " too large");
+void print_row(const Record& row) {
+  const double bytes =
+      number_of(row, "weight_bytes") + number_of(row, "cache_bytes") + number_of(row, "arena_bytes");
+  fmt::print("{} {:9.2f}{}\n",
+             text_of(row, fmt::format("{{run:8}} {{{}:8}} {{length:8}} {{wiring:>10}} {{schedule:>11}} "
+                                      "{{seconds|ms:10.3f}} {{tokens_per_second:12.0f}} "
+                                      "{{all_reduce_seconds|ms:10.3f}} {{hideable_seconds|ms:10.3f}} "
+                                      "{{hidden_fraction|%:7.1f}}%",
+                                      row.contains("batch") ? "batch" : "requests")),
+             bytes / kGibibyte, row.value("fits", true) ? "" : " too large");
 }
 
 /// The text says what takes most, and what would make it less.
@@ -87,11 +86,7 @@ void print_inference_plans(InferencePlanRequest request, const InferenceCases& c
             const PlannedInference planned = plan_inference(request, run, quiet);
             for (const bool overlapped : {false, true}) {
               if (parts > 1 && !overlapped) continue;
-              const auto row = row_of(request, run, overlapped, planned, cases.memory);
-              if (common.json)
-                print_json(row);
-              else
-                print_row(row);
+              print_result(row_of(request, run, overlapped, planned, cases.memory), print_row, common);
             }
             if (cases.memory > 0 && planned.total_bytes() > cases.memory &&
                 (!too_large || planned.total_bytes() > too_large->total_bytes()))

@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <array>
 #include <map>
-#include <nlohmann/json.hpp>
 #include <sstream>
 
 namespace farskip {
@@ -25,6 +24,104 @@ std::vector<std::string> lines_of(const std::string& text) {
   return lines;
 }
 
+Record overlap_record(const PlannedOverlap& d) {
+  return {{"transport_seconds", d.transport_seconds},
+          {"window_seconds", d.window_seconds},
+          {"hideable_seconds", d.hideable_seconds},
+          {"exposed_seconds", d.exposed_seconds},
+          {"hidden_fraction", d.hidden_fraction()}};
+}
+
+Record collectives_record(const WiringReport& wiring) {
+  Record list = Record::array();
+  for (const PlannedCollective& c : wiring.collectives) {
+    Record object{{"op", c.op},
+                  {"scope", c.scope.text()},
+                  {"direction", direction_of(c)},
+                  {"repeats", c.repeats},
+                  {"bytes", c.bytes},
+                  {"transport_seconds", c.transport_seconds},
+                  {"window_seconds", c.window_seconds},
+                  {"exposed_seconds", c.exposed_seconds}};
+    object["blocked_by"] = c.blocked_by.empty() ? Record() : Record(c.blocked_by);
+    list.push_back(std::move(object));
+  }
+  return list;
+}
+
+Record wiring_record(const WiringReport& w) {
+  Record object{{"step_seconds_blocking", w.blocking_seconds},
+                {"step_seconds_scheduled", w.scheduled_seconds},
+                {"compute_seconds", w.compute_seconds},
+                {"critical_path_seconds", w.critical_path_seconds},
+                {"memory_bytes",
+                 {{"weights", w.memory.weights},
+                  {"gradients", w.memory.gradients},
+                  {"moments", w.memory.moments},
+                  {"activations", w.memory.arena},
+                  {"activations_usual", w.usual_arena},
+                  {"activations_worst_routing", w.worst_routing_arena},
+                  {"activations_blocking", w.blocking_memory.arena}}},
+                {"peak_memory_bytes", w.memory.total()}};
+  for (std::size_t d = 0; d < kDirections.size(); ++d)
+    object[kDirections[d]] = overlap_record(w.directions[d]);
+  object["total"] = overlap_record(w.total);
+  return object;
+}
+
+Record card_record(const PlanRequest& request) {
+  const PlanCosts& costs = request.costs;
+  if (costs.card == nullptr) return nullptr;
+  return {{"name", costs.card->name},
+          {"title", costs.card->title},
+          {"flops_per_second", costs.rates.flops_per_second},
+          {"memory_bytes_per_second", costs.rates.bytes_per_second},
+          {"link_bytes_per_second", costs.links[0].bytes_per_second},
+          {"memory_bytes", costs.card->memory_bytes}};
+}
+
+}  // namespace
+
+Record plan_record(const PlanRequest& request, const PlanReport& report, const WiringPair* wirings) {
+  Record object{{"ranks", request.mesh.world_size},
+                {"expert_parallel", request.mesh.expert_size},
+                {"tensor_parallel", request.mesh.tensor_size},
+                {"micro_batches_in_flight", request.options.in_flight},
+                {"expert_chunks", request.options.expert_chunks},
+                {"step_seconds_standard", report.standard.scheduled_seconds},
+                {"step_seconds_farskip", report.farskip.scheduled_seconds},
+                {"step_seconds_standard_blocking", report.standard.blocking_seconds},
+                {"step_seconds_farskip_blocking", report.farskip.blocking_seconds},
+                {"peak_memory_bytes", report.farskip.memory.total()},
+                {"peak_memory_bytes_standard", report.standard.memory.total()},
+                {"standard", wiring_record(report.standard)},
+                {"farskip", wiring_record(report.farskip)},
+                {"collectives", collectives_record(report.farskip)},
+                {"collectives_standard", collectives_record(report.standard)},
+                {"nodes", report.num_nodes},
+                {"planning_seconds", report.planning_seconds}};
+  object["gpu"] = card_record(request);
+  object["other_schedules"] = Record::array();
+  for (const OtherSchedule& other : report.others)
+    object["other_schedules"].push_back({{"micro_batches_in_flight", other.in_flight},
+                                         {"expert_chunks", other.expert_chunks},
+                                         {"step_seconds_standard", other.standard.scheduled_seconds},
+                                         {"step_seconds_farskip", other.farskip.scheduled_seconds},
+                                         {"peak_memory_bytes_standard", other.standard.memory.total()},
+                                         {"peak_memory_bytes", other.farskip.memory.total()}});
+  if (report.separate) {
+    object["peak_memory_bytes_graph_order"] = report.farskip.blocking_memory.total();
+    object["peak_memory_bytes_teacher_alone"] = report.separate->teacher.total();
+    object["peak_memory_bytes_student_alone"] = report.separate->student.total();
+  }
+  if (wirings != nullptr)
+    object["graph"] = {{"standard", lines_of(wirings->standard.text())},
+                       {"farskip", lines_of(wirings->farskip.text())}};
+  return object;
+}
+
+namespace {
+
 /// Collectives of one op and direction, over a step.
 struct Summary {
   std::int64_t count = 0;
@@ -33,17 +130,17 @@ struct Summary {
 };
 using Summaries = std::map<std::pair<std::string, std::string>, Summary>;
 
-Summaries summarise(const WiringReport& wiring) {
+Summaries summarise(const Record& collectives) {
   Summaries out;
-  for (const PlannedCollective& c : wiring.collectives) {
-    Summary& s = out[{direction_of(c), c.op}];
-    const auto times = static_cast<double>(c.repeats);
-    s.window_least = s.count == 0 ? c.window_seconds : std::min(s.window_least, c.window_seconds);
-    s.window_most = std::max(s.window_most, c.window_seconds);
-    s.count += c.repeats;
-    s.bytes += times * c.bytes;
-    s.transport += times * c.transport_seconds;
-    s.exposed += times * c.exposed_seconds;
+  for (const Record& c : collectives) {
+    Summary& s = out[{text_of(c, "{direction}"), text_of(c, "{op}")}];
+    const double times = number_of(c, "repeats"), window = number_of(c, "window_seconds");
+    s.window_least = s.count == 0 ? window : std::min(s.window_least, window);
+    s.window_most = std::max(s.window_most, window);
+    s.count += c["repeats"].get<std::int64_t>();
+    s.bytes += times * number_of(c, "bytes");
+    s.transport += times * number_of(c, "transport_seconds");
+    s.exposed += times * number_of(c, "exposed_seconds");
   }
   return out;
 }
@@ -73,6 +170,7 @@ void print_room(const PlanRequest& request, const WiringReport& farskip) {
              fmt::join(ways_to_save_memory(request, farskip), ", "));
 }
 
+/// From the report: the record leaves out what a micro-batch is, and other schedules that block.
 void print_totals(const PlanRequest& request, const PlanReport& report) {
   const TrainEngineOptions& o = request.options;
   const WiringReport &standard = report.standard, &farskip = report.farskip;
@@ -96,53 +194,66 @@ void print_totals(const PlanRequest& request, const PlanReport& report) {
     row("standard", other.in_flight, other.expert_chunks, other.standard);
     row(farskip_name, other.in_flight, other.expert_chunks, other.farskip);
   }
-  const MemoryReport& m = farskip.memory;
-  fmt::print("memory with FarSkip: weights {:.2f}, gradients {:.2f}, moments {:.2f}, activations {:.2f} GiB",
-             gib(m.weights), gib(m.gradients), gib(m.moments), gib(farskip.usual_arena));
-  if (farskip.worst_routing_arena > farskip.usual_arena)
-    fmt::print("\n  ({:.2f} GiB under the worst routing, included above, since no token is dropped)",
-               gib(farskip.worst_routing_arena));
-  fmt::print("\n");
-  print_room(request, farskip);
-  fmt::print("computation {:.2f} ms; nothing is faster than {:.2f} ms (standard {:.2f} ms)\n",
-             1e3 * farskip.compute_seconds,
-             1e3 * std::max(farskip.compute_seconds, farskip.critical_path_seconds),
-             1e3 * std::max(standard.compute_seconds, standard.critical_path_seconds));
 }
 
-void print_distillation(const PlanRequest& request, const PlanReport& report) {
+/// `memory`: of the FarSkip wiring.
+void print_memory(const Record& memory) {
+  fmt::print("{}",
+             text_of(memory,
+                     "memory with FarSkip: weights {weights|GiB:.2f}, gradients {gradients|GiB:.2f}, moments "
+                     "{moments|GiB:.2f}, activations {activations_usual|GiB:.2f} GiB"));
+  if (number_of(memory, "activations_worst_routing") > number_of(memory, "activations_usual"))
+    fmt::print(
+        "{}", text_of(memory,
+                      "\n  ({activations_worst_routing|GiB:.2f} GiB under the worst routing, included above, "
+                      "since no token is dropped)"));
+  fmt::print("\n");
+}
+
+void print_computation(const Record& record) {
+  const auto least = [&](const char* wiring) {
+    return std::max(number_of(record[wiring], "compute_seconds"),
+                    number_of(record[wiring], "critical_path_seconds"));
+  };
+  fmt::print("{}; nothing is faster than {:.2f} ms (standard {:.2f} ms)\n",
+             text_of(record["farskip"], "computation {compute_seconds|ms:.2f} ms"), 1e3 * least("farskip"),
+             1e3 * least("standard"));
+}
+
+void print_distillation(const PlanRequest& request, const Record& record) {
   if (!request.distill) return;
-  if (!report.separate) {
+  if (!record.contains("peak_memory_bytes_graph_order")) {
     fmt::print("distillation from cached outputs: the step has no teacher\n");
     return;
   }
-  const MemoryReport &joined = report.farskip.blocking_memory, &teacher = report.separate->teacher,
-                     &student = report.separate->student;
-  const std::size_t separate = teacher.total() + student.total();
+  const double separate = number_of(record, "peak_memory_bytes_teacher_alone") +
+                          number_of(record, "peak_memory_bytes_student_alone");
   fmt::print(
-      "distillation, teacher ({}) and student in one graph; in graph order {:.2f} GiB, {:.1f}% of {:.2f} for "
+      "distillation, teacher ({}) and student in one graph; in graph order {} GiB, {:.1f}% of {:.2f} for "
       "the teacher's forward and the student's step alone\n",
-      wiring_name(request.distill->teacher.farskip), gib(joined.total()),
-      100 * static_cast<double>(joined.total()) / static_cast<double>(separate), gib(separate));
+      wiring_name(request.distill->teacher.farskip),
+      text_of(record, "{peak_memory_bytes_graph_order|GiB:.2f}"),
+      100 * number_of(record, "peak_memory_bytes_graph_order") / separate, separate / (1 << 30));
 }
 
-void print_directions(const PlanReport& report) {
-  if (report.farskip.total.transport_seconds == 0) {
+void print_directions(const Record& record) {
+  if (number_of(record, "farskip.total.transport_seconds") == 0) {
     fmt::print("no communication\n");
     return;
   }
   fmt::print("\n{:19} {:>10} {:>10} {:>10} {:>10} {:>8}\n", "ms", "C", "W", "H", "exposed", "hidden");
-  const auto row = [](const std::string& name, const PlannedOverlap& d) {
-    if (d.transport_seconds > 0)
-      fmt::print("{:19} {:10.2f} {:10.2f} {:10.2f} {:10.2f} {:7.1f}%\n", name, 1e3 * d.transport_seconds,
-                 1e3 * d.window_seconds, 1e3 * d.hideable_seconds, 1e3 * d.exposed_seconds,
-                 100 * d.hidden_fraction());
+  const auto row = [](const std::string& name, const Record& d) {
+    if (number_of(d, "transport_seconds") > 0)
+      fmt::print("{:19} {}\n", name,
+                 text_of(d,
+                         "{transport_seconds|ms:10.2f} {window_seconds|ms:10.2f} {hideable_seconds|ms:10.2f} "
+                         "{exposed_seconds|ms:10.2f} {hidden_fraction|%:7.1f}%"));
   };
   for (const bool is_farskip : {false, true}) {
-    const WiringReport& w = is_farskip ? report.farskip : report.standard;
+    const Record& wiring = record[is_farskip ? "farskip" : "standard"];
     const std::string name = is_farskip ? "FarSkip " : "standard ";
-    for (std::size_t d = 0; d < kDirections.size(); ++d) row(name + kDirections[d], w.directions[d]);
-    row(name + "total", w.total);
+    for (const char* direction : kDirections) row(name + direction, wiring[direction]);
+    row(name + "total", wiring["total"]);
   }
   fmt::print(
       "C: transports; W: computation that may run under one; H: the most that any order can hide; hidden: "
@@ -150,11 +261,11 @@ void print_directions(const PlanReport& report) {
       "C\n");
 }
 
-void print_summaries(const PlanReport& report) {
-  const Summaries standard = summarise(report.standard);
+void print_summaries(const Record& record) {
+  const Summaries standard = summarise(record["collectives_standard"]);
   fmt::print("\n{:9} {:15} {:>6} {:>10} {:>12} {:>21} {:>11} {:>14}\n", "direction", "collective", "count",
              "MB sent", "transport ms", "window of one ms", "exposed ms", "standard exp.");
-  for (const auto& [name, s] : summarise(report.farskip)) {
+  for (const auto& [name, s] : summarise(record["collectives"])) {
     const auto other = standard.find(name);
     fmt::print("{:9} {:15} {:6} {:10.1f} {:12.2f} {:>21} {:11.2f} {:14.2f}\n", name.first, name.second,
                s.count, s.bytes * 1e-6, 1e3 * s.transport,
@@ -163,69 +274,15 @@ void print_summaries(const PlanReport& report) {
   }
 }
 
-void print_collectives(const WiringReport& wiring) {
+void print_collectives(const Record& collectives) {
   fmt::print("\n{:15} {:24} {:>6} {:>10} {:>12} {:>10} {:>10}  {}\n", "collective", "scope", "times",
              "MB sent", "transport ms", "window ms", "exposed ms", "blocked by");
-  for (const PlannedCollective& c : wiring.collectives)
-    fmt::print("{:15} {:24} {:6} {:10.3f} {:12.3f} {:10.2f} {:10.3f}  {}\n", c.op, c.scope.text(), c.repeats,
-               c.bytes * 1e-6, 1e3 * c.transport_seconds, 1e3 * c.window_seconds, 1e3 * c.exposed_seconds,
-               c.blocked_by.empty() ? "the end of the plan" : c.blocked_by);
-}
-
-nlohmann::ordered_json overlap_json(const PlannedOverlap& d) {
-  return {{"transport_seconds", d.transport_seconds},
-          {"window_seconds", d.window_seconds},
-          {"hideable_seconds", d.hideable_seconds},
-          {"exposed_seconds", d.exposed_seconds},
-          {"hidden_fraction", d.hidden_fraction()}};
-}
-
-nlohmann::ordered_json collectives_json(const WiringReport& wiring) {
-  nlohmann::ordered_json list = nlohmann::ordered_json::array();
-  for (const PlannedCollective& c : wiring.collectives) {
-    nlohmann::ordered_json object{{"op", c.op},
-                                  {"scope", c.scope.text()},
-                                  {"direction", direction_of(c)},
-                                  {"repeats", c.repeats},
-                                  {"bytes", c.bytes},
-                                  {"transport_seconds", c.transport_seconds},
-                                  {"window_seconds", c.window_seconds},
-                                  {"exposed_seconds", c.exposed_seconds}};
-    object["blocked_by"] =
-        c.blocked_by.empty() ? nlohmann::ordered_json() : nlohmann::ordered_json(c.blocked_by);
-    list.push_back(std::move(object));
-  }
-  return list;
-}
-
-nlohmann::ordered_json wiring_json(const WiringReport& w) {
-  nlohmann::ordered_json object{{"step_seconds_blocking", w.blocking_seconds},
-                                {"step_seconds_scheduled", w.scheduled_seconds},
-                                {"compute_seconds", w.compute_seconds},
-                                {"critical_path_seconds", w.critical_path_seconds},
-                                {"memory_bytes",
-                                 {{"weights", w.memory.weights},
-                                  {"gradients", w.memory.gradients},
-                                  {"moments", w.memory.moments},
-                                  {"activations", w.memory.arena},
-                                  {"activations_usual", w.usual_arena},
-                                  {"activations_worst_routing", w.worst_routing_arena},
-                                  {"activations_blocking", w.blocking_memory.arena}}},
-                                {"peak_memory_bytes", w.memory.total()}};
-  for (std::size_t d = 0; d < kDirections.size(); ++d) object[kDirections[d]] = overlap_json(w.directions[d]);
-  object["total"] = overlap_json(w.total);
-  return object;
-}
-
-nlohmann::ordered_json card_json(const PlanRequest& request) {
-  const PlanCosts& costs = request.costs;
-  if (costs.card == nullptr) return nullptr;
-  return {{"name", costs.card->name},
-          {"title", costs.card->title},
-          {"flops_per_second", costs.rates.flops_per_second},
-          {"memory_bytes_per_second", costs.rates.bytes_per_second},
-          {"link_bytes_per_second", costs.links[0].bytes_per_second},
-          {"memory_bytes", costs.card->memory_bytes}};
+  for (const Record& c : collectives)
+    fmt::print("{}  {}\n",
+               text_of(c,
+                       "{op:15} {scope:24} {repeats:6} {bytes|MB:10.3f} {transport_seconds|ms:12.3f} "
+                       "{window_seconds|ms:10.2f} {exposed_seconds|ms:10.3f}"),
+               c["blocked_by"].is_null() ? "the end of the plan" : text_of(c, "{blocked_by}"));
 }
 
 }  // namespace
@@ -251,55 +308,20 @@ void print_wirings(const WiringPair& wirings) {
   fmt::print("\n");
 }
 
-void print_plan(const PlanRequest& request, const PlanReport& report, bool every_collective) {
+void print_plan(const PlanRequest& request, const PlanReport& report, const Record& record,
+                bool every_collective) {
   print_card(request);
   print_totals(request, report);
-  print_distillation(request, report);
-  print_directions(report);
-  if (!report.farskip.collectives.empty()) {
-    print_summaries(report);
-    if (every_collective) print_collectives(report.farskip);
+  print_memory(record["farskip"]["memory_bytes"]);
+  print_room(request, report.farskip);
+  print_computation(record);
+  print_distillation(request, record);
+  print_directions(record);
+  if (!record["collectives"].empty()) {
+    print_summaries(record);
+    if (every_collective) print_collectives(record["collectives"]);
   }
-  fmt::print("\nplanned {} nodes in {:.1f} s\n", report.num_nodes, report.planning_seconds);
-}
-
-nlohmann::ordered_json plan_json(const PlanRequest& request, const PlanReport& report,
-                                 const WiringPair* wirings) {
-  nlohmann::ordered_json object{{"ranks", request.mesh.world_size},
-                                {"expert_parallel", request.mesh.expert_size},
-                                {"tensor_parallel", request.mesh.tensor_size},
-                                {"micro_batches_in_flight", request.options.in_flight},
-                                {"expert_chunks", request.options.expert_chunks},
-                                {"step_seconds_standard", report.standard.scheduled_seconds},
-                                {"step_seconds_farskip", report.farskip.scheduled_seconds},
-                                {"step_seconds_standard_blocking", report.standard.blocking_seconds},
-                                {"step_seconds_farskip_blocking", report.farskip.blocking_seconds},
-                                {"peak_memory_bytes", report.farskip.memory.total()},
-                                {"peak_memory_bytes_standard", report.standard.memory.total()},
-                                {"standard", wiring_json(report.standard)},
-                                {"farskip", wiring_json(report.farskip)},
-                                {"collectives", collectives_json(report.farskip)},
-                                {"collectives_standard", collectives_json(report.standard)},
-                                {"nodes", report.num_nodes},
-                                {"planning_seconds", report.planning_seconds}};
-  object["gpu"] = card_json(request);
-  object["other_schedules"] = nlohmann::ordered_json::array();
-  for (const OtherSchedule& other : report.others)
-    object["other_schedules"].push_back({{"micro_batches_in_flight", other.in_flight},
-                                         {"expert_chunks", other.expert_chunks},
-                                         {"step_seconds_standard", other.standard.scheduled_seconds},
-                                         {"step_seconds_farskip", other.farskip.scheduled_seconds},
-                                         {"peak_memory_bytes_standard", other.standard.memory.total()},
-                                         {"peak_memory_bytes", other.farskip.memory.total()}});
-  if (report.separate) {
-    object["peak_memory_bytes_graph_order"] = report.farskip.blocking_memory.total();
-    object["peak_memory_bytes_teacher_alone"] = report.separate->teacher.total();
-    object["peak_memory_bytes_student_alone"] = report.separate->student.total();
-  }
-  if (wirings != nullptr)
-    object["graph"] = {{"standard", lines_of(wirings->standard.text())},
-                       {"farskip", lines_of(wirings->farskip.text())}};
-  return object;
+  print_line(record, "\nplanned {nodes} nodes in {planning_seconds:.1f} s");
 }
 
 }  // namespace farskip

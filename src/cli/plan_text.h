@@ -2,8 +2,7 @@
 #pragma once
 // A plan as people and programs read it.
 
-#include <nlohmann/json_fwd.hpp>
-
+#include "cli/record.h"
 #include "plan/plan_report.h"
 
 namespace farskip {
@@ -16,10 +15,11 @@ void print_wirings(const WiringPair& wirings);
 
 /// Whose rates it is by, if it is a named card's, on stdout.
 void print_card(const PlanRequest& request);
-/// On stdout: totals first; `every_collective`: the full list too.
-void print_plan(const PlanRequest& request, const PlanReport& report, bool every_collective);
 /// `wirings`: added as "graph" unless it is nullptr.
-nlohmann::ordered_json plan_json(const PlanRequest& request, const PlanReport& report,
-                                 const WiringPair* wirings);
+Record plan_record(const PlanRequest& request, const PlanReport& report, const WiringPair* wirings);
+/// Such a record on stdout, and of its request and report what the record leaves out: totals first;
+/// `every_collective`: the full list too.
+void print_plan(const PlanRequest& request, const PlanReport& report, const Record& record,
+                bool every_collective);
 
 }  // namespace farskip

@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <nlohmann/json.hpp>
-
-#include "cli/command.h"
+#include "cli/record.h"
 #include "farskip/base/file.h"
 #include "report/page.h"
 
@@ -36,13 +34,9 @@ ExitCode run(const Options& options, const CommonOptions& common) {
   const Logger logger = common.logger();
   for (const RunLog& log : runs)
     for (const std::string& note : log.notes) logger.warning("{}: {}", log.folder, note);
-  if (common.json) {
-    nlohmann::ordered_json object = comparison_json(runs);
-    object["page"] = out.string();
-    print_json(object);
-  } else {
-    fmt::print("{}\n", out.string());
-  }
+  Record result = comparison_json(runs);
+  result["page"] = out.string();
+  print_result(result, "{page}", common);
   return ExitCode::ok;
 }
 

@@ -2,8 +2,7 @@
 #pragma once
 // What `farskip plan --search` found, as people and programs read it.
 
-#include <nlohmann/json_fwd.hpp>
-
+#include "cli/record.h"
 #include "plan/plan_search.h"
 
 namespace farskip {
@@ -17,8 +16,8 @@ struct SearchReport {
   double seconds = 0;                 // that the search took
 };
 
-/// On stdout; the best twenty and as many that do not fit, or `all`.
-void print_search(const PlanRequest& base, const SearchReport& report, bool all);
-nlohmann::ordered_json search_json(const SearchReport& report);
+Record search_record(const SearchReport& report);
+/// Such a record on stdout; the best twenty and as many that do not fit, or `all`.
+void print_search(const Record& report, bool all);
 
 }  // namespace farskip
