@@ -4,9 +4,9 @@
 
     torch_ops.py CONFIG.yaml [--rounds N] [--ours FILE]
 
-Prints one JSON object a line, with the names of `farskip bench ops --json`; with --ours, the file that command wrote,
-a table of both. Timed alike: CUDA events around four runs, one run before them so that no launch is timed, the
-median of many rounds; values are random normal, in bf16.
+Prints one JSON object a line; with --ours, the file that `farskip bench ops --json` wrote, a table of what both have.
+Timed alike: CUDA events around four runs, one run before them so that no launch is timed, the median of many rounds;
+values are random normal, in bf16.
 """
 
 import argparse
@@ -50,18 +50,23 @@ def expert_ends(rows, experts, skewed):
     return torch.tensor(ends, device="cuda", dtype=torch.int32)
 
 
+def bf16(*shape):
+    """As `farskip bench ops --json` writes the type of an input."""
+    return f"bf16[{', '.join(str(size) for size in shape)}]"
+
+
 class Bench:
     def __init__(self, model, train, rounds):
         self.model, self.rounds = model, rounds
         self.length, self.batch = train["sequence_length"], train["micro_batch"]
-        self.results = {}
+        self.results = []
 
-    def report(self, name, seconds, flops):
-        self.results[name] = seconds
+    def measure(self, name, flops, run, peer=None):
+        """peer: op, phase, types of the first inputs, and end of the name of what it stands beside in farskip."""
+        seconds = seconds_of(run, self.rounds)
         print(json.dumps({"name": name, "seconds": seconds, "tflops": flops / seconds * 1e-12}), flush=True)
-
-    def measure(self, name, flops, run):
-        self.report(name, seconds_of(run, self.rounds), flops)
+        if peer:
+            self.results.append((*peer, seconds))
 
     def square(self):
         a, b = random(8192, 8192), random(8192, 8192)
@@ -70,15 +75,19 @@ class Bench:
     def experts(self, skewed):
         m = self.model
         rows, experts = self.batch * self.length * m["num_experts_per_tok"], m["n_routed_experts"]
+        way = "skewed" if skewed else "balanced"
         ends = expert_ends(rows, experts, skewed)
         hidden, width = m["hidden_size"], m["moe_intermediate_size"]
         for part, n, k in (("up", 2 * width, hidden), ("down", hidden, width)):
-            name = f"experts {part}, {'skewed' if skewed else 'balanced'}"
+            name = f"experts {part}, {way}"
             w, x, y = random(experts, n, k), random(rows, k), random(rows, n)
             flops = 2 * rows * n * k
-            self.measure(name, flops, lambda: torch._grouped_mm(x, w.transpose(-2, -1), offs=ends))
-            self.measure(f"{name}, input gradient", flops, lambda: torch._grouped_mm(y, w, offs=ends))
-            self.measure(f"{name}, weight gradient", flops, lambda: torch._grouped_mm(y.T, x, offs=ends))
+            self.measure(name, flops, lambda: torch._grouped_mm(x, w.transpose(-2, -1), offs=ends),
+                         ("grouped_matmul", "forward", [bf16(*x.shape), bf16(*w.shape)], way))
+            self.measure(f"{name}, input gradient", flops, lambda: torch._grouped_mm(y, w, offs=ends),
+                         ("grouped_matmul", "backward", [bf16(*y.shape), bf16(*w.shape)], way))
+            self.measure(f"{name}, weight gradient", flops, lambda: torch._grouped_mm(y.T, x, offs=ends),
+                         ("grouped_matmul_wgrad", "backward", [bf16(*y.shape), bf16(*x.shape)], way))
 
     def attention(self):
         m = self.model
@@ -87,13 +96,15 @@ class Bench:
         flops = self.batch * self.length * heads * (self.length + 1) * (d + dv)
         with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
             run = lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True)  # noqa: E731
-            self.measure("attention", flops, run)
+            tokens = self.batch * self.length
+            self.measure("attention", flops, run, ("attention", "forward", [bf16(tokens, heads * d)], ""))
             for deterministic in (False, True):
                 torch.use_deterministic_algorithms(deterministic, warn_only=True)
                 out = run()
                 dout = torch.randn_like(out)
                 self.measure("attention, gradient" + (" (deterministic)" if deterministic else ""), 2.5 * flops,
-                             lambda: torch.autograd.grad(out, (q, k, v), dout, retain_graph=True))
+                             lambda: torch.autograd.grad(out, (q, k, v), dout, retain_graph=True),
+                             None if deterministic else ("attention_grad", "backward", [bf16(tokens, heads * dv)], ""))
         torch.use_deterministic_algorithms(False)
 
     def head(self):
@@ -117,16 +128,17 @@ class Bench:
                 dh = dlogits @ w  # noqa: F841
                 dw.add_(dlogits.T @ h[t:t + block])
 
-        self.measure("head and cross-entropy, with gradient", 6 * tokens * w.numel(), run)
+        self.measure("head and cross-entropy, with gradient", 6 * tokens * w.numel(), run,
+                     ("linear_cross_entropy_grad", "backward", ["f32[1]", bf16(*h.shape), bf16(*w.shape)], ""))
 
 
 def print_table(ours, theirs):
-    lines = [json.loads(line) for line in ours]
     print("\n| op | farskip | torch | torch / farskip |\n|---|---|---|---|")
-    for o in lines:
-        if o.get("name") in theirs:
-            peer = theirs[o["name"]]
-            print(f"| {o['name']} | {1e3 * o['seconds']:.3f} ms | {1e3 * peer:.3f} ms | {peer / o['seconds']:.2f} |")
+    for o in map(json.loads, ours):
+        for op, phase, inputs, way, peer in theirs:
+            if o.get("op") == op and o["scope"].endswith(phase) and o["inputs"][:len(inputs)] == inputs \
+                    and o["name"].endswith(way):
+                print(f"| {o['name']} | {1e3 * o['seconds']:.3f} ms | {1e3 * peer:.3f} ms | {peer / o['seconds']:.2f} |")
 
 
 def main():

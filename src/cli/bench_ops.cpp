@@ -1,18 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// `farskip bench ops`: every op of a layer alone, in turns with what it is held against.
+// `farskip bench ops`: every op that a step runs, alone, in turns with what it is held against.
 #include <algorithm>
 #include <cmath>
-#include <nlohmann/json.hpp>
 
-#include "base/statistics.h"
-#include "cli/command.h"
-#include "cli/command_inputs.h"
 #include "cli/op_cases.h"
+#include "cli/record.h"
 #include "engine/devices.h"
-#include "farskip/backend/device.h"
 #include "farskip/base/random.h"
 #include "farskip/ops/ops.h"
-#include "farskip/runtime/executor.h"
 #include "measure/inference_bench.h"
 
 namespace farskip {
@@ -24,125 +19,11 @@ struct Options {
   std::int64_t rounds = 20;
 };
 
-std::size_t round_up(std::size_t n) {
-  return (n + 255) / 256 * 256;
-}
-
-/// Normal values, repeated with a period that is no power of two, so that no two rows are alike by their
-/// place.
-void fill_random(Device& device, const TensorView& to) {
-  constexpr std::size_t kPeriod = 1'000'003;
-  const std::size_t count = std::min<std::size_t>(kPeriod, static_cast<std::size_t>(to.num_elements()));
-  HostTensor values(DType::f32, {static_cast<std::int64_t>(count)});
-  fill_normal(1, static_cast<std::uint64_t>(to.num_elements()), 0, 0.0, 1.0, values.values<float>());
-  const HostTensor block = to.dtype == DType::f32 ? values : convert_dtype(values, to.dtype);
-  auto* data = static_cast<std::byte*>(to.data);
-  device.copy_in(data, block.view().data, block.view().num_bytes());
-  for (std::size_t done = block.view().num_bytes(); done < to.num_bytes();) {
-    const std::size_t bytes = std::min(done, to.num_bytes() - done);
-    device.copy_within(data + done, data, bytes);
-    done += bytes;
-  }
-}
-
-/// One op with its tensors on the device, ready to run.
-class OpRun {
- public:
-  OpRun(Device& device, const OpCase& c) : device_(device), attributes_(c.attributes) {
-    const OpDef& op = op_table().at(c.op);
-    std::vector<const TensorType*> inputs;
-    for (const TensorType& type : c.inputs) inputs.push_back(&type);
-    std::vector<TensorType> outputs = infer_outputs(op, OpTypes{attributes_, inputs});
-    const OpTypes types{attributes_, inputs, outputs};
-    flops_ = cost_of(op, types).flops;
-    kernel_ = &device.kernels().at(c.op, kernel_dtype(types), device.kind());
-    workspace_bytes_ = kernel_->workspace == nullptr ? 0 : kernel_->workspace(types);
-    place(c.inputs, outputs);
-    std::size_t integers = 0;
-    for (std::size_t i = 0; i < inputs_.size(); ++i) {
-      const TensorView& input = inputs_[i];
-      if (input.dtype == DType::i32) {
-        const auto& values = c.integers.at(integers++);
-        device.copy_in(input.data, values.data(), values.size() * sizeof(values[0]));
-      } else if (const auto it = c.numbers.find(i); it != c.numbers.end()) {
-        device.copy_in(input.data, it->second.data(), it->second.size() * sizeof(float));
-      } else {
-        fill_random(device, input);
-      }
-    }
-  }
-
-  double flops() const { return flops_; }
-  /// Every input read once, every output written once.
-  double bytes() const {
-    double sum = 0;
-    for (const auto* views : {&inputs_, &outputs_})
-      for (const TensorView& view : *views) sum += static_cast<double>(view.num_bytes());
-    return sum;
-  }
-  const std::vector<TensorView>& inputs() const { return inputs_; }
-  const std::vector<TensorView>& outputs() const { return outputs_; }
-  void run() const {
-    kernel_->run({attributes_, inputs_, outputs_, {workspace_, workspace_bytes_}, device_.compute_context()});
-  }
-
- private:
-  void place(const std::vector<TensorType>& inputs, const std::vector<TensorType>& outputs) {
-    std::size_t bytes = round_up(workspace_bytes_);
-    for (const auto* types : {&inputs, &outputs})
-      for (const TensorType& type : *types) bytes += round_up(type.num_bytes());
-    memory_ = device_.allocate(bytes);
-    std::byte* at = memory_.get();
-    const auto take = [&](const std::vector<TensorType>& types, std::vector<TensorView>& views) {
-      for (const TensorType& type : types) {
-        views.push_back({at, type.dtype, type.shape});
-        at += round_up(type.num_bytes());
-      }
-    };
-    take(inputs, inputs_);
-    take(outputs, outputs_);
-    workspace_ = at;
-  }
-
-  Device& device_;
-  Attributes attributes_;
-  double flops_ = 0;
-  const Kernel* kernel_ = nullptr;
-  std::vector<TensorView> inputs_, outputs_;
-  std::byte* workspace_ = nullptr;
-  std::size_t workspace_bytes_ = 0;
-  std::shared_ptr<std::byte[]> memory_;
-};
-
-/// Median seconds of each, taken in turns. One run before each timed one keeps the device busy while the host
-/// launches, so that no launch is timed.
-std::vector<double> time_in_turns(Device& device, const std::vector<std::function<void()>>& runs,
-                                  std::int64_t rounds) {
-  const auto marks = device.make_time_marks(2);
-  std::vector<std::vector<double>> seconds(runs.size());
-  for (std::int64_t round = -2; round < rounds; ++round) {  // two to warm up
-    for (std::size_t i = 0; i < runs.size(); ++i) {
-      constexpr int kRepeats = 4;
-      runs[i]();
-      marks->set(0);
-      for (int repeat = 0; repeat < kRepeats; ++repeat) runs[i]();
-      marks->set(1);
-      const double each = marks->seconds(0, 1) / kRepeats;
-      if (round >= 0) seconds[i].push_back(each);
-    }
-  }
-  std::vector<double> medians;
-  for (const auto& s : seconds) medians.push_back(median(s));
-  return medians;
-}
-
+/// A dense product of [m, k] and [n, k].
 OpCase product_case(std::int64_t m, std::int64_t n, std::int64_t k, DType low) {
-  return {"product",
-          "matmul",
+  return {"matmul",
           Attributes::of(ops::Matmul{.transpose_b = true}),
-          {{low, Shape{m, k}, {}}, {low, Shape{n, k}, {}}},
-          {},
-          {}};
+          {TensorType{low, Shape{m, k}, {}}, TensorType{low, Shape{n, k}, {}}}};
 }
 
 // ---- results against sums in double --------------------------------------------------------------
@@ -162,13 +43,14 @@ class HostCopy {
   HostTensor tensor_;
 };
 
-/// Largest error of sampled elements of a grouped product, relative to Σ |a b|.
-double worst_error_of_grouped(Device& device, const OpCase& c, const OpRun& run) {
+/// Largest error of sampled elements of a product by expert, relative to Σ |a b|.
+double worst_error_by_expert(Device& device, const OpCase& c, const OpRun& run) {
   const HostCopy a(device, run.inputs()[0]), b(device, run.inputs()[1]), y(device, run.outputs()[0]);
   const bool wgrad = c.op == "grouped_matmul_wgrad";
   const bool transpose = !wgrad && c.attributes.get<ops::GroupedMatmul>().transpose_w;
-  const std::vector<std::int32_t>& offsets = c.integers[0];
-  const std::int64_t a_columns = c.inputs[0].shape.back(), b_columns = c.inputs[1].shape.back();
+  const std::span<const std::int32_t> offsets = c.values.at(2).values<std::int32_t>();
+  const Shape &a_shape = run.inputs()[0].shape, &b_shape = run.inputs()[1].shape;
+  const std::int64_t a_columns = a_shape.back(), b_columns = b_shape.back();
   const std::int64_t columns = run.outputs()[0].shape.back(),
                      experts = static_cast<std::int64_t>(offsets.size()) - 1;
   double worst = 0;
@@ -189,9 +71,9 @@ double worst_error_of_grouped(Device& device, const OpCase& c, const OpRun& run)
         add(a.at(r * a_columns + row), b.at(r * b_columns + column));
       result = y.at((e * a_columns + row) * columns + column);
     } else {
-      const std::int64_t row = pick(2, c.inputs[0].shape[0]);
+      const std::int64_t row = pick(2, a_shape[0]);
       const std::int64_t e = std::upper_bound(offsets.begin(), offsets.end(), row) - offsets.begin() - 1;
-      const std::int64_t first = e * c.inputs[1].shape[1] * b_columns;
+      const std::int64_t first = e * b_shape[1] * b_columns;
       for (std::int64_t k = 0; k < a_columns; ++k)
         add(a.at(row * a_columns + k),
             b.at(first + (transpose ? column * b_columns + k : k * b_columns + column)));
@@ -205,69 +87,80 @@ double worst_error_of_grouped(Device& device, const OpCase& c, const OpRun& run)
 
 // ---- the table -----------------------------------------------------------------------------------
 
-struct Result {
-  std::string name;
-  double seconds = 0, ceiling_seconds = 0;
-  double amount = 0;  // flops, or bytes
-  bool by_bytes = false;
-  std::optional<double> error;
-
-  double of_ceiling() const { return ceiling_seconds / seconds; }
-};
-
 class OpBench {
  public:
   OpBench(Device& device, DType low, std::int64_t rounds) : device_(device), low_(low), rounds_(rounds) {}
 
   /// The rates of a large product and a large copy.
-  void measure_ceilings() {
+  Record measure_ceilings() {
     const std::int64_t size = device_.kind() == DeviceKind::cuda ? 8192 : 1024;
     const OpRun square(device_, product_case(size, size, size, low_));
     product_rate_ = square.flops() / time_in_turns(device_, {[&] { square.run(); }}, rounds_)[0];
     copy_rate_ = measure_copy_rate(device_, static_cast<int>(rounds_));
+    return {{"device", device_.name()},
+            {"product_tflops", product_rate_ * 1e-12},
+            {"copy_terabytes_per_second", copy_rate_ * 1e-12}};
   }
 
-  Result measure(const OpCase& c) {
-    const OpRun run(device_, c);
-    const bool by_bytes = c.ceiling.kind == Ceiling::Kind::copy;
-    Result result{c.name, 0, 0, by_bytes ? run.bytes() : run.flops(), by_bytes, {}};
+  /// Against a dense product with as much arithmetic, in turns, if it is a product; else against the rate of
+  /// the large product or of the copy, whichever bounds it.
+  Record measure(const ProgramOp& p) {
+    const OpRun run(device_, p.op);
     std::vector<std::function<void()>> runs{[&] { run.run(); }};
     std::optional<OpRun> dense;
-    if (c.ceiling.m > 0) {
-      dense.emplace(device_, product_case(c.ceiling.m, c.ceiling.n, c.ceiling.k, low_));
+    if (p.by_expert || p.op.op == "matmul") {
+      dense.emplace(device_, equal_product(p, run));
       runs.emplace_back([&] { dense->run(); });
     }
-    const auto seconds = time_in_turns(device_, runs, rounds_);
-    result.seconds = seconds[0];
-    result.ceiling_seconds = dense ? seconds[1] : result.amount / (by_bytes ? copy_rate_ : product_rate_);
-    if (c.op.starts_with("grouped_matmul")) result.error = worst_error_of_grouped(device_, c, run);
+    const std::vector<double> seconds = time_in_turns(device_, runs, rounds_);
+    const double by_product = run.flops() / product_rate_, by_copy = run.bytes() / copy_rate_;
+    const bool by_bytes = !dense && by_copy >= by_product;
+    const double ceiling = dense ? seconds[1] : std::max(by_product, by_copy);
+    Record result{{"name", p.name},
+                  {"op", p.op.op},
+                  {"scope", p.scope},
+                  {"inputs", p.inputs},
+                  {"count", p.count},
+                  {"seconds", seconds[0]},
+                  {by_bytes ? "terabytes_per_second" : "tflops",
+                   (by_bytes ? run.bytes() : run.flops()) / seconds[0] * 1e-12},
+                  {"ceiling_seconds", ceiling},
+                  {"of_ceiling", ceiling / seconds[0]}};
+    if (p.by_expert) result["worst_error"] = worst_error_by_expert(device_, p.op, run);
     return result;
   }
 
-  double product_rate() const { return product_rate_; }
-  double copy_rate() const { return copy_rate_; }
-
  private:
+  /// Of the rows of the first input and, of two dims, the last one of the output.
+  OpCase equal_product(const ProgramOp& p, const OpRun& run) const {
+    const std::int64_t rows = run.inputs()[0].shape[0], columns = run.outputs()[0].shape.back();
+    const auto inner =
+        static_cast<std::int64_t>(run.flops() / 2 / static_cast<double>(rows) / static_cast<double>(columns));
+    return product_case(rows, columns, inner, p.op.inputs[0]->dtype);
+  }
+
   Device& device_;
   DType low_;
   std::int64_t rounds_;
   double product_rate_ = 0, copy_rate_ = 0;
 };
 
-void print_result(const Result& r, bool json) {
-  const double rate = r.amount / r.seconds * 1e-12;
-  if (json) {
-    nlohmann::ordered_json o{{"name", r.name},
-                             {"seconds", r.seconds},
-                             {r.by_bytes ? "terabytes_per_second" : "tflops", rate},
-                             {"ceiling_seconds", r.ceiling_seconds},
-                             {"of_ceiling", r.of_ceiling()}};
-    if (r.error) o["worst_error"] = *r.error;
-    return print_json(o);
-  }
-  fmt::print("{:52} {:9.3f} ms {:8.2f} {:7}  {:5.3f} of {}{}\n", r.name, 1e3 * r.seconds, rate,
-             r.by_bytes ? "TB/s" : "TFLOP/s", r.of_ceiling(), r.by_bytes ? "copy" : "product",
-             r.error ? fmt::format(", error {:.1e}", *r.error) : "");
+void print_row(const Record& r) {
+  const bool by_bytes = r.contains("terabytes_per_second");
+  fmt::print("{} {}{}\n", text_of(r, "{name:84} {count:4} x {seconds|ms:9.3f} ms"),
+             by_bytes ? text_of(r, "{terabytes_per_second:8.2f} TB/s     {of_ceiling:5.3f} of copy")
+                      : text_of(r, "{tflops:8.2f} TFLOP/s  {of_ceiling:5.3f} of product"),
+             r.contains("worst_error") ? text_of(r, ", error {worst_error:.1e}") : "");
+}
+
+/// An op that reads all gradients may be larger than what is left beside nothing else.
+bool fits(const ProgramOp& p, const Device& device, const Logger& logger) {
+  const std::size_t bytes = bytes_of(p.op), free = device.memory().free;
+  if (bytes < free) return true;
+  constexpr double kGiB = 1 << 30;
+  logger.warning("{}: left out; it takes {:.1f} GiB, and {:.1f} are free", p.name,
+                 static_cast<double>(bytes) / kGiB, static_cast<double>(free) / kGiB);
+  return false;
 }
 
 ExitCode run_ops(const Options& options, const CommonOptions& common) {
@@ -275,24 +168,19 @@ ExitCode run_ops(const Options& options, const CommonOptions& common) {
       load_run(options.config, options.overrides, {.model = true, .data = false}, common.logger());
   if (!options.device.empty()) run.config.device = parse_choice(device_names, options.device, "--device");
   const std::shared_ptr<Device> device = open_device(run.config.device, run.config.precision);
-  const DType low = compute_type(run.config.precision);
-  OpBench bench(*device, low, options.rounds);
-  bench.measure_ceilings();
-  if (common.json)
-    print_json({{"device", device->name()},
-                {"product_tflops", bench.product_rate() * 1e-12},
-                {"copy_terabytes_per_second", bench.copy_rate() * 1e-12}});
-  else
-    fmt::print("{}: product {:.1f} TFLOP/s, copy {:.2f} TB/s, medians of {}\n", device->name(),
-               bench.product_rate() * 1e-12, bench.copy_rate() * 1e-12, options.rounds);
-  const auto& t = run.config.train;
+  OpBench bench(*device, compute_type(run.config.precision), options.rounds);
+  print_result(bench.measure_ceilings(),
+               fmt::format("{{device}}: product {{product_tflops:.1f}} TFLOP/s, copy "
+                           "{{copy_terabytes_per_second:.2f}} TB/s, medians of {}",
+                           options.rounds),
+               common);
   bool right = true;
-  for (const OpCase& c : op_cases(run.model, t.micro_batch * t.sequence_length, t.sequence_length, low)) {
-    if (c.name.find(options.only) == std::string::npos) continue;
-    const Result result = bench.measure(c);
-    print_result(result, common.json);
+  for (const ProgramOp& op : program_ops(run, *device, options.only, common.logger())) {
+    if (!fits(op, *device, common.logger())) continue;
+    const Record result = bench.measure(op);
+    print_result(result, print_row, common);
     // One rounding of the result to bf16, and sums in f32.
-    right = right && !(result.error && *result.error > 1.0 / 128);
+    right = right && !(op.by_expert && number_of(result, "worst_error") > 1.0 / 128);
   }
   if (!right) common.logger().error("a product is wrong");
   return right ? ExitCode::ok : ExitCode::internal;
@@ -302,7 +190,7 @@ ExitCode run_ops(const Options& options, const CommonOptions& common) {
 
 void add_bench_ops(Subcommand& bench) {
   auto o = std::make_shared<Options>();
-  Subcommand ops = bench.add("ops", "Measure each op of one layer against a dense product or a copy");
+  Subcommand ops = bench.add("ops", "Measure each op of a step against a dense product or a copy");
   ops.positional("CONFIG", o->config,
                  "Run configuration (YAML): sizes of the model and of a micro-batch, precision");
   ops.overrides(o->overrides);

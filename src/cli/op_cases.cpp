@@ -1,201 +1,229 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cli/op_cases.h"
 
+#include <algorithm>
+#include <array>
 #include <cmath>
+#include <functional>
 #include <numeric>
+#include <set>
 
+#include "distill/distill_setup.h"
+#include "engine/devices.h"
+#include "engine/engine_options.h"
 #include "farskip/base/random.h"
-#include "ops/inference_ops.h"
+#include "farskip/engine/compile.h"
+#include "farskip/program/inference_program.h"
+#include "farskip/program/training_program.h"
 
 namespace farskip {
 namespace {
 
-using Integers = std::vector<std::vector<std::int32_t>>;
+using Inputs = std::map<std::string, HostTensor, std::less<>>;
 
-/// Every token goes to top_k experts, in order: the routed rows of one token lie apart.
-struct Routing {
-  std::vector<std::int32_t> row_slot, slot_row;
-};
-Routing route_evenly(std::int64_t rows) {
-  constexpr std::int64_t kStride = 7919;  // a prime: rows of one expert come from tokens all over
-  Routing routing;
-  routing.row_slot.resize(static_cast<std::size_t>(rows));
-  routing.slot_row.resize(static_cast<std::size_t>(rows));
-  const std::int64_t step = std::gcd(kStride, rows) == 1 ? kStride : 1;
-  for (std::int64_t row = 0; row < rows; ++row) {
-    const auto slot = static_cast<std::size_t>(row * step % rows);
-    routing.row_slot[static_cast<std::size_t>(row)] = static_cast<std::int32_t>(slot);
-    routing.slot_row[slot] = static_cast<std::int32_t>(row);
-  }
-  return routing;
+HostTensor integers(Shape shape, const std::function<std::int64_t(std::int64_t)>& value) {
+  HostTensor tensor(DType::i32, std::move(shape));
+  const std::span<std::int32_t> values = tensor.values<std::int32_t>();
+  for (std::size_t i = 0; i < values.size(); ++i)
+    values[i] = static_cast<std::int32_t>(value(static_cast<std::int64_t>(i)));
+  return tensor;
 }
 
-std::vector<std::int32_t> random_tokens(std::int64_t count, std::int64_t below) {
-  std::vector<std::int32_t> tokens(static_cast<std::size_t>(count));
-  for (std::size_t i = 0; i < tokens.size(); ++i)
-    tokens[i] = static_cast<std::int32_t>(uniform_u64(1, 0, i) % static_cast<std::uint64_t>(below));
-  return tokens;
+HostTensor random_tokens(std::int64_t count, std::int64_t below) {
+  return integers(Shape{count}, [=](std::int64_t i) {
+    return static_cast<std::int64_t>(uniform_u64(1, 0, static_cast<std::uint64_t>(i)) %
+                                     static_cast<std::uint64_t>(below));
+  });
 }
 
-class Cases {
+/// Numbers 0 to count - 1 in an order in which neighbours lie far apart.
+std::int64_t mixed(std::int64_t i, std::int64_t count) {
+  constexpr std::int64_t kStride = 7919;  // a prime
+  return i * (std::gcd(kStride, count) == 1 ? kStride : 1) % count;
+}
+
+/// The experts of each token, [tokens, k]: rows of one expert come from tokens all over.
+HostTensor choose_experts(const Shape& shape, std::int64_t experts, bool skewed) {
+  const std::int64_t rows = shape.num_elements();
+  const std::vector<std::int32_t> offsets = spread_rows(rows, experts, skewed);
+  HostTensor chosen(DType::i32, shape);
+  for (std::int64_t row = 0; row < rows; ++row)
+    chosen.values<std::int32_t>()[static_cast<std::size_t>(mixed(row, rows))] = static_cast<std::int32_t>(
+        std::upper_bound(offsets.begin(), offsets.end(), row) - offsets.begin() - 1);
+  return chosen;
+}
+
+/// What the values of a graph hold that must not be random.
+class GraphValues {
  public:
-  Cases(const ModelConfig& model, std::int64_t tokens, std::int64_t sequence_length, DType low)
-      : model_(model), tokens_(tokens), length_(sequence_length), low_(low), hidden_(model.hidden_size) {}
-
-  std::vector<OpCase> make() {
-    add_dense();
-    add_attention();
-    if (model_.moe.num_experts > 0) {
-      add_experts(false);
-      add_experts(true);
-      add_dispatch();
+  GraphValues(const Graph& graph, const Inputs& inputs, Device& device, bool skewed)
+      : graph_(graph), device_(device), skewed_(skewed) {
+    for (const External& external : graph.externals()) {
+      const TensorType& type = graph.type(external.value);
+      if (const auto given = inputs.find(external.name); given != inputs.end())
+        known_.emplace(external.value, given->second);
+      else if (type.dtype == DType::i32)  // 0 is a token, a row and a position everywhere
+        known_.emplace(external.value, integers(type.shape, [](std::int64_t) { return 0; }));
     }
-    add_elementwise();
-    add_head();
-    add_cached_attention();
-    add_sampling();
-    return std::move(cases_);
+  }
+
+  OpCase case_of(const Node& node) {
+    OpCase c{node.op->name, node.attributes, {}};
+    for (const ValueId input : node.inputs) {
+      c.inputs.push_back(input ? std::optional(graph_.type(input)) : std::nullopt);
+      if (const HostTensor* value = input ? find(input) : nullptr)
+        c.values.emplace(c.inputs.size() - 1, *value);
+    }
+    return c;
   }
 
  private:
-  TensorType low(Shape shape) const { return {low_, std::move(shape), {}}; }
-  static TensorType f32(Shape shape) { return {DType::f32, std::move(shape), {}}; }
-  static TensorType i32(std::int64_t n) { return {DType::i32, Shape{n}, {}}; }
-  static Ceiling product(std::int64_t m, std::int64_t n, std::int64_t k) {
-    return {Ceiling::Kind::product, m, n, k};
-  }
-  static constexpr Ceiling kSquare{Ceiling::Kind::product, 0, 0, 0}, kCopy{Ceiling::Kind::copy, 0, 0, 0};
-
-  template <class A = NoAttributes>
-  void add(std::string name, std::string op, std::vector<TensorType> inputs, Ceiling ceiling,
-           A attributes = {}, Integers integers = {}) {
-    cases_.push_back({std::move(name), std::move(op), Attributes::of(attributes), std::move(inputs),
-                      std::move(integers), ceiling});
+  /// nullptr: random numbers do.
+  const HostTensor* find(ValueId id) {
+    const Value& value = graph_.value(id);
+    if (const auto it = known_.find(id); it != known_.end()) return &it->second;
+    if (value.type.dtype != DType::i32 || !value.producer) return nullptr;
+    return &known_.emplace(id, compute(value)).first->second;
   }
 
-  void add_dense() {
-    const std::int64_t in = model_.num_heads * model_.v_head_dim(), out = hidden_;
-    add("projection", "matmul", {low({tokens_, in}), low({out, in})}, product(tokens_, out, in),
-        ops::Matmul{.transpose_b = true});
-    add("projection, input gradient", "matmul", {low({tokens_, out}), low({out, in})},
-        product(tokens_, in, out), ops::Matmul{});
-    add("projection, weight gradient", "matmul", {low({tokens_, out}), low({tokens_, in}), f32({out, in})},
-        product(tokens_, out, in), ops::Matmul{.transpose_a = true, .wide = true});
+  HostTensor compute(const Value& value) {
+    const Node& node = graph_.node(value.producer);
+    if (node.op->name == "route")
+      return choose_experts(value.type.shape, graph_.type(node.inputs[0]).shape.back(), skewed_);
+    const OpRun run(device_, case_of(node));
+    run.run();
+    return run.read_output(value.output_index);
   }
 
-  void add_attention() {
-    const std::int64_t heads = model_.num_heads, kv = model_.mla ? heads : model_.gqa.kv_heads;
-    const std::int64_t d = model_.qk_head_dim(), dv = model_.v_head_dim();
-    const ops::Attention attributes{.sequence_length = length_,
-                                    .heads = heads,
-                                    .kv_heads = kv,
-                                    .scale = 1.0 / std::sqrt(static_cast<double>(d)),
-                                    .chunk = 0};
-    const TensorType q = low({tokens_, heads * d}), k = low({tokens_, kv * d}), v = low({tokens_, kv * dv});
-    const TensorType out = low({tokens_, heads * dv});
-    add("attention", "attention", {q, k, v}, kSquare, attributes);
-    add("attention, gradient", "attention_grad", {out, q, k, v, out, f32({tokens_, heads})}, kSquare,
-        attributes);
-  }
-
-  void add_experts(bool skewed) {
-    const std::int64_t experts = model_.moe.num_experts, rows = tokens_ * model_.moe.top_k;
-    const Integers offsets{spread_rows(rows, experts, skewed)};
-    const auto add_weight = [&](const std::string& part, std::int64_t n, std::int64_t k) {
-      const std::string name = "experts " + part + (skewed ? ", skewed" : ", balanced");
-      const TensorType w = low({experts, n, k}), x = low({rows, k}), y = low({rows, n});
-      add(name, "grouped_matmul", {x, w, i32(experts + 1)}, product(rows, n, k), ops::GroupedMatmul{true},
-          offsets);
-      add(name + ", input gradient", "grouped_matmul", {y, w, i32(experts + 1)}, product(rows, k, n),
-          ops::GroupedMatmul{false}, offsets);
-      add(name + ", weight gradient", "grouped_matmul_wgrad", {y, x, i32(experts + 1)}, product(rows, n, k),
-          NoAttributes{}, offsets);
-    };
-    add_weight("up", 2 * model_.moe.expert_size, hidden_);
-    add_weight("down", hidden_, model_.moe.expert_size);
-  }
-
-  void add_dispatch() {
-    const std::int64_t rows = tokens_ * model_.moe.top_k;
-    const Routing routing = route_evenly(rows);
-    const Integers order{routing.row_slot, routing.slot_row};
-    const auto add_order = [&](const char* op, std::int64_t in) {
-      add(op, op, {low({in, hidden_}), i32(rows), i32(rows)}, kCopy, ops::TopK{model_.moe.top_k}, order);
-    };
-    add_order("dispatch_rows", tokens_);
-    add_order("combine_rows", rows);
-    const std::int64_t width = model_.moe.expert_size;
-    add("swiglu of routed rows", "swiglu", {low({rows, 2 * width}), f32({rows})}, kCopy);
-    add("swiglu of routed rows, gradient", "swiglu_grad",
-        {low({rows, width}), low({rows, 2 * width}), f32({rows})}, kCopy);
-  }
-
-  void add_elementwise() {
-    const TensorType x = low({tokens_, hidden_}), w = f32({hidden_});
-    add("rms_norm", "rms_norm", {x, w}, kCopy, ops::RmsNorm{1e-6});
-    add("rms_norm, gradient", "rms_norm_grad", {x, x, w, f32({tokens_, 1})}, kCopy, ops::RmsNorm{1e-6});
-    add("add", "add", {x, x}, kCopy);
-  }
-
-  void add_head() {
-    const TensorType h = low({tokens_, hidden_}), w = low({model_.vocab_size, hidden_});
-    add("head and cross-entropy, with gradient", "linear_cross_entropy_grad", {f32({1}), h, w, i32(tokens_)},
-        kSquare, NoAttributes{}, {random_tokens(tokens_, model_.vocab_size)});
-  }
-
-  /// The next token of each sequence of the micro-batch, which lies in a cache; blocks in a mixed order.
-  void add_cached_attention() {
-    const std::int64_t sequences = tokens_ / length_, block_tokens = 16;
-    const std::int64_t blocks = (length_ + block_tokens - 1) / block_tokens,
-                       rows = sequences * blocks * block_tokens;
-    const std::int64_t heads = model_.num_heads, kv = model_.mla ? 1 : model_.gqa.kv_heads;
-    const std::int64_t dv = model_.mla ? model_.mla->kv_lora_rank : model_.gqa.head_dim;
-    const std::int64_t d = model_.mla ? dv + model_.mla->rope_dim : dv;
-    std::vector<std::int32_t> of_sequence(static_cast<std::size_t>(sequences));
-    std::iota(of_sequence.begin(), of_sequence.end(), 0);
-    const std::vector<std::int32_t> positions(of_sequence.size(), static_cast<std::int32_t>(length_ - 1));
-    std::vector<TensorType> inputs{low({sequences, heads * d}),
-                                   low({rows, kv * d}),
-                                   i32(sequences),
-                                   i32(sequences),
-                                   {DType::i32, Shape{sequences, blocks}, {}}};
-    if (!model_.mla) inputs.push_back(low({rows, kv * dv}));
-    add("cached attention, the next token", "cached_attention", inputs, kCopy,
-        ops::CachedAttention{.heads = heads,
-                             .kv_heads = kv,
-                             .scale = 1.0 / std::sqrt(static_cast<double>(d)),
-                             .block_tokens = block_tokens,
-                             .value_size = dv},
-        {of_sequence, positions, route_evenly(sequences * blocks).row_slot});
-  }
-
-  /// Of one text for each token of the micro-batch, up to 2,048.
-  void add_sampling() {
-    const std::int64_t rows = std::min<std::int64_t>(tokens_, 2048);
-    const auto add_choice = [&](const char* name, float temperature, float top_p, std::int32_t top_k) {
-      std::vector<float> real;
-      std::vector<std::int32_t> whole;
-      for (std::int32_t r = 0; r < rows; ++r) {
-        real.insert(real.end(), {temperature, top_p, 0.0F, 1.0F});
-        whole.insert(whole.end(), {top_k, 1, 0, r});
-      }
-      add(name, "sample", {f32({rows, model_.vocab_size}), f32({rows, 4}), {DType::i32, Shape{rows, 4}, {}}},
-          kCopy, ops::Sample{}, {whole});
-      cases_.back().numbers[1] = real;
-    };
-    add_choice("sample, the most likely", 0.0F, 1.0F, 0);
-    add_choice("sample, by temperature", 0.8F, 1.0F, 0);
-    add_choice("sample, top 50", 0.8F, 1.0F, 50);
-    add_choice("sample, top 0.9", 0.8F, 0.9F, 0);
-    add_choice("sample, top 50 and top 0.9", 0.8F, 0.9F, 50);
-  }
-
-  const ModelConfig& model_;
-  std::int64_t tokens_, length_;
-  DType low_;
-  std::int64_t hidden_;
-  std::vector<OpCase> cases_;
+  const Graph& graph_;
+  Device& device_;
+  bool skewed_;
+  std::map<ValueId, HostTensor> known_;
 };
+
+/// A graph, how often a step runs it, and its inputs, in one or several ways.
+struct Source {
+  Graph graph;
+  std::int64_t runs = 0;
+  Inputs inputs;
+  std::vector<std::pair<std::string, Inputs>> draws{};  // ways to choose a token
+};
+
+std::vector<Source> step_sources(const LoadedRun& run, DeviceKind device, const Logger& logger) {
+  RunConfig config = run.config;
+  config.parallel = {};
+  TrainEngineOptions options = engine_options(config, 1);
+  if (run.distill) add_distillation(options, *run.distill, run.model);
+  const TrainingProgram program(wire_model(run.model), options, {1, 0, 1});
+  const std::int64_t tokens = options.micro_batch * options.sequence_length * options.in_flight;
+  const Inputs inputs{{"tokens", random_tokens(tokens, run.model.vocab_size)},
+                      {"targets", random_tokens(tokens, run.model.vocab_size)}};
+  std::vector<Source> sources;
+  const auto add = [&](const PassPipeline& pipeline, std::int64_t runs) {
+    sources.push_back({run_pipeline(pipeline, pipeline_for(device, {}), logger), runs, inputs});
+  };
+  for (const auto& [kind, runs] : program.micro_batches()) add(program.micro_batch(kind), runs);
+  add(program.update(), 1);
+  return sources;
+}
+
+/// Settings of ops::sample for each text.
+Inputs draw(std::int64_t texts, float temperature, float top_p, std::int32_t top_k) {
+  HostTensor real(DType::f32, Shape{texts, 4});
+  const std::array<float, 4> setting{temperature, top_p, 0.0F, 1.0F};
+  for (std::size_t i = 0; i < real.values<float>().size(); ++i) real.values<float>()[i] = setting[i % 4];
+  return {{std::string(kDrawReal), real},
+          {std::string(kDrawWhole), integers(Shape{texts, 4}, [=](std::int64_t i) {
+             return std::array<std::int64_t, 4>{top_k, 1, 0, i / 4}[static_cast<std::size_t>(i % 4)];
+           })}};
+}
+
+/// The next token of each sequence of a micro-batch, all but it in the cache, whose blocks are in a mixed
+/// order.
+Source cached_source(const LoadedRun& run, DeviceKind device, const Logger& logger) {
+  const TrainConfig& t = run.config.train;
+  const std::int64_t texts = t.micro_batch, last = t.sequence_length - 1;
+  CachedRunShape shape;
+  CacheShape& cache = shape.cache;
+  cache.tokens = cache.outputs = cache.sequences = texts;
+  cache.max_blocks = last / cache.block_tokens + 1;
+  cache.num_blocks = texts * cache.max_blocks;
+  const auto block = [=](std::int64_t i) { return mixed(i, cache.num_blocks); };
+  const auto each = [&](const std::function<std::int64_t(std::int64_t)>& value) {
+    return integers(Shape{texts}, value);
+  };
+  const auto number = [](std::int64_t i) { return i; };
+  Inputs inputs{{"tokens", random_tokens(texts, run.model.vocab_size)},
+                {std::string(kSequences), each(number)},
+                {std::string(kOutputRows), each(number)},
+                {std::string(kPositions), each([=](std::int64_t) { return last; })},
+                {std::string(kBlockTable), integers(Shape{texts, cache.max_blocks}, block)},
+                {std::string(kCacheRows), each([=](std::int64_t i) {
+                   return block(i * cache.max_blocks + last / cache.block_tokens) * cache.block_tokens +
+                          last % cache.block_tokens;
+                 })}};
+  const PassPipeline pipeline =
+      cached_pipeline(wire_model(run.model), shape, compute_type(run.config.precision), {1, 0, 1});
+  return {run_pipeline(pipeline, pipeline_for(device, {}), logger),
+          0,
+          std::move(inputs),
+          {{"the most likely", draw(texts, 0.0F, 1.0F, 0)},
+           {"by temperature", draw(texts, 0.8F, 1.0F, 0)},
+           {"top 50", draw(texts, 0.8F, 1.0F, 50)},
+           {"top 0.9", draw(texts, 0.8F, 0.9F, 0)},
+           {"top 50 and top 0.9", draw(texts, 0.8F, 0.9F, 50)}}};
+}
+
+std::string scope_of(const Node& node) {
+  Scope scope = node.scope;
+  scope.layer = -1;
+  scope.micro_batch = 0;
+  return scope.text();
+}
+
+std::vector<std::string> types_of(const Graph& graph, const Node& node) {
+  std::vector<std::string> types;
+  for (const ValueId input : node.inputs)
+    types.push_back(
+        input ? fmt::format("{}{}", dtype_name(graph.type(input).dtype), graph.type(input).shape.text())
+              : "_");
+  return types;
+}
+
+/// `way`: of several in which it is timed.
+std::string name_of(const Node& node, std::vector<std::string> types, const std::string& way) {
+  constexpr std::size_t most = 6;  // a norm reads all gradients
+  if (types.size() > most) {
+    types.resize(most);
+    types.emplace_back("…");
+  }
+  return fmt::format("{} {} {}{}{}", node.op->name, scope_of(node), fmt::join(types, ", "),
+                     way.empty() ? "" : ", ", way);
+}
+
+/// Nodes that are alike, and the first of them.
+struct Group {
+  const Source* source = nullptr;
+  const Node* first = nullptr;
+  std::int64_t count = 0;
+};
+
+std::vector<Group> group_nodes(const std::vector<Source>& sources) {
+  std::vector<Group> groups;
+  std::map<std::string, std::size_t> known;
+  std::set<std::string> in_step;
+  for (const Source& source : sources)
+    for (const Node& node : source.graph.nodes()) {
+      if (node.op->collective || (source.runs == 0 && in_step.contains(node.op->name))) continue;
+      if (source.runs > 0) in_step.insert(node.op->name);
+      std::string key = fmt::format("{} {{{}}} {}", node.op->name, node.attributes.text(),
+                                    fmt::join(types_of(source.graph, node), " "));
+      const auto [it, is_new] = known.emplace(std::move(key), groups.size());
+      if (is_new) groups.push_back({&source, &node, 0});
+      groups[it->second].count += source.runs;
+    }
+  return groups;
+}
 
 }  // namespace
 
@@ -211,9 +239,39 @@ std::vector<std::int32_t> spread_rows(std::int64_t rows, std::int64_t experts, b
   return offsets;
 }
 
-std::vector<OpCase> op_cases(const ModelConfig& model, std::int64_t tokens, std::int64_t sequence_length,
-                             DType low) {
-  return Cases(model, tokens, sequence_length, low).make();
+std::vector<ProgramOp> program_ops(const LoadedRun& run, Device& device, std::string_view only,
+                                   const Logger& logger) {
+  std::vector<Source> sources = step_sources(run, device.kind(), logger);
+  sources.push_back(cached_source(run, device.kind(), logger));
+  std::vector<ProgramOp> ops;
+  for (const Group& group : group_nodes(sources)) {
+    const Node& node = *group.first;
+    const bool by_expert = node.op->name.starts_with("grouped_matmul");
+    const Graph& graph = group.source->graph;
+    const auto add = [&](const std::string& way, const Inputs& more, bool skewed) {
+      ProgramOp op{.name = name_of(node, types_of(graph, node), way),
+                   .scope = scope_of(node),
+                   .inputs = types_of(graph, node),
+                   .count = group.count,
+                   .op = {},
+                   .by_expert = by_expert};
+      if (op.name.find(only) == std::string::npos) return;
+      Inputs inputs = group.source->inputs;
+      inputs.insert(more.begin(), more.end());
+      op.op = GraphValues(graph, inputs, device, skewed).case_of(node);
+      ops.push_back(std::move(op));
+    };
+    const auto draws = graph.find_external(kDrawReal);
+    if (by_expert) {
+      add("balanced", {}, false);
+      add("skewed", {}, true);
+    } else if (draws && std::find(node.inputs.begin(), node.inputs.end(), *draws) != node.inputs.end()) {
+      for (const auto& [way, inputs] : group.source->draws) add(way, inputs, false);
+    } else {
+      add("", {}, false);
+    }
+  }
+  return ops;
 }
 
 }  // namespace farskip

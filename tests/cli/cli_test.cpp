@@ -308,7 +308,7 @@ TEST_CASE("forward writes the reference's logits, loss and gradients under hub n
   for (const TensorInfo& info : weights.tensors()) CHECK(file.find("grad." + info.name).shape == info.shape);
 }
 
-TEST_CASE("bench ops times each op of a layer, with products of experts that are right") {
+TEST_CASE("bench ops times each op of a step, with products of experts that are right") {
   const auto result = farskip_command(
       "bench ops " FARSKIP_SOURCE_DIR
       "/configs/bench/cpu_moe.yaml --rounds 1 --json model.hidden_size=64 model.vocab_size=512 "
@@ -320,14 +320,17 @@ TEST_CASE("bench ops times each op of a layer, with products of experts that are
     const auto o = nlohmann::json::parse(line);
     if (o.contains("name")) results[o["name"]] = o;
   }
-  CHECK(results.size() >= 20);
+  CHECK(results.size() >= 50);
+  int products = 0;
   for (const auto& [name, o] : results) {
     CAPTURE(name);
     CHECK(o["seconds"].get<double>() > 0);
     CHECK(o["of_ceiling"].get<double>() > 0);
+    if (!o.contains("worst_error")) continue;
+    CHECK(o["worst_error"].get<double>() < 1e-5);
+    ++products;
   }
-  for (const char* part : {"", ", input gradient", ", weight gradient"})
-    CHECK(results.at(std::string("experts up, skewed") + part)["worst_error"].get<double>() < 1e-5);
+  CHECK(products == 12);  // up and down, each with two gradients, balanced and skewed
 }
 
 TEST_CASE("hub to hub conversion keeps every byte of the weights, and the wiring travels in the config") {
