@@ -6,6 +6,7 @@
 
 #include "engine/devices.h"
 #include "engine/engine_options.h"
+#include "infer/log_likelihood.h"
 #include "reference/rounded.h"
 #include "run/trainer.h"
 #include "support/catch.h"
@@ -104,6 +105,18 @@ TEST_CASE("inference on a device reads the weights that training left there") {
   InferenceEngine here(there.model, weights, test::quiet_context());
   CHECK(here.loss(batch, kLength).loss_sum == loss);
   CHECK(relative_error(here.logits(batch.tokens, kLength), logits.view()) == 0.0);
+}
+
+TEST_CASE("choices are as likely on a device with memory of its own as in the host's memory, to the bit") {
+  const Training here("deepseek_v2", FarSkipMode::full, make_cpu_device(), two_micro_batches(DType::f32));
+  const Training there("deepseek_v2", FarSkipMode::full, make_rounded_device(),
+                       two_micro_batches(DType::f32));
+  const std::vector<std::int32_t> ids = here.batches(0)[0].tokens;  // 32
+  const std::vector<std::int32_t> context(ids.begin(), ids.begin() + 20);
+  const std::vector<Continuation> choices{
+      {context, {1, 2, 3}}, {context, {1, 5}}, {{7}, ids}, {context, {9}}};
+  CHECK(log_likelihoods(there.model, there.states, there.context, choices, 3) ==
+        log_likelihoods(here.model, here.states, here.context, choices, 3));
 }
 
 TEST_CASE("gradients computed in bf16 are those of f32 but for rounding") {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Whole models on a GPU against the CPU. Without a GPU they are skipped.
 #include "engine/devices.h"
+#include "infer/log_likelihood.h"
 #include "support/catch.h"
 #include "support/models.h"
 #include "support/skip.h"
@@ -112,6 +113,28 @@ TEST_CASE("a GPU in bf16 that need not repeat its bits stays within the same bou
     Training gpu(name, FarSkipMode::full, make_cuda_device(), options);
     compare(cpu, gpu, {4e-2, 2e-3, 0.15, 0.8}, false);
   }
+}
+
+TEST_CASE("choices that share their beginnings are as likely on a GPU as on the CPU") {
+  need_gpu();
+  for (const std::string& name : test::model_fixtures())
+    for (const auto& [compute, bound] : {std::pair{DType::f32, 2e-5}, {DType::bf16, 2e-2}}) {
+      CAPTURE(name, dtype_name(compute));
+      const Training cpu(name, FarSkipMode::full, make_cpu_device(), DType::f32);
+      const Training gpu(name, FarSkipMode::full, make_cuda_device(), compute);
+      const std::vector<std::int32_t> ids = cpu.batches(0)[0].tokens;
+      std::vector<Continuation> choices;
+      for (const int context : {5, 21, 40, 55})  // of these tokens; choices of one to seven
+        for (int choice = 0; choice < 4; ++choice)
+          choices.push_back({{ids.begin(), ids.begin() + context},
+                             {ids.begin() + 60 + choice, ids.begin() + 61 + 3 * choice}});
+      const std::vector<double> wanted = log_likelihoods(cpu.model, cpu.states, cpu.context, choices, 8);
+      for (const std::int64_t batch : {1, 8}) {
+        const std::vector<double> found = log_likelihoods(gpu.model, gpu.states, gpu.context, choices, batch);
+        for (std::size_t i = 0; i < wanted.size(); ++i)
+          CHECK(found[i] == Catch::Approx(wanted[i]).epsilon(bound));
+      }
+    }
 }
 
 TEST_CASE("training on a GPU follows the losses and gradient norms of the CPU") {
