@@ -7,7 +7,6 @@
 #include <cstdio>
 #include <exception>
 #include <iostream>
-#include <nlohmann/json.hpp>
 #include <thread>
 
 #include "backend/cpu/machine.h"
@@ -194,15 +193,6 @@ void Subcommand::bind(std::function<ExitCode(const CommonOptions&)> run, bool on
     command.run = run;
     command.on_ranks = on_ranks;
   });
-}
-
-std::string json_text(const nlohmann::ordered_json& object) {
-  return object.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
-}
-
-void print_json(const nlohmann::ordered_json& object) {
-  std::printf("%s\n", json_text(object).c_str());
-  std::fflush(stdout);
 }
 
 namespace {

@@ -7,7 +7,6 @@
 #include <cstdint>
 #include <functional>
 #include <limits>
-#include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <vector>
 
@@ -107,11 +106,6 @@ void add_bench_step(Subcommand& bench);
 void add_plan(Subcommand& root);
 void add_report(Subcommand& root);
 void add_doctor(Subcommand& root);
-
-/// In one line. A path may hold bytes that are not UTF-8, which JSON cannot: U+FFFD stands for them.
-std::string json_text(const nlohmann::ordered_json& object);
-/// json_text on stdout.
-void print_json(const nlohmann::ordered_json& object);
 
 /// Parses, runs, reports errors on stderr; the exit code of the process. Errors before a job begins are the
 /// same on all ranks of a launcher: the first reports them.

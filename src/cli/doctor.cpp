@@ -72,6 +72,12 @@ void print_parts(const Record& o) {
   for (const Record& line : o["advice"]) fmt::print("advice           {}\n", text(line));
 }
 
+void print_text(const Record& o) {
+  print_machine(o);
+  print_gpus(o["cuda"]);
+  print_parts(o);
+}
+
 ExitCode run(const CommonOptions& common) {
   const MachineInfo machine = machine_info();
   const cpu::Measured measured = cpu::measure_machine();
@@ -112,13 +118,7 @@ ExitCode run(const CommonOptions& common) {
                  {"mpi_library", mpi_library()},
                  {"http_library", http_library()},
                  {"advice", advice}};
-  if (common.json) {
-    print_json(o);
-    return ExitCode::ok;
-  }
-  print_machine(o);
-  print_gpus(o["cuda"]);
-  print_parts(o);
+  print_result(o, print_text, common);
   return ExitCode::ok;
 }
 

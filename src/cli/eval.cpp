@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
 #include <cmath>
-#include <nlohmann/json.hpp>
 
-#include "cli/command.h"
 #include "cli/command_inputs.h"
 #include "cli/job.h"
+#include "cli/record.h"
 #include "distill/distill_setup.h"
 #include "engine/devices.h"
 #include "hub/companions.h"
@@ -103,42 +102,45 @@ struct Results {
   std::vector<TaskScore> tasks;  // in the order of --tasks
 };
 
-nlohmann::ordered_json json_of(const Results& results, const std::vector<Task>& tasks) {
-  nlohmann::ordered_json object;
+Record make_record(const Results& results, const std::vector<Task>& tasks) {
+  Record record;
   if (const auto& e = results.text)
-    object = {
+    record = {
         {"loss", e->loss}, {"perplexity", std::exp(e->loss)}, {"top1", e->accuracy}, {"tokens", e->tokens}};
   if (const auto& e = results.text; e && e->means.contains("kl"))
-    for (const char* name : {"teacher_loss", "kl", "agreement"}) object[name] = e->means.at(name);
-  const auto or_null = [](std::optional<double> x) { return x ? nlohmann::json(*x) : nlohmann::json(); };
+    for (const char* name : {"teacher_loss", "kl", "agreement"}) record[name] = e->means.at(name);
+  const auto or_null = [](std::optional<double> x) { return x ? Record(*x) : Record(); };
   for (std::size_t i = 0; i < tasks.size(); ++i) {
     const auto& [accuracy, normalized] = results.tasks[i];
-    object["tasks"].push_back({{"name", tasks[i].name},
+    record["tasks"].push_back({{"name", tasks[i].name},
                                {"accuracy", accuracy.mean},
                                {"accuracy_stderr", or_null(accuracy.standard_error)},
                                {"accuracy_norm", normalized.mean},
                                {"accuracy_norm_stderr", or_null(normalized.standard_error)},
                                {"samples", tasks[i].items.size()}});
   }
-  return object;
+  return record;
 }
 
-std::string percent(const Share& share) {
-  const auto& error = share.standard_error;
-  return fmt::format("{:.2f}%{}", 100.0 * share.mean, error ? fmt::format(" ± {:.2f}", 100.0 * *error) : "");
+/// A share with its standard error, where that is known.
+std::string percent(const Record& task, const std::string& share) {
+  const std::string error = share + "_stderr";
+  return text_of(task, "{" + share + "|%:.2f}%") +
+         (task[error].is_null() ? "" : text_of(task, " ± {" + error + "|%:.2f}"));
 }
 
-void print_text(const Results& results, const std::vector<Task>& tasks) {
-  if (const auto& e = results.text)
-    fmt::print("loss {:.4f} nats/token, perplexity {:.2f}, top-1 {:.2f}%, {} tokens\n", e->loss,
-               std::exp(e->loss), 100.0 * e->accuracy, e->tokens);
-  if (const auto& e = results.text; e && e->means.contains("kl"))
-    fmt::print("teacher's loss {:.4f}, KL {:.4f} nats/token, agreement {:.2f}%\n",
-               e->means.at("teacher_loss"), e->means.at("kl"), 100.0 * e->means.at("agreement"));
-  for (std::size_t i = 0; i < tasks.size(); ++i)
-    fmt::print("{}: accuracy {}, normalized by length {}, {} samples\n", tasks[i].name,
-               percent(results.tasks[i].accuracy), percent(results.tasks[i].accuracy_normalized),
-               tasks[i].items.size());
+void print_text(const Record& record) {
+  if (record.contains("loss"))
+    print_line(
+        record,
+        "loss {loss:.4f} nats/token, perplexity {perplexity:.2f}, top-1 {top1|%:.2f}%, {tokens} tokens");
+  if (record.contains("kl"))
+    print_line(record,
+               "teacher's loss {teacher_loss:.4f}, KL {kl:.4f} nats/token, agreement {agreement|%:.2f}%");
+  if (!record.contains("tasks")) return;
+  for (const Record& task : record["tasks"])
+    fmt::print("{}: accuracy {}, normalized by length {}, {} samples\n", text_of(task, "{name}"),
+               percent(task, "accuracy"), percent(task, "accuracy_norm"), text_of(task, "{samples}"));
 }
 
 ExitCode run(const Options& options, const CommonOptions& common) {
@@ -170,10 +172,7 @@ ExitCode run(const Options& options, const CommonOptions& common) {
     for (std::size_t i = 0; i < tasks.size(); ++i)
       results.tasks.push_back(evaluate_task(options, tasks[i], choices[i], wired, model.states, context));
     if (job.world.rank() != 0) return ExitCode::ok;
-    if (common.json)
-      print_json(json_of(results, tasks));
-    else
-      print_text(results, tasks);
+    print_result(make_record(results, tasks), print_text, common);
     return ExitCode::ok;
   });
 }

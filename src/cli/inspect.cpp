@@ -1,10 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <nlohmann/json.hpp>
-
 #include "checkpoint/checkpoint_files.h"
 #include "checkpoint/training_state.h"
-#include "cli/command.h"
 #include "cli/command_inputs.h"
+#include "cli/record.h"
 #include "data/token_file.h"
 #include "data/tokenizer.h"
 #include "farskip/tensor/safetensors.h"
@@ -13,15 +11,13 @@
 namespace farskip {
 namespace {
 
-using Json = nlohmann::ordered_json;
-
-void print_facts(const Json& facts) {
+void print_facts(const Record& facts) {
   for (const auto& item : facts.items())
     fmt::print("{:20} {}\n", item.key(),
                item.value().is_string() ? item.value().get<std::string>() : item.value().dump());
 }
 
-Json describe_model(const fs::path& folder) {
+Record describe_model(const fs::path& folder) {
   const ModelConfig config = read_hub_config(folder);
   const ParameterCounts counts = count_parameters(config);
   return {{"kind", "model"},
@@ -49,13 +45,13 @@ void verify_model(const std::string& path, const Logger& logger) {
   find_end_tokens(model.config, read_companions(model.folder));
 }
 
-Json describe_checkpoint(const fs::path& folder, bool verify, const Logger& logger) {
+Record describe_checkpoint(const fs::path& folder, bool verify, const Logger& logger) {
   if (verify) verify_model(folder.string(), logger);  // hashes too
   const Checkpoint checkpoint = open_checkpoint(folder, Verify::layout);
   if (verify) parse_state(checkpoint.state(), checkpoint.step(), (folder / "manifest.json").string());
   for (const std::string& stray : checkpoint.strays())
     logger.warning("{}: is no part of the checkpoint", (folder / printable(stray)).string());
-  Json o = describe_model(folder);
+  Record o = describe_model(folder);
   o["kind"] = "checkpoint";
   o["step"] = checkpoint.step();
   o["tensors"] = checkpoint.manifest().tensors.size();
@@ -68,7 +64,7 @@ Json describe_checkpoint(const fs::path& folder, bool verify, const Logger& logg
 /// Tensor by tensor: a file may hold millions.
 void print_tensors(const std::string& path, bool verify, bool as_json) {
   const SafetensorsFile file(path);
-  Json o{{"kind", "safetensors"}, {"bytes", file.size()}, {"hash", file.hash()}, {"path", path}};
+  Record o{{"kind", "safetensors"}, {"bytes", file.size()}, {"hash", file.hash()}, {"path", path}};
   if (verify) o["verified"] = true;
   if (!as_json) {
     print_facts(o);
@@ -88,7 +84,7 @@ void print_tensors(const std::string& path, bool verify, bool as_json) {
   fmt::print("]}}\n");
 }
 
-Json describe_tokens(const std::string& prefix, bool verify) {
+Record describe_tokens(const std::string& prefix, bool verify) {
   const TokenFile file(prefix);
   if (verify) file.check_token_range(std::int64_t{1} << 31);
   return {{"kind", "tokens"},
@@ -97,9 +93,9 @@ Json describe_tokens(const std::string& prefix, bool verify) {
           {"dtype", std::string(token_type_name(file.type()))}};
 }
 
-Json describe_tokenizer(const std::string& path) {
+Record describe_tokenizer(const std::string& path) {
   const Tokenizer tokenizer = Tokenizer::load(path);
-  Json o{{"kind", "tokenizer"}, {"vocab_size", tokenizer.vocab_size()}};
+  Record o{{"kind", "tokenizer"}, {"vocab_size", tokenizer.vocab_size()}};
   o["end_token"] = nullptr;
   if (const std::optional<std::int32_t> end = tokenizer.eos()) {
     o["end_token"] = tokenizer.token_bytes(*end);
@@ -109,7 +105,7 @@ Json describe_tokenizer(const std::string& path) {
   return o;
 }
 
-Json describe(const std::string& path, bool verify, const Logger& logger) {
+Record describe(const std::string& path, bool verify, const Logger& logger) {
   const fs::path p(path);
   if (fs::is_directory(p) && is_checkpoint(p)) return describe_checkpoint(p, verify, logger);
   if (fs::is_directory(p)) {
@@ -135,14 +131,10 @@ ExitCode run(const std::string& path, bool verify, const CommonOptions& common) 
     print_tensors(path, verify, common.json);
     return ExitCode::ok;
   }
-  Json o = describe(path, verify, common.logger());
+  Record o = describe(path, verify, common.logger());
   o["path"] = path;
   if (verify) o["verified"] = true;
-  if (common.json) {
-    print_json(o);
-    return ExitCode::ok;
-  }
-  print_facts(o);
+  print_result(o, print_facts, common);
   return ExitCode::ok;
 }
 

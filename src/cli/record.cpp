@@ -68,6 +68,15 @@ std::string field_text(const Record& record, std::string_view form) {
 
 }  // namespace
 
+std::string json_text(const Record& record) {
+  return record.dump(-1, ' ', false, Record::error_handler_t::replace);
+}
+
+void print_json(const Record& record) {
+  std::printf("%s\n", json_text(record).c_str());
+  std::fflush(stdout);
+}
+
 std::string text_of(const Record& record, std::string_view form) {
   std::string text;
   while (true) {

@@ -18,6 +18,11 @@ namespace farskip {
 
 using Record = nlohmann::ordered_json;
 
+/// As JSON in one line. A path may hold bytes that are not UTF-8, which JSON cannot: U+FFFD stands for them.
+std::string json_text(const Record& record);
+/// json_text on stdout.
+void print_json(const Record& record);
+
 /// `form` with each {FIELD|UNIT:FORMAT} replaced by that field. FIELD may name a field of a field ("a.b"), or
 /// the quotient of two numbers ("flops/seconds"). UNIT, if it is there, turns the number into another one:
 /// ms, us, %, of bytes KiB, MiB, GiB, MB, GB, of rates G or T; `count` gives how many entries a list has.

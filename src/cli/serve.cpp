@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
-#include <nlohmann/json.hpp>
 
 #include "base/environment.h"
 #include "base/stop_signals.h"
-#include "cli/command.h"
 #include "cli/generator.h"
+#include "cli/record.h"
 #include "serve/http_server.h"
 
 namespace farskip {
@@ -72,11 +71,9 @@ ServedModel describe_model(const Options& options, const Generator& g, const Cac
   return model;
 }
 
-void print_address(const HttpOptions& http, int port, const std::string& model, bool json) {
-  if (json)
-    print_json({{"host", http.host}, {"port", port}, {"model", model}});
-  else
-    fmt::print("serving {} at http://{}:{}/v1\n", model, http.host, port);
+void print_address(const HttpOptions& http, int port, const std::string& model, const CommonOptions& common) {
+  print_result({{"host", http.host}, {"port", port}, {"model", model}},
+               "serving {model} at http://{host}:{port}/v1", common);
   std::fflush(stdout);
 }
 
@@ -92,7 +89,7 @@ void serve_clients(const Options& options, const CommonOptions& common, const Ge
   http.max_open = options.most_open;
   http.max_body_bytes = static_cast<std::size_t>(options.body_mib) << 20U;
   const HttpServer server(http, api);
-  print_address(http, server.port(), model.name, common.json);
+  print_address(http, server.port(), model.name, common);
   loop.run([&] { return stop.requested(); });
 }
 

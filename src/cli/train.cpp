@@ -1,10 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <nlohmann/json.hpp>
-
 #include "base/stop_signals.h"
-#include "cli/command.h"
 #include "cli/command_inputs.h"
 #include "cli/job.h"
+#include "cli/record.h"
 #include "run/trainer.h"
 
 namespace farskip {
@@ -18,7 +16,7 @@ struct Options {
 ExitCode train_on_ranks(const LoadedRun& loaded, const CommonOptions& common, const Job& job) {
   const TrainResult result = train(loaded.config, loaded.model, job.world, *job.heartbeat, job.logger);
   if (common.json && job.world.rank() == 0) {
-    nlohmann::ordered_json o{{"run_dir", loaded.config.run_dir}, {"step", result.step}, {"loss", nullptr}};
+    Record o{{"run_dir", loaded.config.run_dir}, {"step", result.step}, {"loss", nullptr}};
     if (result.loss) o["loss"] = *result.loss;
     if (result.validation_loss) o["validation_loss"] = *result.validation_loss;
     o["stopped_early"] = result.stopped_early;
