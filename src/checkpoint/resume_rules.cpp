@@ -89,6 +89,7 @@ constexpr ResumeRule kRules[] = {
     {"distill.fold.text", AtResume::warned, kFold},
     {"distill.fold.tokens", AtResume::warned, kFold},
     {"distill.fold.sequences", AtResume::warned, kFold},
+    {"distill.local_stage.share", AtResume::warned},
     {"checkpoint.every", AtResume::free},
     {"checkpoint.keep", AtResume::free},
     {"checkpoint.resume", AtResume::free},

@@ -175,6 +175,22 @@ void fold_fields(Fields& f, FoldConfig& c) {
                  "prefix of token files");
 }
 
+void local_stage_fields(Fields& f, double& share) {
+  f.real("share", share, {.min = 0, .max = 1});
+  Reader* const reader = f.reader();
+  if (reader && reader->is_present() && !reader->has("share"))
+    reader->fail("share", "this key is missing; give a share of the steps, such as 0.15, or 0 for none");
+}
+
+void check_local_stage(Reader& reader, const DistillConfig& distill) {
+  const auto refuse = [&](const char* why) {
+    if (distill.local_share > 0 && reader.sound("local_stage"))
+      reader.fail("local_stage", fmt::format("not possible beside {}; use one of them", why));
+  };
+  if (distill.cache) refuse("distill.cache, which keeps no activations of the teacher");
+  if (distill.curriculum_every > 0) refuse("distill.curriculum, whose first steps have another wiring");
+}
+
 }  // namespace
 
 void distill_fields(Fields& f, DistillConfig& c, bool required) {
@@ -201,6 +217,8 @@ void distill_fields(Fields& f, DistillConfig& c, bool required) {
     reader->fail(
         "fold",
         "not possible beside distill.curriculum, whose first steps have another wiring; use one of them");
+  f.section("local_stage", [&](Fields& g) { local_stage_fields(g, c.local_share); });
+  if (reader) check_local_stage(*reader, c);
 }
 
 }  // namespace farskip

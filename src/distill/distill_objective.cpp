@@ -3,12 +3,30 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "farskip/engine/engine.h"
 #include "passes/join_models.h"
 
 namespace farskip {
 namespace {
+
+std::string contribution_name(std::size_t block) {
+  return fmt::format("contribution.{}", block);
+}
+
+std::vector<std::string> contribution_names(const LayerGraph& layers) {
+  std::vector<std::string> names;
+  for (std::size_t i = 0; i + 1 < layers.blocks.size(); ++i) names.push_back(contribution_name(i));
+  return names;
+}
+
+/// The layers behind whose blocks the teacher's stream is what differences are measured by.
+std::vector<std::int64_t> all_layers(const ModelConfig& config) {
+  std::vector<std::int64_t> layers(static_cast<std::size_t>(config.num_layers));
+  std::iota(layers.begin(), layers.end(), 0);
+  return layers;
+}
 
 LowerOptions hidden_options(const LowerOptions& options, std::vector<std::int64_t> streams) {
   LowerOptions hidden = options;
@@ -110,13 +128,18 @@ ops::DistillResult distill_loss(Builder& b, const HeadPair& in, const ops::Disti
 
 }  // namespace
 
-DistillObjective::DistillObjective(DistillTerms terms, Teacher teacher, std::shared_ptr<const States> states)
-    : terms_(std::move(terms)), teacher_(std::move(teacher)), states_(std::move(states)) {}
+DistillObjective::DistillObjective(DistillTerms terms, Teacher teacher, std::shared_ptr<const States> states,
+                                   std::shared_ptr<const StepObjective> first_stage)
+    : terms_(std::move(terms)),
+      teacher_(std::move(teacher)),
+      states_(std::move(states)),
+      first_stage_(std::move(first_stage)) {}
 
 std::vector<std::string> DistillObjective::terms() const {
   std::vector<std::string> names;
   if (terms_.hidden_loss.weight > 0) names.emplace_back("sum.hidden_loss");
   if (terms_.router_agreement > 0) names.emplace_back("sum.router_agreement");
+  if (terms_.local) names.emplace_back("sum.local_loss");
   return names;
 }
 
@@ -125,26 +148,30 @@ PassPipeline DistillObjective::forward(const Model& model, const LowerOptions& o
   std::vector<std::int64_t> compared;
   if (terms_.hidden_loss.weight > 0)
     for (const auto& [own, other] : terms_.hidden) compared.push_back(own);
-  PassPipeline pipeline = forward_pipeline(model, hidden_options(options, std::move(compared)), sharding);
-  pipeline.passes.push_back({"join_models", [=, this](const Graph& student) {
-                               return join(student, model.config, options, sharding);
-                             }});
+  LowerOptions hidden = hidden_options(options, std::move(compared));
+  hidden.contributions = terms_.local;
+  PassPipeline pipeline = forward_pipeline(model, hidden, sharding);
+  pipeline.passes.push_back(
+      {"join_models", [=, this](const Graph& student) { return join(student, model, options, sharding); }});
   return pipeline;
 }
 
-Graph DistillObjective::join(const Graph& student_graph, const ModelConfig& student,
+Graph DistillObjective::join(const Graph& student_graph, const Model& student_model,
                              const LowerOptions& options, const StepSharding& sharding) const {
-  const ModelConfig& teacher = teacher_.model.config;
+  const ModelConfig &student = student_model.config, &teacher = teacher_.model.config;
   std::vector<std::int64_t> compared;
   if (terms_.hidden_loss.weight > 0)
     for (const auto& [own, other] : terms_.hidden) compared.push_back(other);
+  if (terms_.local) compared = all_layers(teacher);
   LowerOptions teacher_options = hidden_options(options, std::move(compared));
+  teacher_options.contributions = terms_.local;
   teacher_options.balance_loss = false;
-  JoinedModels joined =
-      join_models(student_graph,
-                  build_graph(forward_pipeline(teacher_.model, teacher_options,
-                                               teacher_sharding(sharding, student, teacher, options))),
-                  [&](std::string_view name) { return teacher_.external_name(name); });
+  JoinedModels joined = join_models(
+      student_graph,
+      build_graph(forward_pipeline(teacher_.model, teacher_options,
+                                   teacher_sharding(sharding, student, teacher, options))),
+      [&](std::string_view name) { return teacher_.external_name(name); },
+      terms_.local ? contribution_names(student_model.layers) : std::vector<std::string>());
   Graph& graph = joined.graph;
   const auto parameter = [&](const std::string& name) { return *graph.find_external(name); };
   Builder b{graph, head_scope()};
@@ -156,6 +183,8 @@ Graph DistillObjective::join(const Graph& student_graph, const ModelConfig& stud
                            *graph.find_external("targets")},
                           terms_.loss, student.vocab_size, sharding.mesh));
   compare_streams(graph, joined.values, options.sequence_length);
+  if (terms_.local)
+    compare_contributions(graph, joined.values, student_model.layers, options.sequence_length);
   compare_routers(graph, joined.values, student);
   add_common_outputs(joined);
   return std::move(joined.graph);
@@ -209,6 +238,31 @@ void DistillObjective::compare_streams(Graph& graph, const Values& values,
                                sequence_length, factors));
   }
   graph.add_output("sum.hidden_loss", sum);
+}
+
+/// Relative to the teacher's stream behind the layer, as the normalised hidden loss: errors add up in the
+/// stream. Before the layers it is the embedding alone.
+void DistillObjective::compare_contributions(Graph& graph, const Values& values, const LayerGraph& layers,
+                                             std::int64_t sequence_length) const {
+  const ValueId targets = *graph.find_external("targets");
+  Builder b{graph, head_scope()};
+  std::map<int, ValueId> factors;  // by layer
+  ValueId sum;
+  const std::size_t count = layers.blocks.size() - 1;
+  for (std::size_t i = 0; i < count; ++i) {
+    const int layer = layers.blocks[i].layer;
+    const ValueId teacher = find(values, teacher_name(contribution_name(i)));
+    b.scope = {0, 0, layer, SubBlock::none, Phase::forward};
+    ValueId& factor = factors[layer];
+    if (!factor) {
+      const ValueId stream = find(values, teacher_name(fmt::format("stream.{}", layer)));
+      factor = ops::relative_weights(b, stream ? stream : teacher, sequence_length);
+    }
+    add_term(b, sum,
+             ops::squared_difference(b, find(values, contribution_name(i)), teacher, targets,
+                                     1.0 / static_cast<double>(count), factor));
+  }
+  graph.add_output("sum.local_loss", sum);
 }
 
 void DistillObjective::compare_routers(Graph& graph, const Values& values, const ModelConfig& student) const {

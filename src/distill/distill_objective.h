@@ -17,36 +17,44 @@ struct DistillTerms {
   HiddenLossConfig hidden_loss{};                               // of weight 0: not compared
   std::vector<std::pair<std::int64_t, std::int64_t>> hidden{};  // layers of student and teacher
   double router_agreement = 0.0;
+  /// Each block of the student reads what the teacher's blocks have added to the stream, and is to add what
+  /// the teacher's block adds; no block is trained for what comes after it. The models have the same layers.
+  bool local = false;
 };
 
 /// The teacher's final hidden states are all that leaves it (and what else is compared); both heads are part
 /// of the loss. Outputs beside those of a loss: "distill_stats", "sum.routing_flips.<layer>" where both
-/// models have as many experts and choices, "sum.hidden_loss", "sum.router_agreement". Over ranks that share
-/// a vocabulary each compares its part of the logits; jsd and top_k need whole rows, so both heads are put
-/// together there.
+/// models have as many experts and choices, "sum.hidden_loss", "sum.router_agreement", "sum.local_loss". Over
+/// ranks that share a vocabulary each compares its part of the logits; jsd and top_k need whole rows, so both
+/// heads are put together there.
 class DistillObjective final : public StepObjective {
  public:
   /// `states`: Teacher::states; nullptr where only plans are made.
-  DistillObjective(DistillTerms terms, Teacher teacher, std::shared_ptr<const States> states);
+  DistillObjective(DistillTerms terms, Teacher teacher, std::shared_ptr<const States> states,
+                   std::shared_ptr<const StepObjective> first_stage = nullptr);
 
   PassPipeline forward(const Model& model, const LowerOptions& options,
                        const StepSharding& sharding) const override;
   std::vector<std::string> terms() const override;
   const States* states() const override { return states_.get(); }
+  std::shared_ptr<const StepObjective> first_stage() const override { return first_stage_; }
   void complete_random_batch(Batch& batch) const override { add_hidden_factors(batch, 1.0); }
   /// Gives a batch what the graph multiplies the hidden loss by, where its weight is annealed.
   void add_hidden_factors(Batch& batch, double factor) const;
 
  private:
-  Graph join(const Graph& student_graph, const ModelConfig& student, const LowerOptions& options,
+  Graph join(const Graph& student_graph, const Model& student_model, const LowerOptions& options,
              const StepSharding& sharding) const;
   using Values = std::map<std::string, ValueId, std::less<>>;
   void compare_streams(Graph& graph, const Values& values, std::int64_t sequence_length) const;
+  void compare_contributions(Graph& graph, const Values& values, const LayerGraph& layers,
+                             std::int64_t sequence_length) const;
   void compare_routers(Graph& graph, const Values& values, const ModelConfig& student) const;
 
   DistillTerms terms_;
   Teacher teacher_;
   std::shared_ptr<const States> states_;
+  std::shared_ptr<const StepObjective> first_stage_;
 };
 
 /// f32[T], an input of graphs whose hidden loss is annealed: its factor in this step, for each token.

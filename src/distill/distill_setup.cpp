@@ -23,6 +23,19 @@ void check_fit(const DistillConfig& config, const ModelConfig& student, const Mo
     throw UsageError(fmt::format(
         "distill.hidden_loss compares hidden states of {} and {} elements; leave it out with this teacher",
         student.hidden_size, teacher.hidden_size));
+  if (config.local_share > 0) {
+    const auto blocks = [](const ModelConfig& model) {
+      std::vector<std::pair<int, SubBlock>> list;
+      for (const LayerBlock& block : build_layer_graph(model).blocks)
+        list.emplace_back(block.layer, block.kind);
+      return list;
+    };
+    if (student.hidden_size != teacher.hidden_size || blocks(student) != blocks(teacher))
+      throw UsageError(fmt::format(
+          "distill.local_stage trains each block to add what the teacher's block adds, and {} has other "
+          "layers or another hidden size than the student; leave it out with this teacher",
+          config.teacher));
+  }
   const MoeConfig &ours = student.moe, &theirs = teacher.moe;
   if (config.router_agreement > 0 && (ours.num_experts != theirs.num_experts || ours.top_k != theirs.top_k))
     throw UsageError(
@@ -79,6 +92,13 @@ DistillTerms make_terms(const DistillConfig& config, const ModelConfig& student,
           config.hidden_loss,
           compared_layers(config, student, teacher),
           config.router_agreement};
+}
+
+DistillTerms local_terms(const DistillTerms& terms) {
+  DistillTerms local;
+  local.loss = terms.loss;
+  local.local = true;
+  return local;
 }
 
 std::set<std::string> shared_parameters(const DistillSetup& setup, const ModelConfig& student) {

@@ -24,6 +24,9 @@ DistillSetup read_distill_setup(const RunConfig& config);
 /// What is minimised. UsageError where teacher and student do not fit.
 DistillTerms make_terms(const DistillConfig& config, const ModelConfig& student, const ModelConfig& teacher);
 
+/// The same of a local stage: the loss is the head's, on the teacher's stream.
+DistillTerms local_terms(const DistillTerms& terms);
+
 /// Frozen parameters that both models have and begin with alike, which are then one tensor. With kept outputs
 /// there are none: no teacher is in memory.
 std::set<std::string> shared_parameters(const DistillSetup& setup, const ModelConfig& student);

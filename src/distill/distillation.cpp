@@ -95,7 +95,10 @@ Distillation::Distillation(const RunConfig& config, const ModelConfig& student, 
   const SafetensorsFolder folder(config_.teacher);
   share_frozen(teacher, folder, states);
   const auto constants = load_teacher_states(teacher, folder, compute_type(config.precision), context);
-  objective_ = live_ = std::make_shared<DistillObjective>(terms, teacher, constants);
+  std::shared_ptr<const StepObjective> local;
+  if (config_.local_share > 0)
+    local = std::make_shared<DistillObjective>(local_terms(terms), teacher, constants);
+  objective_ = live_ = std::make_shared<DistillObjective>(terms, teacher, constants, std::move(local));
   DistillTerms compared = terms;  // held-out text is not learned from
   compared.hidden_loss = {};
   validation_ = std::make_shared<DistillObjective>(std::move(compared), std::move(teacher), constants);
@@ -179,6 +182,11 @@ std::optional<LayerGraph> Distillation::layers_at(std::int64_t step) const {
   return rewire_farskip(standard, wiring);
 }
 
+std::shared_ptr<const StepObjective> Distillation::objective_at(std::int64_t step) const {
+  const double steps = config_.local_share * static_cast<double>(run_.train.steps);
+  return static_cast<double>(step) < std::round(steps) ? objective_->first_stage() : objective_;
+}
+
 void Distillation::add_to(TrainingOptions& options) const {
   options.objective = objective_;
 }
@@ -213,7 +221,7 @@ void Distillation::describe(const BatchLoss& loss, double counted, StepMetrics& 
     else
       m.distill[name == "correct" ? "accuracy" : name] = mean;
   }
-  for (const char* term : {"hidden_loss", "router_agreement"})
+  for (const char* term : {"hidden_loss", "router_agreement", "local_loss"})
     if (m.distill.contains(term)) m.loss += m.distill.at(term);
 }
 

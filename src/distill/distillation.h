@@ -29,6 +29,8 @@ class Distillation final : public RunObjective {
 
   /// The student as it is wired in step `step` (from 0): in a curriculum not in all its layers yet.
   std::optional<LayerGraph> layers_at(std::int64_t step) const override;
+  /// In a local stage something else than behind it.
+  std::shared_ptr<const StepObjective> objective_at(std::int64_t step) const override;
   /// After a resume: UsageError if a tensor that the teacher shares was trained before.
   void check_weights(const States& states) const override;
 

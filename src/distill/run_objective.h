@@ -42,6 +42,8 @@ class RunObjective {
 
   /// How the model is wired in step `step` (from 0); nothing: as it was configured.
   virtual std::optional<LayerGraph> layers_at(std::int64_t /*step*/) const { return std::nullopt; }
+  /// What step `step` (from 0) minimises; nothing: what add_to() has set.
+  virtual std::shared_ptr<const StepObjective> objective_at(std::int64_t /*step*/) const { return nullptr; }
   /// Adds what the graphs of step `step` (from 0) read beside tokens. Collective.
   virtual void complete(std::vector<Batch>& /*batches*/, std::int64_t /*step*/) {}
   virtual void describe(const BatchLoss& /*loss*/, double /*counted*/, StepMetrics& /*m*/) const {}

@@ -55,8 +55,20 @@ TrainEngine::TrainEngine(const Model& model, std::shared_ptr<States> states,
 
 void TrainEngine::rewire(const LayerGraph& layers) {
   if (layers == program_.model().layers) return;
-  context().mesh.forget_device_addresses();  // the arena may move
   program_.rewire(layers);
+  compile_anew();
+}
+
+void TrainEngine::minimise(const std::shared_ptr<const StepObjective>& objective) {
+  if (objective == options_.objective) return;
+  FARSKIP_CHECK(objective->states() == options_.objective->states(), "an objective with states of its own");
+  options_.objective = objective;
+  program_.minimise(objective);
+  compile_anew();
+}
+
+void TrainEngine::compile_anew() {
+  context().mesh.forget_device_addresses();  // the arena may move
   runner_.clear();
   compile_all();
 }

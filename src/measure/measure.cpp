@@ -110,11 +110,20 @@ CostTable measure_as_chosen(const Model& model, const TrainEngineOptions& option
   return table;
 }
 
+std::shared_ptr<const StepObjective> first_stage_of(const TrainEngineOptions& options) {
+  return options.objective == nullptr ? nullptr : options.objective->first_stage();
+}
+
 }  // namespace
 
 CostTable measure_step_costs(const Model& model, const TrainEngineOptions& options, const Context& context,
                              int steps) {
   CostTable table = measure_as_chosen(model, options, context, steps);
+  if (const auto first_stage = first_stage_of(options)) {
+    TrainEngineOptions other = options;
+    other.objective = first_stage;
+    table.add(measure_step_costs(model, other, context, steps));
+  }
   if (options.expert_chunks == 0 && can_chunk(model.config, options, context.mesh.position())) {
     TrainEngineOptions two = options;
     two.expert_chunks = 2;
@@ -183,12 +192,19 @@ std::shared_ptr<const CostTable> kept_step_costs(const fs::path& path, std::stri
                                                  const Context& context) {
   const Communicator& world = context.world();
   const Logger& logger = context.logger;
-  const TrainingProgram program(model, options, context.mesh.position());
-  const Graph step = build_graph(program.micro_batch(
-      {options.micro_batch, program.routed_rows().max_rows, options.in_flight, false, world.size() > 1}));
+  TrainingProgram program(model, options, context.mesh.position());
+  const auto text_of_step = [&] {
+    return print_graph(build_graph(program.micro_batch(
+        {options.micro_batch, program.routed_rows().max_rows, options.in_flight, false, world.size() > 1})));
+  };
+  std::string step = text_of_step();
+  if (const auto first_stage = first_stage_of(options)) {
+    program.minimise(first_stage);
+    step += text_of_step();
+  }
   const std::string key = hash_text(
       fmt::format("{} {} {} {} {} {} {}\n{}", machine_info().processor, context.device()->name(), commit(),
-                  world.size(), options.micro_batches, options.expert_chunks, more_key, print_graph(step)));
+                  world.size(), options.micro_batches, options.expert_chunks, more_key, step));
   const std::string text = read_on_first_rank(world, path, logger);
   // Rank 0 alone says whether these are they: the processors of others may have another name.
   std::int64_t known = text.starts_with(key + " ") ? 1 : 0;

@@ -34,6 +34,8 @@ Graph Lowering::run() {
       lower_head(x);
     else
       contributions_.push_back(lower_block(block.kind, x));
+    if (options_.contributions && block.kind != SubBlock::head)
+      graph_.add_output(fmt::format("contribution.{}", i), contributions_.back());
     add_stream_output(i);
   }
   if (balance_loss_) graph_.add_output("balance_loss", balance_loss_);

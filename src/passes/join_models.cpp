@@ -6,9 +6,13 @@ namespace {
 
 void append(const Graph& from, std::int16_t model,
             const std::function<std::string(std::string_view)>& parameter_name, std::string_view prefix,
-            JoinedModels& out) {
+            const std::map<ValueId, ValueId>& read_instead, JoinedModels& out) {
   Graph& graph = out.graph;
   std::vector<ValueId> map(from.num_values());
+  const auto read = [&](ValueId v) {
+    const auto other = read_instead.find(v);
+    return other == read_instead.end() ? map[v.index()] : other->second;
+  };
   for (const External& e : from.externals()) {
     const std::string name = e.kind == ExternalKind::parameter ? parameter_name(e.name) : e.name;
     const auto known = graph.find_external(name);
@@ -18,7 +22,7 @@ void append(const Graph& from, std::int16_t model,
   }
   for (const Node& node : from.nodes()) {
     std::vector<ValueId> inputs;
-    for (const ValueId v : node.inputs) inputs.push_back(v ? map[v.index()] : v);
+    for (const ValueId v : node.inputs) inputs.push_back(v ? read(v) : v);
     Scope scope = node.scope;
     scope.model = model;
     const auto outputs = graph.add_node(*node.op, node.attributes, std::move(inputs), scope);
@@ -34,11 +38,15 @@ std::string teacher_name(std::string_view name) {
 }
 
 JoinedModels join_models(const Graph& student, const Graph& teacher,
-                         const std::function<std::string(std::string_view)>& parameter_name) {
+                         const std::function<std::string(std::string_view)>& parameter_name,
+                         const std::vector<std::string>& from_teacher) {
   JoinedModels out{Graph(student.ops()), {}};
-  append(teacher, 1, parameter_name, kTeacherPrefix, out);
+  append(teacher, 1, parameter_name, kTeacherPrefix, {}, out);
+  std::map<ValueId, ValueId> read_instead;
+  for (const std::string& name : from_teacher)
+    read_instead[*student.find_output(name)] = out.values.at(teacher_name(name));
   append(
-      student, 0, [](std::string_view name) { return std::string(name); }, "", out);
+      student, 0, [](std::string_view name) { return std::string(name); }, "", read_instead, out);
   return out;
 }
 

@@ -4,6 +4,7 @@
 #include <map>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "farskip/graph/graph.h"
 
@@ -25,7 +26,11 @@ struct JoinedModels {
 /// parameter of the student, the two are one. Nodes of the teacher come first and have scope model 1, so that
 /// an order by the graph is done with the teacher before the student begins, while a schedule may put the
 /// computation of one under the transports of the other. No value changes.
+///
+/// `from_teacher`: names of outputs of both graphs. Where the student's nodes read one of these values they
+/// read the teacher's instead.
 JoinedModels join_models(const Graph& student, const Graph& teacher,
-                         const std::function<std::string(std::string_view)>& parameter_name);
+                         const std::function<std::string(std::string_view)>& parameter_name,
+                         const std::vector<std::string>& from_teacher = {});
 
 }  // namespace farskip

@@ -203,6 +203,7 @@ class TrainingRun {
     context_.heartbeat->begin_step(state_.step + 1);
     const TrainConfig& t = config_.train;
     if (const auto layers = objective_->layers_at(state_.step)) engine_.rewire(*layers);
+    if (const auto objective = objective_->objective_at(state_.step)) engine_.minimise(objective);
     const StepBatches now = take_batches();
     Flags flags{};
     flags[kStopRequested] = signals.requested() ? 1.0 : 0.0;

@@ -81,6 +81,7 @@ TEST_CASE("each setting that is compared shows when it has changed, alone and wi
       {"distill.top_k", {"distill.top_k=3"}},
       {"distill.freeze", {"distill.freeze=[router]"}},
       {"distill.curriculum.every", {"distill.curriculum.every=3"}},
+      {"distill.local_stage.share", {"distill.local_stage.share=0.25"}},
       {"distill.cache.top_k", {"distill.cache.path=kept"}},
   };
   const std::set<std::string> compared = keys_with({AtResume::refused, AtResume::warned});

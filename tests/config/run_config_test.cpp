@@ -119,7 +119,7 @@ TEST_CASE("the resolved configuration loads to the same one") {
       "early_stopping: {metric: validation_kl}}\ndata: {validation: [v]}\nmodel: {a: 1}\n",
       "distill: {teacher: t, hidden_loss: {kind: normalised, weight: 0.3, anneal: 0.25}}\n",
       "distill: {teacher: t, loss: {kl: 2}, cache: {path: c, top_k: 12}}\nmodel: {a: 1}\n",
-      "distill: {teacher: t, fold: {tokens: p, sequences: 12}}\n",
+      "distill: {teacher: t, fold: {tokens: p, sequences: 12}, local_stage: {share: 0.15}}\n",
   };
   for (const std::string& text : variations) {
     const RunConfig config = load(text);

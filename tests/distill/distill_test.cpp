@@ -71,7 +71,9 @@ TEST_CASE("a student that is its teacher has exactly zero loss and gradient, and
       {"distill.loss=jsd", "distill.top_k=7", "schedule.micro_batches_in_flight=2"},
       {"distill.hidden_loss={kind: normalised, weight: 0.5, anneal: 0.5}",
        "schedule.micro_batches_in_flight=2"},
-      {"distill.hidden_loss={kind: cosine, weight: 0.5}"}};
+      {"distill.hidden_loss={kind: cosine, weight: 0.5}"},
+      {"distill.local_stage.share=1"},
+      {"distill.local_stage.share=1", "schedule.recompute=full", "schedule.micro_batches_in_flight=2"}};
   int number = 0;
   for (std::vector<std::string> overrides : losses) {
     INFO(fmt::format("{}", fmt::join(overrides, " ")));

@@ -83,7 +83,7 @@ Result distill(const fs::path& run_dir, const Ranks& ranks, const std::vector<st
 
 const std::vector<std::string> kEverything{"distill.loss={kl: 0.7, jsd: 0.3, sft: 0.1}",
                                            "distill.hidden_l2=0.1", "distill.router_agreement=0.1",
-                                           "distill.freeze=[head]"};
+                                           "distill.freeze=[head]", "distill.local_stage.share=0.5"};
 
 TEST_CASE("distillation over ranks is that of one rank") {
   const TemporaryFolder folder;
@@ -92,7 +92,7 @@ TEST_CASE("distillation over ranks is that of one rank") {
   // kept outputs.
   const std::vector<std::vector<std::string>> losses{
       {"distill.loss={kl: 0.7, reverse_kl: 0.3, sft: 0.1}", "distill.temperature=1.5",
-       "distill.hidden_l2=0.1"},
+       "distill.hidden_l2=0.1", "distill.local_stage.share=0.5"},
       kEverything,
       {"distill.cache.top_k=12", "distill.cache.path=" + kept}};
   for (std::size_t loss = 0; loss < losses.size(); ++loss) {

@@ -165,6 +165,7 @@ struct TrainConfig {
   LearningRateConfig learning_rate;
   double aux_loss = 0.001;            // coefficient; 0: off
   double router_bias_update = 0.0;    // by which a step moves the biases of routers; 0: off
+  double average_decay = 0.0;         // of the running average of weights, which is evaluated; 0: none
   std::int64_t validate_every = 100;  // steps; 0: never
   bool operator==(const TrainConfig&) const = default;
 };
@@ -219,6 +220,7 @@ struct DistillConfig {
   std::optional<EarlyStoppingConfig> early_stopping;
   std::optional<TeacherCacheConfig> cache;
   std::optional<FoldConfig> fold;
+  double local_share = 0.0;  // local_stage.share: of the steps; blocks then learn one by one
   bool operator==(const DistillConfig&) const = default;
 };
 

@@ -108,6 +108,8 @@ class TrainEngine {
   /// From the next step on the model is wired like this; its parameters, gradients and moments stay.
   /// Collective.
   void rewire(const LayerGraph& layers);
+  /// From the next step on this is minimised. It reads the same states beside the model's. Collective.
+  void minimise(const std::shared_ptr<const StepObjective>& objective);
 
   const std::vector<LocalParameter>& parameters() const { return program_.parameters(); }
   const RoutedRowsPlan& routed_rows() const { return program_.routed_rows(); }
@@ -139,6 +141,7 @@ class TrainEngine {
   bool is_finite(const BatchLoss& loss) const;
   BatchLoss sum_over_ranks(const BatchLoss& loss, std::span<double> also_summed) const;
   void compile_all();
+  void compile_anew();
   void check_same_order() const;
   const Context& context() const { return runner_.context(); }
   const Communicator& world() const { return context().world(); }

@@ -24,6 +24,7 @@ struct LowerOptions {
   HeadOutput head = HeadOutput::loss;
   std::vector<std::int64_t>
       streams{};                      // with `hidden`: layers after which the residual stream is one of them
+  bool contributions = false;         // with `hidden`: what each block adds to the stream is one of them
   bool balance_loss = false;          // output "balance_loss": Σ over layers and sequences, see ops.h
   bool document_mask = false;         // input "document_start"
   DType dtype = DType::f32;           // f32, f64, or bf16: what it computes in
@@ -47,7 +48,8 @@ inline constexpr std::string_view kBlockTable = "block_table", kSequences = "seq
 /// token_losses): the inputs above instead of document starts, the caches of list_caches as state, and
 /// targets, "logits" or "token_losses" of `outputs` tokens. With `hidden`, instead of the loss: "hidden"
 /// [B*S, H], which the head reads; "router_logits.<layer>" [B*S, E] and "router_choice.<layer>" i32[B*S, K]
-/// for each layer with experts; "stream.<layer>" [B*S, H].
+/// for each layer with experts; "stream.<layer>" [B*S, H]; "contribution.<block>" [B*S,
+/// H].
 ///
 /// Over several ranks of the axis tensor, parameters have the shapes of local_parameters(), and what each
 /// rank gives to the residual stream is summed (all_reduce), so that the stream is whole on all of them.

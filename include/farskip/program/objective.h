@@ -28,6 +28,8 @@ class StepObjective {
   virtual std::vector<std::string> terms() const { return {}; }
   /// Tensors of these graphs that do not belong to the trained model; may be nullptr.
   virtual const States* states() const { return nullptr; }
+  /// What a run minimises in its first steps, where that is something else; it reads the same states.
+  virtual std::shared_ptr<const StepObjective> first_stage() const { return nullptr; }
   /// Adds to a batch of random tokens, for measuring, whatever else the graphs read.
   virtual void complete_random_batch(Batch& /*batch*/) const {}
 };

@@ -90,6 +90,8 @@ class TrainingProgram {
   std::vector<StateSpec> training_states() const;
   /// The same parameters, otherwise wired.
   void rewire(LayerGraph layers) { model_.layers = std::move(layers); }
+  /// Something else from now on.
+  void minimise(std::shared_ptr<const StepObjective> objective) { options_.objective = std::move(objective); }
 
  private:
   Runs runs(MicroBatch kind, std::int64_t count) const;
