@@ -65,6 +65,7 @@ constexpr ResumeRule kRules[] = {
     {"train.learning_rate.decay_steps", AtResume::warned},
     {"train.aux_loss", AtResume::warned},
     {"train.router_bias_update", AtResume::warned},
+    {"train.average_decay", AtResume::refused},
     {"train.validate_every", AtResume::free},
     {"distill.teacher", AtResume::by_content},
     {kTeacherContents, AtResume::refused},

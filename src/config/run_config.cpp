@@ -196,6 +196,7 @@ void train_fields(Fields& f, TrainConfig& c, std::vector<std::string>* notices) 
   f.section("learning_rate", [&](Fields& g) { learning_rate_fields(g, c.learning_rate, run); });
   f.real("aux_loss", c.aux_loss, coefficient);
   f.real("router_bias_update", c.router_bias_update, coefficient);
+  f.real("average_decay", c.average_decay, below_one);
   f.integer("validate_every", c.validate_every, at_least_zero);
   if (reader && reader->sound("global_batch") && reader->sound("micro_batch") &&
       c.global_batch % c.micro_batch != 0)

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "comm/collective_errors.h"
+#include "state/state_names.h"
 #include "tensor/hash.h"
 
 namespace farskip {
@@ -79,6 +80,7 @@ void TrainEngine::compile_all() {
     for (const auto& [kind, count] : runs) micro_batch(kind);
   update_stage();
   gather_stage();
+  if (options_.average_decay > 0) publish_stage();
   check_same_order();
 }
 
@@ -103,6 +105,10 @@ Stage& TrainEngine::update_stage() {
 
 Stage& TrainEngine::gather_stage() {
   return runner_.stage("gather", [&] { return program_.gather(); }, {});
+}
+
+Stage& TrainEngine::publish_stage() {
+  return runner_.stage("publish", [&] { return program_.publish(); }, {});
 }
 
 // A rank that calls another collective than its peers, or in another order, would hang all of them.
@@ -223,6 +229,32 @@ bool TrainEngine::is_finite(const BatchLoss& loss) const {
 
 void TrainEngine::gather_weights() {
   if (Stage& gather = gather_stage(); !gather.graph().nodes().empty()) runner_.run(gather);
+}
+
+void TrainEngine::begin_average() {
+  if (options_.average_decay == 0) return;
+  for (const LocalParameter& p : program_.trained()) {
+    const TensorView weight = states_->own_rows(p.spec.name);
+    context().device()->copy_within(states_->own_rows(state_name(kAveraging, p.spec.name)).data, weight.data,
+                                    weight.num_bytes());
+  }
+}
+
+void TrainEngine::exchange_average() {
+  if (options_.average_decay == 0) return;
+  Device& device = *context().device();
+  std::size_t most = 0;
+  for (const LocalParameter& p : program_.trained())
+    most = std::max(most, states_->own_rows(p.spec.name).num_bytes());
+  const auto aside = device.allocate(most);
+  for (const LocalParameter& p : program_.trained()) {
+    const TensorView weight = states_->own_rows(p.spec.name),
+                     average = states_->own_rows(state_name(kAveraging, p.spec.name));
+    device.copy_within(aside.get(), weight.data, weight.num_bytes());
+    device.copy_within(weight.data, average.data, weight.num_bytes());
+    device.copy_within(average.data, aside.get(), weight.num_bytes());
+  }
+  if (Stage& publish = publish_stage(); !publish.graph().nodes().empty()) runner_.run(publish);
 }
 
 MemoryReport bytes_by_use(std::span<const StateSpec> specs) {

@@ -52,6 +52,7 @@ TrainEngineOptions engine_options(const RunConfig& config, int world_size) {
                     "which cuts them; "
                     "use adamw, or parallel.tensor: 1",
                     config.parallel.tensor));
+  options.average_decay = config.train.average_decay;
   options.seed = static_cast<std::uint64_t>(config.seed);
   options.pipeline.dump_folder = config.dump_graphs;
   return options;

@@ -238,16 +238,49 @@ bool is_gathered(const LocalParameter& p, const StepSharding& sharding) {
          !(sharding.zero >= 3 && p.spec.has_compute_copy());
 }
 
+/// What micro-batches read of a parameter that has changed in its own rows: of one with a copy that alone.
+class Publisher {
+ public:
+  Publisher(Graph& graph, Builder& b, const StepSharding& sharding, DType compute)
+      : graph_(graph), sharding_(sharding), compute_(compute), gatherer_(graph, b, sharding.mesh) {}
+
+  bool copies(const LocalParameter& p) const { return has_copy(p.spec, compute_); }
+  /// `low_copy`: of the weight, where copies(p).
+  void add(const LocalParameter& p, ValueId weight, ValueId low_copy) {
+    const std::string copy = compute_copy_name(p.spec.name);
+    if (copies(p))
+      graph_.add_update(graph_.add_external(ExternalKind::state, own_rows_name(copy),
+                                            matrix_type(p.spec, p.own_rows.count, compute_)),
+                        low_copy);
+    if (!is_gathered(p, sharding_)) return;
+    if (copies(p))
+      gatherer_.add(p, low_copy, copy);
+    else
+      gatherer_.add(p, weight, p.spec.name);
+  }
+  void finish() { gatherer_.finish(); }
+
+ private:
+  Graph& graph_;
+  const StepSharding& sharding_;
+  const DType compute_;
+  Gatherer gatherer_;
+};
+
 class UpdateGraph {
  public:
   UpdateGraph(const std::vector<LocalParameter>& parameters, const StepSharding& sharding,
-              const Optimizer& optimizer, DType compute)
-      : parameters_(parameters), sharding_(sharding), optimizer_(optimizer), compute_(compute) {}
+              const Optimizer& optimizer, DType compute, double average_decay)
+      : parameters_(parameters),
+        sharding_(sharding),
+        optimizer_(optimizer),
+        average_decay_(average_decay),
+        publisher_(graph_, b_, sharding, compute) {}
 
   Graph run() {
     for (const LocalParameter& p : parameters_) {
       const auto state = [&](const std::string& name, DType dtype = DType::f32) {
-        return graph_.add_external(ExternalKind::state, name, matrix_type(p.spec, p.own_rows.count, dtype));
+        return own_state(p, name, dtype);
       };
       OptimizedWeight& now = weights_.emplace_back();
       now.weight = state(own_rows_name(p.spec.name));
@@ -262,12 +295,16 @@ class UpdateGraph {
     graph_.add_output("grad_norm", norm);
     for (std::size_t i = 0; i < parameters_.size(); ++i)
       update(parameters_[i], weights_[i], gradients_[i], factor, hyper);
-    gatherer_.finish();
+    publisher_.finish();
     return std::move(graph_);
   }
 
  private:
   const MeshPosition& mesh() const { return sharding_.mesh; }
+
+  ValueId own_state(const LocalParameter& p, const std::string& name, DType dtype = DType::f32) {
+    return graph_.add_external(ExternalKind::state, name, matrix_type(p.spec, p.own_rows.count, dtype));
+  }
 
   /// Over which ranks this rank's rows of a gradient are different ones; none: over no others.
   std::optional<MeshAxis> distinct_over(const LocalParameter& p) const {
@@ -297,32 +334,25 @@ class UpdateGraph {
 
   void update(const LocalParameter& p, const OptimizedWeight& now, ValueId gradient, ValueId factor,
               ValueId hyper) {
-    const ParameterSpec& spec = p.spec;
-    b_.scope.layer = spec.layer;
-    const bool copies = has_copy(spec, compute_);
-    const OptimizedWeight next = optimizer_.update(b_, p, now, gradient, factor, hyper, copies);
+    b_.scope.layer = p.spec.layer;
+    const OptimizedWeight next = optimizer_.update(b_, p, now, gradient, factor, hyper, publisher_.copies(p));
     graph_.add_update(now.weight, next.weight);
     for (std::size_t i = 0; i < now.states.size(); ++i) graph_.add_update(now.states[i], next.states[i]);
-    if (copies) {
-      graph_.add_update(graph_.add_external(ExternalKind::state, own_rows_name(compute_copy_name(spec.name)),
-                                            matrix_type(spec, p.own_rows.count, compute_)),
-                        next.low_copy);
+    if (average_decay_ > 0) {
+      const ValueId average = own_state(p, own_rows_name(state_name(kAveraging, p.spec.name)));
+      graph_.add_update(average,
+                        ops::moving_average(b_, average, next.weight, factor, hyper, {average_decay_}));
     }
-    if (!is_gathered(p, sharding_)) return;
-    // What micro-batches read: of a parameter with a copy that alone.
-    if (copies)
-      gatherer_.add(p, next.low_copy, compute_copy_name(spec.name));
-    else
-      gatherer_.add(p, next.weight, spec.name);
+    publisher_.add(p, next.weight, next.low_copy);
   }
 
   const std::vector<LocalParameter>& parameters_;
   const StepSharding& sharding_;
   const Optimizer& optimizer_;
-  const DType compute_;
+  const double average_decay_;
   Graph graph_;
   Builder b_{graph_, {0, 0, -1, SubBlock::optimizer, Phase::update}};
-  Gatherer gatherer_{graph_, b_, sharding_.mesh};
+  Publisher publisher_;
   std::vector<OptimizedWeight> weights_;
   std::vector<ValueId> gradients_;
 };
@@ -330,10 +360,29 @@ class UpdateGraph {
 }  // namespace
 
 PassPipeline update_pipeline(const std::vector<LocalParameter>& parameters, const StepSharding& sharding,
-                             std::shared_ptr<const Optimizer> optimizer, DType compute) {
+                             std::shared_ptr<const Optimizer> optimizer, DType compute,
+                             double average_decay) {
   return {"update", {{"update", [=](const Graph&) {
-                        return UpdateGraph(parameters, sharding, *optimizer, compute).run();
+                        return UpdateGraph(parameters, sharding, *optimizer, compute, average_decay).run();
                       }}}};
+}
+
+PassPipeline publish_pipeline(const std::vector<LocalParameter>& parameters, const StepSharding& sharding,
+                              DType compute) {
+  const auto publish = [=](const Graph&) {
+    Graph graph;
+    Builder b{graph, {0, 0, -1, SubBlock::optimizer, Phase::update}};
+    Publisher publisher(graph, b, sharding, compute);
+    for (const LocalParameter& p : parameters) {
+      b.scope.layer = p.spec.layer;
+      const ValueId weight = graph.add_external(ExternalKind::state, own_rows_name(p.spec.name),
+                                                matrix_type(p.spec, p.own_rows.count));
+      publisher.add(p, weight, publisher.copies(p) ? ops::cast(b, weight, compute) : ValueId());
+    }
+    publisher.finish();
+    return graph;
+  };
+  return {"publish", {{"publish", publish}}};
 }
 
 PassPipeline gather_pipeline(const std::vector<LocalParameter>& parameters, const StepSharding& sharding,

@@ -79,6 +79,9 @@ std::vector<StateSpec> TrainingProgram::training_states() const {
     for (const std::string& kind : optimizer_->states(p.spec))
       specs.push_back(
           {state_name(kind, name), Role::optimizer, optimizer_->state_dtype(), parameter, true, kind});
+    if (options_.average_decay > 0)
+      specs.push_back({state_name(kAveraging, name), Role::optimizer, DType::f32, parameter, true,
+                       std::string(kAveraging)});
   }
   return specs;
 }
@@ -137,11 +140,15 @@ PassPipeline TrainingProgram::micro_batch(const MicroBatch& kind) const {
 }
 
 PassPipeline TrainingProgram::update() const {
-  return update_pipeline(trained_, sharding(0), optimizer_, options_.compute);
+  return update_pipeline(trained_, sharding(0), optimizer_, options_.compute, options_.average_decay);
 }
 
 PassPipeline TrainingProgram::gather() const {
   return gather_pipeline(trained_, sharding(0), options_.compute);
+}
+
+PassPipeline TrainingProgram::publish() const {
+  return publish_pipeline(trained_, sharding(0), options_.compute);
 }
 
 }  // namespace farskip

@@ -148,7 +148,12 @@ class TrainingRun {
     log_routed_rows(engine_.routed_rows(), context_.logger);
     state_.settings =
         share_settings(world(), [&] { return settings_of(config_, describe_contents(config_, data_)); });
-    if (!resume()) objective_->fill_weights(*states_);
+    if (resume()) {
+      engine_.exchange_average();  // the model of a checkpoint is the average
+    } else {
+      objective_->fill_weights(*states_);
+      engine_.begin_average();
+    }
     if (is_first()) {  // a start that nothing refused
       write_run_config(config_, model_.config, world().size());
       folder_->forget_exit();
@@ -411,24 +416,44 @@ class TrainingRun {
     return fallback > 0 ? fallback : config_.train.micro_batch;
   }
 
+  /// Of averaged weights, where there are any.
   Evaluation validate(InferenceEngine& engine) {
-    return evaluate_all(engine, data_.validation, validation_batch());
+    Evaluation result;
+    with_average([&] { result = evaluate_all(engine, data_.validation, validation_batch()); });
+    return result;
+  }
+
+  /// `f`: a collective call; an error of the user in it is one of all ranks.
+  void with_average(const std::function<void()>& f) {
+    engine_.exchange_average();
+    try {
+      f();
+    } catch (const UserError&) {
+      engine_.exchange_average();
+      throw;
+    }
+    engine_.exchange_average();
   }
 
   fs::path best_folder() const { return fs::path(config_.run_dir) / "best"; }
 
   // Late training can lose again what it had won.
   void save_best() {
-    engine_.gather_weights();
     CheckpointSaver saver({best_folder()}, model_.config, data_.companions.texts, context_);
-    saver.save(state_, *states_);
+    save_to(saver);
   }
 
   void save() {
     if (saved_step_ == state_.step) return;
-    engine_.gather_weights();
-    saver_.save(state_, *states_);
+    save_to(saver_);
     saved_step_ = state_.step;
+  }
+
+  void save_to(CheckpointSaver& saver) {
+    with_average([&] {
+      engine_.gather_weights();
+      saver.save(state_, *states_);
+    });
   }
 
   TrainResult finish() {

@@ -102,6 +102,28 @@ TEST_CASE("a run goes on with another level of ZeRO to rounding, and with its ow
   }
 }
 
+TEST_CASE("averaged weights are the same on every layout, and a run goes on with them to the bit") {
+  const TemporaryFolder folder;
+  const auto run = [&](const std::string& name, const Layout& layout, std::int64_t steps) {
+    train_run(make_run(folder / name, layout, steps,
+                       {"train.average_decay=0.6", "train.validate_every=1",
+                        fmt::format("parallel.tensor={}", layout.tensor)}));
+  };
+  run("one", {}, 6);
+  for (const Layout& layout : {Layout{.expert = 2, .data = 2}, Layout{.expert = 2, .data = 2, .zero = 1},
+                               Layout{.data = 2, .zero = 2}, Layout{.expert = 2, .data = 2, .zero = 3},
+                               Layout{.data = 2, .zero = 1, .tensor = 2}}) {
+    INFO(layout.text());
+    run(layout.text(), layout, 6);
+    check_metrics(folder / layout.text(), folder / "one", 1e-5);
+    run("parts " + layout.text(), layout, 3);
+    run("parts " + layout.text(), layout, 6);
+    check_metrics(folder / ("parts " + layout.text()), folder / layout.text(), 0);
+    CHECK(checkpoint_bytes(folder / ("parts " + layout.text()), 6) ==
+          checkpoint_bytes(folder / layout.text(), 6));
+  }
+}
+
 TEST_CASE("a run with Muon goes on after a resume to the bit, also from what another layout has kept") {
   check_resume({"train.optimizer.name=muon"}, 1e-5);
 }

@@ -91,6 +91,7 @@ const std::map<std::string, std::set<std::string>> kKernels{
     {"clip_factor", {"D>FF"}},
     {"adamw", {"FFFFFF>FFF", "FFFFFF>FFFL", "FLLFFF>FLL", "FLLFFF>FLLL"}},
     {"muon", {"FFFFF>FF", "FFFFF>FFL", "FLFFF>FL", "FLFFF>FLL"}},
+    {"moving_average", {"FFFF>F"}},
 };
 
 char letter(DType dtype) {
@@ -281,15 +282,19 @@ TEST_CASE("experts over ranks in bf16 send low rows, and weights of rows in f32"
   CHECK(sent == std::set<std::string>{"F1", "L2"});
 }
 
-TEST_CASE("the update in bf16 writes the compute copy of every matrix that has one") {
+TEST_CASE(
+    "the update in bf16 writes the compute copy of every matrix that has one, and so does its last part") {
   const auto* name = GENERATE("deepseek_v2", "qwen3_moe_tied");
+  const bool updates = GENERATE(true, false);
   const LoadedModel m = load(name, FarSkipMode::off);
   for (const int zero : {0, 1, 2, 3}) {
     const MeshPosition mesh = zero > 0 ? MeshPosition{4, 1, 2} : MeshPosition{};
     const auto parameters = local_parameters(list_parameters(m.config), mesh, zero);
+    const StepSharding sharding{mesh, zero, 0};
     const Graph graph =
-        run_pipeline(update_pipeline(parameters, {mesh, zero, 0}, make_optimizer({}), DType::bf16), {},
-                     Logger(LogLevel::off));
+        run_pipeline(updates ? update_pipeline(parameters, sharding, make_optimizer({}), DType::bf16, 0.9)
+                             : publish_pipeline(parameters, sharding, DType::bf16),
+                     {}, Logger(LogLevel::off));
     if (zero == 0) check_kernels(graph);
     for (const LocalParameter& p : parameters) {
       CAPTURE(p.spec.name, zero);

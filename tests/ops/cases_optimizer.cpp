@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Gradient norm, clipping and AdamW.
+// Gradient norm, clipping, updates and averages.
 #include <cmath>
 #include <limits>
 
@@ -46,6 +46,15 @@ OpCase muon_case(const char* name, const Shape& shape, float factor, const ops::
           {},
           false,
           5e-6};
+}
+
+OpCase average_case(const char* name, const Shape& shape, float factor, double decay, float step) {
+  return {"moving_average",
+          name,
+          Attributes::of(ops::MovingAverage{decay}),
+          {random_tensor(shape, 431), random_tensor(shape, 432), float_tensor({1}, {factor}),
+           float_tensor({4}, {1.0F, 1.0F, 1.0F, step})},
+          {}};
 }
 
 }  // namespace
@@ -101,6 +110,11 @@ std::vector<OpCase> optimizer_cases() {
   cases.push_back(muon_case("rows of another rank", {0, 6}, 1.0F, {.matrix_rows = 4}));
   cases.push_back(muon_case("more than one tile", {160, 131}, 1.0F, {}));
   cases.push_back(muon_case("factor 0: nothing changes", {5, 9}, 0.0F, {.weight_decay = 0.1}));
+  cases.push_back(average_case("the first step", {3, 7}, 0.3F, 0.9, 1.0F));
+  cases.push_back(average_case("early: a mean of all", {129}, 1.0F, 0.9, 7.0F));
+  cases.push_back(average_case("late: old steps decay", {33, 1001}, 1.0F, 0.9, 11.0F));
+  cases.push_back(average_case("no rows", {0, 4}, 1.0F, 0.9, 3.0F));
+  cases.push_back(average_case("factor 0: nothing changes", {5, 9}, 0.0F, 0.9, 11.0F));
   return cases;
 }
 

@@ -100,6 +100,14 @@ void run_muon(const KernelCall& call) {
   }
 }
 
+// Inputs: average, parameter, factor, {…, step}.
+void run_moving_average(const KernelCall& call) {
+  const double decay = call.get<ops::MovingAverage>().decay, step = call.in<double>(3)[3];
+  const double kept = call.in<double>(2)[0] == 0.0 ? 1.0 : std::min(decay, (step - 1.0) / step);
+  for (std::int64_t i = 0; i < call.in_shape(0).num_elements(); ++i)
+    call.out<double>(0)[i] = kept * call.in<double>(0)[i] + (1.0 - kept) * call.in<double>(1)[i];
+}
+
 }  // namespace
 
 void register_optimizer(KernelTable& table) {
@@ -108,6 +116,7 @@ void register_optimizer(KernelTable& table) {
   add_reference(table, "clip_factor", run_clip_factor);
   add_reference(table, "adamw", run_adamw);
   add_reference(table, "muon", run_muon);
+  add_reference(table, "moving_average", run_moving_average);
 }
 
 }  // namespace farskip::reference

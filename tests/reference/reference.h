@@ -20,7 +20,7 @@ void register_dense(KernelTable& table);      // embedding, elementwise, matmul,
 void register_rowwise(KernelTable& table);    // rms_norm, rope, swiglu
 void register_attention(KernelTable& table);  // attention, mla_key_value
 void register_routing(KernelTable& table);    // router, dispatch, rows on their way
-void register_optimizer(KernelTable& table);  // sum_of_squares, find_fault, clip_factor, adamw, muon
+void register_optimizer(KernelTable& table);  // sum_of_squares, find_fault, clip_factor, adamw, muon, …
 void register_distill(KernelTable& table);    // losses of a student beside its teacher
 void register_inference(KernelTable& table);  // ops on a cache
 void register_sampling(KernelTable& table);   // the next token

@@ -13,7 +13,7 @@ namespace farskip {
 namespace {
 
 // Kernels are plain functions: which op one stands for is part of its type. All ops but the collectives.
-constexpr std::array<std::string_view, 79> kOps{"absorb_query",
+constexpr std::array<std::string_view, 80> kOps{"absorb_query",
                                                 "adamw",
                                                 "add",
                                                 "add_bias",
@@ -58,6 +58,7 @@ constexpr std::array<std::string_view, 79> kOps{"absorb_query",
                                                 "matmul",
                                                 "mla_key_value",
                                                 "mla_key_value_grad",
+                                                "moving_average",
                                                 "muon",
                                                 "ones",
                                                 "order_by_expert",

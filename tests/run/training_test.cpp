@@ -65,6 +65,69 @@ TEST_CASE("a resumed run in bf16 gives the bytes of one in one piece") {
   CHECK(*low.validation_loss == Catch::Approx(*f32.validation_loss).epsilon(5e-3));
 }
 
+/// A tensor of a checkpoint.
+std::vector<float> tensor_of(const fs::path& run_dir, int step, const std::string& name) {
+  const HostTensor tensor = open_checkpoint(test::checkpoint_folder(run_dir, step)).read(name);
+  return {tensor.values<float>().begin(), tensor.values<float>().end()};
+}
+
+TEST_CASE("averaged weights are evaluated and saved, and training does not see them") {
+  const test::TemporaryFolder folder;
+  const auto run = [&](const char* name, std::vector<std::string> overrides) {
+    overrides.emplace_back("checkpoint.every=1");
+    const Run one = make_run(folder / name, overrides);
+    return train(one.config, one.model, kQuiet);
+  };
+  run("plain", {});
+  const TrainResult averaged = run("averaged", {"train.average_decay=0.6"});
+  const auto a = read_metrics(folder / "plain"), b = read_metrics(folder / "averaged");
+  for (std::size_t i = 0; i < 6; ++i) {
+    CHECK(a[i]["loss"] == b[i]["loss"]);
+    CHECK(a[i]["grad_norm"] == b[i]["grad_norm"]);
+  }
+  CHECK(a[5]["validation_loss"] != b[5]["validation_loss"]);
+  for (const std::string name : {"model.embed_tokens.weight", "model.layers.1.mlp.experts.2.up_proj.weight",
+                                 "model.layers.0.input_layernorm.weight"}) {
+    INFO(name);
+    std::vector<double> average(tensor_of(folder / "plain", 1, name).size(), 0.0);
+    for (int step = 1; step <= 6; ++step) {
+      const std::vector<float> now = tensor_of(folder / "plain", step, name);
+      CHECK(tensor_of(folder / "averaged", step, "averaging." + name) == now);
+      const double share = std::max(0.4, 1.0 / step);
+      for (std::size_t i = 0; i < now.size(); ++i) average[i] += share * (now[i] - average[i]);
+      const std::vector<float> saved = tensor_of(folder / "averaged", step, name);
+      for (std::size_t i = 0; i < now.size(); ++i) CHECK(saved[i] == Catch::Approx(average[i]).margin(1e-6));
+    }
+  }
+  // A run that begins with the model of the checkpoint, and moves nothing, evaluates the same weights.
+  const TrainResult model =
+      run("model",
+          {"init.from=" + test::checkpoint_folder(folder / "averaged", 6).string(), "train.steps=1",
+           "train.validate_every=1", "train.learning_rate.peak=1e-30", "train.learning_rate.final=1e-30"});
+  CHECK(*model.validation_loss == *averaged.validation_loss);
+}
+
+TEST_CASE("a run with averaged weights that is resumed gives the bytes of one in one piece") {
+  const test::TemporaryFolder folder;
+  for (const std::string precision : {"fp32", "bf16"}) {
+    const auto run = [&](const std::string& name) {
+      const Run one =
+          make_run(folder / (precision + name), {"precision=" + precision, "train.average_decay=0.6"});
+      return train(one.config, one.model, kQuiet, make_rounded_device());
+    };
+    run("whole");
+    run("parts");
+    fs::remove_all(folder / (precision + "parts") / "checkpoints" / "step-6");
+    fs::remove_all(folder / (precision + "parts") / "checkpoints" / "step-4");
+    CHECK(run("parts").step == 6);
+    CHECK(checkpoint_bytes(folder / (precision + "whole"), 6) ==
+          checkpoint_bytes(folder / (precision + "parts"), 6));
+  }
+  const Run without = make_run(folder / "fp32parts");
+  CHECK_THROWS_WITH(train(without.config, without.model, kQuiet),
+                    ContainsSubstring("train.average_decay: checkpoint 0.6, now 0"));
+}
+
 TEST_CASE("training in two halves gives the bytes of training in one piece") {
   const test::TemporaryFolder folder;
   const Run whole = make_run(folder / "whole", {"checkpoint.async=false"});

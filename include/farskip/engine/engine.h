@@ -105,6 +105,12 @@ class TrainEngine {
   /// rows that it updates of some. Collective.
   void gather_weights();
 
+  /// With TrainingOptions::average_decay: a running average begins with the weights that are there now.
+  void begin_average();
+  /// Then averages take the place of the trained weights, for evaluations and checkpoints, and the weights
+  /// that of the averages; a second call takes that back, to the bit. Without them nothing. Collective.
+  void exchange_average();
+
   /// From the next step on the model is wired like this; its parameters, gradients and moments stay.
   /// Collective.
   void rewire(const LayerGraph& layers);
@@ -129,6 +135,7 @@ class TrainEngine {
   Stage& micro_batch(const MicroBatch& kind);
   Stage& update_stage();
   Stage& gather_stage();
+  Stage& publish_stage();
   /// `launched` is called when all micro-batches of a step are, again where the step is repeated.
   BatchLoss run_batches(std::span<const Batch> batches, float loss_scale, float balance_scale,
                         std::span<double> also_summed, const std::function<void()>& launched);

@@ -110,4 +110,19 @@ struct MuonState {
 MuonState muon(Builder& b, const MuonState& state, ValueId grad, ValueId factor, ValueId hyper,
                const Muon& attributes);
 
+struct MovingAverage {
+  double decay = 0.999;
+  static void fields(auto& self, auto&& f) { f("decay", self.decay); }
+  /// By which a step counts, `factor` and `step` as the op reads them.
+  constexpr float share(float factor, float step) const {
+    const auto least = static_cast<float>(1.0 - decay), first = 1.0F / step;
+    return factor == 0.0F ? 0.0F : least > first ? least : first;
+  }
+};
+/// f32 average a of a parameter p: a = a + max(1 - decay, 1/step) (p - a). So the first 1 / (1 - decay) steps
+/// count alike, and later what is old decays exponentially. hyper as of adamw; where factor f32[1] is 0
+/// nothing changes. In place in a.
+ValueId moving_average(Builder& b, ValueId average, ValueId parameter, ValueId factor, ValueId hyper,
+                       const MovingAverage& attributes);
+
 }  // namespace farskip::ops

@@ -66,11 +66,18 @@ Pass gather_pass(const std::vector<StateSpec>& states, const MeshPosition& mesh)
 /// copy of each parameter that has one (own_rows_name of compute_copy_name), so that micro-batches need not
 /// round again.
 ///
+/// `average_decay` above 0: also the running average of each (own_rows_name of kAveraging and its name).
+///
 /// Where these are not all rows, the whole of what micro-batches read is then put together from all replicas:
 /// the compute copy (under compute_copy_name) of a parameter that has one, whose other rows are then behind
 /// on this rank (gather_pipeline); else the parameter (under its name). Not what is kept in parts.
 PassPipeline update_pipeline(const std::vector<LocalParameter>& parameters, const StepSharding& sharding,
-                             std::shared_ptr<const Optimizer> optimizer, DType compute = DType::f32);
+                             std::shared_ptr<const Optimizer> optimizer, DType compute = DType::f32,
+                             double average_decay = 0);
+
+/// The last part of the update alone: what micro-batches read, from the own rows of each parameter.
+PassPipeline publish_pipeline(const std::vector<LocalParameter>& parameters, const StepSharding& sharding,
+                              DType compute);
 
 /// Puts together what the update leaves behind: the parameters of which only a rank's own rows are new.
 /// Without nodes where there are none. Externals as there.

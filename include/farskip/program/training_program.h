@@ -26,6 +26,7 @@ struct TrainingOptions {
   bool balance_loss = false;
   Recompute recompute = Recompute::none;  // automatic: not chosen yet (measure/search.h), and nothing is
   OptimizerConfig optimizer;
+  double average_decay = 0;    // of the running average of weights (ops::MovingAverage); 0: none is kept
   std::uint64_t seed = 0;      // of random rounding
   int zero = 0;                // LocalParameter::zero
   DType compute = DType::f32;  // or bf16: activations and what products read; state stays f32
@@ -77,6 +78,8 @@ class TrainingProgram {
   PassPipeline update() const;
   /// Without nodes where the update leaves nothing to gather.
   PassPipeline gather() const;
+  /// What graphs read, made anew from each rank's own rows of the trained weights.
+  PassPipeline publish() const;
 
   const Model& model() const { return model_; }
   const RoutedRowsPlan& routed_rows() const { return routed_rows_; }

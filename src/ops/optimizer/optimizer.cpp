@@ -57,6 +57,18 @@ void register_optimizer(OpTable& table) {
              },
              .cost = [](const OpTypes& t) { return flops_cost(15.0 * elements(t.shape(0))); },
              .in_place = {{0, 0}, {1, 1}, {2, 2}}});
+
+  table.add({.name = "moving_average",
+             .parse_attributes = &Attributes::parse<MovingAverage>,
+             .min_inputs = 4,  // average, parameter, factor, hyper
+             .max_inputs = 4,
+             .inputs = {In::wide},
+             .infer = [](const OpTypes& t) -> std::vector<TensorType> {
+               FARSKIP_SHAPE(t.shape(0) == t.shape(1) && t.shape(3) == Shape{kNumHyper}, "moving_average", t);
+               return {like(t.in(0))};
+             },
+             .cost = [](const OpTypes& t) { return flops_cost(3.0 * elements(t.shape(0))); },
+             .in_place = {{0, 0}}});
 }
 
 namespace ops {
@@ -75,6 +87,10 @@ AdamWState adamw(Builder& b, const AdamWState& state, ValueId grad, ValueId fact
                  const AdamW& attributes) {
   const auto out = b.emit("adamw", attributes, {state.parameter, state.m, state.v, grad, factor, hyper});
   return {out[0], out[1], out[2], attributes.low_copy ? out[3] : ValueId()};
+}
+ValueId moving_average(Builder& b, ValueId average, ValueId parameter, ValueId factor, ValueId hyper,
+                       const MovingAverage& attributes) {
+  return b.emit("moving_average", attributes, {average, parameter, factor, hyper})[0];
 }
 }  // namespace ops
 }  // namespace farskip

@@ -300,6 +300,12 @@ std::vector<OpCase> large_optimizer_cases() {
                    {random_tensor(shape, 784), random_tensor(shape, 785, 0.1), v, random_tensor(shape, 786),
                     float_tensor({1}, {0.7F}), float_tensor({4}, {1e-3F, 1.25F, 1.5F, 3.0F})},
                    {}});
+  cases.push_back({"moving_average",
+                   "many blocks",
+                   Attributes::of(ops::MovingAverage{0.9}),
+                   {random_tensor(shape, 790), random_tensor(shape, 791), float_tensor({1}, {0.7F}),
+                    float_tensor({4}, {1e-2F, 1.25F, 1.5F, 30.0F})},
+                   {}});
   cases.push_back(muon_case("many blocks of experts", 3, {512, 384}, DType::f32));
   cases.push_back(muon_case("many blocks", 1, {1031, 2049}, DType::f32));
   // More than a launch takes.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Gradient norm, clip factor and the AdamW update.
+// Gradient norm, clip factor, the AdamW update and the average of weights.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -210,6 +210,19 @@ void run_adamw(const KernelCall& call) {
   cpu::parallel_ranges(call.in_shape(0).num_elements(), cpu::kElementsPerTile, run_range);
 }
 
+// average, parameter, factor[1], hyper → average
+void run_moving_average(const KernelCall& call) {
+  const float share = call.get<ops::MovingAverage>().share(call.in(2)[0], call.in(3)[ops::kStep]);
+  cpu::parallel_ranges(call.in_shape(0).num_elements(), cpu::kElementsPerTile,
+                       [&](std::int64_t begin, std::int64_t end) {
+                         const float *average = call.in(0), *p = call.in(1);
+                         float* out = call.out(0);
+#pragma omp simd
+                         for (std::int64_t i = begin; i < end; ++i)
+                           out[i] = average[i] + share * (p[i] - average[i]);
+                       });
+}
+
 }  // namespace
 
 void register_optimizer(KernelTable& table);
@@ -219,6 +232,7 @@ void register_optimizer(KernelTable& table) {
   table.add("find_fault", DType::f32, DeviceKind::cpu, {.run = run_find_fault, .workspace = nullptr});
   table.add("clip_factor", DType::f64, DeviceKind::cpu, {.run = run_clip_factor, .workspace = nullptr});
   table.add("adamw", DType::f32, DeviceKind::cpu, {.run = run_adamw, .workspace = nullptr});
+  table.add("moving_average", DType::f32, DeviceKind::cpu, {.run = run_moving_average, .workspace = nullptr});
 }
 
 }  // namespace farskip

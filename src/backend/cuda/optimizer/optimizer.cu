@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Gradient norm, clip factor and the AdamW update.
+// Gradient norm, clip factor, the AdamW update and the average of weights.
 #include "backend/cuda/launch.cuh"
 #include "backend/random_rounding.h"
 #include "farskip/ops/optimizer_ops.h"
@@ -321,6 +321,34 @@ void run_adamw(const KernelCall& call) {
     launch_adamw<float>(call);
 }
 
+/// `out` may be `average`.
+template <int N>
+__global__ void __launch_bounds__(kThreads)
+    moving_average_kernel(const float* average, const float* p, const float* factor, const float* hyper,
+                          ops::MovingAverage attributes, std::int64_t n, float* out) {
+  const float share = attributes.share(*factor, hyper[ops::kStep]);
+  const std::int64_t at = (static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x) * N;
+  if (at + N <= n) {
+    float a[N], b[N];
+    load<N>(average + at, a);
+    load<N>(p + at, b);
+#pragma unroll
+    for (int i = 0; i < N; ++i) a[i] += share * (b[i] - a[i]);
+    store<N>(out + at, a);
+  } else {
+    for (std::int64_t i = at; i < n; ++i) out[i] = average[i] + share * (p[i] - average[i]);
+  }
+}
+
+// average, parameter, factor[1], hyper → average
+void run_moving_average(const KernelCall& call) {
+  const std::int64_t n = call.in_shape(0).num_elements();
+  const bool wide = is_aligned(call.in(0), call.in(1), call.out(0));
+  launch(call, wide ? moving_average_kernel<4> : moving_average_kernel<1>,
+         grid_size(ceil_div(n, kThreads * (wide ? 4 : 1))), kThreads, 0, call.in(0), call.in(1), call.in(2),
+         call.in(3), call.get<ops::MovingAverage>(), n, call.out(0));
+}
+
 }  // namespace
 }  // namespace cuda
 
@@ -331,6 +359,7 @@ void register_cuda_optimizer(KernelTable& table) {
   table.add("find_fault", DType::f32, DeviceKind::cuda, {.run = cuda::run_find_fault});
   table.add("clip_factor", DType::f64, DeviceKind::cuda, {.run = cuda::run_clip_factor});
   table.add("adamw", DType::f32, DeviceKind::cuda, {.run = cuda::run_adamw});
+  table.add("moving_average", DType::f32, DeviceKind::cuda, {.run = cuda::run_moving_average});
 }
 
 }  // namespace farskip
