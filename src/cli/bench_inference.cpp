@@ -167,7 +167,7 @@ ExitCode measure(const Options& options, InferenceRun kind, const OpenedBench& b
       else
         for (const FarSkipConfig& wiring : wirings_to_compare(b.run.model.farskip))
           for (const int parts : {1, 2}) {
-            if (parts > 1 && (wiring.mode != FarSkipMode::off || texts == 1)) continue;
+            if (parts > 1 && texts == 1) continue;
             for (auto& row :
                  measure_pair(b, wiring, weights, {kind, texts, length, parts}, options.repetitions))
               rows.push_back(std::move(row));

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// farskip plan --inference: both wirings, blocking and overlapped.
+// farskip plan --inference: both wirings, blocking, overlapped and in two halves.
 #include "cli/plan_inference.h"
 
 #include <optional>
@@ -79,8 +79,7 @@ void print_inference_plans(InferencePlanRequest request, const InferenceCases& c
       for (const std::int64_t texts : kind == InferenceRun::decode ? cases.batches : cases.requests)
         for (const FarSkipConfig& wiring : wirings)
           for (const int parts : {1, 2}) {
-            if (parts > 1 && (wiring.mode != FarSkipMode::off || texts == 1 || request.mesh.world_size == 1))
-              continue;
+            if (parts > 1 && (texts == 1 || request.mesh.world_size == 1)) continue;
             request.model.farskip = wiring;
             const InferenceCase run{kind, texts, length, parts};
             const PlannedInference planned = plan_inference(request, run, quiet);

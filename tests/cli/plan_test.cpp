@@ -110,9 +110,12 @@ TEST_CASE("runs of inference are predicted blocking, scheduled and in halves, an
   REQUIRE(rows.size() == 3);
   CHECK(rows["prefill 1"].size() == 4);  // one text has no halves
   for (const char* run : {"prefill 6", "decode 5"}) {
-    REQUIRE(rows[run].size() == 5);
+    REQUIRE(rows[run].size() == 6);
     const json &blocking = rows[run][0], &scheduled = rows[run][1], &halves = rows[run][2];
-    CHECK(halves["schedule"] == "halves");
+    for (const std::size_t of : {0, 3}) {
+      CHECK(rows[run][of + 2]["schedule"] == "halves");
+      CHECK(rows[run][of + 2]["wiring"] == rows[run][of]["wiring"]);
+    }
     CHECK(halves["wiring"] == "off");
     CHECK(scheduled["seconds"] <= blocking["seconds"]);
     // As many bytes travel, in twice as many messages of 20 us: of eight sub-blocks, embedding and logits.
