@@ -27,6 +27,9 @@ struct Rule {
   /// Before something long begins, so many transports are started that the link has work meanwhile. Then a
   /// part of the memory for what comes before it is needed will do.
   bool fills_link = false;
+  /// Where memory is full, what comes first in the graph goes first, whose order needs little; else what
+  /// frees most.
+  bool keeps_order = false;
 };
 
 constexpr std::array<double, 6> kTransportWeights{1, 0, 2, 4, 16, 1000};
@@ -251,6 +254,7 @@ class Run {
     const bool full = is_full();
     const bool feeds = rule_.feeds_link && link_free_ <= now_;
     const auto goes_first = [&](NodeId a, NodeId b) {
+      if (full && rule_.keeps_order) return a < b;
       if (full) return grows_for_long(a) < grows_for_long(b);
       if (feeds && p_.feeds_link[a.index()] != p_.feeds_link[b.index()]) return p_.feeds_link[a.index()] != 0;
       return more_urgent(a, b);
@@ -259,6 +263,7 @@ class Run {
       if (goes_first(*it, *best)) best = it;
     const NodeId node = *best;
     if (!full && rule_.patience > 0 && is_worth_waiting(node)) return {};
+    if (full && rule_.keeps_order && is_early(node)) return {};
     return node;
   }
 
@@ -267,6 +272,12 @@ class Run {
     const auto& [at, next] = future_.top();
     const double seconds = p_.seconds[node.index()] / static_cast<double>(p_.portions[node.index()]);
     return more_urgent(next, node) && at - now_ < rule_.patience * seconds;
+  }
+
+  /// It would take memory while what comes before it in the graph waits for a transport: what the backward
+  /// computes again is ready all the time.
+  bool is_early(NodeId node) const {
+    return grows(node) > 0 && !future_.empty() && future_.top().second < node;
   }
 
   /// One portion; between two of them something more urgent may come.
@@ -412,18 +423,26 @@ Plan make_overlapped_plan(const Graph& graph, const WorkspaceRule& workspace, co
   if (options.memory_limit > 0) offer(make_serial_plan(graph, workspace, Waits::at_once));
   const Problem problem(graph, workspace, seconds);
   // An order steers by an estimate of its memory, which ends somewhat above where it steers; and one that
-  // steers lower is sometimes the shorter. The lowest marks follow while nothing but the serial order fits.
+  // steers lower is sometimes the shorter. The lowest marks, and after them orders that keep to the graph's
+  // where memory is full, follow while nothing but the serial order fits.
   constexpr std::array<std::size_t, 6> kSteerBy{10, 9, 8, 7, 6, 5};  // tenths of the limit
   bool found = false;
-  for (const std::size_t tenths : kSteerBy) {
-    if (tenths < 10 && (options.memory_limit == 0 || (tenths < 7 && found))) break;
-    for (const Rule& rule : all_rules()) {
-      const std::size_t limit = options.memory_limit / 10 * tenths;
-      const std::size_t ahead = limit == 0 ? 0 : std::max<std::size_t>(limit, serial + 1) - serial;
+  const auto try_rules = [&](std::size_t tenths, bool keeps_order) {
+    const std::size_t limit = options.memory_limit / 10 * tenths;
+    const std::size_t ahead = limit == 0 ? 0 : std::max<std::size_t>(limit, serial + 1) - serial;
+    for (Rule rule : all_rules()) {
+      rule.keeps_order = keeps_order;
       const std::vector<OrderedStep> order = Run(problem, rule, limit, ahead).run();
       // Before its buffers are placed, which takes longer.
       if (best_rank.first == 0 && makespan_of(graph, order, seconds) >= best_rank.second) continue;
       found = offer(make_measured_plan(graph, workspace, order)) || found;
+    }
+  };
+  for (const bool keeps_order : {false, true}) {
+    if (keeps_order && (found || options.memory_limit == 0)) break;
+    for (const std::size_t tenths : kSteerBy) {
+      if (tenths < 10 && (options.memory_limit == 0 || (tenths < 7 && found))) break;
+      try_rules(tenths, keeps_order);
     }
   }
   if (best.placements.empty()) place_buffers(graph, best);

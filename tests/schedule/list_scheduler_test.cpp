@@ -229,6 +229,39 @@ TEST_CASE("what brings weights comes in time, and no earlier than memory allows"
   }
 }
 
+TEST_CASE(
+    "what can be computed at any time does not fill the memory while a transport has nothing beside it") {
+  // Each layer reads a product that no layer before it changes, as the backward's recomputation is, leaves a
+  // small gradient to be computed at any time, and sends what the next layer begins with.
+  constexpr int layers = 8;
+  const std::size_t large = std::size_t{32} * 32 * sizeof(float);
+  std::string text = "%0 = input \"x\" : f32[8, 32]\n%1 = input \"w\" : f32[32, 32]\n";
+  int stream = 0, next = 2;
+  std::string outputs;
+  for (int i = 0; i < layers; ++i) {
+    const int begun = next, again = next + 1, gradient = next + 2, sent = next + 3, received = next + 4;
+    text += fmt::format("%{} = add(%{}, %{})\n", begun, stream, stream);
+    text += fmt::format("%{} = matmul(%1, %1)\n", again);
+    text += fmt::format("%{} = matmul(%{}, %{})\n", gradient, begun, again);
+    text += fmt::format("%{} = matmul(%{}, %{}) {{transpose_b=true}}\n", sent, begun, again);
+    text += fmt::format("%{} = all_reduce(%{}) {{axis=tensor, size=2, rank=0}}\n", received, sent);
+    outputs += fmt::format("output \"g{}\" = %{}\n", i, gradient);
+    stream = received;
+    next += 5;
+  }
+  const Graph graph = parse_graph(text + outputs + fmt::format("output \"y\" = %{}\n", stream));
+  NodeSeconds seconds;
+  for (const Node& node : graph.nodes()) seconds.push_back(node.op->collective ? 4.0 : 1.0);
+  const Plan serial = make_serial_plan(graph, no_workspace, Waits::late);
+  const std::size_t limit = serial.live_bytes + large / 2;
+  const Plan plan = make_overlapped_plan(graph, no_workspace, seconds, {.memory_limit = limit});
+  check_sound(graph, plan);
+  CHECK(plan.live_bytes <= limit);
+  // At least a gradient is beside each transport.
+  CHECK(makespan(graph, serial, seconds) == 8.0 * layers);
+  CHECK(makespan(graph, plan, seconds) <= 7.0 * layers);
+}
+
 TEST_CASE("of two exchanges the one on which more depends goes first") {
   check_order(R"(%0 = input "x" : f32[8, 8]
 %1 = all_reduce(%0) {axis=expert, size=2, rank=0}
