@@ -1,7 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "run/run_data.h"
 
+#include <functional>
+#include <optional>
+
 #include "base/environment.h"
+#include "comm/collective_errors.h"
 #include "data/text_source.h"
 #include "distill/teacher.h"
 #include "infer/evaluate.h"
@@ -105,7 +109,9 @@ Companions read_run_companions(const RunConfig& config) {
   return source.empty() ? Companions{} : read_companions(source);
 }
 
-RunData open_run_data(const RunConfig& config, const ModelConfig& model, const Logger& logger) {
+namespace {
+
+RunData open_sources(const RunConfig& config, const ModelConfig& model, const Logger& logger) {
   for (const auto& [key, id] :
        {std::pair{"prompt_end", config.data.prompt_end}, {"padding", config.data.padding}})
     if (id && *id >= model.vocab_size)
@@ -141,6 +147,17 @@ RunData open_run_data(const RunConfig& config, const ModelConfig& model, const L
                             config.data.weights, model.vocab_size, sampler_options(config, true));
   data.validation = open_validation(config, model.vocab_size, logger);
   return data;
+}
+
+}  // namespace
+
+RunData open_run_data(const RunConfig& config, const ModelConfig& model, const Communicator& world,
+                      const Logger& logger) {
+  std::optional<RunData> data;  // of rank 0; the others are not there yet
+  const std::function<void()> open = [&] { data.emplace(open_sources(config, model, logger)); };
+  work_together(world, "files that rank 0 prepares", world.rank() == 0 ? open : nullptr);
+  if (!data) open();
+  return std::move(*data);
 }
 
 RunSettings describe_contents(const RunConfig& config, const RunData& data) {

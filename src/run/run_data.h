@@ -9,6 +9,7 @@
 #include "checkpoint/resume_rules.h"
 #include "data/sampler.h"
 #include "farskip/base/log.h"
+#include "farskip/comm/communicator.h"
 #include "farskip/config/run_config.h"
 #include "farskip/engine/batch.h"
 #include "hub/companions.h"
@@ -23,8 +24,9 @@ struct RunData {
 /// Those of the folder that the run starts from, with the tokenizer that the configuration names.
 Companions read_run_companions(const RunConfig& config);
 /// Opens token files, or tokenizes text (cached under run_dir/../cache), and checks that the vocabulary
-/// fits the model.
-RunData open_run_data(const RunConfig& config, const ModelConfig& model, const Logger& logger);
+/// fits the model. Rank 0 first, then the others at once: what it leaves on disk they find there. Collective.
+RunData open_run_data(const RunConfig& config, const ModelConfig& model, const Communicator& world,
+                      const Logger& logger);
 /// What the paths of the configuration hold, for settings_of (checkpoint/resume_rules.h). Reads a part of all
 /// data and of a teacher.
 RunSettings describe_contents(const RunConfig& config, const RunData& data);

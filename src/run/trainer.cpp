@@ -21,6 +21,7 @@
 #include "run/learning_rate.h"
 #include "run/metrics.h"
 #include "run/next_batches.h"
+#include "run/resume_run.h"
 #include "run/run_config_file.h"
 #include "run/run_folder.h"
 #include "run/run_schedule.h"
@@ -36,16 +37,6 @@ double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-/// Rank 0 first, then the others at once: what it leaves on disk they find there.
-template <class F>
-auto rank_zero_first(const Communicator& world, const F& f) {
-  std::optional<decltype(f())> result;  // of rank 0; the others are not there yet
-  const std::function<void()> own = [&] { result.emplace(f()); };
-  work_together(world, "files that rank 0 prepares", world.rank() == 0 ? own : nullptr);
-  if (!result) own();
-  return std::move(*result);
-}
-
 class TrainingRun {
  public:
   TrainingRun(const RunConfig& config, const ModelConfig& model, const Context& context,
@@ -54,7 +45,7 @@ class TrainingRun {
         model_(wire_model(model)),
         context_(context),
         folder_(folder),
-        data_(rank_zero_first(context.world(), [&] { return open_run_data(config, model, context.logger); })),
+        data_(open_run_data(config, model, context.world(), context.logger)),
         states_(make_states()),
         objective_(make_objective()),
         options_(make_options()),
@@ -159,33 +150,18 @@ class TrainingRun {
       folder_->forget_exit();
     }
     objective_->check_weights(*states_);
-    set_aside_best();
+    set_aside_best(best_folder(), state_, context_);
     if (!data_.validation.empty() && state_.step == 0)
       objective_->record_baseline([&](InferenceEngine& engine) { return validate(engine); }, inference_,
                                   state_.numbers);
   }
 
   bool resume() {
-    const fs::path checkpoints = fs::path(config_.run_dir) / "checkpoints";
-    if (config_.checkpoint.resume != Resume::never)
-      if (const auto resumed = resume_training(checkpoints, model_.config, state_.settings, *states_, world(),
-                                               context_.logger)) {
-        take_over(*resumed);
-        context_.logger.info("resumed at step {}", state_.step);
-        const auto jump = describe_rate_jump(config_.train, state_.step, state_.learning_rate);
-        if (jump && is_first()) context_.logger.warning("{}", *jump);
-        const bool all_done = state_.step >= config_.train.steps;
-        if ((all_done || converged()) && is_first())
-          refuse_other_work(config_, resumed->settings, state_.settings);
-        if (all_done) context_.logger.info("train.steps is {}: nothing is left to do", config_.train.steps);
-        return true;
-      }
-    if (config_.checkpoint.resume == Resume::required)
-      throw MissingInputError(fmt::format("{}: no checkpoint to resume from (checkpoint.resume: required)",
-                                          checkpoints.string()));
-    if (config_.checkpoint.resume == Resume::never)
-      set_aside_all_checkpoints(checkpoints, world(), context_.logger);
-    return false;
+    const auto resumed = resume_run(config_, model_.config, state_.settings, *states_, context_);
+    if (!resumed) return false;
+    take_over(*resumed);
+    report_resumed(config_, state_, resumed->settings, converged(), context_);
+    return true;
   }
 
   void take_over(const TrainingState& resumed) {
@@ -194,13 +170,6 @@ class TrainingRun {
     saved_step_ = state_.step;
     objective_->forget_old_numbers(resumed.settings, now, state_.numbers);
     state_.settings = now;
-  }
-
-  // A best checkpoint of steps that will be done again, or of looks that begin anew.
-  void set_aside_best() const {
-    if (!is_first() || !fs::exists(best_folder())) return;
-    set_aside_newer_checkpoints(best_folder(), state_.numbers.contains("best") ? state_.step : -1,
-                                context_.logger, "replaced");
   }
 
   StepMetrics step(const StopSignals& signals) {
