@@ -154,6 +154,24 @@ TEST_CASE("every op takes its inputs in the types that it states, and none of th
   }
 }
 
+/// A kernel is looked up by the type of the first input that is no integer.
+TEST_CASE("kernels in bf16 are those of ops that state that they take bf16 there") {
+  std::size_t found = 0;
+  for (const KernelTable* table : {&cpu_kernel_table(), &cuda_kernel_table()})
+    for (const auto& [key, kernel] : table->all()) {
+      const auto& [name, dtype, device] = key;
+      if (!is_low(dtype)) continue;
+      ++found;
+      INFO(name << (device == DeviceKind::cpu ? " on a CPU" : " on a GPU"));
+      const OpDef& op = op_table().at(name);
+      const auto first = std::find_if(op.inputs.begin(), op.inputs.end(),
+                                      [](InputType type) { return type != InputType::integer; });
+      REQUIRE(first != op.inputs.end());
+      CHECK(*first != InputType::wide);
+    }
+  CHECK(found > 0);
+}
+
 TEST_CASE("rows that only the device counts go to ops that state that they mind the count") {
   for (const OpCase& c : all_op_cases()) {
     const OpDef& op = op_table().at(c.op);

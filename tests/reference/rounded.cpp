@@ -12,87 +12,22 @@
 namespace farskip {
 namespace {
 
-// Kernels are plain functions: which op one stands for is part of its type. All ops but the collectives.
-constexpr std::array<std::string_view, 80> kOps{"absorb_query",
-                                                "adamw",
-                                                "add",
-                                                "add_bias",
-                                                "add_bias_grad",
-                                                "attention",
-                                                "attention_grad",
-                                                "attention_temperature",
-                                                "balance_loss",
-                                                "balance_loss_grad",
-                                                "cached_attention",
-                                                "cached_distill_loss",
-                                                "cached_distill_loss_grad",
-                                                "cast",
-                                                "clamp",
-                                                "clamp_grad",
-                                                "clip_factor",
-                                                "combine_rows",
-                                                "concat_columns",
-                                                "concat_rows",
-                                                "count_routing_flips",
-                                                "dispatch_rows",
-                                                "distill_loss",
-                                                "distill_loss_grad",
-                                                "distill_stats",
-                                                "distill_stats_grad",
-                                                "embedding",
-                                                "embedding_grad",
-                                                "expand_value",
-                                                "find_fault",
-                                                "gather_rows",
-                                                "grouped_matmul",
-                                                "grouped_matmul_wgrad",
-                                                "head_stats",
-                                                "head_stats_grad",
-                                                "joint_cross_entropy",
-                                                "joint_cross_entropy_grad",
-                                                "joint_distill_loss",
-                                                "joint_distill_loss_grad",
-                                                "joint_token_losses",
-                                                "linear_cross_entropy",
-                                                "linear_cross_entropy_grad",
-                                                "matmul",
-                                                "mla_key_value",
-                                                "mla_key_value_grad",
-                                                "moving_average",
-                                                "muon",
-                                                "ones",
-                                                "order_by_expert",
-                                                "own_experts",
-                                                "permute_values",
-                                                "place_columns",
-                                                "relative_weights",
-                                                "rms_norm",
-                                                "rms_norm_grad",
-                                                "rope",
-                                                "rope_table",
-                                                "route",
-                                                "route_grad",
-                                                "router_divergence",
-                                                "router_divergence_grad",
-                                                "sample",
-                                                "scale_rows",
-                                                "scale_rows_grad",
-                                                "scatter_rows",
-                                                "side_by_side",
-                                                "sigmoid_gate",
-                                                "sigmoid_gate_grad",
-                                                "sort_by_expert",
-                                                "split_columns",
-                                                "split_rows",
-                                                "squared_difference",
-                                                "squared_difference_grad",
-                                                "sum_of_squares",
-                                                "swiglu",
-                                                "swiglu_grad",
-                                                "take_columns",
-                                                "teacher_top_k",
-                                                "token_losses",
-                                                "write_cache"};
+// Kernels are plain functions: which op one stands for is part of its type, as its place in this list.
+constexpr std::size_t kMostOps = 128;
+
+/// All ops that a CPU computes and that need no other rank.
+const std::vector<std::string>& computed_ops() {
+  static const std::vector<std::string> ops = [] {
+    std::vector<std::string> names;
+    for (const auto& [key, kernel] : cpu_kernel_table().all())
+      if (const std::string& op = std::get<0>(key);
+          kernel.run != nullptr && (names.empty() || names.back() != op))
+        names.push_back(op);
+    FARSKIP_CHECK(names.size() <= kMostOps, "{} ops", names.size());
+    return names;
+  }();
+  return ops;
+}
 
 struct Widened {
   HostTensor memory;
@@ -177,7 +112,7 @@ void launch(const KernelCall& call) {
   };
   const auto work = [&attributes = call.attributes, in = copy(call.inputs), out = copy(call.outputs),
                      input_rows = copy(call.input_rows), output_rows = copy(call.output_rows)] {
-    run_any(kOps[kOp], attributes, with_rows(in, input_rows), with_rows(out, output_rows));
+    run_any(computed_ops()[kOp], attributes, with_rows(in, input_rows), with_rows(out, output_rows));
   };
   auto* stream = call.gpu == nullptr ? nullptr : reinterpret_cast<Stream*>(call.gpu->stream);
   if (stream != nullptr && stream->is_recording)
@@ -193,13 +128,14 @@ KernelTable make_table(DeviceKind kind, std::index_sequence<kOp...>) {
     for (const DType dtype : {DType::f32, DType::bf16, DType::f64, DType::i32})
       table.add(op, dtype, kind, {.run = run, .workspace = nullptr});
   };
-  (add(kOps[kOp], launch<kOp>), ...);
+  const std::array launches{launch<kOp>...};
+  for (std::size_t op = 0; op < computed_ops().size(); ++op) add(computed_ops()[op], launches[op]);
   return table;
 }
 
 const KernelTable& table_of(DeviceKind kind) {
-  static const KernelTable cpu = make_table(DeviceKind::cpu, std::make_index_sequence<kOps.size()>());
-  static const KernelTable gpu = make_table(DeviceKind::cuda, std::make_index_sequence<kOps.size()>());
+  static const KernelTable cpu = make_table(DeviceKind::cpu, std::make_index_sequence<kMostOps>());
+  static const KernelTable gpu = make_table(DeviceKind::cuda, std::make_index_sequence<kMostOps>());
   return kind == DeviceKind::cpu ? cpu : gpu;
 }
 
