@@ -10,8 +10,8 @@
 #include "engine/devices.h"
 #include "engine/engine_options.h"
 #include "farskip/engine/engine.h"
-#include "farskip/ops/ops.h"
 #include "measure/measure.h"
+#include "ops/collective_ops.h"
 #include "run/trainer.h"
 
 namespace farskip {

@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "farskip/engine/engine.h"
+#include "ops/collective_ops.h"
 #include "passes/join_models.h"
 
 namespace farskip {

@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "model/blocks/block.h"
+#include "ops/collective_ops.h"
 
 namespace farskip {
 namespace {

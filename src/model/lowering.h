@@ -9,6 +9,7 @@
 #include "farskip/model/cache.h"
 #include "farskip/model/lower.h"
 #include "model/parameter_list.h"
+#include "ops/collective_ops.h"
 #include "ops/inference_ops.h"
 
 namespace farskip {

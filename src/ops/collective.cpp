@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Sums over replicas, and tensors put together from the rows that each replica keeps.
-#include "farskip/ops/ops.h"
+#include "ops/collective_ops.h"
 #include "ops/rules.h"
 
 namespace farskip {

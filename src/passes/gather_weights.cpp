@@ -5,7 +5,7 @@
 #include <tuple>
 
 #include "farskip/model/parameters.h"
-#include "farskip/ops/ops.h"
+#include "ops/collective_ops.h"
 
 namespace farskip {
 namespace {

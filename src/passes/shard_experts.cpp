@@ -4,7 +4,7 @@
 #include <map>
 #include <unordered_map>
 
-#include "farskip/ops/ops.h"
+#include "ops/collective_ops.h"
 
 namespace farskip {
 namespace {

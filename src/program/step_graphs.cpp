@@ -8,6 +8,7 @@
 #include "farskip/passes/pipeline.h"
 #include "farskip/program/objective.h"
 #include "farskip/program/optimizer.h"
+#include "ops/collective_ops.h"
 #include "passes/chunk_experts.h"
 #include "passes/gather_weights.h"
 #include "passes/join_micro_batches.h"

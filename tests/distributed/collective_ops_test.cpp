@@ -2,12 +2,13 @@
 // The ops that move data between ranks, through plan and executor, against plain loops over what all ranks
 // hold.
 
+#include "ops/collective_ops.h"
+
 #include <numeric>
 #include <random>
 #include <set>
 #include <string>
 
-#include "farskip/ops/ops.h"
 #include "rank_graph.h"
 #include "support/catch.h"
 

@@ -8,8 +8,8 @@
 #include "farskip/base/random.h"
 #include "farskip/engine/batch.h"
 #include "farskip/engine/engine.h"
-#include "farskip/ops/ops.h"
 #include "farskip/runtime/executor.h"
+#include "ops/collective_ops.h"
 #include "support/catch.h"
 #include "support/skip.h"
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Router, balance loss, and the way to the experts and back.
-#include "farskip/ops/ops.h"
 #include "op_case.h"
+#include "ops/collective_ops.h"
 
 namespace farskip::test {
 namespace {

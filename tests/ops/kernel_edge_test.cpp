@@ -7,6 +7,7 @@
 #include "farskip/ops/optimizer_ops.h"
 #include "interpreter.h"
 #include "op_case.h"
+#include "ops/collective_ops.h"
 #include "support/catch.h"
 
 namespace farskip::test {

@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "farskip/ops/ops.h"
+#include "ops/collective_ops.h"
 #include "passes/chunk_experts.h"
 #include "passes/dead_code.h"
 #include "passes/gather_weights.h"

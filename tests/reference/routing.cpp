@@ -5,7 +5,7 @@
 #include <numeric>
 #include <vector>
 
-#include "farskip/ops/ops.h"
+#include "ops/collective_ops.h"
 #include "reference/reference.h"
 
 namespace farskip::reference {

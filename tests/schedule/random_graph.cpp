@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "random_graph.h"
 
-#include "farskip/ops/ops.h"
+#include "ops/collective_ops.h"
 
 namespace farskip::test {
 namespace {

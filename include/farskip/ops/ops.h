@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// Every op of the graph (those of distillation: distill_ops.h): attributes, and the function that emits it.
-// The rules (shape, gradient, cost) stand in src/ops/<family>.cpp, the kernels in
-// src/backend/<backend>/<family>.cpp.
+// Ops of a model and its losses: attributes, and the function that emits each. Those of other families are in
+// collective_ops.h (between ranks), optimizer_ops.h, distill_ops.h and inference_ops.h. The rules (shape,
+// gradient, cost) stand in src/ops/FAMILY.cpp, named below, the kernels in src/backend/cpu/FAMILY.cpp and
+// src/backend/cuda/FAMILY.cu.
 //
 // Shape letters: T tokens of the micro-batch (B sequences of S), H hidden, V vocabulary, E experts, K
 // experts per token (top-k), R routed rows (T*K), I expert width, A attention heads, G key-value heads,
@@ -26,7 +27,7 @@
 
 namespace farskip::ops {
 
-// ---- embedding.cpp -------------------------------------------------------------------------------
+// ---- dense/embedding.cpp -------------------------------------------------------------------------
 
 /// It says which part of a vocabulary the rows of a matrix are, where it is cut over ranks.
 struct VocabularyPart {
@@ -60,7 +61,7 @@ struct EmbeddingGrad {
 // op "embedding_grad": dy[T, H], tokens i32[T], [accumulate [V, H]] → dtable[V, H]; rows of one token id
 // are summed in order of t.
 
-// ---- elementwise.cpp -----------------------------------------------------------------------------
+// ---- dense/elementwise.cpp -----------------------------------------------------------------------
 
 enum class CastTo : std::uint8_t { f32, bf16 };
 constexpr auto enum_names(CastTo) {
@@ -101,7 +102,7 @@ ValueId add_bias(Builder& b, ValueId x, ValueId bias);
 ValueId sigmoid_gate(Builder& b, ValueId x, ValueId gate);
 // op "sigmoid_gate_grad": dy, x, gate → (dx, dgate). In place: dx in dy, dgate in gate.
 
-// ---- matmul.cpp ----------------------------------------------------------------------------------
+// ---- dense/matmul.cpp ----------------------------------------------------------------------------
 
 struct Matmul {
   bool transpose_a = false, transpose_b = false;
@@ -120,7 +121,7 @@ inline ValueId linear(Builder& b, ValueId x, ValueId w) {
   return matmul(b, x, w, {.transpose_a = false, .transpose_b = true});
 }
 
-// ---- norm.cpp ------------------------------------------------------------------------------------
+// ---- dense/norm.cpp ------------------------------------------------------------------------------
 
 struct RmsNorm {
   double eps = 1e-6;
@@ -133,7 +134,7 @@ ValueId rms_norm(Builder& b, ValueId x, ValueId w, double eps);
 // op "rms_norm_grad" {eps}: dy[T, N*D], x[T, N*D], w[D], rstd[T, N], [accumulate dw[D]], [accumulate dx] →
 // (dx, dw[D]). In place: dx in dy or in what it is added to.
 
-// ---- rope.cpp ------------------------------------------------------------------------------------
+// ---- dense/rope.cpp ------------------------------------------------------------------------------
 
 enum class RopeScaling : std::uint8_t { none, yarn, linear, llama3 };
 constexpr auto enum_names(RopeScaling) {
@@ -186,8 +187,6 @@ struct Rope {
 /// head: element order is kept for both pairings. In place in x.
 ValueId rope(Builder& b, ValueId x, ValueId table, const Rope& attributes);
 
-// ---- attention.cpp -------------------------------------------------------------------------------
-
 struct AttentionTemperature {
   std::int64_t tokens = 0, sequence_length = 0;  // T, S; T is a multiple of S
   std::int64_t floor = 1;                        // positions that share a temperature
@@ -203,6 +202,8 @@ struct AttentionTemperature {
 /// default that in its sequence), by which Llama 4 scales queries that are not rotated (arXiv 2501.19399).
 /// Computed in f64.
 ValueId attention_temperature(Builder& b, const AttentionTemperature& attributes, ValueId positions = {});
+
+// ---- attention/attention.cpp ---------------------------------------------------------------------
 
 struct Attention {
   std::int64_t sequence_length = 0;  // S; T is a multiple of it
@@ -230,6 +231,8 @@ AttentionResult attention(Builder& b, ValueId q, ValueId k, ValueId v, ValueId d
                           const Attention& attributes);
 // op "attention_grad" (same attributes): dout, q, k, v, out, lse, [document_start] → dq, dk, dv.
 
+// ---- attention/mla.cpp ---------------------------------------------------------------------------
+
 struct MlaKeyValue {
   std::int64_t heads = 0, nope_dim = 0, rope_dim = 0, v_dim = 0;
   static void fields(auto& self, auto&& f) {
@@ -245,7 +248,7 @@ std::pair<ValueId, ValueId> mla_key_value(Builder& b, ValueId kv, ValueId k_rope
                                           const MlaKeyValue& attributes);
 // op "mla_key_value_grad" (same attributes): dk, dv → (dkv, dk_rope: summed over heads in order).
 
-// ---- columns.cpp ---------------------------------------------------------------------------------
+// ---- dense/columns.cpp ---------------------------------------------------------------------------
 
 struct SplitColumns {
   std::vector<std::int64_t> widths;
@@ -277,7 +280,7 @@ struct SideBySide {
 /// columns where `columns` is less than parts·W. Not differentiable.
 ValueId side_by_side(Builder& b, ValueId x, const SideBySide& attributes);
 
-// ---- rows.cpp -------------------------------------------------------------------------------------
+// ---- dense/rows.cpp ------------------------------------------------------------------------------
 
 inline constexpr std::size_t kMostRowParts = 16;
 struct SplitRows {
@@ -289,14 +292,14 @@ std::vector<ValueId> split_rows(Builder& b, ValueId x, std::vector<std::int64_t>
 /// The reverse ("concat_rows", up to kMostRowParts inputs).
 ValueId concat_rows(Builder& b, std::vector<ValueId> parts);
 
-// ---- activation.cpp ------------------------------------------------------------------------------
+// ---- dense/activation.cpp ------------------------------------------------------------------------
 
 /// x[T, 2I] (gate, then up), [row_weight [T]] → silu(gate) * up * row_weight, [T, I]. row_weight is f32.
 ValueId swiglu(Builder& b, ValueId x, ValueId row_weight = {});
 // op "swiglu_grad": dy[T, I], x[T, 2I], [row_weight [T]] → (dx[T, 2I], d_row_weight[T]). The second output
 // exists only with row_weight. In place: dx in x.
 
-// ---- router.cpp ----------------------------------------------------------------------------------
+// ---- experts/router.cpp --------------------------------------------------------------------------
 
 enum class ScoreFunction : std::uint8_t { softmax, sigmoid };
 constexpr auto enum_names(ScoreFunction) {
@@ -338,6 +341,8 @@ RouteResult route(Builder& b, ValueId logits, ValueId selection_bias, const Rout
 // op "route_grad" (same attributes): d_weights[T, K] or absent, d_scores[T, E] or absent, scores, indices
 // → dlogits[T, E].
 
+// ---- experts/balance.cpp -------------------------------------------------------------------------
+
 struct BalanceLoss {
   std::int64_t sequence_length = 0;
   bool normalize_scores = false;  // sigmoid scores are divided by their sum first
@@ -352,7 +357,7 @@ struct BalanceLoss {
 ValueId balance_loss(Builder& b, ValueId scores, ValueId indices, const BalanceLoss& attributes);
 // op "balance_loss_grad" (same attributes): dloss[1], scores, indices → dscores.
 
-// ---- dispatch.cpp --------------------------------------------------------------------------------
+// ---- experts/dispatch.cpp ------------------------------------------------------------------------
 
 struct SortByExpert {
   std::int64_t num_experts = 0;
@@ -395,7 +400,7 @@ struct PermuteValues {
 ValueId permute_values(Builder& b, ValueId values, ValueId index, ValueId inverse,
                        PermuteValues attributes = {});
 
-// ---- grouped_matmul.cpp --------------------------------------------------------------------------
+// ---- experts/grouped_matmul.cpp ------------------------------------------------------------------
 
 struct GroupedMatmul {
   bool transpose_w = true;
@@ -406,135 +411,7 @@ struct GroupedMatmul {
 ValueId grouped_matmul(Builder& b, ValueId x, ValueId w, ValueId offsets, GroupedMatmul attributes = {});
 // op "grouped_matmul_wgrad": dy[R, N], x[R, K'], offsets, [accumulate [E, N, K']] → dw[E, N, K'].
 
-// ---- routed_rows.cpp -----------------------------------------------------------------------------
-//
-// Experts spread over P ranks ("peers"), G of them on each (E = P * G). Rows for one peer are bounded by
-// `max_rows`: dim 0 of everything received is P * max_rows, in slabs of one peer each.
-
-struct RowExchange {
-  std::int64_t peers = 1, groups = 1, max_rows = 0;
-  std::int64_t rows = 0;  // R: rows sent by this rank
-  static void fields(auto& self, auto&& f) {
-    f("peers", self.peers);
-    f("groups", self.groups);
-    f("max_rows", self.max_rows);
-    f("rows", self.rows);
-  }
-  friend bool operator==(const RowExchange&, const RowExchange&) = default;
-};
-struct ReceivedRows {
-  ValueId slabs, counts, overflow;
-};
-/// Collective over `expert`. rows[R, H] (or [R]) grouped by expert, offsets i32[E+1] → (slabs [P*max_rows,
-/// H]: slab p holds the rows from rank p, grouped by local expert, counts i32[P*G] of them, overflow i32[1]:
-/// 1 where some peer would have got more than max_rows; what does not fit stays here, and the step must be
-/// repeated with a larger bound).
-ReceivedRows exchange_rows(Builder& b, ValueId rows, ValueId offsets, const RowExchange& attributes);
-/// Collective over `expert`, the way back and the gradient of the above: slabs, counts, offsets → [R, H].
-/// Rows that had not fit are 0.
-ValueId return_rows(Builder& b, ValueId slabs, ValueId counts, ValueId offsets,
-                    const RowExchange& attributes);
-
-struct ExpertOrder {
-  ValueId source, offsets, num_rows;
-};
-/// counts i32[P*G] → (source i32[P*max_rows], row-counted: the row of the slabs that is row r when all rows
-/// are grouped by local expert, peers in order within an expert; offsets i32[G+1]; num_rows i32[1]).
-ExpertOrder order_by_expert(Builder& b, ValueId counts, const RowExchange& attributes);
-
-struct ScatterRows {
-  std::int64_t rows = 0;
-  static void fields(auto& self, auto&& f) { f("rows", self.rows); }
-};
-/// x[N, H] (or [N]), source i32[M] row-counted → [M, H]: out[r] = x[source[r]], counted as source is.
-ValueId gather_rows(Builder& b, ValueId x, ValueId source);
-// op "scatter_rows" {rows}: y[M, H], source → [rows, H]: out[source[r]] = y[r]; other rows are not written.
-// Each is the other's gradient.
-ValueId scatter_rows(Builder& b, ValueId y, ValueId source, std::int64_t rows);
-
-// ---- slabs.cpp -----------------------------------------------------------------------------------
-//
-// The same rows where what is sent, too, stands in slabs (passes/rows_in_slabs.h): slab p of P * max_rows
-// rows is for peer p. Slots (token t's choice k: t*K+k) are put there and taken from there directly.
-
-struct SlabPlaces {
-  ValueId places, counts, overflow;
-};
-/// slot_row i32[R], offsets i32[E+1] (of sort_by_expert) → (places i32[R]: the slab row of each slot, -1
-/// where it does not fit; counts i32[P*G] of what is sent to each group; overflow i32[1], as exchange_rows
-/// has it).
-SlabPlaces slab_places(Builder& b, ValueId slot_row, ValueId offsets, const RowExchange& attributes);
-
-struct SlabRows {
-  std::int64_t top_k = 1;    // K; 0: each element of a slot is a row by itself
-  std::int64_t rows = 0;     // of all slabs, P * max_rows
-  std::int64_t columns = 0;  // of values that are taken from slabs, as PermuteValues
-  static void fields(auto& self, auto&& f) {
-    f("top_k", self.top_k);
-    f("rows", self.rows);
-    f("columns", self.columns);
-  }
-};
-/// x[T, H], places → [rows, H]: row places[t*K+k] is x[t]; values of R elements (top_k 0) → [rows]. Rows that
-/// no slot has are not written.
-ValueId put_into_slabs(Builder& b, ValueId x, ValueId places, const SlabRows& attributes);
-/// slabs[rows, H], places → [T, H]: Σ_k slabs[places[t*K+k]], in order of k; slabs[rows] (top_k 0) → R
-/// elements. What did not fit counts as 0.
-ValueId take_from_slabs(Builder& b, ValueId slabs, ValueId places, const SlabRows& attributes);
-
-/// Collective over `expert`: slab p of the result is what rank p has in its slab for this rank. counts
-/// i32[P*G] → those of the result.
-struct MovedSlabs {
-  ValueId slabs, counts;
-};
-MovedSlabs exchange_slabs(Builder& b, ValueId slabs, ValueId counts, const RowExchange& attributes);
-/// The same where the counts are known.
-ValueId return_slabs(Builder& b, ValueId slabs, const RowExchange& attributes);
-
-// ---- collective.cpp ------------------------------------------------------------------------------
-//
-// Several tensors at once, as one message a peer. Those that are dealt out are cut by rows, a vector by
-// elements.
-
-struct Replicas {
-  MeshAxis axis = MeshAxis::world;
-  std::int64_t size = 1, rank = 0;
-  /// reduce_scatter, all_gather: RowCut::bounds of each whole tensor, one after the other.
-  std::vector<std::int64_t> bounds{};
-  /// all_gather: how many matrices lie below each other in each whole tensor, which is then
-  /// [matrices, rows, row size]; 0: a matrix or a vector. Empty: all are.
-  std::vector<std::int64_t> matrices{};
-  static void fields(auto& self, auto&& f) {
-    f("axis", self.axis);
-    f("size", self.size);
-    f("rank", self.rank);
-    f("bounds", self.bounds);
-    f("matrices", self.matrices);
-  }
-  void add(const RowCut& cut) { bounds.insert(bounds.end(), cut.bounds.begin(), cut.bounds.end()); }
-  std::size_t num_cuts() const { return bounds.size() / static_cast<std::size_t>(size + 1); }
-  /// Rows of whole tensor `tensor`, and those of them that rank r has.
-  std::int64_t num_rows(std::size_t tensor) const { return bound(tensor, size); }
-  Range part(std::size_t tensor, std::int64_t r) const {
-    return {bound(tensor, r), bound(tensor, r + 1) - bound(tensor, r)};
-  }
-  std::int64_t bound(std::size_t tensor, std::int64_t r) const {
-    return bounds[tensor * static_cast<std::size_t>(size + 1) + static_cast<std::size_t>(r)];
-  }
-};
-/// Tensors → their sums over the ranks of the axis, bf16 summed in f32. In place. The gradient is that of the
-/// sums: whatever reads them is the same on every rank.
-std::vector<ValueId> all_reduce(Builder& b, std::vector<ValueId> tensors, const Replicas& attributes);
-/// Tensors as they are, where each rank of the axis goes on with a part of what follows: the gradient is the
-/// sum of the ranks' gradients. Nothing runs in the forward (passes/drop_fan_out.h).
-std::vector<ValueId> fan_out(Builder& b, std::vector<ValueId> tensors, const Replicas& attributes);
-/// Tensors f32 → this rank's rows of their sums: [count, row size], or [count] of a vector.
-std::vector<ValueId> reduce_scatter(Builder& b, std::vector<ValueId> tensors, const Replicas& attributes);
-/// This rank's rows of several tensors → the whole tensors: [rows, row size], [rows], or with `matrices`. The
-/// gradient is that of the rank's rows, as what reads the whole is the same on every rank.
-std::vector<ValueId> all_gather(Builder& b, std::vector<ValueId> parts, const Replicas& attributes);
-
-// ---- loss.cpp ------------------------------------------------------------------------------------
+// ---- heads/loss.cpp ------------------------------------------------------------------------------
 
 struct LossResult {
   ValueId loss_sum, num_correct;
@@ -549,6 +426,8 @@ ValueId token_losses(Builder& b, ValueId h, ValueId w, ValueId targets);
 // op "linear_cross_entropy_grad": dloss[1], h, w, targets, [accumulate dw] → (loss_sum, num_correct, dh,
 // dw): recomputes the forward, so that one pass over the logits serves both (passes/fuse_loss.h).
 
+// ---- heads/head_stats.cpp ------------------------------------------------------------------------
+//
 // The same over a vocabulary that is cut over P ranks: each says of its logits what the loss needs, all
 // gather that, and each then has the loss of the whole.
 

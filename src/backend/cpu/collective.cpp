@@ -5,7 +5,7 @@
 #include <span>
 
 #include "farskip/backend/kernel.h"
-#include "farskip/ops/ops.h"
+#include "ops/collective_ops.h"
 
 namespace farskip {
 namespace {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Routed rows on their way to the ranks that own their experts, and back.
-#include "farskip/ops/ops.h"
+#include "ops/collective_ops.h"
 #include "ops/rules.h"
 
 namespace farskip {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Routed rows in slabs, one for each peer: what travels between GPUs.
-#include "farskip/ops/ops.h"
+#include "ops/collective_ops.h"
 #include "ops/rules.h"
 
 namespace farskip {

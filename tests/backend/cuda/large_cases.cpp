@@ -8,6 +8,7 @@
 
 #include "farskip/ops/optimizer_ops.h"
 #include "job.h"
+#include "ops/collective_ops.h"
 
 namespace farskip::test {
 namespace {

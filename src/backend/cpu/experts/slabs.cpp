@@ -6,7 +6,7 @@
 #include "backend/cpu/parallel.h"
 #include "backend/cpu/reduce.h"
 #include "farskip/backend/kernel.h"
-#include "farskip/ops/ops.h"
+#include "ops/collective_ops.h"
 
 namespace farskip {
 namespace {

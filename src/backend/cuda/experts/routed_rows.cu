@@ -2,7 +2,7 @@
 // Routed rows of several ranks, put into the order of this rank's experts and back. (What travels between
 // ranks is not here.)
 #include "backend/cuda/copy_rows.cuh"
-#include "farskip/ops/ops.h"
+#include "ops/collective_ops.h"
 
 namespace farskip {
 namespace cuda {

@@ -4,7 +4,7 @@
 // travel beside them.
 #include "backend/cuda/copy_rows.cuh"
 #include "backend/cuda/experts/combine_rows.cuh"
-#include "farskip/ops/ops.h"
+#include "ops/collective_ops.h"
 
 namespace farskip {
 namespace cuda {
