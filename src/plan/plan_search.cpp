@@ -11,7 +11,6 @@
 namespace farskip {
 namespace {
 
-constexpr std::size_t kMostScheduled = 8;
 constexpr std::string_view kRecomputeKey = "schedule.recompute", kMicroBatchKey = "train.micro_batch",
                            kTensorKey = "parallel.tensor";
 
@@ -153,11 +152,9 @@ class Search {
     on_all_cores(layouts_.size(), [&](std::size_t i) { by_layout[i] = try_micro_batches(layouts_[i]); });
     for (const std::vector<SearchResult>& results : by_layout)
       results_.insert(results_.end(), results.begin(), results.end());
-    sort();
-    const auto num_fitting = static_cast<std::size_t>(std::count_if(
-        results_.begin(), results_.end(), [](const SearchResult& r) { return r.why_not.empty(); }));
-    on_all_cores(std::min(num_fitting, kMostScheduled), [&](std::size_t i) { schedule(results_[i]); });
-    sort();
+    // One that does not fit in the order of training makes place for another.
+    for (std::vector<SearchResult*> next; !(next = best_unscheduled()).empty();)
+      on_all_cores(next.size(), [&](std::size_t i) { schedule(*next[i]); });
     return std::move(results_);
   }
 
@@ -182,6 +179,15 @@ class Search {
            i += static_cast<std::size_t>(workers.size()))
         work(i);
     });
+  }
+
+  /// Those of the first kMostScheduled that fit, as far as is known, and are not scheduled yet.
+  std::vector<SearchResult*> best_unscheduled() {
+    sort();
+    std::vector<SearchResult*> found;
+    for (std::size_t i = 0; i < std::min(results_.size(), kMostScheduled); ++i)
+      if (results_[i].why_not.empty() && !results_[i].is_scheduled) found.push_back(&results_[i]);
+    return found;
   }
 
   void sort() {

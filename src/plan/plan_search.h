@@ -65,8 +65,10 @@ struct SearchResult {
 };
 /// The configuration with some keys set; UsageError where it refuses them.
 using RequestMaker = std::function<PlanRequest(const Settings& settings)>;
+/// So many of what fits are planned in the order of training, too, which takes time.
+inline constexpr std::size_t kMostScheduled = 8;
 /// What fits, fastest first, then what does not, by what it takes, then what is refused. All are planned in
-/// graph order, the fastest eight then in the order of training.
+/// graph order, the fastest kMostScheduled of them then in the order of training; these come first.
 std::vector<SearchResult> search_plans(const SearchSpace& space, const RequestMaker& make_request,
                                        std::uint64_t most_bytes, const Logger& logger);
 
