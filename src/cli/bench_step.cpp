@@ -24,6 +24,7 @@ struct Options {
   std::vector<std::string> overrides;
   std::int64_t steps = 5, warmup = 2;
   bool ops = false;
+  EmulateOptions emulate;
 };
 
 struct OpTime {
@@ -221,7 +222,8 @@ ExitCode step_on_ranks(const LoadedRun& run, const Options& options, const Commo
   refuse_unsupported(run.config);
   const std::uint64_t before = resident_bytes();
   const std::shared_ptr<Device> device = open_device(run.config.device, run.config.precision, job.world);
-  const Context context = job.context(make_mesh(job.world, run.config.parallel, *device), device);
+  const Context context =
+      job.context(mesh_to_measure(options.emulate, run.config.parallel, job.world, *device), device);
   const bool on_gpu = !device->shares_host_memory();
   const Model model = wire_model(run.model);
   TrainEngineOptions engine_settings = random_step_options(run, context);
@@ -240,7 +242,7 @@ ExitCode step_on_ranks(const LoadedRun& run, const Options& options, const Commo
   report.measured_memory = on_gpu ? device_memory.total - device_memory.free : peak_resident_bytes() - before;
   report.tokens = static_cast<double>(t.global_batch * t.sequence_length);
   report.flops = train_flops_per_token(run.model, t.sequence_length) * report.tokens;
-  report.ranks = job.world.size();
+  report.ranks = context.world().size();
   print_result(
       make_record(report), [&](const Record& r) { print_text(r, options.ops || on_gpu); }, common);
   return ExitCode::ok;
@@ -272,6 +274,7 @@ void add_bench_step(Subcommand& bench) {
   step.integer("--warmup", o->warmup, "Untimed steps before them (on a GPU at least 3, and 2.5 s)", 0,
                Subcommand::kMostRepetitions);
   step.text("--device", o->device, "auto, cpu or cuda (default: the configuration's)");
+  add_emulate_options(step, o->emulate);
   step.flag("--ops", o->ops, "Also print time and rate by op and by part of the model (on a GPU always)");
   step.run_on_ranks([o](const CommonOptions& common) { return run_step(*o, common); });
 }
