@@ -40,7 +40,8 @@ InputFile::InputFile(const fs::path& path, Links links) : path_(path) {
   struct stat info {};
   if (::fstat(descriptor_, &info) != 0 || !S_ISREG(info.st_mode)) {
     ::close(descriptor_);
-    throw IoError(fmt::format("{}: not a regular file", path.string()));
+    throw IoError(fmt::format("{}: not a regular file{}; name one", path.string(),
+                              S_ISDIR(info.st_mode) ? " but a folder" : ""));
   }
   size_ = static_cast<std::uint64_t>(info.st_size);
 }

@@ -136,6 +136,7 @@ struct BenchReport {
   std::uint64_t measured_memory = 0;
   double tokens = 0, flops = 0;  // of a step
   int ranks = 1;
+  std::int64_t repeated = 0;  // steps, warming up included, whose routed rows did not fit
 
   double seconds() const { return median(times.seconds); }
 };
@@ -166,6 +167,7 @@ Record make_record(const BenchReport& r) {
             {"moments", r.memory.moments},
             {"arena", r.memory.arena}}},
           {"ranks", r.ranks},
+          {"repeated_steps", r.repeated},
           {"exposed_comm_seconds", exposed},
           {"collectives", collectives},
           {"ops", times_record(r.times.ops, steps)},
@@ -197,6 +199,11 @@ void print_text(const Record& r, bool ops) {
                             "{{memory_bytes.moments|MiB:.0f}}, activations and scratch "
                             "{{memory_bytes.arena|MiB:.0f}} MiB",
                             repeats));
+  if (number_of(r, "repeated_steps") > 0)
+    print_line(
+        r,
+        "{repeated_steps} of {losses|count} steps were computed twice, since their routed rows did not "
+        "fit; schedule.routed_rows_memory bounds these");
   // Each part of a step is in one op and in one block.
   double observed = number_of(r, "exposed_comm_seconds");
   for (const Record& op : r["ops"]) observed += number_of(op, "seconds");
@@ -242,6 +249,7 @@ ExitCode step_on_ranks(const LoadedRun& run, const Options& options, const Commo
   report.measured_memory = on_gpu ? device_memory.total - device_memory.free : peak_resident_bytes() - before;
   report.tokens = static_cast<double>(t.global_batch * t.sequence_length);
   report.flops = train_flops_per_token(run.model, t.sequence_length) * report.tokens;
+  report.repeated = engine->num_repeated();
   report.ranks = context.world().size();
   print_result(
       make_record(report), [&](const Record& r) { print_text(r, options.ops || on_gpu); }, common);

@@ -265,6 +265,7 @@ void settle_recompute(const LoadedRun& run, PlanRequest& request, bool json) {
   if (request.options.recompute != Recompute::automatic) return;
   const RecomputePlan chosen = fit_recompute(request, *run.config.schedule.memory, Logger(LogLevel::warning));
   request.options.recompute = chosen.recompute;
+  if (chosen.routed_rows_memory) request.options.routed_rows_memory = chosen.routed_rows_memory;
   if (!json)
     fmt::print("schedule.recompute: auto: {}, the fastest that fits schedule.memory\n",
                name_of(recompute_names, chosen.recompute));

@@ -80,6 +80,10 @@ Record card_record(const PlanRequest& request) {
           {"memory_bytes", costs.card->memory_bytes}};
 }
 
+RoutedRowsPlan routed_rows_of(const PlanRequest& request) {
+  return plan_routed_rows(request.model, request.options, request.mesh.exchange_size());
+}
+
 }  // namespace
 
 Record plan_record(const PlanRequest& request, const PlanReport& report, const WiringPair* wirings) {
@@ -101,6 +105,12 @@ Record plan_record(const PlanRequest& request, const PlanReport& report, const W
                 {"nodes", report.num_nodes},
                 {"planning_seconds", report.planning_seconds}};
   object["gpu"] = card_record(request);
+  const RoutedRowsPlan rows = routed_rows_of(request);
+  if (rows.max_rows > 0)
+    object["routed_rows"] = {{"room", rows.max_rows},
+                             {"even_share", rows.even_rows},
+                             {"all", rows.all_rows},
+                             {"bytes", rows.bytes}};
   object["other_schedules"] = Record::array();
   for (const OtherSchedule& other : report.others)
     object["other_schedules"].push_back({{"micro_batches_in_flight", other.in_flight},
@@ -313,6 +323,8 @@ void print_plan(const PlanRequest& request, const PlanReport& report, const Reco
   print_card(request);
   print_totals(request, report);
   print_memory(record["farskip"]["memory_bytes"]);
+  if (const std::string rows = routed_rows_text(routed_rows_of(request)); !rows.empty())
+    fmt::print("{}\n", rows);
   print_room(request, report.farskip);
   print_computation(record);
   print_distillation(request, record);

@@ -99,7 +99,8 @@ std::vector<std::string> read_freeze(Reader& reader) {
 
 void hidden_loss_fields(Fields& f, HiddenLossConfig& c) {
   f.choice("kind", c.kind, hidden_loss_names);
-  if (Reader* const reader = f.reader(); reader && reader->is_present() && !reader->has("weight"))
+  if (Reader* const reader = f.reader();
+      reader && reader->is_present() && !reader->has("weight") && reader->sound("weight"))
     reader->fail("weight", "this key is missing; give the loss a weight above 0, or 0 to leave it out");
   f.real("weight", c.weight, coefficient);
   f.real("anneal", c.anneal, {.min = 0, .max = 1});
@@ -178,7 +179,7 @@ void fold_fields(Fields& f, FoldConfig& c) {
 void local_stage_fields(Fields& f, double& share) {
   f.real("share", share, {.min = 0, .max = 1});
   Reader* const reader = f.reader();
-  if (reader && reader->is_present() && !reader->has("share"))
+  if (reader && reader->is_present() && !reader->has("share") && reader->sound("share"))
     reader->fail("share", "this key is missing; give a share of the steps, such as 0.15, or 0 for none");
 }
 

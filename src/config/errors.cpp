@@ -91,7 +91,7 @@ void ErrorList::add_known_key(const KnownKey& key) {
 std::string ErrorList::describe_unknown_key(const std::string& section, const std::string& key) const {
   const std::string wanted = normalise(key);
   std::vector<std::string> elsewhere, siblings;
-  std::optional<std::pair<std::size_t, std::string>> nearest;
+  std::optional<std::pair<std::size_t, std::string>> nearest, nearest_here;
   for (const KnownKey& known : known_keys_) {
     const bool here = section_of(known.path) == section;
     if (here) siblings.push_back(key_of(known.path));
@@ -100,7 +100,8 @@ std::string ErrorList::describe_unknown_key(const std::string& section, const st
     if (wanted.size() > max_compared_key) continue;
     // A key of another section is the likelier only when it is clearly closer.
     const std::size_t distance = edit_distance(wanted, name) * 2 + (here ? 0 : 3);
-    if (!nearest || distance < nearest->first) nearest = {distance, known.path};
+    for (auto* best : {&nearest, here ? &nearest_here : nullptr})
+      if (best != nullptr && (!*best || distance < (*best)->first)) *best = {distance, known.path};
   }
   const std::string keys_here =
       siblings.empty() ? "no keys are allowed here" : fmt::format("keys here: {}", fmt::join(siblings, ", "));
@@ -114,7 +115,9 @@ std::string ErrorList::describe_unknown_key(const std::string& section, const st
     return "this key is not known here, and it may change what the model computes; remove it if it does not";
   if (!nearest) return fmt::format("unknown key; {}", keys_here);
   if (close) return fmt::format("unknown key; did you mean {}? ({})", nearest->second, keys_here);
-  return fmt::format("unknown key; the nearest valid key is {}; {}", nearest->second, keys_here);
+  // Nothing is like it: what stands in this section says more than a key of another one.
+  return fmt::format("unknown key; the nearest valid key is {}; {}",
+                     (nearest_here ? *nearest_here : *nearest).second, keys_here);
 }
 
 std::string ErrorList::report() const {

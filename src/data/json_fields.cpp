@@ -29,7 +29,9 @@ const nlohmann::json& JsonFields::get(const std::string& key) {
 
 const nlohmann::json& JsonFields::require(const std::string& key) {
   const nlohmann::json& value = get(key);
-  if (value.is_null()) throw DataError(fmt::format("{}: \"{}\" is missing", where_, key));
+  if (value.is_null())
+    throw DataError(value_.contains(key) ? fmt::format("{}: null, where a value is expected", at(key))
+                                         : fmt::format("{}: \"{}\" is missing", where_, key));
   return value;
 }
 

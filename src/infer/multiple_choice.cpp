@@ -35,10 +35,14 @@ Continuation encode_alone(const std::string& choice, const Tokenizer& tokenizer,
 
 void check_choice(const Continuation& c, const std::string& place, const ModelConfig& model) {
   if (c.tokens.empty())
-    throw DataError(fmt::format("{}: adds no token to the context, so it has no likelihood", place));
+    throw DataError(
+        fmt::format("{}: adds no token to the context, so it has no likelihood; let it have text that the "
+                    "context lacks",
+                    place));
   if (static_cast<std::int64_t>(c.tokens.size()) > model.max_positions)
-    throw DataError(fmt::format("{}: has {} tokens, and the model's max_position_embeddings is {}", place,
-                                c.tokens.size(), model.max_positions));
+    throw DataError(
+        fmt::format("{}: has {} tokens, and the model's max_position_embeddings is {}; shorten it", place,
+                    c.tokens.size(), model.max_positions));
   for (const auto* ids : {&c.context, &c.tokens})
     for (const std::int32_t id : *ids)
       if (id >= model.vocab_size)

@@ -60,20 +60,29 @@ class Reducer {
     }
     std::stable_sort(list.begin(), list.end(),
                      [](const Gradient& a, const Gradient& b) { return a.producer < b.producer; });
+    const std::size_t full = bucket_size(list);
     Bucket bucket{axis, {}, 0};
     for (Gradient& g : list) {
       const std::size_t bytes = graph_.type(g.value).num_bytes();
-      if (bytes >= options_.bucket_bytes) {
+      if (bytes >= full) {
         close({axis, {g}, bytes});
         continue;
       }
       bucket.bytes += bytes;
       bucket.gradients.push_back(std::move(g));
-      if (bucket.bytes < options_.bucket_bytes) continue;
+      if (bucket.bytes < full) continue;
       close(std::move(bucket));
       bucket = {axis, {}, 0};
     }
     if (!bucket.gradients.empty()) close(std::move(bucket));
+  }
+
+  /// Nothing is left to run under the last bucket, so that it should be a small part of all.
+  std::size_t bucket_size(std::span<const Gradient> list) const {
+    constexpr std::size_t fewest_buckets = 8, least_bytes = std::size_t{256} << 10;
+    std::size_t all = 0;
+    for (const Gradient& g : list) all += graph_.type(g.value).num_bytes();
+    return std::min(options_.bucket_bytes, std::max(least_bytes, all / fewest_buckets));
   }
 
   void close(Bucket bucket) {

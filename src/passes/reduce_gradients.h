@@ -29,7 +29,8 @@ struct ReductionOptions {
 };
 
 /// Sums gradients over replicas. Accumulators are taken in the order in which their last value is computed
-/// and put together in buckets of about `bucket_bytes`, a large tensor on its own, one axis each; a bucket is
+/// and put together in buckets of at most about `bucket_bytes`, smaller ones where there is little to sum, a
+/// large tensor on its own, one axis each; a bucket is
 /// reduced as soon as its last gradient is there. Buckets depend on shapes alone. The accumulator becomes the
 /// sum, or state own_rows_name() of it, this rank's rows, becomes its rows of the sum: with own_rows it may
 /// lie in the accumulator's own memory, with accumulated_rows the graph has no other. Axes of size one add

@@ -271,6 +271,18 @@ class Planner {
 
 }  // namespace
 
+std::string routed_rows_text(const RoutedRowsPlan& rows) {
+  if (rows.max_rows == 0) return {};
+  std::string text = fmt::format(
+      "routed rows: room for {} from one rank to one other ({:.2f} times an even share), {:.0f} MiB over all "
+      "layers",
+      rows.max_rows, static_cast<double>(rows.max_rows) / static_cast<double>(rows.even_rows),
+      static_cast<double>(rows.bytes) / (1 << 20));
+  if (rows.fallback_batch > 0)
+    text += fmt::format("; a step with more is repeated {} sequences at a time", rows.fallback_batch);
+  return text;
+}
+
 MemoryReport state_memory(const PlanRequest& request) {
   return bytes_by_use(planned_states(request));
 }

@@ -118,6 +118,9 @@ PlannedStep plan_step_in_graph_order(const PlanRequest& request, std::uint64_t m
 /// or costs say nothing about an op.
 PlanReport plan_step(const PlanRequest& request, const Logger& logger);
 
+/// How many routed rows there is room for, and what happens to more; empty where none travel.
+std::string routed_rows_text(const RoutedRowsPlan& rows);
+
 /// Bytes of weights (a teacher's too), gradients and moments of one rank.
 MemoryReport state_memory(const PlanRequest& request);
 }  // namespace farskip

@@ -2,6 +2,7 @@
 #include "plan/plan_search.h"
 
 #include <algorithm>
+#include <array>
 #include <tuple>
 
 #include "base/environment.h"
@@ -69,10 +70,30 @@ RecomputePlan choose_recompute(PlanRequest request, const std::vector<Recompute>
   return best ? *best : *least;
 }
 
+namespace {
+
+/// Gives routed rows what `chosen` leaves free.
+void fit_routed_rows(PlanRequest request, std::uint64_t memory, const Logger& logger, RecomputePlan& chosen) {
+  request.options.recompute = chosen.recompute;
+  const RoutedRowsPlan usual = plan_routed_rows(request.model, request.options, request.mesh.exchange_size());
+  if (usual.fallback_batch == 0 || request.options.routed_rows_memory) return;
+  const std::uint64_t bytes_per_row = usual.bytes / static_cast<std::uint64_t>(usual.max_rows);
+  for (std::int64_t rows = usual.all_rows; rows > usual.max_rows; rows = (rows + 1) / 2) {
+    request.options.routed_rows_memory = static_cast<std::uint64_t>(rows) * bytes_per_row;
+    const PlannedStep step = plan_scheduled_step(request, logger);
+    if (step.memory.total() > memory) continue;
+    chosen.routed_rows_memory = request.options.routed_rows_memory;
+    chosen.step = step;
+    return;
+  }
+}
+
+}  // namespace
+
 RecomputePlan fit_recompute(const PlanRequest& request, std::uint64_t memory, const Logger& logger) {
-  const RecomputePlan chosen =
-      choose_recompute(request, all_recomputations(), memory,
-                       [&](const PlanRequest& one) { return plan_scheduled_step(one, logger); });
+  RecomputePlan chosen = choose_recompute(request, all_recomputations(), memory, [&](const PlanRequest& one) {
+    return plan_scheduled_step(one, logger);
+  });
   const std::size_t bytes = chosen.step.memory.total();
   if (bytes > memory)
     throw UsageError(
@@ -80,6 +101,7 @@ RecomputePlan fit_recompute(const PlanRequest& request, std::uint64_t memory, co
                     "{} bytes, or use "
                     "a smaller train.micro_batch, a shorter train.sequence_length or more ranks",
                     size_text(memory), size_text(bytes), name_of(recompute_names, chosen.recompute), bytes));
+  fit_routed_rows(request, memory, logger, chosen);
   return chosen;
 }
 
@@ -99,9 +121,11 @@ void fit_recompute(const ScheduleConfig& config, const Model& model, const Conte
   RecomputePlan chosen;
   run_together(context.world(), [&] { chosen = fit_recompute(request, memory, context.logger); });
   // Shares of ZeRO differ between ranks, their graphs must not.
-  auto number = static_cast<double>(chosen.recompute);
-  context.world().all_reduce(std::span(&number, 1), Reduction::max);
-  options.recompute = static_cast<Recompute>(static_cast<int>(number));
+  std::array<double, 2> choice{static_cast<double>(chosen.recompute),
+                               -static_cast<double>(chosen.routed_rows_memory.value_or(0))};
+  context.world().all_reduce(std::span<double>(choice), Reduction::max);
+  options.recompute = static_cast<Recompute>(static_cast<int>(choice[0]));
+  if (choice[1] < 0) options.routed_rows_memory = static_cast<std::uint64_t>(-choice[1]);
   if (context.world().rank() == 0)
     context.logger.info("schedule.recompute: auto: {}, with which a step is planned to take {} of {}",
                         name_of(recompute_names, options.recompute),

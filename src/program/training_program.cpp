@@ -18,17 +18,18 @@ RoutedRowsPlan plan_routed_rows(const ModelConfig& config, const TrainingOptions
   const std::int64_t bytes_per_row = layers * expert_size * row_bytes;
   const std::int64_t per_sequence = options.sequence_length * config.moe.top_k;
   const std::int64_t all = options.micro_batch * per_sequence;
+  plan.all_rows = all;
   plan.even_rows = (all + expert_size - 1) / expert_size;
   plan.max_rows = std::min(all, 2 * plan.even_rows);
   if (options.routed_rows_memory) {
     plan.max_rows = std::min(all, static_cast<std::int64_t>(*options.routed_rows_memory) / bytes_per_row);
-    if (plan.max_rows < per_sequence)
+    const std::int64_t least = (per_sequence + expert_size - 1) / expert_size;
+    if (plan.max_rows < least)
       throw UsageError(fmt::format(
-          "schedule.routed_rows_memory is {} bytes; one sequence of {} tokens, all routed to one of {} "
-          "ranks, "
-          "takes {} bytes over {} layers, and no token is ever dropped: allow at least that, or use a "
-          "shorter sequence",
-          *options.routed_rows_memory, options.sequence_length, expert_size, per_sequence * bytes_per_row,
+          "schedule.routed_rows_memory is {} bytes; of one sequence of {} tokens the {} rows from one of {} "
+          "ranks to each other take {} bytes over {} layers where experts are equally busy: allow at least "
+          "that, or use auto",
+          *options.routed_rows_memory, options.sequence_length, least, expert_size, least * bytes_per_row,
           layers));
   }
   plan.bytes = static_cast<std::uint64_t>(plan.max_rows * bytes_per_row);

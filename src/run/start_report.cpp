@@ -5,6 +5,7 @@
 
 #include "base/environment.h"
 #include "engine/devices.h"
+#include "plan/plan_report.h"
 
 namespace farskip {
 
@@ -48,15 +49,7 @@ void check_free_memory(const MemoryReport& memory) {
 }
 
 void log_routed_rows(const RoutedRowsPlan& rows, const Logger& logger) {
-  if (rows.max_rows == 0) return;
-  std::string text = fmt::format(
-      "routed rows: room for {} from one rank to one other ({:.2f} times an even share), {:.0f} MiB over all "
-      "layers",
-      rows.max_rows, static_cast<double>(rows.max_rows) / static_cast<double>(rows.even_rows),
-      static_cast<double>(rows.bytes) / (1 << 20));
-  if (rows.fallback_batch > 0)
-    text += fmt::format("; a step with more is repeated {} sequences at a time", rows.fallback_batch);
-  logger.info("{}", text);
+  if (const std::string text = routed_rows_text(rows); !text.empty()) logger.info("{}", text);
 }
 
 }  // namespace farskip

@@ -296,8 +296,8 @@ TEST_CASE("where all rows go to one rank, the step is repeated in smaller parts 
   }
 }
 
-/// Bytes of the smallest bound that is allowed: one sequence, all of it routed to one rank.
-std::uint64_t least_memory(const Task& task, int expert) {
+/// Bytes of one sequence, all of it routed to one rank.
+std::uint64_t sequence_memory(const Task& task, int expert) {
   TrainEngineOptions options = options_of(task, {.expert = expert});
   options.micro_batch = 1;
   options.routed_rows_memory.reset();
@@ -311,7 +311,7 @@ TEST_CASE("with little memory for routed rows the step is repeated and the numbe
   task.document_mask = task.balance_loss = true;
   const Outcome alone = train_on(task, {});
   for (const int expert : {2, 4}) {
-    task.routed_rows_memory = least_memory(task, expert);
+    task.routed_rows_memory = sequence_memory(task, expert);
     for (const Layout& layout :
          {Layout{expert, 1, false}, Layout{expert, 1, true}, Layout{.expert = expert, .scheduled = true}}) {
       INFO(layout.text());
@@ -331,16 +331,24 @@ TEST_CASE("the bound of routed rows follows the memory, and too little is refuse
     CHECK(plan.even_rows == all / expert);
     CHECK(plan.max_rows == std::min(all, 2 * plan.even_rows));
     CHECK((plan.fallback_batch == 0) == (plan.max_rows == all));
-    const std::uint64_t least = least_memory(task, expert);
-    task.routed_rows_memory = least;
+    const std::uint64_t sequence = sequence_memory(task, expert);
+    task.routed_rows_memory = sequence;
     const RoutedRowsPlan small = plan_routed_rows(task.model, options_of(task, {}), expert);
     CHECK(small.fallback_batch == 1);
     CHECK(small.max_rows == all / task.micro_batch);
-    CHECK(small.bytes == least);
-    task.routed_rows_memory = 5 * least;  // of 6 sequences 5 fit, but equal parts of 3 do
+    CHECK(small.bytes == sequence);
+    task.routed_rows_memory = 5 * sequence;  // of 6 sequences 5 fit, but equal parts of 3 do
     CHECK(plan_routed_rows(task.model, options_of(task, {}), expert).fallback_batch == 3);
-    task.routed_rows_memory = least * 100;
+    task.routed_rows_memory = sequence * 100;
     CHECK(plan_routed_rows(task.model, options_of(task, {}), expert).fallback_batch == 0);
+    const auto per_sequence = static_cast<std::uint64_t>(task.sequence_length) * 3;
+    const std::uint64_t share = (per_sequence + static_cast<std::uint64_t>(expert) - 1) /
+                                static_cast<std::uint64_t>(expert),
+                        least = sequence / per_sequence * share;
+    task.routed_rows_memory = least;
+    const RoutedRowsPlan tight = plan_routed_rows(task.model, options_of(task, {}), expert);
+    CHECK(tight.max_rows == static_cast<std::int64_t>(share));
+    CHECK(tight.fallback_rows == static_cast<std::int64_t>(per_sequence));  // which holds any routing
     task.routed_rows_memory = least - 1;
     CHECK_THROWS_WITH(plan_routed_rows(task.model, options_of(task, {}), expert),
                       ContainsSubstring(std::to_string(least - 1)) &&

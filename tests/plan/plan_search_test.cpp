@@ -167,5 +167,21 @@ TEST_CASE("recomputation is the fastest that fits, and an error names the least 
                     Catch::Matchers::ContainsSubstring(fmt::format("allow {} bytes", full)));
 }
 
+TEST_CASE("routed rows get the memory that the fitted plan leaves") {
+  const PlanRequest request = make_request({{"parallel.expert", "4"}, {"train.micro_batch", "2"}});
+  const RoutedRowsPlan usual = plan_routed_rows(request.model, request.options, request.mesh.exchange_size());
+  REQUIRE(usual.all_rows == 2 * usual.max_rows);
+  const auto fit = [&](std::uint64_t memory) { return fit_recompute(request, memory, kQuiet); };
+  const RecomputePlan roomy = fit(std::uint64_t{1} << 40);
+  CHECK(roomy.recompute == Recompute::none);
+  CHECK(roomy.routed_rows_memory == 2 * usual.bytes);
+  const RecomputePlan exact = fit(roomy.step.memory.total()), tight = fit(roomy.step.memory.total() - 1);
+  CHECK(exact.routed_rows_memory == roomy.routed_rows_memory);
+  CHECK(exact.step.memory.total() == roomy.step.memory.total());
+  CHECK(tight.recompute == Recompute::none);
+  CHECK(tight.routed_rows_memory == std::nullopt);
+  CHECK(tight.step.memory.total() < roomy.step.memory.total());
+}
+
 }  // namespace
 }  // namespace farskip

@@ -154,7 +154,7 @@ class Reader {
   }
 
   /// The map itself stands in the file: it is no section that is absent or null.
-  bool is_present() const { return !absent_position_; }
+  bool is_present() const { return !absent_position_ && !quiet_; }
   /// Present and not null. Does not count as reading.
   bool has(std::string_view key) const;
   /// What stands in the map and was not read so far.

@@ -39,12 +39,13 @@ struct TrainingOptions {
 /// How many routed rows one rank may send to one other, and what is done when a batch has more.
 struct RoutedRowsPlan {
   std::int64_t even_rows = 0;       // if all experts were equally busy
+  std::int64_t all_rows = 0;        // if every token chose experts of that rank
   std::int64_t max_rows = 0;        // in the usual plan
   std::int64_t fallback_batch = 0;  // sequences at once when that does not hold; 0: it always holds
   std::int64_t fallback_rows = 0;
   std::uint64_t bytes = 0;  // of routed activations that the usual plan keeps for the backward
 };
-/// UsageError when `routed_rows_memory` is too small for one sequence that is routed to one rank entirely.
+/// UsageError when `routed_rows_memory` is too small for an even share of one sequence.
 RoutedRowsPlan plan_routed_rows(const ModelConfig& config, const TrainingOptions& options, int expert_size);
 
 /// Which micro-batch graph: sequences in it, routed rows that one rank may send to one other, micro-batches
