@@ -24,9 +24,10 @@ struct StepTimes {
   PerDirection skew{};     // mean of the ranks
 };
 
-/// The backward begins with the gradient of the loss.
-bool begins_backward(const Scope& scope) {
-  return scope.phase == Phase::backward && scope.block == SubBlock::head;
+/// The backward begins with the gradient of the loss; the head's weights may have been gathered for it
+/// before.
+bool begins_backward(const Node& node) {
+  return node.scope.phase == Phase::backward && node.scope.block == SubBlock::head && !node.op->collective;
 }
 
 /// One of the two: its own weights and gradients, so that both go the same way.
@@ -94,7 +95,7 @@ class Runner {
       const bool is_first = &times == &executed_.front().second;
       Direction direction = kForward;
       for (const StepTime& step : times) {
-        if (begins_backward(executor->graph().node(step.node).scope)) direction = kBackward;
+        if (begins_backward(executor->graph().node(step.node))) direction = kBackward;
         const double computed = step.kind == StepKind::run ? step.seconds : step.packing_seconds;
         t.compute[kTotal] += computed;
         t.exposed[kTotal] += step.seconds - computed;
@@ -152,7 +153,7 @@ PerDirection planned_seconds(const Executor& executor, const CostTable& costs) {
   const Timeline t = simulate(executor.graph(), executor.plan(), costs.estimate(executor.graph()));
   double begin = t.makespan;
   for (std::size_t n = 0; n < t.nodes.size(); ++n)
-    if (begins_backward(executor.graph().nodes()[n].scope)) begin = std::min(begin, t.nodes[n].begin);
+    if (begins_backward(executor.graph().nodes()[n])) begin = std::min(begin, t.nodes[n].begin);
   return {begin, t.makespan - begin, t.makespan};
 }
 
