@@ -70,9 +70,17 @@ struct Problem {
     for (std::size_t n = 0; n < g.nodes().size(); ++n)
       for (const NodeId a : dependence.after[n])
         if (g.node(a).op->collective && has_reader[a.index()] == 0) feeds_link[n] = 1;
-    in_external.assign(g.num_values(), 0);
-    for (const External& e : g.externals()) in_external[e.value.index()] = 1;
-    for (const StateUpdate& u : g.updates()) in_external[u.to.index()] = 1;
+    for (std::size_t v = 0; v < g.num_values(); ++v)
+      bytes.push_back(static_cast<std::ptrdiff_t>(g.type(ValueId(v)).num_bytes()));
+    for (const External& e : g.externals()) bytes[e.value.index()] = 0;
+    for (const StateUpdate& u : g.updates()) bytes[u.to.index()] = 0;
+    for (std::size_t n = 0; n < g.nodes().size(); ++n) {
+      std::ptrdiff_t made = 0;
+      for (const ValueId v : g.nodes()[n].outputs) made += bytes[v.index()];
+      output_bytes.push_back(made);
+      comes_ahead.push_back(g.nodes()[n].op->collective && has_reader[n] != 0 &&
+                            dependence.before[n].empty());
+    }
   }
 
   /// The node adds the value to a state, and reads nothing else.
@@ -81,11 +89,6 @@ struct Problem {
     return state && node.outputs.size() == 1 && node.inputs.size() == 2 &&
            (node.inputs[0] == state || node.inputs[1] == state) && value != state;
   }
-  /// A transport that waits for nothing, as what brings weights: how early it begins is a question of memory.
-  bool comes_ahead(NodeId n) const {
-    return graph.node(n).op->collective && has_reader[n.index()] != 0 && dependence.before[n.index()].empty();
-  }
-
   /// Longest way to the end of the step from the beginning of each node.
   std::vector<double> remaining_paths(const Rule& rule) const {
     const std::size_t size = graph.nodes().size();
@@ -110,12 +113,16 @@ struct Problem {
   const Graph& graph;
   const NodeSeconds& seconds;
   const Dependence dependence;
-  std::vector<std::int64_t> portions;   // by node
-  std::vector<std::ptrdiff_t> scratch;  // by node, bytes
-  std::vector<char> has_reader;         // by node: something waits for it
-  std::vector<char> feeds_link;         // by node: a transport that nothing waits for needs it
-  std::vector<int> num_readers;         // by value
-  std::vector<char> in_external;        // by value: takes no room in the arena
+  std::vector<std::int64_t> portions;        // by node
+  std::vector<std::ptrdiff_t> scratch;       // by node, bytes
+  std::vector<char> has_reader;              // by node: something waits for it
+  std::vector<char> feeds_link;              // by node: a transport that nothing waits for needs it
+  std::vector<int> num_readers;              // by value
+  std::vector<std::ptrdiff_t> bytes;         // by value: in the arena, where an external takes no room
+  std::vector<std::ptrdiff_t> output_bytes;  // by node: of all that it makes
+  /// By node: a transport that waits for nothing, as what brings weights; how early it begins is a question
+  /// of memory.
+  std::vector<char> comes_ahead;
 };
 
 constexpr double kNever = std::numeric_limits<double>::infinity();
@@ -170,7 +177,10 @@ class Run {
     while (!future_.empty() && future_.top().first <= now_) {
       const NodeId node = future_.top().second;
       future_.pop();
-      (p_.graph.node(node).op->collective ? transports_ : ready_).push_back(node);
+      (p_.comes_ahead[node.index()] != 0    ? ahead_
+       : p_.graph.node(node).op->collective ? transports_
+                                            : ready_)
+          .push_back(node);
     }
   }
 
@@ -179,29 +189,40 @@ class Run {
     return a < b;
   }
 
-  /// What waits for nothing would all begin at once: it begins where the link would be idle by `time`, and
-  /// takes no more memory before it is read than it may.
-  bool may_come(NodeId node, double time) const {
-    return link_free_ <= time && !(is_full() && find_freeing(in_flight_)) &&
-           !(is_full() && find_freeing(transports_)) &&
-           (ahead_bytes_ == 0 || ahead_limit_ == 0 || ahead_bytes_ + output_bytes(node) <= ahead_limit_);
+  /// What waits for nothing would all begin at once: it begins where the link would be idle by `time` and
+  /// memory has room, or where nothing else can go on.
+  bool may_come_ahead(double time) const {
+    return time == kNever ||
+           (link_free_ <= time && !(is_full() && (find_freeing(in_flight_) || find_freeing(transports_))));
+  }
+  /// It takes no more memory before it is read than it may.
+  bool fits_ahead(NodeId node) const {
+    return ahead_bytes_ == 0 || ahead_limit_ == 0 ||
+           ahead_bytes_ + p_.output_bytes[node.index()] <= ahead_limit_;
   }
 
-  /// A transport that something waits for starts at once; another only while the link is idle, so that it
-  /// does not stand in the way, and holds its buffers no longer than the one before it. `time`: when
-  /// the next one can start; never, where nothing else can go on.
+  /// The next one to start. A transport that something waits for starts at once; another only while the link
+  /// is idle, so that it does not stand in the way.
+  NodeId choose_transport(double time) const {
+    NodeId best;
+    const auto offer = [&](NodeId node) {
+      if (!best || more_urgent(node, best)) best = node;
+    };
+    const bool reductions = link_free_ <= now_ && !(rule_.reductions_last && urgent_transports_left_ > 0);
+    for (const NodeId node : transports_)
+      if (reductions || p_.has_reader[node.index()] != 0) offer(node);
+    if (may_come_ahead(time))
+      for (const NodeId node : ahead_)
+        if (time == kNever || fits_ahead(node)) offer(node);
+    return best;
+  }
+
+  /// Starts a transport if one may start now. One that nothing waits for holds its buffers no longer than the
+  /// one before it. `time`: when the next one can start; never, where nothing else can go on.
   bool start_transport(double time) {
-    auto best = transports_.end();
-    for (auto it = transports_.begin(); it != transports_.end(); ++it) {
-      if (!p_.has_reader[it->index()] &&
-          (link_free_ > now_ || (rule_.reductions_last && urgent_transports_left_ > 0)))
-        continue;
-      if (p_.comes_ahead(*it) && time < kNever && !may_come(*it, time)) continue;
-      if (best == transports_.end() || more_urgent(*it, *best)) best = it;
-    }
-    if (best == transports_.end()) return false;
-    const NodeId node = *best;
-    transports_.erase(best);
+    const NodeId node = choose_transport(time);
+    if (!node) return false;
+    std::erase(p_.comes_ahead[node.index()] != 0 ? ahead_ : transports_, node);
     wait_for_inputs(node);
     if (!p_.has_reader[node.index()]) {
       const std::vector<NodeId> in_flight = in_flight_;
@@ -210,14 +231,14 @@ class Run {
     }
     order_.push_back({node, StepKind::start});
     if (p_.has_reader[node.index()]) --urgent_transports_left_;
-    if (p_.comes_ahead(node)) {
+    if (p_.comes_ahead[node.index()] != 0) {
       is_ahead_[node.index()] = 1;
-      ahead_bytes_ += output_bytes(node);
+      ahead_bytes_ += p_.output_bytes[node.index()];
     }
     state_[node.index()] = State::started;
     in_flight_.push_back(node);
     link_free_ = std::max(now_, link_free_) + p_.seconds[node.index()];
-    live_bytes_ += output_bytes(node) + p_.scratch[node.index()];
+    live_bytes_ += p_.output_bytes[node.index()] + p_.scratch[node.index()];
     finish(node, link_free_);
     return true;
   }
@@ -287,7 +308,7 @@ class Run {
     if (portions_done_[n] == 0) {
       wait_for_inputs(node);
       for (const NodeId b : p_.dependence.before[n])
-        if (std::exchange(is_ahead_[b.index()], 0) != 0) ahead_bytes_ -= output_bytes(b);
+        if (std::exchange(is_ahead_[b.index()], 0) != 0) ahead_bytes_ -= p_.output_bytes[b.index()];
     }
     const Portion portion{portions_done_[n]++, 1, p_.portions[n]};
     while (start_transport(now_ + (rule_.fills_link ? p_.seconds[n] * portion.share() : 0.0))) {
@@ -301,7 +322,7 @@ class Run {
       ready_.push_back(node);
       return;
     }
-    live_bytes_ += output_bytes(node);
+    live_bytes_ += p_.output_bytes[node.index()];
     let_go_inputs(node);
     finish(node, now_);
   }
@@ -310,7 +331,7 @@ class Run {
   void advance() {
     double next = kNever;
     if (!future_.empty()) next = future_.top().first;
-    if (!transports_.empty()) next = std::min(next, link_free_);
+    if (!transports_.empty() || !ahead_.empty()) next = std::min(next, link_free_);
     FARSKIP_CHECK(next < kNever, "the graph has a cycle");
     now_ = std::max(now_, next);
   }
@@ -334,31 +355,23 @@ class Run {
     let_go_inputs(collective);
   }
 
-  std::ptrdiff_t bytes_of(ValueId v) const {
-    return p_.in_external[v.index()] ? 0 : static_cast<std::ptrdiff_t>(p_.graph.type(v).num_bytes());
-  }
-  std::ptrdiff_t output_bytes(NodeId node) const {
-    std::ptrdiff_t bytes = 0;
-    for (const ValueId v : p_.graph.node(node).outputs) bytes += bytes_of(v);
-    return bytes;
-  }
   /// Bytes of what nothing reads after the node.
   std::ptrdiff_t dying_bytes(NodeId node) const {
     std::ptrdiff_t bytes = 0;
     for (const ValueId v : p_.graph.node(node).inputs)
-      if (v && readers_[v.index()] == 1) bytes += bytes_of(v);
+      if (v && readers_[v.index()] == 1) bytes += p_.bytes[v.index()];
     return bytes;
   }
   /// Bytes by which the live buffers grow when the node has run.
-  std::ptrdiff_t grows(NodeId node) const { return output_bytes(node) - dying_bytes(node); }
+  std::ptrdiff_t grows(NodeId node) const { return p_.output_bytes[node.index()] - dying_bytes(node); }
   /// The same when the transports have ended that nothing waits for.
   std::ptrdiff_t grows_for_long(NodeId node) const {
-    return (p_.feeds_link[node.index()] != 0 ? 0 : output_bytes(node)) - dying_bytes(node);
+    return (p_.feeds_link[node.index()] != 0 ? 0 : p_.output_bytes[node.index()]) - dying_bytes(node);
   }
   /// Of a node that is done; a collective holds what it sends until it has been waited for.
   void let_go_inputs(NodeId node) {
     for (const ValueId v : p_.graph.node(node).inputs)
-      if (v && --readers_[v.index()] == 0) live_bytes_ -= bytes_of(v);
+      if (v && --readers_[v.index()] == 0) live_bytes_ -= p_.bytes[v.index()];
   }
 
   const Problem& p_;
@@ -374,7 +387,7 @@ class Run {
   std::vector<char> is_ahead_;  // by node: has started, and nothing has read it yet
   using Entry = std::pair<double, NodeId>;
   std::priority_queue<Entry, std::vector<Entry>, std::greater<>> future_;
-  std::vector<NodeId> ready_, transports_, in_flight_;
+  std::vector<NodeId> ready_, transports_, ahead_, in_flight_;  // ahead_: transports that wait for nothing
   std::vector<OrderedStep> order_;
   std::size_t num_done_ = 0;
   double now_ = 0, link_free_ = 0;
