@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Conversion of a real pretrained model of experts: untrained, folded, distilled. real_model.sh runs all of it.
 
-    real_model.py --data DATA --out runs/real_model [--results RESULTS] [--seconds 480] [--long] [--seeds 1] [--parallel 2]
+    real_model.py --data DATA --out runs/real_model [--results RESULTS] [--seconds 480] [--run long] [--seeds 1] [--parallel 2]
 
 DATA holds the folder model (dense, in hub layout), the token files tokens and tokens-validation, and *.jsonl tasks. The model
 becomes one of experts, which training makes differ: the teacher. Students in wiring full are measured on D, held-out pages, and
@@ -34,27 +34,29 @@ rate = lambda peak: f"train.learning_rate.peak={peak}"
 
 class Size:
     """Steps of batch x length tokens; sequences and texts."""
-    full = dict(upcycle="8,2", noise=0.2, batch=8, length=1024, teacher=1024, short=598, long=3418, fold=256, held_out=0, G=256,
+    full = dict(upcycle="8,2", noise=0.2, batch=8, length=1024, teacher=1024, short=598, long=3418, longest=12208, fold=256, held_out=0, G=256,
                 sampled=4800, text=512, items=0, device="cuda", precision="bf16", at_once=1024)
-    small = dict(upcycle="2,1", noise=0.2, batch=1, length=64, teacher=4, short=4, long=8, fold=16, held_out=8, G=4, sampled=8, text=48, items=4,
+    small = dict(upcycle="2,1", noise=0.2, batch=1, length=64, teacher=4, short=4, long=8, longest=12, fold=16, held_out=8, G=4, sampled=8, text=48, items=4,
                  device="cpu", precision="fp32", at_once=4)
 
 
-# Name, folder, whether it is a long run, the wired layers, whether it starts from folded weights, its settings; the most telling
+# Name, folder, which run it is (short, long, longest: 4.9M, 28M, 100M tokens), the wired layers, whether it starts from folded weights, its settings; the most telling
 # rows first.
 ROWS = [
-    ("fold, then KL, AdamW 5e-4", "fold-adamw", False, "all", True, [rate("5e-4")]),
-    ("fold, then KL, Muon 5e-4", "fold-muon", False, "all", True, [rate("5e-4"), MUON]),
-    ("KL, AdamW 1e-3", "kl", False, "all", False, [rate("1e-3")]),
-    ("KL + normalised hidden loss, AdamW 1e-3", "kl-hidden", False, "all", False, [rate("1e-3"), NORMALISED]),
-    ("fold, then KL, Muon 5e-4, half of the text the teacher's", "fold-muon-half", False, "all", True, [rate("5e-4"), MUON, "half"]),
-    ("KL, AdamW 1e-3, first two layers standard", "kl-2", False, "2-29", False, [rate("1e-3")]),
-    ("fold, then KL, Muon 5e-4, first two layers standard", "fold-muon-2", False, "2-29", True, [rate("5e-4"), MUON]),
-    ("fold, then KL + normalised hidden loss, Muon 7e-4", "fold-muon-hidden", False, "all", True, [rate("7e-4"), MUON, NORMALISED]),
-    ("KL + raw hidden L2, AdamW 1e-3", "kl-l2", False, "all", False, [rate("1e-3"), "distill.hidden_l2=1"]),
-    ("fold, then KL, Muon 7e-4", "long-fold-muon", True, "all", True, [rate("7e-4"), MUON]),
-    ("KL + normalised hidden loss, AdamW 1e-3, half and half", "long-kl-hidden", True, "all", False, [rate("1e-3"), NORMALISED, "half"]),
-    ("fold, then KL, Muon 7e-4, half and half", "long-fold-muon-half", True, "all", True, [rate("7e-4"), MUON, "half"]),
+    ("fold, then KL, AdamW 5e-4", "fold-adamw", "short", "all", True, [rate("5e-4")]),
+    ("fold, then KL, Muon 5e-4", "fold-muon", "short", "all", True, [rate("5e-4"), MUON]),
+    ("KL, AdamW 1e-3", "kl", "short", "all", False, [rate("1e-3")]),
+    ("KL + normalised hidden loss, AdamW 1e-3", "kl-hidden", "short", "all", False, [rate("1e-3"), NORMALISED]),
+    ("fold, then KL, Muon 5e-4, half of the text the teacher's", "fold-muon-half", "short", "all", True, [rate("5e-4"), MUON, "half"]),
+    ("KL, AdamW 1e-3, first two layers standard", "kl-2", "short", "2-29", False, [rate("1e-3")]),
+    ("fold, then KL, Muon 5e-4, first two layers standard", "fold-muon-2", "short", "2-29", True, [rate("5e-4"), MUON]),
+    ("fold, then KL + normalised hidden loss, Muon 7e-4", "fold-muon-hidden", "short", "all", True, [rate("7e-4"), MUON, NORMALISED]),
+    ("KL + raw hidden L2, AdamW 1e-3", "kl-l2", "short", "all", False, [rate("1e-3"), "distill.hidden_l2=1"]),
+    ("fold, then KL, Muon 7e-4", "long-fold-muon", "long", "all", True, [rate("7e-4"), MUON]),
+    ("KL + normalised hidden loss, AdamW 1e-3, half and half", "long-kl-hidden", "long", "all", False, [rate("1e-3"), NORMALISED, "half"]),
+    ("fold, then KL, Muon 7e-4, half and half", "long-fold-muon-half", "long", "all", True, [rate("7e-4"), MUON, "half"]),
+    ("fold, then KL, AdamW 5e-4", "longest-fold-adamw", "longest", "all", True, [rate("5e-4")]),
+    ("fold, then KL, Muon 7e-4", "longest-fold-muon", "longest", "all", True, [rate("7e-4"), MUON]),
 ]
 
 
@@ -158,18 +160,18 @@ class RealModel:
         return few
 
     def student(self, row, seed):
-        name, folder, is_long, layers, is_folded, overrides = row
+        name, folder, which, layers, is_folded, overrides = row
         if time.monotonic() - STARTED > self.args.seconds:
             raise TimeIsUp
         size, run_dir = self.size, self.out / f"{folder}-seed{seed}"
-        steps = size["long"] if is_long else size["short"]
+        steps = size[which]
         begin = self.folded(layers) if is_folded else self.teacher()
         settings = [f"seed={seed}", f"distill.teacher={self.teacher()}", f"init.from={begin}",
                     f"farskip={{mode: full, layers: {layers}}}",
                     f"train.learning_rate.decay_steps={steps - min(20, steps // 2)}", *overrides]
         if "half" in settings:
             settings.remove("half")
-            text = self.sampled("sampled-long" if is_long else "sampled", size["sampled"] * (3 if is_long else 1), 1000)
+            text = self.sampled(f"sampled-{which}", size["sampled"] * (1 if which == "short" else 3), 1000)
             settings += [f"data.tokens=[{self.data}/tokens, {text}]", "data.weights=[0.5, 0.5]"]
 
         def trained():
@@ -185,7 +187,7 @@ class RealModel:
         shutil.rmtree(self.out / "swapped", ignore_errors=True)
         self.measure("untrained", "rewired, untrained", self.teacher, ["--farskip", "full"])
         self.measure("folded", "folded, no gradient step", self.folded)
-        wanted = [row for row in ROWS if row[2] == self.args.long and (not self.args.only or row[1] in self.args.only)]
+        wanted = [row for row in ROWS if row[2] == self.args.run and (not self.args.only or row[1] in self.args.only)]
         with ThreadPoolExecutor(self.args.parallel) as pool:
             for row in [pool.submit(self.student, row, seed) for seed in self.args.seeds for row in wanted]:
                 row.result()
@@ -247,7 +249,7 @@ def main():
     parser.add_argument("--seconds", type=float, default=480, help="this call takes no longer")
     parser.add_argument("--farskip", default="build/release/farskip")
     parser.add_argument("--seeds", type=lambda text: text.split(","), default=["1"])
-    parser.add_argument("--long", action="store_true", help="the rows of 28M tokens in place of those of 4.9M")
+    parser.add_argument("--run", choices=["short", "long", "longest"], default="short", help="the rows of 4.9M, 28M or 100M tokens")
     parser.add_argument("--parallel", type=int, default=1, help="students at once")
     parser.add_argument("--only", nargs="*", help="folders of the rows that are wanted")
     parser.add_argument("--small", action="store_true")
