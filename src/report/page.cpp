@@ -70,7 +70,9 @@ std::vector<ChartPlan> chart_plans() {
       {.title = "Objective", .unit = "", .metrics = {{"objective", "objective"}}, .smooth = true});
   plans.push_back({.title = "Intermediate loss",
                    .unit = "",
-                   .metrics = {{"hidden_loss", "hidden states"}},
+                   .metrics = {{"hidden_loss", "hidden states"},
+                               {"router_agreement", "routers"},
+                               {"local_loss", "blocks by themselves"}},
                    .smooth = true});
   plans.push_back({.title = "Throughput",
                    .unit = "tokens/s",

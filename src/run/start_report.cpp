@@ -25,15 +25,19 @@ void log_model(const ModelConfig& model, const TrainEngineOptions& options, cons
   const bool repeats = repeats_bits(device, options.compute, options.deterministic);
   logger.info("device {}, computing in {}{}", device.name(), dtype_name(options.compute),
               repeats ? "" : ", by kernels that do not repeat their bits (deterministic: false)");
+  if (options.average_decay > 0)
+    logger.info("held-out text and checkpoints: averaged weights, decay {:g}", options.average_decay);
 }
 
 void log_memory(const MemoryReport& m, const Logger& logger) {
-  constexpr double kMiB = 1 << 20;
-  const auto mib = [](std::size_t bytes) { return static_cast<double>(bytes) / kMiB; };
+  const int digits = m.total() < std::size_t{100} << 20 ? 1 : 0;
+  const auto mib = [&](std::size_t bytes) {
+    return fmt::format("{:.{}f}", static_cast<double>(bytes) / (1 << 20), digits);
+  };
   logger.info(
-      "planned memory: weights {:.0f}, gradients {:.0f}, moments {:.0f}, activations and scratch {:.0f}, "
-      "copy for saving {:.0f}, "
-      "together {:.0f} MiB",
+      "planned memory: weights {}, gradients {}, moments and averages {}, activations and scratch {}, copy "
+      "for "
+      "saving {}, together {} MiB",
       mib(m.weights), mib(m.gradients), mib(m.moments), mib(m.arena), mib(m.snapshot), mib(m.total()));
 }
 

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "farskip/backend/kernel.h"
+#include "farskip/graph/graph.h"
 
 namespace farskip::test {
 

@@ -8,10 +8,13 @@
 #include <string_view>
 #include <tuple>
 
-#include "farskip/comm/mesh.h"
-#include "farskip/graph/graph.h"
+#include "farskip/graph/op.h"
 
 namespace farskip {
+
+class DeviceCommunicator;
+class Mesh;
+class Pending;
 
 enum class DeviceKind : std::uint8_t { cpu, cuda };
 

@@ -9,6 +9,7 @@
 
 #include "farskip/backend/device.h"
 #include "farskip/base/heartbeat.h"
+#include "farskip/comm/mesh.h"
 #include "farskip/schedule/plan.h"
 
 namespace farskip {

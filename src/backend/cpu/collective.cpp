@@ -5,6 +5,7 @@
 #include <span>
 
 #include "farskip/backend/kernel.h"
+#include "farskip/comm/mesh.h"
 #include "ops/collective_ops.h"
 
 namespace farskip {

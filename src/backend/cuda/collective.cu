@@ -3,6 +3,7 @@
 // adds in rank order, so that the bits do not depend on a library's choice of algorithm. Several tensors are
 // put together first, rank by rank, so that they cost one message a peer.
 #include "backend/cuda/launch.cuh"
+#include "farskip/comm/device_communicator.h"
 #include "ops/collective_ops.h"
 #include "tensor/alignment.h"
 

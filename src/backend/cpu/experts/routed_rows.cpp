@@ -6,6 +6,7 @@
 #include "backend/cpu/parallel.h"
 #include "backend/cpu/reduce.h"
 #include "farskip/backend/kernel.h"
+#include "farskip/comm/mesh.h"
 #include "ops/collective_ops.h"
 
 namespace farskip {

@@ -4,6 +4,7 @@
 // travel beside them.
 #include "backend/cuda/copy_rows.cuh"
 #include "backend/cuda/experts/combine_rows.cuh"
+#include "farskip/comm/device_communicator.h"
 #include "ops/collective_ops.h"
 
 namespace farskip {
