@@ -72,11 +72,12 @@ RecomputePlan choose_recompute(PlanRequest request, const std::vector<Recompute>
 
 namespace {
 
-/// Gives routed rows what `chosen` leaves free.
+/// Gives routed rows what `chosen` leaves free, on CPUs: between GPUs they travel in slabs, full or not, so
+/// that more room is more bytes.
 void fit_routed_rows(PlanRequest request, std::uint64_t memory, const Logger& logger, RecomputePlan& chosen) {
   request.options.recompute = chosen.recompute;
   const RoutedRowsPlan usual = plan_routed_rows(request.model, request.options, request.mesh.exchange_size());
-  if (usual.fallback_batch == 0 || request.options.routed_rows_memory) return;
+  if (is_low(request.dtype) || usual.fallback_batch == 0 || request.options.routed_rows_memory) return;
   const std::uint64_t bytes_per_row = usual.bytes / static_cast<std::uint64_t>(usual.max_rows);
   for (std::int64_t rows = usual.all_rows; rows > usual.max_rows; rows = (rows + 1) / 2) {
     request.options.routed_rows_memory = static_cast<std::uint64_t>(rows) * bytes_per_row;
