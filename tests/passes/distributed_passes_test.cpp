@@ -401,6 +401,32 @@ TEST_CASE("how many gradients go together follows from bytes: a and b have 32, c
   CHECK(buckets({.mesh = mesh, .bucket_bytes = 1000}, MeshAxis::expert) == "");
 }
 
+/// Gradients in each sum of 32 gradients of so many bytes.
+std::vector<std::size_t> fill_buckets(std::int64_t bytes) {
+  std::string externals, sums;
+  std::vector<ReplicatedGradient> gradients;
+  for (int i = 0; i < 32; ++i) {
+    const std::string name = fmt::format("g{}", i), type = fmt::format("f32[{}]", bytes / 4);
+    externals += fmt::format("%{} = state \"{}\" : {}\n", i, name, type);
+    sums += fmt::format("%{} = add(%{}, %{}) @0.dense.backward : {}\n", 32 + i, i, i, type);
+    gradients.push_back({name, cut_evenly(MeshAxis::batch, bytes / 4, 2)});
+  }
+  for (int i = 0; i < 32; ++i) sums += fmt::format("update %{} -> %{}\n", i, 32 + i);
+  const Graph graph = reduce_gradients(parse_graph(externals + sums), gradients, {.mesh = {2, 0, 1}});
+  std::vector<std::size_t> counts;
+  for (const Node& node : graph.nodes())
+    if (node.op->name == "all_reduce") counts.push_back(node.inputs.size());
+  return counts;
+}
+
+TEST_CASE("the last bucket is a small part of all gradients, and none is tiny") {
+  CHECK(fill_buckets(4 << 10) == std::vector<std::size_t>{32});      // 128 KiB in all
+  CHECK(fill_buckets(64 << 10) == std::vector<std::size_t>(8, 4));   // 2 MiB: at least 256 KiB each
+  CHECK(fill_buckets(128 << 10) == std::vector<std::size_t>(8, 4));  // an eighth each
+  CHECK(fill_buckets(2 << 20) == std::vector<std::size_t>(16, 2));   // 4 MiB each at most
+  CHECK(fill_buckets(4 << 20) == std::vector<std::size_t>(32, 1));
+}
+
 TEST_CASE("over axes of one rank nothing is summed") {
   CHECK(reduce({.mesh = {1, 0, 1}}) == std::string(kExternals) + kSums);
   const ReductionOptions experts_once{.mesh = {4, 2, 4}};
