@@ -99,10 +99,10 @@ std::vector<std::string> read_freeze(Reader& reader) {
 
 void hidden_loss_fields(Fields& f, HiddenLossConfig& c) {
   f.choice("kind", c.kind, hidden_loss_names);
+  f.real("weight", c.weight, coefficient);
   if (Reader* const reader = f.reader();
       reader && reader->is_present() && !reader->has("weight") && reader->sound("weight"))
     reader->fail("weight", "this key is missing; give the loss a weight above 0, or 0 to leave it out");
-  f.real("weight", c.weight, coefficient);
   f.real("anneal", c.anneal, {.min = 0, .max = 1});
 }
 
