@@ -50,6 +50,8 @@ message(STATUS "Messages between ranks: ${FARSKIP_MPI}")
 pkg_check_modules(cpp_httplib QUIET cpp-httplib)
 if(cpp_httplib_FOUND)
   set(FARSKIP_HTTP httplib)
+  # Its header (0.18, Debian 13) calls OpenSSL by itself, and its own list of libraries leaves that out.
+  pkg_check_modules(httplib_crypto QUIET libcrypto)
 else()
   set(FARSKIP_HTTP no_http)
   message(STATUS "cpp-httplib is missing (libcpp-httplib-dev): this build has no farskip serve")
