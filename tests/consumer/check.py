@@ -21,6 +21,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--build", required=True)
     parser.add_argument("--cmake", required=True)
+    parser.add_argument("--generator", required=True)  # of the build; others may lack their build program here
     parser.add_argument("--compiler", required=True)
     parser.add_argument("--fixture", required=True, type=Path)
     options = parser.parse_args()
@@ -28,7 +29,7 @@ def main():
         prefix, build = Path(folder) / "installed", Path(folder) / "build"
         run(options.cmake, "--install", options.build, "--prefix", prefix)
         version = run(prefix / "bin" / "farskip", "--version")
-        run(options.cmake, "-S", HERE, "-B", build, f"-DCMAKE_PREFIX_PATH={prefix}",
+        run(options.cmake, "-G", options.generator, "-S", HERE, "-B", build, f"-DCMAKE_PREFIX_PATH={prefix}",
             f"-DCMAKE_CXX_COMPILER={options.compiler}")
         run(options.cmake, "--build", build)
         loss = float(run(build / "consumer", options.fixture, options.fixture / "reference.safetensors"))
