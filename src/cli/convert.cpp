@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "base/environment.h"
 #include "cli/command_inputs.h"
+#include "cli/job.h"
 #include "cli/record.h"
 #include "distill/sensitivity.h"
 #include "farskip/config/scalar.h"
 #include "fold/fold.h"
+#include "fold/folded_file.h"
 #include "hub/hub_folder.h"
 #include "hub/upcycle.h"
 
@@ -79,15 +82,22 @@ Result describe_result(const OpenedModel& model, const std::optional<Upcycling>&
           }};
 }
 
+/// Collective. The changed weights go into `file`, on the rank that has one.
 Folded fold_result(const Options& options, const Result& result, const FarSkipConfig& wiring,
-                   const Companions& companions, const Logger& logger) {
-  const OpenedDevice device = open_device(options.device);
+                   const Companions& companions, const Job& job, std::optional<FoldedFile>& file) {
+  const OpenedDevice device = open_device(options.device, job.world);
   FoldTextOptions source = options.fold;
   source.sequence_length = options.sequence_length;
-  const FoldText text = read_fold_text(source, result.config, companions.tokenizer, logger);
+  source.rank = job.world.rank();
+  source.ranks = job.world.size();
+  const FoldText text = read_fold_text(source, result.config, companions.tokenizer,
+                                       job.world.rank() == 0 ? job.logger : Logger(LogLevel::off));
   const Model teacher = wire_model(result.config);
-  return fold_model(teacher, wire_model(result.config, wiring).layers, result.rows, text,
-                    make_context(device.device, logger));
+  return fold_model(teacher, wire_model(result.config, wiring).layers, result.rows, text, job.world,
+                    make_context(device.device, job.logger),
+                    [&](const std::string& name, const HostTensor& weights) {
+                      if (file) file->add(name, weights);
+                    });
 }
 
 void report_fold(const Folded& folded, const Logger& logger) {
@@ -157,6 +167,10 @@ ExitCode run_sensitivity(const Options& options, const CommonOptions& common) {
 /// Options that some others leave nothing to do.
 void check_options(const Options& options) {
   const bool folds = !options.fold.source.empty(), measures = !options.sensitivity.source.empty();
+  if (const auto place = launcher_place(); place && place->size > 1 && !folds)
+    throw UsageError(fmt::format(
+        "convert without --fold runs in one process, but the launcher started {}; start it without mpirun",
+        place->size));
   if (measures && (folds || !options.destination.empty() || !options.upcycle.empty()))
     throw UsageError(
         "--sensitivity measures the model as it is and writes nothing; leave out DST, --fold and --upcycle");
@@ -166,10 +180,26 @@ void check_options(const Options& options) {
     throw UsageError("--sequence-length and --device are for --fold and --sensitivity; give one of these");
 }
 
-ExitCode run(const Options& options, const CommonOptions& common) {
-  check_options(options);
-  if (!options.sensitivity.source.empty()) return run_sensitivity(options, common);
-  const Logger logger = common.logger();
+/// What ranks of a job must be asked alike.
+JobRequest request_of(const Options& o) {
+  JobRequest request = request_job("convert", {{"SRC", make_node(o.source)},
+                                               {"DST", make_node(o.destination)},
+                                               {"--farskip", make_node(o.farskip)},
+                                               {"--layers", make_node(o.layers)},
+                                               {"--dtype", make_node(o.dtype)},
+                                               {"--upcycle", make_node(o.upcycle)},
+                                               {"--upcycle-noise", make_node(o.upcycle_noise)},
+                                               {"--seed", make_node(o.seed)},
+                                               {"--fold", make_node(o.fold.source)},
+                                               {"--fold-sequences", make_node(o.fold.sequences)},
+                                               {"--sequence-length", make_node(o.sequence_length)},
+                                               {"--device", make_node(o.device.device)}});
+  request.cure = "start it again";
+  return request;
+}
+
+ExitCode convert(const Options& options, const CommonOptions& common, const Job& job) {
+  const Logger& logger = job.logger;
   const auto dtype = options.dtype == "fp32" ? DType::f32 : parse_dtype(options.dtype);
   if (!dtype || (*dtype != DType::f32 && *dtype != DType::bf16))
     throw UsageError(fmt::format("--dtype {}: allowed: f32, bf16", options.dtype));
@@ -181,14 +211,19 @@ ExitCode run(const Options& options, const CommonOptions& common) {
   ModelConfig& config = result.config;
   if (config.eos_tokens.empty()) config.eos_tokens = find_end_tokens(config, companions);
   const auto wiring = parse_wiring(options.farskip, options.layers, config.num_layers);
-  refuse_unusable_folder(options.destination, companions);
+  const bool is_writer = job.world.rank() == 0;
+  if (is_writer) refuse_unusable_folder(options.destination, companions);
   Folded folded;
+  std::optional<FoldedFile> changed;
   if (!options.fold.source.empty()) {
-    folded = fold_result(options, result, *wiring, companions, logger);
+    if (is_writer) changed.emplace(nearest_folder(options.destination), *dtype);
+    folded = fold_result(options, result, *wiring, companions, job, changed);
     report_fold(folded, logger);
   }
+  if (!is_writer) return ExitCode::ok;
   if (wiring) config.farskip = *wiring;
-  const auto sources = hub_sources(list_parameters(config), folded_rows(result.rows, folded), result.place);
+  const auto sources =
+      hub_sources(list_parameters(config), changed ? changed->over(result.rows) : result.rows, result.place);
   write_hub_folder(options.destination, config, sources, *dtype, companions, shard_size);
   if (!companions.tokenizer_fault.empty())
     logger.warning("tokenizer.json is copied, but FarSkip cannot use it: {}", companions.tokenizer_fault);
@@ -204,6 +239,12 @@ ExitCode run(const Options& options, const CommonOptions& common) {
   }
   logger.info("wrote {} ({} wiring, {})", options.destination, mode, dtype_name(*dtype));
   return ExitCode::ok;
+}
+
+ExitCode run(const Options& options, const CommonOptions& common) {
+  check_options(options);
+  if (!options.sensitivity.source.empty()) return run_sensitivity(options, common);
+  return run_job(common, request_of(options), [&](Job& job) { return convert(options, common, job); });
 }
 
 }  // namespace
@@ -227,7 +268,8 @@ void add_convert(Subcommand& root) {
   sub.integer("--seed", o->seed, "Seed of the routers and of the noise", 0);
   sub.path(
       "--fold", o->fold.source,
-      "Token files (PREFIX) or text, to which the weights of the rewired model are fitted in closed form");
+      "Token files (PREFIX) or text, to which the weights of the rewired model are fitted in closed form; "
+      "ranks share it");
   sub.integer("--fold-sequences", o->fold.sequences, "Most sequences that the fold looks at", 1, 1 << 24);
   sub.integer(
       "--sequence-length", o->sequence_length,
@@ -245,7 +287,7 @@ void add_convert(Subcommand& root) {
   sub.needs("--sensitivity-sequences", "--sensitivity");
   sub.needs("--upcycle-noise", "--upcycle");
   sub.needs("--seed", "--upcycle");
-  sub.run([o](const CommonOptions& common) { return run(*o, common); });
+  sub.run_on_ranks([o](const CommonOptions& common) { return run(*o, common); });
 }
 
 }  // namespace farskip

@@ -10,9 +10,8 @@
 
 namespace farskip {
 
-/// Changes the teacher's weights in `states` to those that fit the student's wiring. UsageError on several
-/// ranks, where the student does not start from the teacher, and where a weight that `frozen` names would
-/// change.
+/// Changes the teacher's weights in `states` to those that fit the student's wiring. Collective. UsageError
+/// where the student does not start from the teacher, and where a weight that `frozen` names would change.
 void fold_start(const RunConfig& config, const ModelConfig& student, const std::set<std::string>& frozen,
                 const Context& context, States& states);
 

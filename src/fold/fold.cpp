@@ -2,9 +2,10 @@
 #include "fold/fold.h"
 
 #include <algorithm>
+#include <array>
 #include <chrono>
-#include <cstring>
 #include <numeric>
+#include <tuple>
 
 #include "backend/cpu/parallel.h"
 #include "fold/fit_graphs.h"
@@ -67,13 +68,15 @@ Context stream_memory(const ModelConfig& config, const FoldText& text, const Con
 class Folding {
  public:
   Folding(const Model& teacher, const LayerGraph& wiring, const RowReader& rows, const FoldText& text,
-          const Context& context)
+          const Communicator& world, const Context& context, const TakeFolded& take)
       : config_(teacher.config),
         teacher_wiring_(teacher.layers),
         student_wiring_(wiring),
         rows_(rows),
         text_(text),
+        world_(world),
         context_(context),
+        take_(take),
         memory_(stream_memory(config_, text, context)),
         fitted_{0, text.fitted, text.at_once},
         options_(options_of(text)),
@@ -94,9 +97,11 @@ class Folding {
       }
       if (block.kind != SubBlock::head) fold_block(static_cast<int>(i), block);
     }
-    folded_.teacher_loss = teacher_.loss();
-    folded_.loss_before = untrained_.loss();
-    folded_.loss_after = student_.loss();
+    std::array losses{teacher_.loss(), untrained_.loss(), student_.loss()};
+    world_.all_reduce(std::span<double>(losses));
+    for (double& loss : losses) loss /= world_.size();
+    std::tie(folded_.teacher_loss, folded_.loss_before, folded_.loss_after) =
+        std::tuple(losses[0], losses[1], losses[2]);
     return std::move(folded_);
   }
 
@@ -146,8 +151,7 @@ class Folding {
     folded_.edges.back().block = block.kind;
     for (const std::string& part : make_block(config_, block.kind)->readers()) {
       const std::string name = layer_name(block.layer, part);
-      folded_.weights[name] =
-          fold_input(*context_.device(), student_weights_->at(name), input_change_->change);
+      take_(name, fold_input(*context_.device(), student_weights_->at(name), input_change_->change, world_));
     }
   }
 
@@ -161,18 +165,19 @@ class Folding {
     GraphRunner runner(input_fit_graph(config_, block, options_), context_, student_weights_);
     write_mask(runner, rows_at_once(), text_.sequence_length);
     std::vector<NormalEquations> sums{{config_.hidden_size, config_.hidden_size}};
-    double residual = 0, target = 0;
-    add_up(runner, sums, [&](std::int64_t token) {
+    std::array squares{0.0, 0.0};  // residual, target
+    add_up(runner, sums, squares, [&](std::int64_t token) {
       student_.stream().read(i, token, runner.at("student"));
       teacher_.stream().read(i, token, runner.at("teacher"));
       runner.run();
-      residual += runner.read_number("residual_squares");
-      target += runner.read_number("target_squares");
+      squares[0] += runner.read_number("residual_squares");
+      squares[1] += runner.read_number("target_squares");
     });
     require_finite(sums[0], layer_name(block.layer, make_block(config_, block.kind)->readers().front()));
-    InputChange fit{reads, solve_ridge(sums[0], kInputRidge), {block.layer, block.kind, FoldSide::input}};
-    fit.edge.error_before = residual / target;
-    fit.edge.error_after = (residual + squares_gained(sums[0], fit.change)) / target;
+    InputChange fit{
+        reads, std::move(solve(sums, {kInputRidge})[0]), {block.layer, block.kind, FoldSide::input}};
+    fit.edge.error_before = squares[0] / squares[1];
+    fit.edge.error_after = (squares[0] + squares_gained(sums[0], fit.change)) / squares[1];
     fit.edge.ridge = kInputRidge;
     return fit;
   }
@@ -190,7 +195,9 @@ class Folding {
       require_finite(sums[e], name);
       ridges.push_back(output_ridge(weight.shape.back(), rows[e]));
     }
-    folded_.weights[name] = fold_output(*context_.device(), weight, solve_ridges(sums, ridges));
+    const std::vector<Eigen::MatrixXd> changes = solve(sums, ridges);
+    sums.clear();
+    take_(name, fold_output(*context_.device(), weight, changes));
     const double mean_rows =
         std::accumulate(rows.begin(), rows.end(), 0.0) / static_cast<double>(rows.size());
     folded_.edges.push_back({block.layer, block.kind, FoldSide::output,
@@ -198,35 +205,58 @@ class Folding {
                              output_ridge(weight.shape.back(), mean_rows)});
   }
 
+  /// Each rank solves some of the equations, which all of them have, and all get all solutions.
+  std::vector<Eigen::MatrixXd> solve(std::span<NormalEquations> sums, const std::vector<double>& ridges) {
+    const auto count = static_cast<std::int64_t>(sums.size());
+    const auto first = [&](int rank) { return static_cast<std::size_t>(count * rank / world_.size()); };
+    std::vector<Eigen::MatrixXd> solutions(sums.size());
+    const std::size_t begin = first(world_.rank()), own = first(world_.rank() + 1) - begin;
+    auto solved = solve_ridges(sums.subspan(begin, own), std::span(ridges).subspan(begin, own));
+    std::move(solved.begin(), solved.end(), solutions.begin() + static_cast<std::ptrdiff_t>(begin));
+    for (int rank = 0; rank < world_.size(); ++rank)
+      for (std::size_t e = first(rank); e < first(rank + 1); ++e) {
+        solutions[e].resize(sums[e].cross.rows(), sums[e].cross.cols());
+        world_.broadcast(values_of(solutions[e]), rank);
+      }
+    return solutions;
+  }
+  static std::span<double> values_of(Eigen::MatrixXd& matrix) {
+    return {matrix.data(), static_cast<std::size_t>(matrix.size())};
+  }
+
   /// Returns the squares of what is to be fitted; `rows` of each matrix.
   double sum_outputs(int i, const LayerBlock& block, std::vector<NormalEquations>& sums,
                      std::vector<double>& rows) {
     GraphRunner runner(output_fit_graph(config_, block, options_), context_, student_weights_);
     write_mask(runner, rows_at_once(), text_.sequence_length);
-    double residual = 0;
-    add_up(runner, sums, [&](std::int64_t token) {
+    std::array residual{0.0};
+    add_up(runner, sums, residual, [&](std::int64_t token) {
       student_.stream().read(i, token, runner.at("stream"));
       student_.stream().read_all(token, runner.at("student"));
       teacher_.stream().read_all(token, runner.at("teacher"));
       runner.run();
       count_rows(runner, block, rows);
-      residual += runner.read_number("residual_squares");
+      residual[0] += runner.read_number("residual_squares");
     });
-    return residual;
+    world_.all_reduce(std::span(rows));
+    return residual[0];
   }
 
   /// Calls `run_part` for each part of the fitted sequences, and adds what the runs of the graph have summed
-  /// up: on the device in f32 over some of them, here in double.
+  /// up: on the device in f32 over some of them, here in double. Then what other ranks have: of these sums,
+  /// and of `numbers`, to which `run_part` adds.
   template <class F>
-  void add_up(GraphRunner& runner, std::vector<NormalEquations>& sums, const F& run_part) {
+  void add_up(GraphRunner& runner, std::vector<NormalEquations>& sums, std::span<double> numbers,
+              const F& run_part) {
     constexpr std::int64_t tokens_in_f32 = 1 << 17;
     const std::int64_t parts = std::max<std::int64_t>(tokens_in_f32 / rows_at_once(), 1);
     std::int64_t pending = 0;
     const auto take = [&] {
-      const HostTensor gram = runner.take("gram"), cross = runner.take("cross");
-      cpu::parallel_for(static_cast<std::int64_t>(sums.size()), [&](std::int64_t number) {
-        const auto e = static_cast<std::size_t>(number);
-        sums[e].add(part(gram, e, sums.size()), part(cross, e, sums.size()));
+      runner.take("gram", [&](const TensorView& all) {
+        for_each_matrix(all, sums, [](NormalEquations& of, const TensorView& part) { of.add_gram(part); });
+      });
+      runner.take("cross", [&](const TensorView& all) {
+        for_each_matrix(all, sums, [](NormalEquations& of, const TensorView& part) { of.add_cross(part); });
       });
       pending = 0;
     };
@@ -235,6 +265,11 @@ class Folding {
       if (++pending == parts) take();
     });
     if (pending > 0) take();
+    for (NormalEquations& of : sums) {
+      world_.all_reduce(values_of(of.gram));
+      world_.all_reduce(values_of(of.cross));
+    }
+    world_.all_reduce(numbers);
   }
 
   /// The last run made these: of a routed block for each expert.
@@ -248,10 +283,14 @@ class Folding {
     for (std::size_t e = 0; e < rows.size(); ++e) rows[e] += at[e + 1] - at[e];
   }
 
-  /// Matrix `i` of `count` that lie one after the other.
-  static TensorView part(const HostTensor& matrices, std::size_t i, std::size_t count) {
-    const std::int64_t height = row_count(matrices.shape()) / static_cast<std::int64_t>(count);
-    return rows_view(matrices.view(), static_cast<std::int64_t>(i) * height, height);
+  /// `all` has a matrix for each of the sums, one after the other.
+  template <class F>
+  static void for_each_matrix(const TensorView& all, std::vector<NormalEquations>& sums, const F& use) {
+    const auto count = static_cast<std::int64_t>(sums.size());
+    const std::int64_t height = row_count(all.shape) / count;
+    cpu::parallel_for(count, [&](std::int64_t e) {
+      use(sums[static_cast<std::size_t>(e)], rows_view(all, e * height, height));
+    });
   }
 
   /// Of the streams as they are now, as FoldEdge says.
@@ -263,16 +302,22 @@ class Folding {
       stream_error_.run();
       sum += stream_error_.read_number("residual_squares");
     });
+    world_.all_reduce(std::span(&sum, 1));
     return sum / (fitted_tokens() * static_cast<double>(config_.hidden_size));
   }
-  double fitted_tokens() const { return static_cast<double>(fitted_.count * (text_.sequence_length - 1)); }
+  /// Of all ranks, without the first of each sequence.
+  double fitted_tokens() const {
+    return static_cast<double>(world_.size() * fitted_.count * (text_.sequence_length - 1));
+  }
 
   const ModelConfig& config_;
   const LayerGraph& teacher_wiring_;
   const LayerGraph& student_wiring_;
   const RowReader& rows_;
   const FoldText& text_;
+  const Communicator& world_;
   const Context& context_;
+  const TakeFolded& take_;
   Context memory_;  // of the streams
   SequenceRange fitted_;
   LowerOptions options_;
@@ -287,28 +332,19 @@ class Folding {
 }  // namespace
 
 Folded fold_model(const Model& teacher, const LayerGraph& wiring, const RowReader& rows, const FoldText& text,
-                  const Context& context) {
+                  const Communicator& world, const Context& context, const TakeFolded& take) {
   if (teacher.layers == wiring) return {};
   const auto start = std::chrono::steady_clock::now();
-  Folded folded = Folding(teacher, wiring, rows, text, context).run();
-  if (folded.loss_after > folded.loss_before)
+  Folded folded = Folding(teacher, wiring, rows, text, world, context, take).run();
+  if (folded.loss_after > folded.loss_before && world.rank() == 0)
     context.logger.warning(
         "the fold made the rewired model worse ({:.4f} nats before, {:.4f} after it): {} tokens are too few "
         "to fit {} "
         "columns; give more text",
-        folded.loss_before, folded.loss_after, text.fitted * text.sequence_length,
+        folded.loss_before, folded.loss_after, world.size() * text.fitted * text.sequence_length,
         teacher.config.hidden_size);
   folded.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return folded;
-}
-
-RowReader folded_rows(const RowReader& rows, const Folded& folded) {
-  return [&rows, &folded](const LocalParameter& p, std::int64_t first_row, const TensorView& to) {
-    const auto it = folded.weights.find(p.spec.name);
-    if (it == folded.weights.end()) return rows(p, first_row, to);
-    const TensorView from = rows_view(it->second.view(), first_row, row_count(to.shape));
-    std::memcpy(to.data, from.data, to.num_bytes());
-  };
 }
 
 }  // namespace farskip

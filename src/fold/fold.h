@@ -3,11 +3,13 @@
 // The closed-form fold: weights of a rewired model that make up for the rewiring, by least squares, without a
 // gradient step (docs/distillation.md, docs/decisions/010-fold.md).
 
+#include <functional>
+#include <string>
 #include <vector>
 
+#include "farskip/comm/communicator.h"
 #include "farskip/program/model.h"
 #include "farskip/runtime/context.h"
-#include "farskip/state/weights.h"
 #include "fold/fold_text.h"
 #include "state/hub_sources.h"
 
@@ -30,7 +32,6 @@ struct FoldEdge {
 };
 
 struct Folded {
-  TensorMap weights;  // f32, those parameters that the fold has changed
   std::vector<FoldEdge> edges;
   /// Cross-entropy in nats a token over the held-out sequences, over all of them where there are none: of the
   /// model in its own wiring, and of the rewired one with the same and with the folded weights.
@@ -38,18 +39,19 @@ struct Folded {
   double seconds = 0;
 };
 
-/// Folds a model, whose weights `rows` gives, onto another wiring of its layers. Without edges, weights and
-/// losses where that is its own.
+/// Takes the weights of a parameter that the fold has changed, whole and in f32: each once, by layers.
+using TakeFolded = std::function<void(const std::string& parameter, const HostTensor& weights)>;
+
+/// Folds a model, whose weights `rows` gives, onto another wiring of its layers. Without edges, changed
+/// weights and losses where that is its own. Collective: each rank of `world` has other sequences, `text`;
+/// what they say is added up, and all ranks take the same weights.
 ///
 /// Block by block, the teacher being the model in its own wiring and the student the folded one, on the
-/// context's device in f32. Memory of the device, or of the host where it has too little: of three models the
-/// streams of all tokens, 4 T H bytes for each of some 10 tensors. Of the device: the weights of one layer
-/// twice and the Gram matrices of one block. Of the host: the changed weights, and these Gram matrices in
-/// double.
+/// device of `context`, which is of this rank alone, in f32. Memory of the device, or of the host where it
+/// has too little: of three models the streams of this rank's tokens, 4 T H bytes for each of some 10
+/// tensors. Of the device: the weights of one layer twice and the Gram matrices of one block. Of the host:
+/// these Gram matrices in double, and one parameter at a time of the changed weights.
 Folded fold_model(const Model& teacher, const LayerGraph& wiring, const RowReader& rows, const FoldText& text,
-                  const Context& context);
-
-/// `rows` with the folded weights in place of those that they change. Both must outlive it.
-RowReader folded_rows(const RowReader& rows, const Folded& folded);
+                  const Communicator& world, const Context& context, const TakeFolded& take);
 
 }  // namespace farskip

@@ -39,13 +39,13 @@ TokenFile open_source(const FoldTextOptions& options, const fs::path& folder, co
   return TokenFile(writer.prefix(), model.vocab_size);
 }
 
-bool is_held_out(std::int64_t sequence, std::int64_t of) {
-  if (of < kHeldOutOf) return of > 1 && sequence == of - 1;
-  return sequence % kHeldOutOf == kHeldOutOf - 1;
+bool is_held_out(std::int64_t sequence, std::int64_t of, std::int64_t ranks) {
+  const std::int64_t apart = std::min(of / ranks, kHeldOutOf);
+  return apart > 1 && sequence % apart == apart - 1;
 }
 
-std::int64_t choose_at_once(std::int64_t sequence_length, std::size_t most) {
-  return std::clamp<std::int64_t>(kTokensAtOnce / sequence_length, 1, static_cast<std::int64_t>(most));
+std::int64_t choose_at_once(std::int64_t sequence_length, std::int64_t most) {
+  return std::clamp<std::int64_t>(kTokensAtOnce / sequence_length, 1, most);
 }
 
 /// Sequence number `n` of the source goes behind the others.
@@ -57,12 +57,13 @@ void append_sequence(const TokenFile& source, std::int64_t n, FoldText& text) {
   text.targets.insert(text.targets.end(), tokens.begin() + 1, tokens.end());
 }
 
-/// Returns how many of these sequences there are now: a multiple of those that are computed together.
-std::int64_t append_sequences(const TokenFile& source, const std::vector<std::int64_t>& numbers,
-                              FoldText& text) {
-  const auto count = static_cast<std::int64_t>(numbers.size()) / text.at_once * text.at_once;
+/// A rank's share of these sequences. Returns its number: a multiple of those that are computed together.
+std::int64_t append_share(const TokenFile& source, const std::vector<std::int64_t>& numbers,
+                          const FoldTextOptions& options, FoldText& text) {
+  const std::int64_t all = static_cast<std::int64_t>(numbers.size()) / options.ranks;
+  const std::int64_t count = all / text.at_once * text.at_once;
   for (std::int64_t i = 0; i < count; ++i)
-    append_sequence(source, numbers[static_cast<std::size_t>(i)], text);
+    append_sequence(source, numbers[static_cast<std::size_t>(options.rank * count + i)], text);
   return count;
 }
 
@@ -81,18 +82,25 @@ FoldText read_fold_text(const FoldTextOptions& options, const ModelConfig& model
         "{} {}: {} tokens, and one sequence takes {}; give more text, or a smaller sequence length",
         options.option, options.source, tokens, text.sequence_length + 1));
   const std::int64_t taken = std::min(there, options.sequences);
+  if (taken < options.ranks)
+    throw DataError(fmt::format(
+        "{} {}: {} sequences of {} tokens for {} ranks, each of which takes one at least; give more "
+        "text, a smaller sequence length, or fewer ranks",
+        options.option, options.source, taken, text.sequence_length, options.ranks));
   if (taken < options.sequences)
     logger.warning("{} {}: {} of {} sequences, since the text has {} tokens; more text folds better",
                    options.option, options.source, taken, options.sequences, tokens);
-  if (taken == 1)
-    logger.warning("{} {}: one sequence is fitted, and none held out: losses are those of the fitted one",
-                   options.option, options.source);
+  if (taken < 2 * options.ranks)
+    logger.warning(
+        "{} {}: a sequence of each rank is fitted, and none held out: losses are those of the fitted",
+        options.option, options.source);
   std::vector<std::int64_t> fitted, held_out;
   for (std::int64_t i = 0; i < taken; ++i)
-    (is_held_out(i, taken) ? held_out : fitted).push_back(i * there / taken);
-  text.at_once = choose_at_once(text.sequence_length, held_out.empty() ? fitted.size() : held_out.size());
-  text.fitted = append_sequences(source, fitted, text);
-  text.held_out = append_sequences(source, held_out, text);
+    (is_held_out(i, taken, options.ranks) ? held_out : fitted).push_back(i * there / taken);
+  const std::size_t fewest = held_out.empty() ? fitted.size() : held_out.size();
+  text.at_once = choose_at_once(text.sequence_length, static_cast<std::int64_t>(fewest) / options.ranks);
+  text.fitted = append_share(source, fitted, options, text);
+  text.held_out = append_share(source, held_out, options, text);
   return text;
 }
 

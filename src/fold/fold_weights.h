@@ -6,14 +6,15 @@
 #include <string>
 #include <vector>
 
-#include "farskip/graph/graph.h"
+#include "farskip/comm/communicator.h"
 #include "farskip/state/states.h"
 
 namespace farskip {
 
-/// W ← W + (D W')ᵀ for each matrix W [out, in] of a parameter, where D [in, in] changes what it reads: W + W
-/// Dᵀ.
-HostTensor fold_input(Device& device, const TensorView& weight, const Eigen::MatrixXd& change);
+/// W ← W + W Dᵀ for each matrix W [out, in] of a parameter, where D [in, in] changes what it reads.
+/// Collective: each rank of `world` computes some rows, and all get all.
+HostTensor fold_input(Device& device, const TensorView& weight, const Eigen::MatrixXd& change,
+                      const Communicator& world);
 /// W ← W + Dᵀ for the matrices W [out, in], one after the other, with D [in, out] of each.
 HostTensor fold_output(Device& device, const TensorView& weight, const std::vector<Eigen::MatrixXd>& changes);
 

@@ -27,11 +27,13 @@ void GraphRunner::write(std::string_view input, const void* host) {
   device().copy_in(to.data, host, to.num_bytes());
 }
 
-HostTensor GraphRunner::take(std::string_view state) {
+void GraphRunner::take(std::string_view state, const std::function<void(const TensorView&)>& use) {
   const TensorView& from = at(state);
-  HostTensor taken = copy_to_host(device(), from);
+  if (device().shares_host_memory())
+    use(from);
+  else
+    use(copy_to_host(device(), from).view());
   device().fill_zero(from.data, from.num_bytes());
-  return taken;
 }
 
 }  // namespace farskip

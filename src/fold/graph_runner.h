@@ -2,6 +2,7 @@
 #pragma once
 // A graph of the fold on a device, with memory for its inputs and for the sums that its runs add to.
 
+#include <functional>
 #include <map>
 #include <string>
 
@@ -36,8 +37,8 @@ class GraphRunner {
   HostTensor read(std::string_view output) const { return stage_->read(output); }
   /// Of one element, f64.
   double read_number(std::string_view output) const { return read(output).values<double>()[0]; }
-  /// A state, which is zeros again afterwards.
-  HostTensor take(std::string_view state);
+  /// Hands over a state in host memory, which is zeros again afterwards.
+  void take(std::string_view state, const std::function<void(const TensorView&)>& use);
 
  private:
   Device& device() const { return *runner_.context().device(); }

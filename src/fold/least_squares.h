@@ -3,6 +3,7 @@
 // Ridge regression from sums that any number of batches add to.
 
 #include <Eigen/Core>
+#include <span>
 #include <vector>
 
 #include "farskip/tensor/tensor.h"
@@ -13,20 +14,19 @@ namespace farskip {
 struct NormalEquations {
   NormalEquations(std::int64_t from, std::int64_t to)
       : gram(Eigen::MatrixXd::Zero(from, from)), cross(Eigen::MatrixXd::Zero(from, to)) {}
-  /// Adds those of some rows: f32 [from, from] and [from, to].
-  void add(const TensorView& gram_part, const TensorView& cross_part);
+  /// Add those of some rows: f32 [from, from] and [from, to].
+  void add_gram(const TensorView& part);
+  void add_cross(const TensorView& part);
 
   Eigen::MatrixXd gram, cross;
 };
 
 /// D [from, to] that minimises ‖R − X D‖² + penalty ‖D‖², with penalty = ridge · mean diagonal of XᵀX: what r
 /// changes towards, so that directions in which x says little stay as they are. Zero where all x are zero.
-/// Several are solved at once, on all threads.
-std::vector<Eigen::MatrixXd> solve_ridges(const std::vector<NormalEquations>& equations,
-                                          const std::vector<double>& ridges);
-inline Eigen::MatrixXd solve_ridge(const NormalEquations& equations, double ridge) {
-  return solve_ridges({equations}, {ridge})[0];
-}
+/// Several are solved at once, on all threads. Gram matrices are the memory of their own factors, and the
+/// same afterwards but for rounding.
+std::vector<Eigen::MatrixXd> solve_ridges(std::span<NormalEquations> equations,
+                                          std::span<const double> ridges);
 /// ‖R − X D‖² − ‖R‖².
 double squares_gained(const NormalEquations& equations, const Eigen::MatrixXd& solution);
 

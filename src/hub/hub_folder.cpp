@@ -7,6 +7,7 @@
 
 #include "base/failpoint.h"
 #include "base/folder.h"
+#include "base/scratch_file.h"
 #include "hub/remote_code.h"
 #include "tensor/hash.h"
 #include "tensor/sealed_json.h"
@@ -196,15 +197,6 @@ void verify_file(const fs::path& folder, const std::string& name, const nlohmann
         "{}: {} bytes with hash {} are not what {} says; the file is damaged, or was changed: if on purpose, "
         "remove {}",
         file.path().string(), file.size(), hash, kManifest, kManifest));
-}
-
-/// What a folder would be made in, or itself where it is there.
-fs::path nearest_folder(fs::path path) {
-  std::error_code ignored;
-  path = fs::absolute(path, ignored);
-  while (path.has_parent_path() && path != path.parent_path() && !fs::exists(path, ignored))
-    path = path.parent_path();
-  return path;
 }
 
 }  // namespace

@@ -126,9 +126,6 @@ DType stored_dtype(const HubSource& source, DType dtype) {
   return source.kept_in_f32 ? DType::f32 : dtype;
 }
 
-namespace {
-
-/// A copy as a file has it; DataError for a value that becomes infinite.
 HostTensor stored_values(const TensorView& values, std::string_view tensor, DType dtype) {
   constexpr std::uint16_t infinity = 0x7f80;  // all bits of the exponent of bf16
   // Not values.shape: GCC 13 and 14 take its copy for one of no elements, and warn.
@@ -141,8 +138,6 @@ HostTensor stored_values(const TensorView& values, std::string_view tensor, DTyp
   throw DataError(fmt::format("tensor {}: {} is beyond the range of bf16; write f32", tensor,
                               values.as<float>()[at - low]));
 }
-
-}  // namespace
 
 WrittenFile write_tensors(const fs::path& path, std::span<const HubSource> sources, DType dtype) {
   FARSKIP_CHECK(dtype == DType::f32 || dtype == DType::bf16, "weights are written as f32 or bf16");

@@ -49,6 +49,9 @@ std::string stored_place(const ModelFolder& folder, const ParameterSpec& spec, c
 
 /// source.give; DataError naming the place of a value that is not finite.
 void give_finite(const HubSource& source, const HubSource::Take& take);
+/// A copy of f32 values in a file's type, f32 or bf16 (rounded to nearest even): a vector. DataError naming
+/// the tensor for a value beyond the range of bf16.
+HostTensor stored_values(const TensorView& values, std::string_view tensor, DType dtype);
 /// The type of a source in a file, `dtype` being that of weights.
 DType stored_dtype(const HubSource& source, DType dtype);
 /// Writes f32 tensors one by one, while the next piece is read, converted to `dtype` (f32 or bf16, rounded to

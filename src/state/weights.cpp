@@ -137,17 +137,19 @@ bool is_filled(const StateSpec& spec) {
   return holds_parameter(spec) || is_filled_by_itself(spec);
 }
 
-/// Fills a state from a folder, part by part where the host cannot write f32 in place.
-void load_state(States& states, const StateSpec& spec, const ModelFolder& folder) {
+/// Fills a state, part by part where the host cannot write f32 in place. `load`: rows of the rank's part,
+/// from one on.
+void load_state(States& states, const StateSpec& spec,
+                const std::function<void(const TensorView& to, std::int64_t first)>& load) {
   Device& device = states.device();
   const LocalParameter& p = *spec.parameter;
   const TensorView to = states.at(spec.name);
   const Range kept = spec.rows();
   if (device.shares_host_memory() && to.dtype == DType::f32 && kept.count == p.spec.num_rows())
-    return load_parameter(to, p, folder);
+    return load(to, 0);
   for_each_part(p.spec, kept, [&](const Range& wanted, const Range& read) {
     const HostTensor exact(DType::f32, shape_of_rows(p.spec.shape, read.count));
-    load_parameter(exact.view(), p, folder, read.first);
+    load(exact.view(), read.first);
     const HostTensor stored = convert_dtype(exact, to.dtype);  // which is `exact` where f32 is kept
     const TensorView from = rows_view(stored.view(), wanted.first - read.first, wanted.count);
     device.copy_in(rows_view(to, wanted.first - kept.first, wanted.count).data, from.data, from.num_bytes());
@@ -302,8 +304,29 @@ void load_weights(States& states, const std::vector<ParameterSpec>& model, const
   check_weights_fit(model, folder);
   const ModelFolder names(folder, model);
   for (const StateSpec& spec : states.specs())
-    if (is_filled(spec)) load_state(states, spec, names);
+    if (is_filled(spec))
+      load_state(states, spec, [&](const TensorView& to, std::int64_t first) {
+        load_parameter(to, *spec.parameter, names, first);
+      });
   make_compute_copies(states);
+}
+
+void write_whole(States& states, std::string_view parameter, const TensorView& whole) {
+  for (const StateSpec& spec : states.specs()) {
+    const LocalParameter& p = *spec.parameter;
+    if (!is_filled(spec) || p.spec.name != parameter) continue;
+    FARSKIP_CHECK(whole.shape == p.full_shape, "{} for {} {}", whole.shape.text(), parameter,
+                  p.full_shape.text());
+    const std::int64_t width = row_size(p.full_shape), own = p.columns.count;
+    load_state(states, spec, [&](const TensorView& to, std::int64_t first) {
+      std::fill_n(to.as<float>(), to.num_elements(), 0.0F);  // rows of padding stay so
+      p.for_each_block(first, row_count(to.shape),
+                       [&](std::int64_t row, std::int64_t from, std::int64_t count) {
+                         copy_columns<float>({whole.as<float>() + from * width + p.columns.first, width},
+                                             {to.as<float>() + (row - first) * own, own}, count, own);
+                       });
+    });
+  }
 }
 
 TensorMap read_states(const States& states, Role role, std::string_view kind) {

@@ -123,6 +123,36 @@ TEST_CASE("distillation over ranks is that of one rank") {
   }
 }
 
+TEST_CASE(
+    "a distillation over ranks begins with the weights that one rank folds, whatever each of them keeps") {
+  const TemporaryFolder folder;
+  const std::vector<std::string> overrides{
+      fmt::format("distill.fold.tokens={}/tokens", (fixtures() / "deepseek_v2").string()),
+      "distill.fold.sequences=128", "train.learning_rate.peak=1e-9"};
+  const Result one = distill(folder / "one", {}, overrides);
+  const Result plain = distill(folder / "plain", {}, {"train.learning_rate.peak=1e-9"});
+  for (const Ranks& ranks :
+       {Ranks{2, 2}, Ranks{4, 2, 1}, Ranks{2, 1, 2}, Ranks{4, 2, 3}, Ranks{.count = 2, .tensor = 2},
+        Ranks{.count = 4, .expert = 2, .zero = 3, .tensor = 2}}) {
+    INFO(ranks.text());
+    const Result many = distill(folder / ranks.text(), ranks, overrides);
+    for (const auto& [name, tensor] : one.weights) {
+      INFO(name);
+      const auto at = [&](const Result& result) { return result.weights.at(name).values<float>(); };
+      double worst = 0, change = 0;
+      for (std::size_t i = 0; i < at(one).size(); ++i) {
+        worst = std::max(worst, std::abs(static_cast<double>(at(one)[i]) - static_cast<double>(at(many)[i])));
+        change =
+            std::max(change, std::abs(static_cast<double>(at(one)[i]) - static_cast<double>(at(plain)[i])));
+      }
+      CHECK(worst <= 1e-7 + 1e-3 * change);
+    }
+    for (const char* key : {"validation_untrained_loss", "validation_loss"})
+      CHECK(many.metrics[3][key].get<double>() ==
+            Catch::Approx(one.metrics[3][key].get<double>()).epsilon(1e-5));
+  }
+}
+
 TEST_CASE("distillation that overlaps teacher and student gives the bits of the blocking one") {
   const TemporaryFolder folder;
   for (const Ranks& ranks :

@@ -308,6 +308,40 @@ def case_eval_on_ranks(programs):
         job.expect_one_error("nothing: no such folder")
 
 
+def case_fold_on_ranks(programs):
+    """A fold on ranks says what one process says, and one of them writes the model; a mistake is said once."""
+    model = programs.fixtures / "deepseek_v2"
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder)
+
+        def command(name, *more):
+            return ["convert", model, out / name, "--farskip", "full", "--fold", model / "tokens", "--fold-sequences", 64,
+                    "--sequence-length", 32, "--dtype", "bf16", "--json", "--quiet", *more]
+
+        alone = subprocess.run([programs.farskip, *map(str, command("alone"))], capture_output=True, text=True, check=True)
+        wanted = json.loads(alone.stdout)
+        with Job(programs, 2, programs.farskip, command("ranks")) as job:
+            job.expect_end(60, 0)
+            got = json.loads(job.out.read_text())
+        expect(len(got["edges"]) == len(wanted["edges"]) and got["tensors"] == wanted["tensors"], f"{got}, {wanted}")
+        for key in ("loss_teacher", "loss_before", "loss_after"):
+            expect(abs(got[key] - wanted[key]) < 1e-4 * wanted[key], f"{key}: {got[key]}, {wanted[key]}")
+        check = subprocess.run([programs.farskip, "inspect", "--verify", str(out / "ranks")], capture_output=True, text=True)
+        expect(check.returncode == 0, f"{check}")
+        expect(sorted(os.listdir(out / "ranks")) == sorted(os.listdir(out / "alone")), f"{os.listdir(out / 'ranks')}")
+        expect(sorted(os.listdir(out)) == ["alone", "ranks"], f"{os.listdir(out)}")
+        with Job(programs, 2, programs.farskip, command("alone")) as job:
+            job.expect_end(30, 64)
+            job.expect_one_error("holds a model already")
+        with Job(programs, 2, programs.farskip, [1 if part == 64 else part for part in command("few")]) as job:
+            job.expect_end(30, 65)
+            job.expect_one_error("1 sequences of 32 tokens for 2 ranks")
+        with Job(programs, 2, programs.farskip, ["convert", model, out / "plain"]) as job:
+            job.expect_end(30, 64)
+            job.expect_one_error("convert without --fold runs in one process")
+        expect(sorted(os.listdir(out)) == ["alone", "ranks"], f"{os.listdir(out)}")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("mpirun", "probe", "farskip"):

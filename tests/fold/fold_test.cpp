@@ -4,7 +4,9 @@
 
 #include <map>
 
+#include "comm/local.h"
 #include "farskip/engine/engine.h"
+#include "fold/folded_file.h"
 #include "fold/matrices.h"
 #include "fold/walking_model.h"
 #include "support/catch.h"
@@ -29,8 +31,19 @@ struct Fixture {
     model.config = read_hub_config(test::fixtures() / name);
     model = wire_model(model.config, own);
   }
-  Folded fold(const FarSkipConfig& wiring, const FoldText& text) const {
-    return fold_model(model, wire_model(model.config, wiring).layers, rows, text, test::quiet_context());
+  struct Result {
+    Folded folded;
+    TensorMap weights;  // that it has changed
+  };
+  Result fold(const FarSkipConfig& wiring, const FoldText& text,
+              const Communicator& world = make_self_communicator()) const {
+    Result result;
+    result.folded =
+        fold_model(model, wire_model(model.config, wiring).layers, rows, text, world, test::quiet_context(),
+                   [&](const std::string& name, const HostTensor& changed) {
+                     CHECK(result.weights.emplace(name, changed).second);
+                   });
+    return result;
   }
 
   std::shared_ptr<States> weights;
@@ -48,8 +61,10 @@ double relative_error(const HostTensor& a, const HostTensor& b) {
 TEST_CASE("folded weights are those that NumPy finds in double") {
   for (const char* name : {"llama", "deepseek_v2"}) {
     const Fixture fixture(name);
-    const Folded folded = fixture.fold(kFull, read_text(fixture.model.config, 64));
-    const RowReader rows = folded_rows(fixture.rows, folded);
+    const TensorMap changed = fixture.fold(kFull, read_text(fixture.model.config, 64)).weights;
+    FoldedFile file(fs::temp_directory_path(), DType::f32);
+    for (const auto& [parameter, weights] : changed) file.add(parameter, weights);
+    const RowReader rows = file.over(fixture.rows);
     const SafetensorsFile expected(test::fixtures() / "fold" / (std::string(name) + ".safetensors"));
     std::size_t num_compared = 0;
     for (const HubSource& source :
@@ -97,7 +112,7 @@ TEST_CASE("every family folds onto every wiring, and fits what it fits") {
          {FarSkipMode::attention, FarSkipMode::full, FarSkipMode::shortcut, FarSkipMode::delay}) {
       const Fixture fixture(name);
       const FarSkipConfig wiring{mode, {}};
-      const Folded folded = fixture.fold(wiring, read_text(fixture.model.config, 64));
+      const Folded folded = fixture.fold(wiring, read_text(fixture.model.config, 64)).folded;
       for (const FoldEdge& edge : folded.edges) {
         INFO(fmt::format("{} {}: {}.{} {}", name, name_of(farskip_mode_names, mode), edge.layer,
                          block_name(edge.block), fold_side_name(edge.side)));
@@ -114,10 +129,86 @@ TEST_CASE("attention and MLP that read the same stream are fitted apart, as thei
   const int attention = layers.find(SubBlock::attention, 1), dense = layers.find(SubBlock::dense, 1);
   REQUIRE(layers.reads(attention) == layers.reads(dense));
   std::map<SubBlock, double> errors;
-  for (const FoldEdge& edge : fixture.fold(wiring, read_text(fixture.model.config, 16)).edges)
+  for (const FoldEdge& edge : fixture.fold(wiring, read_text(fixture.model.config, 16)).folded.edges)
     if (edge.layer == 1 && edge.side == FoldSide::input) errors[edge.block] = edge.error_before;
   REQUIRE(errors.size() == 2);
   CHECK(errors.at(SubBlock::attention) != errors.at(SubBlock::dense));
+}
+
+TEST_CASE("ranks that share the sequences fold as one rank does, and all to the same bits") {
+  for (const char* name : {"deepseek_v2", "llama"}) {
+    const Fixture fixture(name);
+    const FoldTextOptions all{kTokens, 64, 32};
+    const auto text_of = [&](int rank, int ranks) {
+      FoldTextOptions share = all;
+      share.rank = rank;
+      share.ranks = ranks;
+      return read_fold_text(share, fixture.model.config, std::nullopt, Logger(LogLevel::off));
+    };
+    const Fixture::Result one = fixture.fold(kFull, text_of(0, 1));
+    for (const int ranks : {2, 3, 4}) {
+      INFO(fmt::format("{}, {} ranks", name, ranks));
+      // 60 and 4 sequences; three ranks leave some out.
+      const double tolerance = ranks == 3 ? 0.05 : 1e-5;
+      std::vector<Fixture::Result> results(static_cast<std::size_t>(ranks));
+      run_local_ranks(ranks, [&](const Communicator& world) {
+        results[static_cast<std::size_t>(world.rank())] =
+            fixture.fold(kFull, text_of(world.rank(), ranks), world);
+      });
+      for (const Fixture::Result& result : results) {
+        REQUIRE(result.weights.size() == one.weights.size());
+        for (const auto& [parameter, weights] : result.weights) {
+          INFO(parameter);
+          CHECK(test::same_bits(weights.view(), results[0].weights.at(parameter).view()));
+          CHECK(relative_error(weights, one.weights.at(parameter)) < tolerance);
+        }
+        REQUIRE(result.folded.edges.size() == one.folded.edges.size());
+        for (std::size_t i = 0; i < one.folded.edges.size(); ++i) {
+          const FoldEdge &many = result.folded.edges[i], &single = one.folded.edges[i];
+          CHECK(many.error_before == Catch::Approx(single.error_before).epsilon(3 * tolerance));
+          CHECK(many.error_after == Catch::Approx(single.error_after).epsilon(3 * tolerance));
+          CHECK(many.ridge == Catch::Approx(single.ridge).epsilon(ranks == 3 ? 0.05 : 1e-12));
+        }
+        CHECK(result.folded.teacher_loss == Catch::Approx(one.folded.teacher_loss).epsilon(tolerance));
+        CHECK(result.folded.loss_after == Catch::Approx(one.folded.loss_after).epsilon(tolerance));
+      }
+    }
+  }
+}
+
+TEST_CASE("folded weights in a file are read in place of a model's, in its type") {
+  const Fixture fixture("llama");
+  const TensorMap changed = fixture.fold(kFull, read_text(fixture.model.config, 16)).weights;
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    FoldedFile file(fs::temp_directory_path(), dtype);
+    for (const auto& [parameter, weights] : changed) file.add(parameter, weights);
+    const RowReader rows = file.over(fixture.rows);
+    for (const LocalParameter& p : whole_parameters(list_parameters(fixture.model.config))) {
+      INFO(p.spec.name);
+      const std::int64_t first = p.spec.num_rows() / 3;
+      const HostTensor read(DType::f32, shape_of_rows(p.spec.shape, p.spec.num_rows() - first)),
+          old(DType::f32, read.shape());
+      rows(p, first, read.view());
+      fixture.rows(p, first, old.view());
+      const auto at = changed.find(p.spec.name);
+      if (at == changed.end()) {
+        CHECK(test::same_bits(read.view(), old.view()));
+        continue;
+      }
+      const HostTensor rounded = convert_dtype(convert_dtype(at->second, dtype), DType::f32);
+      CHECK(test::same_bits(read.view(), rows_view(rounded.view(), first, p.spec.num_rows() - first)));
+    }
+  }
+}
+
+TEST_CASE("folded weights beyond the range of bf16 are refused by name") {
+  FoldedFile file(fs::temp_directory_path(), DType::bf16);
+  HostTensor large(DType::f32, Shape{2, 3});
+  std::fill_n(large.view().as<float>(), 6, 1.0F);
+  large.view().as<float>()[4] = std::numeric_limits<float>::max();
+  CHECK_THROWS_AS(file.add("model.layers.0.mlp.down_proj.weight", large), DataError);
+  CHECK_THROWS_WITH(file.add("model.layers.1.mlp.down_proj.weight", large),
+                    ContainsSubstring("layers.1.mlp.down_proj") && ContainsSubstring("write f32"));
 }
 
 TEST_CASE(
@@ -125,12 +216,12 @@ TEST_CASE(
   const Fixture fixture("deepseek_v2");
   FarSkipConfig wiring = kFull;
   wiring.layers = *parse_layer_selection("2-2").value;
-  const Folded folded = fixture.fold(wiring, read_text(fixture.model.config, 64));
+  const auto [folded, changed] = fixture.fold(wiring, read_text(fixture.model.config, 64));
   REQUIRE(!folded.edges.empty());
   CHECK(folded.edges.front().layer == 2);
   for (const FoldEdge& edge : folded.edges)
     if (edge.layer == 3) CHECK(edge.side == FoldSide::output);
-  for (const auto& [name, weights] : folded.weights) CHECK(!name.starts_with("model.layers.1."));
+  for (const auto& [name, weights] : changed) CHECK(!name.starts_with("model.layers.1."));
 }
 
 TEST_CASE("a fold of activations that are not finite names layer and matrix") {
@@ -144,7 +235,8 @@ TEST_CASE("a fold of activations that are not finite names layer and matrix") {
     };
     const auto fold = [&] {
       fold_model(fixture.model, wire_model(fixture.model.config, kFull).layers, rows,
-                 read_text(fixture.model.config, 8), test::quiet_context());
+                 read_text(fixture.model.config, 8), make_self_communicator(), test::quiet_context(),
+                 [](const std::string&, const HostTensor&) {});
     };
     CHECK_THROWS_AS(fold(), DataError);
     CHECK_THROWS_WITH(fold(), ContainsSubstring(named) && ContainsSubstring("is not finite"));
@@ -153,9 +245,9 @@ TEST_CASE("a fold of activations that are not finite names layer and matrix") {
 
 TEST_CASE("a model folded onto its own wiring stays as it is") {
   const Fixture fixture("deepseek_v2", kFull);
-  const Folded folded = fixture.fold(kFull, read_text(fixture.model.config, 8));
+  const auto [folded, changed] = fixture.fold(kFull, read_text(fixture.model.config, 8));
   CHECK(folded.edges.empty());
-  CHECK(folded.weights.empty());
+  CHECK(changed.empty());
 }
 
 }  // namespace

@@ -69,6 +69,37 @@ TEST_CASE("no sequence is both fitted and held out, and those computed together 
   }
 }
 
+TEST_CASE("ranks get as many sequences each, no sequence twice, and one held out each where there are two") {
+  const test::TemporaryFolder folder;
+  const std::string tokens = write_counting(folder, 500 * 8 + 1);
+  for (const int ranks : {1, 2, 3, 8})
+    for (const std::int64_t asked : {8, 15, 16, 17, 100, 500}) {
+      INFO(fmt::format("{} sequences, {} ranks", asked, ranks));
+      std::set<std::int32_t> distinct;
+      std::int64_t count = 0;
+      for (int rank = 0; rank < ranks; ++rank) {
+        FoldTextOptions options{tokens, asked, 8};
+        options.rank = rank;
+        options.ranks = ranks;
+        const FoldText text = read_fold_text(options, model_of(5000), std::nullopt, kQuiet);
+        CHECK(text.fitted >= 1);
+        CHECK(text.fitted % text.at_once == 0);
+        CHECK(text.held_out % text.at_once == 0);
+        CHECK((text.held_out > 0) == (asked >= 2 * ranks));
+        if (rank > 0) CHECK(text.sequences() == count);
+        count = text.sequences();
+        distinct.insert(text.tokens.begin(), text.tokens.end());
+      }
+      CHECK(static_cast<std::int64_t>(distinct.size()) == ranks * count * 8);
+      CHECK(ranks * count >= asked / 2);
+    }
+  FoldTextOptions many{tokens, 4, 8};
+  many.ranks = 5;
+  CHECK_THROWS_WITH(read_fold_text(many, model_of(5000), std::nullopt, kQuiet),
+                    ContainsSubstring("4 sequences of 8 tokens for 5 ranks"));
+  CHECK_THROWS_AS(read_fold_text(many, model_of(5000), std::nullopt, kQuiet), DataError);
+}
+
 TEST_CASE("a fold reads text with the model's tokenizer, and leaves no file behind") {
   const test::TemporaryFolder folder;
   fs::create_directory(folder / "pages");

@@ -22,6 +22,10 @@ NormalEquations equations_of(const Eigen::MatrixXd& x, const Eigen::MatrixXd& r)
   return sums;
 }
 
+Eigen::MatrixXd solve_ridge(NormalEquations sums, double ridge) {
+  return solve_ridges({&sums, 1}, {&ridge, 1})[0];
+}
+
 TEST_CASE("ridge regression finds the map that made the data, and minimises what it says") {
   const Eigen::MatrixXd x = random_matrix(40, 7, 1), map = random_matrix(7, 3, 2),
                         noise = random_matrix(40, 3, 3);
@@ -36,6 +40,20 @@ TEST_CASE("ridge regression finds the map that made the data, and minimises what
     CHECK(cost(found + 0.01 * random_matrix(7, 3, 10 + i)) > cost(found));
   CHECK(squares_gained(sums, found) ==
         Catch::Approx((x * map + noise - x * found).squaredNorm() - (x * map + noise).squaredNorm()));
+}
+
+TEST_CASE("sums that were solved are what they were, several at once and with rows fewer than columns") {
+  std::vector<NormalEquations> sums;
+  for (const int rows : {40, 3, 11})
+    sums.push_back(equations_of(random_matrix(rows, 9, 6), random_matrix(rows, 200, 7)));
+  const std::vector<NormalEquations> before = sums;
+  const std::vector<double> ridges{1e-2, 1e-8, 0.5};
+  const std::vector<Eigen::MatrixXd> found = solve_ridges(sums, ridges);
+  for (std::size_t e = 0; e < sums.size(); ++e) {
+    CHECK((sums[e].gram - before[e].gram).norm() < 1e-14 * before[e].gram.norm());
+    CHECK(sums[e].cross == before[e].cross);
+    CHECK(found[e] == solve_ridge(before[e], ridges[e]));
+  }
 }
 
 TEST_CASE("rows without content change nothing, fewer rows than columns are no obstacle") {

@@ -57,8 +57,11 @@ bool all_finite(const TensorView& values);
 /// States of one role (and kind) on the host, by parameter: copies. For what is done on the host with all of
 /// them, such as a comparison.
 TensorMap read_states(const States& states, Role role, std::string_view kind = {});
-/// The other way, for those that are in the map, all rows here or those that are kept; compute copies are
-/// made.
+/// Of a parameter in host memory, whole and in f32, what this rank keeps: of weights and constants, and of
+/// copies that are filled as these are. The other compute copies are to be made (make_compute_copies).
+void write_whole(States& states, std::string_view parameter, const TensorView& whole);
+/// The other way than read_states, for those that are in the map, all rows here or those that are kept;
+/// compute copies are made.
 void write_states(States& states, const TensorMap& tensors, Role role, std::string_view kind = {});
 
 }  // namespace farskip
