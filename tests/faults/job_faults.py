@@ -198,7 +198,7 @@ def case_refused_before_mpi(programs):
             (["train", bad], 64, "trian: unknown key"),
             (["train", bad.with_name("none.yaml")], 66, "none.yaml"),
             (["trian"], 64, "see 'farskip --help'"),
-            (["inspect", "x"], 64, "commands for many ranks: train, distill, forward, eval, generate, serve, bench"),
+            (["inspect", "x"], 64, "commands for many ranks: train, distill, forward, eval, generate, serve, convert, bench"),
             (["data", "info", "x"], 64, "data info runs in one process, but the launcher started 3"),
         ]
         for arguments, status, message in refused:
