@@ -51,6 +51,8 @@ ROWS = [
     ("KL, AdamW 1e-3, first two layers standard", "kl-2", "short", "2-29", False, [rate("1e-3")]),
     ("fold, then KL, Muon 5e-4, first two layers standard", "fold-muon-2", "short", "2-29", True, [rate("5e-4"), MUON]),
     ("fold, then KL + normalised hidden loss, Muon 7e-4", "fold-muon-hidden", "short", "all", True, [rate("7e-4"), MUON, NORMALISED]),
+    ("fold, then KL, AdamW 5e-4, balance loss 1e-3", "fold-balance", "short", "all", True, [rate("5e-4"), "train.aux_loss=0.001"]),
+    ("fold, then KL + router agreement 0.01, AdamW 5e-4", "fold-routers", "short", "all", True, [rate("5e-4"), "distill.router_agreement=0.01"]),
     ("KL + raw hidden L2, AdamW 1e-3", "kl-l2", "short", "all", False, [rate("1e-3"), "distill.hidden_l2=1"]),
     ("fold, then KL, Muon 7e-4", "long-fold-muon", "long", "all", True, [rate("7e-4"), MUON]),
     ("KL + normalised hidden loss, AdamW 1e-3, half and half", "long-kl-hidden", "long", "all", False, [rate("1e-3"), NORMALISED, "half"]),
@@ -135,13 +137,16 @@ class RealModel:
     def measure(self, key, name, model, wiring=(), tokens=0):
         kept = self.out / f"{key}.result.json"
         if not kept.exists():
-            common = ["--model", model(), "--teacher", self.teacher(), "--batch", self.size["batch"], "--sequence-length",
+            folder = model()
+            common = ["--model", folder, "--teacher", self.teacher(), "--batch", self.size["batch"], "--sequence-length",
                       self.size["length"], "--max-sequences", self.size["held_out"], *self.device(), *wiring, "--json", "--quiet"]
             evaluate = lambda *more: json.loads(subprocess.run([str(word) for word in [self.args.farskip, "eval", *common, *more]],
                                                                check=True, stdout=subprocess.PIPE, text=True).stdout)
             tasks = [path for path in sorted(self.tasks().glob("*.jsonl"))]
             result = {"name": name, "tokens": tokens, "D": evaluate("--data", self.data / "tokens-validation", "--tasks", *tasks),
                       "G": evaluate("--data", self.sampled("G", self.size["G"], 1))}
+            if (folder / "metrics.jsonl").exists():
+                result["load"] = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["load_max_over_mean"]
             kept.write_text(json.dumps(result) + "\n")
         with self.lock:
             self.results.setdefault(name, []).append(json.loads(kept.read_text()))
@@ -198,7 +203,7 @@ class RealModel:
         teacher, untrained = (self.results.get(name, [None])[0] for name in ("teacher", "rewired, untrained"))
         rows = [row_of(name, results, teacher, untrained) for name, results in self.results.items()]
         header = ["what", "tokens", "D: loss", "excess", "gap recovered", "KL", "agreement", "G: KL", "agreement"]
-        header += [task["name"] for task in teacher["D"]["tasks"]]
+        header += [task["name"] for task in teacher["D"]["tasks"]] + ["busiest expert"]
         (self.out / "table.md").write_text(table(header, rows) + "\n")
 
 
@@ -213,7 +218,8 @@ def row_of(name, results, teacher, untrained):
     for i, task in enumerate(teacher["D"]["tasks"]):
         accuracies = [r["D"]["tasks"][i]["accuracy"] for r in results]
         cells.append(number(accuracies, 1, 100.0, "%") + f" (± {100 * (task['accuracy_stderr'] or 0):.1f})")
-    return cells
+    loads = [r["load"] for r in results if "load" in r]
+    return cells + [number(loads, 1) + " x mean" if loads else "-"]
 
 
 def make_prompts(tokens, count, generator):

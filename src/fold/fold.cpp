@@ -151,7 +151,7 @@ class Folding {
     folded_.edges.back().block = block.kind;
     for (const std::string& part : make_block(config_, block.kind)->readers()) {
       const std::string name = layer_name(block.layer, part);
-      take_(name, fold_input(*context_.device(), student_weights_->at(name), input_change_->change, world_));
+      take_(name, fold_input(context_, student_weights_->at(name), input_change_->change, world_));
     }
   }
 
