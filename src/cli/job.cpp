@@ -170,7 +170,10 @@ void check_alike(const Communicator& world, const ConfigNode& request) {
   const DieOnTerminate guard;
   std::this_thread::sleep_for(rank > 0 && failure.code == ExitCode::resumable ? kTurnOfStopped
                                                                               : turn_of(rank));
-  print_error(place_of(rank, sign) + failure.message);
+  std::string_view message = failure.message;
+  const std::string own = fmt::format("rank {}: ", rank);  // where the ranks have agreed on an error
+  if (message.starts_with(own)) message.remove_prefix(own.size());
+  print_error(fmt::format("{}{}", place_of(rank, sign), message));
   session.abort(static_cast<int>(failure.code));
 }
 

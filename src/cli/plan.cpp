@@ -263,7 +263,8 @@ ExitCode run_search(const LoadedRun& run, const PlanRequest& base, const Options
 /// schedule.recompute: auto.
 void settle_recompute(const LoadedRun& run, PlanRequest& request, bool json) {
   if (request.options.recompute != Recompute::automatic) return;
-  const RecomputePlan chosen = fit_recompute(request, *run.config.schedule.memory, Logger(LogLevel::warning));
+  const RecomputePlan chosen =
+      fit_recompute(request, *run.config.schedule.memory, 0, Logger(LogLevel::warning));
   request.options.recompute = chosen.recompute;
   if (chosen.routed_rows_memory) request.options.routed_rows_memory = chosen.routed_rows_memory;
   if (!json)

@@ -38,19 +38,20 @@ void fold_start(const RunConfig& config, const ModelConfig& student, const std::
         "distill.fold: the student does not start from the teacher; leave out init.from and model");
   const SafetensorsFolder files(folder);
   const Model teacher = wire_model(read_hub_config(folder));
+  const LayerGraph wiring = wire_model(student).layers;
+  for (const std::string& name : folded_parameters(teacher, wiring))
+    if (frozen.contains(name))
+      throw UsageError(
+          fmt::format("distill.fold changes {}, which distill.freeze keeps; leave out one of them", name));
   const ModelFolder weights(files, list_parameters(teacher.config));
   const Communicator& world = context.world();
   const FoldText text = read_fold_text(
       text_options(*config.distill->fold, config.train.sequence_length, student, world), student,
       read_companions(folder).tokenizer, world.rank() == 0 ? context.logger : Logger(LogLevel::off));
-  const Folded folded =
-      fold_model(teacher, wire_model(student).layers, rows_of(weights), text, world, context_of_one(context),
-                 [&](const std::string& name, const HostTensor& folded_weights) {
-                   if (frozen.contains(name))
-                     throw UsageError(fmt::format(
-                         "distill.fold changes {}, which distill.freeze keeps; leave out one of them", name));
-                   write_whole(states, name, folded_weights.view());
-                 });
+  const Folded folded = fold_model(teacher, wiring, rows_of(weights), text, world, context_of_one(context),
+                                   [&](const std::string& name, const HostTensor& folded_weights) {
+                                     write_whole(states, name, folded_weights.view());
+                                   });
   make_compute_copies(states);
   context.logger.info("distill.fold: loss {:.4f} nats rewired, {:.4f} folded, {:.4f} of the teacher",
                       folded.loss_before, folded.loss_after, folded.teacher_loss);

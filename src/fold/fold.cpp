@@ -65,6 +65,11 @@ Context stream_memory(const ModelConfig& config, const FoldText& text, const Con
   return make_context(make_cpu_device(), context.logger);
 }
 
+/// Whether the block reads another stream than in the other wiring.
+bool is_rewired(const LayerGraph& before, const LayerGraph& after, std::size_t block) {
+  return after.blocks[block].omits != before.blocks[block].omits;
+}
+
 class Folding {
  public:
   Folding(const Model& teacher, const LayerGraph& wiring, const RowReader& rows, const FoldText& text,
@@ -125,9 +130,9 @@ class Folding {
 
   /// Fits a block, given all before it, and computes it in every model.
   void fold_block(int i, const LayerBlock& block) {
-    const bool is_rewired = block.omits != teacher_wiring_.blocks[static_cast<std::size_t>(i)].omits;
-    differs_ |= is_rewired;
-    if (is_rewired) fold_inputs(i, block);
+    const bool reads_another = is_rewired(teacher_wiring_, student_wiring_, static_cast<std::size_t>(i));
+    differs_ |= reads_another;
+    if (reads_another) fold_inputs(i, block);
     teacher_.compute(i);
     untrained_.compute(i);
     if (differs_) fold_outputs(i, block);
@@ -330,6 +335,22 @@ class Folding {
 };
 
 }  // namespace
+
+std::set<std::string> folded_parameters(const Model& teacher, const LayerGraph& wiring) {
+  std::set<std::string> names;
+  bool differs = false;
+  for (std::size_t i = 0; i < wiring.blocks.size(); ++i) {
+    const LayerBlock& block = wiring.blocks[i];
+    const bool reads_another = is_rewired(teacher.layers, wiring, i);
+    differs |= reads_another;
+    if (!differs || block.kind == SubBlock::head) continue;
+    const auto parts = make_block(teacher.config, block.kind);
+    if (reads_another)
+      for (const std::string& part : parts->readers()) names.insert(layer_name(block.layer, part));
+    names.insert(layer_name(block.layer, parts->writer()));
+  }
+  return names;
+}
 
 Folded fold_model(const Model& teacher, const LayerGraph& wiring, const RowReader& rows, const FoldText& text,
                   const Communicator& world, const Context& context, const TakeFolded& take) {

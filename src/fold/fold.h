@@ -4,6 +4,7 @@
 // gradient step (docs/distillation.md, docs/decisions/010-fold.md).
 
 #include <functional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -53,5 +54,8 @@ using TakeFolded = std::function<void(const std::string& parameter, const HostTe
 /// these Gram matrices in double, and one parameter at a time of the changed weights.
 Folded fold_model(const Model& teacher, const LayerGraph& wiring, const RowReader& rows, const FoldText& text,
                   const Communicator& world, const Context& context, const TakeFolded& take);
+
+/// Names of the parameters that this changes.
+std::set<std::string> folded_parameters(const Model& teacher, const LayerGraph& wiring);
 
 }  // namespace farskip

@@ -91,18 +91,20 @@ void fit_routed_rows(PlanRequest request, std::uint64_t memory, const Logger& lo
 
 }  // namespace
 
-RecomputePlan fit_recompute(const PlanRequest& request, std::uint64_t memory, const Logger& logger) {
-  RecomputePlan chosen = choose_recompute(request, all_recomputations(), memory, [&](const PlanRequest& one) {
+RecomputePlan fit_recompute(const PlanRequest& request, std::uint64_t memory, std::uint64_t others,
+                            const Logger& logger) {
+  const std::uint64_t left = memory - std::min(memory, others);
+  RecomputePlan chosen = choose_recompute(request, all_recomputations(), left, [&](const PlanRequest& one) {
     return plan_scheduled_step(one, logger);
   });
-  const std::size_t bytes = chosen.step.memory.total();
+  const std::uint64_t bytes = chosen.step.memory.total() + others;
   if (bytes > memory)
     throw UsageError(
         fmt::format("schedule.memory is {}, and a step takes at least {}, with schedule.recompute={}; allow "
                     "{} bytes, or use "
                     "a smaller train.micro_batch, a shorter train.sequence_length or more ranks",
                     size_text(memory), size_text(bytes), name_of(recompute_names, chosen.recompute), bytes));
-  fit_routed_rows(request, memory, logger, chosen);
+  fit_routed_rows(request, left, logger, chosen);
   return chosen;
 }
 
@@ -116,11 +118,11 @@ void fit_recompute(const ScheduleConfig& config, const Model& model, const Conte
   // Times say no more than which of two recomputes less, for which any rates of such a device do.
   request.costs.rates = attained_rates(gpu_cards().front(), options.compute);
   request.costs.links.fill(attained_link(gpu_cards().front(), 0.0));
-  const std::size_t others =
+  const std::uint64_t others =
       options.objective && options.objective->states() ? options.objective->states()->num_bytes() : 0;
-  const std::uint64_t memory = *config.memory - std::min<std::uint64_t>(*config.memory, others);
   RecomputePlan chosen;
-  run_together(context.world(), [&] { chosen = fit_recompute(request, memory, context.logger); });
+  run_together(context.world(),
+               [&] { chosen = fit_recompute(request, *config.memory, others, context.logger); });
   // Shares of ZeRO differ between ranks, their graphs must not.
   std::array<double, 2> choice{static_cast<double>(chosen.recompute),
                                -static_cast<double>(chosen.routed_rows_memory.value_or(0))};

@@ -30,8 +30,10 @@ std::vector<Recompute> all_recomputations();
 /// `schedule.recompute: auto` of what is planned: the choice that fits `schedule.memory`, and on CPUs for
 /// routed rows (unless the request bounds them) what that leaves free: room for all that a rank could send to
 /// one other, or half of them, or a quarter, but never less than usual, since a step with more is computed
-/// twice. UsageError with the least that would do where no choice fits.
-RecomputePlan fit_recompute(const PlanRequest& request, std::uint64_t memory, const Logger& logger);
+/// twice. `others`: bytes of `memory` that the plan does not count. UsageError with the least that would do
+/// where no choice fits.
+RecomputePlan fit_recompute(const PlanRequest& request, std::uint64_t memory, std::uint64_t others,
+                            const Logger& logger);
 /// The same of what is to run here, set in `options` and said; nothing where it is not auto. `distill`: of
 /// options that have no objective yet. Collective.
 void fit_recompute(const ScheduleConfig& config, const Model& model, const Context& context,

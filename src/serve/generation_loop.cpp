@@ -62,11 +62,14 @@ void GenerationLoop::refuse_new() {
 
 std::unique_ptr<OpenTexts> GenerationLoop::submit(std::vector<GenerationRequest> requests) {
   for (const GenerationRequest& request : requests) check_request(request, engine_.config(), engine_.size());
+  const auto count = static_cast<std::int64_t>(requests.size());
+  if (count > max_open_)
+    throw ApiError(400, fmt::format("{} texts are asked for, and the server takes {} at once; ask for fewer",
+                                    count, max_open_));
   auto mailbox = std::make_shared<OpenTexts::Mailbox>();
   {
     const std::lock_guard lock(mutex_);
     if (refuses_new_) throw ApiError(503, "the server is about to end and takes no new requests");
-    const auto count = static_cast<std::int64_t>(requests.size());
     if (num_open_ + count > max_open_)
       throw ApiError(503, fmt::format("{} texts are asked for, {} are open, and the server takes {} at once; "
                                       "try again later",

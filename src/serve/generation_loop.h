@@ -57,7 +57,8 @@ class GenerationLoop {
   void run(const std::function<bool()>& stop_requested);
 
   /// Any thread may call these. UsageError where one of the texts may not be continued
-  /// (ContinuousBatch::check), ApiError 503 where there are too many already, and after refuse_new().
+  /// (ContinuousBatch::check), ApiError 400 where these alone are too many, 503 where with
+  /// those that are open they are, and after refuse_new().
   std::unique_ptr<OpenTexts> submit(std::vector<GenerationRequest> requests);
   bool refuses_new() const { return refuses_new_; }
 

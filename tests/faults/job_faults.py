@@ -137,9 +137,10 @@ def case_one_rank_throws(programs):
 
 
 def case_all_ranks_throw(programs):
-    with start_probe(programs, 3, fail=("all", 4)) as job:
-        job.expect_end(15, 65)
-        job.expect_one_error("rank 0, step 4: broken on purpose")
+    for how in ("all", "together"):
+        with start_probe(programs, 3, fail=(how, 4)) as job:
+            job.expect_end(15, 65)
+            job.expect_one_error("rank 0, step 4: broken on purpose")
 
 
 def case_rank_killed(programs):

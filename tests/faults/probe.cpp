@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // A job that does nothing but steps with a sum over all ranks, for job_faults.py to break:
-//   farskip_probe TAG STEPS TIMEOUT [RANK|all STEP]
-// TAG is what the script finds the processes by. With RANK (or all), that rank throws at STEP.
+//   farskip_probe TAG STEPS TIMEOUT [RANK|all|together STEP]
+// TAG is what the script finds the processes by. With RANK (or all), that rank throws at STEP; with together
+// all agree on the error first.
 
 #include <chrono>
 #include <csignal>
@@ -13,6 +14,7 @@
 #include "backend/cpu/machine.h"
 #include "cli/failure.h"
 #include "cli/job.h"
+#include "comm/collective_errors.h"
 
 namespace farskip {
 namespace {
@@ -30,6 +32,8 @@ ExitCode run_steps(const std::vector<std::string>& arguments, const Job& job) {
   job.logger.warning("warning\nof two lines");
   for (int step = 1; step <= num_steps; ++step) {
     job.heartbeat->begin_step(step);
+    if (step == failing_step && failing == "together")
+      run_together(job.world, [] { throw DataError("broken on purpose"); });
     if (step == failing_step && (failing == "all" || std::stoi(failing) == rank))
       throw DataError("broken on purpose");
     std::this_thread::sleep_for(std::chrono::milliseconds(20));

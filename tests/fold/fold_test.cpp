@@ -3,6 +3,7 @@
 #include "fold/fold.h"
 
 #include <map>
+#include <set>
 
 #include "comm/local.h"
 #include "farskip/engine/engine.h"
@@ -222,6 +223,9 @@ TEST_CASE(
   for (const FoldEdge& edge : folded.edges)
     if (edge.layer == 3) CHECK(edge.side == FoldSide::output);
   for (const auto& [name, weights] : changed) CHECK(!name.starts_with("model.layers.1."));
+  std::set<std::string> names;
+  for (const auto& [name, weights] : changed) names.insert(name);
+  CHECK(folded_parameters(fixture.model, wire_model(fixture.model.config, wiring).layers) == names);
 }
 
 TEST_CASE("a fold of activations that are not finite names layer and matrix") {

@@ -155,23 +155,27 @@ TEST_CASE("recomputation is the fastest that fits, and an error names the least 
   const PlanRequest request = make_request(settings);
   const std::size_t none = plan(settings, "none").memory.total(),
                     full = plan(settings, "full").memory.total();
-  CHECK(fit_recompute(request, none, kQuiet).recompute == Recompute::none);
-  const RecomputePlan less = fit_recompute(request, none - 1, kQuiet);
+  CHECK(fit_recompute(request, none, 0, kQuiet).recompute == Recompute::none);
+  const RecomputePlan less = fit_recompute(request, none - 1, 0, kQuiet);
   CHECK((less.recompute == Recompute::attention || less.recompute == Recompute::experts));
   for (const char* other : {"attention", "experts"}) {
     const PlannedStep step = plan(settings, other);
     CHECK((step.memory.total() >= none || step.seconds >= less.step.seconds));
   }
-  CHECK(fit_recompute(request, full, kQuiet).recompute == Recompute::full);
-  CHECK_THROWS_WITH(fit_recompute(request, full - 1, kQuiet),
+  CHECK(fit_recompute(request, full, 0, kQuiet).recompute == Recompute::full);
+  CHECK_THROWS_WITH(fit_recompute(request, full - 1, 0, kQuiet),
                     Catch::Matchers::ContainsSubstring(fmt::format("allow {} bytes", full)));
+  // Of a teacher's weights, which the plan does not count, the error has to count them.
+  CHECK(fit_recompute(request, full + 1000, 1000, kQuiet).recompute == Recompute::full);
+  CHECK_THROWS_WITH(fit_recompute(request, full + 999, 1000, kQuiet),
+                    Catch::Matchers::ContainsSubstring(fmt::format("allow {} bytes", full + 1000)));
 }
 
 TEST_CASE("routed rows get the memory that the fitted plan leaves") {
   const PlanRequest request = make_request({{"parallel.expert", "4"}, {"train.micro_batch", "2"}});
   const RoutedRowsPlan usual = plan_routed_rows(request.model, request.options, request.mesh.exchange_size());
   REQUIRE(usual.all_rows == 2 * usual.max_rows);
-  const auto fit = [&](std::uint64_t memory) { return fit_recompute(request, memory, kQuiet); };
+  const auto fit = [&](std::uint64_t memory) { return fit_recompute(request, memory, 0, kQuiet); };
   const RecomputePlan roomy = fit(std::uint64_t{1} << 40);
   CHECK(roomy.recompute == Recompute::none);
   CHECK(roomy.routed_rows_memory == 2 * usual.bytes);

@@ -186,7 +186,7 @@ def case_refusals(args):
         refused(400, "max_position_embeddings is 256", prompt=[1] * 256)
         refused(400, "without \"stream\": true", stream_options={"include_usage": True})
         refused(400, "has 17 texts; allowed", stop=["a"] * 17)
-        refused(503, "the server takes 8 at once", prompt=["the"] * 9)
+        refused(400, "9 texts are asked for, and the server takes 8 at once", prompt=["the"] * 9)
         refused(404, "is not served here; allowed: \"llama\"", model="gpt-4")
         refused(404, "is not served", path="/v1/embeddings")
         refused(405, "allowed: POST", method="GET")
