@@ -78,9 +78,10 @@ if(FARSKIP_CUDA_FOUND)
   # Headers of this layer's own sources: a program that uses the library needs none of them.
   target_include_directories(farskip_cuda_libraries SYSTEM INTERFACE
     "$<BUILD_INTERFACE:${CUDAToolkit_INCLUDE_DIRS}>" "$<BUILD_INTERFACE:${CUDNN_INCLUDE_DIR}>")
-  # NVRTC: cuDNN's frontend names it in a part that is never run here.
-  target_link_libraries(farskip_cuda_libraries INTERFACE CUDA::cudart_static CUDA::cublasLt CUDA::nvrtc
-                                                         ${CUDNN_LIBRARY})
+  # cuBLASLt and NVRTC, which cuDNN's frontend names in a part that is never run here, are loaded late.
+  set_source_files_properties(${CMAKE_SOURCE_DIR}/src/backend/cuda/late_libraries.cpp PROPERTIES
+    COMPILE_DEFINITIONS "FARSKIP_CUDA_LIBRARY_DIR=\"${CUDAToolkit_LIBRARY_DIR}\"")
+  target_link_libraries(farskip_cuda_libraries INTERFACE CUDA::cudart_static ${CUDNN_LIBRARY} ${CMAKE_DL_LIBS})
   target_include_directories(farskip_cuda_libraries SYSTEM INTERFACE
     "$<BUILD_INTERFACE:${FARSKIP_CUDNN_FRONTEND_DIR}/include>")
 

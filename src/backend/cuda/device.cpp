@@ -8,10 +8,11 @@
 
 #include <algorithm>
 
-#include "backend/cuda/check.h"
 #include "backend/cuda/context.h"
 #include "backend/cuda/handle.h"
 #include "backend/cuda/info.h"
+#include "backend/cuda/late_libraries.h"
+#include "backend/cuda/library_check.h"
 #include "backend/cuda/library_plans.h"
 #include "backend/cuda/pinned_ring.h"
 #include "backend/cuda/random.h"
@@ -284,13 +285,21 @@ std::string library_version(std::size_t version) {  // 130100 → "13.1.0"
   return fmt::format("{}.{}.{}", version / 10000, version / 100 % 100, version % 100);
 }
 
+std::string cublas_version() {
+  try {
+    return library_version(cublasLtGetVersion());
+  } catch (const UsageError&) {
+    return {};
+  }
+}
+
 }  // namespace
 
 Info info() {
   Info info{.built = true,
             .toolkit = version_text(CUDART_VERSION),
             .driver = version_text(driver_version()),
-            .cublas = library_version(cublasLtGetVersion()),
+            .cublas = cublas_version(),
             .cudnn = library_version(cudnnGetVersion()),
             .nccl = FARSKIP_NCCL_VERSION,
             .unrepeatable = "the gradient of attention in bf16 (cuDNN)",
@@ -339,6 +348,7 @@ std::string why_no_cuda_device(int index) noexcept {
 std::shared_ptr<Device> make_cuda_device(int index) {
   const std::string problem = cuda::device_problem(index);
   if (!problem.empty()) throw UsageError(problem);
+  cuda::load_libraries();
   return std::make_shared<cuda::CudaDevice>(index);
 }
 

@@ -31,11 +31,7 @@ void launch(cudaStream_t stream, void (*kernel)(Parameters...), dim3 grid, dim3 
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
   kernel<<<grid, block, shared_bytes, stream>>>(static_cast<Parameters>(values)...);
   const cudaError_t status = cudaGetLastError();
-  if (status == cudaSuccess) return;
-  const char* name = nullptr;
-  if (cudaFuncGetName(&name, reinterpret_cast<const void*>(kernel)) != cudaSuccess) name = "a kernel";
-  throw InternalError(
-      fmt::format("launch of {}: {} ({})", name, cudaGetErrorName(status), cudaGetErrorString(status)));
+  if (status != cudaSuccess) fail_launch(status, reinterpret_cast<const void*>(kernel));
 }
 
 /// Launches on the call's stream.

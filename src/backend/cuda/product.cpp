@@ -3,8 +3,8 @@
 
 #include <algorithm>
 
-#include "backend/cuda/check.h"
 #include "backend/cuda/handle.h"
+#include "backend/cuda/library_check.h"
 #include "backend/cuda/library_plans.h"
 
 namespace farskip::cuda {

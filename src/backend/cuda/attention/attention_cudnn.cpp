@@ -5,7 +5,7 @@
 #include <algorithm>
 
 #include "backend/cuda/attention/attention.h"
-#include "backend/cuda/check.h"
+#include "backend/cuda/library_check.h"
 #include "backend/cuda/library_plans.h"
 #include "farskip/base/log.h"
 
