@@ -2,12 +2,12 @@
 // The program as a person uses it: whole commands, exit codes, messages.
 
 #include <map>
-#include <nlohmann/json.hpp>
 #include <sstream>
 
 #include "farskip/base/file.h"
 #include "farskip/tensor/safetensors.h"
 #include "support/catch.h"
+#include "support/json.h"
 #include "support/support.h"
 
 namespace farskip {
@@ -233,7 +233,7 @@ TEST_CASE("what the environment asks for or forbids is said at the start") {
 }
 
 TEST_CASE("inspect shows how many tokens a tokenizer has and which one ends a document") {
-  const auto shown = nlohmann::json::parse(
+  const auto shown = test::parse_json(
       farskip_command("inspect --json " + fixture("tokenizer_gpt2") + "/tokenizer.json").out);
   CHECK(shown["kind"] == "tokenizer");
   CHECK(shown["vocab_size"].get<int>() > 256);
@@ -268,7 +268,7 @@ TEST_CASE("report writes a page and, asked for, the comparison, and nothing wher
   const auto result = farskip_command("report --json " + tmp);
   REQUIRE(result.status == 0);
   CHECK_THAT(result.err, ContainsSubstring("cut off"));
-  const auto object = nlohmann::json::parse(result.out);
+  const auto object = test::parse_json(result.out);
   CHECK(object["runs"][0]["loss"].get<double>() == 2.5);
   CHECK(object["page"] == tmp + "/report.html");
   CHECK_THAT(read_text_file(folder / "report.html"), ContainsSubstring("<!DOCTYPE html>"));
@@ -296,8 +296,8 @@ TEST_CASE("forward writes the reference's logits, loss and gradients under hub n
   const auto result = farskip_command("forward --json --grads --farskip full --model " + model +
                                       " --tokens " + model + "/reference.safetensors --out " + out);
   REQUIRE(result.status == 0);
-  const auto reference = nlohmann::json::parse(read_text_file(model + "/reference.json"));
-  CHECK(nlohmann::json::parse(result.out)["loss"].get<double>() ==
+  const auto reference = test::parse_json(read_text_file(model + "/reference.json"));
+  CHECK(test::parse_json(result.out)["loss"].get<double>() ==
         Catch::Approx(reference["loss.full"].get<double>()).epsilon(2e-6));
   const SafetensorsFile file(out), want(model + "/reference.safetensors"),
       weights(model + "/model.safetensors");
@@ -317,7 +317,7 @@ TEST_CASE("bench ops times each op of a step, with products of experts that are 
   std::map<std::string, nlohmann::json> results;
   std::istringstream lines(result.out);
   for (std::string line; std::getline(lines, line);) {
-    const auto o = nlohmann::json::parse(line);
+    const auto o = test::parse_json(line);
     if (o.contains("name")) results[o["name"]] = o;
   }
   CHECK(results.size() >= 50);
@@ -343,7 +343,7 @@ TEST_CASE("hub to hub conversion keeps every byte of the weights, and the wiring
     const HostTensor x = a.read(info.name), y = b.read(info.name);
     CHECK(std::equal(x.bytes().begin(), x.bytes().end(), y.bytes().begin(), y.bytes().end()));
   }
-  const auto described = nlohmann::json::parse(farskip_command("inspect --json --verify " + out).out);
+  const auto described = test::parse_json(farskip_command("inspect --json --verify " + out).out);
   CHECK(described["farskip"] == "attention");
   CHECK(described["farskip_layers"] == "1-2");
 }
@@ -380,7 +380,7 @@ TEST_CASE("other wirings are asked for by name, travel in the config, and change
   for (const auto& wiring : std::vector<std::string>{"ladder", "shortcut", "delay:3"}) {
     const std::string out = (folder / wiring.substr(0, 5)).string();
     REQUIRE(farskip_command("convert " + model + " " + out + " --farskip " + wiring).status == 0);
-    CHECK(nlohmann::json::parse(farskip_command("inspect --json " + out).out)["farskip"] == wiring);
+    CHECK(test::parse_json(farskip_command("inspect --json " + out).out)["farskip"] == wiring);
     const std::vector<float> rewired = logits(out);
     CHECK(rewired == logits(model + " --farskip " + wiring));
     CHECK(std::find(seen.begin(), seen.end(), rewired) == seen.end());
@@ -412,11 +412,11 @@ train: {steps: 40, sequence_length: 32, global_batch: 8, micro_batch: 8, learnin
 )");
   const auto trained = farskip_command("train --json " + tmp + "/run.yaml");
   REQUIRE(trained.status == 0);
-  CHECK(nlohmann::json::parse(trained.out)["step"] == 40);
+  CHECK(test::parse_json(trained.out)["step"] == 40);
   const auto eval =
       farskip_command("eval --json --sequence-length 32 --model " + tmp + "/run --data " + tmp + "/v");
   REQUIRE(eval.status == 0);
-  CHECK(nlohmann::json::parse(eval.out)["loss"].get<double>() < 3.0);  // from ln 300 = 5.7
+  CHECK(test::parse_json(eval.out)["loss"].get<double>() < 3.0);  // from ln 300 = 5.7
   const auto made = farskip_command("generate --max-tokens 8 --model " + tmp + "/run --prompt 'The value'");
   CHECK(made.status == 0);
   CHECK_THAT(made.out, ContainsSubstring("The value"));
@@ -441,9 +441,8 @@ train: {steps: 40, sequence_length: 32, global_batch: 8, micro_batch: 8, learnin
   const auto over = farskip_command("convert " + tmp + "/run " + tmp + "/run");
   CHECK(over.status == 64);
   CHECK_THAT(over.err, ContainsSubstring("is the folder of a run"));
-  CHECK(
-      nlohmann::json::parse(farskip_command("inspect --json " + tmp + "/hub").out)["parameters"].get<int>() >
-      1000);
+  CHECK(test::parse_json(farskip_command("inspect --json " + tmp + "/hub").out)["parameters"].get<int>() >
+        1000);
   // A checkpoint that is read is checked.
   const std::string newest = tmp + "/run/checkpoints/step-40/model.safetensors";
   std::string bytes = read_text_file(newest);

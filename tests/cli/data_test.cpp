@@ -2,10 +2,9 @@
 // The commands of `farskip data`, as a user runs them.
 #include <fmt/format.h>
 
-#include <nlohmann/json.hpp>
-
 #include "farskip/base/file.h"
 #include "support/catch.h"
+#include "support/json.h"
 #include "support/support.h"
 
 namespace farskip::test {
@@ -28,7 +27,7 @@ TEST_CASE("tokenize reads JSON lines of any name and counts what it leaves out")
   const auto made = run_data("tokenize --json " + (folder / "d").string() + " --tokenizer " + tokenizer() +
                              " --out " + (folder / "t").string());
   REQUIRE(made.status == 0);
-  CHECK(nlohmann::json::parse(made.out)["documents"] == 3);
+  CHECK(test::parse_json(made.out)["documents"] == 3);
   CHECK_THAT(made.err, ContainsSubstring("1 of 3 files are not read: ") && ContainsSubstring("e.csv"));
 }
 
@@ -42,7 +41,7 @@ TEST_CASE("decode prints the text of each document, and with --json the ids that
   CHECK(run_data("decode " + out + " --tokenizer " + tokenizer()).out ==
         "the\nmodel<|endoftext|>\ntwo<|endoftext|>\n");
   const std::string lines = run_data("decode --json " + out + " --tokenizer " + tokenizer()).out;
-  const auto first = nlohmann::json::parse(lines.substr(0, lines.find('\n')));
+  const auto first = test::parse_json(lines.substr(0, lines.find('\n')));
   CHECK(first["document"] == 0);
   CHECK(first["text"] == "the\nmodel<|endoftext|>");
   CHECK(first["ids"].back() == 0);
@@ -95,7 +94,7 @@ TEST_CASE("a tokenizer is not learnt from nothing, and one with fewer tokens tha
 TEST_CASE("a tokenizer that cannot cut a text is named with the text, and with what would help") {
   const TemporaryFolder folder;
   write_text_file(folder / "a.txt", std::string(60, 'a') + "!");
-  auto file = nlohmann::json::parse(read_text_file(tokenizer()));
+  auto file = test::parse_json(read_text_file(tokenizer()));
   const auto check = [&](const std::string& message) {
     const std::string path = (folder / "odd.json").string(), text = (folder / "a.txt").string();
     write_text_file(path, file.dump());
@@ -106,7 +105,7 @@ TEST_CASE("a tokenizer that cannot cut a text is named with the text, and with w
     return result.err;
   };
   auto slow = file;
-  slow["pre_tokenizer"] = nlohmann::json::parse(R"({"type": "Sequence", "pretokenizers": [
+  slow["pre_tokenizer"] = test::parse_json(R"({"type": "Sequence", "pretokenizers": [
       {"type": "Split", "pattern": {"Regex": "(a|aa)+$"}, "behavior": "Isolated", "invert": false},
       {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false}]})");
   std::swap(file, slow);

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Models evaluated on the command line.
 
-#include <nlohmann/json.hpp>
-
 #include "farskip/base/file.h"
 #include "support/catch.h"
+#include "support/json.h"
 #include "support/support.h"
 
 namespace farskip {
@@ -20,7 +19,7 @@ test::CommandResult farskip_command(const std::string& arguments) {
 TEST_CASE("a text that is shorter than the sequence is evaluated as long as it is") {
   const std::string model = fixture("qwen3_moe"),
                     eval = "eval --json --model " + model + " --data " + model + "/tokens";
-  const auto info = nlohmann::json::parse(farskip_command("data info --json " + model + "/tokens").out);
+  const auto info = test::parse_json(farskip_command("data info --json " + model + "/tokens").out);
   const auto length = info["tokens"].get<std::int64_t>() - 1;
   const auto whole = farskip_command(fmt::format("{} --sequence-length {}", eval, length));
   REQUIRE(whole.status == 0);
@@ -38,7 +37,7 @@ TEST_CASE("eval measures a model against a teacher") {
              rewired = farskip_command(eval + " --farskip full --json");
   REQUIRE(same.status == 0);
   REQUIRE(rewired.status == 0);
-  const auto a = nlohmann::json::parse(same.out), b = nlohmann::json::parse(rewired.out);
+  const auto a = test::parse_json(same.out), b = test::parse_json(rewired.out);
   CHECK(a["kl"] == 0.0);
   CHECK(a["agreement"] == 1.0);
   CHECK(a["loss"] == a["teacher_loss"]);
@@ -62,10 +61,10 @@ TEST_CASE("eval scores multiple-choice tasks, alone or beside held-out text") {
   const auto alone = farskip_command(eval + " --json");
   REQUIRE(alone.status == 0);
   CHECK_THAT(alone.err, ContainsSubstring("small: 18 of 68 choices are"));
-  const auto found = nlohmann::json::parse(alone.out);
+  const auto found = test::parse_json(alone.out);
   CHECK_FALSE(found.contains("loss"));
   REQUIRE(found["tasks"].size() == 2);
-  auto harness = nlohmann::json::parse(read_text_file(fixture("tasks") + "/harness.json"))["qwen3_moe"];
+  auto harness = test::parse_json(read_text_file(fixture("tasks") + "/harness.json"))["qwen3_moe"];
   harness.erase("log_likelihoods");
   harness.update({{"name", "small"}, {"samples", 20}});
   CHECK(found["tasks"][0] == harness);
@@ -77,8 +76,8 @@ TEST_CASE("eval scores multiple-choice tasks, alone or beside held-out text") {
                                             {"samples", 1}});
   const auto both = farskip_command(eval + " --json --data " + model + "/tokens");
   REQUIRE(both.status == 0);
-  CHECK(nlohmann::json::parse(both.out)["tasks"] == found["tasks"]);
-  CHECK(nlohmann::json::parse(both.out).contains("loss"));
+  CHECK(test::parse_json(both.out)["tasks"] == found["tasks"]);
+  CHECK(test::parse_json(both.out).contains("loss"));
   const auto text = farskip_command(eval);
   CHECK_THAT(
       text.out,

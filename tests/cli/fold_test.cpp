@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // farskip convert --fold as a person uses it.
-#include <nlohmann/json.hpp>
 
 #include "farskip/base/error.h"
 #include "farskip/base/file.h"
 #include "support/catch.h"
+#include "support/json.h"
 #include "support/support.h"
 
 namespace farskip {
@@ -21,7 +21,7 @@ TEST_CASE("convert --fold writes the same tensors, says what each fit did, and t
   const auto result =
       fold("deepseek_v2", folder / "out", "--farskip full --fold-sequences 64 --sequence-length 32 --json");
   REQUIRE(result.status == 0);
-  const auto said = nlohmann::json::parse(result.out);
+  const auto said = test::parse_json(result.out);
   CHECK(said["tensors"] == 118);
   REQUIRE(said["edges"].size() == 19);
   CHECK(said["edges"][0]["layer"] == 0);
@@ -37,14 +37,14 @@ TEST_CASE("convert --fold writes the same tensors, says what each fit did, and t
   const auto read = test::run_command(
       fmt::format("{} inspect --json --verify {}", FARSKIP_BINARY, (folder / "out").string()));
   REQUIRE(read.status == 0);
-  CHECK(nlohmann::json::parse(read.out)["farskip"] == "full");
+  CHECK(test::parse_json(read.out)["farskip"] == "full");
 }
 
 TEST_CASE("convert --fold onto a model's own wiring writes the model itself") {
   const test::TemporaryFolder folder;
   const auto result = fold("llama", folder / "folded", "--farskip off --sequence-length 16 --json");
   REQUIRE(result.status == 0);
-  CHECK(nlohmann::json::parse(result.out)["edges"].empty());
+  CHECK(test::parse_json(result.out)["edges"].empty());
   REQUIRE(test::run_command(fmt::format("{} convert {} {}", FARSKIP_BINARY,
                                         (test::fixtures() / "llama").string(), (folder / "plain").string()))
               .status == 0);
@@ -76,7 +76,7 @@ TEST_CASE("convert --sensitivity says what each layer costs, and writes nothing"
       " --farskip full --sensitivity " + model + "/tokens --sensitivity-sequences 20 --sequence-length 32";
   const auto found = run(options + " --json");
   REQUIRE(found.status == 0);
-  const auto json = nlohmann::json::parse(found.out);
+  const auto json = test::parse_json(found.out);
   REQUIRE(json["layers"].size() == 4);
   for (int k = 0; k < 4; ++k) {
     CHECK(json["layers"][k]["layer"] == k);

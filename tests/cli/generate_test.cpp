@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // Texts continued on the command line.
-#include <nlohmann/json.hpp>
 #include <sstream>
 
 #include "farskip/base/file.h"
 #include "support/catch.h"
 #include "support/commands.h"
+#include "support/json.h"
 #include "support/support.h"
 
 namespace farskip {
@@ -26,17 +26,17 @@ test::CommandResult generate(const std::string& arguments) {
 std::vector<json> lines_of(const std::string& text) {
   std::vector<json> lines;
   std::istringstream stream(text);
-  for (std::string line; std::getline(stream, line);) lines.push_back(json::parse(line));
+  for (std::string line; std::getline(stream, line);) lines.push_back(test::parse_json(line));
   return lines;
 }
 
 TEST_CASE("a text ends before a stop string of the command line or of its prompt") {
   const TemporaryFolder folder;
   const std::string all = " --json --max-tokens 30 --prompt 'the list of'";
-  const std::string text = json::parse(generate(all).out)["text"];
+  const std::string text = test::parse_json(generate(all).out)["text"];
   const std::string stop = text.substr(text.size() / 2, 2);
   const std::string expected = text.substr(0, text.find(stop));
-  const json stopped = json::parse(generate(all + " --stop nowhere '" + stop + "'").out);
+  const json stopped = test::parse_json(generate(all + " --stop nowhere '" + stop + "'").out);
   CHECK(stopped["text"] == expected);
   CHECK(stopped["finish"] == "stop");
   const std::string prompts = (folder / "p.jsonl").string();
@@ -85,7 +85,7 @@ TEST_CASE("a prompt that fills the context is refused, and a text that it cuts s
   const auto cut =
       farskip_command("generate --json --model " + run + " --prompt 'the model' --max-tokens 100");
   REQUIRE(cut.status == 0);
-  const json made = json::parse(cut.out);
+  const json made = test::parse_json(cut.out);
   if (made["finish"] == "context") {
     CHECK_THAT(cut.err, ContainsSubstring("of 100 tokens"));
   } else {
@@ -105,11 +105,11 @@ TEST_CASE("generate stops at every end token of the model's files") {
   REQUIRE(farskip_command("convert " + run.string() + " " + out).status == 0);
   fs::remove(out + "/model.manifest.json");
   const std::string command = "generate --json --max-tokens 8 --prompt 'the model' --model " + out;
-  const json free = json::parse(farskip_command(command).out);
+  const json free = test::parse_json(farskip_command(command).out);
   REQUIRE(free["ids"].size() >= 1);
   const int first = free["ids"][0];
   write_text_file(out + "/generation_config.json", fmt::format("{{\"eos_token_id\": [0, {}]}}", first));
-  const json stopped = json::parse(farskip_command(command).out);
+  const json stopped = test::parse_json(farskip_command(command).out);
   CHECK(stopped["ids"].empty());
   CHECK(stopped["finish"] == "stop");
 }
@@ -117,8 +117,8 @@ TEST_CASE("generate stops at every end token of the model's files") {
 TEST_CASE("generate puts the begin token of the tokenizer's template before a prompt, once") {
   const TemporaryFolder folder;
   const fs::path run = train_small_run(folder);
-  json tokenizer = json::parse(read_text_file(folder / "tokenizer.json"));
-  tokenizer["post_processor"] = json::parse(R"({
+  json tokenizer = test::parse_json(read_text_file(folder / "tokenizer.json"));
+  tokenizer["post_processor"] = test::parse_json(R"({
     "type": "TemplateProcessing", "pair": [],
     "single": [{"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
     "special_tokens": {"<|endoftext|>": {"id": "<|endoftext|>", "ids": [0], "tokens": ["<|endoftext|>"]}}})");
@@ -128,7 +128,7 @@ TEST_CASE("generate puts the begin token of the tokenizer's template before a pr
                                         " --prompt '" + prompt + "' " + more);
     INFO(result.err);
     REQUIRE(result.status == 0);
-    return json::parse(result.out);
+    return test::parse_json(result.out);
   };
   const std::string begins = "--tokenizer " + (folder / "begins.json").string();
   const json explicit_token = made("<|endoftext|>the model", "");

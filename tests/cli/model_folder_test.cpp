@@ -4,7 +4,6 @@
 #include <signal.h>
 #include <sys/resource.h>
 
-#include <nlohmann/json.hpp>
 #include <set>
 
 #include "farskip/base/file.h"
@@ -12,6 +11,7 @@
 #include "farskip/tensor/safetensors.h"
 #include "support/catch.h"
 #include "support/commands.h"
+#include "support/json.h"
 #include "support/support.h"
 #include "tensor/safetensors_writer.h"
 
@@ -104,11 +104,11 @@ TEST_CASE("convert takes the files beside the weights along and names what stays
   const std::string out = (folder / "out").string();
   const auto result = farskip_command("convert " + model.string() + " " + out + " --json");
   REQUIRE(result.status == 0);
-  CHECK(json::parse(result.out)["left_behind"] == json{"README.md"});
+  CHECK(test::parse_json(result.out)["left_behind"] == json{"README.md"});
   CHECK_THAT(result.err, ContainsSubstring("not copied: README.md"));
   CHECK(read_text_file(out + "/generation_config.json") == generation);
   CHECK(read_text_file(out + "/chat_template.jinja") == "{{ x }}");
-  CHECK(json::parse(read_text_file(out + "/config.json"))["eos_token_id"] == json{5, 7});
+  CHECK(test::parse_json(read_text_file(out + "/config.json"))["eos_token_id"] == json{5, 7});
   REQUIRE(farskip_command("convert " + out + " " + out + "2").status == 0);
   CHECK(read_text_file(out + "2/generation_config.json") == generation);
 }
@@ -159,7 +159,7 @@ TEST_CASE("a run from scratch knows the end of its texts, and an older one learn
   const fs::path run = train_small_run(folder);
   const auto eos = [&](int step) {
     const fs::path config = run / "checkpoints" / fmt::format("step-{}", step) / "config.json";
-    return json::parse(read_text_file(config))["eos_token_id"];
+    return test::parse_json(read_text_file(config))["eos_token_id"];
   };
   CHECK(eos(2) == 0);  // <|endoftext|> of train-tokenizer
   CHECK(fs::exists(run / "checkpoints" / "step-2" / "tokenizer.json"));
@@ -307,7 +307,7 @@ TEST_CASE("the size of files of weights is asked for with its unit") {
 #if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)  // they keep memory of their own
 TEST_CASE("convert and inspect --verify need the memory of a piece, not of the model") {
   const TemporaryFolder folder;
-  json config = json::parse(read_text_file(test::fixtures() / "llama" / "config.json"));
+  json config = test::parse_json(read_text_file(test::fixtures() / "llama" / "config.json"));
   config["vocab_size"] = 4'000'000;  // a head and an embedding of 256 MB each
   fs::create_directory(folder / "model");
   write_text_file(folder / "model" / "config.json", config.dump());
@@ -348,7 +348,7 @@ TEST_CASE("a config.json that says what no model can be is refused in one line")
     }
   };
   check("[]", "config.json:1:1: a list stands here; allowed: a map");
-  json object = json::parse(config);
+  json object = test::parse_json(config);
   const auto vocab_size = object["vocab_size"].get<int>();
   object["eos_token_id"] = json::array({0, vocab_size});
   check(object.dump(), fmt::format("eos_token_id[1]: {} is out of range; allowed: integer, 0 to {}",
@@ -366,10 +366,10 @@ TEST_CASE("a path with bytes that are not UTF-8 is no reason to fail") {
   fs::copy(test::fixtures() / "qwen3_moe", odd);
   const auto result = farskip_command("inspect --json " + odd.string());
   REQUIRE(result.status == 0);
-  CHECK_THAT(json::parse(result.out)["path"].get<std::string>(), ContainsSubstring("caf\xef\xbf\xbd"));
+  CHECK_THAT(test::parse_json(result.out)["path"].get<std::string>(), ContainsSubstring("caf\xef\xbf\xbd"));
   const auto tensors = farskip_command("inspect --json " + (odd / "model.safetensors").string());
   REQUIRE(tensors.status == 0);
-  const json listed = json::parse(tensors.out);
+  const json listed = test::parse_json(tensors.out);
   CHECK(listed["tensors"].size() == SafetensorsFile(odd / "model.safetensors").tensors().size());
   CHECK(listed["tensors"][0]["shape"].is_array());
 }
@@ -395,7 +395,7 @@ TEST_CASE("convert makes a model of equal experts of a dense one, with wiring an
   };
   const std::string equal = (folder / "equal").string(), noisy = (folder / "noisy").string();
   REQUIRE(farskip_command("convert " + dense + " " + equal + " --upcycle 8,2 --farskip full").status == 0);
-  const auto described = json::parse(farskip_command("inspect --json --verify " + equal).out);
+  const auto described = test::parse_json(farskip_command("inspect --json --verify " + equal).out);
   CHECK(described["family"] == "qwen3_moe");
   CHECK(described["experts"] == 8);
   CHECK(described["experts_per_token"] == 2);

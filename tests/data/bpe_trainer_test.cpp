@@ -2,12 +2,12 @@
 #include "data/bpe_trainer.h"
 
 #include <map>
-#include <nlohmann/json.hpp>
 
 #include "data/bpe.h"
 #include "farskip/base/error.h"
 #include "farskip/base/random.h"
 #include "support/catch.h"
+#include "support/json.h"
 #include "support/support.h"
 
 using namespace farskip;
@@ -75,7 +75,7 @@ TEST_CASE("Incremental pair counts give the merges that recounting from scratch 
   BpeTrainerOptions options;
   options.vocab_size = 330;
   const Tokenizer tokenizer = trainer.train(options);
-  const auto learned = json::parse(tokenizer.json())["model"]["merges"].get<Merges>();
+  const auto learned = test::parse_json(tokenizer.json())["model"]["merges"].get<Merges>();
   CHECK(learned == merges_by_recounting(text, tokenizer, learned.size(), 2));
   CHECK(learned.size() >= 20);
 }

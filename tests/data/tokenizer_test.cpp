@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "data/tokenizer.h"
 
-#include <nlohmann/json.hpp>
-
 #include "farskip/base/error.h"
 #include "support/catch.h"
+#include "support/json.h"
 #include "support/support.h"
 
 using namespace farskip;
@@ -15,7 +14,7 @@ namespace {
 using Ids = std::vector<std::int32_t>;
 
 json gpt2_json() {
-  return json::parse(read_text_file(test::fixtures() / "tokenizer_gpt2" / "tokenizer.json"));
+  return test::parse_json(read_text_file(test::fixtures() / "tokenizer_gpt2" / "tokenizer.json"));
 }
 
 Tokenizer load_json(const json& value) {
@@ -40,7 +39,7 @@ TEST_CASE("Ids and decoded text equal the Hugging Face library's in every style"
   const std::string style = GENERATE("gpt2", "llama3", "qwen", "deepseek", "smollm2");
   const auto folder = test::fixtures() / ("tokenizer_" + style);
   const Tokenizer tokenizer = Tokenizer::load(folder / "tokenizer.json");
-  const json cases = json::parse(read_text_file(folder / "encoded.json"));
+  const json cases = test::parse_json(read_text_file(folder / "encoded.json"));
   CHECK(tokenizer.vocab_size() == 1200);
   REQUIRE(cases.size() >= 20);
   Tokenizer::Encoder encoder(tokenizer);
@@ -153,7 +152,7 @@ TEST_CASE("A prefix space, removed matches and literal patterns act as in the Hu
 
 TEST_CASE("A template's tokens stand around the text only when asked for") {
   json file = gpt2_json();
-  file["post_processor"] = json::parse(R"({"type": "Sequence", "processors": [
+  file["post_processor"] = test::parse_json(R"({"type": "Sequence", "processors": [
     {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": false, "use_regex": true},
     {"type": "TemplateProcessing",
      "single": [{"SpecialToken": {"id": "<|im_start|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}},

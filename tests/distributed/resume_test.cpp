@@ -2,11 +2,11 @@
 // Whole training runs on several ranks, ended and gone on with on other ones.
 
 #include <csignal>
-#include <nlohmann/json.hpp>
 #include <thread>
 
 #include "runs.h"
 #include "support/catch.h"
+#include "support/json.h"
 #include "support/run_files.h"
 #include "support/states.h"
 
@@ -212,7 +212,7 @@ TEST_CASE("a stop signal ends all ranks at the same step, with a checkpoint") {
   CHECK(stopped.stopped_early);
   CHECK(stopped.step < 2000);
   CHECK(fs::exists(checkpoint_folder(folder / "run", stopped.step)));
-  CHECK(nlohmann::json::parse(read_text_file(folder / "run" / "exit.json"))["resumable"] == true);
+  CHECK(test::parse_json(read_text_file(folder / "run" / "exit.json"))["resumable"] == true);
   const TrainResult rest =
       train_run(make_run(folder / "run", {1, 2, false}, stopped.step + 2, {"checkpoint.every=0"}));
   CHECK(rest.step == stopped.step + 2);

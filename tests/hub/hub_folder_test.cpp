@@ -9,11 +9,11 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
-#include <nlohmann/json.hpp>
 
 #include "checkpoint/training_checkpoint.h"
 #include "farskip/comm/communicator.h"
 #include "support/catch.h"
+#include "support/json.h"
 #include "support/models.h"
 #include "support/states.h"
 #include "support/support.h"
@@ -170,7 +170,7 @@ TEST_CASE(
   config.family.clear();
   generation("null");
   CHECK(find_end_tokens(config, companions) == Ids{own});
-  nlohmann::json file = nlohmann::json::parse(tokenizer_text("tokenizer_gpt2"));
+  nlohmann::json file = test::parse_json(tokenizer_text("tokenizer_gpt2"));
   file["model"]["vocab"].erase("<|endoftext|>");
   file["added_tokens"] = {file["added_tokens"][0]};
   file["added_tokens"][0]["id"] = 5000;
@@ -322,8 +322,7 @@ TEST_CASE("weights go from folder to folder without a change, in one file or in 
       CHECK((bytes <= most || file.tensors().size() == 1));
       total += bytes;
     }
-    const auto index =
-        nlohmann::json::parse(read_text_file(folder / "shards" / "model.safetensors.index.json"));
+    const auto index = test::parse_json(read_text_file(folder / "shards" / "model.safetensors.index.json"));
     CHECK(index["metadata"]["total_size"] == total);
     CHECK(index["weight_map"].size() == shards.tensors().size());
   }

@@ -3,7 +3,6 @@
 // tests/fixtures/tasks, written by scripts/reproduce/tasks.py.
 #include "infer/multiple_choice.h"
 
-#include <nlohmann/json.hpp>
 #include <random>
 
 #include "comm/local.h"
@@ -12,6 +11,7 @@
 #include "infer/whole_sequences.h"
 #include "support/catch.h"
 #include "support/context.h"
+#include "support/json.h"
 #include "support/models.h"
 #include "support/states.h"
 #include "support/support.h"
@@ -63,7 +63,7 @@ void check_close(const Numbers& found, const Numbers& expected) {
 
 TEST_CASE("likelihoods, accuracies and standard errors are those of lm-evaluation-harness") {
   const Task task = read_task(kFolder / "small.jsonl");
-  const auto harness = nlohmann::json::parse(read_text_file(kFolder / "harness.json"));
+  const auto harness = test::parse_json(read_text_file(kFolder / "harness.json"));
   for (const char* model : {"llama", "qwen3_moe"}) {
     const auto& expected = harness[model];
     Numbers wanted;

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Whole models against values from independent public implementations (scripts/reference).
 
-#include <nlohmann/json.hpp>
-
 #include "data/token_file.h"
 #include "farskip/engine/engine.h"
 #include "hub/upcycle.h"
@@ -10,6 +8,7 @@
 #include "run/learning_rate.h"
 #include "support/catch.h"
 #include "support/context.h"
+#include "support/json.h"
 #include "support/models.h"
 #include "support/states.h"
 #include "support/support.h"
@@ -23,7 +22,7 @@ struct Reference {
         config(read_hub_config(folder)),
         specs(list_parameters(config)),
         values(folder / "reference.safetensors"),
-        numbers(nlohmann::json::parse(read_text_file(folder / "reference.json"))) {}
+        numbers(test::parse_json(read_text_file(folder / "reference.json"))) {}
 
   std::shared_ptr<States> weights() const { return test::load_weights(folder); }
   // tokens [B, S]; targets are the next tokens, none for the last of a sequence

@@ -105,20 +105,24 @@ Views with_rows(Views views, const std::vector<const std::int32_t*>& rows) {
   return views;
 }
 
-template <std::size_t kOp>
-void launch(const KernelCall& call) {
+void launch_op(std::size_t op, const KernelCall& call) {
   const auto copy = []<class T>(std::span<T> values) {
     return std::vector<std::remove_const_t<T>>(values.begin(), values.end());
   };
-  const auto work = [&attributes = call.attributes, in = copy(call.inputs), out = copy(call.outputs),
+  const auto work = [op, &attributes = call.attributes, in = copy(call.inputs), out = copy(call.outputs),
                      input_rows = copy(call.input_rows), output_rows = copy(call.output_rows)] {
-    run_any(computed_ops()[kOp], attributes, with_rows(in, input_rows), with_rows(out, output_rows));
+    run_any(computed_ops()[op], attributes, with_rows(in, input_rows), with_rows(out, output_rows));
   };
   auto* stream = call.gpu == nullptr ? nullptr : reinterpret_cast<Stream*>(call.gpu->stream);
   if (stream != nullptr && stream->is_recording)
     stream->recorded.emplace_back(work);
   else
     work();
+}
+
+template <std::size_t kOp>
+void launch(const KernelCall& call) {
+  launch_op(kOp, call);
 }
 
 template <std::size_t... kOp>

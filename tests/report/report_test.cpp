@@ -2,11 +2,11 @@
 // The page as a reader and a program see it: figures, escaping, size, faults of files.
 
 #include <map>
-#include <nlohmann/json.hpp>
 
 #include "farskip/base/error.h"
 #include "report/page.h"
 #include "support/catch.h"
+#include "support/json.h"
 #include "support/support.h"
 
 namespace farskip {
@@ -316,7 +316,7 @@ TEST_CASE("a broken configuration or trace is said and left out") {
 TEST_CASE("pages of long runs stay below a megabyte") {
   const Folder folder;
   const fs::path run = folder.write("run", kConfig, metrics_text(50000));
-  nlohmann::json events = nlohmann::json::parse(trace_text());
+  nlohmann::json events = test::parse_json(trace_text());
   nlohmann::json& list = events["traceEvents"];
   for (int i = 0; i < 60000; ++i) {
     nlohmann::json span = list[3 + static_cast<std::size_t>(i % 5)];

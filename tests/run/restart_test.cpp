@@ -7,7 +7,6 @@
 #include <csignal>
 #include <cstdlib>
 #include <functional>
-#include <nlohmann/json.hpp>
 #include <set>
 
 #include "base/stop_signals.h"
@@ -16,6 +15,7 @@
 #include "comm/local.h"
 #include "run/run_folder.h"
 #include "support/catch.h"
+#include "support/json.h"
 #include "support/run_files.h"
 #include "support/small_run.h"
 
@@ -212,7 +212,7 @@ TEST_CASE("a stop request before the first step ends the start, and says that th
     const StopSignals signals;  // the command has its own, from its first moment
     ::raise(SIGUSR1);
     CHECK_THROWS_AS(run(folder / "run", {}, kind), StopRequested);
-    CHECK(nlohmann::json::parse(read_text_file(folder / "run" / "exit.json")) ==
+    CHECK(test::parse_json(read_text_file(folder / "run" / "exit.json")) ==
           nlohmann::json{{"reason", "stopped on request"}, {"step", 2}, {"resumable", true}});
   }
   const test::TemporaryFolder folder;

@@ -4,7 +4,6 @@
 #include <omp.h>
 
 #include <csignal>
-#include <nlohmann/json.hpp>
 #include <thread>
 
 #include "base/environment.h"
@@ -16,6 +15,7 @@
 #include "run/trainer.h"
 #include "support/catch.h"
 #include "support/context.h"
+#include "support/json.h"
 #include "support/run_files.h"
 #include "support/small_run.h"
 #include "support/states.h"
@@ -249,7 +249,7 @@ TEST_CASE("metrics hold what the contract names") {
   RunConfig kept = load_run_config(folder / "run" / "config.yaml", {});
   kept.file = run.config.file;
   CHECK(kept == run.config);
-  CHECK(nlohmann::json::parse(read_text_file(folder / "run" / "exit.json"))["reason"] == "done");
+  CHECK(test::parse_json(read_text_file(folder / "run" / "exit.json"))["reason"] == "done");
 }
 
 TEST_CASE("a checkpoint is a model folder") {
@@ -295,7 +295,7 @@ TEST_CASE("a stop signal saves at a step boundary and the next run goes on") {
   CHECK(stopped.stopped_early);
   CHECK(stopped.step < 400);
   CHECK(fs::exists(folder / "whole" / "checkpoints" / fmt::format("step-{}", stopped.step)));
-  CHECK(nlohmann::json::parse(read_text_file(folder / "whole" / "exit.json"))["resumable"] == true);
+  CHECK(test::parse_json(read_text_file(folder / "whole" / "exit.json"))["resumable"] == true);
   const Run rest =
       make_run(folder / "whole", {fmt::format("train.steps={}", stopped.step + 2), "checkpoint.every=0"});
   CHECK(train(rest.config, rest.model, kQuiet).step == stopped.step + 2);

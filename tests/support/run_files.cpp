@@ -5,13 +5,14 @@
 #include <sstream>
 
 #include "farskip/base/file.h"
+#include "support/json.h"
 
 namespace farskip::test {
 
 std::vector<nlohmann::json> read_metrics(const std::filesystem::path& run_dir) {
   std::vector<nlohmann::json> lines;
   std::istringstream text(read_text_file(run_dir / "metrics.jsonl"));
-  for (std::string line; std::getline(text, line);) lines.push_back(nlohmann::json::parse(line));
+  for (std::string line; std::getline(text, line);) lines.push_back(test::parse_json(line));
   return lines;
 }
 

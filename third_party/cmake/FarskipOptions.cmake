@@ -70,8 +70,7 @@ endif()
 find_program(FARSKIP_CCACHE ccache)
 if(FARSKIP_CCACHE AND FARSKIP_PRECOMPILE)
   # A cached result depends on the precompiled header's content, not on when it was made.
-  set(CMAKE_CXX_COMPILER_LAUNCHER
-      ${CMAKE_COMMAND} -E env CCACHE_SLOPPINESS=pch_defines,time_macros ${FARSKIP_CCACHE})
+  set(CMAKE_CXX_COMPILER_LAUNCHER env CCACHE_SLOPPINESS=pch_defines,time_macros ${FARSKIP_CCACHE})
   target_compile_options(farskip_options INTERFACE $<$<COMPILE_LANG_AND_ID:CXX,GNU>:-fpch-preprocess>)
 elseif(FARSKIP_CCACHE)
   set(CMAKE_CXX_COMPILER_LAUNCHER ${FARSKIP_CCACHE})
