@@ -4,12 +4,12 @@
 #include <algorithm>
 #include <chrono>
 #include <map>
-#include <nlohmann/json.hpp>
 #include <set>
 #include <sstream>
 
 #include "farskip/base/file.h"
 #include "support/catch.h"
+#include "support/json.h"
 #include "support/support.h"
 
 namespace farskip {
@@ -55,7 +55,7 @@ struct Folder {
     const auto result = plan(arguments + " --json");
     INFO(result.err);
     REQUIRE(result.status == 0);
-    return json::parse(result.out);
+    return test::parse_json(result.out);
   }
 };
 
@@ -102,7 +102,7 @@ TEST_CASE("runs of inference are predicted blocking, scheduled and in halves, an
   std::map<std::string, std::vector<json>> rows;  // by run and texts
   std::istringstream lines(result.out);
   for (std::string line; std::getline(lines, line);) {
-    const json row = json::parse(line);
+    const json row = test::parse_json(line);
     const bool decodes = row["run"] == "decode";
     rows[fmt::format("{} {}", row["run"].get<std::string>(), row[decodes ? "batch" : "requests"].get<int>())]
         .push_back(row);
@@ -368,7 +368,8 @@ TEST_CASE("a plan that does not fit the card names what makes it smaller, and th
   const auto plan_large = [](const std::string& arguments) {
     return test::run_command(FARSKIP_BINARY " plan " FARSKIP_SOURCE_DIR
                                             "/configs/models/deepseek_v2_lite.yaml --gpu h100 --ranks 8 "
-                                            "train.micro_batch=2 train.global_batch=32 " +
+                                            "model.num_hidden_layers=6 train.micro_batch=12 "
+                                            "train.global_batch=192 " +
                              arguments)
         .out;
   };
@@ -389,7 +390,7 @@ TEST_CASE("each released model among the configurations is planned on eight rank
                                           entry.path().string() + " model.num_hidden_layers=6");
     INFO(result.err);
     REQUIRE(result.status == 0);
-    const json plan = json::parse(result.out);
+    const json plan = test::parse_json(result.out);
     for (const char* seconds : {"step_seconds_standard", "step_seconds_farskip"})
       CHECK(plan[seconds].get<double>() > 0.0);
     CHECK(!plan["collectives"].empty());
@@ -462,7 +463,7 @@ TEST_CASE("a plan of a distillation has the teacher in its graph and is compared
                                                    FARSKIP_BINARY, (f.folder / "small.yaml").string()));
   INFO(bench.err);
   REQUIRE(bench.status == 0);
-  const json measured = json::parse(bench.out);
+  const json measured = test::parse_json(bench.out);
   CHECK(measured["planned_peak_memory_bytes"].get<double>() == Catch::Approx(joined).epsilon(0.02));
   CHECK(measured["separate_peak_memory_bytes"].get<double>() ==
         Catch::Approx(teacher + student).epsilon(0.02));
@@ -470,8 +471,8 @@ TEST_CASE("a plan of a distillation has the teacher in its graph and is compared
                                                   FARSKIP_BINARY, (f.folder / "small.yaml").string()));
   INFO(step.err);
   REQUIRE(step.status == 0);
-  CHECK(json::parse(step.out)["planned_peak_memory_bytes"] == measured["planned_peak_memory_bytes"]);
-  CHECK(json::parse(step.out)["ops"].contains("distill_loss_grad"));
+  CHECK(test::parse_json(step.out)["planned_peak_memory_bytes"] == measured["planned_peak_memory_bytes"]);
+  CHECK(test::parse_json(step.out)["ops"].contains("distill_loss_grad"));
 }
 
 TEST_CASE("sixty layers on 1,024 ranks are planned within a minute") {

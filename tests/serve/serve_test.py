@@ -197,7 +197,8 @@ def case_refusals(args):
 
 def case_end(args):
     """SIGTERM: what runs is finished, what is new is refused, exit code 0."""
-    long = {"prompt": "the list", "max_tokens": 230, "n": 40, "seed": 1, "temperature": 1.0}
+    count = 40 if args.ranks == 1 else 10  # long enough to run when the signal comes
+    long = {"prompt": "the list", "max_tokens": 230, "n": count, "seed": 1, "temperature": 1.0}
     made = offline(args, [long])[0]
     with serve(args, "--batch", 2) as server:
         texts = {}
