@@ -357,7 +357,10 @@ Folded fold_model(const Model& teacher, const LayerGraph& wiring, const RowReade
   if (teacher.layers == wiring) return {};
   const auto start = std::chrono::steady_clock::now();
   Folded folded = Folding(teacher, wiring, rows, text, world, context, take).run();
-  if (folded.loss_after > folded.loss_before && world.rank() == 0)
+  // Where the model itself has a higher loss than the rewired one, that is where a fold leads.
+  const bool is_farther =
+      std::abs(folded.loss_after - folded.teacher_loss) > std::abs(folded.loss_before - folded.teacher_loss);
+  if (folded.loss_after > folded.loss_before && is_farther && world.rank() == 0)
     context.logger.warning(
         "the fold made the rewired model worse ({:.4f} nats before, {:.4f} after it): {} tokens are too few "
         "to fit {} "

@@ -84,9 +84,10 @@ FoldText read_fold_text(const FoldTextOptions& options, const ModelConfig& model
   const std::int64_t taken = std::min(there, options.sequences);
   if (taken < options.ranks)
     throw DataError(fmt::format(
-        "{} {}: {} sequences of {} tokens for {} ranks, each of which takes one at least; give more "
-        "text, a smaller sequence length, or fewer ranks",
-        options.option, options.source, taken, text.sequence_length, options.ranks));
+        "{} {}: {} sequences of {} tokens for {} ranks, each of which takes one at least; give {}, "
+        "or fewer ranks",
+        options.option, options.source, taken, text.sequence_length, options.ranks,
+        there < options.ranks ? "more text, a smaller sequence length" : "more sequences"));
   if (taken < options.sequences)
     logger.warning("{} {}: {} of {} sequences, since the text has {} tokens; more text folds better",
                    options.option, options.source, taken, options.sequences, tokens);

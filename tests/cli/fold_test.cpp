@@ -34,6 +34,13 @@ TEST_CASE("convert --fold writes the same tensors, says what each fit did, and t
   const double teacher = said["loss_teacher"];
   CHECK(std::abs(said["loss_after"].get<double>() - teacher) <
         std::abs(said["loss_before"].get<double>() - teacher));
+  CHECK(said["loss_after"] > said["loss_before"]);
+  CHECK_THAT(result.err, !ContainsSubstring("made the rewired model worse"));
+  // Too few tokens lead away from it.
+  const auto few = fold("llama", folder / "few", "--farskip full --fold-sequences 5 --sequence-length 32");
+  CHECK(few.status == 0);
+  CHECK_THAT(few.err, ContainsSubstring("made the rewired model worse") &&
+                          ContainsSubstring("128 tokens are too few to fit 32 columns"));
   const auto read = test::run_command(
       fmt::format("{} inspect --json --verify {}", FARSKIP_BINARY, (folder / "out").string()));
   REQUIRE(read.status == 0);

@@ -95,8 +95,10 @@ TEST_CASE("ranks get as many sequences each, no sequence twice, and one held out
     }
   FoldTextOptions many{tokens, 4, 8};
   many.ranks = 5;
-  CHECK_THROWS_WITH(read_fold_text(many, model_of(5000), std::nullopt, kQuiet),
-                    ContainsSubstring("4 sequences of 8 tokens for 5 ranks"));
+  CHECK_THROWS_WITH(
+      read_fold_text(many, model_of(5000), std::nullopt, kQuiet),
+      ContainsSubstring("4 sequences of 8 tokens for 5 ranks, each of which takes one at least; give "
+                        "more sequences, or fewer ranks"));
   CHECK_THROWS_AS(read_fold_text(many, model_of(5000), std::nullopt, kQuiet), DataError);
 }
 
