@@ -102,7 +102,8 @@ class Folding {
       }
       if (block.kind != SubBlock::head) fold_block(static_cast<int>(i), block);
     }
-    std::array losses{teacher_.loss(), untrained_.loss(), student_.loss()};
+    const SequenceRange measured = measured_range(text_);
+    std::array losses{teacher_.loss(measured), untrained_.loss(measured), student_.loss(measured)};
     world_.all_reduce(std::span<double>(losses));
     for (double& loss : losses) loss /= world_.size();
     std::tie(folded_.teacher_loss, folded_.loss_before, folded_.loss_after) =

@@ -43,28 +43,29 @@ WalkingModel::WalkingModel(const ModelConfig& config, const LayerGraph& wiring, 
 
 void WalkingModel::compute(int block) {
   stream_.begin_contribution();
-  run_all(block, [&](GraphRunner& runner, std::int64_t sequence) {
+  run_all(block, range_, [&](GraphRunner& runner, std::int64_t sequence) {
     stream_.contribute(first_row(sequence), runner.output("out"));
   });
   stream_.finish_contribution();
 }
 
-double WalkingModel::loss() {
+double WalkingModel::loss(const SequenceRange& range) {
   double sum = 0;
-  run_all(static_cast<int>(wiring_.blocks.size()) - 1, [&](GraphRunner& runner, std::int64_t) {
+  run_all(static_cast<int>(wiring_.blocks.size()) - 1, range, [&](GraphRunner& runner, std::int64_t) {
     sum += static_cast<double>(runner.read("loss_sum").values<float>()[0]);
   });
-  return sum / static_cast<double>(range_.count * text_.sequence_length);
+  return sum / static_cast<double>(range.count * text_.sequence_length);
 }
 
-void WalkingModel::run_all(int block, const std::function<void(GraphRunner&, std::int64_t)>& use) {
+void WalkingModel::run_all(int block, const SequenceRange& range,
+                           const std::function<void(GraphRunner&, std::int64_t)>& use) {
   LowerOptions options;
-  options.batch = range_.at_once;
+  options.batch = range.at_once;
   options.sequence_length = text_.sequence_length;
   GraphRunner runner(lower_block(config_, wiring_.blocks[static_cast<std::size_t>(block)], options), context_,
                      weights_);
-  const std::int64_t end = range_.first + range_.count;
-  for (std::int64_t sequence = range_.first; sequence < end; sequence += range_.at_once) {
+  const std::int64_t end = range.first + range.count;
+  for (std::int64_t sequence = range.first; sequence < end; sequence += range.at_once) {
     set_inputs(runner, block, sequence);
     runner.run();
     use(runner, sequence);

@@ -34,8 +34,8 @@ class WalkingModel {
   void use_weights(std::shared_ptr<const States> weights) { weights_ = std::move(weights); }
   /// Computes the next block, `block`, and adds it to the stream.
   void compute(int block);
-  /// Cross-entropy of the head, a mean over the tokens of the range that have a target, in nats.
-  double loss();
+  /// Cross-entropy of the head, a mean over the tokens of `range`, a part of the sequences, in nats.
+  double loss(const SequenceRange& range);
 
   ResidualStream& stream() { return stream_; }
   const States& weights() const { return *weights_; }
@@ -46,7 +46,8 @@ class WalkingModel {
 
  private:
   /// Calls `use` after each run, with the first sequence of it.
-  void run_all(int block, const std::function<void(GraphRunner&, std::int64_t sequence)>& use);
+  void run_all(int block, const SequenceRange& range,
+               const std::function<void(GraphRunner&, std::int64_t sequence)>& use);
   void set_inputs(GraphRunner& runner, int block, std::int64_t sequence);
 
   const ModelConfig& config_;

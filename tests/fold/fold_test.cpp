@@ -103,8 +103,28 @@ TEST_CASE("block by block a model has the loss of its whole graph") {
       }
       InferenceEngine engine(fixture.model, fixture.weights, test::quiet_context());
       const double expected = engine.loss({text.tokens, text.targets, {}}, 32).loss_sum / (3 * 32);
-      CHECK(walking.loss() == Catch::Approx(expected).epsilon(1e-6));
+      CHECK(walking.loss({0, 3, 1}) == Catch::Approx(expected).epsilon(1e-6));
     }
+}
+
+TEST_CASE("the losses that a fold reports are all over the sequences that it holds out") {
+  const Fixture fixture("llama");
+  const FoldText text = read_text(fixture.model.config, 32);
+  REQUIRE(text.held_out > 0);
+  const auto held_out = [&](const std::vector<std::int32_t>& all) {
+    return std::vector<std::int32_t>(all.begin() + text.fitted * text.sequence_length, all.end());
+  };
+  const auto loss_of = [&](const Model& model) {
+    InferenceEngine engine(model, fixture.weights, test::quiet_context());
+    return engine.loss({held_out(text.tokens), held_out(text.targets), {}}, text.sequence_length).loss_sum /
+           static_cast<double>(text.held_out * text.sequence_length);
+  };
+  const Model rewired = wire_model(fixture.model.config, kFull);
+  const auto [folded, changed] = fixture.fold(kFull, text);
+  CHECK(folded.teacher_loss == Catch::Approx(loss_of(fixture.model)).epsilon(1e-6));
+  CHECK(folded.loss_before == Catch::Approx(loss_of(rewired)).epsilon(1e-6));
+  write_states(*fixture.weights, changed, Role::weight);
+  CHECK(folded.loss_after == Catch::Approx(loss_of(rewired)).epsilon(1e-6));
 }
 
 TEST_CASE("every family folds onto every wiring, and fits what it fits") {
