@@ -67,13 +67,23 @@ std::int64_t append_share(const TokenFile& source, const std::vector<std::int64_
   return count;
 }
 
+fs::path folder_for_temporaries() {
+  std::error_code failure;
+  fs::path folder = fs::temp_directory_path(failure);
+  if (failure)
+    throw IoError(fmt::format(
+        "the folder for temporary files cannot be used: {}; set TMPDIR to a folder that can be written",
+        failure.message()));
+  return folder;
+}
+
 }  // namespace
 
 FoldText read_fold_text(const FoldTextOptions& options, const ModelConfig& model,
                         const std::optional<Tokenizer>& tokenizer, const Logger& logger) {
   FoldText text;
   text.sequence_length = choose_length(options, model);
-  const OutputFolder folder(fs::temp_directory_path() / "farskip-fold");  // never committed
+  const OutputFolder folder(folder_for_temporaries() / "farskip-fold");  // never committed
   const TokenFile source = open_source(options, folder.temporary(), model, tokenizer, logger);
   const auto tokens = static_cast<std::int64_t>(source.num_tokens());
   const std::int64_t there = std::max<std::int64_t>(tokens - 1, 0) / text.sequence_length;

@@ -74,6 +74,11 @@ TEST_CASE("convert --fold refuses what it cannot do before it computes") {
         "max_position_embeddings is 256");
   check(fold("llama", "/proc/folded", "--farskip full"), 74, "/proc");
   check(fold("llama", test::fixtures() / "llama", "--farskip full"), 64, "holds a model already");
+  check(
+      test::run_command(fmt::format("TMPDIR=/none {} convert {} {} --farskip full --fold {}/tokens",
+                                    FARSKIP_BINARY, (test::fixtures() / "llama").string(),
+                                    (folder / "out").string(), (test::fixtures() / "deepseek_v2").string())),
+      74, "set TMPDIR to a folder that can be written");
   CHECK(fs::is_empty(folder.path()));
 }
 
