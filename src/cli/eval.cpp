@@ -165,7 +165,8 @@ ExitCode run(const Options& options, const CommonOptions& common) {
     if (!options.data.empty()) {
       const auto comparison = options.teacher.empty()
                                   ? nullptr
-                                  : open_comparison(options.teacher, model.config, device.compute, context);
+                                  : open_comparison(resolve_model_folder(options.teacher, job.logger),
+                                                    model.config, device.compute, context);
       InferenceEngine engine(wired, model.states, context, comparison);
       results.text = evaluate_text(options, engine, job.logger);
     }
@@ -185,8 +186,9 @@ void add_eval(Subcommand& root) {
       "eval", "Measure held-out loss, perplexity and top-1 accuracy, or accuracy on multiple choice");
   sub.required_path("--model", o->model, "Model folder, checkpoint or run directory");
   sub.path("--data", o->data, "Token file prefix (PREFIX.bin, PREFIX.idx)");
-  sub.path("--teacher", o->teacher,
-           "Model folder to compare with on --data: KL, share of equal top-1 tokens");
+  sub.path(
+      "--teacher", o->teacher,
+      "Model folder, checkpoint or run directory to compare with on --data: KL, share of equal top-1 tokens");
   sub.paths(
       "--tasks", o->tasks,
       "Multiple-choice tasks, JSONL of {\"context\", \"choices\", \"gold\"}; the likeliest choice wins");

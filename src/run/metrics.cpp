@@ -122,7 +122,8 @@ void Progress::show(const StepMetrics& m) {
                                  : fmt::format("loss {:.4f}  grad norm {:.3f}", m.loss, m.grad_norm);
   std::string line = fmt::format("step {}/{}  {}  lr {:.2e}  {:.0f} tokens/s  {:.3f} TFLOP/s", m.step, steps_,
                                  result, m.learning_rate, m.tokens_per_second, m.model_tflops);
-  if (const auto kl = m.distill.find("kl"); kl != m.distill.end())
+  // In the local stage the head reads the teacher's stream, so that its KL says nothing about the student.
+  if (const auto kl = m.distill.find("kl"); kl != m.distill.end() && !m.distill.contains("local_loss"))
     line += fmt::format("  kl {:.4f}", kl->second);
   if (m.validation_loss)
     line += std::isnan(*m.validation_loss) ? "  no validation loss"

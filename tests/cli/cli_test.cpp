@@ -417,6 +417,10 @@ train: {steps: 40, sequence_length: 32, global_batch: 8, micro_batch: 8, learnin
       farskip_command("eval --json --sequence-length 32 --model " + tmp + "/run --data " + tmp + "/v");
   REQUIRE(eval.status == 0);
   CHECK(test::parse_json(eval.out)["loss"].get<double>() < 3.0);  // from ln 300 = 5.7
+  const auto compared = farskip_command("eval --json --sequence-length 32 --model " + tmp +
+                                        "/run --teacher " + tmp + "/run --data " + tmp + "/v");
+  REQUIRE(compared.status == 0);
+  CHECK(test::parse_json(compared.out)["kl"] == 0.0);
   const auto made = farskip_command("generate --max-tokens 8 --model " + tmp + "/run --prompt 'The value'");
   CHECK(made.status == 0);
   CHECK_THAT(made.out, ContainsSubstring("The value"));
